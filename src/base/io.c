@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "base/io.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+
+int io_pread_full(int fd, void *data, size_t length_bytes, uint64_t offset)
+{
+    char *p = data;
+    while (length_bytes) {
+        ssize_t n = pread(fd, p, length_bytes, (off_t)offset);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        if (n == 0)
+            return -ENODATA;
+        p += n;
+        offset += (size_t)n;
+        length_bytes -= (size_t)n;
+    }
+    return 0;
+}
+
+int io_pwrite_full(int fd, const void *data, size_t length_bytes, uint64_t offset)
+{
+    struct iovec one = {(void *)(uintptr_t)data, length_bytes};
+    return io_pwritev_full(fd, &one, 1, offset);
+}
+
+int io_pwritev_full(int fd, struct iovec *vector, int count, uint64_t offset)
+{
+    while (count) {
+        ssize_t n = pwritev(fd, vector, count, (off_t)offset);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        offset += (size_t)n;
+        bool progress = n > 0;
+        while (count && (size_t)n >= vector->iov_len) {
+            n -= (ssize_t)vector->iov_len;
+            vector++;
+            count--;
+            progress = true;
+        }
+        if (!progress)
+            return -EIO;
+        if (count) {
+            vector->iov_base = (char *)vector->iov_base + n;
+            vector->iov_len -= (size_t)n;
+        }
+    }
+    return 0;
+}
+
+int io_mkdirs(const char *path, mode_t mode, struct error *err)
+{
+    char part[PATH_MAX];
+    size_t length = strlen(path);
+    if (length >= sizeof part)
+        return error_errno(err, -ENAMETOOLONG, "cannot create directory %s", path);
+    memcpy(part, path, length + 1);
+    for (char *at = part + 1;; at++) {
+        if (*at && *at != '/')
+            continue;
+        char saved = *at;
+        *at = '\0';
+        if (mkdir(part, mode) < 0 && errno != EEXIST)
+            return error_errno(err, -errno, "cannot create directory %s", part);
+        *at = saved;
+        if (!saved)
+            break;
+    }
+    struct stat st;
+    if (stat(path, &st) < 0 || !S_ISDIR(st.st_mode))
+        return error_set(err, -ENOTDIR, "cannot create directory %s: something else has that name", path);
+    return 0;
+}
+
+int io_sync_directory(const char *path, struct error *err)
+{
+    _cleanup_close_ int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return error_errno(err, -errno, "cannot open directory %s", path);
+    if (fsync(fd) < 0)
+        return error_errno(err, -errno, "cannot sync directory %s", path);
+    return 0;
+}
+
+int io_replace_file(const char *path, const void *data, size_t length_bytes, mode_t mode, struct error *err)
+{
+    char temporary[PATH_MAX], directory[PATH_MAX];
+    if (snprintf(temporary, sizeof temporary, "%s.tmp", path) >= (int)sizeof temporary)
+        return error_errno(err, -ENAMETOOLONG, "cannot write %s", path);
+    const char *slash = strrchr(path, '/');
+    snprintf(directory, sizeof directory, "%.*s", slash ? (int)(slash - path) : 1, slash ? path : ".");
+    if (slash == path)
+        snprintf(directory, sizeof directory, "/");
+    _cleanup_close_ int fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
+    if (fd < 0)
+        return error_errno(err, -errno, "cannot create %s", temporary);
+    int r = io_pwrite_full(fd, data, length_bytes, 0);
+    if (r < 0 || fsync(fd) < 0) {
+        r = r < 0 ? r : -errno;
+        unlink(temporary);
+        return error_errno(err, r, "cannot write %s", temporary);
+    }
+    if (rename(temporary, path) < 0) {
+        r = -errno;
+        unlink(temporary);
+        return error_errno(err, r, "cannot replace %s", path);
+    }
+    return io_sync_directory(directory, err);
+}
+
+int io_read_file(const char *path, size_t limit_bytes, char **ret_data, size_t *ret_length_bytes, struct error *err)
+{
+    _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return error_errno(err, -errno, "cannot open %s", path);
+    size_t capacity = 4096, length = 0;
+    _cleanup_free_ char *data = malloc(capacity + 1);
+    for (;;) {
+        if (!data)
+            return error_errno(err, -ENOMEM, "cannot read %s", path);
+        ssize_t n = read(fd, data + length, capacity - length);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return error_errno(err, -errno, "cannot read %s", path);
+        if (n == 0)
+            break;
+        length += (size_t)n;
+        if (length > limit_bytes)
+            return error_set(err, -EFBIG, "cannot read %s: it is larger than %zu bytes", path, limit_bytes);
+        if (length == capacity) {
+            capacity *= 2;
+            char *larger = realloc(data, capacity + 1);
+            if (!larger)
+                return error_errno(err, -ENOMEM, "cannot read %s", path);
+            data = larger;
+        }
+    }
+    data[length] = '\0';
+    *ret_data = take_ptr(data);
+    if (ret_length_bytes)
+        *ret_length_bytes = length;
+    return 0;
+}
+
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
+{
+    (void)st;
+    (void)type;
+    (void)ftw;
+    return remove(path) < 0 && errno != ENOENT ? -1 : 0;
+}
+
+int io_remove_tree(const char *path, struct error *err)
+{
+    if (nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS) < 0 && errno != ENOENT)
+        return error_errno(err, -errno, "cannot remove %s", path);
+    return 0;
+}
+
+void *io_alloc_pages(size_t length_bytes)
+{
+    void *data = mmap(NULL, length_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    return data == MAP_FAILED ? NULL : data;
+}
+
+void io_free_pages(void *data, size_t length_bytes)
+{
+    if (data)
+        munmap(data, length_bytes);
+}

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Files: whole reads and writes, atomic replacement, directories. Paths appear in messages. All may block. */
+#ifndef TIDEMARK_BASE_IO_H
+#define TIDEMARK_BASE_IO_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#include "base/error.h"
+
+/* Reads or writes everything or fails: EINTR and short transfers are continued; the end of the file in a read is
+ * -ENODATA. Return 0 or a negative errno; no message, the caller knows the name. */
+int io_pread_full(int fd, void *data, size_t length_bytes, uint64_t offset) MUST_CHECK;
+int io_pwrite_full(int fd, const void *data, size_t length_bytes, uint64_t offset) MUST_CHECK;
+/* As io_pwrite_full over a vector (may be modified). */
+int io_pwritev_full(int fd, struct iovec *vector, int count, uint64_t offset) MUST_CHECK;
+
+/* Creates `path` and its missing parents with `mode`. 0 when it exists already. */
+int io_mkdirs(const char *path, mode_t mode, struct error *err) MUST_CHECK;
+/* fsync of the directory `path`. */
+int io_sync_directory(const char *path, struct error *err) MUST_CHECK;
+/* Replaces `path` by `data` so that after a crash either the old or the new content is there: temporary file in
+ * the same directory, fsync, rename, fsync of the directory. */
+int io_replace_file(const char *path, const void *data, size_t length_bytes, mode_t mode, struct error *err) MUST_CHECK;
+/* Reads a file of at most `limit_bytes` (-EFBIG above). The text is NUL-terminated; the caller frees it. */
+int io_read_file(const char *path, size_t limit_bytes, char **ret_data, size_t *ret_length_bytes,
+                 struct error *err) MUST_CHECK;
+/* Removes `path` and all below it, not following links. 0 when it is not there. */
+int io_remove_tree(const char *path, struct error *err) MUST_CHECK;
+/* Page-aligned zeroed memory from mmap, populated. NULL when out of memory. Free with io_free_pages. */
+void *io_alloc_pages(size_t length_bytes);
+void io_free_pages(void *data, size_t length_bytes);
+
+#endif

@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "base/thread.h"
+
+#include <signal.h>
+
+int thread_start(pthread_t *ret_thread, const char *name, void *(*main)(void *), void *context, struct error *err)
+{
+    pthread_attr_t attributes;
+    sigset_t all, old;
+    pthread_attr_init(&attributes);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(TIDEMARK_SANITIZED)
+    pthread_attr_setstacksize(&attributes, THREAD_STACK_BYTES);
+#endif
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int r = pthread_create(ret_thread, &attributes, main, context);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    pthread_attr_destroy(&attributes);
+    if (r)
+        return error_errno(err, -r, "cannot start thread %s", name);
+    pthread_setname_np(*ret_thread, name);
+    return 0;
+}

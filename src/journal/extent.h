@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* An extent: what one record did to a stretch of one volume, and where the bytes are. Lengths, LBAs and positions
+ * are in sectors of 512 bytes. */
+#ifndef TIDEMARK_JOURNAL_EXTENT_H
+#define TIDEMARK_JOURNAL_EXTENT_H
+
+#include <stdint.h>
+
+#include "base/error.h"
+#include "journal/lsn.h"
+
+#define EXTENT_DATA_MAX_SECTORS 2048u    /* 1 MiB: longer writes are split */
+#define EXTENT_ZERO_MAX_SECTORS 2097152u /* 1 GiB: longer discards are split */
+
+enum extent_kind {
+    EXTENT_DATA = 1, /* bytes at `position` of `segment` */
+    EXTENT_ZERO = 2, /* reads as zeroes */
+    EXTENT_BASE = 3, /* only in a rewind's reference run: what the base holds at this LBA */
+};
+enum extent_flags {
+    EXTENT_REFERENCE = 1 << 0, /* from a rewind's reference run: `lsn` is the REWIND's, the payload is older */
+};
+
+struct extent {
+    uint32_t volume;
+    uint32_t length; /* > 0 */
+    uint64_t lba;
+    struct lsn lsn;
+    uint32_t segment;  /* EXTENT_DATA: number of the segment that holds the payload */
+    uint32_t position; /* EXTENT_DATA: first sector of the payload, from the segment's start */
+    uint16_t kind;
+    uint16_t flags;
+};
+
+/* The part of `e` in [lba, lba+length): moves the position along. The caller makes sure that they overlap. */
+static inline struct extent extent_clip(struct extent e, uint64_t lba, uint64_t length)
+{
+    uint64_t end = e.lba + e.length, cut_end = lba + length;
+    if (cut_end < end)
+        end = cut_end;
+    if (lba > e.lba) {
+        if (e.kind == EXTENT_DATA)
+            e.position += (uint32_t)(lba - e.lba);
+        e.lba = lba;
+    }
+    e.length = (uint32_t)(end - e.lba);
+    return e;
+}
+
+#endif
