@@ -20,12 +20,22 @@ struct error {
 #define MUST_CHECK __attribute__((warn_unused_result))
 
 /* Sets code (negative errno) and message: what was attempted, on what, why it failed, what to do. Returns code. */
-#define error_set(err, code, ...) error_set_at((err), __FILE__, __LINE__, (code), __VA_ARGS__)
+#define error_set(err, code, ...)                                                                                 \
+    ({                                                                                                           \
+        int error_code_ = (code); /* the compiler sees that a constant is returned, and that it is not 0 */      \
+        error_set_at((err), __FILE__, __LINE__, error_code_, __VA_ARGS__);                                        \
+        error_code_;                                                                                             \
+    })
 int error_set_at(struct error *err, const char *file, int line, int code, const char *format, ...)
     __attribute__((format(printf, 5, 6)));
 
 /* Like error_set with ": <strerror(-code)>" appended to the message. Returns code. */
-#define error_errno(err, code, ...) error_errno_at((err), __FILE__, __LINE__, (code), __VA_ARGS__)
+#define error_errno(err, code, ...)                                                                                 \
+    ({                                                                                                           \
+        int error_code_ = (code); /* the compiler sees that a constant is returned, and that it is not 0 */      \
+        error_errno_at((err), __FILE__, __LINE__, error_code_, __VA_ARGS__);                                        \
+        error_code_;                                                                                             \
+    })
 int error_errno_at(struct error *err, const char *file, int line, int code, const char *format, ...)
     __attribute__((format(printf, 5, 6)));
 

@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* HTTP/1.1 client over libcurl for the project's Unix sockets: one call, one answer.
+ *
+ * Threads: thread-safe; each call has its own connection and blocks until the answer or the timeout. */
+#ifndef TIDEMARK_LIB_HTTP_CLIENT_H
+#define TIDEMARK_LIB_HTTP_CLIENT_H
+
+#include <jansson.h>
+#include <stddef.h>
+
+#include "base/error.h"
+
+#define HTTP_CLIENT_BODY_LIMIT_BYTES (64u << 20)
+
+struct http_client_options {
+    const char *socket_path;
+    /* What to tell the user when nobody listens there, e.g. "is `tidemark up` running?"; NULL: nothing. */
+    const char *unreachable_hint;
+};
+
+/* Sends `method` to `path` (begins with '/', query encoded by the caller) with `body` as JSON (NULL: none;
+ * borrowed) and gives the answer's JSON (owned by the caller; `ret_body` may be NULL). An answer with a
+ * status of 400 or more is an error with the server's code and message. When nobody listens there (no socket,
+ * refused): -ECONNREFUSED naming the socket with the hint; -ETIMEDOUT after `timeout_ms` (0: none); -EPROTO
+ * for an answer that is not JSON. */
+int http_client_call_with(const struct http_client_options *options, const char *method, const char *path,
+                          const json_t *body, unsigned timeout_ms, json_t **ret_body,
+                          struct error *err) MUST_CHECK;
+/* The same without a hint. */
+int http_client_call(const char *socket_path, const char *method, const char *path, const json_t *body,
+                     unsigned timeout_ms, json_t **ret_body, struct error *err) MUST_CHECK;
+/* GET with the answer as it is (NUL-terminated, the caller frees it), for /metrics. */
+int http_client_get_text(const struct http_client_options *options, const char *path, unsigned timeout_ms,
+                         char **ret_text, struct error *err) MUST_CHECK;
+/* `text` percent-encoded for a path segment or a query value (RFC 3986 unreserved characters stay). The
+ * caller frees it. NULL when out of memory. */
+char *http_client_encode(const char *text);
+
+#endif

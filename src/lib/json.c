@@ -1,0 +1,266 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Strict JSON readers. Invariant L1: outputs are untouched unless 0 is returned. */
+#include "lib/json.h"
+
+#include <errno.h>
+#include <stdarg.h>
+
+#include "base/cleanup.h"
+#include "base/io.h"
+
+int json_parse(const char *name, const char *text, size_t length_bytes, json_t **ret_json, struct error *err)
+{
+    json_error_t at;
+    if (length_bytes > JSON_TEXT_LIMIT_BYTES)
+        return error_set(err, -EINVAL, "%s: JSON text of %zu bytes is larger than %u bytes", name,
+                         length_bytes, JSON_TEXT_LIMIT_BYTES);
+    json_t *json = json_loadb(text, length_bytes, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &at);
+    if (!json) {
+        if (json_error_code(&at) == json_error_out_of_memory)
+            return error_errno(err, -ENOMEM, "cannot parse %s", name);
+        return error_set(err, -EINVAL, "%s:%d:%d: not valid JSON: %s", name, at.line < 1 ? 1 : at.line,
+                         at.column < 1 ? 1 : at.column, at.text);
+    }
+    *ret_json = json;
+    return 0;
+}
+
+int json_parse_file(const char *path, json_t **ret_json, struct error *err)
+{
+    _cleanup_free_ char *text = NULL;
+    size_t length_bytes;
+    int r = io_read_file(path, JSON_TEXT_LIMIT_BYTES, &text, &length_bytes, err);
+    if (r < 0)
+        return r;
+    return json_parse(path, text, length_bytes, ret_json, err);
+}
+
+static const char *type_name(const json_t *json)
+{
+    switch (json_typeof(json)) {
+    case JSON_OBJECT:
+        return "an object";
+    case JSON_ARRAY:
+        return "an array";
+    case JSON_STRING:
+        return "a string";
+    case JSON_INTEGER:
+        return "an integer";
+    case JSON_REAL:
+        return "a number with a fraction";
+    case JSON_TRUE:
+    case JSON_FALSE:
+        return "a boolean";
+    case JSON_NULL:
+        return "null";
+    }
+    return "something else";
+}
+
+/* The field, NULL in *ret_field when it is missing or null and `required` is not set. */
+static int find(const json_t *object, const char *key, bool required, json_t **ret_field, struct error *err)
+{
+    if (!json_is_object(object))
+        return error_set(err, -EINVAL, "field '%s': expected an object around it, found %s", key,
+                         object ? type_name(object) : "nothing");
+    json_t *field = json_object_get(object, key);
+    if (json_is_null(field))
+        field = NULL;
+    if (!field && required)
+        return error_set(err, -EINVAL, "field '%s' is missing", key);
+    *ret_field = field;
+    return 0;
+}
+
+static int wrong_type(const char *key, const char *expected, const json_t *field, struct error *err)
+{
+    return error_set(err, -EINVAL, "field '%s': expected %s, found %s", key, expected, type_name(field));
+}
+
+static int get_string(const json_t *object, const char *key, bool required, const char **ret_text,
+                      struct error *err)
+{
+    json_t *field;
+    int r = find(object, key, required, &field, err);
+    if (r < 0 || !field)
+        return r;
+    if (!json_is_string(field))
+        return wrong_type(key, "a string", field, err);
+    *ret_text = json_string_value(field);
+    return 0;
+}
+
+static int get_u64(const json_t *object, const char *key, bool required, uint64_t *ret_value,
+                   struct error *err)
+{
+    json_t *field;
+    int r = find(object, key, required, &field, err);
+    if (r < 0 || !field)
+        return r;
+    if (!json_is_integer(field))
+        return wrong_type(key, "a non-negative integer", field, err);
+    json_int_t value = json_integer_value(field);
+    if (value < 0)
+        return error_set(err, -EINVAL, "field '%s': expected a non-negative integer, found %lld", key,
+                         (long long)value);
+    *ret_value = (uint64_t)value;
+    return 0;
+}
+
+static int get_bool(const json_t *object, const char *key, bool required, bool *ret_value, struct error *err)
+{
+    json_t *field;
+    int r = find(object, key, required, &field, err);
+    if (r < 0 || !field)
+        return r;
+    if (!json_is_boolean(field))
+        return wrong_type(key, "true or false", field, err);
+    *ret_value = json_is_true(field);
+    return 0;
+}
+
+static int get_container(const json_t *object, const char *key, bool required, json_type type,
+                         json_t **ret_json, struct error *err)
+{
+    json_t *field;
+    int r = find(object, key, required, &field, err);
+    if (r < 0 || !field)
+        return r;
+    if (json_typeof(field) != type)
+        return wrong_type(key, type == JSON_OBJECT ? "an object" : "an array", field, err);
+    *ret_json = field;
+    return 0;
+}
+
+int json_get_string(const json_t *object, const char *key, const char **ret_text, struct error *err)
+{
+    return get_string(object, key, true, ret_text, err);
+}
+int json_get_u64(const json_t *object, const char *key, uint64_t *ret_value, struct error *err)
+{
+    return get_u64(object, key, true, ret_value, err);
+}
+int json_get_bool(const json_t *object, const char *key, bool *ret_value, struct error *err)
+{
+    return get_bool(object, key, true, ret_value, err);
+}
+int json_get_object(const json_t *object, const char *key, json_t **ret_object, struct error *err)
+{
+    return get_container(object, key, true, JSON_OBJECT, ret_object, err);
+}
+int json_get_array(const json_t *object, const char *key, json_t **ret_array, struct error *err)
+{
+    return get_container(object, key, true, JSON_ARRAY, ret_array, err);
+}
+int json_get_optional_string(const json_t *object, const char *key, const char **ret_text, struct error *err)
+{
+    return get_string(object, key, false, ret_text, err);
+}
+int json_get_optional_u64(const json_t *object, const char *key, uint64_t *ret_value, struct error *err)
+{
+    return get_u64(object, key, false, ret_value, err);
+}
+int json_get_optional_bool(const json_t *object, const char *key, bool *ret_value, struct error *err)
+{
+    return get_bool(object, key, false, ret_value, err);
+}
+int json_get_optional_object(const json_t *object, const char *key, json_t **ret_object, struct error *err)
+{
+    return get_container(object, key, false, JSON_OBJECT, ret_object, err);
+}
+int json_get_optional_array(const json_t *object, const char *key, json_t **ret_array, struct error *err)
+{
+    return get_container(object, key, false, JSON_ARRAY, ret_array, err);
+}
+
+static bool is_known(const char *key, va_list keys)
+{
+    for (;;) {
+        const char *known = va_arg(keys, const char *);
+        if (!known)
+            return false;
+        if (strcmp(known, key) == 0)
+            return true;
+    }
+}
+
+int json_reject_unknown(const json_t *object, struct error *err, ...)
+{
+    const char *key;
+    json_t *value;
+    if (!json_is_object(object))
+        return error_set(err, -EINVAL, "expected an object, found %s",
+                         object ? type_name(object) : "nothing");
+    json_object_foreach((json_t *)(uintptr_t)object, key, value)
+    {
+        va_list keys;
+        va_start(keys, err);
+        bool known = is_known(key, keys);
+        va_end(keys);
+        if (!known)
+            return error_set(err, -EINVAL, "unknown field '%.100s'", key);
+    }
+    return 0;
+}
+
+json_t *json_u64(uint64_t value)
+{
+    return json_integer(value > INT64_MAX ? INT64_MAX : (json_int_t)value);
+}
+
+char *json_to_text(const json_t *json)
+{
+    return json_dumps(json, JSON_COMPACT | JSON_ENCODE_ANY);
+}
+
+char *json_to_pretty_text(const json_t *json)
+{
+    _cleanup_free_ char *text = json_dumps(json, JSON_INDENT(2) | JSON_ENCODE_ANY);
+    char *with_newline;
+    if (!text || asprintf(&with_newline, "%s\n", text) < 0)
+        return NULL;
+    return with_newline;
+}
+
+const char *json_errno_name(int code)
+{
+    const char *name = strerrorname_np(code < 0 ? -code : code);
+    return name && code ? name : "EIO";
+}
+
+int json_errno_of_name(const char *name)
+{
+    for (int code = 1; code < 134; code++) {
+        const char *known = strerrorname_np(code);
+        if (known && strcmp(known, name) == 0)
+            return -code;
+    }
+    return 0;
+}
+
+json_t *json_of_error(const struct error *error)
+{
+    /* A message may hold bytes of a file name that are not UTF-8, which jansson refuses: replace them then.
+     */
+    _cleanup_json_ json_t *message = json_string(error->message);
+    if (!message) {
+        char ascii[ERROR_MESSAGE_BYTES];
+        size_t i = 0;
+        for (; i < sizeof ascii - 1 && error->message[i]; i++)
+            ascii[i] = (unsigned char)error->message[i] < 0x80 ? error->message[i] : '?';
+        ascii[i] = '\0';
+        message = json_string(ascii);
+    }
+    if (!message)
+        return NULL;
+    return json_pack("{s:{s:s, s:O}}", "error", "code", json_errno_name(error->code), "message", message);
+}
+
+int json_to_error(const json_t *body, int fallback_code, const char *fallback_message, struct error *err)
+{
+    const json_t *error = json_object_get(body, "error");
+    const char *code_name = json_string_value(json_object_get(error, "code"));
+    const char *message = json_string_value(json_object_get(error, "message"));
+    int code = code_name ? json_errno_of_name(code_name) : 0;
+    return error_set(err, code ? code : fallback_code, "%s", message ? message : fallback_message);
+}
