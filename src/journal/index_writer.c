@@ -145,6 +145,8 @@ static int complete_level(struct index_writer *w, uint32_t level, struct error *
         l->pages++;
         l->count = 0;
         if (level + 1 == INDEX_HEIGHT_MAX) {
+            if (l->pages == 1)
+                return 0; /* the root, if nothing follows */
             w->failed = -EFBIG;
             return error_errno(err, -EFBIG, "cannot write index %s", w->temporary);
         }
