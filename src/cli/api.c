@@ -1,0 +1,230 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Calls to `tidemark up`, and what their errors mean to a script (exit code) and to a person (remedy). */
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "cli/api_text_internal.h"
+#include "cli/cli_internal.h"
+#include "lib/http_client.h"
+#include "lib/json.h"
+
+#define API_POLL_MS 1000             /* the server answers earlier when something changes */
+#define API_ANSWER_TIMEOUT_MS 600000 /* apply makes file systems, open may wait for a flush */
+#define API_TRY_TIMEOUT_MS 3000
+
+const char *cli_api_application_path(const char *application, const char *suffix, char path[CLI_PATH_BYTES])
+{
+    snprintf(path, CLI_PATH_BYTES, "/v1/applications/%s%s", application, suffix);
+    return path;
+}
+
+/* 0 when somebody listens on the socket, else a negative errno: tells an engine that is away from `up` being
+ * away. */
+static int probe(const char *socket_path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (strlen(socket_path) >= sizeof address.sun_path)
+        return -ENAMETOOLONG;
+    memcpy(address.sun_path, socket_path, strlen(socket_path));
+    _cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) < 0)
+        return -errno;
+    return 0;
+}
+
+static enum cli_exit unreachable(const struct cli *cli, const char *what, int code)
+{
+    const char *remedy =
+        "start it with `tidemark up`, or `systemctl start tidemark`; another place is told by --state or "
+        "--socket";
+    if (code == -EACCES || code == -EPERM)
+        remedy = "the API is open to root only: try it with sudo";
+    else if (code == -ENAMETOOLONG)
+        remedy =
+            "the path of a Unix socket has at most 107 bytes: choose a shorter one with --state or --socket";
+    const char *why = strerrordesc_np(-code);
+    return cli_output_fail(cli, CLI_EXIT_UNREACHABLE, remedy, "%s: cannot reach `tidemark up` at %s: %s",
+                           what, cli->socket_path, why ? why : "unknown error");
+}
+
+static enum cli_exit exit_of(int code)
+{
+    switch (-code) {
+    case ENOENT:
+        return CLI_EXIT_NOT_FOUND;
+    case EBUSY:
+    case EEXIST:
+    case ERANGE:
+    case ENODATA:
+    case ESTALE:
+    case EALREADY:
+    case EINPROGRESS:
+    case EADDRINUSE:
+    case ENOTEMPTY:
+        return CLI_EXIT_REFUSED;
+    case EBADMSG:
+    case EUCLEAN:
+        return CLI_EXIT_DAMAGED;
+    default:
+        return CLI_EXIT_FAILED;
+    }
+}
+
+/* What a person can do; NULL where the message says all there is to say. */
+static const char *remedy_of(const struct cli *cli, int code)
+{
+    switch (-code) {
+    case ENOENT:
+        return cli->command == &cli_close
+                   ? "`tidemark views` lists the open views"
+                   : "`tidemark status` lists the applications, `tidemark points APP` the points of one";
+    case ERANGE:
+    case ENODATA:
+        return "`tidemark status APP` says how far the history goes, `tidemark points APP` what is in it";
+    case EBUSY:
+    case EALREADY:
+    case EINPROGRESS:
+        return "`tidemark status` shows what is under way";
+    case ETIMEDOUT:
+        return "`tidemark status` shows whether it goes on";
+    default:
+        return NULL;
+    }
+}
+
+static enum cli_exit fail(const struct cli *cli, const char *what, int code, const char *message)
+{
+    return cli_output_fail(cli, exit_of(code), remedy_of(cli, code), "%s: %s", what, message);
+}
+
+/* A call that failed: because nobody is there, or because of what was answered. */
+static enum cli_exit call_failed(const struct cli *cli, const char *what, const struct error *err)
+{
+    int r = probe(cli->socket_path);
+    if (r < 0)
+        return unreachable(cli, what, r);
+    return fail(cli, what, err->code, err->message);
+}
+
+enum cli_exit cli_api_call(const struct cli *cli, const char *what, const char *method, const char *path,
+                           const json_t *body, json_t **ret_body)
+{
+    struct error err = ERROR_INIT;
+    const struct http_client_options options = {.socket_path = cli->socket_path};
+    struct cli_progress *progress = cli_progress_new(cli, what);
+    int r = http_client_call_with(&options, method, path, body, API_ANSWER_TIMEOUT_MS, ret_body, &err);
+    cli_progress_free(progress);
+    return r < 0 ? call_failed(cli, what, &err) : CLI_EXIT_OK;
+}
+
+enum cli_exit cli_api_send(const struct cli *cli, const char *what, const char *path, const char *text,
+                           json_t **ret_body)
+{
+    struct error err = ERROR_INIT;
+    struct cli_progress *progress = cli_progress_new(cli, what);
+    int r = cli_api_text_post(cli->socket_path, path, text, API_ANSWER_TIMEOUT_MS, ret_body, &err);
+    cli_progress_free(progress);
+    return r < 0 ? call_failed(cli, what, &err) : CLI_EXIT_OK;
+}
+
+int cli_api_try(const struct cli *cli, const char *path, json_t **ret_body, struct error *err)
+{
+    const struct http_client_options options = {.socket_path = cli->socket_path};
+    return http_client_call_with(&options, "GET", path, NULL, API_TRY_TIMEOUT_MS, ret_body, err);
+}
+
+/* Ctrl-C while an operation runs: it goes on in `up`, and the user is told so. */
+static void interrupted(int signal_number)
+{
+    static const char note[] =
+        "\ntidemark: no longer waiting; the operation goes on, `tidemark status` shows it\n";
+    ssize_t n = write(STDERR_FILENO, note, sizeof note - 1);
+    (void)n;
+    _exit(128 + signal_number);
+}
+
+static void show_progress(struct cli_progress *progress, const json_t *operation)
+{
+    const json_t *amount = json_object_get(operation, "progress");
+    const char *step = NULL;
+    size_t i;
+    json_t *s;
+    json_array_foreach(json_object_get(operation, "steps"), i, s)
+    {
+        if (strcmp(cli_field_text(s, "state", ""), "running") == 0)
+            step = cli_field_text(s, "name", NULL);
+    }
+    cli_progress_set(progress, step, cli_field_u64(amount, "done"), cli_field_u64(amount, "total"),
+                     cli_field_text(amount, "unit", ""));
+}
+
+/* Asks for the operation until it has ended; *operation is replaced by the newest answer. */
+static int wait_for(const struct cli *cli, struct cli_progress *progress, json_t **operation,
+                    struct error *err)
+{
+    const struct http_client_options options = {.socket_path = cli->socket_path};
+    char path[CLI_PATH_BYTES];
+    while (strcmp(cli_field_text(*operation, "state", ""), "running") == 0) {
+        json_t *answer = NULL;
+        show_progress(progress, *operation);
+        snprintf(path, sizeof path, "/v1/operations/%s?wait_ms=%d&version=%llu",
+                 cli_field_text(*operation, "id", ""), API_POLL_MS,
+                 (unsigned long long)cli_field_u64(*operation, "version"));
+        int r = http_client_call_with(&options, "GET", path, NULL, API_ANSWER_TIMEOUT_MS, &answer, err);
+        if (r < 0)
+            return r;
+        json_decref(*operation);
+        *operation = json_incref(json_object_get(answer, "operation"));
+        json_decref(answer);
+        if (!json_is_object(*operation))
+            return error_set(err, -EPROTO, "%s: the answer has no field 'operation'", path);
+    }
+    return 0;
+}
+
+static enum cli_exit operation_result(const struct cli *cli, const char *what, const json_t *operation,
+                                      json_t **ret_result)
+{
+    const char *state = cli_field_text(operation, "state", "unknown");
+    const json_t *error = json_object_get(operation, "error");
+    if (strcmp(state, "succeeded") == 0) {
+        *ret_result = json_incref(json_object_get(operation, "result"));
+        if (!json_is_object(*ret_result))
+            return fail(cli, what, -EPROTO, "the answer has no result");
+        return CLI_EXIT_OK;
+    }
+    int code = json_errno_of_name(cli_field_text(error, "code", "EIO"));
+    return fail(cli, what, code ? code : -EIO,
+                cli_field_text(error, "message", "it failed, and gave no reason"));
+}
+
+enum cli_exit cli_api_operate(const struct cli *cli, const char *what, const char *method, const char *path,
+                              const json_t *body, json_t **ret_result)
+{
+    _cleanup_json_ json_t *answer = NULL;
+    _cleanup_json_ json_t *operation = NULL;
+    struct error err = ERROR_INIT;
+    enum cli_exit code = cli_api_call(cli, what, method, path, body, &answer);
+    if (code != CLI_EXIT_OK)
+        return code;
+    operation = json_incref(json_object_get(answer, "operation"));
+    if (!operation) {
+        *ret_result = take_ptr(answer);
+        return CLI_EXIT_OK;
+    }
+    struct sigaction action = {.sa_handler = interrupted}, before;
+    sigaction(SIGINT, &action, &before);
+    struct cli_progress *progress = cli_progress_new(cli, what);
+    int r = wait_for(cli, progress, &operation, &err);
+    cli_progress_free(progress);
+    sigaction(SIGINT, &before, NULL);
+    if (r < 0)
+        return call_failed(cli, what, &err);
+    return operation_result(cli, what, operation, ret_result);
+}

@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/io.h"
+#include "cli/cli_internal.h"
+#include "lib/http_client.h"
+#include "lib/json.h"
+#include "lib/yaml.h"
+
+#define APPLY_FILES_MAX 32
+
+struct source {
+    const char *name; /* as given */
+    char *text;
+    char directory[CLI_PATH_BYTES]; /* where relative paths in it start */
+};
+
+static void release_sources(struct source (*sources)[APPLY_FILES_MAX])
+{
+    for (size_t i = 0; i < APPLY_FILES_MAX; i++)
+        free((*sources)[i].text);
+}
+
+static int read_stdin(char **ret_text, struct error *err)
+{
+    _cleanup_free_ char *text = malloc(YAML_TEXT_LIMIT_BYTES + 2);
+    if (!text)
+        return error_errno(err, -ENOMEM, "cannot read stdin");
+    size_t n = fread(text, 1, YAML_TEXT_LIMIT_BYTES + 1, stdin);
+    if (ferror(stdin))
+        return error_errno(err, -EIO, "cannot read stdin");
+    if (n > YAML_TEXT_LIMIT_BYTES)
+        return error_set(err, -EFBIG, "stdin is larger than %u bytes", YAML_TEXT_LIMIT_BYTES);
+    text[n] = '\0';
+    if (strlen(text) != n)
+        return error_set(err, -EINVAL, "stdin holds a NUL: expected YAML");
+    *ret_text = take_ptr(text);
+    return 0;
+}
+
+static int read_source(const char *name, struct source *ret, struct error *err)
+{
+    size_t length_bytes = 0;
+    bool is_stdin = strcmp(name, "-") == 0;
+    ret->name = is_stdin ? "stdin" : name;
+    int r = cli_options_absolute(is_stdin ? "." : name, ret->directory, err);
+    if (r < 0)
+        return r;
+    char *slash = strrchr(ret->directory, '/');
+    slash[slash == ret->directory] = '\0';
+    if (is_stdin)
+        return read_stdin(&ret->text, err);
+    r = io_read_file(name, YAML_TEXT_LIMIT_BYTES, &ret->text, &length_bytes, err);
+    if (r < 0)
+        return r;
+    if (strlen(ret->text) != length_bytes)
+        return error_set(err, -EINVAL, "%s holds a NUL: expected YAML", name);
+    return 0;
+}
+
+static enum cli_exit send_source(const struct cli *cli, const struct source *source, bool dry_run,
+                                 json_t *results)
+{
+    _cleanup_free_ char *directory = http_client_encode(source->directory);
+    _cleanup_free_ char *file = http_client_encode(source->name);
+    _cleanup_free_ char *path = NULL;
+    _cleanup_json_ json_t *answer = NULL;
+    char what[CLI_TEXT_BYTES];
+    if (!directory || !file ||
+        asprintf(&path, "/v1/apply?directory=%s&file=%s%s", directory, file, dry_run ? "&dry_run=true" : "") <
+            0)
+        return cli_output_fail(cli, CLI_EXIT_FAILED, NULL, "apply: out of memory");
+    snprintf(what, sizeof what, "apply");
+    enum cli_exit code = cli_api_send(cli, what, path, source->text, &answer);
+    if (code == CLI_EXIT_OK && results)
+        json_array_extend(results, json_object_get(answer, "results"));
+    return code;
+}
+
+static enum cli_exit print(const struct cli *cli, json_t *results, bool dry_run)
+{
+    if (cli->format != CLI_FORMAT_TABLE) {
+        _cleanup_json_ json_t *all = json_pack("{s:O}", "results", results);
+        return all ? cli_output_value(cli, all) : CLI_EXIT_FAILED;
+    }
+    size_t i;
+    json_t *result;
+    json_array_foreach(results, i, result)
+    {
+        const char *message = cli_field_text(result, "message", NULL);
+        cli_output_say(cli, "%s/%s %s%s%s%s%s", cli_field_text(result, "kind", "?"),
+                       cli_field_text(result, "name", "?"), cli_field_text(result, "result", "?"),
+                       dry_run ? " (dry run)" : "", message ? " (" : "", message ? message : "",
+                       message ? ")" : "");
+    }
+    return CLI_EXIT_OK;
+}
+
+static enum cli_exit run(struct cli *cli)
+{
+    struct source sources[APPLY_FILES_MAX] __attribute__((cleanup(release_sources))) = {0};
+    _cleanup_json_ json_t *results = json_array();
+    struct error err = ERROR_INIT;
+    bool dry_run = cli_options_flag(cli, "dry-run");
+    size_t count = 0;
+    const char *name;
+    while (count < APPLY_FILES_MAX && (name = cli_options_nth(cli, "file", count)))
+        if (read_source(name, &sources[count++], &err) < 0)
+            return cli_output_fail(cli, CLI_EXIT_FAILED, NULL, "apply: %s", err.message);
+    enum cli_exit code = CLI_EXIT_OK;
+    /* Several files: all are checked before the first one changes anything. */
+    for (size_t i = 0; i < count && count > 1 && !dry_run && code == CLI_EXIT_OK; i++)
+        code = send_source(cli, &sources[i], true, NULL);
+    if (code != CLI_EXIT_OK)
+        return code;
+    for (size_t i = 0; i < count && code == CLI_EXIT_OK; i++)
+        code = send_source(cli, &sources[i], dry_run, results);
+    enum cli_exit printed = print(cli, results, dry_run);
+    return code != CLI_EXIT_OK ? code : printed;
+}
+
+const struct cli_command cli_apply = {
+    .name = "apply",
+    .summary = "create or change applications and policies from YAML",
+    .description = "Applies the documents of one or more YAML files: kinds ProtectedApplication and\n"
+                   "ProtectionPolicy of tidemark.io/v1alpha1. A new application's volumes are made,\n"
+                   "attached and mounted before it answers; applying the same file again changes\n"
+                   "nothing. Relative paths in a file start at its directory, those from stdin (-)\n"
+                   "here. With several files all are checked before the first one is applied.",
+    .options =
+        (const struct cli_option[]){
+            {"file", 'f', CLI_KIND_FILE, "FILE", .help = "YAML to apply; - reads stdin", .repeat = true,
+             .required = true},
+            {"dry-run", 0, CLI_KIND_NONE, NULL, .help = "check and tell what would change, change nothing"},
+            {0},
+        },
+    .formats = true,
+    .examples =
+        (const char *const[]){"tidemark apply -f shop.yaml", "tidemark apply -f policies.yaml -f shop.yaml",
+                              "kustomize build . | tidemark apply -f - --dry-run", NULL},
+    .run = run,
+};

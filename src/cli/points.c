@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "base/units.h"
+#include "cli/cli_internal.h"
+#include "lib/http_client.h"
+#include "lib/json.h"
+
+#define POINTS_LIMIT_DEFAULT "50"
+
+static void print_remarks(struct cli_table *table, const json_t *point)
+{
+    char text[CLI_TEXT_BYTES], bytes[UNITS_TEXT_BYTES];
+    size_t used = 0;
+    const char *key;
+    json_t *value;
+    text[0] = '\0';
+    if (cli_field_u64(point, "writes"))
+        used = (size_t)snprintf(text, sizeof text, "%llu writes, %s",
+                                (unsigned long long)cli_field_u64(point, "writes"),
+                                units_format_bytes(cli_field_u64(point, "bytes"), bytes));
+    if (json_is_integer(json_object_get(point, "target_lsn")))
+        used = (size_t)snprintf(text, sizeof text, "to lsn:%llu",
+                                (unsigned long long)cli_field_u64(point, "target_lsn"));
+    json_object_foreach(json_object_get(point, "labels"), key, value)
+    {
+        if (used < sizeof text - 1)
+            used += (size_t)snprintf(text + used, sizeof text - used, "%s%s=%s", used ? " " : "", key,
+                                     json_string_value(value) ? json_string_value(value) : "");
+    }
+    cli_table_cell(table, CLI_COLOUR_NONE, "%s", text);
+}
+
+static enum cli_exit print(const struct cli *cli, const json_t *answer)
+{
+    static const char *const columns[] = {">LSN", "TIME", "AGE", "KIND", "NAME", "REMARKS", NULL};
+    const json_t *points = json_object_get(answer, "points");
+    _cleanup_cli_table_ struct cli_table *table = cli_table_new(columns);
+    char age[CLI_TEXT_BYTES];
+    size_t i;
+    json_t *point;
+    if (cli->format != CLI_FORMAT_TABLE)
+        return cli_output_value(cli, answer);
+    json_array_foreach(points, i, point)
+    {
+        const char *kind = cli_field_text(point, "kind", "-");
+        if (!table)
+            break;
+        cli_table_row(table);
+        cli_table_field(table, point, "lsn");
+        cli_table_field(table, point, "time");
+        cli_table_cell(table, CLI_COLOUR_NONE, "%s", cli_field_age(point, "time", age));
+        cli_table_cell(table,
+                       strcmp(kind, "tag") == 0   ? CLI_COLOUR_GREEN
+                       : strcmp(kind, "gap") == 0 ? CLI_COLOUR_RED
+                                                  : CLI_COLOUR_NONE,
+                       "%s", kind);
+        cli_table_field(table, point, "name");
+        print_remarks(table, point);
+    }
+    enum cli_exit code = cli_table_print(cli, table);
+    if (code == CLI_EXIT_OK &&
+        json_array_size(points) == strtoul(cli_options_value(cli, "limit", POINTS_LIMIT_DEFAULT), NULL, 10))
+        cli_output_note(cli, "points: there may be older ones; --limit N shows more");
+    return code;
+}
+
+static enum cli_exit run(struct cli *cli)
+{
+    _cleanup_json_ json_t *answer = NULL;
+    _cleanup_free_ char *since = http_client_encode(cli_options_value(cli, "since", ""));
+    char path[CLI_PATH_BYTES], suffix[3 * CLI_POINT_BYTES + 64], what[CLI_TEXT_BYTES];
+    if (!since)
+        return cli_output_fail(cli, CLI_EXIT_FAILED, NULL, "points: out of memory");
+    snprintf(suffix, sizeof suffix, "/points?limit=%s%s%s",
+             cli_options_value(cli, "limit", POINTS_LIMIT_DEFAULT), *since ? "&since=" : "", since);
+    snprintf(what, sizeof what, "points of %s", cli->operands[0]);
+    cli_api_application_path(cli->operands[0], suffix, path);
+    enum cli_exit code = cli_api_call(cli, what, "GET", path, NULL, &answer);
+    return code == CLI_EXIT_OK ? print(cli, answer) : code;
+}
+
+const struct cli_command cli_points = {
+    .name = "points",
+    .summary = "what happened when: tags, changes, rewinds, activity",
+    .description = "Lists the moments of an application's history that have a name or a meaning, the\n"
+                   "newest first: tags, changed manifests, rewinds, gaps, and periods of activity. Any\n"
+                   "other moment between them can be opened as well, by its time or LSN.",
+    .operands = (const struct cli_operand[]){{"APP", .kind = CLI_KIND_APPLICATION}, {0}},
+    .options =
+        (const struct cli_option[]){
+            {"since", 0, CLI_KIND_POINT, "POINT", .help = "only what came after this point"},
+            {"limit", 'n', CLI_KIND_NUMBER, "N", .help = "at most N of them (default 50)"},
+            {0},
+        },
+    .formats = true,
+    .examples =
+        (const char *const[]){"tidemark points shop", "tidemark points shop --since -2h --limit 10", NULL},
+    .run = run,
+};
