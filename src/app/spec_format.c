@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The canonical form: fields in one order, texts quoted as JSON does (which is YAML), sizes in the largest unit that
+ * has no remainder. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "app/spec.h"
+#include "base/cleanup.h"
+
+/* A JSON text is a YAML double-quoted scalar; plain where nothing needs quotes. */
+static void put_text(FILE *out, const char *text)
+{
+    static const char *const words[] = {"null", "true", "false", "yes", "no", "on", "off", "y", "n", "~"};
+    size_t length = strlen(text);
+    bool letter = (text[0] >= 'a' && text[0] <= 'z') || text[0] == '/';
+    bool plain = letter && strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-") == length;
+    for (size_t i = 0; plain && i < sizeof words / sizeof *words; i++)
+        plain = strcmp(text, words[i]) != 0;
+    if (plain) {
+        fputs(text, out);
+        return;
+    }
+    fputc('"', out);
+    for (const char *at = text; *at; at++) {
+        unsigned char c = (unsigned char)*at;
+        if (c == '"' || c == '\\')
+            fprintf(out, "\\%c", c);
+        else if (c < 0x20 || c == 0x7f)
+            fprintf(out, "\\x%02x", c);
+        else if (c == 0xc2 && (unsigned char)at[1] >= 0x80 && (unsigned char)at[1] < 0xa0)
+            fprintf(out, "\\x%02x", (unsigned char)*++at); /* C1 controls, U+0085 among them, are line breaks or refused */
+        else if (c == 0xe2 && (unsigned char)at[1] == 0x80 && ((unsigned char)at[2] | 1) == 0xa9) {
+            fprintf(out, "\\u20%02x", (unsigned char)at[2] == 0xa8 ? 0x28 : 0x29); /* line separators */
+            at += 2;
+        } else if (c == 0xef && (unsigned char)at[1] == 0xbb && (unsigned char)at[2] == 0xbf) {
+            fputs("\\uFEFF", out); /* a byte order mark is not printable */
+            at += 2;
+        } else
+            fputc(c, out);
+    }
+    fputc('"', out);
+}
+
+static void put_size(FILE *out, uint64_t bytes)
+{
+    static const char *const units[] = {"", "Ki", "Mi", "Gi", "Ti"};
+    size_t unit = 0;
+    while (bytes && bytes % 1024 == 0 && unit + 1 < sizeof units / sizeof *units) {
+        bytes /= 1024;
+        unit++;
+    }
+    fprintf(out, "%llu%s", (unsigned long long)bytes, units[unit]);
+}
+
+static void put_commands(FILE *out, const char *name, const struct app_commands *commands)
+{
+    if (!commands->count)
+        return;
+    fprintf(out, "    %s:", name);
+    if (commands->count == 1 && commands->items[0].shell) {
+        fputc(' ', out);
+        put_text(out, commands->items[0].argv[2]);
+        fputc('\n', out);
+        return;
+    }
+    fputc('\n', out);
+    for (size_t i = 0; i < commands->count; i++) {
+        fputs("    - [", out);
+        for (size_t j = 0; j < commands->items[i].count; j++) {
+            if (j)
+                fputs(", ", out);
+            put_text(out, commands->items[i].argv[j]);
+        }
+        fputs("]\n", out);
+    }
+}
+
+static void put_spec(FILE *out, const struct app_spec *spec)
+{
+    fprintf(out, "apiVersion: %s\nkind: ProtectedApplication\nmetadata:\n  name: ", APP_API_VERSION);
+    put_text(out, spec->name);
+    fputs("\nspec:\n  policyRef:\n    name: ", out);
+    put_text(out, spec->policy);
+    fprintf(out, "\n  export: %s\n  volumes:\n", app_export_name(spec->export));
+    for (size_t i = 0; i < spec->volume_count; i++) {
+        const struct app_volume *volume = &spec->volumes[i];
+        fputs("  - name: ", out);
+        put_text(out, volume->name);
+        fputs("\n    size: ", out);
+        put_size(out, volume->size_bytes);
+        if (volume->mount_path) {
+            fputs("\n    mountPath: ", out);
+            put_text(out, volume->mount_path);
+            fprintf(out, "\n    fsType: %s", app_fs_type_name(volume->fs_type));
+        }
+        fputc('\n', out);
+    }
+    if (spec->manifests) {
+        fputs("  manifests: ", out);
+        put_text(out, spec->manifests);
+        fputc('\n', out);
+    }
+    if (spec->stop.count || spec->start.count || spec->probe.count)
+        fputs("  lifecycle:\n", out);
+    put_commands(out, "stop", &spec->stop);
+    put_commands(out, "start", &spec->start);
+    put_commands(out, "probe", &spec->probe);
+}
+
+char *app_spec_to_yaml(const struct app_spec *spec)
+{
+    char *text = NULL;
+    size_t length = 0;
+    FILE *out = open_memstream(&text, &length);
+    if (!out)
+        return NULL;
+    put_spec(out, spec);
+    bool failed = ferror(out) != 0;
+    if (fclose(out) != 0 || failed) {
+        free(text);
+        return NULL;
+    }
+    return text;
+}
+
+char *app_policy_to_yaml(const struct app_policy *policy)
+{
+    char *text = NULL;
+    size_t length = 0;
+    FILE *out = open_memstream(&text, &length);
+    if (!out)
+        return NULL;
+    fprintf(out, "apiVersion: %s\nkind: ProtectionPolicy\nmetadata:\n  name: ", APP_API_VERSION);
+    put_text(out, policy->name);
+    fputs("\nspec:\n", out);
+    if (policy->quota_bytes) {
+        fputs("  journal:\n    quota: ", out);
+        put_size(out, policy->quota_bytes);
+        fputc('\n', out);
+    }
+    fprintf(out, "  ackMode: %s\n", app_ack_mode_name(policy->ack_mode));
+    bool failed = ferror(out) != 0;
+    if (fclose(out) != 0 || failed) {
+        free(text);
+        return NULL;
+    }
+    return text;
+}
+
+json_t *app_commands_to_json(const struct app_commands *commands)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < commands->count; i++) {
+        json_t *words = json_array();
+        for (size_t j = 0; j < commands->items[i].count; j++)
+            json_array_append_new(words, json_string_nocheck(commands->items[i].argv[j]));
+        json_array_append_new(list, words);
+    }
+    return list;
+}
+
+static json_t *volumes_to_json(const struct app_spec *spec)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < spec->volume_count; i++) {
+        const struct app_volume *volume = &spec->volumes[i];
+        json_t *one = json_pack("{s:s, s:I}", "name", volume->name, "sizeBytes", (json_int_t)volume->size_bytes);
+        if (volume->mount_path) {
+            json_object_set_new(one, "mountPath", json_string_nocheck(volume->mount_path));
+            json_object_set_new(one, "fsType", json_string(app_fs_type_name(volume->fs_type)));
+        }
+        json_array_append_new(list, one);
+    }
+    return list;
+}
+
+json_t *app_spec_to_json(const struct app_spec *spec)
+{
+    json_t *body = json_pack("{s:{s:s}, s:s, s:o}", "policyRef", "name", spec->policy, "export",
+                             app_export_name(spec->export), "volumes", volumes_to_json(spec));
+    if (body && spec->manifests)
+        json_object_set_new(body, "manifests", json_string_nocheck(spec->manifests));
+    json_t *lifecycle = json_object();
+    if (spec->stop.count)
+        json_object_set_new(lifecycle, "stop", app_commands_to_json(&spec->stop));
+    if (spec->start.count)
+        json_object_set_new(lifecycle, "start", app_commands_to_json(&spec->start));
+    if (spec->probe.count)
+        json_object_set_new(lifecycle, "probe", app_commands_to_json(&spec->probe));
+    if (body && json_object_size(lifecycle))
+        json_object_set(body, "lifecycle", lifecycle);
+    json_decref(lifecycle);
+    return json_pack("{s:s, s:s, s:{s:s}, s:o}", "apiVersion", APP_API_VERSION, "kind", "ProtectedApplication",
+                     "metadata", "name", spec->name, "spec", body);
+}
+
+json_t *app_policy_to_json(const struct app_policy *policy)
+{
+    json_t *body = json_object();
+    if (policy->quota_bytes)
+        json_object_set_new(body, "journal", json_pack("{s:I}", "quotaBytes", (json_int_t)policy->quota_bytes));
+    json_object_set_new(body, "ackMode", json_string(app_ack_mode_name(policy->ack_mode)));
+    return json_pack("{s:s, s:s, s:{s:s}, s:o}", "apiVersion", APP_API_VERSION, "kind", "ProtectionPolicy",
+                     "metadata", "name", policy->name, "spec", body);
+}
