@@ -34,10 +34,10 @@ static inline void cleanup_unlock(pthread_mutex_t **m)
         pthread_mutex_unlock(*m);
 }
 
-#define _cleanup_free_ __attribute__((cleanup(cleanup_free)))
-#define _cleanup_close_ __attribute__((cleanup(cleanup_close)))
-#define _cleanup_fclose_ __attribute__((cleanup(cleanup_fclose)))
-#define _cleanup_closedir_ __attribute__((cleanup(cleanup_closedir)))
+#define _cleanup_free_ __attribute__((cleanup(cleanup_free), unused))
+#define _cleanup_close_ __attribute__((cleanup(cleanup_close), unused))
+#define _cleanup_fclose_ __attribute__((cleanup(cleanup_fclose), unused))
+#define _cleanup_closedir_ __attribute__((cleanup(cleanup_closedir), unused))
 
 /* Hands an owned local over: returns its value and forgets it. */
 #define take_ptr(p)                                                                                              \

@@ -23,7 +23,7 @@ static inline void cleanup_json(json_t **j)
     json_decref(*j);
 }
 /* An owned local reference, released at the end of its block. */
-#define _cleanup_json_ __attribute__((cleanup(cleanup_json)))
+#define _cleanup_json_ __attribute__((cleanup(cleanup_json), unused))
 
 /* Parses one JSON value (any kind; duplicate keys and trailing text are refused). `name` is what the message
  * calls the text: "<name>:<line>:<column>: ...". -EINVAL. The caller owns *ret_json. */
