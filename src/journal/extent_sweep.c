@@ -3,11 +3,11 @@
  * streams' heads; those that cover the line, or may again, are in the active heap, whose top is the newest.
  *
  * Invariants:
- * SW1 The top of the active heap covers `position`, or the heap is empty (dead extents below the top are left until
- *     they surface or the heap is compacted).
- * SW2 An extent which ends no later than a newer one that covers its start can never be seen: it is not kept.
- * SW3 Compaction keeps the heap within twice the extents that overlap one sector, and ACTIVE_MIN.
- * SW4 What is emitted is ascending, does not overlap, and is never empty. */
+ * SW1 The top of the active heap covers `position`, or the heap is empty (dead extents below the top are left
+ * until they surface or the heap is compacted). SW2 An extent which ends no later than a newer one that
+ * covers its start can never be seen: it is not kept. SW3 Compaction keeps the heap within twice the extents
+ * that overlap one sector, and ACTIVE_MIN. SW4 What is emitted is ascending, does not overlap, and is never
+ * empty. */
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -47,7 +47,8 @@ struct sweep {
 
 static inline bool starts_before(const struct extent *a, const struct extent *b)
 {
-    unsigned __int128 ka = (unsigned __int128)a->volume << 64 | a->lba, kb = (unsigned __int128)b->volume << 64 | b->lba;
+    unsigned __int128 ka = (unsigned __int128)a->volume << 64 | a->lba,
+                      kb = (unsigned __int128)b->volume << 64 | b->lba;
     return ka < kb;
 }
 
@@ -215,8 +216,8 @@ static uint32_t length_max(uint16_t kind)
 
 static bool continues(const struct extent *a, const struct extent *b)
 {
-    return a->lba + a->length == b->lba && a->lsn.n == b->lsn.n && a->volume == b->volume && a->kind == b->kind &&
-           a->flags == b->flags && a->segment == b->segment &&
+    return a->lba + a->length == b->lba && a->lsn.n == b->lsn.n && a->volume == b->volume &&
+           a->kind == b->kind && a->flags == b->flags && a->segment == b->segment &&
            (a->kind != EXTENT_DATA || a->position + a->length == b->position) &&
            (uint64_t)a->length + b->length <= length_max(a->kind);
 }
@@ -269,7 +270,8 @@ int extent_sweep(struct extent_stream **streams, size_t count, struct extent_str
 {
     struct sweep *s = NULL;
     size_t bytes;
-    if (!__builtin_mul_overflow(count, sizeof *s->heads, &bytes) && !__builtin_add_overflow(bytes, sizeof *s, &bytes))
+    if (!__builtin_mul_overflow(count, sizeof *s->heads, &bytes) &&
+        !__builtin_add_overflow(bytes, sizeof *s, &bytes))
         s = calloc(1, bytes);
     struct extent_stream **copy = s ? calloc(count ? count : 1, sizeof(struct extent_stream *)) : NULL;
     if (!copy) {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The page cache of indexes: a fixed number of frames in up to 16 shards, each a hash table under its own mutex and
- * a CLOCK. Pages are copied in and out (about 0.1 us), so nothing is pinned, and no lock is held during I/O or
- * while a caller works; two threads that miss the same page both read it, which is harmless.
+/* The page cache of indexes: a fixed number of frames in up to 16 shards, each a hash table under its own
+ * mutex and a CLOCK. Pages are copied in and out (about 0.1 us), so nothing is pinned, and no lock is held
+ * during I/O or while a caller works; two threads that miss the same page both read it, which is harmless.
  * Lock order: a shard's mutex is a leaf. */
 #include <errno.h>
 #include <pthread.h>

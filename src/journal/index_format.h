@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The index file on disk; docs/formats/index.md has the tables. Blocks of 4 KiB: block 0 is the header, blocks
- * 1 to `root` are the tree (leaves and fence pages in the order in which they filled up, the root last), then come
- * the pages of the sections. */
+/* The index file on disk; docs/formats/index.md has the tables. Blocks of 4 KiB: block 0 is the header,
+ * blocks 1 to `root` are the tree (leaves and fence pages in the order in which they filled up, the root
+ * last), then come the pages of the sections. */
 #ifndef TIDEMARK_JOURNAL_INDEX_FORMAT_H
 #define TIDEMARK_JOURNAL_INDEX_FORMAT_H
 

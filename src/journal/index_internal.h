@@ -39,7 +39,8 @@ struct index_summary {
     uint32_t page;
 };
 /* Takes one more child (or extent, as a child of its own) into `s`, which has `count` already. */
-static inline void index_summary_add(struct index_summary *s, uint32_t count, const struct index_summary *child)
+static inline void index_summary_add(struct index_summary *s, uint32_t count,
+                                     const struct index_summary *child)
 {
     if (count == 0)
         s->first = child->first;
@@ -53,7 +54,8 @@ static inline struct index_summary index_summary_of(const struct extent *e)
 }
 static inline struct index_summary index_summary_from_fence(const struct index_fence *f)
 {
-    return (struct index_summary){index_fence_key(f), le32_get(f->last_volume), le64_get(f->end), le32_get(f->page)};
+    return (struct index_summary){index_fence_key(f), le32_get(f->last_volume), le64_get(f->end),
+                                  le32_get(f->page)};
 }
 
 static inline struct extent index_entry_decode(const struct index_entry *e)
@@ -71,10 +73,10 @@ static inline struct extent index_entry_decode(const struct index_entry *e)
 /* ---- pages ---- */
 uint32_t index_header_crc(const struct index_header *header);
 /* Fills the page's header and zeroes what lies after `used_bytes` of its payload. */
-void index_page_seal(union index_page *page, uint32_t seed, uint32_t number, enum index_page_type type, uint8_t level,
-                     uint16_t count);
-/* NULL when the page is whole and may be used without further checks of its entries, else what is wrong with it
- * (static text). Does not know its neighbours. */
+void index_page_seal(union index_page *page, uint32_t seed, uint32_t number, enum index_page_type type,
+                     uint8_t level, uint16_t count);
+/* NULL when the page is whole and may be used without further checks of its entries, else what is wrong with
+ * it (static text). Does not know its neighbours. */
 const char *index_page_check(const union index_page *page, uint32_t seed, uint32_t number, bool flat);
 
 /* ---- the reader ---- */
@@ -98,7 +100,8 @@ static inline uint64_t index_section_pages(uint64_t length_bytes)
 }
 int index_damaged(const struct index *index, uint32_t page, const char *what, struct error *err);
 /* Reads `count` pages from the file, past the cache, unchecked. */
-int index_read_pages(const struct index *index, uint32_t first, uint32_t count, void *data, struct error *err) MUST_CHECK;
+int index_read_pages(const struct index *index, uint32_t first, uint32_t count, void *data,
+                     struct error *err) MUST_CHECK;
 
 /* ---- the cache: copies in and out, so that no lock is held and no page pinned while a caller works ---- */
 uint64_t index_cache_new_instance(struct index_cache *cache);

@@ -9,7 +9,8 @@ uint32_t index_header_crc(const struct index_header *header)
 {
     const uint8_t *bytes = (const uint8_t *)header;
     const size_t after = offsetof(struct index_header, crc) + sizeof header->crc;
-    return crc32c(crc32c(0, bytes, offsetof(struct index_header, crc)), bytes + after, sizeof *header - after);
+    return crc32c(crc32c(0, bytes, offsetof(struct index_header, crc)), bytes + after,
+                  sizeof *header - after);
 }
 
 static uint32_t page_crc(const union index_page *page, uint32_t seed)
@@ -17,8 +18,8 @@ static uint32_t page_crc(const union index_page *page, uint32_t seed)
     return crc32c(seed, page->bytes + sizeof page->header.crc, sizeof page->bytes - sizeof page->header.crc);
 }
 
-void index_page_seal(union index_page *page, uint32_t seed, uint32_t number, enum index_page_type type, uint8_t level,
-                     uint16_t count)
+void index_page_seal(union index_page *page, uint32_t seed, uint32_t number, enum index_page_type type,
+                     uint8_t level, uint16_t count)
 {
     size_t used_bytes = type == INDEX_PAGE_SECTION ? count : count * sizeof(struct index_entry);
     assert(count > 0 && used_bytes <= INDEX_PAYLOAD_BYTES);

@@ -2,13 +2,13 @@
 /* Opens index files and looks extents up in them.
  *
  * Invariants:
- * IR1 A page is used only when its checksum, number and entries are right, its level is its parent's less one, its
- *     first key is the one in its fence, and its last key lies below the next fence: a lookup sees each extent once
- *     and ends, whatever the file holds.
- * IR2 A lookup reads a child only if its fence allows an overlapping extent below it: the child's first key lies
- *     before the end of the range, and the end of its last volume's extents after the start. A child that spans
- *     several volumes is also read for those before the last one; there is one such child a level and volume.
- * IR3 No lock is held and no page is borrowed while `visit` runs. */
+ * IR1 A page is used only when its checksum, number and entries are right, its level is its parent's less
+ * one, its first key is the one in its fence, and its last key lies below the next fence: a lookup sees each
+ * extent once and ends, whatever the file holds. IR2 A lookup reads a child only if its fence allows an
+ * overlapping extent below it: the child's first key lies before the end of the range, and the end of its
+ * last volume's extents after the start. A child that spans several volumes is also read for those before the
+ * last one; there is one such child a level and volume. IR3 No lock is held and no page is borrowed while
+ * `visit` runs. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -36,7 +36,8 @@ static int check_layout(const struct index *index, struct error *err)
 {
     uint64_t expected = 1 + (uint64_t)index->root;
     for (unsigned i = 0; i < INDEX_SECTIONS; i++) {
-        uint64_t first = index->sections[i].page, count = index_section_pages(index->sections[i].length_bytes);
+        uint64_t first = index->sections[i].page,
+                 count = index_section_pages(index->sections[i].length_bytes);
         if (count > index->pages ||
             (count > 0 ? first <= index->root || first + count > index->pages : first != 0))
             return header_damaged(index, "a section lies outside of the file", err);
@@ -66,7 +67,8 @@ static int load_header(struct index *index, struct error *err)
     if (le32_get(h.crc) != index_header_crc(&h))
         return header_damaged(index, "its checksum does not match", err);
     if (le32_get(h.version) != INDEX_VERSION || le32_get(h.incompatible) != 0)
-        return error_set(err, -ENOTSUP, "cannot read index %s: it was written by a newer tidemark (version %u, flags 0x%x)",
+        return error_set(err, -ENOTSUP,
+                         "cannot read index %s: it was written by a newer tidemark (version %u, flags 0x%x)",
                          index->path, le32_get(h.version), le32_get(h.incompatible));
     uint64_t pages = le64_get(h.pages), root = le64_get(h.root), extents = le64_get(h.extents);
     uint32_t height = le32_get(h.height), kind = le16_get(h.kind), flat = le16_get(h.flat);
@@ -150,7 +152,8 @@ const char *index_path(const struct index *index)
 
 int index_read_pages(const struct index *index, uint32_t first, uint32_t count, void *data, struct error *err)
 {
-    int r = io_pread_full(index->fd, data, (size_t)count * INDEX_PAGE_BYTES, (uint64_t)first * INDEX_PAGE_BYTES);
+    int r =
+        io_pread_full(index->fd, data, (size_t)count * INDEX_PAGE_BYTES, (uint64_t)first * INDEX_PAGE_BYTES);
     if (r == -ENODATA)
         return index_damaged(index, first, "the file ends before it", err);
     if (r < 0)
@@ -251,7 +254,8 @@ static int load_step(const struct lookup *l, const struct step *step, uint32_t l
     if (r < 0)
         return r;
     if ((step->has_first && index_key_compare(key_at(ret, 0), step->first) != 0) ||
-        (step->has_bound && index_key_compare(key_at(ret, le16_get(ret->header.count) - 1u), step->bound) >= 0))
+        (step->has_bound &&
+         index_key_compare(key_at(ret, le16_get(ret->header.count) - 1u), step->bound) >= 0))
         return index_damaged(l->index, step->page, "it does not hold what its fence says", err);
     return 0;
 }
@@ -289,8 +293,8 @@ static struct step child_step(const struct step *parent, const union index_page 
     return child;
 }
 
-/* Depth first, with one page in memory: a parent is fetched again (from the cache) only if it has another child to
- * read, which is decided before going down. */
+/* Depth first, with one page in memory: a parent is fetched again (from the cache) only if it has another
+ * child to read, which is decided before going down. */
 static int walk(const struct lookup *l, struct error *err)
 {
     union index_page page;
@@ -324,8 +328,8 @@ static int walk(const struct lookup *l, struct error *err)
     }
 }
 
-int index_lookup(struct index *index, uint32_t volume, uint64_t lba, uint64_t length, struct lsn low, struct lsn high,
-                 index_visit visit, void *context, struct error *err)
+int index_lookup(struct index *index, uint32_t volume, uint64_t lba, uint64_t length, struct lsn low,
+                 struct lsn high, index_visit visit, void *context, struct error *err)
 {
     struct lookup l = {index, volume, lba, 0, low.n, high.n, visit, context};
     if (__builtin_add_overflow(lba, length, &l.end))
@@ -350,7 +354,8 @@ int index_section_pread(struct index *index, enum index_section section, void *d
     uint64_t total = index->sections[section].length_bytes;
     if (offset > total || length_bytes > total - offset)
         return error_set(err, -EINVAL, "cannot read %zu bytes at %llu of section %u of index %s: it has %llu",
-                         length_bytes, (unsigned long long)offset, section, index->path, (unsigned long long)total);
+                         length_bytes, (unsigned long long)offset, section, index->path,
+                         (unsigned long long)total);
     uint8_t *at = data;
     while (length_bytes > 0) {
         union index_page page;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Sequential streams of extents: over an index file, and over an array.
- * IS1 A stream over an index yields every extent of it once and in order, or fails: leaves are checked against each
- *     other and counted against the header. */
+ * IS1 A stream over an index yields every extent of it once and in order, or fails: leaves are checked
+ * against each other and counted against the header. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -70,7 +70,8 @@ static int next_leaf(struct file_stream *s, struct error *err)
         } else {
             uint32_t left = root - s->next_page + 1;
             s->loaded = 0;
-            int r = index_read_pages(s->index, s->next_page, left < READ_PAGES ? left : READ_PAGES, s->buffer, err);
+            int r = index_read_pages(s->index, s->next_page, left < READ_PAGES ? left : READ_PAGES, s->buffer,
+                                     err);
             if (r < 0)
                 return r;
             s->loaded = left < READ_PAGES ? left : READ_PAGES;
@@ -112,7 +113,8 @@ static void plain_free(struct extent_stream *stream)
     free(stream);
 }
 
-int index_stream(struct index *index, struct lsn low, struct lsn high, struct extent_stream **ret, struct error *err)
+int index_stream(struct index *index, struct lsn low, struct lsn high, struct extent_stream **ret,
+                 struct error *err)
 {
     struct file_stream *s = malloc(sizeof *s);
     if (!s)
@@ -153,7 +155,8 @@ int extent_stream_array(const struct extent *extents, size_t count, struct lsn l
     struct array_stream *s = malloc(sizeof *s);
     if (!s)
         return error_errno(err, -ENOMEM, "cannot read extents");
-    *s = (struct array_stream){{array_next, plain_free}, extents, extents + count, low.n, high.n};
+    *s = (struct array_stream){
+        {array_next, plain_free}, extents, count ? extents + count : extents, low.n, high.n};
     *ret = &s->stream;
     return 0;
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Checks a whole index file in one sequential pass. Since the children of a fence page are consecutive at their level
- * and stand before it (IW1), each fence page must say exactly what was seen since the last one of its level. */
+/* Checks a whole index file in one sequential pass. Since the children of a fence page are consecutive at
+ * their level and stand before it (IW1), each fence page must say exactly what was seen since the last one of
+ * its level. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -56,7 +57,8 @@ static const char *check_leaf(struct verification *v, const union index_page *pa
     return NULL;
 }
 
-static const char *check_fence(struct verification *v, const union index_page *page, struct index_summary *ret)
+static const char *check_fence(struct verification *v, const union index_page *page,
+                               struct index_summary *ret)
 {
     uint32_t count = le16_get(page->header.count), below = page->header.level - 1u;
     if (v->open[below].count != count)
@@ -91,10 +93,12 @@ static const char *check_tree_page(struct verification *v, const union index_pag
     for (uint32_t i = 0; i < v->index->height; i++)
         if (v->open[i].count != (i + 1 == v->index->height))
             return "it is the root, and leaves pages out";
-    return v->extents == v->index->info.extents ? NULL : "the tree does not have as many extents as the header says";
+    return v->extents == v->index->info.extents ? NULL
+                                                : "the tree does not have as many extents as the header says";
 }
 
-static const char *check_section_page(const struct index *index, const union index_page *page, uint32_t number)
+static const char *check_section_page(const struct index *index, const union index_page *page,
+                                      uint32_t number)
 {
     uint32_t section = page->header.level;
     if (page->header.type != INDEX_PAGE_SECTION)
@@ -122,7 +126,8 @@ static void check_page(struct verification *v, const union index_page *page, uin
     report(v, number, what);
 }
 
-int index_verify(struct index *index, void (*damage)(void *context, const char *what), void *context, struct error *err)
+int index_verify(struct index *index, void (*damage)(void *context, const char *what), void *context,
+                 struct error *err)
 {
     _cleanup_free_ struct verification *v = calloc(1, sizeof *v);
     if (!v)

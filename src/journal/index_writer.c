@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Writes an index file in one sequential pass. Leaves are written as they fill; each written page leaves a fence in
- * the page above it, which is written as soon as it is full, so that memory is one page a level and the buffer.
+/* Writes an index file in one sequential pass. Leaves are written as they fill; each written page leaves a
+ * fence in the page above it, which is written as soon as it is full, so that memory is one page a level and
+ * the buffer.
  *
  * Invariants:
  * IW1 The children of a fence page are consecutive among the pages of their level and stand before it.
  * IW2 The root is the last page of the tree, and the only page of its level.
- * IW3 Nothing exists under `path` before everything is on disk: "<path>.tmp", fsync, rename, fsync of the directory. */
+ * IW3 Nothing exists under `path` before everything is on disk: "<path>.tmp", fsync, rename, fsync of the
+ * directory. */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -46,7 +48,8 @@ struct index_writer {
     struct writer_level levels[INDEX_HEIGHT_MAX];
 };
 
-int index_writer_new(const char *path, const struct index_info *info, struct index_writer **ret, struct error *err)
+int index_writer_new(const char *path, const struct index_info *info, struct index_writer **ret,
+                     struct error *err)
 {
     struct index_writer *w = calloc(1, sizeof *w);
     if (!w)
@@ -119,8 +122,8 @@ static int flush(struct index_writer *w, struct error *err)
 }
 
 /* Seals `page`, which becomes the file's next one. */
-static int append_page(struct index_writer *w, union index_page *page, enum index_page_type type, uint32_t level,
-                       uint32_t count, struct error *err)
+static int append_page(struct index_writer *w, union index_page *page, enum index_page_type type,
+                       uint32_t level, uint32_t count, struct error *err)
 {
     if (w->next_page > UINT32_MAX - 1) {
         w->failed = -EFBIG;
@@ -172,7 +175,8 @@ int index_writer_add(struct index_writer *w, const struct extent *extent, struct
     assert(extent->kind >= EXTENT_DATA && extent->kind <= EXTENT_BASE);
     if (w->last.length > 0) {
         assert(index_key_compare(index_key_of(&w->last), index_key_of(extent)) < 0);
-        assert(!w->info.flat || w->last.volume != extent->volume || w->last.lba + w->last.length <= extent->lba);
+        assert(!w->info.flat || w->last.volume != extent->volume ||
+               w->last.lba + w->last.length <= extent->lba);
     }
     if (w->failed)
         return failed_before(w, err);
@@ -194,8 +198,8 @@ int index_writer_add(struct index_writer *w, const struct extent *extent, struct
     return ++leaf->count < w->fanout ? 0 : complete_level(w, 0, err);
 }
 
-/* Writes what is left of each level. The lowest level that has but one page is the root's (IW2); the fence that it
- * left above is not used. */
+/* Writes what is left of each level. The lowest level that has but one page is the root's (IW2); the fence
+ * that it left above is not used. */
 static int close_tree(struct index_writer *w, struct error *err)
 {
     w->tree_closed = true;
@@ -219,8 +223,8 @@ static int close_tree(struct index_writer *w, struct error *err)
     return -EFBIG;
 }
 
-int index_writer_section(struct index_writer *w, enum index_section section, const void *data, size_t length_bytes,
-                         struct error *err)
+int index_writer_section(struct index_writer *w, enum index_section section, const void *data,
+                         size_t length_bytes, struct error *err)
 {
     assert((unsigned)section < INDEX_SECTIONS && !(w->sections_done & 1u << section));
     static_assert((int)INDEX_SECTIONS == (int)INDEX_SECTION_COUNT, "format");

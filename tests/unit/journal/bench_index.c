@@ -43,8 +43,13 @@ static void write_run(const char *path, size_t count, unsigned step_max, uint64_
     uint64_t block = 0;
     for (size_t i = 0; i < count; i++) {
         block += 1 + rnd() % step_max;
-        struct extent e = {.volume = 1, .lba = block * 8, .length = 8, .lsn = {lsn + rnd() % PER_RUN}, .kind = EXTENT_DATA,
-                           .segment = (uint32_t)rnd(), .position = (uint32_t)(rnd() >> 40)};
+        struct extent e = {.volume = 1,
+                           .lba = block * 8,
+                           .length = 8,
+                           .lsn = {lsn + rnd() % PER_RUN},
+                           .kind = EXTENT_DATA,
+                           .segment = (uint32_t)rnd(),
+                           .position = (uint32_t)(rnd() >> 40)};
         check(index_writer_add(w, &e, &err));
     }
     check(index_writer_finish(w, &err));
@@ -64,13 +69,25 @@ static void bench_sweep(const char *directory)
         check(index_open(path, NULL, &runs[i], &err));
         check(index_stream(runs[i], LSN_NONE, LSN_MAX, &streams[i], &err));
     }
-    struct index_info info = {.kind = INDEX_RUN, .flat = true};
-    snprintf(path, sizeof path, "%s/merged", directory);
-    check(index_writer_new(path, &info, &w, &err));
     double from = now();
     check(extent_sweep(streams, RUNS, &sweep, &err));
     size_t out = 0;
     int r;
+    while ((r = sweep->next(sweep, &e, &err)) > 0)
+        out++;
+    check(r);
+    printf("read and sweep of %u x %u entries: %.1f ns an entry read\n", RUNS, PER_RUN,
+           (now() - from) * 1e9 / RUNS / PER_RUN);
+    extent_stream_free(sweep);
+
+    for (unsigned i = 0; i < RUNS; i++)
+        check(index_stream(runs[i], LSN_NONE, LSN_MAX, &streams[i], &err));
+    struct index_info info = {.kind = INDEX_RUN, .flat = true};
+    snprintf(path, sizeof path, "%s/merged", directory);
+    check(index_writer_new(path, &info, &w, &err));
+    from = now();
+    check(extent_sweep(streams, RUNS, &sweep, &err));
+    out = 0;
     while ((r = sweep->next(sweep, &e, &err)) > 0) {
         check(index_writer_add(w, &e, &err));
         out++;
@@ -79,8 +96,8 @@ static void bench_sweep(const char *directory)
     double swept = now() - from;
     check(index_writer_finish(w, &err));
     double synced = now() - from;
-    printf("sweep and write of %u x %u entries: %zu out, %.1f ns an entry read, %.1f with the final sync\n", RUNS, PER_RUN,
-           out, swept * 1e9 / RUNS / PER_RUN, synced * 1e9 / RUNS / PER_RUN);
+    printf("sweep and write of %u x %u entries: %zu out, %.1f ns an entry read, %.1f with the final sync\n",
+           RUNS, PER_RUN, out, swept * 1e9 / RUNS / PER_RUN, synced * 1e9 / RUNS / PER_RUN);
     index_writer_free(w);
     extent_stream_free(sweep);
     for (unsigned i = 0; i < RUNS; i++) {
@@ -106,7 +123,8 @@ static void bench_lookup(const char *directory)
     snprintf(path, sizeof path, "%s/large", directory);
     double from = now();
     write_run(path, LARGE, 2, 1);
-    printf("write of %u entries: %.1f ns an entry with the final sync\n", LARGE, (now() - from) * 1e9 / LARGE);
+    printf("write of %u entries: %.1f ns an entry with the final sync\n", LARGE,
+           (now() - from) * 1e9 / LARGE);
     static const size_t caches[] = {1 << 20, 16 << 20, 512 << 20};
     for (size_t i = 0; i < 3; i++) {
         struct index_cache *cache;
@@ -117,10 +135,11 @@ static void bench_lookup(const char *directory)
         for (int round = 0; round < 2; round++) { /* the first fills the cache */
             from = now();
             for (unsigned n = 0; n < LOOKUPS; n++)
-                check(index_lookup(index, 1, rnd() % (LARGE * 12ull), 8, LSN_NONE, LSN_MAX, visit, &found, &err));
+                check(index_lookup(index, 1, rnd() % (LARGE * 12ull), 8, LSN_NONE, LSN_MAX, visit, &found,
+                                   &err));
         }
-        printf("lookup of 4 KiB in %u entries, cache of %zu MiB: %.2f us (%.2f found)\n", LARGE, caches[i] >> 20,
-               (now() - from) * 1e6 / LOOKUPS, (double)found / (2.0 * LOOKUPS));
+        printf("lookup of 4 KiB in %u entries, cache of %zu MiB: %.2f us (%.2f found)\n", LARGE,
+               caches[i] >> 20, (now() - from) * 1e6 / LOOKUPS, (double)found / (2.0 * LOOKUPS));
         index_free(index);
         index_cache_free(cache);
     }

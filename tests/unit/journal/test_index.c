@@ -1,22 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Index files against an array: random histories (TIDEMARK_SEED replays one), damage, failures. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-
-#include <cmocka.h>
-
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/io.h"
+#include "check.h"
 #include "journal/index_internal.h"
 
 /* ---- failing each call in turn ---- */
@@ -33,12 +27,12 @@ static bool fails(void)
     errno = fail_code;
     return true;
 }
-#define WRAP(type, name, failure, parameters, ...)                                                                    \
-    type __real_##name parameters;                                                                                    \
-    type __wrap_##name parameters;                                                                                    \
-    type __wrap_##name parameters                                                                                     \
-    {                                                                                                                 \
-        return fails() ? (failure) : __real_##name(__VA_ARGS__);                                                      \
+#define WRAP(type, name, failure, parameters, ...)                                                           \
+    type __real_##name parameters;                                                                           \
+    type __wrap_##name parameters;                                                                           \
+    type __wrap_##name parameters                                                                            \
+    {                                                                                                        \
+        return fails() ? (failure) : __real_##name(__VA_ARGS__);                                             \
     }
 WRAP(void *, malloc, NULL, (size_t n), n)
 WRAP(void *, calloc, NULL, (size_t n, size_t m), n, m)
@@ -78,11 +72,7 @@ static uint64_t seed, state;
 
 static uint64_t rnd(uint64_t below)
 {
-    state += 0x9e3779b97f4a7c15ull; /* splitmix64 */
-    uint64_t z = state;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebull;
-    return (z ^ z >> 31) % below;
+    return check_random(&state) % below;
 }
 
 struct history {
@@ -161,7 +151,8 @@ static int setup(void **unused)
 {
     (void)unused;
     state = seed;
-    snprintf(directory, sizeof directory, "%s/test_index.XXXXXX", access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
+    snprintf(directory, sizeof directory, "%s/test_index.XXXXXX",
+             access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
     assert_non_null(mkdtemp(directory));
     snprintf(path, sizeof path, "%s/index", directory);
     for (int i = 0; i < 3; i++)
@@ -252,7 +243,8 @@ static void skip_to_match(struct expectation *x)
 static bool same(const struct extent *a, const struct extent *b)
 {
     return a->volume == b->volume && a->length == b->length && a->lba == b->lba && a->lsn.n == b->lsn.n &&
-           a->segment == b->segment && a->position == b->position && a->kind == b->kind && a->flags == b->flags;
+           a->segment == b->segment && a->position == b->position && a->kind == b->kind &&
+           a->flags == b->flags;
 }
 
 static int expect(void *context, const struct extent *extent, struct error *err)
@@ -268,11 +260,12 @@ static int expect(void *context, const struct extent *extent, struct error *err)
 }
 
 /* 0 and the right extents, or the error. */
-static int lookup(struct index *index, struct history h, uint32_t volume, uint64_t lba, uint64_t length, uint64_t low,
-                  uint64_t high, bool *ret_right)
+static int lookup(struct index *index, struct history h, uint32_t volume, uint64_t lba, uint64_t length,
+                  uint64_t low, uint64_t high, bool *ret_right)
 {
     struct error err = ERROR_INIT;
-    struct expectation x = {h, 0, volume, lba, lba + length < lba ? UINT64_MAX : lba + length, low, high, true};
+    struct expectation x = {h,   0,    volume, lba, lba + length < lba ? UINT64_MAX : lba + length,
+                            low, high, true};
     if (length == 0)
         x.end = 0;
     int r = index_lookup(index, volume, lba, length, (struct lsn){low}, (struct lsn){high}, expect, &x, &err);
@@ -357,7 +350,8 @@ static void check_whole(struct history h, bool flat, uint32_t fanout, struct ind
     check_lookups(index, h, 400);
     bool right;
     for (int i = 0; i < 4; i++) {
-        assert_int_equal(stream_all(index, h, i ? rnd(h.count + 1) : 0, i < 2 ? UINT64_MAX : rnd(h.count + 1), &right), 0);
+        assert_int_equal(
+            stream_all(index, h, i ? rnd(h.count + 1) : 0, i < 2 ? UINT64_MAX : rnd(h.count + 1), &right), 0);
         assert_true(right);
     }
     index_free(index);
@@ -486,8 +480,10 @@ static void sections_at_odd_offsets(void **unused)
             assert_true(right);
         }
         char byte;
-        assert_int_equal(index_section_pread(index, (enum index_section)s, &byte, 1, section_bytes[s], &err), -EINVAL);
-        assert_int_equal(index_section_pread(index, (enum index_section)s, &byte, SIZE_MAX, 1, &err), -EINVAL);
+        assert_int_equal(index_section_pread(index, (enum index_section)s, &byte, 1, section_bytes[s], &err),
+                         -EINVAL);
+        assert_int_equal(index_section_pread(index, (enum index_section)s, &byte, SIZE_MAX, 1, &err),
+                         -EINVAL);
     }
     assert_int_equal(index_section_bytes(index, (enum index_section)3), 0);
     index_free(index);
@@ -579,7 +575,8 @@ static void misplaced_pages(void **unused)
     assert_int_equal(length, other_length);
     int fd = open(path, O_WRONLY | O_CLOEXEC);
     for (size_t at = INDEX_PAGE_BYTES; at < length; at += INDEX_PAGE_BYTES) {
-        assert_int_equal(io_pwrite_full(fd, a + at, INDEX_PAGE_BYTES, at), 0); /* the same page of the other file */
+        assert_int_equal(io_pwrite_full(fd, a + at, INDEX_PAGE_BYTES, at),
+                         0); /* the same page of the other file */
         assert_true(read_damaged(h, true) > 0);
         for (size_t from = INDEX_PAGE_BYTES; from < length; from += INDEX_PAGE_BYTES) {
             assert_int_equal(io_pwrite_full(fd, b + from, INDEX_PAGE_BYTES, at), 0);
@@ -605,7 +602,8 @@ static void wrong_lengths(void **unused)
     assert_int_equal(stat(path, &st), 0);
     assert_int_equal(truncate(path, st.st_size + 1), 0);
     assert_true(read_damaged(h, true) > 0);
-    for (off_t length = st.st_size - 1; length >= 0; length -= length % 4096 ? length % 4096 : 1 + (off_t)rnd(4095)) {
+    for (off_t length = st.st_size - 1; length >= 0;
+         length -= length % 4096 ? length % 4096 : 1 + (off_t)rnd(4095)) {
         assert_int_equal(truncate(path, length), 0);
         assert_true(read_damaged(h, true) > 0);
         if (length == 0)
@@ -675,7 +673,8 @@ static void writing_fails_at_every_call(void **unused)
         }
         assert_true(r == -fail_code || r == -ENOMEM); /* allocations say ENOMEM whatever errno is */
         assert_int_equal(r, err.code);
-        if (access(path, F_OK) == 0) /* only the sync of the directory failed: nothing but the whole may be there */
+        if (access(path, F_OK) ==
+            0) /* only the sync of the directory failed: nothing but the whole may be there */
             assert_int_equal(read_damaged(h, false), 0);
     }
     assert_true(n >= 10);
@@ -837,12 +836,7 @@ static void cache_against_model(void **unused)
 
 int main(void)
 {
-    const char *given = getenv("TIDEMARK_SEED");
-    if (given)
-        seed = strtoull(given, NULL, 0);
-    else if (getrandom(&seed, sizeof seed, 0) != sizeof seed)
-        return 1;
-    print_message("TIDEMARK_SEED=%llu\n", (unsigned long long)seed);
+    seed = check_seed();
     const struct CMUnitTest tests[] = {
         TEST(random_histories),
         TEST(high_trees),

@@ -1,17 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The newest-wins join against an array of sectors (TIDEMARK_SEED replays a run). */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-
-#include <cmocka.h>
-
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 
+#include "check.h"
 #include "journal/index.h"
 
 static long calls_left = -1;
@@ -43,11 +37,7 @@ static uint64_t seed, state;
 
 static uint64_t rnd(uint64_t below)
 {
-    state += 0x9e3779b97f4a7c15ull; /* splitmix64 */
-    uint64_t z = state;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebull;
-    return (z ^ z >> 31) % below;
+    return check_random(&state) % below;
 }
 
 static int setup(void **unused)
@@ -91,8 +81,8 @@ static uint32_t length_max(uint16_t kind)
 
 static bool could_join(const struct extent *a, const struct extent *b)
 {
-    return a->volume == b->volume && a->lba + a->length == b->lba && a->lsn.n == b->lsn.n && a->kind == b->kind &&
-           a->flags == b->flags && a->segment == b->segment &&
+    return a->volume == b->volume && a->lba + a->length == b->lba && a->lsn.n == b->lsn.n &&
+           a->kind == b->kind && a->flags == b->flags && a->segment == b->segment &&
            (a->kind != EXTENT_DATA || a->position + a->length == b->position) &&
            a->length + b->length <= length_max(a->kind);
 }
@@ -113,15 +103,18 @@ static void apply(struct sector sectors[SPACE], const struct extent *e)
     for (uint32_t i = 0; i < e->length; i++) {
         struct sector *s = &sectors[e->lba + i];
         if (e->lsn.n > s->lsn)
-            *s = (struct sector){e->lsn.n, e->segment, e->kind == EXTENT_DATA ? e->position + i : 0, e->kind, e->flags};
+            *s = (struct sector){e->lsn.n, e->segment, e->kind == EXTENT_DATA ? e->position + i : 0, e->kind,
+                                 e->flags};
     }
 }
 
-/* Histories of many shapes: short and long, one stream newer than the next or all mixed, rewinds of one LSN. */
+/* Histories of many shapes: short and long, one stream newer than the next or all mixed, rewinds of one LSN.
+ */
 static size_t random_inputs(void)
 {
     size_t streams = 1 + rnd(STREAMS_MAX);
-    uint64_t lsn = 0, longest = rnd(2) ? 20 : 1 + rnd(SPACE / 2), space = 1 + longest + rnd(SPACE - longest - 1);
+    uint64_t lsn = 0, longest = rnd(2) ? 20 : 1 + rnd(SPACE / 2),
+             space = 1 + longest + rnd(SPACE - longest - 1);
     memset(input_counts, 0, sizeof input_counts);
     memset(model, 0, sizeof model);
     bool mixed = rnd(2), sequential = rnd(4) == 0;
@@ -142,7 +135,8 @@ static size_t random_inputs(void)
             e.segment = e.position = 0;
         /* neighbours of one LSN, which may be joined again or not */
         unsigned pieces = rnd(4) ? 1 : 1 + (unsigned)rnd(5);
-        for (unsigned p = 0; p < pieces && input_counts[to] < PER_STREAM_MAX && e.lba + e.length <= space; p++) {
+        for (unsigned p = 0; p < pieces && input_counts[to] < PER_STREAM_MAX && e.lba + e.length <= space;
+             p++) {
             inputs[to][input_counts[to]++] = e;
             apply(model[e.volume], &e);
             e.lba += e.length;
@@ -175,7 +169,8 @@ static void random_histories(void **unused)
         while ((r = sweep->next(sweep, &e, &err)) > 0) {
             assert_true(e.length > 0 && e.length <= length_max(e.kind));
             if (last.length > 0) { /* SW4 */
-                assert_true(last.volume < e.volume || (last.volume == e.volume && last.lba + last.length <= e.lba));
+                assert_true(last.volume < e.volume ||
+                            (last.volume == e.volume && last.lba + last.length <= e.lba));
                 assert_false(could_join(&last, &e));
             }
             apply(got[e.volume], &e);
@@ -225,9 +220,27 @@ static void joins_within_limits(void **unused)
     (void)unused;
     struct error err = ERROR_INIT;
     struct extent in[6] = {
-        {.volume = 1, .lba = 0, .length = 1024, .lsn = {5}, .segment = 2, .position = 100, .kind = EXTENT_DATA},
-        {.volume = 1, .lba = 1024, .length = 1024, .lsn = {5}, .segment = 2, .position = 1124, .kind = EXTENT_DATA},
-        {.volume = 1, .lba = 2048, .length = 1, .lsn = {5}, .segment = 2, .position = 2148, .kind = EXTENT_DATA},
+        {.volume = 1,
+         .lba = 0,
+         .length = 1024,
+         .lsn = {5},
+         .segment = 2,
+         .position = 100,
+         .kind = EXTENT_DATA},
+        {.volume = 1,
+         .lba = 1024,
+         .length = 1024,
+         .lsn = {5},
+         .segment = 2,
+         .position = 1124,
+         .kind = EXTENT_DATA},
+        {.volume = 1,
+         .lba = 2048,
+         .length = 1,
+         .lsn = {5},
+         .segment = 2,
+         .position = 2148,
+         .kind = EXTENT_DATA},
         {.volume = 2, .lba = 0, .length = EXTENT_ZERO_MAX_SECTORS - 1, .lsn = {5}, .kind = EXTENT_ZERO},
         {.volume = 2, .lba = EXTENT_ZERO_MAX_SECTORS - 1, .length = 1, .lsn = {5}, .kind = EXTENT_ZERO},
         {.volume = 2, .lba = EXTENT_ZERO_MAX_SECTORS, .length = 1, .lsn = {5}, .kind = EXTENT_ZERO},
@@ -264,17 +277,18 @@ static void end_of_the_address_space(void **unused)
     extent_stream_free(sweep);
 }
 
-/* SW3: a chain of ever newer extents, each over the end of the last, with older ones that reach a little further:
- * the older ones never surface, and must not pile up. */
+/* SW3: a chain of ever newer extents, each over the end of the last, with older ones that reach a little
+ * further: the older ones never surface, and must not pile up. */
 static void memory_is_bounded(void **unused)
 {
     (void)unused;
     enum { LINKS = 200000 };
     struct extent *in = calloc(2 * LINKS, sizeof *in);
     for (uint64_t i = 0; i < LINKS; i++) {
-        in[2 * i] = (struct extent){.volume = 1, .lba = i * 10, .length = 15, .lsn = {LINKS + i + 1}, .kind = EXTENT_ZERO};
-        in[2 * i + 1] =
-            (struct extent){.volume = 1, .lba = i * 10 + 6, .length = 12, .lsn = {i + 1}, .kind = EXTENT_ZERO};
+        in[2 * i] = (struct extent){
+            .volume = 1, .lba = i * 10, .length = 15, .lsn = {LINKS + i + 1}, .kind = EXTENT_ZERO};
+        in[2 * i + 1] = (struct extent){
+            .volume = 1, .lba = i * 10 + 6, .length = 12, .lsn = {i + 1}, .kind = EXTENT_ZERO};
     }
     struct error err = ERROR_INIT;
     struct extent_stream *stream = array_stream(in, 2 * LINKS);
@@ -301,7 +315,8 @@ static int failing_next(struct extent_stream *stream, struct extent *ret, struct
     struct failing *f = (struct failing *)stream;
     if (f->left == 0)
         return error_set(err, -EBADMSG, "broken");
-    *ret = (struct extent){.volume = 1, .lba = 100 - f->left, .length = 3, .lsn = {f->left}, .kind = EXTENT_ZERO};
+    *ret = (struct extent){
+        .volume = 1, .lba = 100 - f->left, .length = 3, .lsn = {f->left}, .kind = EXTENT_ZERO};
     f->left--;
     return 1;
 }
@@ -339,7 +354,8 @@ static void every_allocation_fails(void **unused)
     (void)unused;
     struct extent *in = calloc(1000, sizeof *in);
     for (uint64_t i = 0; i < 1000; i++) /* all overlap, the older ones longer */
-        in[i] = (struct extent){.volume = 1, .lba = i, .length = 10000 - (uint32_t)i * 2, .lsn = {i + 1}, .kind = EXTENT_ZERO};
+        in[i] = (struct extent){
+            .volume = 1, .lba = i, .length = 10000 - (uint32_t)i * 2, .lsn = {i + 1}, .kind = EXTENT_ZERO};
     for (long n = 1;; n++) {
         struct error err = ERROR_INIT;
         struct extent_stream *stream = array_stream(in, 1000), *sweep = NULL;
@@ -367,21 +383,12 @@ static void every_allocation_fails(void **unused)
 
 int main(void)
 {
-    const char *given = getenv("TIDEMARK_SEED");
-    if (given)
-        seed = strtoull(given, NULL, 0);
-    else if (getrandom(&seed, sizeof seed, 0) != sizeof seed)
-        return 1;
-    print_message("TIDEMARK_SEED=%llu\n", (unsigned long long)seed);
+    seed = check_seed();
     const struct CMUnitTest tests[] = {
-        TEST(random_histories),
-        TEST(nothing),
-        TEST(array_filters_lsn),
-        TEST(joins_within_limits),
-        TEST(end_of_the_address_space),
-        TEST(memory_is_bounded),
-        TEST(failing_inputs),
-        TEST(every_allocation_fails),
+        TEST(random_histories),         TEST(nothing),
+        TEST(array_filters_lsn),        TEST(joins_within_limits),
+        TEST(end_of_the_address_space), TEST(memory_is_bounded),
+        TEST(failing_inputs),           TEST(every_allocation_fails),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
