@@ -26,6 +26,7 @@
 #include "base/io.h"
 #include "block/block.h"
 #include "block/bounce_internal.h"
+#include "block/file_internal.h"
 
 #define ZEROES_BYTES (64u << 10)
 
@@ -471,4 +472,13 @@ int block_file_open(const char *path, uint64_t create_bytes, bool read_only, str
 int block_file_fd(const struct block *b)
 {
     return ((const struct block_file *)b)->fd;
+}
+
+bool block_file_force_pages(struct block *b)
+{
+    struct block_file *f = file_of(b);
+    if (!f->direct || b->size_bytes % BLOCK_PAGE_BYTES)
+        return false;
+    f->align_bytes = BLOCK_PAGE_BYTES;
+    return true;
 }

@@ -12,6 +12,7 @@
 
 #include "base/cleanup.h"
 #include "block/block.h"
+#include "block/file_internal.h"
 
 #define ROOM_BYTES (3u << 20)
 
@@ -130,13 +131,15 @@ static void memory_model(void **unused)
     free(model);
 }
 
-static void file_model_of(uint64_t size)
+static void file_model_of(uint64_t size, bool pages)
 {
     struct error err = ERROR_INIT;
     struct block *b = NULL;
     unsigned char *model = calloc(1, size), *back = malloc(size);
     check_ok(block_file_open(path, size, false, &b, &err));
     assert_true(b->size_bytes == size);
+    if (pages && !block_file_force_pages(b))
+        print_message("no O_DIRECT here\n");
     against_model(b, model, 800);
     block_free(b);
     check_ok(block_file_open(path, 512, false, &b, &err)); /* keeps its size and content */
@@ -155,9 +158,10 @@ static void file_model_of(uint64_t size)
 static void file_model(void **unused)
 {
     (void)unused;
-    file_model_of(ROOM_BYTES);
-    file_model_of(ROOM_BYTES - 512); /* an end that is not on a page */
-    file_model_of(512);
+    file_model_of(ROOM_BYTES, false);
+    file_model_of(ROOM_BYTES - 512, false); /* an end that is not on a page */
+    file_model_of(512, false);
+    file_model_of(ROOM_BYTES, true);
 }
 
 /* On tmpfs, which has no O_DIRECT before Linux 6.6: the fallback. */
@@ -169,7 +173,7 @@ static void file_model_on_tmpfs(void **unused)
         skip();
     memcpy(old, path, sizeof old);
     snprintf(path, sizeof path, "/dev/shm/tidemark-test-%d", (int)getpid());
-    file_model_of(ROOM_BYTES);
+    file_model_of(ROOM_BYTES, false);
     memcpy(path, old, sizeof old);
 }
 
@@ -327,6 +331,8 @@ static void neighbours_in_one_page(void **unused)
     unsigned char data[512];
     (void)unused;
     check_ok(block_file_open(path, SECTORS * 512, false, &b, &err));
+    if (!block_file_force_pages(b))
+        print_message("no O_DIRECT here\n");
     for (unsigned i = 0; i < WRITERS; i++) {
         writers[i] = (struct writer){b, i};
         assert_int_equal(pthread_create(&threads[i], NULL, write_own_sectors, &writers[i]), 0);
