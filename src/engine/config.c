@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "engine/engine_internal.h"
+
+static int copy(char *to, size_t room, const char *from, const char *field, struct error *err)
+{
+    if (strlen(from) >= room)
+        return error_set(err, -ENAMETOOLONG, "%s is too long: at most %zu bytes", field, room - 1);
+    memcpy(to, from, strlen(from) + 1);
+    return 0;
+}
+
+static int read_volume(json_t *object, struct engine_config *c, struct error *err)
+{
+    const char *name, *backing;
+    size_t i = c->volume_count;
+    int r = json_reject_unknown(object, err, "name", "size_bytes", "backing", NULL);
+    if (r == 0)
+        r = json_get_string(object, "name", &name, err);
+    if (r == 0)
+        r = json_get_string(object, "backing", &backing, err);
+    if (r == 0)
+        r = json_get_u64(object, "size_bytes", &c->volumes[i].size_bytes, err);
+    if (r == 0)
+        r = copy(c->volumes[i].name, sizeof c->volumes[i].name, name, "volumes[].name", err);
+    if (r == 0)
+        r = copy(c->volumes[i].backing, sizeof c->volumes[i].backing, backing, "volumes[].backing", err);
+    if (r == 0)
+        c->volume_count++;
+    return r;
+}
+
+static int read_config(json_t *object, struct engine_config *c, struct error *err)
+{
+    const char *application, *journal, *socket, *ack = "write";
+    json_t *volumes, *volume;
+    size_t i;
+    int r = json_reject_unknown(object, err, "application", "journal", "socket", "ack", "quota_bytes", "volumes", NULL);
+    if (r == 0)
+        r = json_get_string(object, "application", &application, err);
+    if (r == 0)
+        r = json_get_string(object, "journal", &journal, err);
+    if (r == 0)
+        r = json_get_string(object, "socket", &socket, err);
+    if (r == 0)
+        r = json_get_optional_string(object, "ack", &ack, err);
+    if (r == 0)
+        r = json_get_optional_u64(object, "quota_bytes", &c->quota_bytes, err);
+    if (r == 0)
+        r = json_get_array(object, "volumes", &volumes, err);
+    if (r == 0)
+        r = copy(c->application, sizeof c->application, application, "application", err);
+    if (r == 0)
+        r = copy(c->journal, sizeof c->journal, journal, "journal", err);
+    if (r == 0)
+        r = copy(c->socket, sizeof c->socket, socket, "socket", err);
+    if (r < 0)
+        return r;
+    if (strcmp(ack, "write") != 0 && strcmp(ack, "flush") != 0)
+        return error_set(err, -EINVAL, "ack is '%s': expected write or flush", ack);
+    c->ack = strcmp(ack, "flush") == 0 ? GROUP_ACK_FLUSH : GROUP_ACK_WRITE;
+    if (json_array_size(volumes) == 0 || json_array_size(volumes) > GROUP_MAX_VOLUMES)
+        return error_set(err, -EINVAL, "volumes: expected 1 to %u of them", GROUP_MAX_VOLUMES);
+    json_array_foreach(volumes, i, volume) {
+        r = read_volume(volume, c, err);
+        if (r < 0)
+            return error_context(err, "volumes[%zu]", i);
+    }
+    return 0;
+}
+
+int engine_config_load(const char *path, struct engine_config *ret, struct error *err)
+{
+    _cleanup_json_ json_t *object = NULL;
+    memset(ret, 0, sizeof *ret);
+    int r = json_parse_file(path, &object, err);
+    if (r == 0)
+        r = read_config(object, ret, err);
+    return r < 0 ? error_context(err, "%s", path) : 0;
+}

@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "engine/engine.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/io.h"
+#include "engine/engine_internal.h"
+
+#define API_THREADS 3u
+
+void engine_request_stop(void)
+{
+    kill(getpid(), SIGTERM);
+}
+
+static int write_pid(const struct engine *e, struct error *err)
+{
+    char path[128], text[32];
+    snprintf(path, sizeof path, "%s.pid", e->config->socket);
+    int n = snprintf(text, sizeof text, "%d\n", getpid());
+    return io_replace_file(path, text, (size_t)n, 0600, err);
+}
+
+static int open_group(struct engine *e, struct error *err)
+{
+    int r = group_new(e->journal, e->config->ack, e->log, &e->group, err);
+    for (size_t i = 0; i < e->config->volume_count && r == 0; i++)
+        r = group_add_volume(e->group, e->config->volumes[i].name, e->config->volumes[i].size_bytes,
+                             e->config->volumes[i].backing, err);
+    return r < 0 ? r : group_start(e->group, err);
+}
+
+static int start(struct engine *e, struct error *err)
+{
+    struct journal_options options = {.directory = e->config->journal,
+                                      .quota_bytes = e->config->quota_bytes,
+                                      .owner = "tidemark-engine",
+                                      .log = e->log};
+    int r = journal_open(&options, &e->journal, err);
+    if (r < 0)
+        return r;
+    const struct journal_recovery *rec = journal_recovery(e->journal);
+    log_info(e->log, "journal open: %llu frames and %llu records recovered, %zu writes were in flight",
+             (unsigned long long)rec->frames, (unsigned long long)rec->replayed, rec->in_flight_count);
+    r = open_group(e, err);
+    if (r < 0)
+        return r;
+    struct http_server_options server = {.socket_path = e->config->socket,
+                                         .threads = API_THREADS,
+                                         .log = e->log,
+                                         .handler = engine_api_handle,
+                                         .context = e};
+    r = http_server_start(&server, &e->server, err);
+    return r < 0 ? r : write_pid(e, err);
+}
+
+int engine_start(const char *config_path, const struct log *log, struct engine **ret, struct error *err)
+{
+    struct engine *e = calloc(1, sizeof *e);
+    if (e)
+        e->config = calloc(1, sizeof *e->config);
+    if (!e || !e->config) {
+        free(e);
+        return error_errno(err, -ENOMEM, "cannot start the engine");
+    }
+    e->log = log;
+    e->started_boottime_ns = clock_boottime_ns(clock_system());
+    int r = engine_config_load(config_path, e->config, err);
+    if (r == 0)
+        r = start(e, err);
+    if (r < 0) {
+        struct error ignored = ERROR_INIT;
+        if (engine_stop(e, &ignored) < 0)
+            log_error(log, "%s", ignored.message);
+        return r;
+    }
+    /* Under memory pressure a page fault here could wait for write-back to the volumes served (docs/architecture.md). */
+    if (mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) < 0)
+        log_warning(log, "cannot lock memory: %m; under memory pressure the volumes may stall (needs CAP_IPC_LOCK)");
+    *ret = e;
+    return 0;
+}
+
+int engine_stop(struct engine *e, struct error *err)
+{
+    char path[128];
+    if (!e)
+        return 0;
+    http_server_stop(e->server);
+    group_free(e->group);
+    int r = journal_close(e->journal, err);
+    snprintf(path, sizeof path, "%s.pid", e->config->socket);
+    unlink(path);
+    free(e->config);
+    free(e);
+    return r;
+}
+
+size_t engine_volume_count(const struct engine *e)
+{
+    return group_volume_count(e->group);
+}
+const char *engine_volume_name(const struct engine *e, size_t i)
+{
+    return group_volume_name(e->group, i);
+}
+struct block *engine_volume_block(struct engine *e, size_t i)
+{
+    return group_volume_block(e->group, i);
+}

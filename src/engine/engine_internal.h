@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef TIDEMARK_ENGINE_ENGINE_INTERNAL_H
+#define TIDEMARK_ENGINE_ENGINE_INTERNAL_H
+
+#include <limits.h>
+#include <stdatomic.h>
+
+#include "engine/engine.h"
+#include "lib/http_server.h"
+#include "lib/json.h"
+#include "volume/group.h"
+
+struct engine_config {
+    char application[64];
+    char journal[PATH_MAX];
+    char socket[108];
+    enum group_ack ack;
+    uint64_t quota_bytes;
+    size_t volume_count;
+    struct {
+        char name[JOURNAL_NAME_BYTES];
+        uint64_t size_bytes;
+        char backing[PATH_MAX];
+    } volumes[GROUP_MAX_VOLUMES];
+};
+int engine_config_load(const char *path, struct engine_config *ret, struct error *err) MUST_CHECK;
+
+struct engine {
+    struct engine_config *config;
+    const struct log *log;
+    struct journal *journal;
+    struct group *group;
+    struct http_server *server;
+    uint64_t started_boottime_ns;
+};
+
+/* The control socket's handler. */
+int engine_api_handle(void *context, const struct http_request *request, struct http_response *response, struct error *err);
+/* Prometheus text, from malloc. */
+char *engine_metrics(struct engine *e);
+json_t *engine_status_json(struct engine *e);
+/* "2026-11-21T…Z", or null for 0. */
+json_t *engine_json_time(uint64_t realtime_ns);
+/* Asks this process to end in order. */
+void engine_request_stop(void);
+
+#endif

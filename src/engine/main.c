@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* tidemark-engine: a dispatch to serve, view or verify. */
+#include <errno.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "engine/engine.h"
+#include "export/fuse_runtime.h"
+
+static const char help[] =
+    "usage: tidemark-engine serve|view --config FILE\n"
+    "       tidemark-engine verify --config FILE [--pin ID]\n"
+    "\n"
+    "The data plane of one application. It is started by tidemark-holder, which is started by `tidemark up`;\n"
+    "there is no need to run it by hand.\n"
+    "\n"
+    "  serve   journals and serves the volumes of engine.json over the descriptors in $TIDEMARK_FUSE\n"
+    "  view    serves the volumes of a pinned point (view.json) in the same way\n"
+    "  verify  reads the whole journal and prints what is damaged, one JSON object a line\n"
+    "\n"
+    "exit status: 0 ended in order, 1 failed, 2 usage, 6 damage was found, 78 configuration or journal refused\n";
+
+static int usage(void)
+{
+    fputs(help, stderr);
+    return 2;
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option options[] = {{"config", required_argument, NULL, 'c'},
+                                            {"pin", required_argument, NULL, 'p'},
+                                            {"help", no_argument, NULL, 'h'},
+                                            {"version", no_argument, NULL, 'V'},
+                                            {0}};
+    static const struct log log = {STDERR_FILENO, LOG_LEVEL_INFO, "engine"};
+    const char *config = NULL, *pin = NULL;
+    int option;
+    while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
+        if (option == 'c')
+            config = optarg;
+        else if (option == 'p')
+            pin = optarg;
+        else if (option == 'h')
+            return fputs(help, stdout) < 0;
+        else if (option == 'V')
+            return puts("tidemark-engine " TIDEMARK_VERSION) < 0;
+        else
+            return usage();
+    }
+    if (optind + 1 != argc || !config)
+        return usage();
+    const char *role = argv[optind];
+    if (strcmp(role, "serve") == 0)
+        return fuse_runtime_main(runtime_serve_ops(), config, &log);
+    if (strcmp(role, "view") == 0)
+        return fuse_runtime_main(runtime_view_ops(), config, &log);
+    if (strcmp(role, "verify") != 0)
+        return usage();
+    struct error err = ERROR_INIT;
+    int r = engine_verify(config, pin, &err);
+    if (r < 0)
+        log_error(&log, "%s", err.message);
+    return r == 0 ? 0 : r == -EBADMSG ? 6 : 1;
+}

@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A view's process: the image of a pin under one overlay a volume, and a small control socket. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/io.h"
+#include "engine/engine_internal.h"
+#include "journal/pin.h"
+#include "view/image.h"
+
+struct view_volume {
+    char name[JOURNAL_NAME_BYTES];
+    struct block *lower, *overlay;
+};
+struct engine_view {
+    char id[64], journal[PATH_MAX], pin[64], overlay[PATH_MAX];
+    char socket[108];
+    struct lsn lsn;
+    struct image *image;
+    size_t count;
+    struct view_volume volumes[GROUP_MAX_VOLUMES];
+    struct http_server *server;
+};
+
+static int handle(void *context, const struct http_request *request, struct http_response *response, struct error *err)
+{
+    struct engine_view *v = context;
+    if (strcmp(request->path, "/v1/shutdown") == 0 && strcmp(request->method, "POST") == 0) {
+        engine_request_stop();
+        http_response_json(response, 200, json_object());
+        return 0;
+    }
+    if (strcmp(request->path, "/v1/status") != 0)
+        return error_set(err, -ENOENT, "a view has no %s %s", request->method, request->path);
+    uint64_t used = 0;
+    for (size_t i = 0; i < v->count; i++)
+        used += block_overlay_used_bytes(v->volumes[i].overlay);
+    http_response_json(response, 200,
+                       json_pack("{s:s, s:i, s:I, s:I, s:s}", "id", v->id, "pid", getpid(), "lsn", (json_int_t)v->lsn.n,
+                                 "overlay_bytes", (json_int_t)used, "state", "open"));
+    return 0;
+}
+
+static int add_volume(struct engine_view *v, json_t *object, struct error *err)
+{
+    const char *name;
+    char path[PATH_MAX + JOURNAL_NAME_BYTES + 8];
+    uint64_t id, size_bytes;
+    struct view_volume *volume = &v->volumes[v->count];
+    int r = json_get_string(object, "name", &name, err);
+    if (r == 0)
+        r = json_get_u64(object, "id", &id, err);
+    if (r == 0)
+        r = json_get_u64(object, "size_bytes", &size_bytes, err);
+    if (r < 0)
+        return r;
+    snprintf(volume->name, sizeof volume->name, "%s", name);
+    snprintf(path, sizeof path, "%s/%s.img", v->overlay, volume->name);
+    r = image_block(v->image, (uint32_t)id, size_bytes, &volume->lower, err);
+    if (r < 0)
+        return r;
+    v->count++;
+    return block_overlay_new(volume->lower, path, &volume->overlay, err);
+}
+
+static int read_config(struct engine_view *v, json_t *config, struct error *err)
+{
+    const char *id, *journal, *pin, *socket, *overlay;
+    int r = json_reject_unknown(config, err, "id", "journal", "pin", "lsn", "socket", "overlay", "volumes", NULL);
+    if (r == 0)
+        r = json_get_string(config, "id", &id, err);
+    if (r == 0)
+        r = json_get_string(config, "journal", &journal, err);
+    if (r == 0)
+        r = json_get_string(config, "pin", &pin, err);
+    if (r == 0)
+        r = json_get_string(config, "socket", &socket, err);
+    if (r == 0)
+        r = json_get_string(config, "overlay", &overlay, err);
+    if (r == 0)
+        r = json_get_u64(config, "lsn", &v->lsn.n, err);
+    if (r < 0)
+        return r;
+    if (strlen(socket) >= sizeof v->socket || strlen(id) >= sizeof v->id || strlen(pin) >= sizeof v->pin)
+        return error_set(err, -ENAMETOOLONG, "a view's id, pin or socket is too long");
+    snprintf(v->id, sizeof v->id, "%s", id);
+    snprintf(v->journal, sizeof v->journal, "%s", journal);
+    snprintf(v->pin, sizeof v->pin, "%s", pin);
+    snprintf(v->socket, sizeof v->socket, "%s", socket);
+    snprintf(v->overlay, sizeof v->overlay, "%s", overlay);
+    return 0;
+}
+
+static int start(struct engine_view *v, const char *config_path, const struct log *log, struct error *err)
+{
+    _cleanup_json_ json_t *config = NULL;
+    json_t *volumes = NULL, *volume;
+    size_t i;
+    int r = json_parse_file(config_path, &config, err);
+    if (r == 0)
+        r = read_config(v, config, err);
+    if (r == 0)
+        r = json_get_array(config, "volumes", &volumes, err);
+    if (r < 0)
+        return error_context(err, "%s", config_path);
+    if (json_array_size(volumes) > GROUP_MAX_VOLUMES)
+        return error_set(err, -EINVAL, "%s: more than %u volumes", config_path, GROUP_MAX_VOLUMES);
+    r = io_mkdirs(v->overlay, 0700, err);
+    if (r == 0)
+        r = image_open(v->journal, v->pin, &v->image, err);
+    json_array_foreach(volumes, i, volume)
+        if (r == 0)
+            r = add_volume(v, volume, err);
+    if (r < 0)
+        return r;
+    struct http_server_options options = {.socket_path = v->socket, .threads = 1, .log = log, .handler = handle, .context = v};
+    return http_server_start(&options, &v->server, err);
+}
+
+int engine_view_start(const char *config_path, const struct log *log, struct engine_view **ret, struct error *err)
+{
+    struct engine_view *v = calloc(1, sizeof *v);
+    if (!v)
+        return error_errno(err, -ENOMEM, "cannot start the view");
+    int r = start(v, config_path, log, err);
+    if (r < 0) {
+        engine_view_stop(v);
+        return r;
+    }
+    *ret = v;
+    return 0;
+}
+
+void engine_view_stop(struct engine_view *v)
+{
+    if (!v)
+        return;
+    http_server_stop(v->server);
+    for (size_t i = 0; i < v->count; i++) {
+        block_free(v->volumes[i].overlay);
+        block_free(v->volumes[i].lower);
+    }
+    image_free(v->image);
+    free(v);
+}
+
+size_t engine_view_volume_count(const struct engine_view *v)
+{
+    return v->count;
+}
+const char *engine_view_volume_name(const struct engine_view *v, size_t i)
+{
+    return v->volumes[i].name;
+}
+struct block *engine_view_volume_block(struct engine_view *v, size_t i)
+{
+    return v->volumes[i].overlay;
+}

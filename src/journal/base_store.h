@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A checksummed sparse image a volume: what dropped history leaves behind (the base), and what a rewind's reference
+ * run still needs of it (its rescue store). `<directory>/<volume>.img` holds the bytes, `<volume>.crc` for each 4 KiB
+ * block its CRC32C and a mask of the sectors that are present; absent sectors read as zeroes (J6).
+ *
+ * One writer; readers in other processes may run beside it as long as they do not read what is being written. */
+#ifndef TIDEMARK_JOURNAL_BASE_STORE_H
+#define TIDEMARK_JOURNAL_BASE_STORE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+
+struct base_store;
+
+/* `writable` creates the directory. A missing store opened for reading is empty. */
+int base_store_open(const char *directory, bool writable, struct base_store **ret, struct error *err) MUST_CHECK;
+void base_store_free(struct base_store *s);
+
+/* LBAs and lengths in sectors. */
+int base_store_read(struct base_store *s, uint32_t volume, uint64_t lba, uint32_t length, void *data, struct error *err) MUST_CHECK;
+/* `repair`: blocks that are damaged already are taken as they are: the write is repeated after a crash in it. */
+int base_store_write(struct base_store *s, uint32_t volume, uint64_t lba, uint32_t length, const void *data, bool repair,
+                     struct error *err) MUST_CHECK;
+/* Makes sectors absent. */
+int base_store_clear(struct base_store *s, uint32_t volume, uint64_t lba, uint64_t length, bool repair, struct error *err) MUST_CHECK;
+/* Length of the stretch at `lba`, at most `length`, that is wholly present or wholly absent; *ret_present says which. */
+int base_store_extent(struct base_store *s, uint32_t volume, uint64_t lba, uint64_t length, bool *ret_present,
+                      uint64_t *ret_length, struct error *err) MUST_CHECK;
+int base_store_sync(struct base_store *s, struct error *err) MUST_CHECK;
+/* Bytes in use on disk. */
+uint64_t base_store_used_bytes(struct base_store *s);
+
+#endif

@@ -1,0 +1,726 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Looking back: which points there are, what time they have, what happened in between, which objects existed. Everything
+ * is read from the segments' indexes, newest first; only the manifest's table of segments is searched in memory. */
+#include "journal/history.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/crc32c.h"
+#include "base/io.h"
+#include "journal/frame.h"
+#include "journal/journal_internal.h"
+#include "journal/payload.h"
+#include "lib/json.h"
+#include "lib/zstd.h"
+
+/* One segment's sections in memory. */
+struct chapter {
+    struct segment_info info;
+    struct tail_event *events;
+    struct tail_frame *frames;
+    uint32_t event_count, frame_count;
+};
+
+static void release_chapter(struct chapter *c)
+{
+    free(c->events);
+    free(c->frames);
+    *c = (struct chapter){0};
+}
+
+struct book { /* all segments, oldest first; the last ones may be tails */
+    struct journal *j;
+    struct manifest manifest;
+    struct chapter tails[2]; /* oldest first */
+    size_t tail_count;
+};
+
+static void *copy_array(const void *from, size_t bytes)
+{
+    void *to = malloc(bytes ? bytes : 1);
+    if (to)
+        memcpy(to, from, bytes);
+    return to;
+}
+
+static void release_book(struct book *b)
+{
+    for (size_t i = 0; i < b->tail_count; i++)
+        release_chapter(&b->tails[i]);
+    manifest_release(&b->manifest);
+}
+
+static int open_book(struct journal *j, struct book *ret, struct error *err)
+{
+    MUTEX_GUARD(guard, &j->mutex);
+    *ret = (struct book){.j = j};
+    int r = manifest_copy(&j->manifest, &ret->manifest, err);
+    const struct tail *order[2] = {j->sealing ? &j->tails[!j->active] : NULL, &j->tails[j->active]};
+    for (int i = 0; i < 2 && r == 0; i++) {
+        const struct tail *t = order[i];
+        if (!t || t->frame_count == 0 || t->info.number < ret->manifest.next_segment)
+            continue;
+        struct chapter *c = &ret->tails[ret->tail_count++];
+        c->info = t->info;
+        c->event_count = t->event_count;
+        c->frame_count = t->frame_count;
+        c->events = copy_array(t->events, t->event_count * sizeof *t->events);
+        c->frames = copy_array(t->frames, t->frame_count * sizeof *t->frames);
+        if (!c->events || !c->frames)
+            r = error_errno(err, -ENOMEM, "cannot read the history");
+    }
+    if (r < 0)
+        release_book(ret);
+    return r;
+}
+
+static size_t chapter_count(const struct book *b)
+{
+    return b->manifest.segment_count + b->tail_count;
+}
+static const struct segment_info *chapter_info(const struct book *b, size_t i)
+{
+    return i < b->manifest.segment_count ? &b->manifest.segments[i] : &b->tails[i - b->manifest.segment_count].info;
+}
+
+static int read_section(struct index *index, enum index_section section, size_t element_bytes, void **ret,
+                        uint32_t *ret_count, struct error *err)
+{
+    uint64_t bytes = index_section_bytes(index, section);
+    void *data = malloc(bytes ? bytes : 1);
+    if (!data)
+        return error_errno(err, -ENOMEM, "cannot read the history");
+    int r = bytes ? index_section_pread(index, section, data, bytes, 0, err) : 0;
+    if (r < 0) {
+        free(data);
+        return r;
+    }
+    *ret = data;
+    *ret_count = (uint32_t)(bytes / element_bytes);
+    return 0;
+}
+
+/* Loads chapter `i` into *ret, to be released. */
+static int load_chapter(const struct book *b, size_t i, struct chapter *ret, struct error *err)
+{
+    *ret = (struct chapter){.info = *chapter_info(b, i)};
+    if (i >= b->manifest.segment_count) {
+        const struct chapter *t = &b->tails[i - b->manifest.segment_count];
+        ret->event_count = t->event_count;
+        ret->frame_count = t->frame_count;
+        ret->events = copy_array(t->events, t->event_count * sizeof *t->events);
+        ret->frames = copy_array(t->frames, t->frame_count * sizeof *t->frames);
+        return ret->events && ret->frames ? 0 : error_errno(err, -ENOMEM, "cannot read the history");
+    }
+    char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
+    struct index *index = NULL;
+    journal_path(b->j, journal_l0_file(ret->info.number, name), path);
+    int r = index_open(path, b->j->cache, &index, err);
+    if (r == 0)
+        r = read_section(index, INDEX_SECTION_EVENTS, sizeof *ret->events, (void **)&ret->events, &ret->event_count, err);
+    if (r == 0)
+        r = read_section(index, INDEX_SECTION_FRAMES, sizeof *ret->frames, (void **)&ret->frames, &ret->frame_count, err);
+    index_free(index);
+    if (r < 0)
+        release_chapter(ret);
+    return r;
+}
+
+/* Reads `bytes` from a block of a segment. CRCs are checked by the caller. */
+static int read_blocks(const struct book *b, uint32_t segment, uint32_t block, void *data, size_t bytes, struct error *err)
+{
+    char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
+    journal_path(b->j, journal_segment_file(segment, name), path);
+    _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
+    if (fd < 0 && errno == EINVAL)
+        fd = open(path, O_RDONLY | O_CLOEXEC);
+    int r = fd < 0 ? -errno : io_pread_full(fd, data, bytes, (uint64_t)block * JOURNAL_BLOCK_BYTES);
+    if (r < 0)
+        return error_errno(err, r, "cannot read segment %u at block %u", segment, block);
+    return 0;
+}
+
+static int read_frame_header(const struct book *b, const struct chapter *c, uint32_t frame, void *block, struct error *err)
+{
+    int r = read_blocks(b, c->info.number, le32_get(c->frames[frame].block), block, JOURNAL_BLOCK_BYTES, err);
+    if (r < 0)
+        return r;
+    const struct frame_header *h = block;
+    if (!frame_is_intact(block, &b->manifest.journal_id, c->info.epoch) ||
+        le64_get(h->first_lsn) != le64_get(c->frames[frame].first_lsn))
+        return error_set(err, -EBADMSG, "segment %u is damaged at block %u (frame header)", c->info.number,
+                         le32_get(c->frames[frame].block));
+    return 0;
+}
+
+/* ---- points ---- */
+
+enum time_kind { TIME_REAL, TIME_BOOT };
+
+static uint64_t frame_time(const struct tail_frame *f, enum time_kind kind)
+{
+    return kind == TIME_BOOT ? le64_get(f->boottime_ns) : le64_get(f->realtime_ns);
+}
+
+struct candidate {
+    struct lsn lsn;
+    uint64_t realtime_ns;
+};
+
+/* The last record of frame `i` that may be a point, has time <= `time` and LSN <= `lsn`; .lsn.n 0: none. */
+static int last_in_frame(const struct book *b, const struct chapter *c, uint32_t i, enum time_kind kind, uint64_t time,
+                         struct lsn lsn, struct candidate *ret, struct error *err)
+{
+    char *block = io_alloc_pages(JOURNAL_BLOCK_BYTES);
+    if (!block)
+        return error_errno(err, -ENOMEM, "cannot read the history");
+    *ret = (struct candidate){0};
+    int r = read_frame_header(b, c, i, block, err);
+    uint64_t first = le64_get(c->frames[i].first_lsn), start = frame_time(&c->frames[i], kind);
+    for (uint32_t k = r < 0 ? 0 : le16_get(c->frames[i].records); k-- > 0;) {
+        const struct frame_record *record = &frame_records(block)[k];
+        uint64_t delta_ns = le32_get(record->delta_us) * 1000ull;
+        bool in_time = time == UINT64_MAX || start + delta_ns <= time;
+        if (!(record->flags & RECORD_LAST) || first + k > lsn.n || !in_time)
+            continue;
+        ret->lsn.n = first + k;
+        ret->realtime_ns = le64_get(c->frames[i].realtime_ns) + delta_ns;
+        break;
+    }
+    io_free_pages(block, JOURNAL_BLOCK_BYTES);
+    return r;
+}
+
+/* The last point at or before chapter `i`, frame `frame` (of it), with the limits. Goes back over frames without one. */
+static int last_before(const struct book *b, size_t i, uint32_t frame, enum time_kind kind, uint64_t time, struct lsn lsn,
+                       struct candidate *ret, struct error *err)
+{
+    *ret = (struct candidate){.lsn = b->manifest.base, .realtime_ns = b->manifest.base_realtime_ns};
+    for (bool first = true;; first = false) {
+        struct chapter c;
+        int r = load_chapter(b, i, &c, err);
+        if (r < 0)
+            return r;
+        for (uint32_t k = first && frame < c.frame_count ? frame + 1 : c.frame_count; k-- > 0 && r == 0;) {
+            if (le64_get(c.frames[k].first_lsn) > lsn.n || (time != UINT64_MAX && frame_time(&c.frames[k], kind) > time))
+                continue;
+            struct candidate found;
+            r = last_in_frame(b, &c, k, kind, time, lsn, &found, err);
+            if (r == 0 && found.lsn.n) {
+                *ret = found;
+                release_chapter(&c);
+                return 0;
+            }
+        }
+        release_chapter(&c);
+        if (r < 0 || i-- == 0)
+            return r;
+    }
+}
+
+static int floor_point(const struct book *b, struct lsn lsn, struct candidate *ret, struct error *err)
+{
+    *ret = (struct candidate){.lsn = b->manifest.base, .realtime_ns = b->manifest.base_realtime_ns};
+    for (size_t i = chapter_count(b); i-- > 0;)
+        if (chapter_info(b, i)->first.n <= lsn.n)
+            return last_before(b, i, UINT32_MAX, TIME_REAL, UINT64_MAX, lsn, ret, err);
+    return 0;
+}
+
+static bool same_boot(const struct book *b, const struct segment_info *s)
+{
+    return memcmp(s->boot.bytes, b->manifest.boot.bytes, 16) == 0;
+}
+
+/* The earliest place behind which time goes beyond `time`. *ret_again: the clock came back to it later. */
+static int find_time(const struct book *b, enum time_kind kind, uint64_t time, struct candidate *ret, bool *ret_again,
+                     struct error *err)
+{
+    size_t count = chapter_count(b), at = count;
+    *ret_again = false;
+    for (size_t i = 0; i < count; i++) {
+        const struct segment_info *s = chapter_info(b, i);
+        if (kind == TIME_BOOT && !same_boot(b, s))
+            continue;
+        uint64_t first = kind == TIME_BOOT ? s->first_boottime_ns : s->first_realtime_ns;
+        uint64_t last = kind == TIME_BOOT ? s->last_boottime_ns : s->last_realtime_ns;
+        if (at == count && (first > time || last > time))
+            at = i;
+        else if (at < count && first <= time)
+            *ret_again = true;
+    }
+    if (at == count)
+        return count ? last_before(b, count - 1, UINT32_MAX, kind, UINT64_MAX, LSN_MAX, ret, err)
+                     : floor_point(b, LSN_MAX, ret, err);
+    struct chapter c;
+    int r = load_chapter(b, at, &c, err);
+    if (r < 0)
+        return r;
+    uint32_t frame = 0;
+    while (frame < c.frame_count && frame_time(&c.frames[frame], kind) <= time)
+        frame++;
+    release_chapter(&c);
+    if (frame > 0)
+        return last_before(b, at, frame - 1, kind, time, LSN_MAX, ret, err);
+    if (at > 0)
+        return last_before(b, at - 1, UINT32_MAX, TIME_REAL, UINT64_MAX, LSN_MAX, ret, err);
+    *ret = (struct candidate){.lsn = b->manifest.base, .realtime_ns = b->manifest.base_realtime_ns};
+    return 0;
+}
+
+static int outside(const struct book *b, const char *what, struct error *err)
+{
+    char from[CLOCK_TEXT_BYTES], to[CLOCK_TEXT_BYTES];
+    return error_set(err, -ERANGE, "%s is outside of the history, which goes from LSN %llu (%s) to LSN %llu (%s)", what,
+                     (unsigned long long)b->manifest.base_target.n, clock_format_rfc3339(b->manifest.base_realtime_ns, from),
+                     (unsigned long long)b->j->written_lsn, clock_format_rfc3339(clock_realtime_ns(b->j->clock), to));
+}
+
+static int resolve_time(const struct book *b, const struct point *point, struct candidate *ret, char note[160],
+                        struct error *err)
+{
+    char text[CLOCK_TEXT_BYTES], what[96];
+    uint64_t now = clock_realtime_ns(b->j->clock), boot_now = clock_boottime_ns(b->j->clock);
+    uint64_t time = point->kind == POINT_TIME ? point->realtime_ns : now > point->ago_ns ? now - point->ago_ns : 0;
+    snprintf(what, sizeof what, "the time %s", clock_format_rfc3339(time, text));
+    if (point->kind == POINT_AGO) {
+        uint64_t since = boot_now > point->ago_ns ? boot_now - point->ago_ns : 0;
+        for (size_t i = 0; i < chapter_count(b); i++) {
+            const struct segment_info *s = chapter_info(b, i);
+            if (!same_boot(b, s))
+                continue;
+            if (s->first_boottime_ns > since)
+                break; /* before this boot's first record: by the wall clock */
+            bool again;
+            return find_time(b, TIME_BOOT, since, ret, &again, err);
+        }
+    }
+    if (time < b->manifest.base_realtime_ns)
+        return outside(b, what, err);
+    if (point->kind == POINT_TIME && time > now)
+        return outside(b, what, err);
+    bool again;
+    int r = find_time(b, TIME_REAL, time, ret, &again, err);
+    if (r == 0 && again)
+        snprintf(note, 160, "the clock was set back: this time occurs more than once, the earliest is taken");
+    return r;
+}
+
+struct tag_search {
+    const char *name;
+    struct lsn found;
+    uint64_t realtime_ns;
+};
+
+static int visit_tag(void *context, const struct journal_event *event, struct error *err)
+{
+    struct tag_search *s = context;
+    (void)err;
+    if (event->op != OP_MARK || strcmp(event->payload, s->name) != 0)
+        return 0;
+    s->found = event->lsn;
+    s->realtime_ns = event->realtime_ns;
+    return 1;
+}
+
+static int find_tag(struct journal *j, const char *name, struct tag_search *ret, struct error *err)
+{
+    *ret = (struct tag_search){.name = name};
+    pthread_mutex_lock(&j->mutex);
+    struct lsn low = j->manifest.base;
+    pthread_mutex_unlock(&j->mutex);
+    return journal_events(j, low, LSN_MAX, false, visit_tag, ret, err);
+}
+
+int history_check_refused(struct journal *j, struct lsn lsn, struct error *err)
+{
+    MUTEX_GUARD(guard, &j->mutex);
+    for (size_t i = 0; i < j->manifest.refused_count; i++) {
+        const struct refused_info *r = &j->manifest.refused[i];
+        if (lsn.n <= r->low.n || (r->high.n && lsn.n >= r->high.n))
+            continue;
+        return error_set(err, -ERANGE,
+                         "LSN %llu is inside a gap (after LSN %llu, %s): what the volumes held there is not known exactly; "
+                         "choose a point before or after it",
+                         (unsigned long long)lsn.n, (unsigned long long)r->low.n,
+                         r->high.n ? "closed by a resync" : "still being compared with the backing");
+    }
+    return 0;
+}
+
+static int resolve_in_book(const struct book *b, const struct point *point, struct journal_point *ret, struct error *err)
+{
+    struct candidate found = {0};
+    char what[96];
+    int r = 0;
+    switch (point->kind) {
+    case POINT_LATEST:
+        r = floor_point(b, LSN_MAX, &found, err);
+        break;
+    case POINT_LSN:
+        snprintf(what, sizeof what, "LSN %llu", (unsigned long long)point->lsn.n);
+        if (point->lsn.n < b->manifest.base_target.n || point->lsn.n > b->j->written_lsn)
+            return outside(b, what, err);
+        r = floor_point(b, point->lsn, &found, err);
+        if (r == 0 && found.lsn.n != point->lsn.n)
+            snprintf(ret->note, sizeof ret->note, "LSN %llu is not the end of a request: the last point before it is taken",
+                     (unsigned long long)point->lsn.n);
+        break;
+    case POINT_AGO:
+    case POINT_TIME:
+        r = resolve_time(b, point, &found, ret->note, err);
+        break;
+    case POINT_TAG: {
+        struct tag_search tag;
+        r = find_tag(b->j, point->tag, &tag, err);
+        if (r == 0 && !tag.found.n)
+            return error_set(err, -ENOENT, "there is no tag '%s' in the history; `tidemark points` lists them", point->tag);
+        found = (struct candidate){tag.found, tag.realtime_ns};
+        break;
+    }
+    }
+    if (r < 0)
+        return r;
+    if (found.lsn.n < b->manifest.base_target.n)
+        return outside(b, "this point", err);
+    ret->lsn = found.lsn;
+    ret->realtime_ns = found.realtime_ns;
+    return 0;
+}
+
+int journal_resolve(struct journal *j, const struct point *point, struct journal_point *ret, struct error *err)
+{
+    struct book book;
+    struct journal_point found = {0};
+    int r = journal_sync(j, -1, NULL, err);
+    if (r < 0 && r != -ESHUTDOWN)
+        return r;
+    r = open_book(j, &book, err);
+    if (r < 0)
+        return r;
+    r = resolve_in_book(&book, point, &found, err);
+    release_book(&book);
+    if (r == 0)
+        r = history_check_refused(j, found.lsn, err);
+    if (r == 0)
+        *ret = found;
+    return r;
+}
+
+/* ---- events ---- */
+
+/* Reads an event's payload, checked against the segment's CRCs. NUL-terminated. */
+static int read_payload(const struct book *b, const struct chapter *c, const struct tail_event *e, char **ret, struct error *err)
+{
+    uint32_t bytes = le32_get(e->payload_bytes), blocks = (bytes + JOURNAL_BLOCK_BYTES - 1) / JOURNAL_BLOCK_BYTES;
+    if (bytes > JOURNAL_PAYLOAD_MAX_BYTES)
+        return error_set(err, -EBADMSG, "segment %u is damaged (event length)", c->info.number);
+    size_t room = (size_t)blocks * JOURNAL_BLOCK_BYTES;
+    char *pages = io_alloc_pages(room ? room : JOURNAL_BLOCK_BYTES), *text = calloc(1, (size_t)bytes + 1);
+    int r = pages && text ? 0 : error_errno(err, -ENOMEM, "cannot read the history");
+    if (r == 0 && bytes)
+        r = read_blocks(b, c->info.number, le32_get(e->payload_block), pages, room, err);
+    /* The frame that holds it says its CRC. */
+    uint32_t frame = c->frame_count;
+    while (frame && le64_get(c->frames[frame - 1].first_lsn) > le64_get(e->lsn))
+        frame--;
+    char *block = io_alloc_pages(JOURNAL_BLOCK_BYTES);
+    if (r == 0 && bytes && (!block || frame == 0))
+        r = error_set(err, -EBADMSG, "segment %u is damaged (frame of an event)", c->info.number);
+    if (r == 0 && bytes)
+        r = read_frame_header(b, c, frame - 1, block, err);
+    if (r == 0 && bytes) {
+        uint64_t index = le64_get(e->lsn) - le64_get(c->frames[frame - 1].first_lsn);
+        uint32_t crcs[FRAME_MAX_BLOCKS], crc = 0;
+        for (uint32_t i = 0; i < blocks; i++)
+            crcs[i] = crc32c(0, pages + (size_t)i * JOURNAL_BLOCK_BYTES, JOURNAL_BLOCK_BYTES);
+        crc = blocks == 1 ? crcs[0] : crc32c(0, crcs, blocks * sizeof *crcs);
+        if (index >= FRAME_MAX_RECORDS || le32_get(frame_records(block)[index].payload_crc) != crc)
+            r = error_set(err, -EBADMSG, "segment %u is damaged at block %u (wrong checksum)", c->info.number,
+                          le32_get(e->payload_block));
+    }
+    if (r == 0)
+        memcpy(text, pages, bytes);
+    io_free_pages(block, JOURNAL_BLOCK_BYTES);
+    io_free_pages(pages, room ? room : JOURNAL_BLOCK_BYTES);
+    if (r < 0)
+        free(text);
+    else
+        *ret = text;
+    return r;
+}
+
+struct activity { /* of one second, collected from the newest frame on */
+    bool pending;
+    uint64_t second;
+    struct journal_event event;
+};
+
+struct walk {
+    const struct book *book;
+    struct lsn low, high;
+    bool activity;
+    journal_event_visit visit;
+    void *context;
+    struct activity now;
+};
+
+static int flush_activity(struct walk *w, struct error *err)
+{
+    if (!w->now.pending)
+        return 0;
+    w->now.pending = false;
+    return w->visit(w->context, &w->now.event, err);
+}
+
+static int add_activity(struct walk *w, const struct tail_frame *f, struct error *err)
+{
+    uint64_t last = le64_get(f->first_lsn) + le16_get(f->records) - 1, second = le64_get(f->realtime_ns) / NS_PER_SECOND;
+    if (!le16_get(f->data_kib) || last > w->high.n || last <= w->low.n)
+        return 0;
+    if (w->now.pending && w->now.second != second) {
+        int r = flush_activity(w, err);
+        if (r)
+            return r;
+    }
+    if (!w->now.pending) {
+        w->now.pending = true;
+        w->now.second = second;
+        w->now.event = (struct journal_event){.lsn = {last}, .realtime_ns = le64_get(f->realtime_ns), .op = OP_WRITE, .payload = ""};
+    }
+    w->now.event.aux += le16_get(f->data_kib) * 1024ull;
+    w->now.event.tag += le16_get(f->records);
+    return 0;
+}
+
+static int visit_event(struct walk *w, const struct chapter *c, const struct tail_event *e, struct error *err)
+{
+    uint64_t lsn = le64_get(e->lsn);
+    if (lsn > w->high.n || lsn <= w->low.n)
+        return 0;
+    _cleanup_free_ char *payload = NULL;
+    int r = flush_activity(w, err);
+    if (r == 0)
+        r = read_payload(w->book, c, e, &payload, err);
+    if (r)
+        return r;
+    struct journal_event event = {.lsn = {lsn},
+                                  .realtime_ns = le64_get(e->realtime_ns),
+                                  .op = e->op,
+                                  .flags = e->flags,
+                                  .volume = le32_get(e->volume),
+                                  .aux = le64_get(e->aux),
+                                  .tag = le64_get(e->tag),
+                                  .payload = payload,
+                                  .payload_bytes = le32_get(e->payload_bytes)};
+    return w->visit(w->context, &event, err);
+}
+
+/* Newest first through one segment; events and frames merged by LSN. */
+static int walk_chapter(struct walk *w, const struct chapter *c, struct error *err)
+{
+    uint32_t event = c->event_count, frame = w->activity ? c->frame_count : 0;
+    int r = 0;
+    while (r == 0 && (event || frame)) {
+        bool frame_first = frame && (!event || le64_get(c->frames[frame - 1].first_lsn) > le64_get(c->events[event - 1].lsn));
+        r = frame_first ? add_activity(w, &c->frames[--frame], err) : visit_event(w, c, &c->events[--event], err);
+    }
+    return r;
+}
+
+int journal_events(struct journal *j, struct lsn low, struct lsn high, bool activity, journal_event_visit visit,
+                   void *context, struct error *err)
+{
+    struct book book;
+    int r = open_book(j, &book, err);
+    if (r < 0)
+        return r;
+    struct walk w = {&book, low, high, activity, visit, context, {0}};
+    for (size_t i = chapter_count(&book); i-- > 0 && r == 0;) {
+        const struct segment_info *info = chapter_info(&book, i);
+        if (info->first.n > high.n || (!activity && info->events == 0))
+            continue;
+        if (info->last.n <= low.n)
+            break;
+        struct chapter c;
+        r = load_chapter(&book, i, &c, err);
+        if (r == 0) {
+            r = walk_chapter(&w, &c, err);
+            release_chapter(&c);
+        }
+    }
+    if (r == 0)
+        r = flush_activity(&w, err);
+    release_book(&book);
+    return r < 0 ? r : 0;
+}
+
+/* ---- tags and objects ---- */
+
+static int append_event(struct journal *j, const struct journal_record *record, bool durable, struct journal_point *ret,
+                        struct error *err)
+{
+    struct journal_ticket ticket;
+    uint64_t now = clock_realtime_ns(j->clock);
+    int r = journal_append(j, record, &ticket, err);
+    if (r < 0)
+        return r;
+    journal_backed(j, &ticket);
+    r = durable ? journal_sync(j, -1, NULL, err) : journal_wait(j, &ticket, err);
+    if (r == 0)
+        *ret = (struct journal_point){.lsn = ticket.lsn, .realtime_ns = now};
+    return r;
+}
+
+int journal_tag(struct journal *j, const char *name, const char *labels_json, struct journal_point *ret, struct error *err)
+{
+    int r = point_check_tag(name, err);
+    if (r < 0)
+        return r;
+    MUTEX_GUARD(guard, &j->tag_mutex);
+    struct tag_search found;
+    r = find_tag(j, name, &found, err);
+    if (r < 0)
+        return r;
+    if (found.found.n)
+        return error_set(err, -EEXIST, "the tag '%s' is there already, at LSN %llu: choose another name", name,
+                         (unsigned long long)found.found.n);
+    char payload[8192];
+    int n = snprintf(payload, sizeof payload, "%s%c%s", name, '\0', labels_json ? labels_json : "{}");
+    if (n >= (int)sizeof payload)
+        return error_set(err, -EFBIG, "the labels of tag '%s' are too long: at most 8000 bytes", name);
+    struct journal_record record = {.op = OP_MARK, .flags = RECORD_LAST, .payload = payload, .payload_bytes = (uint32_t)n};
+    return append_event(j, &record, true, ret, err);
+}
+
+int journal_object(struct journal *j, const char *name, const void *content, size_t content_bytes,
+                   struct journal_point *ret, struct error *err)
+{
+    size_t name_bytes = strlen(name) + 1, compressed_bytes = 0;
+    if (name_bytes < 2 || name_bytes > 1024)
+        return error_set(err, -EINVAL, "'%s' cannot name an object: expected 1 to 1023 bytes", name);
+    _cleanup_free_ void *compressed = NULL;
+    int r = content ? zstd_compress(content, content_bytes, ZSTD_LEVEL_DEFAULT, &compressed, &compressed_bytes, err) : 0;
+    if (r < 0)
+        return r;
+    size_t length = name_bytes + compressed_bytes;
+    if (length > JOURNAL_PAYLOAD_MAX_BYTES)
+        return error_set(err, -EFBIG, "the object %s is too large: at most 1 MiB compressed", name);
+    _cleanup_free_ char *payload = malloc(length);
+    if (!payload)
+        return error_errno(err, -ENOMEM, "cannot journal the object %s", name);
+    memcpy(payload, name, name_bytes);
+    if (compressed_bytes)
+        memcpy(payload + name_bytes, compressed, compressed_bytes);
+    struct journal_record record = {.op = OP_OBJECT,
+                                    .flags = RECORD_LAST | (content ? 0 : RECORD_DELETED),
+                                    .payload = payload,
+                                    .payload_bytes = (uint32_t)length};
+    return append_event(j, &record, false, ret, err);
+}
+
+struct object_walk {
+    json_t *seen; /* object: name -> true */
+    struct lsn limit; /* events above it are skipped: a rewind led past them */
+    struct lsn from_rescue; /* a rewind's target is below the base: its own saved objects count */
+    struct lsn base;
+    journal_object_visit visit;
+    void *context;
+};
+
+static int visit_object(void *context, const struct journal_event *e, struct error *err)
+{
+    struct object_walk *w = context;
+    if (e->lsn.n > w->limit.n)
+        return 0;
+    if (e->op == OP_REWIND) {
+        w->limit.n = e->aux;
+        if (e->aux < w->base.n) {
+            w->from_rescue = e->lsn;
+            return 1;
+        }
+        return 0;
+    }
+    if (e->op != OP_OBJECT || json_object_get(w->seen, e->payload))
+        return 0;
+    if (json_object_set_new(w->seen, e->payload, json_true()) < 0)
+        return error_set(err, -EBADMSG, "an object's name at LSN %llu is not UTF-8", (unsigned long long)e->lsn.n);
+    if (e->flags & RECORD_DELETED)
+        return 0;
+    size_t name_bytes = strlen(e->payload) + 1, bytes;
+    _cleanup_free_ void *content = NULL;
+    if (name_bytes > e->payload_bytes)
+        return error_set(err, -EBADMSG, "the object at LSN %llu is damaged", (unsigned long long)e->lsn.n);
+    int r = zstd_decompress(e->payload + name_bytes, e->payload_bytes - name_bytes, 64u << 20, &content, &bytes, err);
+    return r < 0 ? r : w->visit(w->context, e->payload, content, bytes, e->lsn, err);
+}
+
+/* The objects that dropped history leaves behind. */
+static int visit_saved(struct object_walk *w, const char *path, struct error *err)
+{
+    if (access(path, F_OK) < 0)
+        return 0;
+    _cleanup_json_ json_t *saved = NULL;
+    int r = json_parse_file(path, &saved, err);
+    size_t i;
+    json_t *object;
+    json_array_foreach(saved, i, object) {
+        const char *name, *content;
+        uint64_t lsn;
+        if (r < 0 || (r = json_get_string(object, "name", &name, err)) < 0 ||
+            (r = json_get_string(object, "content", &content, err)) < 0 ||
+            (r = json_get_u64(object, "lsn", &lsn, err)) < 0)
+            break;
+        if (!json_object_get(w->seen, name))
+            r = w->visit(w->context, name, content, strlen(content), (struct lsn){lsn}, err);
+    }
+    return r;
+}
+
+int journal_objects(struct journal *j, struct lsn lsn, journal_object_visit visit, void *context, struct error *err)
+{
+    _cleanup_json_ json_t *seen = json_object();
+    if (!seen)
+        return error_errno(err, -ENOMEM, "cannot list the objects");
+    pthread_mutex_lock(&j->mutex);
+    struct object_walk w = {.seen = seen, .limit = lsn, .base = j->manifest.base, .visit = visit, .context = context};
+    pthread_mutex_unlock(&j->mutex);
+    int r = journal_events(j, w.base, lsn, false, visit_object, &w, err);
+    if (r < 0)
+        return r;
+    char path[JOURNAL_PATH_BYTES], directory[JOURNAL_PATH_BYTES - 16];
+    journal_path(j, "base/objects.json", path);
+    if (w.from_rescue.n) {
+        payload_rescue_directory(j->directory, w.from_rescue, directory, sizeof directory);
+        snprintf(path, sizeof path, "%s/objects.json", directory);
+    }
+    return visit_saved(&w, path, err);
+}
+
+static int collect_object(void *context, const char *name, const char *content, size_t content_bytes, struct lsn lsn,
+                          struct error *err)
+{
+    json_t *object = json_pack("{s:s, s:s%, s:I}", "name", name, "content", content, content_bytes, "lsn", (json_int_t)lsn.n);
+    if (!object || json_array_append_new(context, object) < 0)
+        return error_errno(err, -ENOMEM, "cannot save the object %s", name);
+    return 0;
+}
+
+int history_save_objects(struct journal *j, struct lsn lsn, const char *path, struct error *err)
+{
+    _cleanup_json_ json_t *list = json_array();
+    if (!list)
+        return error_errno(err, -ENOMEM, "cannot save the objects");
+    int r = journal_objects(j, lsn, collect_object, list, err);
+    if (r < 0)
+        return r;
+    _cleanup_free_ char *text = json_to_text(list);
+    if (!text)
+        return error_errno(err, -ENOMEM, "cannot save the objects");
+    return io_replace_file(path, text, strlen(text), 0600, err);
+}

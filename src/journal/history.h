@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* For use inside the journal. */
+#ifndef TIDEMARK_JOURNAL_HISTORY_H
+#define TIDEMARK_JOURNAL_HISTORY_H
+
+#include "journal/journal.h"
+
+/* -ERANGE with the reason when the point `lsn` is in a refused interval. */
+int history_check_refused(struct journal *j, struct lsn lsn, struct error *err) MUST_CHECK;
+/* Saves the objects as of `lsn` to `path` (JSON), as the base of older history. */
+int history_save_objects(struct journal *j, struct lsn lsn, const char *path, struct error *err) MUST_CHECK;
+
+#endif

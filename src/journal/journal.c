@@ -1,0 +1,323 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Opening and closing a journal, and its state. */
+#include "journal/journal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/io.h"
+#include "journal/index.h"
+#include "journal/journal_internal.h"
+#include "journal/pin.h"
+
+/* Takes the lock file; the holder's name is in it. */
+static int take_lock(struct journal *j, struct error *err)
+{
+    char path[JOURNAL_PATH_BYTES], text[256] = "";
+    journal_path(j, "lock", path);
+    j->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (j->lock_fd < 0)
+        return error_errno(err, -errno, "cannot open %s", path);
+    if (flock(j->lock_fd, LOCK_EX | LOCK_NB) < 0) {
+        ssize_t n = pread(j->lock_fd, text, sizeof text - 1, 0);
+        text[n > 0 ? n : 0] = '\0';
+        text[strcspn(text, "\n")] = '\0';
+        return error_set(err, -EBUSY, "the journal %s is in use by %s: stop that one first", j->directory,
+                         text[0] ? text : "another process");
+    }
+    int n = snprintf(text, sizeof text, "%s, pid %d\n", j->options.owner ? j->options.owner : "tidemark-engine", getpid());
+    if (ftruncate(j->lock_fd, 0) < 0 || pwrite(j->lock_fd, text, (size_t)n, 0) != n)
+        return error_errno(err, -errno, "cannot write %s", path);
+    return 0;
+}
+
+static int load_or_create(struct journal *j, struct error *err)
+{
+    char path[JOURNAL_PATH_BYTES];
+    journal_path(j, "manifest", path);
+    if (access(path, F_OK) == 0)
+        return manifest_load(j->directory, &j->manifest, err);
+    struct manifest m = {.epoch = 0, .next_segment = 1, .next_volume = 1, .next_frame = 1, .clean = true};
+    int r = uuid_random(&m.journal_id, err);
+    if (r < 0)
+        return r;
+    m.base_realtime_ns = clock_realtime_ns(j->clock);
+    j->manifest = m;
+    j->recovery.created = true;
+    return 0;
+}
+
+static int open_ring(struct journal *j, struct error *err)
+{
+    char path[128], id[UUID_TEXT_BYTES];
+    snprintf(path, sizeof path, "/dev/shm/tidemark-%s.ring", uuid_format(&j->manifest.journal_id, id));
+    return ring_open(&j->ring, j->options.ring_path ? j->options.ring_path : path, &j->manifest.journal_id, err);
+}
+
+static void free_journal(struct journal *j)
+{
+    if (!j)
+        return;
+    for (int i = 0; i < 2; i++)
+        tail_release(&j->tails[i]);
+    if (j->scratch)
+        io_free_pages(j->scratch, j->options.segment_records * sizeof *j->scratch);
+    manifest_release(&j->manifest);
+    index_cache_free(j->cache);
+    int fds[] = {j->active_fd, j->sealing_fd, j->ready_fd, j->lock_fd};
+    for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
+    pthread_mutex_destroy(&j->mutex);
+    pthread_mutex_destroy(&j->save_mutex);
+    pthread_mutex_destroy(&j->tag_mutex);
+    pthread_mutex_destroy(&j->maintain_mutex);
+    free(j);
+}
+
+static int new_journal(const struct journal_options *options, struct journal **ret, struct error *err)
+{
+    struct journal *j = calloc(1, sizeof *j);
+    if (!j)
+        return error_errno(err, -ENOMEM, "cannot open the journal %s", options->directory);
+    j->options = *options;
+    j->clock = options->clock ? options->clock : clock_system();
+    j->log = options->log;
+    j->lock_fd = j->active_fd = j->sealing_fd = j->ready_fd = -1;
+    if (!j->options.segment_blocks)
+        j->options.segment_blocks = JOURNAL_SEGMENT_BLOCKS;
+    if (!j->options.segment_records)
+        j->options.segment_records = JOURNAL_SEGMENT_RECORDS;
+    if (!j->options.fanout)
+        j->options.fanout = JOURNAL_FANOUT;
+    snprintf(j->directory, sizeof j->directory, "%s", options->directory);
+    pthread_mutex_init(&j->mutex, NULL);
+    pthread_mutex_init(&j->save_mutex, NULL);
+    pthread_mutex_init(&j->tag_mutex, NULL);
+    pthread_mutex_init(&j->maintain_mutex, NULL);
+    pthread_cond_init(&j->room, NULL);
+    pthread_cond_init(&j->work, NULL);
+    pthread_cond_init(&j->sealed, NULL);
+    pthread_cond_init(&j->janitor_work, NULL);
+    j->scratch = io_alloc_pages(j->options.segment_records * sizeof *j->scratch);
+    int r = j->scratch ? 0 : error_errno(err, -ENOMEM, "cannot open the journal %s", options->directory);
+    for (int i = 0; i < 2 && r == 0; i++)
+        r = tail_init(&j->tails[i], j->options.segment_blocks, j->options.segment_records, err);
+    if (r == 0)
+        r = index_cache_new(JOURNAL_CACHE_BYTES, &j->cache, err);
+    if (r < 0) {
+        free_journal(j);
+        return r;
+    }
+    *ret = j;
+    return 0;
+}
+
+/* Recovers, and begins a new segment in a new epoch. */
+static int bring_up(struct journal *j, struct error *err)
+{
+    int r = recovery_run(j, err);
+    if (r < 0)
+        return r;
+    uint32_t number = j->manifest.next_segment;
+    tail_reset(&j->tails[0], number, j->manifest.epoch, &j->manifest.boot);
+    r = segment_prepare(j, number, &j->active_fd, err);
+    if (r < 0)
+        return r;
+    r = writer_init(j, err);
+    if (r < 0)
+        return r;
+    pin_reload(j);
+    r = sealer_start(j, err);
+    if (r == 0)
+        r = recovery_replay(j, err);
+    if (r == 0)
+        r = janitor_start(j, err);
+    if (r == 0)
+        return 0;
+    sealer_stop(j);
+    writer_release(j);
+    return r;
+}
+
+int journal_open(const struct journal_options *options, struct journal **ret, struct error *err)
+{
+    char pins[JOURNAL_PATH_BYTES];
+    struct journal *j = NULL;
+    int r = new_journal(options, &j, err);
+    if (r < 0)
+        return r;
+    journal_path(j, "pins", pins);
+    r = io_mkdirs(j->directory, 0700, err);
+    if (r == 0)
+        r = take_lock(j, err);
+    if (r == 0)
+        r = io_mkdirs(pins, 0700, err);
+    if (r == 0)
+        r = load_or_create(j, err);
+    if (r == 0)
+        r = open_ring(j, err);
+    if (r == 0)
+        r = bring_up(j, err);
+    if (r < 0) {
+        ring_release(&j->ring, false);
+        free_journal(j);
+        return r;
+    }
+    *ret = j;
+    return 0;
+}
+
+const struct journal_recovery *journal_recovery(const struct journal *j)
+{
+    return &j->recovery;
+}
+
+const char *journal_directory(const struct journal *j)
+{
+    return j->directory;
+}
+
+int journal_close(struct journal *j, struct error *err)
+{
+    if (!j)
+        return 0;
+    int r = journal_sync(j, -1, NULL, err);
+    if (r == 0)
+        r = journal_seal(j, err);
+    janitor_stop(j);
+    sealer_stop(j);
+    if (j->ready_fd >= 0)
+        segment_recycle(j, j->ready_number, true);
+    if (r == 0) {
+        segment_recycle(j, j->tails[j->active].info.number, true);
+        j->manifest.clean = true;
+        j->manifest.lsn_reserved.n = j->next_lsn;
+        r = sealer_save(j, err);
+    }
+    writer_release(j);
+    ring_release(&j->ring, r == 0);
+    free_journal(j);
+    return r;
+}
+
+void journal_abandon(struct journal *j)
+{
+    pthread_mutex_lock(&j->mutex);
+    while (j->inflight_number) /* a write that the kernel has cannot be taken back */
+        writer_wait_step(j, &j->frames[j->inflight_number % RING_SLOTS].done);
+    j->suspended = true; /* no more I/O */
+    pthread_mutex_unlock(&j->mutex);
+    janitor_stop(j);
+    sealer_stop(j);
+    writer_release(j);
+    ring_release(&j->ring, false);
+    free_journal(j);
+}
+
+void journal_status(struct journal *j, struct journal_status *ret)
+{
+    MUTEX_GUARD(guard, &j->mutex);
+    *ret = (struct journal_status){
+        .latest = {j->written_lsn},
+        .durable = {j->durable_lsn},
+        .oldest = j->manifest.base_target.n > j->manifest.base.n ? j->manifest.base_target : j->manifest.base,
+        .latest_realtime_ns = j->written_realtime_ns,
+        .oldest_realtime_ns = j->manifest.base_realtime_ns,
+        .journal_bytes = maintain_journal_bytes(j),
+        .quota_bytes = j->options.quota_bytes,
+        .base_bytes = j->base_bytes,
+        .segments = j->manifest.segment_count + 1,
+        .runs = j->manifest.run_count,
+        .suspended = j->suspended,
+        .quota_blocked = j->quota_blocked,
+    };
+    if (j->unsynced_since_ns)
+        ret->not_durable_ns = clock_boottime_ns(j->clock) - j->unsynced_since_ns;
+    snprintf(ret->reason, sizeof ret->reason, "%s", j->suspended ? j->reason : "");
+}
+
+int journal_manifest(struct journal *j, struct manifest *ret, struct error *err)
+{
+    MUTEX_GUARD(guard, &j->mutex);
+    return manifest_copy(&j->manifest, ret, err);
+}
+
+struct lsn journal_next_lsn(struct journal *j)
+{
+    MUTEX_GUARD(guard, &j->mutex);
+    return (struct lsn){j->next_lsn};
+}
+
+int journal_rewound(struct journal *j, struct lsn lsn, struct lsn target, struct error *err)
+{
+    struct rewind_info rewind = {lsn, target};
+    pthread_mutex_lock(&j->mutex);
+    int r = manifest_add_rewind(&j->manifest, &rewind, err);
+    pthread_mutex_unlock(&j->mutex);
+    return r < 0 ? r : sealer_save(j, err);
+}
+
+int journal_refuse_begin(struct journal *j, struct lsn low, struct error *err)
+{
+    struct refused_info refused = {low, {0}};
+    pthread_mutex_lock(&j->mutex);
+    size_t count = j->manifest.refused_count;
+    bool open = count && j->manifest.refused[count - 1].high.n == 0;
+    int r = open ? 0 : manifest_add_refused(&j->manifest, &refused, err);
+    pthread_mutex_unlock(&j->mutex);
+    return r < 0 ? r : sealer_save(j, err);
+}
+
+int journal_refuse_end(struct journal *j, struct lsn high, struct error *err)
+{
+    pthread_mutex_lock(&j->mutex);
+    size_t count = j->manifest.refused_count;
+    if (count && j->manifest.refused[count - 1].high.n == 0)
+        j->manifest.refused[count - 1].high = high;
+    j->manifest.suspended = false;
+    pthread_mutex_unlock(&j->mutex);
+    return sealer_save(j, err);
+}
+
+int journal_volume(struct journal *j, const char *name, uint64_t size_bytes, struct volume_info *ret, struct error *err)
+{
+    struct volume_info volume = {.size_bytes = size_bytes};
+    char payload[256];
+    pthread_mutex_lock(&j->mutex);
+    for (size_t i = 0; i < j->manifest.volume_count; i++) {
+        const struct volume_info *v = &j->manifest.volumes[i];
+        if (v->deleted.n || strcmp(v->name, name) != 0)
+            continue;
+        *ret = *v;
+        pthread_mutex_unlock(&j->mutex);
+        if (ret->size_bytes != size_bytes)
+            return error_set(err, -EINVAL, "volume %s has %llu bytes, not %llu: its size cannot be changed yet", name,
+                             (unsigned long long)ret->size_bytes, (unsigned long long)size_bytes);
+        return 0;
+    }
+    snprintf(volume.name, sizeof volume.name, "%s", name);
+    volume.id = j->manifest.next_volume++;
+    volume.created.n = j->next_lsn;
+    int r = manifest_add_volume(&j->manifest, &volume, err);
+    pthread_mutex_unlock(&j->mutex);
+    if (r == 0)
+        r = sealer_save(j, err);
+    if (r < 0)
+        return r;
+    int n = snprintf(payload, sizeof payload, "{\"name\":\"%s\",\"change\":\"created\",\"size_bytes\":%llu}", name,
+                     (unsigned long long)size_bytes);
+    struct journal_record record = {.op = OP_VOLUME, .flags = RECORD_LAST, .volume = volume.id, .payload = payload,
+                                    .payload_bytes = (uint32_t)n, .aux = size_bytes};
+    struct lsn lsn;
+    r = journal_append_durable(j, &record, &lsn, err);
+    *ret = volume;
+    return r;
+}

@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The journal of one stream: every record in one order (LSN), appended in frames (group commit) to preallocated
+ * segments, with an index beside, history up to a quota, and points that can be pinned and read back.
+ *
+ * Invariants: J2 an LSN is given under one lock when a record is appended; J3 recovery keeps a prefix that holds all that
+ * a completed journal_sync covered; J6 every byte is under a CRC32C; J7 memory is reserved when it is opened. LSNs
+ * are never used twice.
+ *
+ * All functions are thread-safe unless said otherwise. Lock order: journal.mutex is taken last and never held over I/O. */
+#ifndef TIDEMARK_JOURNAL_JOURNAL_H
+#define TIDEMARK_JOURNAL_JOURNAL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "journal/journal_format.h"
+#include "journal/manifest.h"
+#include "journal/point.h"
+
+#define JOURNAL_SEGMENT_BLOCKS 16384u /* 64 MiB */
+#define JOURNAL_SEGMENT_RECORDS 32768u
+#define JOURNAL_FANOUT 8u
+#define JOURNAL_MIN_QUOTA_SEGMENTS 4u
+#define JOURNAL_PAYLOAD_MAX_BYTES (1u << 20)
+
+struct journal;
+
+struct journal_options {
+    const char *directory;
+    uint64_t quota_bytes;     /* of segments and indexes; history beyond it is dropped, oldest first. 0: no limit */
+    uint32_t segment_blocks;  /* 0: JOURNAL_SEGMENT_BLOCKS */
+    uint32_t segment_records; /* 0: JOURNAL_SEGMENT_RECORDS */
+    uint32_t fanout;          /* 0: JOURNAL_FANOUT */
+    const char *ring_path;    /* NULL: /dev/shm/tidemark-<journal id>.ring */
+    const char *owner;        /* named in the lock file; static */
+    const struct log *log;
+    const struct clock *clock; /* NULL: clock_system() */
+};
+
+/* A range whose backing write may or may not have happened when the engine was killed. */
+struct journal_in_flight {
+    uint32_t volume;
+    uint64_t lba;
+    uint32_t length;
+};
+#define JOURNAL_MAX_IN_FLIGHT (8u * FRAME_MAX_RECORDS)
+struct journal_recovery {
+    bool created;      /* the journal is new */
+    bool compare_all;  /* power was lost or writes went on unjournaled: compare the backing with image(latest) */
+    uint64_t replayed; /* records taken from the ring */
+    uint64_t frames;   /* found after the last sealed segment */
+    size_t in_flight_count;
+    struct journal_in_flight in_flight[JOURNAL_MAX_IN_FLIGHT];
+};
+
+/* Opens or creates it: takes the lock (-EBUSY names the holder), recovers, starts the threads. */
+int journal_open(const struct journal_options *options, struct journal **ret, struct error *err) MUST_CHECK;
+/* What the opening found; valid until close. */
+const struct journal_recovery *journal_recovery(const struct journal *j);
+/* Writes everything, seals, marks it clean. NULL allowed. No other call may be running. */
+int journal_close(struct journal *j, struct error *err) MUST_CHECK;
+/* As a kill: drops everything without writing. For tests. */
+void journal_abandon(struct journal *j);
+const char *journal_directory(const struct journal *j);
+
+/* ---- appending ---- */
+struct journal_record {
+    enum journal_op op;
+    uint8_t flags;
+    uint32_t volume;
+    uint64_t lba;    /* sectors */
+    uint32_t length; /* sectors */
+    const void *payload;
+    uint32_t payload_bytes; /* at most JOURNAL_PAYLOAD_MAX_BYTES */
+    uint64_t tag, aux;
+};
+struct journal_ticket {
+    struct lsn lsn;
+    uint64_t frame;      /* number */
+    uint32_t slot, index;
+    const void *payload; /* the page-aligned copy in the ring; valid until journal_backed */
+};
+/* Gives the record the next LSN, copies its payload into the frame and starts the frame's write when none is under way.
+ * Blocks only for room in the ring. -ESHUTDOWN while the journal is suspended. Call journal_backed afterwards. */
+int journal_append(struct journal *j, const struct journal_record *record, struct journal_ticket *ret,
+                   struct error *err) MUST_CHECK;
+/* The record's backing write is done (or has none): the in-flight table forgets it. */
+void journal_backed(struct journal *j, const struct journal_ticket *ticket);
+/* Waits until the frame is written to the segment (not durable). -ESHUTDOWN if the journal was suspended instead. */
+int journal_wait(struct journal *j, const struct journal_ticket *ticket, struct error *err) MUST_CHECK;
+/* Between these, appends of other threads wait, so that the parts of one request get successive LSNs. */
+void journal_exclusive_begin(struct journal *j);
+void journal_exclusive_end(struct journal *j);
+/* Makes all that was appended durable, with fdatasync of `also_fd` (-1: none) in parallel. An error of `also_fd` is
+ * *ret_also (negative errno or 0). 0, or -ESHUTDOWN while suspended. */
+int journal_sync(struct journal *j, int also_fd, int *ret_also, struct error *err) MUST_CHECK;
+/* Appends one record without backing and makes it durable. */
+int journal_append_durable(struct journal *j, const struct journal_record *record, struct lsn *ret, struct error *err) MUST_CHECK;
+
+/* ---- state ---- */
+struct journal_status {
+    struct lsn latest, durable, oldest;
+    uint64_t latest_realtime_ns, oldest_realtime_ns;
+    uint64_t not_durable_ns; /* age of the oldest record that is not durable; 0: none */
+    uint64_t journal_bytes, quota_bytes, base_bytes;
+    uint64_t segments, runs;
+    bool suspended, quota_blocked;
+    char reason[256]; /* of the suspension */
+};
+void journal_status(struct journal *j, struct journal_status *ret);
+/* A copy of the manifest as of now; release it. */
+int journal_manifest(struct journal *j, struct manifest *ret, struct error *err) MUST_CHECK;
+/* Ends the active segment and waits until it is sealed and indexed. */
+int journal_seal(struct journal *j, struct error *err) MUST_CHECK;
+/* Runs merges and the quota until nothing is left to do. For tests and before measuring. */
+int journal_maintain(struct journal *j, struct error *err) MUST_CHECK;
+/* Drops history below `target` (a point that stays readable), as far as pins and sealed segments allow. */
+int journal_drop(struct journal *j, struct lsn target, struct error *err) MUST_CHECK;
+/* Between these no history is dropped and nothing merged, so that what an index points at stays where it is. */
+void journal_hold(struct journal *j);
+void journal_unhold(struct journal *j);
+/* Number of the oldest segment that is there. */
+uint32_t journal_first_segment(struct journal *j);
+/* While suspended: tries to journal again in a new segment. 0 when it runs; a full compare must follow. */
+int journal_resume(struct journal *j, struct error *err) MUST_CHECK;
+
+/* ---- volumes ---- */
+/* Finds the volume `name`, or journals its creation. -EINVAL if it has another size. */
+int journal_volume(struct journal *j, const char *name, uint64_t size_bytes, struct volume_info *ret, struct error *err) MUST_CHECK;
+
+/* ---- refused intervals ---- */
+/* Opens an interval above `low`, or closes the open one at `high`; saved before it returns. */
+int journal_refuse_begin(struct journal *j, struct lsn low, struct error *err) MUST_CHECK;
+int journal_refuse_end(struct journal *j, struct lsn high, struct error *err) MUST_CHECK;
+
+/* ---- rewinds ---- */
+/* With nothing being appended: the LSN that the next record gets. */
+struct lsn journal_next_lsn(struct journal *j);
+/* After the REWIND record is durable: remembers it. */
+int journal_rewound(struct journal *j, struct lsn lsn, struct lsn target, struct error *err) MUST_CHECK;
+
+/* ---- history ---- */
+struct journal_point {
+    struct lsn lsn;
+    uint64_t realtime_ns;
+    char note[160]; /* "" or what the user should know */
+};
+/* Finds the LSN of a point. -ERANGE outside of history, saying what history there is; -ENOENT for an unknown tag. */
+int journal_resolve(struct journal *j, const struct point *point, struct journal_point *ret, struct error *err) MUST_CHECK;
+
+struct journal_event {
+    struct lsn lsn;
+    uint64_t realtime_ns;
+    enum journal_op op; /* OP_WRITE: activity of one second: `lsn` its last, `aux` bytes, `tag` writes */
+    uint8_t flags;
+    uint32_t volume;
+    uint64_t aux, tag;
+    const char *payload; /* NUL-terminated after payload_bytes; valid during the call */
+    uint32_t payload_bytes;
+};
+/* Calls visit for the events with LSN in (low, high], newest first; visit returns 0 to go on, 1 to stop, or -errno.
+ * `activity`: one OP_WRITE event a second with writes in addition. */
+typedef int (*journal_event_visit)(void *context, const struct journal_event *event, struct error *err);
+int journal_events(struct journal *j, struct lsn low, struct lsn high, bool activity, journal_event_visit visit,
+                   void *context, struct error *err) MUST_CHECK;
+/* Appends a tag (MARK) or -EEXIST; durable. labels: JSON object text or NULL. */
+int journal_tag(struct journal *j, const char *name, const char *labels_json, struct journal_point *ret, struct error *err) MUST_CHECK;
+/* Appends an object's change (content NULL: deleted); not waited for beyond journal_wait. */
+int journal_object(struct journal *j, const char *name, const void *content, size_t content_bytes,
+                   struct journal_point *ret, struct error *err) MUST_CHECK;
+/* Calls visit for each object that exists at `lsn`, in no order. Rewinds are followed. */
+typedef int (*journal_object_visit)(void *context, const char *name, const char *content, size_t content_bytes,
+                                    struct lsn lsn, struct error *err);
+int journal_objects(struct journal *j, struct lsn lsn, journal_object_visit visit, void *context, struct error *err) MUST_CHECK;
+
+/* ---- pins ---- */
+/* Makes the point readable from files alone, by this or another process: writes pins/<name>, and the indexes of segments
+ * that are not sealed yet. While the flock on pins/<name>.lock is held by anybody (or the pin is internal), nothing
+ * that it needs is dropped. The LSN is made durable. */
+int journal_pin(struct journal *j, const char *name, struct lsn lsn, bool internal, struct error *err) MUST_CHECK;
+int journal_unpin(struct journal *j, const char *name, struct error *err) MUST_CHECK;
+
+#endif

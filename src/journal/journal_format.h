@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* On-disk structs of the journal: segments, frames, records, manifest, pins. See docs/formats/journal.md. */
+#ifndef TIDEMARK_JOURNAL_JOURNAL_FORMAT_H
+#define TIDEMARK_JOURNAL_JOURNAL_FORMAT_H
+
+#include <assert.h>
+#include <stddef.h>
+
+#include "base/endian.h"
+
+#define JOURNAL_BLOCK_BYTES 4096u
+#define JOURNAL_BLOCK_SECTORS 8u
+#define JOURNAL_VERSION 1u
+#define JOURNAL_NAME_BYTES 64u /* with the NUL */
+
+#define SEGMENT_MAGIC 0x31304745534b4d54ull  /* "TMKSEG01" */
+#define FRAME_MAGIC 0x46524d54u              /* "TMRF" */
+#define MANIFEST_MAGIC 0x314e414d4b4d54ull   /* "TMKMAN1" */
+#define PIN_MAGIC 0x314e49504b4d54ull        /* "TMKPIN1" */
+
+#define FRAME_MAX_RECORDS 82u
+#define FRAME_MAX_BLOCKS 512u /* 2 MiB with its header block */
+
+enum journal_op {
+    OP_VOID = 0, /* nothing: keeps a position */
+    OP_WRITE = 1,
+    OP_ZERO = 2,
+    OP_DISCARD = 3,
+    OP_BASE = 4,
+    OP_RESYNC_BEGIN = 5, /* aux: last valid LSN before it */
+    OP_RESYNC = 6,       /* as WRITE, with what was read back from the backing */
+    OP_RESYNC_END = 7,   /* aux: LSN of the BEGIN */
+    OP_GAP = 8,          /* aux: last LSN before the gap */
+    OP_MARK = 9,         /* payload: name, NUL, JSON object of labels */
+    OP_OBJECT = 10,      /* payload: name, NUL, zstd of the content; flag DELETED: none */
+    OP_VOLUME = 11,      /* payload: JSON; aux: size in bytes */
+    OP_REWIND = 12,      /* aux: target LSN; the image change is in rewind-<lsn>.idx */
+};
+
+enum record_flags {
+    RECORD_LAST = 1 << 0,    /* last part of a request: only such LSNs are points */
+    RECORD_FUA = 1 << 1,
+    RECORD_DELETED = 1 << 2, /* OBJECT, VOLUME */
+};
+
+struct segment_header { /* in the first block of a segment */
+    struct le64 magic;
+    struct le32 version;
+    struct le32 crc; /* CRC32C of the block with this field zero */
+    struct le32 compatible;
+    struct le32 incompatible; /* unknown bits: refuse */
+    uint8_t journal_id[16];
+    uint8_t boot_id[16];
+    struct le32 number;
+    struct le32 epoch;
+    struct le32 blocks; /* size of the segment */
+    struct le32 reserved;
+    struct le64 created_realtime_ns;
+};
+static_assert(sizeof(struct segment_header) == 80, "segment header");
+
+struct frame_header { /* 128 bytes, then up to 82 records, in one block; payload blocks follow */
+    struct le32 magic;
+    struct le32 header_crc; /* CRC32C of the whole block with this field zero */
+    uint8_t journal_id[16];
+    struct le32 epoch;
+    struct le16 record_count;
+    struct le16 flags;
+    struct le64 number; /* +1 a frame, over all segments */
+    struct le64 first_lsn;
+    struct le64 durable_lsn; /* known durable when this frame was sealed */
+    struct le64 realtime_ns;
+    struct le64 boottime_ns;
+    struct le64 barrier;      /* for cuts over several streams */
+    struct le32 previous_crc; /* header_crc of the frame before */
+    struct le32 blocks;       /* length of the frame, header included */
+    uint8_t aead_nonce[16];
+    uint8_t aead_tag[16];
+    struct le64 reserved;
+};
+static_assert(sizeof(struct frame_header) == 128, "frame header");
+
+struct frame_record { /* LSN = first_lsn + index */
+    struct le32 volume;
+    uint8_t op;
+    uint8_t flags;
+    struct le16 payload_block; /* from the frame's start; 0: no payload */
+    struct le64 lba;           /* sectors */
+    struct le32 length;        /* sectors */
+    struct le32 payload_crc;   /* one block: its CRC32C; more: CRC32C over the blocks' CRC32Cs (little-endian) */
+    struct le32 delta_us;      /* after the frame's realtime_ns */
+    struct le32 payload_bytes; /* before padding with zeroes to whole blocks */
+    struct le64 tag;           /* for use above */
+    struct le64 aux;
+};
+static_assert(sizeof(struct frame_record) == 48, "record");
+static_assert(sizeof(struct frame_header) + FRAME_MAX_RECORDS * sizeof(struct frame_record) <= JOURNAL_BLOCK_BYTES,
+              "a frame's header and records fit one block");
+
+/* ---- manifest: replaced as a whole; header, then the tables in this order ---- */
+struct manifest_header {
+    struct le64 magic;
+    struct le32 version;
+    struct le32 crc; /* CRC32C of the whole file with this field zero */
+    struct le32 compatible;
+    struct le32 incompatible;
+    uint8_t journal_id[16];
+    uint8_t boot_id[16];
+    struct le64 lsn_reserved; /* no LSN above it has been used */
+    struct le64 base_lsn;     /* the base holds image(base_lsn); older points are gone */
+    struct le64 base_target;  /* >= base_lsn: the base is being moved there; points below are refused */
+    struct le64 base_realtime_ns;
+    struct le64 next_frame; /* expected after the last sealed segment */
+    struct le32 previous_crc;
+    struct le32 epoch;
+    struct le32 next_segment; /* number after the last sealed segment */
+    struct le32 next_volume;
+    struct le32 flags; /* MANIFEST_CLEAN */
+    struct le32 volume_count;
+    struct le32 segment_count;
+    struct le32 run_count;
+    struct le32 refused_count;
+    struct le32 rewind_count;
+};
+static_assert(sizeof(struct manifest_header) == 136, "manifest header");
+enum manifest_flags {
+    MANIFEST_CLEAN = 1 << 0,   /* closed in order; no recovery needed */
+    MANIFEST_SUSPENDED = 1 << 1, /* writes went on unjournaled: compare everything before points count again */
+};
+
+struct manifest_volume {
+    struct le32 id;
+    struct le32 flags;
+    struct le64 size_bytes;
+    struct le64 created_lsn;
+    struct le64 deleted_lsn;
+    char name[JOURNAL_NAME_BYTES];
+};
+static_assert(sizeof(struct manifest_volume) == 96, "manifest volume");
+
+struct manifest_segment { /* a sealed segment; its index is l0-<number>.idx */
+    struct le32 number;
+    struct le32 used_blocks;
+    struct le64 first_lsn;
+    struct le64 last_lsn;
+    struct le64 first_realtime_ns;
+    struct le64 last_realtime_ns;
+    struct le64 first_boottime_ns;
+    struct le64 last_boottime_ns;
+    uint8_t boot_id[16];
+    struct le32 records;
+    struct le32 events;
+    struct le32 frames;
+    struct le32 index_kib;
+    struct le64 first_frame;
+    struct le32 first_previous_crc; /* previous_crc of its first frame */
+    struct le32 epoch;
+};
+static_assert(sizeof(struct manifest_segment) == 104, "manifest segment");
+
+struct manifest_run { /* run-<level>-<first>.idx */
+    struct le32 level;
+    struct le32 first_segment;
+    struct le32 last_segment;
+    struct le32 index_kib;
+    struct le64 low_lsn;
+    struct le64 high_lsn;
+};
+static_assert(sizeof(struct manifest_run) == 32, "manifest run");
+
+struct manifest_refused { /* points in (low, high) are refused; high 0: still open */
+    struct le64 low_lsn;
+    struct le64 high_lsn;
+};
+struct manifest_rewind {
+    struct le64 lsn;
+    struct le64 target_lsn;
+};
+
+/* ---- pin: what a view needs; pins/<pin> ---- */
+struct pin_header {
+    struct le64 magic;
+    struct le32 version;
+    struct le32 crc;
+    uint8_t journal_id[16];
+    struct le64 lsn;
+    struct le64 base_lsn;
+    struct le64 realtime_ns;
+    struct le32 source_count;
+    struct le32 reserved;
+};
+static_assert(sizeof(struct pin_header) == 64, "pin header");
+struct pin_source { /* newest group first */
+    char file[48];  /* relative to the journal's directory */
+    struct le64 low_lsn;
+    struct le64 high_lsn;
+    struct le32 group;
+    struct le32 segment; /* L0 and TAIL: whose payload CRCs it holds; else 0 */
+};
+static_assert(sizeof(struct pin_source) == 72, "pin source");
+
+#endif

@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef TIDEMARK_JOURNAL_JOURNAL_INTERNAL_H
+#define TIDEMARK_JOURNAL_JOURNAL_INTERNAL_H
+
+#include <limits.h>
+#include <liburing.h>
+#include <pthread.h>
+
+#include "journal/journal.h"
+#include "journal/ring.h"
+#include "journal/tail.h"
+
+#define JOURNAL_LSN_RESERVE (1ull << 20) /* more than three segments' records */
+#define JOURNAL_MAX_PINS 64u
+#define JOURNAL_CACHE_BYTES (4u << 20)
+#define JOURNAL_PATH_BYTES (PATH_MAX + JOURNAL_FILE_BYTES)
+
+/* The process's side of a ring slot. */
+struct frame {
+    uint64_t number; /* 0: free */
+    uint64_t realtime_ns, boottime_ns;
+    struct lsn first;
+    uint32_t count, filled, unbacked;
+    uint32_t blocks; /* with the header block */
+    bool closed, written, failed;
+    uint32_t crcs[FRAME_MAX_BLOCKS]; /* of its blocks; [0] unused until it is sealed */
+    pthread_cond_t done;
+    struct iovec vector;
+};
+
+struct internal_pin {
+    char name[JOURNAL_NAME_BYTES];
+    struct lsn lsn;
+};
+
+struct journal {
+    struct journal_options options;
+    char directory[PATH_MAX];
+    const struct clock *clock;
+    const struct log *log;
+    int lock_fd;
+    struct journal_recovery recovery;
+
+    pthread_mutex_t mutex; /* guards all below but what says otherwise */
+    pthread_cond_t room;   /* a slot became free, or exclusivity ended */
+    pthread_cond_t work;   /* for the sealer */
+    pthread_cond_t sealed; /* a seal or a sync ended */
+    struct manifest manifest;
+    pthread_mutex_t save_mutex; /* one writer of the manifest file; taken before `mutex` */
+    pthread_mutex_t tag_mutex;  /* one tag at a time; taken before `mutex` */
+
+    struct ring ring;
+    struct frame frames[RING_SLOTS];
+    uint64_t open_number;     /* frame that takes records */
+    uint64_t submit_number;   /* next to be written */
+    uint64_t inflight_number; /* 0: none */
+    bool reaping;
+    uint32_t previous_crc;
+    uint64_t next_lsn, written_lsn, durable_lsn, durable_realtime_ns;
+    uint64_t written_realtime_ns, written_boottime_ns;
+    uint64_t unsynced_since_ns; /* boottime of the first record after the last sync; 0: none */
+    bool exclusive;
+    pthread_t exclusive_owner;
+    unsigned room_waiters;
+
+    struct io_uring uring;      /* frames */
+    struct io_uring sync_uring; /* used by the sync leader */
+    bool syncing;
+
+    struct tail tails[2];
+    unsigned active;  /* tails[active] */
+    bool sealing;     /* tails[!active] is being sealed */
+    struct extent *scratch;      /* of the sealer */
+    int active_fd, sealing_fd, ready_fd;
+    uint32_t ready_number;
+    bool stop, suspended, quota_blocked;
+    bool disk_full; /* the next segment could not be made: history is dropped for it */
+    char reason[256];
+
+    struct internal_pin pins[JOURNAL_MAX_PINS]; /* external ones too */
+    size_t pin_count;
+    uint64_t base_bytes;
+
+    pthread_t sealer, janitor;
+    bool sealer_runs, janitor_runs;
+    pthread_cond_t janitor_work;
+    pthread_mutex_t maintain_mutex; /* one maintenance at a time; taken first of all */
+    struct index_cache *cache;
+};
+
+/* ---- writer.c ---- */
+int writer_init(struct journal *j, struct error *err) MUST_CHECK;
+void writer_release(struct journal *j);
+/* With the mutex held: starts the next frame if it can be. */
+void writer_try_submit(struct journal *j);
+/* With the mutex held: stops journaling; see journal_resume. */
+void writer_suspend(struct journal *j, const char *reason);
+/* With the mutex held: waits for progress, reaping when nobody else does. `cond`: what to wait for otherwise. */
+void writer_wait_step(struct journal *j, pthread_cond_t *cond);
+
+/* ---- segment.c ---- */
+/* Makes segment `number` ready to be written (recycled or new, written with zeroes, header durable). */
+int segment_prepare(struct journal *j, uint32_t number, int *ret_fd, struct error *err) MUST_CHECK;
+/* Gives a dropped segment's file back: kept for recycling, or removed. */
+void segment_recycle(struct journal *j, uint32_t number, bool may_recycle);
+
+/* ---- sealer.c ---- */
+int sealer_start(struct journal *j, struct error *err) MUST_CHECK;
+void sealer_stop(struct journal *j);
+/* Seals `t` (segment file `fd`): index written, then in the manifest. Without the mutex. */
+int sealer_seal(struct journal *j, struct tail *t, int fd, struct error *err) MUST_CHECK;
+/* Saves the manifest. Without the mutex. */
+int sealer_save(struct journal *j, struct error *err) MUST_CHECK;
+
+/* ---- recovery.c ---- */
+int recovery_run(struct journal *j, struct error *err) MUST_CHECK;
+/* Adds what was in the ring to the new segment, after the writer runs. */
+int recovery_replay(struct journal *j, struct error *err) MUST_CHECK;
+
+/* ---- maintain.c ---- */
+int janitor_start(struct journal *j, struct error *err) MUST_CHECK;
+void janitor_stop(struct journal *j);
+uint64_t maintain_journal_bytes(const struct journal *j); /* with the mutex */
+
+/* ---- pin.c ---- */
+/* The lowest LSN that a pin needs; LSN_MAX without pins. Removes pins whose holder is gone. */
+struct lsn pin_floor(struct journal *j);
+
+static inline void journal_path(const struct journal *j, const char *file, char path[JOURNAL_PATH_BYTES])
+{
+    snprintf(path, JOURNAL_PATH_BYTES, "%s/%s", j->directory, file);
+}
+
+#endif

@@ -1,0 +1,642 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The janitor: merges sealed segments' indexes into runs, and drops the oldest history when the quota is reached.
+ *
+ * Merging: run (level l, group g) covers fanout^l segments; it is made when all of them are sealed and the runs below
+ * are there, newest wins, with the reference runs of the rewinds in it. Payloads stay where they are.
+ *
+ * Dropping history up to LSN b moves the base to b, in steps that can each be repeated after a crash (J5):
+ *  1. manifest: base_target = b; points below are refused from now on, pins below b forbid it;
+ *  2. what rewinds above b still need of the dropped segments, or of the base, is copied to their rescue stores;
+ *  3. the newest version of everything in the dropped segments is written to the base, synced;
+ *  4. manifest: base = b, without the segments, runs and rewinds that are covered; then their files go. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/io.h"
+#include "base/thread.h"
+#include "journal/history.h"
+#include "journal/index.h"
+#include "journal/journal_internal.h"
+#include "journal/payload.h"
+
+#define MAX_LEVELS 12u
+#define DROP_BATCH_SEGMENTS 4u
+#define READER_SEGMENTS 16u
+
+uint64_t maintain_journal_bytes(const struct journal *j)
+{
+    uint64_t bytes = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES * (1u + j->sealing + (j->ready_fd >= 0));
+    uint64_t full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;
+    for (size_t i = 0; i < j->manifest.segment_count; i++) {
+        const struct segment_info *s = &j->manifest.segments[i];
+        uint64_t used = (uint64_t)s->used_blocks * JOURNAL_BLOCK_BYTES;
+        bytes += (s->used_blocks < j->options.segment_blocks / 2 ? used : full) + s->index_kib * 1024ull;
+    }
+    for (size_t i = 0; i < j->manifest.run_count; i++)
+        bytes += j->manifest.runs[i].index_kib * 1024ull;
+    return bytes;
+}
+
+/* ---- merging ---- */
+
+struct merge {
+    uint32_t level, first_segment, last_segment;
+};
+
+static uint64_t group_segments(const struct journal *j, uint32_t level)
+{
+    uint64_t n = 1;
+    for (uint32_t i = 0; i < level; i++)
+        n *= j->options.fanout;
+    return n;
+}
+
+static const struct run_info *find_run(const struct manifest *m, uint32_t level, uint32_t first)
+{
+    for (size_t i = 0; i < m->run_count; i++)
+        if (m->runs[i].level == level && m->runs[i].first_segment == first)
+            return &m->runs[i];
+    return NULL;
+}
+
+static bool has_segments(const struct manifest *m, uint64_t first, uint64_t last)
+{
+    for (size_t i = 0; i < m->segment_count; i++)
+        if (m->segments[i].number >= first && m->segments[i].number <= last)
+            return true;
+    return false;
+}
+
+/* Finds the lowest merge that can be done. */
+static bool find_merge(const struct journal *j, const struct manifest *m, struct merge *ret)
+{
+    if (m->segment_count == 0)
+        return false;
+    uint64_t oldest = m->segments[0].number, last = m->next_segment - 1;
+    for (uint32_t level = 1; level <= MAX_LEVELS; level++) {
+        uint64_t width = group_segments(j, level), below = width / j->options.fanout;
+        for (uint64_t first = oldest / width * width; first + width - 1 <= last; first += width) {
+            if (find_run(m, level, (uint32_t)first) || !has_segments(m, first, first + width - 1))
+                continue;
+            bool ready = true;
+            for (uint64_t sub = first; level > 1 && sub < first + width; sub += below)
+                ready &= !has_segments(m, sub, sub + below - 1) || find_run(m, level - 1, (uint32_t)sub);
+            if (!ready)
+                continue;
+            *ret = (struct merge){level, (uint32_t)first, (uint32_t)(first + width - 1)};
+            return true;
+        }
+        if (width > last)
+            break;
+    }
+    return false;
+}
+
+struct inputs {
+    struct index *indexes[256];
+    struct extent_stream *streams[256];
+    size_t count;
+};
+
+static int add_input(struct journal *j, struct inputs *in, const char *file, struct error *err)
+{
+    char path[JOURNAL_PATH_BYTES];
+    if (in->count == sizeof in->indexes / sizeof *in->indexes)
+        return error_set(err, -E2BIG, "too many rewinds in one merge");
+    journal_path(j, file, path);
+    int r = index_open(path, j->cache, &in->indexes[in->count], err);
+    if (r == 0) {
+        r = index_stream(in->indexes[in->count], LSN_NONE, LSN_MAX, &in->streams[in->count], err);
+        if (r < 0)
+            index_free(in->indexes[in->count]);
+        else
+            in->count++;
+    }
+    return r;
+}
+
+/* The streams are owned by a sweep once it is made. */
+static void release_inputs(struct inputs *in, bool streams)
+{
+    for (size_t i = 0; i < in->count; i++) {
+        if (streams)
+            extent_stream_free(in->streams[i]);
+        index_free(in->indexes[i]);
+    }
+    in->count = 0;
+}
+
+static int add_segment_inputs(struct journal *j, struct inputs *in, const struct manifest *m, uint32_t first, uint32_t last,
+                              struct error *err)
+{
+    char name[JOURNAL_FILE_BYTES];
+    int r = 0;
+    for (size_t i = 0; i < m->segment_count && r == 0; i++) {
+        const struct segment_info *s = &m->segments[i];
+        if (s->number < first || s->number > last)
+            continue;
+        r = add_input(j, in, journal_l0_file(s->number, name), err);
+        for (size_t k = 0; k < m->rewind_count && r == 0; k++)
+            if (m->rewinds[k].lsn.n >= s->first.n && m->rewinds[k].lsn.n <= s->last.n)
+                r = add_input(j, in, journal_rewind_file(m->rewinds[k].lsn, name), err);
+    }
+    return r;
+}
+
+static int merge_inputs(struct journal *j, const struct manifest *m, const struct merge *merge, struct inputs *in,
+                        struct error *err)
+{
+    if (merge->level == 1)
+        return add_segment_inputs(j, in, m, merge->first_segment, merge->last_segment, err);
+    char name[JOURNAL_FILE_BYTES];
+    int r = 0;
+    uint32_t below = (uint32_t)group_segments(j, merge->level - 1);
+    for (uint32_t sub = merge->first_segment; sub <= merge->last_segment && r == 0; sub += below)
+        if (find_run(m, merge->level - 1, sub))
+            r = add_input(j, in, journal_run_file(merge->level - 1, sub, name), err);
+    return r;
+}
+
+/* Copies a sweep of the inputs to a flat index. */
+static int write_run(struct inputs *in, const char *path, const struct index_info *info, bool *ret_streams_taken,
+                     struct error *err)
+{
+    struct extent_stream *sweep = NULL;
+    struct index_writer *w = NULL;
+    int r = extent_sweep(in->streams, in->count, &sweep, err);
+    *ret_streams_taken = r == 0;
+    if (r == 0)
+        r = index_writer_new(path, info, &w, err);
+    while (r == 0) {
+        struct extent e;
+        int more = sweep->next(sweep, &e, err);
+        if (more <= 0) {
+            r = more;
+            break;
+        }
+        r = index_writer_add(w, &e, err);
+    }
+    if (r == 0)
+        r = index_writer_finish(w, err);
+    index_writer_free(w);
+    if (sweep)
+        extent_stream_free(sweep);
+    return r;
+}
+
+static void span_lsns(const struct manifest *m, const struct merge *merge, struct lsn *low, struct lsn *high)
+{
+    *low = LSN_MAX, *high = LSN_NONE;
+    for (size_t i = 0; i < m->segment_count; i++) {
+        const struct segment_info *s = &m->segments[i];
+        if (s->number < merge->first_segment || s->number > merge->last_segment)
+            continue;
+        if (s->first.n - 1 < low->n)
+            low->n = s->first.n - 1;
+        if (s->last.n > high->n)
+            *high = s->last;
+    }
+}
+
+static int do_merge(struct journal *j, const struct manifest *m, const struct merge *merge, struct error *err)
+{
+    char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
+    struct inputs in = {0};
+    bool taken = false;
+    struct stat st = {0};
+    struct run_info run = {.level = merge->level, .first_segment = merge->first_segment, .last_segment = merge->last_segment};
+    span_lsns(m, merge, &run.low, &run.high);
+    struct index_info info = {.journal_id = m->journal_id, .kind = INDEX_RUN, .flat = true, .low = run.low, .high = run.high,
+                              .first_segment = run.first_segment, .last_segment = run.last_segment};
+    journal_path(j, journal_run_file(run.level, run.first_segment, name), path);
+    int r = merge_inputs(j, m, merge, &in, err);
+    if (r == 0)
+        r = write_run(&in, path, &info, &taken, err);
+    release_inputs(&in, !taken);
+    if (r < 0)
+        return error_context(err, "cannot merge %s", name);
+    if (stat(path, &st) == 0)
+        run.index_kib = (uint32_t)(st.st_size / 1024);
+    pthread_mutex_lock(&j->mutex);
+    r = manifest_add_run(&j->manifest, &run, err);
+    pthread_mutex_unlock(&j->mutex);
+    return r < 0 ? r : sealer_save(j, err);
+}
+
+/* ---- dropping history ---- */
+
+struct drop {
+    struct journal *j;
+    struct manifest m;
+    struct lsn base; /* the new one */
+    uint32_t last_segment;
+    bool repair;
+    struct base_store *store;
+    struct payload_reader *reader;
+    char *buffer; /* 1 MiB */
+};
+
+/* Copies the stretches of a reference extent that its rescue store lacks and the drop takes away. */
+static int rescue_extent(struct drop *d, struct base_store *rescue, const struct extent *e, struct error *err)
+{
+    bool needed = e->kind == EXTENT_BASE || (e->kind == EXTENT_DATA && e->segment <= d->last_segment);
+    int r = 0;
+    for (uint64_t at = e->lba, end = e->lba + e->length; needed && at < end && r == 0;) {
+        bool present;
+        uint64_t stretch;
+        r = base_store_extent(rescue, e->volume, at, end - at, &present, &stretch, err);
+        if (r == 0 && !present) {
+            struct extent part = extent_clip(*e, at, stretch < 2048 ? stretch : 2048);
+            stretch = part.length;
+            r = payload_read(d->reader, &part, d->buffer, err);
+            if (r == 0)
+                r = base_store_write(rescue, e->volume, at, part.length, d->buffer, d->repair, err);
+        }
+        at += stretch;
+    }
+    return r;
+}
+
+static int rescue_rewind(struct drop *d, const struct rewind_info *rewind, struct error *err)
+{
+    char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES], directory[JOURNAL_PATH_BYTES - 16];
+    struct index *index = NULL;
+    struct extent_stream *stream = NULL;
+    struct base_store *rescue = NULL;
+    payload_rescue_directory(d->j->directory, rewind->lsn, directory, sizeof directory);
+    journal_path(d->j, journal_rewind_file(rewind->lsn, name), path);
+    int r = base_store_open(directory, true, &rescue, err);
+    if (r == 0)
+        r = index_open(path, d->j->cache, &index, err);
+    if (r == 0)
+        r = index_stream(index, LSN_NONE, LSN_MAX, &stream, err);
+    while (r == 0) {
+        struct extent e;
+        int more = stream->next(stream, &e, err);
+        if (more <= 0) {
+            r = more;
+            break;
+        }
+        r = rescue_extent(d, rescue, &e, err);
+    }
+    if (r == 0)
+        r = base_store_sync(rescue, err);
+    snprintf(path, sizeof path, "%s/objects.json", directory);
+    if (r == 0 && rewind->target.n < d->base.n && access(path, F_OK) < 0)
+        r = history_save_objects(d->j, rewind->target, path, err);
+    if (stream)
+        extent_stream_free(stream);
+    index_free(index);
+    base_store_free(rescue);
+    return r;
+}
+
+static int apply_extent(struct drop *d, const struct extent *e, struct error *err)
+{
+    if (e->lsn.n <= d->m.base.n)
+        return 0; /* there already */
+    if (e->kind == EXTENT_ZERO)
+        return base_store_clear(d->store, e->volume, e->lba, e->length, d->repair, err);
+    int r = payload_read(d->reader, e, d->buffer, err);
+    if (r == -EBADMSG) {
+        log_error(d->j->log, "history moves on over damage: %s; these blocks stay as they were", err->message);
+        return 0;
+    }
+    return r < 0 ? r : base_store_write(d->store, e->volume, e->lba, e->length, d->buffer, d->repair, err);
+}
+
+static int apply_segments(struct drop *d, struct error *err)
+{
+    struct inputs in = {0};
+    struct extent_stream *sweep = NULL;
+    int r = add_segment_inputs(d->j, &in, &d->m, 0, d->last_segment, err);
+    if (r == 0)
+        r = extent_sweep(in.streams, in.count, &sweep, err);
+    while (r == 0) {
+        struct extent e;
+        int more = sweep->next(sweep, &e, err);
+        if (more <= 0) {
+            r = more;
+            break;
+        }
+        r = apply_extent(d, &e, err);
+    }
+    release_inputs(&in, !sweep);
+    if (sweep)
+        extent_stream_free(sweep);
+    return r;
+}
+
+/* Takes what the new base covers out of the manifest. */
+static void forget(struct manifest *m, struct lsn base, uint32_t last_segment)
+{
+    size_t k = 0;
+    for (size_t i = 0; i < m->segment_count; i++)
+        if (m->segments[i].number > last_segment)
+            m->segments[k++] = m->segments[i];
+    m->segment_count = k;
+    k = 0;
+    for (size_t i = 0; i < m->run_count; i++)
+        if (m->runs[i].last_segment > last_segment)
+            m->runs[k++] = m->runs[i];
+    m->run_count = k;
+    k = 0;
+    for (size_t i = 0; i < m->rewind_count; i++)
+        if (m->rewinds[i].lsn.n > base.n)
+            m->rewinds[k++] = m->rewinds[i];
+    m->rewind_count = k;
+    k = 0;
+    for (size_t i = 0; i < m->refused_count; i++)
+        if (m->refused[i].high.n == 0 || m->refused[i].high.n > base.n)
+            m->refused[k++] = m->refused[i];
+    m->refused_count = k;
+    m->base = base;
+}
+
+/* The tables' capacity is the next power of two of their count: after a removal it may not be. Copy it afresh. */
+static int forget_dropped(struct journal *j, struct lsn base, uint32_t last_segment, struct error *err)
+{
+    struct manifest fresh;
+    MUTEX_GUARD(guard, &j->mutex);
+    forget(&j->manifest, base, last_segment);
+    int r = manifest_copy(&j->manifest, &fresh, err);
+    if (r < 0)
+        return r;
+    manifest_release(&j->manifest);
+    j->manifest = fresh;
+    return 0;
+}
+
+static void remove_file(struct journal *j, const char *name)
+{
+    char path[JOURNAL_PATH_BYTES];
+    journal_path(j, name, path);
+    unlink(path);
+}
+
+static void remove_dropped(struct drop *d)
+{
+    char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
+    struct error ignored = ERROR_INIT;
+    bool pinned = pin_floor(d->j).n != UINT64_MAX;
+    for (size_t i = 0; i < d->m.segment_count; i++) {
+        if (d->m.segments[i].number > d->last_segment)
+            continue;
+        remove_file(d->j, journal_l0_file(d->m.segments[i].number, name));
+        segment_recycle(d->j, d->m.segments[i].number, !pinned);
+    }
+    for (size_t i = 0; i < d->m.run_count; i++)
+        if (d->m.runs[i].last_segment <= d->last_segment)
+            remove_file(d->j, journal_run_file(d->m.runs[i].level, d->m.runs[i].first_segment, name));
+    for (size_t i = 0; i < d->m.rewind_count; i++) {
+        if (d->m.rewinds[i].lsn.n > d->base.n)
+            continue;
+        remove_file(d->j, journal_rewind_file(d->m.rewinds[i].lsn, name));
+        payload_rescue_directory(d->j->directory, d->m.rewinds[i].lsn, path, sizeof path);
+        if (io_remove_tree(path, &ignored) < 0)
+            log_warning(d->j->log, "%s", ignored.message);
+    }
+}
+
+/* Steps 2 to 4 for d->base. */
+static int drop_steps(struct drop *d, struct error *err)
+{
+    char path[JOURNAL_PATH_BYTES];
+    struct journal *j = d->j;
+    int r = 0;
+    for (size_t i = 0; i < d->m.rewind_count && r == 0; i++)
+        if (d->m.rewinds[i].lsn.n > d->base.n)
+            r = rescue_rewind(d, &d->m.rewinds[i], err);
+    if (r == 0)
+        r = apply_segments(d, err);
+    if (r == 0)
+        r = base_store_sync(d->store, err);
+    journal_path(j, "base/objects.json", path);
+    if (r == 0)
+        r = history_save_objects(j, d->base, path, err);
+    if (r == 0)
+        r = forget_dropped(j, d->base, d->last_segment, err);
+    if (r == 0)
+        r = sealer_save(j, err);
+    if (r < 0)
+        return r;
+    uint64_t used = base_store_used_bytes(d->store);
+    pthread_mutex_lock(&j->mutex);
+    j->base_bytes = used;
+    pthread_mutex_unlock(&j->mutex);
+    remove_dropped(d);
+    return 0;
+}
+
+static int drop_to(struct journal *j, struct lsn base, uint32_t last_segment, bool repair, struct error *err)
+{
+    char path[JOURNAL_PATH_BYTES];
+    struct drop d = {.j = j, .base = base, .last_segment = last_segment, .repair = repair};
+    journal_path(j, "base", path);
+    int r = journal_manifest(j, &d.m, err);
+    if (r < 0)
+        return r;
+    d.buffer = io_alloc_pages(JOURNAL_PAYLOAD_MAX_BYTES);
+    r = d.buffer ? 0 : error_errno(err, -ENOMEM, "cannot drop old history");
+    if (r == 0)
+        r = base_store_open(path, true, &d.store, err);
+    if (r == 0)
+        r = payload_reader_new(j->directory, j->cache, READER_SEGMENTS, &d.reader, err);
+    if (r == 0)
+        r = drop_steps(&d, err);
+    payload_reader_free(d.reader);
+    base_store_free(d.store);
+    io_free_pages(d.buffer, JOURNAL_PAYLOAD_MAX_BYTES);
+    manifest_release(&d.m);
+    return r < 0 ? error_context(err, "cannot drop the history before LSN %llu", (unsigned long long)base.n) : 0;
+}
+
+/* Sets the base's target to the end of the last of at most `batch` oldest segments with last LSN <= limit and floor.
+ * false: nothing can be dropped. */
+static bool aim(struct journal *j, struct lsn limit, size_t batch, struct lsn *ret_base, uint32_t *ret_segment)
+{
+    struct lsn floor = pin_floor(j);
+    MUTEX_GUARD(guard, &j->mutex);
+    for (size_t i = 0; i < j->pin_count; i++) /* one may have come meanwhile */
+        if (j->pins[i].lsn.n < floor.n)
+            floor = j->pins[i].lsn;
+    struct lsn base = j->manifest.base;
+    for (size_t i = 0; i < j->manifest.segment_count && i < batch; i++) {
+        const struct segment_info *s = &j->manifest.segments[i];
+        if (s->last.n > limit.n || s->last.n > floor.n)
+            break;
+        base = s->last;
+        *ret_segment = s->number;
+        j->manifest.base_realtime_ns = s->last_realtime_ns;
+    }
+    if (base.n <= j->manifest.base.n)
+        return false;
+    if (base.n > j->manifest.base_target.n)
+        j->manifest.base_target = base;
+    *ret_base = base;
+    return true;
+}
+
+static int drop_some(struct journal *j, struct lsn limit, size_t batch, bool *ret_dropped, struct error *err)
+{
+    struct lsn base;
+    uint32_t last_segment = 0;
+    *ret_dropped = aim(j, limit, batch, &base, &last_segment);
+    if (!*ret_dropped)
+        return 0;
+    int r = sealer_save(j, err);
+    return r < 0 ? r : drop_to(j, base, last_segment, false, err);
+}
+
+/* A drop that a crash interrupted is repeated first. */
+static int finish_drop(struct journal *j, struct error *err)
+{
+    pthread_mutex_lock(&j->mutex);
+    struct lsn target = j->manifest.base_target;
+    bool open = target.n > j->manifest.base.n;
+    uint32_t last_segment = 0;
+    for (size_t i = 0; i < j->manifest.segment_count; i++)
+        if (j->manifest.segments[i].last.n <= target.n)
+            last_segment = j->manifest.segments[i].number;
+    pthread_mutex_unlock(&j->mutex);
+    return open ? drop_to(j, target, last_segment, true, err) : 0;
+}
+
+/* ---- the janitor ---- */
+
+static int quota_step(struct journal *j, bool *ret_done, struct error *err)
+{
+    pthread_mutex_lock(&j->mutex);
+    uint64_t bytes = maintain_journal_bytes(j), quota = j->options.quota_bytes;
+    bool over = (quota && bytes > quota) || j->disk_full;
+    size_t count = j->manifest.segment_count;
+    pthread_mutex_unlock(&j->mutex);
+    *ret_done = false;
+    if (!over || count <= 1)
+        return 0;
+    size_t batch = count / 8 < 1 ? 1 : count / 8 > DROP_BATCH_SEGMENTS ? DROP_BATCH_SEGMENTS : count / 8;
+    int r = drop_some(j, LSN_MAX, batch, ret_done, err);
+    pthread_mutex_lock(&j->mutex);
+    if (r == 0 && j->quota_blocked == *ret_done) {
+        j->quota_blocked = !*ret_done;
+        if (j->quota_blocked)
+            log_warning(j->log, "the journal is over its quota, but an open view needs the oldest history: close it");
+    }
+    pthread_mutex_unlock(&j->mutex);
+    return r;
+}
+
+/* One unit of work; *ret_done false when there is none. */
+static int maintain_step(struct journal *j, bool *ret_done, struct error *err)
+{
+    struct manifest m;
+    struct merge merge;
+    MUTEX_GUARD(guard, &j->maintain_mutex);
+    *ret_done = false;
+    int r = finish_drop(j, err);
+    if (r == 0)
+        r = quota_step(j, ret_done, err);
+    if (r < 0 || *ret_done)
+        return r;
+    r = journal_manifest(j, &m, err);
+    if (r < 0)
+        return r;
+    *ret_done = find_merge(j, &m, &merge);
+    if (*ret_done)
+        r = do_merge(j, &m, &merge, err);
+    manifest_release(&m);
+    return r;
+}
+
+int journal_maintain(struct journal *j, struct error *err)
+{
+    bool more = true;
+    int r = 0;
+    while (more && r == 0)
+        r = maintain_step(j, &more, err);
+    return r;
+}
+
+int journal_drop(struct journal *j, struct lsn target, struct error *err)
+{
+    bool dropped;
+    MUTEX_GUARD(guard, &j->maintain_mutex);
+    int r = finish_drop(j, err);
+    return r < 0 ? r : drop_some(j, target, SIZE_MAX, &dropped, err);
+}
+
+void journal_hold(struct journal *j)
+{
+    pthread_mutex_lock(&j->maintain_mutex);
+}
+void journal_unhold(struct journal *j)
+{
+    pthread_mutex_unlock(&j->maintain_mutex);
+}
+
+uint32_t journal_first_segment(struct journal *j)
+{
+    MUTEX_GUARD(guard, &j->mutex);
+    return j->manifest.segment_count ? j->manifest.segments[0].number : j->manifest.next_segment;
+}
+
+static void *janitor_main(void *context)
+{
+    struct journal *j = context;
+    struct error err = ERROR_INIT;
+    pthread_mutex_lock(&j->mutex);
+    while (!j->stop) {
+        bool more = false;
+        pthread_mutex_unlock(&j->mutex);
+        int r = maintain_step(j, &more, &err);
+        if (r < 0)
+            log_warning(j->log, "%s; will try again", err.message);
+        pthread_mutex_lock(&j->mutex);
+        if (more && r == 0)
+            continue;
+        struct timespec until;
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_sec += r < 0 ? 1 : 5;
+        if (!j->stop)
+            pthread_cond_timedwait(&j->janitor_work, &j->mutex, &until);
+    }
+    pthread_mutex_unlock(&j->mutex);
+    return NULL;
+}
+
+int janitor_start(struct journal *j, struct error *err)
+{
+    int r = thread_start(&j->janitor, "journal-janitor", janitor_main, j, err);
+    j->janitor_runs = r == 0;
+    return r;
+}
+
+void janitor_stop(struct journal *j)
+{
+    if (!j->janitor_runs)
+        return;
+    pthread_mutex_lock(&j->mutex);
+    j->stop = true;
+    pthread_cond_broadcast(&j->janitor_work);
+    pthread_mutex_unlock(&j->mutex);
+    pthread_join(j->janitor, NULL);
+    j->janitor_runs = false;
+}
+
+int journal_resume(struct journal *j, struct error *err)
+{
+    pthread_mutex_lock(&j->mutex);
+    if (!j->suspended) {
+        pthread_mutex_unlock(&j->mutex);
+        return 0;
+    }
+    pthread_mutex_unlock(&j->mutex);
+    return error_set(err, -ESHUTDOWN, "the journal is suspended: %s; restart the application's protection once the disk is well",
+                     j->reason);
+}

@@ -1,0 +1,320 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "journal/manifest.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "base/crc32c.h"
+#include "base/io.h"
+
+#define MANIFEST_LIMIT_BYTES (256u << 20)
+
+const char *journal_segment_file(uint32_t number, char text[JOURNAL_FILE_BYTES])
+{
+    snprintf(text, JOURNAL_FILE_BYTES, "segment-%010u.tmj", number);
+    return text;
+}
+const char *journal_l0_file(uint32_t number, char text[JOURNAL_FILE_BYTES])
+{
+    snprintf(text, JOURNAL_FILE_BYTES, "l0-%010u.idx", number);
+    return text;
+}
+const char *journal_run_file(uint32_t level, uint32_t first_segment, char text[JOURNAL_FILE_BYTES])
+{
+    snprintf(text, JOURNAL_FILE_BYTES, "run-%u-%010u.idx", level, first_segment);
+    return text;
+}
+const char *journal_rewind_file(struct lsn lsn, char text[JOURNAL_FILE_BYTES])
+{
+    snprintf(text, JOURNAL_FILE_BYTES, "rewind-%020llu.idx", (unsigned long long)lsn.n);
+    return text;
+}
+
+/* Makes room for one more element in a table that grows by doubling. */
+static int grow(void **table, size_t count, size_t element_bytes, size_t maximum, const char *what, struct error *err)
+{
+    if (count >= maximum)
+        return error_set(err, -ENOSPC, "the journal has reached its maximum of %zu %s", maximum, what);
+    if (count && (count & (count - 1)))
+        return 0; /* capacity is the next power of two */
+    void *larger = realloc(*table, (count ? count * 2 : 1) * element_bytes);
+    if (!larger)
+        return error_errno(err, -ENOMEM, "cannot extend the table of %s", what);
+    *table = larger;
+    return 0;
+}
+
+#define ADD(function, type, table, count, maximum, what)                                                         \
+    int function(struct manifest *m, const struct type *item, struct error *err)                                \
+    {                                                                                                            \
+        int r = grow((void **)&m->table, m->count, sizeof *m->table, maximum, what, err);                       \
+        if (r < 0)                                                                                               \
+            return r;                                                                                            \
+        m->table[m->count++] = *item;                                                                            \
+        return 0;                                                                                                \
+    }
+ADD(manifest_add_volume, volume_info, volumes, volume_count, MANIFEST_MAX_VOLUMES, "volumes")
+ADD(manifest_add_segment, segment_info, segments, segment_count, MANIFEST_MAX_SEGMENTS, "segments")
+ADD(manifest_add_run, run_info, runs, run_count, MANIFEST_MAX_SEGMENTS, "runs")
+ADD(manifest_add_refused, refused_info, refused, refused_count, MANIFEST_MAX_REFUSED, "refused intervals")
+ADD(manifest_add_rewind, rewind_info, rewinds, rewind_count, MANIFEST_MAX_REWINDS, "rewinds")
+
+void manifest_release(struct manifest *m)
+{
+    free(m->volumes);
+    free(m->segments);
+    free(m->runs);
+    free(m->refused);
+    free(m->rewinds);
+    *m = (struct manifest){0};
+}
+
+int manifest_copy(const struct manifest *m, struct manifest *ret, struct error *err)
+{
+    struct manifest copy = *m;
+    copy.volumes = NULL, copy.segments = NULL, copy.runs = NULL, copy.refused = NULL, copy.rewinds = NULL;
+    copy.volume_count = copy.segment_count = copy.run_count = copy.refused_count = copy.rewind_count = 0;
+    int r = 0;
+    for (size_t i = 0; i < m->volume_count && r == 0; i++)
+        r = manifest_add_volume(&copy, &m->volumes[i], err);
+    for (size_t i = 0; i < m->segment_count && r == 0; i++)
+        r = manifest_add_segment(&copy, &m->segments[i], err);
+    for (size_t i = 0; i < m->run_count && r == 0; i++)
+        r = manifest_add_run(&copy, &m->runs[i], err);
+    for (size_t i = 0; i < m->refused_count && r == 0; i++)
+        r = manifest_add_refused(&copy, &m->refused[i], err);
+    for (size_t i = 0; i < m->rewind_count && r == 0; i++)
+        r = manifest_add_rewind(&copy, &m->rewinds[i], err);
+    if (r < 0) {
+        manifest_release(&copy);
+        return r;
+    }
+    *ret = copy;
+    return 0;
+}
+
+static size_t encoded_bytes(const struct manifest *m)
+{
+    return sizeof(struct manifest_header) + m->volume_count * sizeof(struct manifest_volume) +
+           m->segment_count * sizeof(struct manifest_segment) + m->run_count * sizeof(struct manifest_run) +
+           m->refused_count * sizeof(struct manifest_refused) + m->rewind_count * sizeof(struct manifest_rewind);
+}
+
+static void encode_header(const struct manifest *m, struct manifest_header *h)
+{
+    *h = (struct manifest_header){
+        .magic = le64_of(MANIFEST_MAGIC),
+        .version = le32_of(JOURNAL_VERSION),
+        .lsn_reserved = le64_of(m->lsn_reserved.n),
+        .base_lsn = le64_of(m->base.n),
+        .base_target = le64_of(m->base_target.n),
+        .base_realtime_ns = le64_of(m->base_realtime_ns),
+        .next_frame = le64_of(m->next_frame),
+        .previous_crc = le32_of(m->previous_crc),
+        .epoch = le32_of(m->epoch),
+        .next_segment = le32_of(m->next_segment),
+        .next_volume = le32_of(m->next_volume),
+        .flags = le32_of((m->clean ? MANIFEST_CLEAN : 0) | (m->suspended ? MANIFEST_SUSPENDED : 0)),
+        .volume_count = le32_of((uint32_t)m->volume_count),
+        .segment_count = le32_of((uint32_t)m->segment_count),
+        .run_count = le32_of((uint32_t)m->run_count),
+        .refused_count = le32_of((uint32_t)m->refused_count),
+        .rewind_count = le32_of((uint32_t)m->rewind_count),
+    };
+    memcpy(h->journal_id, m->journal_id.bytes, 16);
+    memcpy(h->boot_id, m->boot.bytes, 16);
+}
+
+static struct manifest_segment encode_segment(const struct segment_info *s)
+{
+    struct manifest_segment d = {
+        .number = le32_of(s->number),
+        .used_blocks = le32_of(s->used_blocks),
+        .first_lsn = le64_of(s->first.n),
+        .last_lsn = le64_of(s->last.n),
+        .first_realtime_ns = le64_of(s->first_realtime_ns),
+        .last_realtime_ns = le64_of(s->last_realtime_ns),
+        .first_boottime_ns = le64_of(s->first_boottime_ns),
+        .last_boottime_ns = le64_of(s->last_boottime_ns),
+        .records = le32_of(s->records),
+        .events = le32_of(s->events),
+        .frames = le32_of(s->frames),
+        .index_kib = le32_of(s->index_kib),
+        .first_frame = le64_of(s->first_frame),
+        .first_previous_crc = le32_of(s->first_previous_crc),
+        .epoch = le32_of(s->epoch),
+    };
+    memcpy(d.boot_id, s->boot.bytes, 16);
+    return d;
+}
+
+static struct segment_info decode_segment(const struct manifest_segment *d)
+{
+    struct segment_info s = {
+        .number = le32_get(d->number),
+        .used_blocks = le32_get(d->used_blocks),
+        .records = le32_get(d->records),
+        .events = le32_get(d->events),
+        .frames = le32_get(d->frames),
+        .index_kib = le32_get(d->index_kib),
+        .epoch = le32_get(d->epoch),
+        .first_previous_crc = le32_get(d->first_previous_crc),
+        .first_frame = le64_get(d->first_frame),
+        .first = {le64_get(d->first_lsn)},
+        .last = {le64_get(d->last_lsn)},
+        .first_realtime_ns = le64_get(d->first_realtime_ns),
+        .last_realtime_ns = le64_get(d->last_realtime_ns),
+        .first_boottime_ns = le64_get(d->first_boottime_ns),
+        .last_boottime_ns = le64_get(d->last_boottime_ns),
+    };
+    memcpy(s.boot.bytes, d->boot_id, 16);
+    return s;
+}
+
+int manifest_save(const char *directory, const struct manifest *m, struct error *err)
+{
+    size_t length = encoded_bytes(m);
+    _cleanup_free_ char *data = calloc(1, length);
+    if (!data)
+        return error_errno(err, -ENOMEM, "cannot write the manifest");
+    struct manifest_header *h = (struct manifest_header *)data;
+    encode_header(m, h);
+    char *at = data + sizeof *h;
+    for (size_t i = 0; i < m->volume_count; i++, at += sizeof(struct manifest_volume)) {
+        const struct volume_info *v = &m->volumes[i];
+        struct manifest_volume d = {.id = le32_of(v->id),
+                                    .size_bytes = le64_of(v->size_bytes),
+                                    .created_lsn = le64_of(v->created.n),
+                                    .deleted_lsn = le64_of(v->deleted.n)};
+        memcpy(d.name, v->name, sizeof d.name);
+        memcpy(at, &d, sizeof d);
+    }
+    for (size_t i = 0; i < m->segment_count; i++, at += sizeof(struct manifest_segment)) {
+        struct manifest_segment d = encode_segment(&m->segments[i]);
+        memcpy(at, &d, sizeof d);
+    }
+    for (size_t i = 0; i < m->run_count; i++, at += sizeof(struct manifest_run)) {
+        const struct run_info *run = &m->runs[i];
+        struct manifest_run d = {le32_of(run->level),        le32_of(run->first_segment), le32_of(run->last_segment),
+                                 le32_of(run->index_kib),    le64_of(run->low.n),         le64_of(run->high.n)};
+        memcpy(at, &d, sizeof d);
+    }
+    for (size_t i = 0; i < m->refused_count; i++, at += sizeof(struct manifest_refused)) {
+        struct manifest_refused d = {le64_of(m->refused[i].low.n), le64_of(m->refused[i].high.n)};
+        memcpy(at, &d, sizeof d);
+    }
+    for (size_t i = 0; i < m->rewind_count; i++, at += sizeof(struct manifest_rewind)) {
+        struct manifest_rewind d = {le64_of(m->rewinds[i].lsn.n), le64_of(m->rewinds[i].target.n)};
+        memcpy(at, &d, sizeof d);
+    }
+    h->crc = le32_of(crc32c(0, data, length));
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s/manifest", directory);
+    return io_replace_file(path, data, length, 0600, err);
+}
+
+static int decode_tables(const char *at, const struct manifest_header *h, struct manifest *m, struct error *err)
+{
+    int r = 0;
+    for (uint32_t i = 0; i < le32_get(h->volume_count) && r == 0; i++, at += sizeof(struct manifest_volume)) {
+        struct manifest_volume d;
+        memcpy(&d, at, sizeof d);
+        struct volume_info v = {.id = le32_get(d.id),
+                                .size_bytes = le64_get(d.size_bytes),
+                                .created = {le64_get(d.created_lsn)},
+                                .deleted = {le64_get(d.deleted_lsn)}};
+        memcpy(v.name, d.name, sizeof v.name);
+        v.name[sizeof v.name - 1] = '\0';
+        r = manifest_add_volume(m, &v, err);
+    }
+    for (uint32_t i = 0; i < le32_get(h->segment_count) && r == 0; i++, at += sizeof(struct manifest_segment)) {
+        struct manifest_segment d;
+        memcpy(&d, at, sizeof d);
+        struct segment_info s = decode_segment(&d);
+        r = manifest_add_segment(m, &s, err);
+    }
+    for (uint32_t i = 0; i < le32_get(h->run_count) && r == 0; i++, at += sizeof(struct manifest_run)) {
+        struct manifest_run d;
+        memcpy(&d, at, sizeof d);
+        struct run_info run = {le32_get(d.level),     le32_get(d.first_segment), le32_get(d.last_segment),
+                               le32_get(d.index_kib), {le64_get(d.low_lsn)},     {le64_get(d.high_lsn)}};
+        r = manifest_add_run(m, &run, err);
+    }
+    for (uint32_t i = 0; i < le32_get(h->refused_count) && r == 0; i++, at += sizeof(struct manifest_refused)) {
+        struct manifest_refused d;
+        memcpy(&d, at, sizeof d);
+        struct refused_info refused = {{le64_get(d.low_lsn)}, {le64_get(d.high_lsn)}};
+        r = manifest_add_refused(m, &refused, err);
+    }
+    for (uint32_t i = 0; i < le32_get(h->rewind_count) && r == 0; i++, at += sizeof(struct manifest_rewind)) {
+        struct manifest_rewind d;
+        memcpy(&d, at, sizeof d);
+        struct rewind_info rewind = {{le64_get(d.lsn)}, {le64_get(d.target_lsn)}};
+        r = manifest_add_rewind(m, &rewind, err);
+    }
+    return r;
+}
+
+static int check_header(const char *path, char *data, size_t length, struct error *err)
+{
+    struct manifest_header *h = (struct manifest_header *)data;
+    if (length < sizeof *h || le64_get(h->magic) != MANIFEST_MAGIC)
+        return error_set(err, -EBADMSG, "%s is not a journal's manifest", path);
+    uint32_t crc = le32_get(h->crc);
+    h->crc = le32_of(0);
+    if (crc32c(0, data, length) != crc)
+        return error_set(err, -EBADMSG, "%s is damaged (wrong checksum)", path);
+    if (le32_get(h->version) != JOURNAL_VERSION || le32_get(h->incompatible))
+        return error_set(err, -EPROTONOSUPPORT,
+                         "%s has format version %u, flags %#x: this program reads version %u; use a newer tidemark",
+                         path, le32_get(h->version), le32_get(h->incompatible), JOURNAL_VERSION);
+    uint64_t expected = sizeof *h + (uint64_t)le32_get(h->volume_count) * sizeof(struct manifest_volume) +
+                        (uint64_t)le32_get(h->segment_count) * sizeof(struct manifest_segment) +
+                        (uint64_t)le32_get(h->run_count) * sizeof(struct manifest_run) +
+                        (uint64_t)le32_get(h->refused_count) * sizeof(struct manifest_refused) +
+                        (uint64_t)le32_get(h->rewind_count) * sizeof(struct manifest_rewind);
+    if (expected != length)
+        return error_set(err, -EBADMSG, "%s is damaged (wrong length)", path);
+    return 0;
+}
+
+int manifest_load(const char *directory, struct manifest *ret, struct error *err)
+{
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s/manifest", directory);
+    _cleanup_free_ char *data = NULL;
+    size_t length;
+    int r = io_read_file(path, MANIFEST_LIMIT_BYTES, &data, &length, err);
+    if (r < 0)
+        return r;
+    r = check_header(path, data, length, err);
+    if (r < 0)
+        return r;
+    const struct manifest_header *h = (const struct manifest_header *)data;
+    struct manifest m = {
+        .epoch = le32_get(h->epoch),
+        .next_segment = le32_get(h->next_segment),
+        .next_volume = le32_get(h->next_volume),
+        .previous_crc = le32_get(h->previous_crc),
+        .next_frame = le64_get(h->next_frame),
+        .lsn_reserved = {le64_get(h->lsn_reserved)},
+        .base = {le64_get(h->base_lsn)},
+        .base_target = {le64_get(h->base_target)},
+        .base_realtime_ns = le64_get(h->base_realtime_ns),
+        .clean = le32_get(h->flags) & MANIFEST_CLEAN,
+        .suspended = le32_get(h->flags) & MANIFEST_SUSPENDED,
+    };
+    memcpy(m.journal_id.bytes, h->journal_id, 16);
+    memcpy(m.boot.bytes, h->boot_id, 16);
+    r = decode_tables(data + sizeof *h, h, &m, err);
+    if (r < 0) {
+        manifest_release(&m);
+        return r;
+    }
+    *ret = m;
+    return 0;
+}

@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The manifest: which segments, runs, volumes, rewinds and refused intervals a journal has. One file, replaced as a
+ * whole (io_replace_file), so that after a crash either the old or the new one is there. A struct manifest is plain
+ * data; its owner guards it. */
+#ifndef TIDEMARK_JOURNAL_MANIFEST_H
+#define TIDEMARK_JOURNAL_MANIFEST_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "base/uuid.h"
+#include "journal/journal_format.h"
+#include "journal/lsn.h"
+
+#define MANIFEST_MAX_VOLUMES 256u
+#define MANIFEST_MAX_SEGMENTS 1048576u
+#define MANIFEST_MAX_REWINDS 4096u
+#define MANIFEST_MAX_REFUSED 4096u
+
+struct volume_info {
+    uint32_t id;
+    uint64_t size_bytes;
+    struct lsn created, deleted; /* deleted.n 0: in use */
+    char name[JOURNAL_NAME_BYTES];
+};
+struct segment_info {
+    uint32_t number, used_blocks, records, events, frames, index_kib, epoch, first_previous_crc;
+    uint64_t first_frame;
+    struct lsn first, last; /* LSNs of its records; last < first when it has none */
+    uint64_t first_realtime_ns, last_realtime_ns, first_boottime_ns, last_boottime_ns;
+    struct uuid boot;
+};
+struct run_info {
+    uint32_t level, first_segment, last_segment, index_kib;
+    struct lsn low, high;
+};
+struct refused_info {
+    struct lsn low, high; /* points in (low, high) are refused; high.n 0: open */
+};
+struct rewind_info {
+    struct lsn lsn, target;
+};
+
+struct manifest {
+    struct uuid journal_id, boot;
+    uint32_t epoch, next_segment, next_volume, previous_crc;
+    uint64_t next_frame;
+    struct lsn lsn_reserved, base, base_target;
+    uint64_t base_realtime_ns;
+    bool clean, suspended;
+    struct volume_info *volumes;
+    struct segment_info *segments; /* ascending numbers */
+    struct run_info *runs;
+    struct refused_info *refused;
+    struct rewind_info *rewinds; /* ascending LSNs, all above the base */
+    size_t volume_count, segment_count, run_count, refused_count, rewind_count;
+};
+
+int manifest_load(const char *directory, struct manifest *ret, struct error *err) MUST_CHECK;
+int manifest_save(const char *directory, const struct manifest *m, struct error *err) MUST_CHECK;
+void manifest_release(struct manifest *m);
+/* A deep copy, for use outside the lock. */
+int manifest_copy(const struct manifest *m, struct manifest *ret, struct error *err) MUST_CHECK;
+
+int manifest_add_volume(struct manifest *m, const struct volume_info *v, struct error *err) MUST_CHECK;
+int manifest_add_segment(struct manifest *m, const struct segment_info *s, struct error *err) MUST_CHECK;
+int manifest_add_run(struct manifest *m, const struct run_info *r, struct error *err) MUST_CHECK;
+int manifest_add_refused(struct manifest *m, const struct refused_info *r, struct error *err) MUST_CHECK;
+int manifest_add_rewind(struct manifest *m, const struct rewind_info *r, struct error *err) MUST_CHECK;
+
+/* File names below the journal's directory. Buffers of 64 bytes. */
+#define JOURNAL_FILE_BYTES 64
+const char *journal_segment_file(uint32_t number, char text[JOURNAL_FILE_BYTES]);
+const char *journal_l0_file(uint32_t number, char text[JOURNAL_FILE_BYTES]);
+const char *journal_run_file(uint32_t level, uint32_t first_segment, char text[JOURNAL_FILE_BYTES]);
+const char *journal_rewind_file(struct lsn lsn, char text[JOURNAL_FILE_BYTES]);
+
+#endif

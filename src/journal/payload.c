@@ -1,0 +1,359 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "journal/payload.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/crc32c.h"
+#include "base/io.h"
+#include "journal/journal_format.h"
+#include "journal/manifest.h"
+
+#define MAX_TAILS 4u
+#define BOUNCE_BYTES ((1u << 20) + JOURNAL_BLOCK_BYTES)
+
+struct open_segment {
+    uint32_t number; /* 0: unused */
+    int fd;
+    struct index *index;
+    unsigned users;
+    uint64_t used_at;
+};
+struct rescue {
+    struct rescue *next;
+    struct lsn lsn;
+    struct base_store *store;
+};
+struct payload_reader {
+    char directory[PATH_MAX];
+    struct index_cache *cache;
+    pthread_mutex_t mutex; /* guards the tables */
+    struct open_segment *segments;
+    size_t segment_count;
+    uint64_t tick;
+    struct {
+        uint32_t segment;
+        char file[JOURNAL_FILE_BYTES];
+    } tails[MAX_TAILS];
+    size_t tail_count;
+    struct rescue *rescues; /* one a rewind that was read: at most MANIFEST_MAX_REWINDS */
+    struct base_store *base;
+    _Atomic uint64_t base_lsn;
+};
+
+void payload_rescue_directory(const char *directory, struct lsn rewind, char *path, size_t path_bytes)
+{
+    snprintf(path, path_bytes, "%s/rescue-%llu", directory, (unsigned long long)rewind.n);
+}
+
+int payload_reader_new(const char *directory, struct index_cache *cache, size_t open_segments, struct payload_reader **ret,
+                       struct error *err)
+{
+    char base[PATH_MAX + 8];
+    struct payload_reader *p = calloc(1, sizeof *p);
+    if (p)
+        p->segments = calloc(open_segments, sizeof *p->segments);
+    if (!p || !p->segments) {
+        free(p);
+        return error_errno(err, -ENOMEM, "cannot read the journal %s", directory);
+    }
+    p->segment_count = open_segments;
+    p->cache = cache;
+    pthread_mutex_init(&p->mutex, NULL);
+    snprintf(p->directory, sizeof p->directory, "%s", directory);
+    snprintf(base, sizeof base, "%s/base", directory);
+    int r = base_store_open(base, false, &p->base, err);
+    if (r == 0)
+        r = payload_refresh(p, err);
+    if (r < 0) {
+        payload_reader_free(p);
+        return r;
+    }
+    *ret = p;
+    return 0;
+}
+
+static void close_segment(struct open_segment *s)
+{
+    if (!s->number)
+        return;
+    close(s->fd);
+    index_free(s->index);
+    *s = (struct open_segment){0};
+}
+
+void payload_reader_free(struct payload_reader *p)
+{
+    if (!p)
+        return;
+    for (size_t i = 0; i < p->segment_count; i++)
+        close_segment(&p->segments[i]);
+    while (p->rescues) {
+        struct rescue *r = p->rescues;
+        p->rescues = r->next;
+        base_store_free(r->store);
+        free(r);
+    }
+    base_store_free(p->base);
+    pthread_mutex_destroy(&p->mutex);
+    free(p->segments);
+    free(p);
+}
+
+int payload_reader_tail(struct payload_reader *p, uint32_t segment, const char *file, struct error *err)
+{
+    if (p->tail_count == MAX_TAILS)
+        return error_set(err, -ENOSPC, "a view has more than %u tail indexes", MAX_TAILS);
+    p->tails[p->tail_count].segment = segment;
+    snprintf(p->tails[p->tail_count++].file, JOURNAL_FILE_BYTES, "%s", file);
+    return 0;
+}
+
+struct base_store *payload_base(struct payload_reader *p)
+{
+    return p->base;
+}
+struct lsn payload_base_lsn(struct payload_reader *p)
+{
+    return (struct lsn){atomic_load(&p->base_lsn)};
+}
+void payload_set_base_lsn(struct payload_reader *p, struct lsn base)
+{
+    atomic_store(&p->base_lsn, base.n);
+}
+
+int payload_refresh(struct payload_reader *p, struct error *err)
+{
+    struct manifest m;
+    int r = manifest_load(p->directory, &m, err);
+    if (r < 0)
+        return r;
+    payload_set_base_lsn(p, m.base);
+    manifest_release(&m);
+    return 0;
+}
+
+/* ---- segments ---- */
+
+static int open_files(struct payload_reader *p, uint32_t number, struct open_segment *ret, struct error *err)
+{
+    char path[PATH_MAX + JOURNAL_FILE_BYTES], name[JOURNAL_FILE_BYTES];
+    struct open_segment s = {.number = number};
+    const char *index_file = journal_l0_file(number, name);
+    for (size_t i = 0; i < p->tail_count; i++)
+        if (p->tails[i].segment == number)
+            index_file = p->tails[i].file;
+    snprintf(path, sizeof path, "%s/%s", p->directory, index_file);
+    int r = index_open(path, p->cache, &s.index, err);
+    if (r < 0)
+        return r;
+    snprintf(path, sizeof path, "%s/%s", p->directory, journal_segment_file(number, name));
+    s.fd = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
+    if (s.fd < 0 && errno == EINVAL)
+        s.fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (s.fd < 0) {
+        r = error_errno(err, -errno, "cannot open %s", path);
+        index_free(s.index);
+        return r;
+    }
+    *ret = s;
+    return 0;
+}
+
+/* An open segment, to be given back by release_segment. */
+static int acquire_segment(struct payload_reader *p, uint32_t number, struct open_segment **ret, struct error *err)
+{
+    MUTEX_GUARD(guard, &p->mutex);
+    struct open_segment *oldest = NULL;
+    for (size_t i = 0; i < p->segment_count; i++) {
+        struct open_segment *s = &p->segments[i];
+        if (s->number == number) {
+            s->users++;
+            s->used_at = ++p->tick;
+            *ret = s;
+            return 0;
+        }
+        if (s->users == 0 && (!oldest || s->used_at < oldest->used_at))
+            oldest = s;
+    }
+    if (!oldest)
+        return error_set(err, -EMFILE, "too many segments are being read at once");
+    close_segment(oldest);
+    int r = open_files(p, number, oldest, err);
+    if (r < 0)
+        return r;
+    oldest->users = 1;
+    oldest->used_at = ++p->tick;
+    *ret = oldest;
+    return 0;
+}
+
+static void release_segment(struct payload_reader *p, struct open_segment *s)
+{
+    MUTEX_GUARD(guard, &p->mutex);
+    s->users--;
+}
+
+/* Reads `count` blocks from `block` and checks them. `data` is page-aligned. */
+static int read_checked(struct payload_reader *p, uint32_t segment, uint32_t block, uint32_t count, char *data,
+                        struct error *err)
+{
+    struct open_segment *s = NULL;
+    int r = acquire_segment(p, segment, &s, err);
+    if (r < 0)
+        return r;
+    struct le32 crcs[BOUNCE_BYTES / JOURNAL_BLOCK_BYTES];
+    r = index_section_pread(s->index, INDEX_SECTION_CRCS, crcs, count * sizeof *crcs, (uint64_t)block * sizeof *crcs, err);
+    if (r == 0) {
+        r = io_pread_full(s->fd, data, (size_t)count * JOURNAL_BLOCK_BYTES, (uint64_t)block * JOURNAL_BLOCK_BYTES);
+        if (r < 0)
+            error_errno(err, r, "cannot read segment %u at block %u", segment, block);
+    }
+    for (uint32_t i = 0; i < count && r == 0; i++)
+        if (crc32c(0, data + (size_t)i * JOURNAL_BLOCK_BYTES, JOURNAL_BLOCK_BYTES) != le32_get(crcs[i]))
+            r = error_set(err, -EBADMSG, "segment %u is damaged at block %u (wrong checksum)", segment, block + i);
+    release_segment(p, s);
+    return r;
+}
+
+static pthread_key_t bounce_key;
+
+static void bounce_free(void *buffer)
+{
+    io_free_pages(buffer, BOUNCE_BYTES);
+}
+static void bounce_make_key(void)
+{
+    pthread_key_create(&bounce_key, bounce_free);
+}
+/* A page-aligned buffer for the calling thread's reads, kept for its life. NULL when out of memory. */
+static char *bounce(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, bounce_make_key);
+    char *buffer = pthread_getspecific(bounce_key);
+    if (!buffer) {
+        buffer = io_alloc_pages(BOUNCE_BYTES);
+        pthread_setspecific(bounce_key, buffer);
+    }
+    return buffer;
+}
+
+static int read_segment(struct payload_reader *p, const struct extent *e, void *data, struct error *err)
+{
+    uint32_t skip = e->position % JOURNAL_BLOCK_SECTORS, block = e->position / JOURNAL_BLOCK_SECTORS;
+    uint32_t count = (skip + e->length + JOURNAL_BLOCK_SECTORS - 1) / JOURNAL_BLOCK_SECTORS;
+    if (skip == 0 && e->length % JOURNAL_BLOCK_SECTORS == 0 && (uintptr_t)data % JOURNAL_BLOCK_BYTES == 0)
+        return read_checked(p, e->segment, block, count, data, err);
+    char *buffer = bounce();
+    if (!buffer)
+        return error_errno(err, -ENOMEM, "cannot read segment %u", e->segment);
+    int r = read_checked(p, e->segment, block, count, buffer, err);
+    if (r == 0)
+        memcpy(data, buffer + (size_t)skip * 512, (size_t)e->length * 512);
+    return r;
+}
+
+/* ---- rewinds ---- */
+
+static int rescue_store(struct payload_reader *p, struct lsn rewind, struct base_store **ret, struct error *err)
+{
+    MUTEX_GUARD(guard, &p->mutex);
+    for (struct rescue *r = p->rescues; r; r = r->next)
+        if (r->lsn.n == rewind.n) {
+            *ret = r->store;
+            return 0;
+        }
+    char path[PATH_MAX + 32];
+    payload_rescue_directory(p->directory, rewind, path, sizeof path);
+    struct rescue *added = calloc(1, sizeof *added);
+    if (!added)
+        return error_errno(err, -ENOMEM, "cannot open %s", path);
+    int r = base_store_open(path, false, &added->store, err);
+    if (r < 0) {
+        free(added);
+        return r;
+    }
+    added->lsn = rewind;
+    added->next = p->rescues;
+    p->rescues = added;
+    *ret = added->store;
+    return 0;
+}
+
+static int read_reference(struct payload_reader *p, const struct extent *e, char *data, struct error *err)
+{
+    struct base_store *rescue;
+    int r = rescue_store(p, e->lsn, &rescue, err);
+    for (struct extent left = *e; r == 0 && left.length;) {
+        bool present;
+        uint64_t stretch;
+        r = base_store_extent(rescue, left.volume, left.lba, left.length, &present, &stretch, err);
+        if (r < 0)
+            break;
+        struct extent part = extent_clip(left, left.lba, stretch);
+        if (present)
+            r = base_store_read(rescue, part.volume, part.lba, part.length, data, err);
+        else if (part.kind == EXTENT_BASE)
+            r = base_store_read(p->base, part.volume, part.lba, part.length, data, err);
+        else
+            r = read_segment(p, &part, data, err);
+        data += (size_t)part.length * 512;
+        uint64_t end = e->lba + e->length;
+        if (left.lba + stretch >= end)
+            break;
+        left = extent_clip(left, left.lba + stretch, end - left.lba - stretch);
+    }
+    return r;
+}
+
+static int read_once(struct payload_reader *p, const struct extent *e, void *data, struct error *err)
+{
+    if (e->lsn.n <= payload_base_lsn(p).n)
+        return base_store_read(p->base, e->volume, e->lba, e->length, data, err);
+    if (e->flags & EXTENT_REFERENCE)
+        return read_reference(p, e, data, err);
+    return read_segment(p, e, data, err);
+}
+
+int payload_read(struct payload_reader *p, const struct extent *e, void *data, struct error *err)
+{
+    if (e->kind == EXTENT_ZERO) {
+        memset(data, 0, (size_t)e->length * 512);
+        return 0;
+    }
+    for (int attempt = 0;; attempt++) {
+        struct lsn before = payload_base_lsn(p);
+        int r = read_once(p, e, data, err);
+        if (r == 0 || attempt == 2)
+            return r;
+        struct error ignored = ERROR_INIT; /* has it moved into the base, or a rescue store, meanwhile? */
+        if (payload_refresh(p, &ignored) < 0 || (payload_base_lsn(p).n == before.n && attempt))
+            return r;
+    }
+}
+
+int payload_read_blocks(struct payload_reader *p, uint32_t segment, uint32_t block, void *data, uint32_t length_bytes,
+                        struct error *err)
+{
+    char *buffer = bounce();
+    if (!buffer || length_bytes > BOUNCE_BYTES)
+        return error_errno(err, -ENOMEM, "cannot read segment %u", segment);
+    int r = read_checked(p, segment, block, (length_bytes + JOURNAL_BLOCK_BYTES - 1) / JOURNAL_BLOCK_BYTES, buffer, err);
+    if (r == 0)
+        memcpy(data, buffer, length_bytes);
+    return r;
+}
+
+int payload_read_base(struct payload_reader *p, uint32_t volume, uint64_t lba, uint32_t length, void *data, struct error *err)
+{
+    return base_store_read(p->base, volume, lba, length, data, err);
+}

@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Reading what an extent points at, with its checksums (J6), from a journal's directory: in the engine, or in a view's
+ * process while the engine drops old history.
+ *
+ * Where the bytes of an extent with LSN e are: e <= base: in the base. A rewind's reference (e is the rewind's LSN):
+ * in its rescue store where that has them, else in the base (kind BASE) or in their segment. Else: in the segment.
+ * History moves into the base before its segments go, so a reader that finds a segment gone asks the manifest
+ * again; its pin keeps the base from passing the reader's point. Segments are not recycled while anything is pinned. */
+#ifndef TIDEMARK_JOURNAL_PAYLOAD_H
+#define TIDEMARK_JOURNAL_PAYLOAD_H
+
+#include "journal/base_store.h"
+#include "journal/extent.h"
+#include "journal/index.h"
+
+struct payload_reader;
+
+/* `cache` is borrowed; at most `open_segments` segments are open at a time. */
+int payload_reader_new(const char *directory, struct index_cache *cache, size_t open_segments, struct payload_reader **ret,
+                       struct error *err) MUST_CHECK;
+void payload_reader_free(struct payload_reader *p);
+/* The CRCs of segment `segment` are in the index `file` (a view's TAIL) instead of l0-<segment>.idx. */
+int payload_reader_tail(struct payload_reader *p, uint32_t segment, const char *file, struct error *err) MUST_CHECK;
+/* Reads all of `e` (a clipped extent, up to 1 MiB) into `data`. Thread-safe. -EBADMSG: damaged. */
+int payload_read(struct payload_reader *p, const struct extent *e, void *data, struct error *err) MUST_CHECK;
+/* `length_bytes` from `block` of a segment, checked, for event payloads (up to 1 MiB). */
+int payload_read_blocks(struct payload_reader *p, uint32_t segment, uint32_t block, void *data, uint32_t length_bytes,
+                        struct error *err) MUST_CHECK;
+/* What no extent covers: the base. */
+int payload_read_base(struct payload_reader *p, uint32_t volume, uint64_t lba, uint32_t length, void *data, struct error *err) MUST_CHECK;
+struct base_store *payload_base(struct payload_reader *p);
+/* The base's LSN as of the last look at the manifest. */
+struct lsn payload_base_lsn(struct payload_reader *p);
+int payload_refresh(struct payload_reader *p, struct error *err) MUST_CHECK;
+/* Tells the reader that the base has moved (the engine's own readers, without asking the file). */
+void payload_set_base_lsn(struct payload_reader *p, struct lsn base);
+/* Directory of a rewind's rescue store. */
+void payload_rescue_directory(const char *directory, struct lsn rewind, char *path, size_t path_bytes);
+
+#endif

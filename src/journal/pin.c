@@ -1,0 +1,392 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Pins: a point with the list of index files that its image needs, newest group first. A pin is entered in the table
+ * under the mutex together with the check against the base's target, so that it and a drop of history cannot pass
+ * each other. External pins live as long as somebody holds the flock on pins/<name>.lock. */
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/crc32c.h"
+#include "base/io.h"
+#include "journal/history.h"
+#include "journal/journal_internal.h"
+#include "journal/pin.h"
+
+struct sources {
+    struct pin_source *list;
+    size_t count, capacity;
+};
+
+static int add_source(struct sources *s, const char *file, struct lsn low, struct lsn high, uint32_t group, uint32_t segment,
+                      struct error *err)
+{
+    if (s->count == s->capacity) {
+        size_t capacity = s->capacity ? s->capacity * 2 : 32;
+        struct pin_source *larger = realloc(s->list, capacity * sizeof *larger);
+        if (!larger)
+            return error_errno(err, -ENOMEM, "cannot pin a point");
+        s->list = larger;
+        s->capacity = capacity;
+    }
+    struct pin_source source = {.low_lsn = le64_of(low.n), .high_lsn = le64_of(high.n), .group = le32_of(group),
+                                .segment = le32_of(segment)};
+    snprintf(source.file, sizeof source.file, "%s", file);
+    s->list[s->count++] = source;
+    return 0;
+}
+
+/* The rewinds whose LSN is in (low, high]. */
+static int add_rewinds(struct sources *s, const struct manifest *m, struct lsn low, struct lsn high, uint32_t group,
+                       struct error *err)
+{
+    char name[JOURNAL_FILE_BYTES];
+    int r = 0;
+    for (size_t i = m->rewind_count; i-- > 0 && r == 0;)
+        if (m->rewinds[i].lsn.n > low.n && m->rewinds[i].lsn.n <= high.n)
+            r = add_source(s, journal_rewind_file(m->rewinds[i].lsn, name), low, high, group, 0, err);
+    return r;
+}
+
+/* The highest run that ends with segment `number`, or NULL. */
+static const struct run_info *run_ending(const struct manifest *m, uint32_t number)
+{
+    const struct run_info *best = NULL;
+    for (size_t i = 0; i < m->run_count; i++)
+        if (m->runs[i].last_segment == number && (!best || m->runs[i].level > best->level))
+            best = &m->runs[i];
+    return best;
+}
+
+static int add_sealed(struct sources *s, const struct manifest *m, struct lsn lsn, uint32_t group, struct error *err)
+{
+    char name[JOURNAL_FILE_BYTES];
+    int r = 0;
+    for (size_t i = m->segment_count; i-- > 0 && r == 0;) {
+        const struct segment_info *segment = &m->segments[i];
+        if (segment->first.n > lsn.n)
+            continue;
+        const struct run_info *run = segment->last.n <= lsn.n ? run_ending(m, segment->number) : NULL;
+        group++;
+        if (run) {
+            r = add_source(s, journal_run_file(run->level, run->first_segment, name), LSN_NONE, LSN_MAX, group, 0, err);
+            while (i > 0 && m->segments[i - 1].number >= run->first_segment)
+                i--;
+            continue;
+        }
+        struct lsn high = segment->last.n < lsn.n ? segment->last : lsn;
+        r = add_source(s, journal_l0_file(segment->number, name), LSN_NONE, high, group, segment->number, err);
+        if (r == 0)
+            r = add_rewinds(s, m, (struct lsn){segment->first.n - 1}, high, group, err);
+    }
+    return r;
+}
+
+/* A copy of the tail that covers LSNs up to `lsn`; *ret_frames 0 when there is none. Called with the mutex. */
+static int copy_tail(const struct tail *from, struct tail *to, struct error *err)
+{
+    int r = tail_init(to, from->segment_blocks, from->max_records, err);
+    if (r < 0)
+        return r;
+    memcpy(to->extents, from->extents, from->extent_count * sizeof *to->extents);
+    memcpy(to->events, from->events, from->event_count * sizeof *to->events);
+    memcpy(to->frames, from->frames, from->frame_count * sizeof *to->frames);
+    memcpy(to->crcs, from->crcs, from->info.used_blocks * sizeof *to->crcs);
+    to->info = from->info;
+    to->extent_count = from->extent_count;
+    to->event_count = from->event_count;
+    to->frame_count = from->frame_count;
+    return 0;
+}
+
+struct snapshot {
+    struct manifest manifest;
+    struct tail tails[2]; /* newest first */
+    size_t tail_count;
+};
+
+static void release_snapshot(struct snapshot *s)
+{
+    for (size_t i = 0; i < s->tail_count; i++)
+        tail_release(&s->tails[i]);
+    manifest_release(&s->manifest);
+}
+
+/* Manifest and tails as of one moment. */
+static int take_snapshot(struct journal *j, struct lsn lsn, struct snapshot *ret, struct error *err)
+{
+    MUTEX_GUARD(guard, &j->mutex);
+    *ret = (struct snapshot){0};
+    int r = manifest_copy(&j->manifest, &ret->manifest, err);
+    const struct tail *order[2] = {&j->tails[j->active], j->sealing ? &j->tails[!j->active] : NULL};
+    for (int i = 0; i < 2 && r == 0; i++) {
+        if (!order[i] || order[i]->frame_count == 0 || order[i]->info.first.n > lsn.n)
+            continue;
+        bool sealed = false; /* in the manifest already, but not let go yet */
+        for (size_t k = 0; k < ret->manifest.segment_count; k++)
+            sealed |= ret->manifest.segments[k].number == order[i]->info.number;
+        if (sealed)
+            continue;
+        r = copy_tail(order[i], &ret->tails[ret->tail_count], err);
+        if (r == 0)
+            ret->tail_count++;
+    }
+    if (r < 0)
+        release_snapshot(ret);
+    return r;
+}
+
+static int add_tails(struct journal *j, const char *name, struct snapshot *snapshot, struct lsn lsn, struct sources *s,
+                     uint32_t *group, struct error *err)
+{
+    struct extent *scratch = io_alloc_pages(j->options.segment_records * sizeof *scratch);
+    int r = scratch ? 0 : error_errno(err, -ENOMEM, "cannot pin a point");
+    for (size_t i = 0; i < snapshot->tail_count && r == 0; i++) {
+        const struct tail *t = &snapshot->tails[i];
+        char file[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
+        snprintf(file, sizeof file, "pins/%.24s.%u.idx", name, t->info.number);
+        journal_path(j, file, path);
+        ++*group;
+        struct lsn high = t->info.last.n < lsn.n ? t->info.last : lsn;
+        r = tail_write_index(t, path, &j->manifest.journal_id, INDEX_TAIL, lsn, scratch, NULL, err);
+        if (r == 0)
+            r = add_source(s, file, LSN_NONE, lsn, *group, t->info.number, err);
+        if (r == 0)
+            r = add_rewinds(s, &snapshot->manifest, (struct lsn){t->info.first.n - 1}, high, *group, err);
+    }
+    if (scratch)
+        io_free_pages(scratch, j->options.segment_records * sizeof *scratch);
+    return r;
+}
+
+static int write_pin(struct journal *j, const char *name, struct lsn lsn, const struct manifest *m, const struct sources *s,
+                     struct error *err)
+{
+    char file[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
+    size_t length = sizeof(struct pin_header) + s->count * sizeof *s->list;
+    _cleanup_free_ char *data = calloc(1, length);
+    if (!data)
+        return error_errno(err, -ENOMEM, "cannot pin a point");
+    struct pin_header *h = (struct pin_header *)data;
+    *h = (struct pin_header){.magic = le64_of(PIN_MAGIC),
+                             .version = le32_of(JOURNAL_VERSION),
+                             .lsn = le64_of(lsn.n),
+                             .base_lsn = le64_of(m->base.n),
+                             .source_count = le32_of((uint32_t)s->count)};
+    memcpy(h->journal_id, m->journal_id.bytes, 16);
+    if (s->count)
+        memcpy(data + sizeof *h, s->list, s->count * sizeof *s->list);
+    h->crc = le32_of(crc32c(0, data, length));
+    snprintf(file, sizeof file, "pins/%.40s", name);
+    journal_path(j, file, path);
+    return io_replace_file(path, data, length, 0600, err);
+}
+
+int pin_load(const char *directory, const char *name, struct pin *ret, struct error *err)
+{
+    char path[PATH_MAX];
+    _cleanup_free_ char *data = NULL;
+    size_t length;
+    snprintf(path, sizeof path, "%s/pins/%s", directory, name);
+    int r = io_read_file(path, 16u << 20, &data, &length, err);
+    if (r < 0)
+        return r;
+    struct pin_header *h = (struct pin_header *)data;
+    uint32_t crc = length >= sizeof *h ? le32_get(h->crc) : 0;
+    if (length >= sizeof *h)
+        h->crc = le32_of(0);
+    if (length < sizeof *h || le64_get(h->magic) != PIN_MAGIC || crc32c(0, data, length) != crc ||
+        length != sizeof *h + (uint64_t)le32_get(h->source_count) * sizeof(struct pin_source))
+        return error_set(err, -EBADMSG, "%s is damaged", path);
+    if (le32_get(h->version) != JOURNAL_VERSION)
+        return error_set(err, -EPROTONOSUPPORT, "%s has version %u; use a newer tidemark", path, le32_get(h->version));
+    size_t count = le32_get(h->source_count);
+    ret->sources = calloc(count ? count : 1, sizeof *ret->sources);
+    if (!ret->sources)
+        return error_errno(err, -ENOMEM, "cannot read %s", path);
+    memcpy(ret->sources, data + sizeof *h, count * sizeof *ret->sources);
+    for (size_t i = 0; i < count; i++)
+        ret->sources[i].file[sizeof ret->sources[i].file - 1] = '\0';
+    ret->source_count = count;
+    ret->lsn.n = le64_get(h->lsn);
+    ret->base.n = le64_get(h->base_lsn);
+    return 0;
+}
+
+void pin_release(struct pin *pin)
+{
+    free(pin->sources);
+    *pin = (struct pin){0};
+}
+
+static bool name_is_valid(const char *name)
+{
+    size_t length = strlen(name);
+    for (size_t i = 0; i < length; i++)
+        if (!isalnum((unsigned char)name[i]) && name[i] != '-')
+            return false;
+    return length > 0 && length <= 24;
+}
+
+/* Whether somebody holds the pin's lock. */
+static bool lock_is_held(const struct journal *j, const char *name)
+{
+    char file[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
+    snprintf(file, sizeof file, "pins/%.40s.lock", name);
+    journal_path(j, file, path);
+    _cleanup_close_ int fd = open(path, O_RDWR | O_CLOEXEC);
+    return fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK;
+}
+
+static void remove_files(const struct journal *j, const char *name)
+{
+    char file[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES], prefix[JOURNAL_NAME_BYTES];
+    journal_path(j, "pins", path);
+    int prefix_bytes = snprintf(prefix, sizeof prefix, "%.24s.", name);
+    _cleanup_closedir_ DIR *d = opendir(path);
+    struct dirent *entry;
+    while (d && (entry = readdir(d))) {
+        if (strcmp(entry->d_name, name) != 0 && strncmp(entry->d_name, prefix, (size_t)prefix_bytes) != 0)
+            continue;
+        snprintf(file, sizeof file, "pins/%.50s", entry->d_name);
+        journal_path(j, file, path);
+        unlink(path);
+    }
+}
+
+static int enter(struct journal *j, const char *name, struct lsn lsn, struct error *err)
+{
+    MUTEX_GUARD(guard, &j->mutex);
+    if (lsn.n < j->manifest.base_target.n || lsn.n < j->manifest.base.n)
+        return error_set(err, -ERANGE, "LSN %llu is before the history, which begins at LSN %llu",
+                         (unsigned long long)lsn.n, (unsigned long long)j->manifest.base_target.n);
+    for (size_t i = 0; i < j->pin_count; i++)
+        if (strcmp(j->pins[i].name, name) == 0)
+            return error_set(err, -EEXIST, "the pin %s is there already", name);
+    if (j->pin_count == JOURNAL_MAX_PINS)
+        return error_set(err, -EMFILE, "more than %u views are open: close one first", JOURNAL_MAX_PINS);
+    struct internal_pin *pin = &j->pins[j->pin_count++];
+    snprintf(pin->name, sizeof pin->name, "%s", name);
+    pin->lsn = lsn;
+    return 0;
+}
+
+static void leave(struct journal *j, const char *name)
+{
+    MUTEX_GUARD(guard, &j->mutex);
+    for (size_t i = 0; i < j->pin_count; i++)
+        if (strcmp(j->pins[i].name, name) == 0) {
+            j->pins[i] = j->pins[--j->pin_count];
+            return;
+        }
+}
+
+int journal_pin(struct journal *j, const char *name, struct lsn lsn, bool internal, struct error *err)
+{
+    if (!name_is_valid(name))
+        return error_set(err, -EINVAL, "'%s' cannot name a pin: expected 1 to 24 letters, digits or dashes", name);
+    if (!internal && !lock_is_held(j, name))
+        return error_set(err, -EINVAL, "nobody holds the lock pins/%s.lock", name);
+    int r = journal_sync(j, -1, NULL, err);
+    if (r == 0 || r == -ESHUTDOWN) /* a suspended journal can still be read */
+        r = enter(j, name, lsn, err);
+    if (r < 0)
+        return r;
+    struct snapshot snapshot;
+    struct sources sources = {0};
+    uint32_t group = 0;
+    r = take_snapshot(j, lsn, &snapshot, err);
+    if (r == 0) {
+        r = add_tails(j, name, &snapshot, lsn, &sources, &group, err);
+        if (r == 0)
+            r = add_sealed(&sources, &snapshot.manifest, lsn, group, err);
+        if (r == 0)
+            r = write_pin(j, name, lsn, &snapshot.manifest, &sources, err);
+        release_snapshot(&snapshot);
+    }
+    free(sources.list);
+    if (r < 0) {
+        leave(j, name);
+        remove_files(j, name);
+        return error_context(err, "cannot open LSN %llu", (unsigned long long)lsn.n);
+    }
+    return 0;
+}
+
+int journal_unpin(struct journal *j, const char *name, struct error *err)
+{
+    if (!name_is_valid(name))
+        return error_set(err, -EINVAL, "'%s' cannot name a pin", name);
+    remove_files(j, name);
+    leave(j, name);
+    pthread_mutex_lock(&j->mutex);
+    pthread_cond_signal(&j->janitor_work);
+    pthread_mutex_unlock(&j->mutex);
+    return 0;
+}
+
+struct lsn pin_floor(struct journal *j)
+{
+    struct internal_pin pins[JOURNAL_MAX_PINS];
+    struct lsn floor = LSN_MAX;
+    struct error ignored = ERROR_INIT;
+    pthread_mutex_lock(&j->mutex);
+    size_t count = j->pin_count;
+    memcpy(pins, j->pins, count * sizeof *pins);
+    pthread_mutex_unlock(&j->mutex);
+    for (size_t i = 0; i < count; i++) {
+        if (strncmp(pins[i].name, PIN_INTERNAL_PREFIX, sizeof PIN_INTERNAL_PREFIX - 1) != 0 &&
+            !lock_is_held(j, pins[i].name)) {
+            log_info(j->log, "the view %s is gone: its pin is removed", pins[i].name);
+            if (journal_unpin(j, pins[i].name, &ignored) < 0)
+                log_warning(j->log, "%s", ignored.message);
+            continue;
+        }
+        if (pins[i].lsn.n < floor.n)
+            floor = pins[i].lsn;
+    }
+    return floor;
+}
+
+size_t journal_pins(struct journal *j, struct journal_pin_info *pins, size_t capacity)
+{
+    MUTEX_GUARD(guard, &j->mutex);
+    size_t count = 0;
+    for (size_t i = 0; i < j->pin_count && count < capacity; i++) {
+        if (strncmp(j->pins[i].name, PIN_INTERNAL_PREFIX, sizeof PIN_INTERNAL_PREFIX - 1) == 0)
+            continue;
+        snprintf(pins[count].name, sizeof pins[count].name, "%s", j->pins[i].name);
+        pins[count++].lsn = j->pins[i].lsn;
+    }
+    return count;
+}
+
+void pin_reload(struct journal *j)
+{
+    char path[JOURNAL_PATH_BYTES];
+    struct error err = ERROR_INIT;
+    journal_path(j, "pins", path);
+    _cleanup_closedir_ DIR *d = opendir(path);
+    struct dirent *entry;
+    while (d && (entry = readdir(d))) {
+        struct pin pin;
+        char name[JOURNAL_NAME_BYTES];
+        snprintf(name, sizeof name, "%.40s", entry->d_name);
+        if (!name_is_valid(name))
+            continue; /* locks and tails go with their pin */
+        bool internal = strncmp(name, PIN_INTERNAL_PREFIX, sizeof PIN_INTERNAL_PREFIX - 1) == 0;
+        if (internal || !lock_is_held(j, name) || pin_load(j->directory, name, &pin, &err) < 0) {
+            remove_files(j, name);
+            continue;
+        }
+        if (enter(j, name, pin.lsn, &err) < 0)
+            log_warning(j->log, "the view %s is lost: %s", name, err.message);
+        pin_release(&pin);
+    }
+}

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Reading pins: what a view's process needs of a point. */
+#ifndef TIDEMARK_JOURNAL_PIN_H
+#define TIDEMARK_JOURNAL_PIN_H
+
+#include "base/error.h"
+#include "journal/journal_format.h"
+#include "journal/lsn.h"
+
+#define PIN_INTERNAL_PREFIX "engine-" /* pins that end with the engine */
+
+struct pin {
+    struct lsn lsn, base;
+    struct pin_source *sources;
+    size_t source_count;
+};
+int pin_load(const char *directory, const char *name, struct pin *ret, struct error *err) MUST_CHECK;
+void pin_release(struct pin *pin);
+
+struct journal;
+struct journal_pin_info {
+    char name[JOURNAL_NAME_BYTES];
+    struct lsn lsn;
+};
+/* The external pins (views), at most `capacity`. Returns their number. */
+size_t journal_pins(struct journal *j, struct journal_pin_info *pins, size_t capacity);
+/* At opening: takes up the pins whose lock is held, removes the others. */
+void pin_reload(struct journal *j);
+
+#endif

@@ -1,0 +1,296 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Opening after whatever happened. The frames after the last sealed segment are followed by number, epoch and previous
+ * CRC to the first that does not fit; what was found is sealed, and a new epoch begins in a new segment, so that no
+ * stale frame can ever be taken for a new one (J3).
+ *
+ * A stop that a later frame's durable LSN covers is damage, not a torn tail: it is reported, and since the records
+ * behind it are unknown, everything is compared with the backing. After a kill the ring holds what was not written
+ * and which backing writes are open; after a power loss only the comparison can tell. */
+#include <errno.h>
+#include <fcntl.h>
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/io.h"
+#include "journal/frame.h"
+#include "journal/journal_internal.h"
+
+struct scan {
+    struct journal *j;
+    struct frame_expectation expected;
+    char *buffer; /* FRAME_MAX_BLOCKS blocks */
+    uint32_t crcs[FRAME_MAX_BLOCKS];
+    uint64_t damaged_records;
+    bool damaged; /* a header was: what follows is unknown */
+};
+
+/* Whether a frame after block `at` says that LSN `lsn` was durable. */
+static bool covered_later(struct scan *s, int fd, uint32_t at, uint32_t blocks, struct lsn lsn)
+{
+    char *block = io_alloc_pages(JOURNAL_BLOCK_BYTES);
+    bool covered = false;
+    for (uint32_t i = at; block && i < blocks && !covered; i++) {
+        if (io_pread_full(fd, block, JOURNAL_BLOCK_BYTES, (uint64_t)i * JOURNAL_BLOCK_BYTES) < 0)
+            continue;
+        const struct frame_header *h = (const struct frame_header *)block;
+        covered = frame_is_intact(block, &s->expected.journal_id, s->expected.epoch) &&
+                  le64_get(h->number) > s->expected.number && le64_get(h->durable_lsn) >= lsn.n;
+    }
+    io_free_pages(block, JOURNAL_BLOCK_BYTES);
+    return covered;
+}
+
+static void accept_frame(struct scan *s, struct tail *t)
+{
+    const struct frame_header *h = (const struct frame_header *)s->buffer;
+    tail_add_frame(t, s->buffer, s->crcs);
+    s->expected.number++;
+    s->expected.previous_crc = le32_get(h->header_crc);
+    s->expected.after = t->info.last;
+    s->j->recovery.frames++;
+}
+
+/* Follows the frames of one segment from its first block on. */
+static void scan_frames(struct scan *s, struct tail *t, int fd, uint32_t blocks)
+{
+    for (;;) {
+        uint32_t at = t->info.used_blocks;
+        s->expected.room_blocks = blocks - at;
+        const char *why = "cannot be read";
+        if (at >= blocks)
+            return;
+        uint64_t offset = (uint64_t)at * JOURNAL_BLOCK_BYTES;
+        bool expected = io_pread_full(fd, s->buffer, JOURNAL_BLOCK_BYTES, offset) == 0 &&
+                        frame_is_expected(s->buffer, &s->expected, &why);
+        struct lsn next = {s->expected.after.n + 1};
+        if (!expected) {
+            if (covered_later(s, fd, at + 1, blocks, next)) {
+                log_error(s->j->log, "segment %u is damaged at block %u (%s): the history after LSN %llu is lost up to now",
+                          t->info.number, at, why, (unsigned long long)s->expected.after.n);
+                s->damaged = true;
+            }
+            return;
+        }
+        const struct frame_header *h = (const struct frame_header *)s->buffer;
+        uint32_t count = le16_get(h->record_count), length = le32_get(h->blocks);
+        if (!tail_fits(t, count, length) ||
+            io_pread_full(fd, s->buffer, (size_t)length * JOURNAL_BLOCK_BYTES, offset) < 0)
+            return;
+        uint32_t damaged = frame_payload_crcs(s->buffer, s->crcs);
+        if (damaged) {
+            if (!covered_later(s, fd, at + length, blocks, next))
+                return; /* torn */
+            log_error(s->j->log, "segment %u is damaged at block %u: %u records from LSN %llu cannot be read",
+                      t->info.number, at, damaged, (unsigned long long)next.n);
+            s->damaged_records += damaged;
+        }
+        accept_frame(s, t);
+    }
+}
+
+static void note_rewinds(struct journal *j, const struct tail *t, struct error *err)
+{
+    for (uint32_t i = 0; i < t->event_count; i++) {
+        const struct tail_event *e = &t->events[i];
+        if (e->op != OP_REWIND)
+            continue;
+        struct rewind_info rewind = {{le64_get(e->lsn)}, {le64_get(e->aux)}};
+        bool known = false;
+        for (size_t k = 0; k < j->manifest.rewind_count; k++)
+            known |= j->manifest.rewinds[k].lsn.n == rewind.lsn.n;
+        if (!known && manifest_add_rewind(&j->manifest, &rewind, err) < 0)
+            log_error(j->log, "%s", err->message);
+    }
+}
+
+/* Scans segment `number`; 1 if it held frames and was sealed, 0 if there is nothing. */
+static int scan_segment(struct scan *s, uint32_t number, struct error *err)
+{
+    struct journal *j = s->j;
+    char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
+    journal_path(j, journal_segment_file(number, name), path);
+    _cleanup_close_ int fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd < 0)
+        return errno == ENOENT ? 0 : error_errno(err, -errno, "cannot open %s", path);
+    if (io_pread_full(fd, s->buffer, JOURNAL_BLOCK_BYTES, 0) < 0 ||
+        segment_check_header(&j->manifest.journal_id, number, s->buffer, err) < 0) {
+        log_warning(j->log, "segment %u was not ready when the engine ended: not used", number);
+        return 0;
+    }
+    const struct segment_header *h = (const struct segment_header *)s->buffer;
+    if (le32_get(h->blocks) > j->options.segment_blocks)
+        return error_set(err, -EINVAL, "%s has %u blocks, more than this configuration's %u", path, le32_get(h->blocks),
+                         j->options.segment_blocks);
+    struct uuid boot;
+    memcpy(boot.bytes, h->boot_id, 16);
+    struct tail *t = &j->tails[0];
+    tail_reset(t, number, j->manifest.epoch, &boot);
+    scan_frames(s, t, fd, le32_get(h->blocks));
+    if (t->frame_count == 0)
+        return 0;
+    note_rewinds(j, t, err);
+    j->written_realtime_ns = t->info.last_realtime_ns;
+    j->written_boottime_ns = t->info.last_boottime_ns;
+    int r = sealer_seal(j, t, fd, err);
+    return r < 0 ? r : 1;
+}
+
+/* Removes files that no manifest knows: segments after the last sealed one, indexes and rewinds not published. */
+static void remove_strays(struct journal *j)
+{
+    _cleanup_closedir_ DIR *d = opendir(j->directory);
+    struct dirent *entry;
+    while (d && (entry = readdir(d))) {
+        char path[JOURNAL_PATH_BYTES], name[JOURNAL_FILE_BYTES];
+        unsigned level, number;
+        unsigned long long lsn;
+        bool known = true;
+        if (sscanf(entry->d_name, "segment-%10u.tmj", &number) == 1) {
+            known = number < j->manifest.next_segment;
+        } else if (sscanf(entry->d_name, "rewind-%20llu.idx", &lsn) == 1) {
+            known = false;
+            for (size_t i = 0; i < j->manifest.rewind_count; i++)
+                known |= j->manifest.rewinds[i].lsn.n == lsn;
+        } else if (sscanf(entry->d_name, "run-%u-%10u.idx", &level, &number) == 2) {
+            known = false;
+            for (size_t i = 0; i < j->manifest.run_count; i++)
+                known |= j->manifest.runs[i].level == level && j->manifest.runs[i].first_segment == number;
+        } else if (sscanf(entry->d_name, "l0-%10u.idx", &number) == 1) {
+            known = number < j->manifest.next_segment;
+        }
+        size_t length = strlen(entry->d_name);
+        if (length > 4 && strcmp(entry->d_name + length - 4, ".tmp") == 0)
+            known = false;
+        if (known)
+            continue;
+        snprintf(name, sizeof name, "%.63s", entry->d_name);
+        journal_path(j, name, path);
+        unlink(path);
+    }
+}
+
+/* Decides what the ring can tell and takes note of open backing writes. */
+static void examine_ring(struct journal *j, bool same_boot)
+{
+    struct journal_recovery *rec = &j->recovery;
+    bool usable = same_boot && !j->ring.fresh && ring_epoch(&j->ring) == j->manifest.epoch;
+    rec->compare_all = !usable || j->manifest.suspended;
+    if (!usable)
+        return;
+    for (uint32_t i = 0; i < RING_SLOTS; i++) {
+        const struct ring_slot *slot = ring_slot(&j->ring, i);
+        uint32_t count = atomic_load(&slot->count);
+        if (!atomic_load(&slot->number) || count > FRAME_MAX_RECORDS)
+            continue;
+        const struct frame_record *records = frame_records(ring_frame(&j->ring, i));
+        for (uint32_t k = 0; k < count; k++) {
+            bool data = records[k].op == OP_WRITE || records[k].op == OP_ZERO || records[k].op == OP_DISCARD ||
+                        records[k].op == OP_RESYNC;
+            if (data && !(atomic_load(&slot->state[k]) & RING_BACKED))
+                rec->in_flight[rec->in_flight_count++] = (struct journal_in_flight){
+                    le32_get(records[k].volume), le64_get(records[k].lba), le32_get(records[k].length)};
+        }
+    }
+}
+
+int recovery_run(struct journal *j, struct error *err)
+{
+    bool same_boot = false;
+    struct uuid boot;
+    int r = uuid_boot(&boot, err);
+    if (r < 0)
+        return r;
+    same_boot = memcmp(boot.bytes, j->manifest.boot.bytes, 16) == 0;
+    struct scan s = {.j = j,
+                     .expected = {.journal_id = j->manifest.journal_id,
+                                  .epoch = j->manifest.epoch,
+                                  .number = j->manifest.next_frame,
+                                  .previous_crc = j->manifest.previous_crc}};
+    if (j->manifest.segment_count)
+        s.expected.after = j->manifest.segments[j->manifest.segment_count - 1].last;
+    if (s.expected.after.n < j->manifest.base.n)
+        s.expected.after = j->manifest.base;
+    s.buffer = io_alloc_pages((size_t)FRAME_MAX_BLOCKS * JOURNAL_BLOCK_BYTES);
+    if (!s.buffer)
+        return error_errno(err, -ENOMEM, "cannot recover the journal");
+    if (!j->manifest.clean)
+        examine_ring(j, same_boot);
+    do
+        r = scan_segment(&s, j->manifest.next_segment, err);
+    while (r > 0);
+    io_free_pages(s.buffer, (size_t)FRAME_MAX_BLOCKS * JOURNAL_BLOCK_BYTES);
+    if (r < 0)
+        return r;
+    if (s.damaged)
+        j->recovery.compare_all = true;
+    bool lost = j->recovery.compare_all && !j->recovery.created;
+    j->written_lsn = j->durable_lsn = s.expected.after.n;
+    j->next_lsn = (lost && j->manifest.lsn_reserved.n > s.expected.after.n ? j->manifest.lsn_reserved.n : s.expected.after.n) + 1;
+    j->submit_number = j->open_number = s.expected.number;
+    j->previous_crc = s.expected.previous_crc;
+    j->manifest.epoch++;
+    j->manifest.boot = boot;
+    j->manifest.clean = false;
+    remove_strays(j);
+    return sealer_save(j, err);
+}
+
+/* ---- replay of the ring ---- */
+
+static int replay_record(struct journal *j, const char *frame, uint32_t index, struct error *err)
+{
+    const struct frame_record *r = &frame_records(frame)[index];
+    uint32_t block = le16_get(r->payload_block), bytes = le32_get(r->payload_bytes);
+    if (bytes > JOURNAL_PAYLOAD_MAX_BYTES || block + (bytes + 4095u) / 4096u > FRAME_MAX_BLOCKS)
+        return 0;
+    struct journal_record record = {
+        .op = r->op,
+        .flags = r->flags,
+        .volume = le32_get(r->volume),
+        .lba = le64_get(r->lba),
+        .length = le32_get(r->length),
+        .payload = bytes ? frame + (size_t)block * JOURNAL_BLOCK_BYTES : NULL,
+        .payload_bytes = bytes,
+        .tag = le64_get(r->tag),
+        .aux = le64_get(r->aux),
+    };
+    if (record.op == OP_REWIND) /* its index was made for another LSN; it was not committed */
+        return 0;
+    struct journal_ticket ticket;
+    int result = journal_append(j, &record, &ticket, err);
+    if (result < 0)
+        return result;
+    journal_backed(j, &ticket);
+    j->recovery.replayed++;
+    return 0;
+}
+
+int recovery_replay(struct journal *j, struct error *err)
+{
+    uint64_t next = j->open_number;
+    bool usable = !j->ring.fresh && !j->recovery.compare_all && ring_epoch(&j->ring) + 1 == j->manifest.epoch;
+    struct ring copy = j->ring;
+    copy.memory = usable ? io_alloc_pages(j->ring.length_bytes) : NULL;
+    if (usable && !copy.memory)
+        return error_errno(err, -ENOMEM, "cannot read the frame ring");
+    if (usable)
+        memcpy(copy.memory, j->ring.memory, j->ring.length_bytes);
+    ring_clear(&j->ring, &j->manifest.journal_id, j->manifest.epoch);
+    int r = 0;
+    for (uint64_t number = next; usable && r == 0 && number < next + RING_SLOTS; number++) {
+        const struct ring_slot *slot = ring_slot(&copy, (uint32_t)(number % RING_SLOTS));
+        uint32_t count = atomic_load(&slot->count);
+        if (atomic_load(&slot->number) != number || count > FRAME_MAX_RECORDS)
+            break;
+        for (uint32_t k = 0; k < count && r == 0; k++)
+            if (atomic_load(&slot->state[k]) & RING_FILLED)
+                r = replay_record(j, ring_frame(&copy, (uint32_t)(number % RING_SLOTS)), k, err);
+    }
+    if (usable)
+        io_free_pages(copy.memory, j->ring.length_bytes);
+    return r;
+}

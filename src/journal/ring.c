@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "journal/ring.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+
+static size_t ring_bytes(void)
+{
+    return JOURNAL_BLOCK_BYTES + (size_t)RING_SLOTS * (FRAME_MAX_BLOCKS + 1) * JOURNAL_BLOCK_BYTES;
+}
+
+int ring_open(struct ring *ring, const char *path, const struct uuid *journal, struct error *err)
+{
+    *ring = (struct ring){.length_bytes = ring_bytes()};
+    if (snprintf(ring->path, sizeof ring->path, "%s", path) >= (int)sizeof ring->path)
+        return error_errno(err, -ENAMETOOLONG, "cannot use %s as frame ring", path);
+    _cleanup_close_ int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0)
+        return error_errno(err, -errno, "cannot create the frame ring %s", path);
+    struct stat st;
+    if (fstat(fd, &st) < 0)
+        return error_errno(err, -errno, "cannot examine the frame ring %s", path);
+    bool sized = (uint64_t)st.st_size == ring->length_bytes;
+    if (!sized) {
+        int r = ftruncate(fd, 0) < 0 ? -errno : -posix_fallocate(fd, 0, (off_t)ring->length_bytes);
+        if (r < 0) {
+            unlink(path);
+            return error_errno(err, r, "cannot reserve %zu bytes of shared memory for the frame ring %s",
+                               ring->length_bytes, path);
+        }
+    }
+    ring->memory =
+        mmap(NULL, ring->length_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
+    if (ring->memory == MAP_FAILED) {
+        ring->memory = NULL;
+        return error_errno(err, -errno, "cannot map the frame ring %s", path);
+    }
+    const struct ring_control *control = (const struct ring_control *)ring->memory;
+    ring->fresh = !sized || control->magic != RING_MAGIC || memcmp(control->journal_id, journal->bytes, 16) != 0;
+    return 0;
+}
+
+void ring_clear(struct ring *ring, const struct uuid *journal, uint32_t epoch)
+{
+    struct ring_control *control = (struct ring_control *)ring->memory;
+    control->magic = 0;
+    for (uint32_t i = 0; i < RING_SLOTS; i++)
+        memset(ring_slot(ring, i), 0, sizeof(struct ring_slot));
+    memcpy(control->journal_id, journal->bytes, 16);
+    control->epoch = epoch;
+    atomic_thread_fence(memory_order_seq_cst);
+    control->magic = RING_MAGIC;
+    ring->fresh = false;
+}
+
+uint32_t ring_epoch(const struct ring *ring)
+{
+    return ((const struct ring_control *)ring->memory)->epoch;
+}
+
+void ring_release(struct ring *ring, bool remove)
+{
+    if (ring->memory)
+        munmap(ring->memory, ring->length_bytes);
+    if (remove && ring->path[0])
+        unlink(ring->path);
+    *ring = (struct ring){0};
+}

@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The sealer thread keeps one segment ready, turns a full one's tail into its L0 index and the manifest's entry, and
+ * bounds what a power loss can take by syncing once a second. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/thread.h"
+#include "journal/journal_internal.h"
+
+#define SYNC_INTERVAL_NS NS_PER_SECOND
+
+int sealer_save(struct journal *j, struct error *err)
+{
+    struct manifest copy;
+    pthread_mutex_lock(&j->save_mutex);
+    pthread_mutex_lock(&j->mutex);
+    uint64_t reserved = j->next_lsn + JOURNAL_LSN_RESERVE;
+    if (!j->manifest.clean && reserved > j->manifest.lsn_reserved.n)
+        j->manifest.lsn_reserved.n = reserved;
+    int r = manifest_copy(&j->manifest, &copy, err);
+    pthread_mutex_unlock(&j->mutex);
+    if (r == 0) {
+        r = manifest_save(j->directory, &copy, err);
+        manifest_release(&copy);
+    }
+    pthread_mutex_unlock(&j->save_mutex);
+    return r;
+}
+
+/* Frees what a sealed segment did not use. */
+static void trim(struct journal *j, const struct tail *t, int fd)
+{
+    uint64_t used = (uint64_t)t->info.used_blocks * JOURNAL_BLOCK_BYTES;
+    if (t->info.used_blocks < j->options.segment_blocks / 2 && ftruncate(fd, (off_t)used) < 0)
+        log_warning(j->log, "cannot trim segment %u: %m", t->info.number);
+}
+
+int sealer_seal(struct journal *j, struct tail *t, int fd, struct error *err)
+{
+    char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
+    journal_path(j, journal_l0_file(t->info.number, name), path);
+    if (fdatasync(fd) < 0)
+        return error_errno(err, -errno, "cannot sync segment %u", t->info.number);
+    trim(j, t, fd);
+    int r = tail_write_index(t, path, &j->manifest.journal_id, INDEX_L0, LSN_MAX, j->scratch, &t->info.index_kib, err);
+    if (r < 0)
+        return r;
+    pthread_mutex_lock(&j->mutex);
+    r = manifest_add_segment(&j->manifest, &t->info, err);
+    if (r == 0) {
+        j->manifest.next_segment = t->info.number + 1;
+        if (t->info.frames) {
+            j->manifest.next_frame = t->info.first_frame + t->info.frames;
+            j->manifest.previous_crc = t->last_crc;
+        }
+    }
+    pthread_mutex_unlock(&j->mutex);
+    return r < 0 ? r : sealer_save(j, err);
+}
+
+/* Seals what was switched away from. */
+static int seal_switched(struct journal *j, struct error *err)
+{
+    pthread_mutex_lock(&j->mutex);
+    struct tail *t = &j->tails[!j->active];
+    int fd = j->sealing_fd;
+    pthread_mutex_unlock(&j->mutex);
+    int r = sealer_seal(j, t, fd, err);
+    pthread_mutex_lock(&j->mutex);
+    while (j->syncing)
+        pthread_cond_wait(&j->sealed, &j->mutex);
+    if (r == 0) {
+        j->sealing = false;
+        j->sealing_fd = -1;
+        close(fd);
+        pthread_cond_broadcast(&j->sealed);
+        pthread_cond_signal(&j->janitor_work);
+        writer_try_submit(j);
+    } else {
+        writer_suspend(j, err->message);
+    }
+    pthread_mutex_unlock(&j->mutex);
+    return r;
+}
+
+static int prepare_next(struct journal *j, struct error *err)
+{
+    pthread_mutex_lock(&j->mutex);
+    uint32_t number = j->tails[j->active].info.number + 1;
+    pthread_mutex_unlock(&j->mutex);
+    int fd, r = segment_prepare(j, number, &fd, err);
+    pthread_mutex_lock(&j->mutex);
+    if (r == 0) {
+        j->disk_full = false;
+        j->ready_fd = fd;
+        j->ready_number = number;
+        pthread_cond_broadcast(&j->sealed);
+        writer_try_submit(j);
+    } else if (r != -ENOSPC || j->manifest.segment_count <= 1 || j->quota_blocked) {
+        writer_suspend(j, err->message);
+    } else { /* the janitor drops the oldest history, then it is tried again */
+        j->disk_full = true;
+        pthread_cond_signal(&j->janitor_work);
+    }
+    pthread_mutex_unlock(&j->mutex);
+    return r;
+}
+
+static void wait_for_work(struct journal *j, unsigned delay_ms)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += (long)delay_ms * 1000000;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    pthread_cond_timedwait(&j->work, &j->mutex, &until);
+}
+
+static void *sealer_main(void *context)
+{
+    struct journal *j = context;
+    struct error err = ERROR_INIT;
+    pthread_mutex_lock(&j->mutex);
+    while (!j->stop) {
+        bool seal = j->sealing && !j->suspended, prepare = j->ready_fd < 0 && !j->suspended;
+        uint64_t now = clock_boottime_ns(j->clock);
+        bool sync = !j->suspended && j->unsynced_since_ns && now - j->unsynced_since_ns >= SYNC_INTERVAL_NS;
+        bool unwritten = !j->suspended && j->written_lsn + 1 < j->next_lsn;
+        if (!seal && !prepare && !sync && !unwritten) {
+            wait_for_work(j, 250);
+            continue;
+        }
+        pthread_mutex_unlock(&j->mutex);
+        int r = 0;
+        if (seal)
+            r = seal_switched(j, &err);
+        else if (prepare)
+            r = prepare_next(j, &err);
+        else
+            r = journal_sync(j, -1, NULL, &err);
+        pthread_mutex_lock(&j->mutex);
+        if (r < 0 || (unwritten && !seal && !prepare && !sync)) {
+            if (r < 0)
+                log_warning(j->log, "%s", err.message);
+            wait_for_work(j, 50);
+        }
+    }
+    pthread_mutex_unlock(&j->mutex);
+    return NULL;
+}
+
+int sealer_start(struct journal *j, struct error *err)
+{
+    int r = thread_start(&j->sealer, "journal-seal", sealer_main, j, err);
+    j->sealer_runs = r == 0;
+    return r;
+}
+
+void sealer_stop(struct journal *j)
+{
+    if (!j->sealer_runs)
+        return;
+    pthread_mutex_lock(&j->mutex);
+    j->stop = true;
+    pthread_cond_broadcast(&j->work);
+    pthread_mutex_unlock(&j->mutex);
+    pthread_join(j->sealer, NULL);
+    j->sealer_runs = false;
+}

@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Segment files: written with zeroes before their first use and recycled afterwards, so that an append changes no
+ * file-system metadata. Stale content of a recycled one is told apart by frame number, epoch and previous CRC. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/crc32c.h"
+#include "base/io.h"
+#include "journal/frame.h"
+#include "journal/journal_internal.h"
+
+#define FILL_BYTES (1u << 20)
+#define MAX_FREE_FILES 4u
+
+static void free_file(unsigned index, char text[JOURNAL_FILE_BYTES])
+{
+    snprintf(text, JOURNAL_FILE_BYTES, "free-%u.tmj", index);
+}
+
+static void make_header(const struct journal *j, uint32_t number, void *block)
+{
+    memset(block, 0, JOURNAL_BLOCK_BYTES);
+    struct segment_header *h = block;
+    *h = (struct segment_header){
+        .magic = le64_of(SEGMENT_MAGIC),
+        .version = le32_of(JOURNAL_VERSION),
+        .number = le32_of(number),
+        .epoch = le32_of(j->manifest.epoch),
+        .blocks = le32_of(j->options.segment_blocks),
+        .created_realtime_ns = le64_of(clock_realtime_ns(j->clock)),
+    };
+    memcpy(h->journal_id, j->manifest.journal_id.bytes, 16);
+    memcpy(h->boot_id, j->manifest.boot.bytes, 16);
+    h->crc = le32_of(crc32c(0, block, JOURNAL_BLOCK_BYTES));
+}
+
+int segment_check_header(const struct uuid *journal, uint32_t number, const void *block, struct error *err)
+{
+    char copy[JOURNAL_BLOCK_BYTES];
+    memcpy(copy, block, sizeof copy);
+    struct segment_header *h = (struct segment_header *)copy;
+    uint32_t crc = le32_get(h->crc);
+    h->crc = le32_of(0);
+    if (le64_get(h->magic) != SEGMENT_MAGIC || crc32c(0, copy, sizeof copy) != crc)
+        return error_set(err, -EBADMSG, "segment %u has no valid header", number);
+    if (le32_get(h->version) != JOURNAL_VERSION || le32_get(h->incompatible))
+        return error_set(err, -EPROTONOSUPPORT, "segment %u has format version %u; use a newer tidemark", number,
+                         le32_get(h->version));
+    if (memcmp(h->journal_id, journal->bytes, 16) != 0 || le32_get(h->number) != number)
+        return error_set(err, -EBADMSG, "segment %u holds another segment's header", number);
+    return 0;
+}
+
+/* Writes zeroes over all blocks, so that they are allocated and initialised. */
+static int fill(int fd, uint64_t length_bytes, struct error *err)
+{
+    void *zeroes = io_alloc_pages(FILL_BYTES);
+    if (!zeroes)
+        return error_errno(err, -ENOMEM, "cannot make a segment");
+    int r = -posix_fallocate(fd, 0, (off_t)length_bytes);
+    for (uint64_t at = 0; at < length_bytes && r == 0; at += FILL_BYTES)
+        r = io_pwrite_full(fd, zeroes, length_bytes - at < FILL_BYTES ? length_bytes - at : FILL_BYTES, at);
+    io_free_pages(zeroes, FILL_BYTES);
+    if (r < 0)
+        return error_errno(err, r, "cannot reserve %llu bytes for a segment", (unsigned long long)length_bytes);
+    return 0;
+}
+
+/* Opens one that was recycled under its new name, or -ENOENT. */
+static int take_free(struct journal *j, const char *path)
+{
+    char name[JOURNAL_FILE_BYTES], from[JOURNAL_PATH_BYTES];
+    for (unsigned i = 0; i < MAX_FREE_FILES; i++) {
+        struct stat st;
+        free_file(i, name);
+        journal_path(j, name, from);
+        if (stat(from, &st) < 0)
+            continue;
+        if ((uint64_t)st.st_size != (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES) {
+            unlink(from);
+            continue;
+        }
+        if (rename(from, path) < 0)
+            continue;
+        int fd = open(path, O_RDWR | O_CLOEXEC | O_DIRECT);
+        return fd < 0 ? -errno : fd;
+    }
+    return -ENOENT;
+}
+
+int segment_prepare(struct journal *j, uint32_t number, int *ret_fd, struct error *err)
+{
+    char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
+    journal_path(j, journal_segment_file(number, name), path);
+    _cleanup_close_ int fd = take_free(j, path);
+    if (fd < 0) {
+        fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_DIRECT, 0600);
+        if (fd < 0 && errno == EINVAL) /* a file system without direct I/O (tmpfs) */
+            fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+        if (fd < 0)
+            return error_errno(err, -errno, "cannot create %s", path);
+        int r = fill(fd, (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES, err);
+        if (r < 0) {
+            unlink(path);
+            return error_context(err, "%s", path);
+        }
+    }
+    void *block = io_alloc_pages(JOURNAL_BLOCK_BYTES);
+    if (!block)
+        return error_errno(err, -ENOMEM, "cannot make segment %u", number);
+    make_header(j, number, block);
+    int r = io_pwrite_full(fd, block, JOURNAL_BLOCK_BYTES, 0);
+    /* The first frame's place must not look like a frame, whatever the file held before. */
+    memset(block, 0, JOURNAL_BLOCK_BYTES);
+    if (r == 0)
+        r = io_pwrite_full(fd, block, JOURNAL_BLOCK_BYTES, JOURNAL_BLOCK_BYTES);
+    io_free_pages(block, JOURNAL_BLOCK_BYTES);
+    if (r == 0 && fsync(fd) < 0)
+        r = -errno;
+    if (r < 0) {
+        unlink(path);
+        return error_errno(err, r, "cannot write the header of %s", path);
+    }
+    r = io_sync_directory(j->directory, err);
+    if (r < 0)
+        return r;
+    *ret_fd = take_fd(fd);
+    return 0;
+}
+
+void segment_recycle(struct journal *j, uint32_t number, bool may_recycle)
+{
+    char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES], to[JOURNAL_PATH_BYTES];
+    struct stat st;
+    journal_path(j, journal_segment_file(number, name), path);
+    uint64_t full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;
+    for (unsigned i = 0; may_recycle && i < MAX_FREE_FILES; i++) {
+        free_file(i, name);
+        journal_path(j, name, to);
+        if (access(to, F_OK) == 0 || stat(path, &st) < 0 || (uint64_t)st.st_size != full)
+            continue;
+        if (rename(path, to) == 0)
+            return;
+    }
+    unlink(path);
+}

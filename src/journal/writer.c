@@ -1,0 +1,522 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Group commit. A record takes its LSN and its place in the open frame under the mutex (J2); copying and CRC happen
+ * outside it; a frame is written when all its records are filled and no other is being written. There is no writer
+ * thread on this path: whoever completes a frame starts the next one, and whoever waits reaps.
+ *
+ * States of a frame: free -> open (takes records) -> closed -> in flight -> written -> free once all are backed.
+ * Frames are written strictly one after the other, in order of their numbers. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/crc32c.h"
+#include "journal/journal_internal.h"
+
+static struct frame *frame_of(struct journal *j, uint64_t number)
+{
+    return &j->frames[number % RING_SLOTS];
+}
+static uint32_t slot_of(uint64_t number)
+{
+    return (uint32_t)(number % RING_SLOTS);
+}
+
+int writer_init(struct journal *j, struct error *err)
+{
+    for (uint32_t i = 0; i < RING_SLOTS; i++)
+        pthread_cond_init(&j->frames[i].done, NULL);
+    int r = io_uring_queue_init(RING_SLOTS, &j->uring, 0);
+    if (r < 0)
+        return error_errno(err, r, "cannot set up io_uring (is it disabled by kernel.io_uring_disabled?)");
+    r = io_uring_queue_init(4, &j->sync_uring, 0);
+    if (r < 0) {
+        io_uring_queue_exit(&j->uring);
+        return error_errno(err, r, "cannot set up io_uring");
+    }
+    return 0;
+}
+
+void writer_release(struct journal *j)
+{
+    io_uring_queue_exit(&j->uring);
+    io_uring_queue_exit(&j->sync_uring);
+    for (uint32_t i = 0; i < RING_SLOTS; i++)
+        pthread_cond_destroy(&j->frames[i].done);
+}
+
+/* ---- writing frames ---- */
+
+static void free_frame(struct journal *j, struct frame *f)
+{
+    atomic_store(&ring_slot(&j->ring, slot_of(f->number))->number, 0);
+    f->number = 0;
+    if (j->room_waiters)
+        pthread_cond_broadcast(&j->room);
+}
+
+static void free_if_done(struct journal *j, struct frame *f)
+{
+    if (f->number && f->written && f->unbacked == 0)
+        free_frame(j, f);
+}
+
+void writer_suspend(struct journal *j, const char *reason)
+{
+    if (j->suspended)
+        return;
+    j->suspended = true;
+    snprintf(j->reason, sizeof j->reason, "%s", reason);
+    log_error(j->log, "the journal is suspended: %s; writes go on unprotected", reason);
+    for (uint32_t i = 0; i < RING_SLOTS; i++) {
+        struct frame *f = &j->frames[i];
+        if (f->number && !f->written) {
+            f->failed = true;
+            f->written = true;
+            free_if_done(j, f);
+        }
+        pthread_cond_broadcast(&f->done);
+    }
+    pthread_cond_broadcast(&j->room);
+    pthread_cond_broadcast(&j->sealed);
+    pthread_cond_signal(&j->work);
+}
+
+/* Moves on to the segment that is ready. false: there is none yet. */
+static bool switch_segment(struct journal *j)
+{
+    if (j->sealing || j->ready_fd < 0)
+        return false;
+    j->sealing = true;
+    j->sealing_fd = j->active_fd;
+    j->active = !j->active;
+    j->active_fd = j->ready_fd;
+    j->ready_fd = -1;
+    tail_reset(&j->tails[j->active], j->ready_number, j->manifest.epoch, &j->manifest.boot);
+    pthread_cond_signal(&j->work);
+    return true;
+}
+
+/* Completes the header block of a frame that takes no more records. */
+static void seal_frame(struct journal *j, struct frame *f, char *block)
+{
+    struct frame_header *h = (struct frame_header *)block;
+    size_t used = sizeof *h + f->count * sizeof(struct frame_record);
+    memset(block + used, 0, JOURNAL_BLOCK_BYTES - used);
+    *h = (struct frame_header){
+        .magic = le32_of(FRAME_MAGIC),
+        .epoch = le32_of(j->manifest.epoch),
+        .record_count = le16_of((uint16_t)f->count),
+        .number = le64_of(f->number),
+        .first_lsn = le64_of(f->first.n),
+        .durable_lsn = le64_of(j->durable_lsn),
+        .realtime_ns = le64_of(f->realtime_ns),
+        .boottime_ns = le64_of(f->boottime_ns),
+        .previous_crc = le32_of(j->previous_crc),
+        .blocks = le32_of(f->blocks),
+    };
+    memcpy(h->journal_id, j->manifest.journal_id.bytes, 16);
+    j->previous_crc = crc32c(0, block, JOURNAL_BLOCK_BYTES);
+    h->header_crc = le32_of(j->previous_crc);
+}
+
+void writer_try_submit(struct journal *j)
+{
+    if (j->inflight_number || j->suspended)
+        return;
+    struct frame *f = frame_of(j, j->submit_number);
+    if (f->number != j->submit_number || f->count == 0 || f->filled < f->count)
+        return;
+    struct tail *t = &j->tails[j->active];
+    if (!tail_fits(t, f->count, f->blocks)) {
+        if (!switch_segment(j)) {
+            pthread_cond_signal(&j->work);
+            return;
+        }
+        t = &j->tails[j->active];
+    }
+    if (!f->closed) {
+        f->closed = true;
+        j->open_number++;
+    }
+    char *block = ring_frame(&j->ring, slot_of(f->number));
+    seal_frame(j, f, block);
+    uint64_t offset = (uint64_t)t->info.used_blocks * JOURNAL_BLOCK_BYTES;
+    tail_add_frame(t, block, f->crcs);
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&j->uring);
+    io_uring_prep_write(sqe, j->active_fd, block, f->blocks * JOURNAL_BLOCK_BYTES, offset);
+    j->inflight_number = f->number;
+    j->submit_number++;
+    int r = io_uring_submit(&j->uring);
+    if (r < 0) {
+        j->inflight_number = 0;
+        writer_suspend(j, "io_uring_submit failed");
+    }
+    pthread_cond_signal(&f->done); /* somebody who waits for it has to reap */
+}
+
+/* The frame in flight has ended with `result`. */
+static void complete(struct journal *j, int result)
+{
+    struct frame *f = frame_of(j, j->inflight_number);
+    j->inflight_number = 0;
+    if (j->suspended)
+        return;
+    if (result != (int)(f->blocks * JOURNAL_BLOCK_BYTES)) {
+        char reason[160];
+        snprintf(reason, sizeof reason, "writing segment %u failed: %s", j->tails[j->active].info.number,
+                 result < 0 ? strerrordesc_np(-result) : "short write");
+        writer_suspend(j, reason);
+        return;
+    }
+    f->written = true;
+    j->written_lsn = f->first.n + f->count - 1;
+    j->written_realtime_ns = j->tails[j->active].info.last_realtime_ns;
+    j->written_boottime_ns = j->tails[j->active].info.last_boottime_ns;
+    if (!j->unsynced_since_ns)
+        j->unsynced_since_ns = f->boottime_ns;
+    atomic_store(&ring_slot(&j->ring, slot_of(f->number))->written, 1);
+    pthread_cond_broadcast(&f->done);
+    free_if_done(j, f);
+    writer_try_submit(j);
+    if (j->room_waiters)
+        pthread_cond_signal(&j->room);
+}
+
+void writer_wait_step(struct journal *j, pthread_cond_t *cond)
+{
+    if (!j->inflight_number || j->reaping) {
+        pthread_cond_wait(cond, &j->mutex);
+        return;
+    }
+    j->reaping = true;
+    pthread_mutex_unlock(&j->mutex);
+    struct io_uring_cqe *cqe = NULL;
+    int r;
+    do
+        r = io_uring_wait_cqe(&j->uring, &cqe);
+    while (r == -EINTR || r == -EAGAIN);
+    int result = r < 0 ? r : cqe->res;
+    if (r == 0)
+        io_uring_cqe_seen(&j->uring, cqe);
+    pthread_mutex_lock(&j->mutex);
+    j->reaping = false;
+    complete(j, result);
+}
+
+/* With the mutex: completes the frame in flight if it has ended already, so that the journal keeps moving when nobody
+ * waits for it (mode `flush`). */
+static void reap_if_ended(struct journal *j)
+{
+    struct io_uring_cqe *cqe;
+    if (!j->inflight_number || j->reaping || io_uring_peek_cqe(&j->uring, &cqe) != 0)
+        return;
+    int result = cqe->res;
+    io_uring_cqe_seen(&j->uring, cqe);
+    complete(j, result);
+}
+
+/* ---- appending ---- */
+
+static uint32_t frame_record_limit(const struct journal *j)
+{
+    return j->options.segment_records < FRAME_MAX_RECORDS ? j->options.segment_records : FRAME_MAX_RECORDS;
+}
+static uint32_t frame_block_limit(const struct journal *j)
+{
+    return j->options.segment_blocks - 1 < FRAME_MAX_BLOCKS ? j->options.segment_blocks - 1 : FRAME_MAX_BLOCKS;
+}
+
+/* Makes the open frame one that has room, waiting for a slot if it must. */
+static struct frame *open_frame(struct journal *j, uint32_t payload_blocks)
+{
+    for (;;) {
+        if (j->suspended)
+            return NULL;
+        struct frame *f = frame_of(j, j->open_number);
+        bool other = j->exclusive && !pthread_equal(j->exclusive_owner, pthread_self());
+        if (!other && f->number == j->open_number) {
+            if (f->count < frame_record_limit(j) && f->blocks + payload_blocks <= frame_block_limit(j))
+                return f;
+            f->closed = true;
+            j->open_number++;
+            writer_try_submit(j);
+            continue;
+        }
+        if (!other && f->number == 0) {
+            struct ring_slot *slot = ring_slot(&j->ring, slot_of(j->open_number));
+            f->number = j->open_number;
+            f->count = f->filled = f->unbacked = 0;
+            f->blocks = 1;
+            f->closed = f->written = f->failed = false;
+            f->first = (struct lsn){j->next_lsn};
+            f->realtime_ns = clock_realtime_ns(j->clock);
+            f->boottime_ns = clock_boottime_ns(j->clock);
+            atomic_store(&slot->count, 0);
+            atomic_store(&slot->written, 0);
+            atomic_store(&slot->number, f->number);
+            continue;
+        }
+        j->room_waiters++;
+        writer_wait_step(j, &j->room);
+        j->room_waiters--;
+    }
+}
+
+static uint32_t delta_us(const struct journal *j, const struct frame *f)
+{
+    uint64_t now = clock_boottime_ns(j->clock);
+    uint64_t delta = now > f->boottime_ns ? (now - f->boottime_ns) / 1000 : 0;
+    return delta > UINT32_MAX ? UINT32_MAX : (uint32_t)delta;
+}
+
+/* With the mutex: the record's place. */
+static void reserve(struct journal *j, struct frame *f, const struct journal_record *record, uint32_t payload_blocks,
+                    struct journal_ticket *ticket)
+{
+    char *block = ring_frame(&j->ring, slot_of(f->number));
+    struct frame_record *r = (struct frame_record *)(block + sizeof(struct frame_header)) + f->count;
+    *r = (struct frame_record){
+        .volume = le32_of(record->volume),
+        .op = (uint8_t)record->op,
+        .flags = record->flags,
+        .payload_block = le16_of(payload_blocks ? (uint16_t)f->blocks : 0),
+        .lba = le64_of(record->lba),
+        .length = le32_of(record->length),
+        .delta_us = le32_of(delta_us(j, f)),
+        .payload_bytes = le32_of(record->payload_bytes),
+        .tag = le64_of(record->tag),
+        .aux = le64_of(record->aux),
+    };
+    *ticket = (struct journal_ticket){
+        .lsn = {j->next_lsn++},
+        .frame = f->number,
+        .slot = slot_of(f->number),
+        .index = f->count,
+        .payload = payload_blocks ? block + (size_t)f->blocks * JOURNAL_BLOCK_BYTES : NULL,
+    };
+    struct ring_slot *slot = ring_slot(&j->ring, ticket->slot);
+    atomic_store_explicit(&slot->state[f->count], 0, memory_order_relaxed);
+    f->count++;
+    f->unbacked++;
+    f->blocks += payload_blocks;
+    atomic_store_explicit(&slot->count, f->count, memory_order_release);
+}
+
+/* Outside the mutex: copies the payload and computes its CRCs. */
+static void fill(struct journal *j, struct frame *f, const struct journal_record *record,
+                 const struct journal_ticket *ticket)
+{
+    char *block = ring_frame(&j->ring, ticket->slot);
+    struct frame_record *r = (struct frame_record *)(block + sizeof(struct frame_header)) + ticket->index;
+    if (ticket->payload) {
+        char *to = block + ((const char *)ticket->payload - block);
+        uint32_t first = le16_get(r->payload_block);
+        uint32_t count = (record->payload_bytes + JOURNAL_BLOCK_BYTES - 1) / JOURNAL_BLOCK_BYTES;
+        memcpy(to, record->payload, record->payload_bytes);
+        memset(to + record->payload_bytes, 0, (size_t)count * JOURNAL_BLOCK_BYTES - record->payload_bytes);
+        for (uint32_t i = 0; i < count; i++)
+            f->crcs[first + i] = crc32c(0, to + (size_t)i * JOURNAL_BLOCK_BYTES, JOURNAL_BLOCK_BYTES);
+        r->payload_crc = le32_of(count == 1 ? f->crcs[first] : crc32c(0, &f->crcs[first], count * sizeof *f->crcs));
+    }
+    atomic_store_explicit(&ring_slot(&j->ring, ticket->slot)->state[ticket->index], RING_FILLED,
+                          memory_order_release);
+}
+
+int journal_append(struct journal *j, const struct journal_record *record, struct journal_ticket *ret, struct error *err)
+{
+    assert(record->payload_bytes <= JOURNAL_PAYLOAD_MAX_BYTES);
+    uint32_t payload_blocks = (record->payload_bytes + JOURNAL_BLOCK_BYTES - 1) / JOURNAL_BLOCK_BYTES;
+    if (payload_blocks + 1 > frame_block_limit(j))
+        return error_set(err, -EFBIG, "a record of %u bytes does not fit the journal's segments", record->payload_bytes);
+    struct journal_ticket ticket;
+    pthread_mutex_lock(&j->mutex);
+    struct frame *f = open_frame(j, payload_blocks);
+    if (!f) {
+        pthread_mutex_unlock(&j->mutex);
+        return error_set(err, -ESHUTDOWN, "the journal is suspended: %s", j->reason);
+    }
+    reserve(j, f, record, payload_blocks, &ticket);
+    pthread_mutex_unlock(&j->mutex);
+    fill(j, f, record, &ticket);
+    pthread_mutex_lock(&j->mutex);
+    if (f->number == ticket.frame) { /* else it was suspended meanwhile */
+        f->filled++;
+        reap_if_ended(j);
+        writer_try_submit(j);
+    }
+    pthread_mutex_unlock(&j->mutex);
+    *ret = ticket;
+    return 0;
+}
+
+void journal_backed(struct journal *j, const struct journal_ticket *ticket)
+{
+    atomic_store_explicit(&ring_slot(&j->ring, ticket->slot)->state[ticket->index], RING_FILLED | RING_BACKED,
+                          memory_order_release);
+    pthread_mutex_lock(&j->mutex);
+    struct frame *f = &j->frames[ticket->slot];
+    f->unbacked--;
+    free_if_done(j, f);
+    pthread_mutex_unlock(&j->mutex);
+}
+
+int journal_wait(struct journal *j, const struct journal_ticket *ticket, struct error *err)
+{
+    int r = 0;
+    pthread_mutex_lock(&j->mutex);
+    struct frame *f = &j->frames[ticket->slot];
+    while (f->number == ticket->frame && !f->written)
+        writer_wait_step(j, &f->done);
+    if (j->suspended && ticket->lsn.n > j->written_lsn)
+        r = error_set(err, -ESHUTDOWN, "the journal is suspended: %s", j->reason);
+    pthread_mutex_unlock(&j->mutex);
+    return r;
+}
+
+void journal_exclusive_begin(struct journal *j)
+{
+    pthread_mutex_lock(&j->mutex);
+    while (j->exclusive) {
+        j->room_waiters++;
+        writer_wait_step(j, &j->room);
+        j->room_waiters--;
+    }
+    j->exclusive = true;
+    j->exclusive_owner = pthread_self();
+    pthread_mutex_unlock(&j->mutex);
+}
+
+void journal_exclusive_end(struct journal *j)
+{
+    pthread_mutex_lock(&j->mutex);
+    j->exclusive = false;
+    pthread_cond_broadcast(&j->room);
+    pthread_mutex_unlock(&j->mutex);
+}
+
+/* ---- durability ---- */
+
+/* With the mutex: waits until all appended records are written. Returns the last of them. */
+static uint64_t wait_written(struct journal *j)
+{
+    uint64_t target = j->next_lsn - 1;
+    while (!j->suspended && j->written_lsn < target) {
+        writer_try_submit(j);
+        uint64_t frame = j->inflight_number ? j->inflight_number : j->submit_number;
+        writer_wait_step(j, &frame_of(j, frame)->done);
+    }
+    return target;
+}
+
+/* fdatasync of the segments that are being written, in parallel with also_fd. */
+static int sync_files(struct journal *j, int active_fd, int sealing_fd, int also_fd, int *ret_also)
+{
+    int count = 0, result = 0;
+    int fds[2] = {active_fd, sealing_fd};
+    for (int i = 0; i < 2; i++) {
+        if (fds[i] < 0)
+            continue;
+        struct io_uring_sqe *sqe = io_uring_get_sqe(&j->sync_uring);
+        io_uring_prep_fsync(sqe, fds[i], IORING_FSYNC_DATASYNC);
+        count++;
+    }
+    int r = io_uring_submit(&j->sync_uring);
+    if (also_fd >= 0)
+        *ret_also = fdatasync(also_fd) < 0 ? -errno : 0;
+    if (r < 0)
+        return r;
+    while (count) {
+        struct io_uring_cqe *cqe;
+        r = io_uring_wait_cqe(&j->sync_uring, &cqe);
+        if (r == -EINTR || r == -EAGAIN)
+            continue;
+        if (r < 0)
+            return r;
+        if (cqe->res < 0)
+            result = cqe->res;
+        io_uring_cqe_seen(&j->sync_uring, cqe);
+        count--;
+    }
+    return result;
+}
+
+int journal_sync(struct journal *j, int also_fd, int *ret_also, struct error *err)
+{
+    int ignored, r = 0;
+    bool also_done = also_fd < 0;
+    if (!ret_also)
+        ret_also = &ignored;
+    *ret_also = 0;
+    pthread_mutex_lock(&j->mutex);
+    uint64_t target = wait_written(j);
+    while (!j->suspended && j->durable_lsn < target) {
+        if (j->syncing) {
+            if (!also_done) { /* somebody else syncs the journal meanwhile */
+                pthread_mutex_unlock(&j->mutex);
+                *ret_also = fdatasync(also_fd) < 0 ? -errno : 0;
+                also_done = true;
+                pthread_mutex_lock(&j->mutex);
+            } else {
+                pthread_cond_wait(&j->sealed, &j->mutex);
+            }
+            continue;
+        }
+        j->syncing = true;
+        uint64_t covered = j->written_lsn, realtime = j->written_realtime_ns;
+        int active_fd = j->active_fd, sealing_fd = j->sealing ? j->sealing_fd : -1;
+        j->unsynced_since_ns = 0;
+        pthread_mutex_unlock(&j->mutex);
+        int synced = sync_files(j, active_fd, sealing_fd, also_done ? -1 : also_fd, ret_also);
+        also_done = true;
+        pthread_mutex_lock(&j->mutex);
+        j->syncing = false;
+        if (synced < 0)
+            writer_suspend(j, "fdatasync of the journal failed");
+        else if (covered > j->durable_lsn)
+            j->durable_lsn = covered, j->durable_realtime_ns = realtime;
+        pthread_cond_broadcast(&j->sealed);
+    }
+    if (j->suspended)
+        r = error_set(err, -ESHUTDOWN, "the journal is suspended: %s", j->reason);
+    pthread_mutex_unlock(&j->mutex);
+    if (!also_done)
+        *ret_also = fdatasync(also_fd) < 0 ? -errno : 0;
+    return r;
+}
+
+int journal_seal(struct journal *j, struct error *err)
+{
+    int r = 0;
+    pthread_mutex_lock(&j->mutex);
+    uint32_t number = j->tails[j->active].info.number;
+    wait_written(j);
+    while (!j->suspended && (j->tails[j->active].info.number == number ? j->tails[j->active].frame_count > 0 : j->sealing)) {
+        bool here = j->tails[j->active].info.number == number;
+        if (here && !j->inflight_number && switch_segment(j))
+            continue;
+        if (here && j->inflight_number) {
+            writer_wait_step(j, &frame_of(j, j->inflight_number)->done);
+            continue;
+        }
+        pthread_cond_signal(&j->work);
+        pthread_cond_wait(&j->sealed, &j->mutex);
+    }
+    if (j->suspended)
+        r = error_set(err, -ESHUTDOWN, "the journal is suspended: %s", j->reason);
+    pthread_mutex_unlock(&j->mutex);
+    return r;
+}
+
+int journal_append_durable(struct journal *j, const struct journal_record *record, struct lsn *ret, struct error *err)
+{
+    struct journal_ticket ticket;
+    int r = journal_append(j, record, &ticket, err);
+    if (r < 0)
+        return r;
+    journal_backed(j, &ticket);
+    r = journal_sync(j, -1, NULL, err);
+    if (r < 0)
+        return r;
+    *ret = ticket.lsn;
+    return 0;
+}

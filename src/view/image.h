@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The image of a stream's volumes as of a pinned point, read from the journal's files alone.
+ *
+ * A region of 1 MiB is resolved at its first touch, from the newest group of indexes to the oldest until every sector
+ * is found, and kept as a list of pieces in a bounded LRU; what no index covers is the base's. Thread-safe; it blocks. */
+#ifndef TIDEMARK_VIEW_IMAGE_H
+#define TIDEMARK_VIEW_IMAGE_H
+
+#include "base/error.h"
+#include "block/block.h"
+#include "journal/extent.h"
+#include "journal/index.h"
+
+#define IMAGE_REGION_SECTORS 2048u
+#define IMAGE_CACHE_BYTES (8u << 20)  /* index pages */
+#define IMAGE_REGION_BYTES (8u << 20) /* resolved regions */
+
+struct image;
+
+/* Opens the pin `pin` of the journal in `directory`. */
+int image_open(const char *directory, const char *pin, struct image **ret, struct error *err) MUST_CHECK;
+/* The caller has made sure that nobody reads it. NULL allowed. */
+void image_free(struct image *image);
+struct lsn image_lsn(const struct image *image);
+
+/* Sectors of `volume`. -EBADMSG where the journal is damaged, never wrong bytes. */
+int image_read(struct image *image, uint32_t volume, uint64_t lba, uint32_t length, void *data, struct error *err) MUST_CHECK;
+
+/* Describes [lba, lba+length) within one region of 1 MiB as pieces in ascending order without gaps: DATA, ZERO, or
+ * BASE where no index covers it (lsn 0). At most IMAGE_REGION_SECTORS pieces. *ret_pieces is the caller's to free. */
+int image_resolve(struct image *image, uint32_t volume, uint64_t lba, uint32_t length, struct extent **ret_pieces,
+                  size_t *ret_count, struct error *err) MUST_CHECK;
+
+/* All extents that records with LSN in (low, image's] made, newest wins: what may differ from the image at `low`. The stream
+ * must end before the image is freed. */
+int image_changes(struct image *image, struct lsn low, struct extent_stream **ret, struct error *err) MUST_CHECK;
+
+/* Whether the base holds anything at `lba`, and how far that stays so (at most `length`). */
+int image_base_extent(struct image *image, uint32_t volume, uint64_t lba, uint64_t length, bool *ret_present,
+                      uint64_t *ret_length, struct error *err) MUST_CHECK;
+
+/* One volume of the image as a read-only block device (writes are refused with -EROFS). The image is borrowed. */
+int image_block(struct image *image, uint32_t volume, uint64_t size_bytes, struct block **ret, struct error *err) MUST_CHECK;
+
+#endif

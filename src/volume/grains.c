@@ -1,0 +1,461 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Grains that are not plain: stale ones of a rewind, unverified ones after a power loss or a gap, and the thread that
+ * makes them plain again behind the running application.
+ *
+ * A stale bit is cleared on disk only after the backing was flushed; a bit that is set too long does no harm, since
+ * image(latest) is what the grain holds either way. */
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/crc32c.h"
+#include "base/endian.h"
+#include "base/io.h"
+#include "base/thread.h"
+#include "journal/pin.h"
+#include "volume/group_internal.h"
+
+#define PENDING_MAGIC 0x31444e504b4d54ull /* "TMKPND1" */
+#define SAVE_EVERY_GRAINS 1024u
+
+/* ---- the map ---- */
+
+int grain_map_init(struct grain_map *m, uint64_t grains, struct error *err)
+{
+    m->grains = grains;
+    m->words = calloc((grains + 63) / 64 + 1, sizeof *m->words);
+    return m->words ? 0 : error_errno(err, -ENOMEM, "cannot reserve a map of %llu grains", (unsigned long long)grains);
+}
+void grain_map_release(struct grain_map *m)
+{
+    free((void *)m->words);
+    m->words = NULL;
+}
+bool grain_map_test(const struct grain_map *m, uint64_t grain)
+{
+    return atomic_load_explicit(&m->words[grain / 64], memory_order_acquire) >> grain % 64 & 1;
+}
+void grain_map_set(struct grain_map *m, uint64_t grain)
+{
+    uint64_t bit = 1ull << grain % 64;
+    if (!(atomic_fetch_or(&m->words[grain / 64], bit) & bit))
+        atomic_fetch_add(&m->set_count, 1);
+}
+void grain_map_clear(struct grain_map *m, uint64_t grain)
+{
+    uint64_t bit = 1ull << grain % 64;
+    if (atomic_fetch_and(&m->words[grain / 64], ~bit) & bit)
+        atomic_fetch_sub(&m->set_count, 1);
+}
+uint64_t grain_map_next(const struct grain_map *m, uint64_t from)
+{
+    while (from < m->grains) {
+        uint64_t word = atomic_load(&m->words[from / 64]) >> from % 64;
+        if (word) {
+            from += (uint64_t)__builtin_ctzll(word);
+            return from < m->grains ? from : m->grains;
+        }
+        from = (from / 64 + 1) * 64;
+    }
+    return m->grains;
+}
+
+/* ---- images of the journal ---- */
+
+int grains_open_image(struct group *g, struct lsn lsn, char pin[24], struct image **ret, struct error *err)
+{
+    snprintf(pin, 24, PIN_INTERNAL_PREFIX "%llu", (unsigned long long)++g->pin_counter);
+    int r = journal_pin(g->journal, pin, lsn, true, err);
+    if (r < 0) {
+        pin[0] = '\0';
+        return r;
+    }
+    r = image_open(journal_directory(g->journal), pin, ret, err);
+    if (r < 0)
+        grains_close_image(g, pin, NULL);
+    return r;
+}
+
+void grains_close_image(struct group *g, char pin[24], struct image **image)
+{
+    struct error ignored = ERROR_INIT;
+    if (image) {
+        image_free(*image);
+        *image = NULL;
+    }
+    if (pin[0] && journal_unpin(g->journal, pin, &ignored) < 0)
+        log_warning(g->log, "%s", ignored.message);
+    pin[0] = '\0';
+}
+
+/* ---- one grain ---- */
+
+static uint32_t grain_bytes(const struct volume *v, uint64_t grain)
+{
+    uint64_t left = v->block.size_bytes - grain * GROUP_GRAIN_BYTES;
+    return left < GROUP_GRAIN_BYTES ? (uint32_t)left : GROUP_GRAIN_BYTES;
+}
+
+static bool is_zero(const char *data, size_t length_bytes)
+{
+    return data[0] == 0 && memcmp(data, data + 1, length_bytes - 1) == 0;
+}
+
+int grains_copy_back(struct volume *v, uint64_t grain, struct error *err)
+{
+    if (!grain_map_test(&v->stale, grain))
+        return 0;
+    uint32_t bytes = grain_bytes(v, grain);
+    uint64_t offset = grain * GROUP_GRAIN_BYTES;
+    char *data = io_alloc_pages(GROUP_GRAIN_BYTES);
+    if (!data)
+        return error_errno(err, -ENOMEM, "cannot copy back");
+    int r = image_read(v->group->stale_image, v->id, offset / BLOCK_SECTOR_BYTES, bytes / BLOCK_SECTOR_BYTES, data, err);
+    if (r == 0)
+        r = is_zero(data, bytes) ? block_discard(v->backing, bytes, offset, 0, err)
+                                 : block_pwrite(v->backing, data, bytes, offset, 0, err);
+    io_free_pages(data, GROUP_GRAIN_BYTES);
+    if (r == 0)
+        grain_map_clear(&v->stale, grain);
+    return r;
+}
+
+/* Appends RESYNC for each stretch of 4 KiB blocks in which the backing differs from the image. */
+int grains_verify(struct volume *v, uint64_t grain, struct error *err)
+{
+    if (!grain_map_test(&v->unverified, grain))
+        return 0;
+    uint32_t bytes = grain_bytes(v, grain), at = 0;
+    uint64_t offset = grain * GROUP_GRAIN_BYTES;
+    char *live = io_alloc_pages(2 * GROUP_GRAIN_BYTES), *image = live ? live + GROUP_GRAIN_BYTES : NULL;
+    if (!live)
+        return error_errno(err, -ENOMEM, "cannot compare");
+    struct error damage = ERROR_INIT;
+    int r = block_pread(v->backing, live, bytes, offset, err);
+    bool unknown = r == 0 && image_read(v->group->compare_image, v->id, offset / BLOCK_SECTOR_BYTES,
+                                        bytes / BLOCK_SECTOR_BYTES, image, &damage) < 0;
+    while (r == 0 && at < bytes) {
+        uint32_t end = at;
+        while (end < bytes && (unknown || memcmp(live + end, image + end, BLOCK_PAGE_BYTES < bytes - end ? BLOCK_PAGE_BYTES : bytes - end) != 0))
+            end += BLOCK_PAGE_BYTES;
+        if (end > bytes)
+            end = bytes;
+        if (end > at)
+            r = volume_resync(v, (offset + at) / BLOCK_SECTOR_BYTES, (end - at) / BLOCK_SECTOR_BYTES, err);
+        at = end + BLOCK_PAGE_BYTES;
+    }
+    io_free_pages(live, 2 * GROUP_GRAIN_BYTES);
+    if (r == 0)
+        grain_map_clear(&v->unverified, grain);
+    return r;
+}
+
+static bool covered(const struct volume *v, uint64_t grain, uint64_t lba, uint64_t length)
+{
+    uint64_t first = grain * GROUP_GRAIN_SECTORS, end = first + grain_bytes(v, grain) / BLOCK_SECTOR_BYTES;
+    return lba <= first && lba + length >= end;
+}
+
+int grains_prepare(struct volume *v, uint64_t lba, uint64_t length, struct error *err)
+{
+    uint64_t last = (lba + length - 1) / GROUP_GRAIN_SECTORS;
+    int r = 0;
+    for (uint64_t grain = lba / GROUP_GRAIN_SECTORS; grain <= last && r == 0; grain++) {
+        if (covered(v, grain, lba, length))
+            continue;
+        r = grains_copy_back(v, grain, err);
+        if (r == 0)
+            r = grains_verify(v, grain, err);
+    }
+    return r;
+}
+
+void grains_overwritten(struct volume *v, uint64_t lba, uint64_t length)
+{
+    uint64_t last = (lba + length - 1) / GROUP_GRAIN_SECTORS;
+    for (uint64_t grain = lba / GROUP_GRAIN_SECTORS; grain <= last; grain++) {
+        if (!covered(v, grain, lba, length))
+            continue;
+        grain_map_clear(&v->stale, grain);
+        grain_map_clear(&v->unverified, grain);
+    }
+}
+
+/* ---- which grains are stale, on disk ---- */
+
+struct pending_header {
+    struct le64 magic;
+    struct le32 crc;
+    struct le32 volumes;
+    struct le64 rewind_lsn;
+    struct le64 target_lsn;
+};
+struct pending_volume {
+    struct le32 id;
+    struct le32 reserved;
+    struct le64 grains;
+};
+
+static void pending_path(const struct group *g, char path[PATH_MAX])
+{
+    snprintf(path, PATH_MAX, "%s/rewind.pending", journal_directory(g->journal));
+}
+
+int grains_save(struct group *g, struct error *err)
+{
+    char path[PATH_MAX];
+    uint64_t set = 0;
+    size_t length = sizeof(struct pending_header);
+    pending_path(g, path);
+    for (size_t i = 0; i < g->volume_count; i++) {
+        set += atomic_load(&g->volumes[i].stale.set_count);
+        length += sizeof(struct pending_volume) + (g->volumes[i].stale.grains + 63) / 64 * 8;
+    }
+    if (set == 0) {
+        if (unlink(path) < 0 && errno != ENOENT)
+            return error_errno(err, -errno, "cannot remove %s", path);
+        return 0;
+    }
+    _cleanup_free_ char *data = calloc(1, length);
+    if (!data)
+        return error_errno(err, -ENOMEM, "cannot write %s", path);
+    struct pending_header *h = (struct pending_header *)data;
+    *h = (struct pending_header){.magic = le64_of(PENDING_MAGIC),
+                                 .volumes = le32_of((uint32_t)g->volume_count),
+                                 .rewind_lsn = le64_of(g->rewind_lsn.n),
+                                 .target_lsn = le64_of(g->rewind_target.n)};
+    char *at = data + sizeof *h;
+    for (size_t i = 0; i < g->volume_count; i++) {
+        const struct grain_map *m = &g->volumes[i].stale;
+        struct pending_volume pv = {.id = le32_of(g->volumes[i].id), .grains = le64_of(m->grains)};
+        memcpy(at, &pv, sizeof pv);
+        at += sizeof pv;
+        for (uint64_t w = 0; w < (m->grains + 63) / 64; w++, at += 8) {
+            struct le64 word = le64_of(atomic_load(&m->words[w]));
+            memcpy(at, &word, sizeof word);
+        }
+    }
+    h->crc = le32_of(crc32c(0, data, length));
+    return io_replace_file(path, data, length, 0600, err);
+}
+
+static int load_volume_bits(struct group *g, const struct pending_volume *pv, const char *bits)
+{
+    for (size_t i = 0; i < g->volume_count; i++) {
+        struct volume *v = &g->volumes[i];
+        if (v->id != le32_get(pv->id))
+            continue;
+        for (uint64_t grain = 0; grain < v->stale.grains && grain < le64_get(pv->grains); grain++)
+            if (bits[grain / 8] >> grain % 8 & 1)
+                grain_map_set(&v->stale, grain);
+    }
+    return 0;
+}
+
+int grains_load(struct group *g, struct error *err)
+{
+    char path[PATH_MAX];
+    _cleanup_free_ char *data = NULL;
+    size_t length;
+    pending_path(g, path);
+    if (access(path, F_OK) < 0)
+        return 0;
+    int r = io_read_file(path, 1u << 30, &data, &length, err);
+    if (r < 0)
+        return r;
+    struct pending_header *h = (struct pending_header *)data;
+    uint32_t crc = length >= sizeof *h ? le32_get(h->crc) : 0;
+    if (length >= sizeof *h)
+        h->crc = le32_of(0);
+    if (length < sizeof *h || le64_get(h->magic) != PENDING_MAGIC || crc32c(0, data, length) != crc)
+        return error_set(err, -EBADMSG, "%s is damaged: it says which blocks a rewind has not copied back yet", path);
+    g->rewind_lsn.n = le64_get(h->rewind_lsn);
+    g->rewind_target.n = le64_get(h->target_lsn);
+    const char *at = data + sizeof *h, *end = data + length;
+    for (uint32_t i = 0; i < le32_get(h->volumes); i++) {
+        struct pending_volume pv;
+        if ((size_t)(end - at) < sizeof pv)
+            break;
+        memcpy(&pv, at, sizeof pv);
+        at += sizeof pv;
+        uint64_t bytes = (le64_get(pv.grains) + 63) / 64 * 8;
+        if ((uint64_t)(end - at) < bytes)
+            break;
+        load_volume_bits(g, &pv, at);
+        at += bytes;
+    }
+    return 0;
+}
+
+/* ---- the worker ---- */
+
+int grains_flush(struct group *g, struct error *err)
+{
+    for (size_t i = 0; i < g->volume_count; i++)
+        if (block_flush(g->volumes[i].backing, err) < 0)
+            return err->code;
+    return 0;
+}
+
+static bool stopping(struct group *g)
+{
+    MUTEX_GUARD(guard, &g->worker_mutex);
+    return g->stop;
+}
+
+/* Makes up to SAVE_EVERY_GRAINS grains of a map plain. 1: some are left. */
+static int work_on(struct group *g, struct volume *v, struct grain_map *m, int (*work)(struct volume *, uint64_t, struct error *),
+                   struct error *err)
+{
+    uint64_t grain = 0;
+    for (uint32_t done = 0; done < SAVE_EVERY_GRAINS; done++) {
+        grain = grain_map_next(m, grain);
+        if (grain == m->grains || stopping(g))
+            return grain != m->grains;
+        pthread_rwlock_rdlock(&g->gate);
+        uint32_t slot = range_lock_take(&g->ranges, v->id, grain * GROUP_GRAIN_SECTORS, GROUP_GRAIN_SECTORS);
+        int r = work(v, grain, err);
+        range_lock_drop(&g->ranges, slot);
+        pthread_rwlock_unlock(&g->gate);
+        if (r < 0)
+            return r;
+        if (m == &v->unverified)
+            atomic_fetch_add(&g->resync_done, GROUP_GRAIN_BYTES);
+    }
+    return 1;
+}
+
+static int copy_back_some(struct group *g, bool *ret_worked, struct error *err)
+{
+    int r = 0;
+    bool any = false;
+    for (size_t i = 0; i < g->volume_count && r == 0; i++) {
+        struct volume *v = &g->volumes[i];
+        any |= atomic_load(&v->stale.set_count) > 0;
+        r = work_on(g, v, &v->stale, grains_copy_back, err);
+    }
+    *ret_worked = any;
+    if (r < 0 || (!any && !g->stale_image))
+        return r;
+    int saved = grains_flush(g, err);
+    if (saved == 0)
+        saved = grains_save(g, err);
+    if (saved < 0)
+        return saved;
+    pthread_rwlock_wrlock(&g->gate);
+    bool done = true;
+    for (size_t i = 0; i < g->volume_count; i++)
+        done &= atomic_load(&g->volumes[i].stale.set_count) == 0;
+    char pin[24];
+    struct image *image = done ? g->stale_image : NULL;
+    memcpy(pin, g->stale_pin, sizeof pin);
+    if (done) {
+        g->stale_image = NULL;
+        g->stale_pin[0] = '\0';
+    }
+    pthread_rwlock_unlock(&g->gate);
+    if (image) {
+        grains_close_image(g, pin, &image);
+        log_info(g->log, "the rewind to LSN %llu is copied back", (unsigned long long)g->rewind_target.n);
+    }
+    return 0;
+}
+
+/* Ends the interval of refused points. */
+static int end_resync(struct group *g, struct error *err)
+{
+    struct journal_record end = {.op = OP_RESYNC_END, .flags = RECORD_LAST, .aux = g->compare_begin.n};
+    struct lsn lsn;
+    int r = grains_flush(g, err);
+    if (r == 0)
+        r = journal_append_durable(g->journal, &end, &lsn, err);
+    if (r == 0)
+        r = journal_refuse_end(g->journal, lsn, err);
+    if (r < 0)
+        return r;
+    pthread_rwlock_wrlock(&g->gate);
+    struct image *image = g->compare_image;
+    g->compare_image = NULL;
+    pthread_rwlock_unlock(&g->gate);
+    grains_close_image(g, g->compare_pin, &image);
+    log_info(g->log, "the volumes are compared; points from LSN %llu on can be opened", (unsigned long long)lsn.n);
+    return 0;
+}
+
+static int verify_some(struct group *g, bool *ret_worked, struct error *err)
+{
+    *ret_worked = false;
+    if (!g->compare_image)
+        return 0;
+    *ret_worked = true;
+    int left = 0;
+    for (size_t i = 0; i < g->volume_count; i++) {
+        int r = work_on(g, &g->volumes[i], &g->volumes[i].unverified, grains_verify, err);
+        if (r < 0)
+            return r;
+        left |= r;
+    }
+    return left || stopping(g) ? 0 : end_resync(g, err);
+}
+
+static void *worker_main(void *context)
+{
+    struct group *g = context;
+    struct error err = ERROR_INIT;
+    pthread_mutex_lock(&g->worker_mutex);
+    while (!g->stop) {
+        bool copied = false, verified = false;
+        pthread_mutex_unlock(&g->worker_mutex);
+        int r = copy_back_some(g, &copied, &err);
+        if (r >= 0)
+            r = verify_some(g, &verified, &err);
+        pthread_mutex_lock(&g->worker_mutex);
+        if (r < 0) {
+            struct timespec until;
+            log_error(g->log, "background copy: %s; will try again", err.message);
+            clock_gettime(CLOCK_REALTIME, &until);
+            until.tv_sec += 1;
+            if (!g->stop)
+                pthread_cond_timedwait(&g->worker_work, &g->worker_mutex, &until);
+        } else if (!copied && !verified && !g->stop) {
+            g->idle = true;
+            pthread_cond_broadcast(&g->worker_idle);
+            pthread_cond_wait(&g->worker_work, &g->worker_mutex);
+        }
+    }
+    g->idle = true;
+    pthread_cond_broadcast(&g->worker_idle);
+    pthread_mutex_unlock(&g->worker_mutex);
+    return NULL;
+}
+
+void grains_wake(struct group *g)
+{
+    MUTEX_GUARD(guard, &g->worker_mutex);
+    g->idle = false;
+    pthread_cond_signal(&g->worker_work);
+}
+
+int grains_start(struct group *g, struct error *err)
+{
+    int r = thread_start(&g->worker, "group-worker", worker_main, g, err);
+    g->worker_runs = r == 0;
+    return r;
+}
+
+void grains_stop(struct group *g)
+{
+    if (!g->worker_runs)
+        return;
+    pthread_mutex_lock(&g->worker_mutex);
+    g->stop = true;
+    pthread_cond_broadcast(&g->worker_work);
+    pthread_mutex_unlock(&g->worker_mutex);
+    pthread_join(g->worker, NULL);
+    g->worker_runs = false;
+}

@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "volume/group.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "volume/group_internal.h"
+
+int group_new(struct journal *journal, enum group_ack ack, const struct log *log, struct group **ret, struct error *err)
+{
+    pthread_rwlockattr_t attributes;
+    struct group *g = calloc(1, sizeof *g);
+    if (!g)
+        return error_errno(err, -ENOMEM, "cannot make the consistency group");
+    g->journal = journal;
+    g->ack = ack;
+    g->log = log;
+    pthread_rwlockattr_init(&attributes);
+    pthread_rwlockattr_setkind_np(&attributes, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+    pthread_rwlock_init(&g->gate, &attributes);
+    pthread_rwlockattr_destroy(&attributes);
+    pthread_mutex_init(&g->rewind_mutex, NULL);
+    pthread_mutex_init(&g->worker_mutex, NULL);
+    pthread_cond_init(&g->worker_work, NULL);
+    pthread_cond_init(&g->worker_idle, NULL);
+    range_lock_init(&g->ranges);
+    *ret = g;
+    return 0;
+}
+
+int group_add_volume(struct group *g, const char *name, uint64_t size_bytes, const char *backing, struct error *err)
+{
+    struct volume_info info;
+    if (g->volume_count == GROUP_MAX_VOLUMES)
+        return error_set(err, -ENOSPC, "an application may have %u volumes at most", GROUP_MAX_VOLUMES);
+    if (size_bytes == 0 || size_bytes % BLOCK_PAGE_BYTES)
+        return error_set(err, -EINVAL, "volume %s: the size %llu is not a multiple of 4096 bytes", name,
+                         (unsigned long long)size_bytes);
+    struct volume *v = &g->volumes[g->volume_count];
+    int r = journal_volume(g->journal, name, size_bytes, &info, err);
+    if (r == 0)
+        r = block_file_open(backing, size_bytes, false, &v->backing, err);
+    if (r < 0)
+        return error_context(err, "volume %s", name);
+    if (v->backing->size_bytes != size_bytes) {
+        r = error_set(err, -EINVAL, "volume %s: its backing %s has %llu bytes, not %llu", name, backing,
+                      (unsigned long long)v->backing->size_bytes, (unsigned long long)size_bytes);
+        block_free(v->backing);
+        return r;
+    }
+    v->block = (struct block){.ops = &volume_ops, .size_bytes = size_bytes};
+    v->group = g;
+    v->id = info.id;
+    memcpy(v->name, info.name, sizeof v->name);
+    uint64_t grains = (size_bytes + GROUP_GRAIN_BYTES - 1) / GROUP_GRAIN_BYTES;
+    r = grain_map_init(&v->stale, grains, err);
+    if (r == 0)
+        r = grain_map_init(&v->unverified, grains, err);
+    if (r == 0)
+        g->volume_count++;
+    return r;
+}
+
+static struct volume *find_volume(struct group *g, uint32_t id)
+{
+    for (size_t i = 0; i < g->volume_count; i++)
+        if (g->volumes[i].id == id)
+            return &g->volumes[i];
+    return NULL;
+}
+
+/* After a kill: what was being written is read back and journaled as it is. Ranges that touch a stale grain are not: there
+ * the journal's image is what the volume holds. */
+static int resync_in_flight(struct group *g, struct error *err)
+{
+    const struct journal_recovery *rec = journal_recovery(g->journal);
+    for (size_t i = 0; i < rec->in_flight_count; i++) {
+        const struct journal_in_flight *f = &rec->in_flight[i];
+        struct volume *v = find_volume(g, f->volume);
+        uint64_t end = f->lba + f->length;
+        if (!v || end > v->block.size_bytes / BLOCK_SECTOR_BYTES)
+            continue;
+        for (uint64_t at = f->lba; at < end;) {
+            uint64_t grain = at / GROUP_GRAIN_SECTORS, grain_end = (grain + 1) * GROUP_GRAIN_SECTORS;
+            uint32_t part = (uint32_t)((grain_end < end ? grain_end : end) - at);
+            int r = grain_map_test(&v->stale, grain) ? 0 : volume_resync(v, at, part, err);
+            if (r < 0)
+                return error_context(err, "cannot journal again what volume %s was writing when the engine ended", v->name);
+            at += part;
+        }
+    }
+    return 0;
+}
+
+/* After a power loss or a gap: points are refused until everything was compared. */
+static int begin_compare(struct group *g, struct error *err)
+{
+    struct journal_status status;
+    journal_status(g->journal, &status);
+    struct journal_record begin = {.op = OP_RESYNC_BEGIN, .flags = RECORD_LAST, .aux = status.latest.n};
+    int r = journal_refuse_begin(g->journal, status.latest, err);
+    if (r == 0)
+        r = journal_append_durable(g->journal, &begin, &g->compare_begin, err);
+    if (r == 0)
+        r = grains_open_image(g, g->compare_begin, g->compare_pin, &g->compare_image, err);
+    if (r < 0)
+        return r;
+    log_warning(g->log, "the engine did not end in order and the machine was restarted (or writes went unjournaled): comparing "
+                        "all volumes; points after LSN %llu are refused until that is done",
+                (unsigned long long)status.latest.n);
+    for (size_t i = 0; i < g->volume_count; i++) {
+        struct volume *v = &g->volumes[i];
+        for (uint64_t grain = 0; grain < v->unverified.grains; grain++)
+            if (!grain_map_test(&v->stale, grain))
+                grain_map_set(&v->unverified, grain);
+        atomic_fetch_add(&g->resync_total, atomic_load(&v->unverified.set_count) * GROUP_GRAIN_BYTES);
+    }
+    return 0;
+}
+
+int group_start(struct group *g, struct error *err)
+{
+    struct manifest m;
+    const struct journal_recovery *rec = journal_recovery(g->journal);
+    int r = journal_manifest(g->journal, &m, err);
+    if (r < 0)
+        return r;
+    bool open_refusal = m.refused_count && m.refused[m.refused_count - 1].high.n == 0;
+    manifest_release(&m);
+    r = grains_load(g, err);
+    if (r == 0)
+        r = resync_in_flight(g, err);
+    if (r == 0 && ((rec->compare_all && !rec->created) || open_refusal))
+        r = begin_compare(g, err);
+    bool stale = false;
+    for (size_t i = 0; i < g->volume_count; i++)
+        stale |= atomic_load(&g->volumes[i].stale.set_count) > 0;
+    if (r == 0 && stale) {
+        struct journal_status status;
+        r = journal_sync(g->journal, -1, NULL, err);
+        journal_status(g->journal, &status);
+        if (r == 0)
+            r = grains_open_image(g, status.latest, g->stale_pin, &g->stale_image, err);
+        if (r == 0)
+            log_info(g->log, "the copy-back of the rewind to LSN %llu goes on", (unsigned long long)g->rewind_target.n);
+    }
+    return r < 0 ? r : grains_start(g, err);
+}
+
+void group_free(struct group *g)
+{
+    struct error ignored = ERROR_INIT;
+    if (!g)
+        return;
+    grains_stop(g);
+    if (g->stale_image && (grains_flush(g, &ignored) < 0 || grains_save(g, &ignored) < 0))
+        log_warning(g->log, "%s", ignored.message);
+    grains_close_image(g, g->stale_pin, &g->stale_image);
+    grains_close_image(g, g->compare_pin, &g->compare_image);
+    for (size_t i = 0; i < g->volume_count; i++) {
+        block_free(g->volumes[i].backing);
+        grain_map_release(&g->volumes[i].stale);
+        grain_map_release(&g->volumes[i].unverified);
+    }
+    range_lock_release(&g->ranges);
+    pthread_rwlock_destroy(&g->gate);
+    pthread_mutex_destroy(&g->rewind_mutex);
+    pthread_mutex_destroy(&g->worker_mutex);
+    free(g);
+}
+
+size_t group_volume_count(const struct group *g)
+{
+    return g->volume_count;
+}
+const char *group_volume_name(const struct group *g, size_t i)
+{
+    return g->volumes[i].name;
+}
+struct block *group_volume_block(struct group *g, size_t i)
+{
+    return &g->volumes[i].block;
+}
+
+void group_volume_status(struct group *g, size_t i, struct group_volume_status *ret)
+{
+    struct volume *v = &g->volumes[i];
+    *ret = (struct group_volume_status){
+        .name = v->name,
+        .id = v->id,
+        .size_bytes = v->block.size_bytes,
+        .written_bytes = atomic_load(&v->written_bytes),
+        .read_bytes = atomic_load(&v->read_bytes),
+        .discarded_bytes = atomic_load(&v->discarded_bytes),
+        .writes = atomic_load(&v->writes),
+        .reads = atomic_load(&v->reads),
+        .flushes = atomic_load(&v->flushes),
+        .stale_bytes = atomic_load(&v->stale.set_count) * GROUP_GRAIN_BYTES,
+        .failed = atomic_load(&v->failed),
+    };
+}
+
+void group_status(struct group *g, struct group_status *ret)
+{
+    *ret = (struct group_status){.resync_done_bytes = atomic_load(&g->resync_done),
+                                 .resync_total_bytes = atomic_load(&g->resync_total),
+                                 .unjournaled_writes = atomic_load(&g->unjournaled)};
+    pthread_rwlock_rdlock(&g->gate);
+    ret->rewinding = g->stale_image != NULL;
+    ret->rewind_lsn = g->rewind_lsn;
+    ret->rewind_target = g->rewind_target;
+    ret->resyncing = g->compare_image != NULL;
+    pthread_rwlock_unlock(&g->gate);
+    for (size_t i = 0; i < g->volume_count; i++)
+        ret->stale_bytes += atomic_load(&g->volumes[i].stale.set_count) * GROUP_GRAIN_BYTES;
+}
+
+void group_settle(struct group *g)
+{
+    grains_wake(g);
+    pthread_mutex_lock(&g->worker_mutex);
+    while (!g->idle)
+        pthread_cond_wait(&g->worker_idle, &g->worker_mutex);
+    pthread_mutex_unlock(&g->worker_mutex);
+}
+
+void group_abandon(struct group *g)
+{
+    grains_stop(g);
+    image_free(g->stale_image);
+    image_free(g->compare_image);
+    g->stale_image = g->compare_image = NULL;
+    g->stale_pin[0] = g->compare_pin[0] = '\0';
+    group_free(g);
+}

@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A consistency group: the volumes of one stream, written through one journal in one order.
+ *
+ * The way of a write: gate (shared), range lock, LSN and copy into the journal's frame, backing write from that copy
+ * (while the frame is being written), acknowledgement. Invariants: J2 acknowledged before submitted => smaller LSN, over all
+ * volumes; J4 after recovery the live volume equals image(latest); J8 a rewind to s makes it image(s), its undo what it was.
+ *
+ * Each grain (64 KiB) of a volume may be stale (a rewind's content is not copied back yet: read through the journal's
+ * image) or unverified (after a power loss or a gap: compared with the image before anything is written over it).
+ *
+ * Thread-safe. Lock order: gate, range lock, journal. */
+#ifndef TIDEMARK_VOLUME_GROUP_H
+#define TIDEMARK_VOLUME_GROUP_H
+
+#include "base/log.h"
+#include "block/block.h"
+#include "journal/journal.h"
+
+#define GROUP_GRAIN_BYTES 65536u
+#define GROUP_GRAIN_SECTORS 128u
+#define GROUP_MAX_VOLUMES 64u
+
+struct group;
+
+enum group_ack {
+    GROUP_ACK_WRITE, /* after backing and journal */
+    GROUP_ACK_FLUSH, /* after the backing; the frame follows from shared memory, FLUSH waits for both */
+};
+
+/* The journal is borrowed. */
+int group_new(struct journal *journal, enum group_ack ack, const struct log *log, struct group **ret, struct error *err) MUST_CHECK;
+/* Adds a volume with its backing file or device (created sparse when missing). Before group_start. */
+int group_add_volume(struct group *g, const char *name, uint64_t size_bytes, const char *backing, struct error *err) MUST_CHECK;
+/* Does what recovery left to do, and starts the background threads. */
+int group_start(struct group *g, struct error *err) MUST_CHECK;
+/* Stops the threads; no I/O may be running. The journal is not closed. NULL allowed. */
+void group_free(struct group *g);
+/* As a kill, before journal_abandon: nothing is saved. For tests. */
+void group_abandon(struct group *g);
+
+size_t group_volume_count(const struct group *g);
+const char *group_volume_name(const struct group *g, size_t i);
+/* The volume as a block device, for exports. Owned by the group. */
+struct block *group_volume_block(struct group *g, size_t i);
+
+struct group_volume_status {
+    const char *name;
+    uint32_t id;
+    uint64_t size_bytes, written_bytes, read_bytes, discarded_bytes, writes, reads, flushes;
+    uint64_t stale_bytes; /* still to be copied back */
+    bool failed;          /* a flush failed: what was written may be lost */
+};
+void group_volume_status(struct group *g, size_t i, struct group_volume_status *ret);
+
+struct group_status {
+    bool rewinding;
+    struct lsn rewind_lsn, rewind_target;
+    uint64_t stale_bytes;
+    bool resyncing;
+    uint64_t resync_done_bytes, resync_total_bytes;
+    uint64_t unjournaled_writes; /* since the journal was suspended */
+};
+void group_status(struct group *g, struct group_status *ret);
+
+/* ---- rewinding and comparing ---- */
+#define GROUP_MAX_RANGES 64u
+struct group_volume_change {
+    uint32_t volume;
+    char name[JOURNAL_NAME_BYTES];
+    uint64_t changed_bytes, extents;
+    struct {
+        uint64_t offset_bytes, length_bytes;
+    } ranges[GROUP_MAX_RANGES]; /* the first ones, joined */
+    size_t range_count;
+};
+struct group_change {
+    struct lsn lsn; /* of the REWIND record; of the latest for a dry run */
+    struct group_volume_change *volumes; /* one a volume of the group; free it */
+    size_t volume_count;
+    uint64_t changed_bytes;
+};
+/* Makes all volumes what they were at `target`, at once; the copy follows in the background. */
+int group_rewind(struct group *g, struct lsn target, bool dry_run, struct group_change *ret, struct error *err) MUST_CHECK;
+/* What differs between two points. */
+int group_diff(struct group *g, struct lsn from, struct lsn to, struct group_change *ret, struct error *err) MUST_CHECK;
+/* Waits until nothing is stale or unverified. For tests and for a clean hand-over. */
+void group_settle(struct group *g);
+
+#endif

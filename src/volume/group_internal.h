@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef TIDEMARK_VOLUME_GROUP_INTERNAL_H
+#define TIDEMARK_VOLUME_GROUP_INTERNAL_H
+
+#include <stdatomic.h>
+
+#include "view/image.h"
+#include "volume/group.h"
+#include "volume/range_lock.h"
+
+/* One bit a grain; set and tested atomically. */
+struct grain_map {
+    _Atomic uint64_t *words;
+    uint64_t grains;
+    _Atomic uint64_t set_count;
+};
+int grain_map_init(struct grain_map *m, uint64_t grains, struct error *err) MUST_CHECK;
+void grain_map_release(struct grain_map *m);
+bool grain_map_test(const struct grain_map *m, uint64_t grain);
+void grain_map_set(struct grain_map *m, uint64_t grain);
+void grain_map_clear(struct grain_map *m, uint64_t grain);
+/* The first set grain at or after `from`, or m->grains. */
+uint64_t grain_map_next(const struct grain_map *m, uint64_t from);
+
+struct volume {
+    struct block block; /* first: what exports see */
+    struct group *group;
+    uint32_t id;
+    char name[JOURNAL_NAME_BYTES];
+    struct block *backing;
+    struct grain_map stale, unverified;
+    _Atomic bool failed;
+    _Atomic uint64_t written_bytes, read_bytes, discarded_bytes, writes, reads, flushes;
+};
+
+struct group {
+    struct journal *journal;
+    enum group_ack ack;
+    const struct log *log;
+    struct volume volumes[GROUP_MAX_VOLUMES];
+    size_t volume_count;
+    pthread_rwlock_t gate; /* I/O: shared; rewind: exclusive */
+    struct range_lock ranges;
+    _Atomic uint64_t unjournaled;
+
+    pthread_mutex_t rewind_mutex; /* one rewind or diff at a time; taken first */
+    struct image *stale_image;    /* what stale grains read; changed under the exclusive gate */
+    char stale_pin[24];
+    uint64_t pin_counter;
+    struct lsn rewind_lsn, rewind_target;
+
+    struct image *compare_image; /* what unverified grains are compared with */
+    char compare_pin[24];
+    struct lsn compare_begin;
+    _Atomic uint64_t resync_done, resync_total;
+
+    pthread_t worker;
+    bool worker_runs;
+    pthread_mutex_t worker_mutex;
+    pthread_cond_t worker_work, worker_idle;
+    bool stop, idle;
+};
+
+/* ---- volume.c ---- */
+extern const struct block_ops volume_ops;
+/* Appends what the backing holds in a range as RESYNC. Under the range lock. */
+int volume_resync(struct volume *v, uint64_t lba, uint32_t length, struct error *err) MUST_CHECK;
+
+/* ---- grains.c ---- */
+/* Under the range lock of whole grains: makes partly covered grains of [lba, lba+length) plain before a write. */
+int grains_prepare(struct volume *v, uint64_t lba, uint64_t length, struct error *err) MUST_CHECK;
+/* After a write: grains that were covered wholly are plain now. */
+void grains_overwritten(struct volume *v, uint64_t lba, uint64_t length);
+/* Copies a stale grain back, or compares an unverified one. Under the range lock. */
+int grains_copy_back(struct volume *v, uint64_t grain, struct error *err) MUST_CHECK;
+int grains_verify(struct volume *v, uint64_t grain, struct error *err) MUST_CHECK;
+/* The worker thread: copy-back and comparison. */
+int grains_start(struct group *g, struct error *err) MUST_CHECK;
+void grains_stop(struct group *g);
+void grains_wake(struct group *g);
+/* Loads and saves which grains are stale (journal/rewind.pending). */
+int grains_load(struct group *g, struct error *err) MUST_CHECK;
+int grains_save(struct group *g, struct error *err) MUST_CHECK;
+/* fdatasync of all backings. */
+int grains_flush(struct group *g, struct error *err) MUST_CHECK;
+/* Opens an image of the stream at `lsn` under an internal pin whose name is put into `pin`. */
+int grains_open_image(struct group *g, struct lsn lsn, char pin[24], struct image **ret, struct error *err) MUST_CHECK;
+void grains_close_image(struct group *g, char pin[24], struct image **image);
+
+static inline bool volume_is_plain(const struct volume *v)
+{
+    return atomic_load_explicit(&v->stale.set_count, memory_order_acquire) == 0 &&
+           atomic_load_explicit(&v->unverified.set_count, memory_order_acquire) == 0;
+}
+
+#endif

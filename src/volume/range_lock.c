@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "volume/range_lock.h"
+
+#include <stdbool.h>
+
+void range_lock_init(struct range_lock *l)
+{
+    pthread_mutex_init(&l->mutex, NULL);
+    pthread_cond_init(&l->changed, NULL);
+    l->active = l->waiters = 0;
+    for (uint32_t i = 0; i < RANGE_LOCK_MAX; i++)
+        l->order[i] = (uint16_t)i;
+}
+
+void range_lock_release(struct range_lock *l)
+{
+    pthread_mutex_destroy(&l->mutex);
+    pthread_cond_destroy(&l->changed);
+}
+
+static bool is_free(const struct range_lock *l, const struct range *want)
+{
+    if (l->active == RANGE_LOCK_MAX)
+        return false;
+    for (uint32_t i = 0; i < l->active; i++) {
+        const struct range *r = &l->ranges[l->order[i]];
+        if (r->volume == want->volume && r->lba < want->end && want->lba < r->end)
+            return false;
+    }
+    return true;
+}
+
+uint32_t range_lock_take(struct range_lock *l, uint32_t volume, uint64_t lba, uint64_t length)
+{
+    struct range want = {volume, lba, lba + length};
+    pthread_mutex_lock(&l->mutex);
+    while (!is_free(l, &want)) {
+        l->waiters++;
+        pthread_cond_wait(&l->changed, &l->mutex);
+        l->waiters--;
+    }
+    uint32_t slot = l->order[l->active++];
+    l->ranges[slot] = want;
+    pthread_mutex_unlock(&l->mutex);
+    return slot;
+}
+
+void range_lock_drop(struct range_lock *l, uint32_t slot)
+{
+    pthread_mutex_lock(&l->mutex);
+    uint32_t i = 0;
+    while (l->order[i] != slot)
+        i++;
+    l->active--;
+    l->order[i] = l->order[l->active];
+    l->order[l->active] = (uint16_t)slot;
+    if (l->waiters)
+        pthread_cond_broadcast(&l->changed);
+    pthread_mutex_unlock(&l->mutex);
+}

@@ -1,0 +1,365 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A rewind to s at LSN r is one record, not a flood of writes: the reference run rewind-<r>.idx says, for everything that
+ * was written in (s, r), where its content as of s is; it is built from the indexes alone and fsynced before the REWIND
+ * record commits it. Order: reference run, stale grains on disk, REWIND durable, manifest. A crash before REWIND leaves
+ * nothing that counts (a stale bit too many reads what the backing holds anyway); after it, everything is there.
+ *
+ * An undo is a rewind to r-1. */
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/io.h"
+#include "journal/base_store.h"
+#include "journal/payload.h"
+#include "volume/group_internal.h"
+
+#define COPY_SECTORS 2048u
+
+/* ---- what changed ---- */
+
+static struct group_volume_change *volume_change(struct group_change *c, uint32_t volume)
+{
+    for (size_t i = 0; i < c->volume_count; i++)
+        if (c->volumes[i].volume == volume)
+            return &c->volumes[i];
+    return NULL;
+}
+
+static void note_change(struct group_change *c, uint32_t volume, uint64_t lba, uint64_t length)
+{
+    struct group_volume_change *v = volume_change(c, volume);
+    uint64_t offset = lba * BLOCK_SECTOR_BYTES, bytes = length * BLOCK_SECTOR_BYTES;
+    if (!v)
+        return;
+    v->changed_bytes += bytes;
+    c->changed_bytes += bytes;
+    size_t n = v->range_count;
+    if (n && v->ranges[n - 1].offset_bytes + v->ranges[n - 1].length_bytes == offset) {
+        v->ranges[n - 1].length_bytes += bytes;
+        return;
+    }
+    v->extents++;
+    if (n < GROUP_MAX_RANGES) {
+        v->ranges[n].offset_bytes = offset;
+        v->ranges[n].length_bytes = bytes;
+        v->range_count++;
+    }
+}
+
+static int start_change(struct group *g, struct group_change *ret, struct error *err)
+{
+    *ret = (struct group_change){.volume_count = g->volume_count};
+    ret->volumes = calloc(g->volume_count ? g->volume_count : 1, sizeof *ret->volumes);
+    if (!ret->volumes)
+        return error_errno(err, -ENOMEM, "cannot list the changes");
+    for (size_t i = 0; i < g->volume_count; i++) {
+        ret->volumes[i].volume = g->volumes[i].id;
+        memcpy(ret->volumes[i].name, g->volumes[i].name, sizeof ret->volumes[i].name);
+    }
+    return 0;
+}
+
+/* Calls `each` for every touched stretch between the points, ascending. */
+typedef int (*stretch_visit)(void *context, const struct extent *stretch, struct error *err);
+static int visit_changes(struct image *newer, struct lsn low, stretch_visit each, void *context, struct error *err)
+{
+    struct extent_stream *stream;
+    int r = image_changes(newer, low, &stream, err);
+    if (r < 0)
+        return r;
+    while (r == 0) {
+        struct extent e;
+        int more = stream->next(stream, &e, err);
+        if (more <= 0) {
+            r = more;
+            break;
+        }
+        r = each(context, &e, err);
+    }
+    extent_stream_free(stream);
+    return r;
+}
+
+static int count_stretch(void *context, const struct extent *stretch, struct error *err)
+{
+    (void)err;
+    note_change(context, stretch->volume, stretch->lba, stretch->length);
+    return 0;
+}
+
+int group_diff(struct group *g, struct lsn from, struct lsn to, struct group_change *ret, struct error *err)
+{
+    struct group_change change;
+    struct image *newer = NULL;
+    char pin[24] = "";
+    if (from.n > to.n) {
+        struct lsn swap = from;
+        from = to;
+        to = swap;
+    }
+    MUTEX_GUARD(guard, &g->rewind_mutex);
+    int r = start_change(g, &change, err);
+    if (r == 0)
+        r = grains_open_image(g, to, pin, &newer, err);
+    if (r == 0)
+        r = visit_changes(newer, from, count_stretch, &change, err);
+    grains_close_image(g, pin, &newer);
+    if (r < 0) {
+        free(change.volumes);
+        return r;
+    }
+    change.lsn = to;
+    *ret = change;
+    return 0;
+}
+
+/* ---- the reference run ---- */
+
+struct builder {
+    struct group *g;
+    struct group_change *change;
+    struct image *target;
+    struct lsn lsn, base;
+    uint32_t first_segment;
+    struct index_writer *writer;
+    struct base_store *rescue; /* opened when needed */
+    char *buffer;
+};
+
+static int emit(struct builder *b, struct extent piece, struct error *err)
+{
+    piece.lsn = b->lsn;
+    piece.flags = EXTENT_REFERENCE;
+    return index_writer_add(b->writer, &piece, err);
+}
+
+/* Its bytes are not where a reference could point at: they are copied to the rewind's own store. */
+static int emit_copy(struct builder *b, const struct extent *piece, struct error *err)
+{
+    int r = 0;
+    if (!b->rescue) {
+        char path[PATH_MAX];
+        payload_rescue_directory(journal_directory(b->g->journal), b->lsn, path, sizeof path);
+        r = base_store_open(path, true, &b->rescue, err);
+    }
+    for (uint32_t done = 0; done < piece->length && r == 0; done += COPY_SECTORS) {
+        uint32_t part = piece->length - done < COPY_SECTORS ? piece->length - done : COPY_SECTORS;
+        r = image_read(b->target, piece->volume, piece->lba + done, part, b->buffer, err);
+        if (r == 0)
+            r = base_store_write(b->rescue, piece->volume, piece->lba + done, part, b->buffer, true, err);
+    }
+    struct extent copied = *piece;
+    copied.kind = EXTENT_BASE;
+    return r < 0 ? r : emit(b, copied, err);
+}
+
+/* What the base holds: a reference to it where it holds something, else zeroes. */
+static int emit_base(struct builder *b, const struct extent *piece, struct error *err)
+{
+    int r = 0;
+    for (uint64_t at = piece->lba, end = piece->lba + piece->length; at < end && r == 0;) {
+        bool present;
+        uint64_t stretch;
+        r = image_base_extent(b->target, piece->volume, at, end - at, &present, &stretch, err);
+        if (r < 0)
+            break;
+        struct extent part = {.volume = piece->volume, .lba = at, .length = (uint32_t)stretch,
+                              .kind = present ? EXTENT_BASE : EXTENT_ZERO};
+        r = emit(b, part, err);
+        at += stretch;
+    }
+    return r;
+}
+
+static int emit_piece(struct builder *b, const struct extent *piece, struct error *err)
+{
+    if (piece->kind == EXTENT_ZERO)
+        return emit(b, *piece, err);
+    bool reference = piece->flags & EXTENT_REFERENCE;
+    if (piece->lsn.n <= b->base.n) /* also where nothing covers it: LSN 0 */
+        return emit_base(b, piece, err);
+    if (reference && (piece->kind == EXTENT_BASE || piece->segment < b->first_segment))
+        return emit_copy(b, piece, err);
+    return emit(b, *piece, err);
+}
+
+static int build_stretch(void *context, const struct extent *stretch, struct error *err)
+{
+    struct builder *b = context;
+    int r = 0;
+    note_change(b->change, stretch->volume, stretch->lba, stretch->length);
+    for (uint64_t at = stretch->lba, end = stretch->lba + stretch->length; at < end && r == 0;) {
+        uint64_t room = IMAGE_REGION_SECTORS - at % IMAGE_REGION_SECTORS;
+        uint32_t length = (uint32_t)(end - at < room ? end - at : room);
+        struct extent *pieces;
+        size_t count;
+        r = image_resolve(b->target, stretch->volume, at, length, &pieces, &count, err);
+        if (r < 0)
+            break;
+        for (size_t i = 0; i < count && r == 0; i++)
+            r = emit_piece(b, &pieces[i], err);
+        free(pieces);
+        at += length;
+    }
+    return r;
+}
+
+static int build_run(struct builder *b, struct image *latest, struct lsn target, const char *path, struct error *err)
+{
+    struct manifest m;
+    int r = journal_manifest(b->g->journal, &m, err);
+    if (r < 0)
+        return r;
+    struct index_info info = {.journal_id = m.journal_id, .kind = INDEX_REWIND, .flat = true, .low = {b->lsn.n - 1}, .high = b->lsn};
+    b->base = m.base;
+    manifest_release(&m);
+    b->first_segment = journal_first_segment(b->g->journal);
+    b->buffer = io_alloc_pages(COPY_SECTORS * BLOCK_SECTOR_BYTES);
+    r = b->buffer ? 0 : error_errno(err, -ENOMEM, "cannot rewind");
+    if (r == 0)
+        r = index_writer_new(path, &info, &b->writer, err);
+    if (r == 0)
+        r = visit_changes(latest, target, build_stretch, b, err);
+    if (r == 0 && b->rescue)
+        r = base_store_sync(b->rescue, err);
+    if (r == 0)
+        r = index_writer_finish(b->writer, err);
+    index_writer_free(b->writer);
+    base_store_free(b->rescue);
+    io_free_pages(b->buffer, COPY_SECTORS * BLOCK_SECTOR_BYTES);
+    return r;
+}
+
+/* ---- rewinding ---- */
+
+static int mark_stretch(void *context, const struct extent *stretch, struct error *err)
+{
+    struct group *g = context;
+    (void)err;
+    for (size_t i = 0; i < g->volume_count; i++) {
+        struct volume *v = &g->volumes[i];
+        uint64_t last = (stretch->lba + stretch->length - 1) / GROUP_GRAIN_SECTORS;
+        for (uint64_t grain = stretch->lba / GROUP_GRAIN_SECTORS; v->id == stretch->volume && grain <= last; grain++)
+            if (grain < v->stale.grains)
+                grain_map_set(&v->stale, grain);
+    }
+    return 0;
+}
+
+/* A crash before here left nothing; after the REWIND record the rewind has happened. */
+static int commit(struct group *g, struct lsn target, struct lsn expected, struct error *err)
+{
+    struct journal_record record = {.op = OP_REWIND, .flags = RECORD_LAST, .aux = target.n};
+    struct lsn lsn;
+    int r = journal_append_durable(g->journal, &record, &lsn, err);
+    if (r < 0)
+        return r;
+    if (lsn.n != expected.n)
+        return error_set(err, -EPROTO, "the rewind got LSN %llu instead of %llu", (unsigned long long)lsn.n,
+                         (unsigned long long)expected.n);
+    return journal_rewound(g->journal, lsn, target, err);
+}
+
+struct rewind {
+    struct image *target, *latest, *result;
+    char target_pin[24], latest_pin[24], result_pin[24];
+    char run_path[PATH_MAX];
+    bool committed;
+};
+
+/* With the gate closed and all other appends waiting. */
+static int rewind_locked(struct group *g, struct rewind *w, struct lsn target, struct group_change *change, struct error *err)
+{
+    char name[JOURNAL_FILE_BYTES];
+    struct lsn lsn = journal_next_lsn(g->journal), latest = {lsn.n - 1};
+    struct builder b = {.g = g, .change = change, .lsn = lsn};
+    snprintf(w->run_path, sizeof w->run_path, "%s/%s", journal_directory(g->journal), journal_rewind_file(lsn, name));
+    int r = grains_open_image(g, target, w->target_pin, &w->target, err);
+    if (r == 0)
+        r = grains_open_image(g, latest, w->latest_pin, &w->latest, err);
+    b.target = w->target;
+    if (r == 0)
+        r = build_run(&b, w->latest, target, w->run_path, err);
+    if (r == 0)
+        r = visit_changes(w->latest, target, mark_stretch, g, err);
+    if (r == 0) {
+        g->rewind_lsn = lsn;
+        g->rewind_target = target;
+        r = grains_save(g, err);
+    }
+    if (r == 0)
+        r = commit(g, target, lsn, err);
+    if (r < 0)
+        return r;
+    w->committed = true;
+    change->lsn = lsn;
+    return grains_open_image(g, lsn, w->result_pin, &w->result, err);
+}
+
+/* The grains that were marked for a rewind that did not happen read through the image of what is there. */
+static void abandon(struct group *g, struct rewind *w)
+{
+    if (!w->committed)
+        unlink(w->run_path);
+    if (!g->stale_image && w->latest && !w->committed) {
+        g->stale_image = w->latest;
+        memcpy(g->stale_pin, w->latest_pin, sizeof g->stale_pin);
+        w->latest = NULL;
+        w->latest_pin[0] = '\0';
+    }
+}
+
+int group_rewind(struct group *g, struct lsn target, bool dry_run, struct group_change *ret, struct error *err)
+{
+    struct group_change change;
+    struct rewind w = {0};
+    struct image *old = NULL;
+    char old_pin[24] = "";
+    if (dry_run) {
+        struct journal_status status;
+        int r = journal_sync(g->journal, -1, NULL, err);
+        journal_status(g->journal, &status);
+        return r < 0 ? r : group_diff(g, target, status.latest, ret, err);
+    }
+    MUTEX_GUARD(guard, &g->rewind_mutex);
+    int r = start_change(g, &change, err);
+    if (r < 0)
+        return r;
+    journal_hold(g->journal);
+    pthread_rwlock_wrlock(&g->gate);
+    if (g->compare_image) {
+        r = error_set(err, -EBUSY, "the volumes are still being compared after an unclean end: try again when `tidemark status` "
+                                   "says protected");
+    } else {
+        journal_exclusive_begin(g->journal);
+        r = journal_sync(g->journal, -1, NULL, err);
+        if (r == 0)
+            r = rewind_locked(g, &w, target, &change, err);
+        journal_exclusive_end(g->journal);
+        if (r == 0) {
+            old = g->stale_image;
+            memcpy(old_pin, g->stale_pin, sizeof old_pin);
+            g->stale_image = w.result;
+            memcpy(g->stale_pin, w.result_pin, sizeof g->stale_pin);
+        } else {
+            abandon(g, &w);
+        }
+    }
+    pthread_rwlock_unlock(&g->gate);
+    journal_unhold(g->journal);
+    grains_close_image(g, old_pin, &old);
+    grains_close_image(g, w.target_pin, &w.target);
+    grains_close_image(g, w.latest_pin, &w.latest);
+    grains_wake(g);
+    if (r < 0) {
+        free(change.volumes);
+        return error_context(err, "cannot rewind to LSN %llu", (unsigned long long)target.n);
+    }
+    *ret = change;
+    return 0;
+}

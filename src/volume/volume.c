@@ -1,0 +1,272 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The way of one request through a protected volume. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/io.h"
+#include "volume/group_internal.h"
+
+/* Takes the lock of a range: of its whole grains while some are not plain. */
+static uint32_t lock_range(struct volume *v, uint64_t lba, uint64_t length)
+{
+    if (!volume_is_plain(v)) {
+        uint64_t end = (lba + length + GROUP_GRAIN_SECTORS - 1) / GROUP_GRAIN_SECTORS * GROUP_GRAIN_SECTORS;
+        lba = lba / GROUP_GRAIN_SECTORS * GROUP_GRAIN_SECTORS;
+        length = end - lba;
+    }
+    return range_lock_take(&v->group->ranges, v->id, lba, length);
+}
+
+/* ---- reading ---- */
+
+static int read_stale(struct volume *v, char *data, size_t length_bytes, uint64_t offset_bytes, struct error *err)
+{
+    int r = 0;
+    while (length_bytes && r == 0) {
+        uint64_t grain = offset_bytes / GROUP_GRAIN_BYTES;
+        size_t room = GROUP_GRAIN_BYTES - offset_bytes % GROUP_GRAIN_BYTES, part = length_bytes < room ? length_bytes : room;
+        if (grain_map_test(&v->stale, grain))
+            r = image_read(v->group->stale_image, v->id, offset_bytes / BLOCK_SECTOR_BYTES,
+                           (uint32_t)(part / BLOCK_SECTOR_BYTES), data, err);
+        else
+            r = block_pread(v->backing, data, part, offset_bytes, err);
+        data += part;
+        offset_bytes += part;
+        length_bytes -= part;
+    }
+    return r;
+}
+
+static int volume_pread(struct block *b, void *data, size_t length_bytes, uint64_t offset_bytes, struct error *err)
+{
+    struct volume *v = (struct volume *)b;
+    atomic_fetch_add_explicit(&v->reads, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&v->read_bytes, length_bytes, memory_order_relaxed);
+    if (atomic_load_explicit(&v->stale.set_count, memory_order_acquire) == 0)
+        return block_pread(v->backing, data, length_bytes, offset_bytes, err);
+    pthread_rwlock_rdlock(&v->group->gate);
+    int r = read_stale(v, data, length_bytes, offset_bytes, err);
+    pthread_rwlock_unlock(&v->group->gate);
+    return r;
+}
+
+/* ---- writing ---- */
+
+int volume_resync(struct volume *v, uint64_t lba, uint32_t length, struct error *err)
+{
+    char *data = io_alloc_pages(JOURNAL_PAYLOAD_MAX_BYTES);
+    if (!data)
+        return error_errno(err, -ENOMEM, "cannot read volume %s again", v->name);
+    int r = 0;
+    while (length && r == 0) {
+        uint32_t part = length < EXTENT_DATA_MAX_SECTORS ? length : EXTENT_DATA_MAX_SECTORS;
+        struct journal_record record = {.op = OP_RESYNC, .flags = RECORD_LAST, .volume = v->id, .lba = lba, .length = part,
+                                        .payload = data, .payload_bytes = part * BLOCK_SECTOR_BYTES};
+        struct journal_ticket ticket;
+        r = block_pread(v->backing, data, record.payload_bytes, lba * BLOCK_SECTOR_BYTES, err);
+        if (r == 0)
+            r = journal_append(v->group->journal, &record, &ticket, err);
+        if (r == 0) {
+            journal_backed(v->group->journal, &ticket);
+            r = journal_wait(v->group->journal, &ticket, err);
+        }
+        lba += part;
+        length -= part;
+    }
+    io_free_pages(data, JOURNAL_PAYLOAD_MAX_BYTES);
+    return r;
+}
+
+/* A backing operation failed after its record was journaled: the journal is told what the backing really holds. */
+static void after_backing_error(struct volume *v, uint64_t lba, uint64_t length, const struct error *cause)
+{
+    struct error err = ERROR_INIT;
+    log_error(v->group->log, "volume %s: %s", v->name, cause->message);
+    for (uint64_t at = lba; at < lba + length; at += EXTENT_DATA_MAX_SECTORS) {
+        uint64_t left = lba + length - at;
+        uint32_t part = left < EXTENT_DATA_MAX_SECTORS ? (uint32_t)left : EXTENT_DATA_MAX_SECTORS;
+        if (volume_resync(v, at, part, &err) == 0)
+            continue;
+        struct journal_record gap = {.op = OP_GAP, .flags = RECORD_LAST, .volume = v->id, .lba = at, .length = part};
+        struct lsn lsn;
+        log_error(v->group->log, "volume %s cannot be read back at sector %llu: %s", v->name, (unsigned long long)at,
+                  err.message);
+        if (journal_append_durable(v->group->journal, &gap, &lsn, &err) < 0)
+            log_error(v->group->log, "%s", err.message);
+    }
+}
+
+enum change_kind { CHANGE_WRITE, CHANGE_DISCARD, CHANGE_ZERO };
+
+struct change {
+    enum change_kind kind;
+    uint64_t lba, length; /* sectors */
+    const char *data;
+    unsigned flags;
+};
+
+static int change_backing(struct volume *v, const struct change *c, const void *data, struct error *err)
+{
+    uint64_t offset = c->lba * BLOCK_SECTOR_BYTES, length = c->length * BLOCK_SECTOR_BYTES;
+    switch (c->kind) {
+    case CHANGE_WRITE:
+        return block_pwrite(v->backing, data, length, offset, 0, err);
+    case CHANGE_DISCARD:
+        return block_discard(v->backing, length, offset, 0, err);
+    default:
+        return block_zero(v->backing, length, offset, 0, err);
+    }
+}
+
+/* One part that fits a record. *ret_ticket.frame stays 0 when it went on without the journal. */
+static int change_part(struct volume *v, const struct change *c, bool last, struct journal_ticket *ret_ticket,
+                       struct error *err)
+{
+    static const enum journal_op ops[] = {OP_WRITE, OP_DISCARD, OP_ZERO};
+    struct group *g = v->group;
+    bool write = c->kind == CHANGE_WRITE;
+    struct journal_record record = {
+        .op = ops[c->kind],
+        .flags = (uint8_t)((last ? RECORD_LAST : 0) | (c->flags & BLOCK_FUA ? RECORD_FUA : 0)),
+        .volume = v->id,
+        .lba = c->lba,
+        .length = (uint32_t)c->length,
+        .payload = c->data,
+        .payload_bytes = write ? (uint32_t)c->length * BLOCK_SECTOR_BYTES : 0,
+    };
+    struct journal_ticket ticket;
+    int r = journal_append(g->journal, &record, &ticket, err);
+    if (r == -ESHUTDOWN) { /* availability: the application's write goes on */
+        atomic_fetch_add(&g->unjournaled, 1);
+        return change_backing(v, c, c->data, err);
+    }
+    if (r < 0)
+        return r;
+    r = change_backing(v, c, write ? ticket.payload : NULL, err);
+    journal_backed(g->journal, &ticket);
+    if (r < 0)
+        after_backing_error(v, c->lba, c->length, err);
+    *ret_ticket = ticket;
+    return r;
+}
+
+/* All parts, with successive LSNs. */
+static int change_parts(struct volume *v, const struct change *c, struct journal_ticket *ticket, struct error *err)
+{
+    uint64_t limit = c->kind == CHANGE_WRITE ? EXTENT_DATA_MAX_SECTORS : EXTENT_ZERO_MAX_SECTORS;
+    if (c->length <= limit)
+        return change_part(v, c, true, ticket, err);
+    int r = 0;
+    journal_exclusive_begin(v->group->journal);
+    for (uint64_t done = 0; done < c->length && r == 0; done += limit) {
+        struct change part = *c;
+        part.lba += done;
+        part.length = c->length - done < limit ? c->length - done : limit;
+        part.data = c->data ? c->data + done * BLOCK_SECTOR_BYTES : NULL;
+        r = change_part(v, &part, done + limit >= c->length, ticket, err);
+    }
+    journal_exclusive_end(v->group->journal);
+    return r;
+}
+
+static int flush_both(struct volume *v, struct error *err)
+{
+    int also = 0, fd = block_file_fd(v->backing);
+    int r = journal_sync(v->group->journal, fd, &also, err);
+    if (r == -ESHUTDOWN)
+        r = 0; /* availability: the backing is what counts now */
+    if (also < 0) {
+        atomic_store(&v->failed, true);
+        log_error(v->group->log, "volume %s: fdatasync of the backing failed: %s", v->name, strerrordesc_np(-also));
+    }
+    if (atomic_load(&v->failed))
+        return error_set(err, -EIO, "volume %s: an earlier flush failed; what was written since may be lost", v->name);
+    return r;
+}
+
+static int change_range(struct volume *v, const struct change *c, struct error *err)
+{
+    struct group *g = v->group;
+    struct journal_ticket ticket = {0};
+    pthread_rwlock_rdlock(&g->gate);
+    uint32_t slot = lock_range(v, c->lba, c->length);
+    bool plain = volume_is_plain(v);
+    int r = plain ? 0 : grains_prepare(v, c->lba, c->length, err);
+    if (r == 0)
+        r = change_parts(v, c, &ticket, err);
+    if (r == 0 && !plain)
+        grains_overwritten(v, c->lba, c->length);
+    range_lock_drop(&g->ranges, slot);
+    if (r == 0 && c->flags & BLOCK_FUA)
+        r = flush_both(v, err);
+    else if (r == 0 && g->ack == GROUP_ACK_WRITE && ticket.frame) {
+        r = journal_wait(g->journal, &ticket, err);
+        if (r == -ESHUTDOWN) {
+            atomic_fetch_add(&g->unjournaled, 1);
+            r = 0;
+        }
+    }
+    pthread_rwlock_unlock(&g->gate);
+    return r;
+}
+
+static int volume_pwrite(struct block *b, const void *data, size_t length_bytes, uint64_t offset_bytes, unsigned flags,
+                         struct error *err)
+{
+    struct volume *v = (struct volume *)b;
+    struct change c = {CHANGE_WRITE, offset_bytes / BLOCK_SECTOR_BYTES, length_bytes / BLOCK_SECTOR_BYTES, data, flags};
+    if (c.length == 0)
+        return 0;
+    atomic_fetch_add_explicit(&v->writes, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&v->written_bytes, length_bytes, memory_order_relaxed);
+    return change_range(v, &c, err);
+}
+
+static int volume_discard(struct block *b, uint64_t length_bytes, uint64_t offset_bytes, unsigned flags, struct error *err)
+{
+    struct volume *v = (struct volume *)b;
+    struct change c = {CHANGE_DISCARD, offset_bytes / BLOCK_SECTOR_BYTES, length_bytes / BLOCK_SECTOR_BYTES, NULL, flags};
+    if (c.length == 0)
+        return 0;
+    atomic_fetch_add_explicit(&v->discarded_bytes, length_bytes, memory_order_relaxed);
+    return change_range(v, &c, err);
+}
+
+static int volume_zero(struct block *b, uint64_t length_bytes, uint64_t offset_bytes, unsigned flags, struct error *err)
+{
+    struct volume *v = (struct volume *)b;
+    struct change c = {CHANGE_ZERO, offset_bytes / BLOCK_SECTOR_BYTES, length_bytes / BLOCK_SECTOR_BYTES, NULL, flags};
+    if (c.length == 0)
+        return 0;
+    atomic_fetch_add_explicit(&v->writes, 1, memory_order_relaxed);
+    return change_range(v, &c, err);
+}
+
+static int volume_flush(struct block *b, struct error *err)
+{
+    struct volume *v = (struct volume *)b;
+    atomic_fetch_add_explicit(&v->flushes, 1, memory_order_relaxed);
+    return flush_both(v, err);
+}
+
+static int volume_extents(struct block *b, uint64_t length_bytes, uint64_t offset_bytes, struct block_extent *extents,
+                          size_t capacity, size_t *ret_count, struct error *err)
+{
+    struct volume *v = (struct volume *)b;
+    if (atomic_load(&v->stale.set_count)) { /* the backing's holes say nothing now */
+        extents[0] = (struct block_extent){offset_bytes, length_bytes, false};
+        *ret_count = 1;
+        return 0;
+    }
+    return block_extents(v->backing, length_bytes, offset_bytes, extents, capacity, ret_count, err);
+}
+
+const struct block_ops volume_ops = {
+    .pread = volume_pread,
+    .pwrite = volume_pwrite,
+    .flush = volume_flush,
+    .discard = volume_discard,
+    .zero = volume_zero,
+    .extents = volume_extents,
+};

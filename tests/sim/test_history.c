@@ -1,0 +1,394 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* J1, J3, J4, J5, J8: random histories on three volumes with tiny segments against an array model; every LSN is compared.
+ *
+ *   test_history [--histories N] [--seed S] [--seconds T] [--verbose]
+ *
+ * Each history prints its seed when it fails; --seed S --histories 1 replays it. */
+#include <errno.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/io.h"
+#include "journal/journal.h"
+#include "view/image.h"
+#include "volume/group.h"
+
+#define VOLUMES 3
+#define MAX_POINTS 600
+#define MAX_OBJECTS 4
+
+static const uint64_t sizes[VOLUMES] = {192 * 1024, 64 * 1024 + 4096, 3 << 20};
+
+struct point_model {
+    uint64_t lsn;
+    char *data; /* all volumes one after the other */
+    int objects[MAX_OBJECTS]; /* 0: absent, else version */
+};
+
+struct history {
+    uint64_t seed, random;
+    char directory[64], ring[64];
+    struct journal *journal;
+    struct group *group;
+    struct point_model points[MAX_POINTS];
+    size_t point_count;
+    char *live;
+    int objects[MAX_OBJECTS], next_version;
+    uint64_t total, last_rewind; /* last_rewind: LSN of the newest REWIND, 0 none */
+    uint64_t base;
+    enum group_ack ack;
+    uint32_t records, blocks, fanout;
+    int step;
+    const char *doing;
+};
+
+static bool verbose;
+static struct error err;
+
+static void fail(struct history *h, const char *format, ...)
+{
+    va_list args;
+    fprintf(stderr, "FAILED: seed %llu step %d (%s): ", (unsigned long long)h->seed, h->step, h->doing);
+    va_start(args, format);
+    vfprintf(stderr, format, args);
+    va_end(args);
+    fprintf(stderr, "\nreplay: test_history --histories 1 --seed %llu\n", (unsigned long long)h->seed);
+    exit(1);
+}
+#define OK(h, call)                                                                                                    \
+    do {                                                                                                               \
+        if ((call) < 0)                                                                                                \
+            fail(h, "%s: %s", #call, err.message);                                                                     \
+    } while (0)
+
+static uint64_t next_random(struct history *h)
+{
+    h->random ^= h->random << 13;
+    h->random ^= h->random >> 7;
+    h->random ^= h->random << 17;
+    return h->random;
+}
+static uint64_t below(struct history *h, uint64_t n)
+{
+    return next_random(h) % n;
+}
+
+static uint64_t volume_at(int volume)
+{
+    uint64_t at = 0;
+    for (int i = 0; i < volume; i++)
+        at += sizes[i];
+    return at;
+}
+
+static uint64_t latest(struct history *h)
+{
+    struct journal_status s;
+    journal_status(h->journal, &s);
+    return s.latest.n;
+}
+
+/* Remembers what everything is as of the latest LSN. */
+static void remember(struct history *h)
+{
+    uint64_t lsn = latest(h);
+    if (h->point_count && h->points[h->point_count - 1].lsn == lsn)
+        return;
+    if (h->point_count == MAX_POINTS)
+        return;
+    struct point_model *p = &h->points[h->point_count++];
+    p->lsn = lsn;
+    p->data = malloc(h->total);
+    memcpy(p->data, h->live, h->total);
+    memcpy(p->objects, h->objects, sizeof p->objects);
+}
+
+static void open_all(struct history *h)
+{
+    struct journal_options options = {.directory = h->directory,
+                                      .segment_blocks = h->blocks,
+                                      .segment_records = h->records,
+                                      .fanout = h->fanout,
+                                      .ring_path = h->ring,
+                                      .owner = "test"};
+    OK(h, journal_open(&options, &h->journal, &err));
+    OK(h, group_new(h->journal, h->ack, NULL, &h->group, &err));
+    for (int i = 0; i < VOLUMES; i++) {
+        char name[16], path[96];
+        snprintf(name, sizeof name, "v%d", i);
+        snprintf(path, sizeof path, "%s/v%d.img", h->directory, i);
+        OK(h, group_add_volume(h->group, name, sizes[i], path, &err));
+    }
+    OK(h, group_start(h->group, &err));
+}
+
+static void check_live(struct history *h)
+{
+    char *data = malloc(3 << 20);
+    for (int i = 0; i < VOLUMES; i++) {
+        OK(h, block_pread(group_volume_block(h->group, (size_t)i), data, sizes[i], 0, &err));
+        if (memcmp(data, h->live + volume_at(i), sizes[i]) != 0)
+            fail(h, "J4: the live volume v%d is not what was written", i);
+    }
+    free(data);
+}
+
+static int see_object(void *context, const char *name, const char *content, size_t bytes, struct lsn lsn, struct error *e)
+{
+    int *seen = context;
+    char text[16];
+    (void)lsn, (void)e;
+    snprintf(text, sizeof text, "%.*s", (int)bytes, content);
+    seen[name[0] - 'a'] = (int)strtol(text, NULL, 10);
+    return 0;
+}
+
+static void check_point(struct history *h, const struct point_model *p)
+{
+    struct image *image;
+    char *data = malloc(3 << 20);
+    OK(h, journal_pin(h->journal, "engine-test", (struct lsn){p->lsn}, true, &err));
+    OK(h, image_open(h->directory, "engine-test", &image, &err));
+    for (int i = 0; i < VOLUMES; i++) {
+        for (uint64_t at = 0; at < sizes[i];) { /* in uneven pieces */
+            uint64_t part = 512 * (1 + below(h, 300));
+            if (part > sizes[i] - at)
+                part = sizes[i] - at;
+            OK(h, image_read(image, (uint32_t)i + 1, at / 512, (uint32_t)(part / 512), data, &err));
+            const char *expected = p->data + volume_at(i) + at;
+            for (uint64_t k = 0; k < part; k++)
+                if (data[k] != expected[k])
+                    fail(h, "J1: image(%llu) of v%d differs at byte %llu: %02x instead of %02x", (unsigned long long)p->lsn, i,
+                         (unsigned long long)(at + k), (unsigned char)data[k], (unsigned char)expected[k]);
+            at += part;
+        }
+    }
+    image_free(image);
+    OK(h, journal_unpin(h->journal, "engine-test", &err));
+    int seen[MAX_OBJECTS] = {0};
+    OK(h, journal_objects(h->journal, (struct lsn){p->lsn}, see_object, seen, &err));
+    if (memcmp(seen, p->objects, sizeof seen) != 0)
+        fail(h, "the objects as of LSN %llu are not what they were", (unsigned long long)p->lsn);
+    free(data);
+}
+
+/* ---- operations ---- */
+
+static void change(struct history *h)
+{
+    int volume = (int)below(h, VOLUMES);
+    uint64_t sectors = sizes[volume] / 512, lba = below(h, sectors), length = 1 + below(h, 24);
+    if (below(h, 3)) { /* mostly aligned */
+        lba = lba / 8 * 8;
+        length = (length + 7) / 8 * 8;
+    }
+    if (volume == 2 && below(h, 12) == 0) { /* a request that is split */
+        lba = below(h, 1000);
+        length = 2049 + below(h, 2200);
+    }
+    if (lba + length > sectors)
+        length = sectors - lba;
+    char *model = h->live + volume_at(volume) + lba * 512;
+    struct block *b = group_volume_block(h->group, (size_t)volume);
+    unsigned flags = below(h, 10) == 0 ? BLOCK_FUA : 0;
+    switch (below(h, 8)) {
+    case 0:
+        h->doing = "discard";
+        memset(model, 0, length * 512);
+        OK(h, block_discard(b, length * 512, lba * 512, flags, &err));
+        break;
+    case 1:
+        h->doing = "zero";
+        memset(model, 0, length * 512);
+        OK(h, block_zero(b, length * 512, lba * 512, flags, &err));
+        break;
+    default:
+        h->doing = "write";
+        for (uint64_t i = 0; i < length * 512; i += 8) {
+            uint64_t word = next_random(h);
+            memcpy(model + i, &word, 8);
+        }
+        OK(h, block_pwrite(b, model, length * 512, lba * 512, flags, &err));
+    }
+}
+
+static void change_object(struct history *h)
+{
+    int i = (int)below(h, MAX_OBJECTS);
+    char name[2] = {(char)('a' + i), 0}, content[16];
+    struct journal_point point;
+    h->doing = "object";
+    h->objects[i] = below(h, 4) ? ++h->next_version : 0;
+    snprintf(content, sizeof content, "%d", h->objects[i]);
+    OK(h, journal_object(h->journal, name, h->objects[i] ? content : NULL, strlen(content), &point, &err));
+}
+
+static void rewind_random(struct history *h)
+{
+    struct group_change c;
+    if (!h->point_count)
+        return;
+    const struct point_model *p = &h->points[below(h, h->point_count)];
+    if (p->lsn < h->base)
+        return;
+    h->doing = "rewind";
+    if (h->last_rewind > h->base && below(h, 4) == 0) { /* undo */
+        for (size_t i = 0; i < h->point_count; i++)
+            if (h->points[i].lsn <= h->last_rewind - 1)
+                p = &h->points[i];
+        h->doing = "undo";
+        if (p->lsn < h->base)
+            return;
+    }
+    OK(h, group_rewind(h->group, (struct lsn){p->lsn}, false, &c, &err));
+    free(c.volumes);
+    h->last_rewind = c.lsn.n;
+    memcpy(h->live, p->data, h->total);
+    memcpy(h->objects, p->objects, sizeof h->objects);
+    if (below(h, 2))
+        check_live(h); /* J8, before the copy-back is through */
+    if (below(h, 3) == 0)
+        group_settle(h->group);
+}
+
+static void reopen(struct history *h)
+{
+    bool kill = below(h, 2);
+    h->doing = kill ? "kill and reopen" : "close and reopen";
+    remember(h);
+    if (kill) {
+        if (h->ack == GROUP_ACK_FLUSH && below(h, 2))
+            OK(h, block_flush(group_volume_block(h->group, 0), &err));
+        group_abandon(h->group);
+        journal_abandon(h->journal);
+    } else {
+        group_free(h->group);
+        OK(h, journal_close(h->journal, &err));
+    }
+    open_all(h);
+    check_live(h);
+}
+
+static void drop(struct history *h)
+{
+    struct journal_status s;
+    h->doing = "drop";
+    if (!h->point_count)
+        return;
+    OK(h, journal_drop(h->journal, (struct lsn){h->points[below(h, h->point_count)].lsn}, &err));
+    journal_status(h->journal, &s);
+    h->base = s.oldest.n;
+}
+
+static void step(struct history *h)
+{
+    uint64_t dice = below(h, 100);
+    if (dice < 70)
+        change(h);
+    else if (dice < 76)
+        change_object(h);
+    else if (dice < 80)
+        OK(h, block_flush(group_volume_block(h->group, below(h, VOLUMES)), &err));
+    else if (dice < 85)
+        rewind_random(h);
+    else if (dice < 88)
+        OK(h, journal_seal(h->journal, &err));
+    else if (dice < 91)
+        OK(h, journal_maintain(h->journal, &err));
+    else if (dice < 93)
+        drop(h);
+    else if (dice < 95)
+        reopen(h);
+    else if (h->point_count && h->points[h->point_count - 1].lsn >= h->base) {
+        h->doing = "look back";
+        size_t i = below(h, h->point_count);
+        if (h->points[i].lsn >= h->base)
+            check_point(h, &h->points[i]);
+    }
+    OK(h, journal_sync(h->journal, -1, NULL, &err)); /* `latest` counts written records */
+    remember(h);
+}
+
+static void run(uint64_t seed, uint64_t *checked)
+{
+    struct history *h = calloc(1, sizeof *h);
+    char template[] = "/dev/shm/tidemark-history-XXXXXX";
+    h->seed = seed;
+    h->random = seed * 0x9e3779b97f4a7c15ull + 1;
+    for (int i = 0; i < 8; i++)
+        next_random(h);
+    snprintf(h->directory, sizeof h->directory, "%s", mkdtemp(template));
+    snprintf(h->ring, sizeof h->ring, "%s.ring", h->directory);
+    h->ack = below(h, 2) ? GROUP_ACK_FLUSH : GROUP_ACK_WRITE;
+    h->records = 8 + (uint32_t)below(h, 24);
+    h->blocks = 300 + (uint32_t)below(h, 100);
+    h->fanout = 2 + (uint32_t)below(h, 2);
+    h->total = volume_at(VOLUMES);
+    h->live = calloc(1, h->total);
+    h->doing = "open";
+    open_all(h);
+    remember(h);
+    uint64_t steps = 20 + below(h, 60);
+    for (h->step = 0; h->step < (int)steps; h->step++)
+        step(h);
+    h->doing = "final check";
+    if (below(h, 2))
+        group_settle(h->group);
+    if (below(h, 2))
+        OK(h, journal_seal(h->journal, &err));
+    OK(h, journal_maintain(h->journal, &err));
+    check_live(h);
+    for (size_t i = 0; i < h->point_count; i++)
+        if (h->points[i].lsn >= h->base) {
+            check_point(h, &h->points[i]);
+            ++*checked;
+        }
+    group_free(h->group);
+    OK(h, journal_close(h->journal, &err));
+    OK(h, io_remove_tree(h->directory, &err));
+    for (size_t i = 0; i < h->point_count; i++)
+        free(h->points[i].data);
+    free(h->live);
+    free(h);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option options[] = {{"histories", required_argument, NULL, 'n'},
+                                            {"seed", required_argument, NULL, 's'},
+                                            {"seconds", required_argument, NULL, 't'},
+                                            {"verbose", no_argument, NULL, 'v'},
+                                            {0}};
+    uint64_t histories = 200, seconds = 0, checked = 0, seed;
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    seed = (uint64_t)now.tv_sec * 1000003u + (uint64_t)now.tv_nsec;
+    int option;
+    while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
+        if (option == 'n')
+            histories = strtoull(optarg, NULL, 10);
+        else if (option == 's')
+            seed = strtoull(optarg, NULL, 10);
+        else if (option == 't')
+            seconds = strtoull(optarg, NULL, 10);
+        else if (option == 'v')
+            verbose = true;
+        else
+            return 2;
+    }
+    time_t start = now.tv_sec;
+    uint64_t done = 0;
+    printf("first seed %llu\n", (unsigned long long)seed);
+    fflush(stdout);
+    for (; seconds ? (uint64_t)(time(NULL) - start) < seconds : done < histories; done++) {
+        if (verbose)
+            printf("seed %llu\n", (unsigned long long)(seed + done));
+        run(seed + done, &checked);
+    }
+    printf("%llu histories, %llu points compared\n", (unsigned long long)done, (unsigned long long)checked);
+    return 0;
+}
