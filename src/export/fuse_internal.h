@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Between the threads that read /dev/fuse (fuse_server.c) and what the requests mean (fuse_protocol.c). */
+#ifndef TIDEMARK_EXPORT_FUSE_INTERNAL_H
+#define TIDEMARK_EXPORT_FUSE_INTERNAL_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "export/fuse.h"
+#include "export/fuse_abi.h"
+
+#define FUSE_NODE_ROOT 1u /* FUSE_ROOT_ID */
+#define FUSE_NODE_FILE 2u
+#define FUSE_FILE_HANDLE 1u
+#define FUSE_CACHE_SECONDS 86400u /* names and attributes never change */
+#define FUSE_MAX_BACKGROUND 256
+#define FUSE_ERROR_LOG_INTERVAL_NS 1000000000ull /* one line a second at the most */
+
+/* Buffer of a thread: [page: ... request header and arguments][payload]. The kernel is given the address
+ * FUSE_REQUEST_OFFSET, so that a WRITE's payload begins at the second page (F1 of fuse_server.c). */
+#define FUSE_WRITE_HEAD_BYTES (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
+#define FUSE_REQUEST_OFFSET (BLOCK_PAGE_BYTES - FUSE_WRITE_HEAD_BYTES)
+#define FUSE_BUFFER_BYTES (BLOCK_PAGE_BYTES + FUSE_EXPORT_MAX_IO_BYTES + BLOCK_PAGE_BYTES)
+#define FUSE_REQUEST_CAPACITY_BYTES (FUSE_BUFFER_BYTES - FUSE_REQUEST_OFFSET)
+
+struct fuse_protocol {
+    struct block *block;
+    const struct log *log;
+    const char *name;
+    atomic_bool no_resend; /* INIT came, without HAS_RESEND */
+    _Atomic uint64_t last_error_ns;
+    _Atomic uint64_t unlogged_errors;
+};
+
+#define FUSE_DIRENT_BYTES 96 /* ".", ".." and "vol": three times 24 + 8 */
+
+struct fuse_answer {
+    bool wanted; /* false: the request has no answer */
+    int code;    /* 0 or a negative errno, without payload then */
+    const void *payload;
+    size_t payload_bytes;
+    union {
+        struct fuse_init_out init;
+        struct fuse_entry_out entry;
+        struct fuse_attr_out attr;
+        struct fuse_abi_statx_out statx;
+        struct fuse_open_out open;
+        struct fuse_statfs_out statfs;
+        struct fuse_write_out write;
+        char directory[FUSE_DIRENT_BYTES];
+    } body; /* where the payload stands, except of a READ */
+};
+
+/* Carries out the request of `length_bytes` at buffer + FUSE_REQUEST_OFFSET. The answer's payload points into
+ * `answer` or `buffer`. A request that is too short for its opcode is answered -EINVAL. */
+void fuse_protocol_handle(struct fuse_protocol *protocol, char *buffer, size_t length_bytes,
+                          struct fuse_answer *answer);
+
+#endif

@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Attaching is two steps, asking for a free number and configuring it, between which another process may take
+ * it: EBUSY begins again. LOOP_CONFIGURE (Linux 5.8) does the second atomically, so that the device never
+ * shows up with the wrong block size or without direct I/O. */
+#include "export/loop.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/loop.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/io.h"
+
+#define LOOP_CONTROL "/dev/loop-control"
+#define LOOP_ATTEMPTS 64u /* others that take the free number before us */
+#define LOOP_POLL_MS 5u
+#define SYS_TEXT_LIMIT 8192u
+#define DELETED_SUFFIX " (deleted)"
+
+static void sleep_ms(unsigned ms)
+{
+    struct timespec t = {.tv_sec = ms / 1000, .tv_nsec = (long)(ms % 1000) * (long)NS_PER_MS};
+    nanosleep(&t, NULL);
+}
+
+/* devtmpfs makes the node on the host; in a container's /dev nobody does. */
+static int make_node(int number, const char *device, struct error *err)
+{
+    char path[64];
+    unsigned major_number, minor_number;
+    struct stat st;
+    if (stat(device, &st) == 0)
+        return 0;
+    snprintf(path, sizeof path, "/sys/block/loop%d/dev", number);
+    _cleanup_free_ char *text = NULL;
+    int r = io_read_file(path, SYS_TEXT_LIMIT, &text, NULL, err);
+    if (r < 0)
+        return r;
+    if (sscanf(text, "%u:%u", &major_number, &minor_number) != 2)
+        return error_set(err, -EINVAL, "cannot make %s: %s holds no device number", device, path);
+    if (mknod(device, S_IFBLK | 0600, makedev(major_number, minor_number)) < 0 && errno != EEXIST)
+        return error_errno(err, -errno, "cannot make the device node %s", device);
+    return 0;
+}
+
+static int open_control(int *ret_fd, struct error *err)
+{
+    *ret_fd = open(LOOP_CONTROL, O_RDWR | O_CLOEXEC);
+    if (*ret_fd >= 0)
+        return 0;
+    if (errno == ENOENT || errno == ENODEV || errno == ENXIO)
+        return error_set(err, -ENODEV,
+                         "cannot open " LOOP_CONTROL
+                         ": the kernel has no loop devices here. Load them: modprobe loop (in "
+                         "a container: pass the device in)");
+    return error_errno(err, -errno, "cannot open " LOOP_CONTROL ". Run as root");
+}
+
+/* One try: -EBUSY when another process was faster. */
+static int configure(int control, int file, const char *path, bool read_only, char device[LOOP_DEVICE_BYTES],
+                     struct error *err)
+{
+    int number = ioctl(control, LOOP_CTL_GET_FREE);
+    if (number < 0)
+        return error_errno(err, -errno, "cannot find a free loop device for %s", path);
+    snprintf(device, LOOP_DEVICE_BYTES, "/dev/loop%d", number);
+    int r = make_node(number, device, err);
+    if (r < 0)
+        return r;
+    _cleanup_close_ int fd = open(device, (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC);
+    if (fd < 0) /* ENXIO: removed meanwhile */
+        return error_errno(err, errno == ENXIO ? -EBUSY : -errno, "cannot open %s", device);
+    struct loop_config config = {.fd = (__u32)file, .block_size = LOOP_BLOCK_BYTES};
+    config.info.lo_flags = LO_FLAGS_DIRECT_IO | (read_only ? LO_FLAGS_READ_ONLY : 0);
+    snprintf((char *)config.info.lo_file_name, LO_NAME_SIZE, "%s", path);
+    if (ioctl(fd, LOOP_CONFIGURE, &config) < 0)
+        return error_errno(err, -errno, "cannot attach %s to %s", path, device);
+    struct loop_info64 info = {0};
+    if (ioctl(fd, LOOP_GET_STATUS64, &info) < 0 || !(info.lo_flags & LO_FLAGS_DIRECT_IO)) {
+        ioctl(fd, LOOP_CLR_FD, 0);
+        return error_set(err, -ENOTSUP, "cannot attach %s to %s: its file system has no direct I/O", path,
+                         device);
+    }
+    return 0;
+}
+
+int loop_attach(const char *path, bool read_only, char ret_device[LOOP_DEVICE_BYTES], struct error *err)
+{
+    char device[LOOP_DEVICE_BYTES];
+    _cleanup_close_ int file = open(path, (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC);
+    if (file < 0)
+        return error_errno(err, -errno, "cannot open %s for a loop device", path);
+    _cleanup_close_ int control = -1;
+    int r = open_control(&control, err);
+    if (r < 0)
+        return r;
+    for (unsigned i = 0; i < LOOP_ATTEMPTS; i++) {
+        r = configure(control, file, path, read_only, device, err);
+        if (r != -EBUSY)
+            break;
+        sleep_ms(1 + i);
+    }
+    if (r < 0)
+        return r;
+    memcpy(ret_device, device, sizeof device);
+    return 0;
+}
+
+static bool read_backing(const char *name, char text[static SYS_TEXT_LIMIT])
+{
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "/sys/block/%s/loop/backing_file", name);
+    _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    ssize_t n = read(fd, text, SYS_TEXT_LIMIT - 1);
+    if (n <= 0)
+        return false;
+    text[n] = '\0';
+    if (text[n - 1] == '\n')
+        text[n - 1] = '\0';
+    return true;
+}
+
+static bool same_name(const char *backing, const char *path)
+{
+    size_t length = strlen(path);
+    return strncmp(backing, path, length) == 0 &&
+           (backing[length] == '\0' || strcmp(backing + length, DELETED_SUFFIX) == 0);
+}
+
+/* Asks only devices whose file has the same last name: the question goes to the file's server, and another's
+ * may be dead or slow. */
+static bool same_file(const char *device, const char *backing, const char *path, const struct stat *st)
+{
+    const char *a = strrchr(backing, '/'), *b = strrchr(path, '/');
+    if (!a || !b || strcmp(a, b) != 0)
+        return false;
+    _cleanup_close_ int fd = open(device, O_RDONLY | O_CLOEXEC);
+    struct loop_info64 info;
+    return fd >= 0 && ioctl(fd, LOOP_GET_STATUS64, &info) == 0 && info.lo_inode == st->st_ino &&
+           (dev_t)info.lo_device == st->st_dev;
+}
+
+int loop_find(const char *path, char ret_device[LOOP_DEVICE_BYTES], struct error *err)
+{
+    char real[PATH_MAX], backing[SYS_TEXT_LIMIT], device[LOOP_DEVICE_BYTES];
+    struct stat st;
+    bool exists = stat(path, &st) == 0;
+    if (!realpath(path, real))
+        snprintf(real, sizeof real, "%s", path);
+    _cleanup_closedir_ DIR *d = opendir("/sys/block");
+    if (!d)
+        return error_errno(err, -errno, "cannot look for the loop device of %s in /sys/block", path);
+    const struct dirent *entry;
+    while ((entry = readdir(d))) {
+        if (strncmp(entry->d_name, "loop", 4) != 0 || !read_backing(entry->d_name, backing))
+            continue;
+        if (snprintf(device, sizeof device, "/dev/%s", entry->d_name) >= (int)sizeof device)
+            continue;
+        if (same_name(backing, real) || (exists && same_file(device, backing, real, &st))) {
+            memcpy(ret_device, device, sizeof device);
+            return 0;
+        }
+    }
+    return error_set(err, -ENOENT, "no loop device is attached to %s", path);
+}
+
+int loop_detach(const char *device, unsigned timeout_ms, struct error *err)
+{
+    char backing[SYS_TEXT_LIMIT], now[SYS_TEXT_LIMIT];
+    const char *name = strrchr(device, '/');
+    name = name ? name + 1 : device;
+    if (!read_backing(name, backing))
+        return 0;
+    {
+        _cleanup_close_ int fd = open(device, O_RDONLY | O_CLOEXEC);
+        if (fd < 0)
+            return error_errno(err, -errno, "cannot detach %s", device);
+        if (ioctl(fd, LOOP_CLR_FD, 0) < 0 && errno != ENXIO)
+            return error_errno(err, -errno, "cannot detach %s", device);
+    }
+    /* With other users left the kernel only marks it: it is gone when its file is not shown any more. */
+    for (unsigned waited = 0;; waited += LOOP_POLL_MS) {
+        if (!read_backing(name, now) || strcmp(now, backing) != 0)
+            return 0;
+        if (waited >= timeout_ms)
+            return error_set(
+                err, -EBUSY,
+                "cannot detach %s (%s): it is still in use. Unmount what is on it (findmnt %s); it goes "
+                "away with its last user",
+                device, backing, device);
+        sleep_ms(LOOP_POLL_MS);
+    }
+}

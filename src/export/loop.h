@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Loop devices over the file of a FUSE export: what turns it into a block device. Always with direct I/O, so
+ * that nothing is cached twice and a flush means what it says. Needs root. All calls may block. */
+#ifndef TIDEMARK_EXPORT_LOOP_H
+#define TIDEMARK_EXPORT_LOOP_H
+
+#include <stdbool.h>
+
+#include "base/error.h"
+
+#define LOOP_DEVICE_BYTES 32          /* "/dev/loop1048575" and its NUL */
+#define LOOP_BLOCK_BYTES 4096         /* logical block size of the device */
+#define LOOP_DETACH_TIMEOUT_MS 10000u /* enough for the last user to let go after an unmount */
+
+/* Attaches `path` to a free loop device and returns the device's path ("/dev/loop3"). The device node is made
+ * where devtmpfs does not (containers). Reads the first blocks of the file, so its server must be serving. */
+int loop_attach(const char *path, bool read_only, char ret_device[LOOP_DEVICE_BYTES],
+                struct error *err) MUST_CHECK;
+
+/* The loop device whose backing file is `path` (which may be gone by now), by name, or by device and inode
+ * where it was attached under another name. -ENOENT when there is none. */
+int loop_find(const char *path, char ret_device[LOOP_DEVICE_BYTES], struct error *err) MUST_CHECK;
+
+/* Detaches `device` and waits until the kernel has let go of the file. 0 when it is not attached. -EBUSY when
+ * the device is still used after `timeout_ms` (it goes away by itself then with its last user). */
+int loop_detach(const char *device, unsigned timeout_ms, struct error *err) MUST_CHECK;
+
+#endif

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What an export serves, seen from here: a set of named volumes that the layer above (engine) starts and
+ * stops. It stands here so that FUSE and NBD, the two ways out, need to know nothing of journals. */
+#ifndef TIDEMARK_EXPORT_RUNTIME_H
+#define TIDEMARK_EXPORT_RUNTIME_H
+
+#include <stddef.h>
+
+#include "base/error.h"
+#include "block/block.h"
+
+struct runtime;
+
+struct runtime_ops {
+    /* Starts from the configuration file; called once the process has its final pid and signals SIGTERM and
+     * SIGINT are blocked in it. A refused configuration or journal is -EINVAL or another -errno for which
+     * `refused` (below) is true. */
+    int (*start)(const char *config_path, struct runtime **ret, struct error *err);
+    /* Fixed from start to stop. Names are distinct; names and blocks are valid until stop, and not owned. */
+    size_t (*volume_count)(const struct runtime *runtime);
+    const char *(*volume_name)(const struct runtime *runtime, size_t index);
+    struct block *(*volume_block)(struct runtime *runtime, size_t index);
+    /* The exports have ended before: no call to a block is under way. */
+    void (*stop)(struct runtime *runtime);
+    /* Whether the error of a failed start is one that a new try cannot mend (exit status 78): the
+     * configuration or the journal is refused. NULL: every error is. */
+    bool (*refused)(const struct error *err);
+};
+
+/* Defined in src/engine: the data plane over engine.json, and a view over view.json. Static storage. */
+const struct runtime_ops *runtime_serve_ops(void);
+const struct runtime_ops *runtime_view_ops(void);
+
+#endif
