@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+# A thin front for Meson and the scripts; everything it does can be done by hand.
+PREFIX ?= /usr/local
+DESTDIR ?=
+BUILD ?= build
+UNIT_DIR ?= $(PREFIX)/lib/systemd/system
+
+.PHONY: all deps check demo bench soak fuzz format tidy install uninstall clean
+
+all: $(BUILD)/build.ninja
+	meson compile -C $(BUILD)
+
+$(BUILD)/build.ninja:
+	meson setup $(BUILD) -Dlibdir=lib -Dlibexecdir=libexec
+
+# Installs the packages that are needed (Debian, Ubuntu).
+deps:
+	scripts/install-deps
+
+# Builds and tests with gcc, clang and the sanitizers; the last line is "N passed, N failed".
+check:
+	scripts/check
+
+# A database that is rewound while you watch. Needs root.
+demo: all
+	scripts/demo
+
+bench: all
+	scripts/bench
+
+# Random load, crashes and rewinds, for SOAK_SECONDS (default in the script).
+soak: all
+	scripts/soak
+
+# FUZZ=yaml SECONDS=60: one target with libFuzzer, starting from its corpus.
+FUZZ ?= yaml
+SECONDS ?= 60
+fuzz:
+	[ -f build-fuzz/build.ninja ] || CC=clang meson setup build-fuzz -Dfuzz=true -Db_sanitize=address,undefined \
+		-Db_lundef=false -Dc_args=-fsanitize=fuzzer-no-link -Dwerror=false
+	meson compile -C build-fuzz fuzz_$(FUZZ)
+	mkdir -p build-fuzz/corpus/$(FUZZ)
+	build-fuzz/tests/fuzz/fuzz_$(FUZZ) -max_total_time=$(SECONDS) build-fuzz/corpus/$(FUZZ) tests/fuzz/corpus/$(FUZZ)
+
+format:
+	git ls-files 'src/*.[ch]' 'tests/*.[ch]' | xargs clang-format -i
+
+tidy:
+	[ -f build-clang/build.ninja ] || CC=clang meson setup build-clang -Dlibdir=lib -Dlibexecdir=libexec
+	meson compile -C build-clang
+	git ls-files 'src/*.c' | xargs -P 2 -n 4 clang-tidy --quiet -p build-clang
+
+install: all
+	meson configure $(BUILD) -Dprefix=$(PREFIX)
+	meson install -C $(BUILD) $(if $(DESTDIR),--destdir $(abspath $(DESTDIR)))
+	mkdir -p $(DESTDIR)$(UNIT_DIR)
+	sed 's|@PREFIX@|$(PREFIX)|g' packaging/tidemark.service > $(DESTDIR)$(UNIT_DIR)/tidemark.service
+
+uninstall:
+	ninja -C $(BUILD) uninstall
+	rm -f $(DESTDIR)$(UNIT_DIR)/tidemark.service
+
+clean:
+	rm -rf $(BUILD) build-clang build-asan build-tsan build-fuzz
