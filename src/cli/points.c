@@ -9,27 +9,38 @@
 
 #define POINTS_LIMIT_DEFAULT "50"
 
-static void print_remarks(struct cli_table *table, const json_t *point)
+static void put_remarks(FILE *out, const json_t *point)
 {
-    char text[CLI_TEXT_BYTES], bytes[UNITS_TEXT_BYTES];
-    size_t used = 0;
+    char bytes[UNITS_TEXT_BYTES];
+    const char *separator = "";
     const char *key;
     json_t *value;
-    text[0] = '\0';
-    if (cli_field_u64(point, "writes"))
-        used = (size_t)snprintf(text, sizeof text, "%llu writes, %s",
-                                (unsigned long long)cli_field_u64(point, "writes"),
-                                units_format_bytes(cli_field_u64(point, "bytes"), bytes));
-    if (json_is_integer(json_object_get(point, "target_lsn")))
-        used = (size_t)snprintf(text, sizeof text, "to lsn:%llu",
-                                (unsigned long long)cli_field_u64(point, "target_lsn"));
+    if (cli_field_u64(point, "writes")) {
+        fprintf(out, "%llu writes, %s", (unsigned long long)cli_field_u64(point, "writes"),
+                units_format_bytes(cli_field_u64(point, "bytes"), bytes));
+        separator = " ";
+    }
+    if (json_is_integer(json_object_get(point, "target_lsn"))) {
+        fprintf(out, "%sto lsn:%llu", separator, (unsigned long long)cli_field_u64(point, "target_lsn"));
+        separator = " ";
+    }
     json_object_foreach(json_object_get(point, "labels"), key, value)
     {
-        if (used < sizeof text - 1)
-            used += (size_t)snprintf(text + used, sizeof text - used, "%s%s=%s", used ? " " : "", key,
-                                     json_string_value(value) ? json_string_value(value) : "");
+        fprintf(out, "%s%s=%s", separator, key, json_string_value(value) ? json_string_value(value) : "");
+        separator = " ";
     }
-    cli_table_cell(table, CLI_COLOUR_NONE, "%s", text);
+}
+
+static void add_remarks(struct cli_table *table, const json_t *point)
+{
+    _cleanup_free_ char *text = NULL;
+    size_t length_bytes;
+    FILE *out = open_memstream(&text, &length_bytes);
+    if (out) {
+        put_remarks(out, point);
+        fclose(out);
+    }
+    cli_table_cell(table, CLI_COLOUR_NONE, "%s", text ? text : "?");
 }
 
 static enum cli_exit print(const struct cli *cli, const json_t *answer)
@@ -57,7 +68,7 @@ static enum cli_exit print(const struct cli *cli, const json_t *answer)
                                                   : CLI_COLOUR_NONE,
                        "%s", kind);
         cli_table_field(table, point, "name");
-        print_remarks(table, point);
+        add_remarks(table, point);
     }
     enum cli_exit code = cli_table_print(cli, table);
     if (code == CLI_EXIT_OK &&

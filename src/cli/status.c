@@ -51,7 +51,7 @@ static void print_summary(const struct cli *cli, const json_t *applications)
 {
     size_t counts[3] = {0}, i, named = 0;
     json_t *application;
-    char text[512];
+    char text[2 * ERROR_MESSAGE_BYTES];
     json_array_foreach(applications, i, application) counts[health_of(application)]++;
     size_t total = counts[HEALTH_GOOD] + counts[HEALTH_UNDER_WAY] + counts[HEALTH_BAD];
     enum health worst = counts[HEALTH_BAD]         ? HEALTH_BAD

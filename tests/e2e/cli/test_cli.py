@@ -1,0 +1,551 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""The command line by its outputs: help, man page, completion, errors and exit codes, formats, progress.
+TIDEMARK is the program, TIDEMARK_MAN the man page."""
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import subprocess
+import tempfile
+import time
+import unittest
+
+import fake_api
+
+TIDEMARK = os.environ.get("TIDEMARK", "tidemark")
+MAN = os.environ.get("TIDEMARK_MAN")
+COMMANDS = ["up", "apply", "delete", "status", "points", "tag", "open", "views", "close", "diff", "rewind", "undo",
+            "verify", "version", "completion", "help"]
+READING = ["status", "points", "views", "diff", "verify", "version", "tag", "open", "rewind", "undo"]
+try:
+    import yaml
+except ImportError:
+    yaml = None
+
+
+def run(*args, stdin="", env=None, cwd=None):
+    environment = dict(os.environ, TERM="xterm")
+    environment.pop("NO_COLOR", None)
+    environment.update(env or {})
+    return subprocess.run([TIDEMARK, *args], input=stdin, capture_output=True, text=True, env=environment, cwd=cwd,
+                          timeout=60)
+
+
+def run_on_terminal(*args, answer=None, env=None):
+    """stdin, stdout and stderr are a terminal; gives (exit code, all output). `answer` is typed at a question."""
+    pid, master = pty.fork()
+    if pid == 0:
+        os.environ.pop("NO_COLOR", None)
+        os.environ.update(dict({"TERM": "xterm"}, **(env or {})))
+        try:
+            os.execv(TIDEMARK, [TIDEMARK, *args])
+        finally:
+            os._exit(127)
+    text, deadline = b"", time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if not select.select([master], [], [], 1)[0]:
+            continue
+        try:
+            chunk = os.read(master, 4096)
+        except OSError:
+            break
+        if not chunk:
+            break
+        text += chunk
+        if answer is not None and b"[y/N]" in text:
+            os.write(master, answer.encode() + b"\n")
+            answer = None
+    os.close(master)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), text.decode()
+
+
+def options_of(command):
+    """[(letter or None, name)] as the help of the command has them."""
+    text = run("help", command).stdout
+    return [(m[1], m[2]) for m in re.finditer(r"^  (?:-(\w), )?--([\w-]+)", text, re.M)]
+
+
+class Help(unittest.TestCase):
+    def test_alone(self):
+        result = run()
+        self.assertEqual(result.returncode, 2)
+        self.assertEqual(result.stdout, "")
+        for command in COMMANDS:
+            self.assertRegex(result.stderr, rf"(?m)^  {command} +\S")
+
+    def test_lists_all_commands_points_and_exit_codes(self):
+        for args in (["help"], ["--help"], ["-h"]):
+            result = run(*args)
+            self.assertEqual(result.returncode, 0)
+            listed = re.findall(r"(?m)^  (\w+) +\S", result.stdout.split("Commands:")[1].split("\n\n")[0])
+            self.assertEqual(listed, COMMANDS)
+            for code in range(7):
+                self.assertRegex(result.stdout, rf"(?m)^  {code}  \S")
+            self.assertIn("lsn:184467", result.stdout)
+
+    def test_every_command_is_explained(self):
+        for command in COMMANDS:
+            with self.subTest(command=command):
+                result = run("help", command)
+                self.assertEqual(result.returncode, 0)
+                self.assertEqual(run(command, "--help").stdout, result.stdout)
+                self.assertTrue(result.stdout.startswith(f"Usage: tidemark {command}"))
+                for part in ("Options of every command:", "--state DIR", "--socket PATH", "--no-color", "-q, --quiet",
+                             "Examples:\n  "):
+                    self.assertIn(part, result.stdout)
+                self.assertEqual("--output" in result.stdout, command in READING + ["apply", "delete", "close"])
+                for line in result.stdout.splitlines():
+                    self.assertLessEqual(len(line), 100, line)
+
+    def test_issue_options(self):
+        expected = {"points": ["since", "limit"], "tag": ["label"], "open": ["volume", "mount", "nbd"], "apply": ["file"],
+                    "rewind": ["to", "dry-run", "yes"], "undo": ["dry-run"], "delete": ["purge"]}
+        for command, names in expected.items():
+            have = [name for _, name in options_of(command)]
+            for name in names:
+                self.assertIn(name, have)
+
+    def test_usage_golden(self):
+        for command, usage in (("rewind", "APP --to POINT [OPTIONS]"), ("open", "APP@POINT [OPTIONS]"),
+                               ("status", "[APP] [OPTIONS]"), ("apply", "-f FILE [OPTIONS]"),
+                               ("diff", "APP@POINT APP@POINT [OPTIONS]"), ("tag", "APP NAME [OPTIONS]")):
+            self.assertEqual(run("help", command).stdout.splitlines()[0], f"Usage: tidemark {command} {usage}")
+
+    def test_examples_parse(self):
+        """Each example line of the help is accepted by the parser: it fails for lack of a server, not of grammar."""
+        for command in COMMANDS:
+            if command in ("up", "completion", "help"):
+                continue
+            for line in run("help", command).stdout.split("Examples:\n")[1].splitlines():
+                words = line.split("tidemark ", 1)[1].split(" | ")[0].split()
+                if "-f" in words:
+                    continue
+                with self.subTest(line=line):
+                    result = run(*words, "--socket", "/nonexistent/s")
+                    self.assertIn(result.returncode, (0, 5) if command == "version" else (5,), result.stderr)
+
+
+@unittest.skipUnless(MAN, "TIDEMARK_MAN is not set")
+class ManPage(unittest.TestCase):
+    def setUp(self):
+        with open(MAN, encoding="utf-8") as f:
+            self.text = re.sub(r"\\f[BIPR]", "", f.read()).replace("\\-", "-")
+
+    def test_every_command_and_option(self):
+        for command in COMMANDS:
+            self.assertIn(f".SS tidemark {command}\n", self.text)
+            section = self.text.split(f".SS tidemark {command}\n")[1]
+            section = re.split(r"(?m)^\.S[SH] ", section)[0]
+            everywhere = self.text.split(".SH OPTIONS")[1].split(".SH COMMANDS")[0]
+            for letter, name in options_of(command):
+                text = everywhere if f"--{name}" in everywhere else section
+                self.assertRegex(text, rf"(?m)^(-{letter}, )?--{name}\b", f"{command} --{name}")
+                if letter:
+                    self.assertIn(f"-{letter}, --{name}", text)
+
+    def test_exit_codes(self):
+        for code in range(7):
+            self.assertIn(f"\n{code}\n", self.text.split(".SH EXIT STATUS")[1])
+
+    @unittest.skipUnless(shutil.which("man"), "man is not installed")
+    def test_no_warnings(self):
+        result = subprocess.run(["man", "--warnings", "-l", MAN], capture_output=True, text=True,
+                                env=dict(os.environ, LC_ALL="C.UTF-8", MANWIDTH="80"), check=False)
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+
+    @unittest.skipUnless(shutil.which("mandoc"), "mandoc is not installed")
+    def test_mandoc(self):
+        result = subprocess.run(["mandoc", "-T", "lint", "-W", "warning", MAN], capture_output=True, text=True,
+                                check=False)
+        self.assertEqual(result.stdout, "")
+
+
+class Completion(unittest.TestCase):
+    def complete(self, line, api=None):
+        words = line.split(" ")
+        script = run("completion", "bash").stdout
+        program = (f'tidemark() {{ "{TIDEMARK}" "$@"; }}\n{script}\ncompopt() {{ :; }}\nCOMP_WORDS=({line} {"" if words[-1] else chr(39) * 2})\n'
+                   f'COMP_CWORD={len(words) - 1}\n_tidemark\nprintf "%s\\n" "${{COMPREPLY[@]}}"\n')
+        result = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=False)
+        self.assertEqual(result.stderr, "", line)
+        return result.stdout.split()
+
+    def test_bash(self):
+        self.assertEqual(self.complete("tidemark re"), ["rewind"])
+        self.assertEqual(sorted(self.complete("tidemark ")), sorted(COMMANDS))
+        self.assertEqual(self.complete("tidemark status -o "), ["table", "json", "yaml"])
+        self.assertEqual(self.complete("tidemark rewind shop --d"), ["--dry-run"])
+        self.assertIn("latest", self.complete("tidemark rewind shop --to "))
+        for command in COMMANDS:
+            self.assertEqual(sorted(self.complete(f"tidemark {command} --")),
+                             sorted(f"--{name}" for _, name in options_of(command)))
+
+    def test_names(self):
+        with tempfile.TemporaryDirectory() as directory:
+            api = fake_api.FakeApi(os.path.join(directory, "s"))
+            self.assertEqual(self.complete(f"tidemark --socket {api.path} points "), ["shop"])
+            self.assertEqual(self.complete(f"tidemark --socket {api.path} open sh"), ["shop@"])
+            self.assertEqual(self.complete(f"tidemark --socket {api.path} close "), ["v-1a2b3c"])
+            api.stop()
+            result = run("completion", "applications", "--socket", api.path)
+            self.assertEqual((result.returncode, result.stdout, result.stderr), (0, "", ""))
+
+    @unittest.skipUnless(shutil.which("zsh"), "zsh is not installed")
+    def test_zsh(self):
+        script = run("completion", "zsh").stdout
+        result = subprocess.run(["zsh", "-f", "-c", f"autoload -U compinit && compinit -D -u\n{script}\nwhich _tidemark"],
+                                capture_output=True, text=True, check=False)
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        for command in COMMANDS:
+            for letter, name in options_of(command):
+                self.assertIn(f"--{name}[", script)
+
+
+class Usage(unittest.TestCase):
+    """Wrong usage ends with 2 and says what was expected, before anything is asked."""
+
+    def refused(self, *args, says=()):
+        result = run(*args, "--socket", "/nonexistent/s")
+        self.assertEqual((result.returncode, result.stdout), (2, ""), args)
+        lines = result.stderr.splitlines()
+        self.assertEqual(len(lines), 2, result.stderr)
+        self.assertTrue(lines[0].startswith("tidemark: "))
+        self.assertTrue(lines[1].startswith("  "))
+        for text in says:
+            self.assertIn(text, lines[0])
+
+    def test_commands(self):
+        self.refused("stauts", says=["unknown command 'stauts'", "did you mean 'status'?"])
+        self.refused("rewnd", says=["'rewind'"])
+        self.refused("snapshotting", says=["unknown command"])
+        self.refused("help", "stat", says=["'status'"])
+        self.refused("")
+
+    def test_options(self):
+        self.refused("rewind", "shop", "--too", "latest", says=["unknown option '--too'", "--to?"])
+        self.refused("status", "--wach", says=["--watch?"])
+        self.refused("status", "-Z", says=["unknown option"])
+        self.refused("rewind", "shop", says=["--to POINT is missing"])
+        self.refused("apply", says=["--file FILE is missing"])
+        self.refused("status", "--watch=yes", says=["takes no value"])
+        self.refused("points", "shop", "--limit", "many", says=["--limit", "'many'"])
+        self.refused("points", "shop", "--limit", "1", "--limit", "2", says=["twice"])
+        self.refused("status", "-o", "xml", says=["table, json, yaml"])
+        result = run("points", "shop", "--limit")
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("needs a value", result.stderr)
+
+    def test_operands(self):
+        self.refused("delete", says=["APP is missing"])
+        self.refused("tag", "shop", says=["NAME is missing"])
+        self.refused("status", "shop", "bank", says=["unexpected 'bank'"])
+        self.refused("delete", "../etc", says=["not the name of an application"])
+        self.refused("close", "..", says=["not the name of a view"])
+        self.refused("tag", "shop", "a b", says=["cannot name a tag"])
+        self.refused("tag", "shop", "x", "--label", "novalue", says=["expected KEY=VALUE"])
+        self.refused("open", "shop", says=["expected APP@POINT"])
+        self.refused("open", "shop@-90s", "--mount", "/a", "--nbd", "/b", says=["exclude each other"])
+        self.refused("diff", "shop@-1h", "bank@latest", says=["two applications"])
+
+    def test_points(self):
+        for point in ("yesterday", "", "-", "-90", "90s", "lsn:", "lsn:x", "tag:", "tag:a/b", "2026-13-01T00:00:00Z",
+                      "2026-11-21T02:04:46", "lsn:99999999999999999999999", "x" * 300):
+            self.refused("rewind", "shop", f"--to={point}", says=["--to"])
+            self.refused("open", f"shop@{point}")
+        self.refused("rewind", "shop", "--to", "yesterday", says=["expected latest", "lsn:NUMBER"])
+
+    def test_too_many(self):
+        self.refused("tag", "shop", "x", *(["--label", "a=b"] * 40), says=["more than"])
+
+
+class WithoutServer(unittest.TestCase):
+    def test_unreachable(self):
+        with tempfile.TemporaryDirectory() as directory:
+            stale = os.path.join(directory, "stale")
+            fake_api.FakeApi(stale)
+            os.rename(stale, stale + "-moved")
+            calls = [["status"], ["views"], ["close", "v-1"], ["delete", "shop"], ["points", "shop"], ["tag", "shop", "x"],
+                     ["open", "shop@latest"], ["diff", "shop@-1h", "shop@latest"], ["rewind", "shop", "--to", "-90s"],
+                     ["undo", "shop"], ["verify", "shop"], ["apply", "-f", "-"]]
+            for args in calls:
+                with self.subTest(args=args):
+                    result = run(*args, "--state", directory, stdin="kind: x\n")
+                    self.assertEqual((result.returncode, result.stdout), (5, ""))
+                    self.assertRegex(result.stderr, rf"^tidemark: \S.*: cannot reach `tidemark up` at {directory}/tidemark.sock: ")
+                    self.assertIn("\n  start it with `tidemark up`", result.stderr)
+            result = run("status", "--socket", "/" + "x" * 200)
+            self.assertEqual(result.returncode, 5)
+            self.assertIn("107 bytes", result.stderr)
+
+    def test_local_commands(self):
+        result = run("version", "--socket", "/nonexistent/s")
+        self.assertEqual(result.returncode, 0)
+        self.assertRegex(result.stdout, r"^tidemark \d+\.\d+\.\d+\n")
+        self.assertEqual(run("version", "-q", "--socket", "/nonexistent/s").stdout.count("\n"), 1)
+        self.assertIsNone(json.loads(run("version", "-o", "json", "--socket", "/nonexistent/s").stdout)["server"])
+        self.assertEqual(run("--version").returncode, 0)
+
+    def test_apply_reads_files_first(self):
+        result = run("apply", "-f", "/nonexistent.yaml", "--socket", "/nonexistent/s")
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("/nonexistent.yaml", result.stderr)
+
+    def test_full_disk_behind_stdout(self):
+        with open("/dev/full", "w", encoding="utf-8") as full:
+            result = subprocess.run([TIDEMARK, "help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("cannot write the output", result.stderr)
+
+
+class Served(unittest.TestCase):
+    def setUp(self):
+        self.directory = tempfile.TemporaryDirectory()
+        self.api = fake_api.FakeApi(os.path.join(self.directory.name, "tidemark.sock"))
+        self.where = ["--state", self.directory.name]
+
+    def tearDown(self):
+        self.api.stop()
+        self.directory.cleanup()
+
+    def run(self, *args, **kwargs):  # pylint: disable=arguments-differ
+        if args and isinstance(args[0], unittest.TestResult) or not args:
+            return super().run(*args, **kwargs)
+        return run(*args, *self.where, **kwargs)
+
+    def good(self, *args, **kwargs):
+        result = self.run(*args, **kwargs)
+        self.assertEqual((result.returncode, result.stderr), (0, ""), args)
+        return result.stdout
+
+    def asked(self, method, path):
+        found = [c for c in self.api.calls if (c["method"], c["path"]) == (method, path)]
+        self.assertTrue(found, self.api.calls)
+        return found[-1]
+
+    # Formats
+    def test_status_json_is_what_the_api_gives(self):
+        answer = json.loads(self.good("status", "-o", "json"))
+        self.assertEqual(answer["applications"], [fake_api.SHOP])
+        for field in ("name", "state", "lsn", "durable_lsn", "oldest_lsn", "oldest_time", "rpo_ms", "journal_bytes"):
+            self.assertIn(field, answer["applications"][0])
+        self.good("status", "shop", "-o", "json")
+        self.assertEqual(self.api.calls[-1]["query"], {"app": "shop"})
+
+    def test_json_of_every_reading_command(self):
+        expected = {("points", "shop"): {"points": fake_api.POINTS}, ("views",): {"views": [fake_api.VIEW]},
+                    ("diff", "shop@-1h", "shop@latest"): fake_api.DIFF, ("open", "shop@-1h"): fake_api.VIEW,
+                    ("rewind", "shop", "--to", "-90s"): fake_api.REWIND, ("undo", "shop"): fake_api.REWIND,
+                    ("rewind", "shop", "--to", "-90s", "--dry-run"): fake_api.PLAN}
+        for args, answer in expected.items():
+            self.assertEqual(json.loads(self.good(*args, "-o", "json")), answer, args)
+        for args in (["tag", "shop", "x"], ["open", "shop@-1h"], ["rewind", "shop", "--to", "-90s"], ["undo", "shop"]):
+            self.assertIsInstance(json.loads(self.good(*args, "--output=json"))["lsn"], int)
+
+    @unittest.skipUnless(yaml, "python3-yaml is not installed")
+    def test_yaml_is_the_same_value(self):
+        for args in (["status"], ["points", "shop"], ["views"], ["diff", "shop@-1h", "shop@latest"], ["version"],
+                     ["rewind", "shop", "--to", "-90s", "--dry-run"], ["verify", "shop"], ["delete", "shop"]):
+            with self.subTest(args=args):
+                self.assertEqual(yaml.safe_load(self.good(*args, "-o", "yaml")), json.loads(self.good(*args, "-ojson")))
+
+    def test_table_status(self):
+        text = self.good("status")
+        lines = text.splitlines()
+        self.assertEqual(lines[0], "OK: 1 application, protected.")
+        self.assertRegex(text, r"shop +protected +1234 +12 ms +.* ago +1\.0 MiB +8\.0 GiB +1\n")
+        self.assertRegex(text, r"shop +data +8\.0 GiB +1\.2 GiB +/dev/loop0 +/srv/shop/data\n")
+        self.assertRegex(text, r"shop +wal +2\.0 GiB +512 B +- +nbd\+unix:///wal")
+        self.assertNotIn("\033", text)
+        self.api.applications = [fake_api.SHOP, fake_api.BROKEN]
+        self.assertEqual(self.good("status").splitlines()[0],
+                         "PROBLEM: bank is suspended: journal full (1 of 2 applications)")
+        self.assertIn("durable up to LSN 1230", self.good("status", "shop"))
+        resyncing = dict(fake_api.SHOP, state="resyncing", resync={"done_bytes": 1, "total_bytes": 4})
+        self.api.applications = [resyncing]
+        self.assertEqual(self.good("status").splitlines()[0], "UNDER WAY: shop is resyncing (25 %) (1 of 1 applications)")
+        self.api.applications = []
+        self.assertIn("No application is protected", self.good("status"))
+
+    def test_sparse_answers(self):
+        """A newer or an older server: missing fields and nulls show as '-'."""
+        self.api.applications = [{"name": "x", "state": "failed", "message": None, "lsn": None, "volumes": [{}]}]
+        self.assertIn("PROBLEM: x is failed", self.good("status"))
+        self.assertIn("x is failed", self.good("status", "x"))
+
+    def test_tables(self):
+        points = self.good("points", "shop")
+        self.assertRegex(points, r"1300 +2026-01-02T00:00:00.000Z +.* ago +tag +before +build=0123")
+        self.assertNotIn("\033", points)
+        self.assertRegex(points, r"1100 .* rewind +- +to lsn:7")
+        self.assertRegex(self.good("views"), r"v-1a2b3c +shop +1200 +2026-01-01T12:00:00.000Z +open .* 4\.0 KiB +data: /mnt/then")
+        self.assertRegex(self.good("diff", "shop@-1h", "shop@latest"), r"(?s)data +8\.0 KiB +2\n.*app\.yaml +changed\n")
+        self.assertIn("tidemark close v-1a2b3c", self.good("open", "shop@-1h"))
+        self.assertEqual(self.good("open", "shop@-1h", "-q"), "v-1a2b3c\n")
+        self.assertIn("tag:x is LSN 1301", self.good("tag", "shop", "x"))
+        self.assertEqual(self.good("tag", "shop", "x", "-q"), "")
+        self.assertEqual(self.good("close", "v-1a2b3c"), "v-1a2b3c closed\n")
+        result = self.good("rewind", "shop", "--to", "-90s")
+        for text in ("LSN 1000", "data 5.0 MiB", "app.yaml: write", "rewind 50 ms", "RPO       3 ms", "tidemark undo shop"):
+            self.assertIn(text, result)
+        plan = self.good("rewind", "shop", "--to", "-90s", "--dry-run")
+        for text in ("Plan: shop goes from LSN 1234 back to LSN 1000", "systemctl stop shop", "the clock was set"):
+            self.assertIn(text, plan)
+        self.assertIn("9.9", self.good("version"))
+
+    # Requests
+    def test_requests(self):
+        self.good("tag", "shop", "x", "--label", "a=b=c", "-l", "k=")
+        self.assertEqual(json.loads(self.asked("POST", "/v1/applications/shop/tag")["body"]),
+                         {"name": "x", "labels": {"a": "b=c", "k": ""}})
+        self.run("points", "shop", "--since", "2026-01-01T00:00:00+01:00", "-n", "1")
+        self.assertEqual(self.asked("GET", "/v1/applications/shop/points")["query"],
+                         {"since": "2026-01-01T00:00:00+01:00", "limit": "1"})
+        self.good("open", "shop@tag:a.b", "--volume", "data", "--mount", "then", cwd="/tmp")
+        self.assertEqual(json.loads(self.asked("POST", "/v1/applications/shop/open")["body"]),
+                         {"point": "tag:a.b", "volume": "data", "mount": "/tmp/then"})
+        self.good("open", "shop@latest", "--nbd", "/run/x")
+        self.assertEqual(json.loads(self.asked("POST", "/v1/applications/shop/open")["body"]),
+                         {"point": "latest", "nbd": "/run/x"})
+        self.good("rewind", "--to", "lsn:5", "shop")
+        self.assertEqual(json.loads(self.asked("POST", "/v1/applications/shop/rewind")["body"]),
+                         {"to": "lsn:5", "dry_run": False})
+        self.good("diff", "shop@-1h", "shop@latest")
+        self.assertEqual(json.loads(self.asked("POST", "/v1/applications/shop/diff")["body"]),
+                         {"from": "-1h", "to": "latest"})
+        self.assertIn("kept: journal /s/journal", self.good("delete", "shop"))
+        self.assertEqual(self.asked("DELETE", "/v1/applications/shop")["query"], {})
+        self.good("delete", "shop", "--purge")
+        self.assertEqual(self.asked("DELETE", "/v1/applications/shop")["query"], {"purge": "true"})
+
+    def test_apply(self):
+        folder = os.path.join(self.directory.name, "a b")
+        os.mkdir(folder)
+        good, bad = os.path.join(folder, "shop.yaml"), os.path.join(folder, "bad.yaml")
+        for path, text in ((good, "kind: ProtectedApplication\n# ü\n"), (bad, "bad: 1\n")):
+            with open(path, "w", encoding="utf-8") as f:
+                f.write(text)
+        self.assertEqual(self.good("apply", "-f", good), "ProtectedApplication/shop created\n")
+        call = self.asked("POST", "/v1/apply")
+        self.assertEqual(call["query"], {"directory": folder, "file": good})
+        self.assertEqual((call["body"], call["type"]), ("kind: ProtectedApplication\n# ü\n", "application/yaml"))
+        self.assertIn("(dry run)", self.good("apply", "-f", good, "--dry-run"))
+        self.good("apply", "-f", "-", stdin="kind: x\n", cwd=folder)
+        self.assertEqual(self.asked("POST", "/v1/apply")["query"], {"directory": folder, "file": "stdin"})
+        self.api.calls.clear()
+        result = self.run("apply", "-f", good, "-f", bad)
+        self.assertEqual((result.returncode, result.stdout), (1, ""))
+        self.assertIn(f"{bad}:3:5: unknown field 'bad'", result.stderr)
+        self.assertEqual([c["query"].get("dry_run") for c in self.api.calls], ["true", "true"])
+        self.assertEqual(len(json.loads(self.good("apply", "-f", good, "-f", good, "-o", "json"))["results"]), 2)
+
+    # Errors
+    def test_exit_codes(self):
+        for args in (["points", "bank"], ["status", "bank"], ["close", "v-9"], ["rewind", "bank", "--to", "latest"]):
+            result = self.run(*args)
+            self.assertEqual((result.returncode, result.stdout), (3, ""), args)
+            self.assertRegex(result.stderr, r"^tidemark: \S.*: no (application|view) '.*'\n  \S")
+        for status, code, exit_code in ((409, "EBUSY", 4), (409, "EEXIST", 4), (422, "ERANGE", 4), (400, "EINVAL", 1),
+                                        (500, "EIO", 1), (404, "ENOENT", 3), (500, "ECONNREFUSED", 1), (500, "ENOSUCH", 1)):
+            self.api.refuses = (status, code, "because")
+            result = self.run("tag", "shop", "x")
+            self.assertEqual(result.returncode, exit_code, code)
+            self.assertTrue(result.stderr.startswith("tidemark: tag shop x: because\n"), result.stderr)
+
+    def test_failed_operations(self):
+        for code, exit_code in (("EBUSY", 4), ("ENOENT", 3), ("EIO", 1), ("EUCLEAN", 6)):
+            self.api.fails = (code, "it went wrong")
+            result = self.run("rewind", "shop", "--to", "-90s", "-o", "json")
+            self.assertEqual((result.returncode, result.stdout), (exit_code, ""))
+            self.assertIn("tidemark: rewind shop: it went wrong", result.stderr)
+
+    def test_verify(self):
+        self.assertIn("reads back as it was written", self.good("verify", "shop"))
+        self.api.verify_ok = False
+        result = self.run("verify", "shop", "-o", "json")
+        self.assertEqual(result.returncode, 6)
+        self.assertFalse(json.loads(result.stdout)["ok"])
+        self.assertIn("damage was found", result.stderr)
+
+    def test_nonsense_answers(self):
+        for raw in (b"", b"<html>", b"[]", b"{}", b'{"operation": 1}', b'{"operation": {}}', b'{"applications": 7}'):
+            self.api.raw = raw
+            for args in (["rewind", "shop", "--to", "-90s"], ["status"], ["points", "shop"], ["apply", "-f", "-"]):
+                result = self.run(*args, stdin="x: 1\n")
+                self.assertIn(result.returncode, (0, 1), (raw, args, result.stderr))
+
+    def test_escapes_in_messages(self):
+        self.api.refuses = (500, "EIO", "bad \x1b[2Jname")
+        self.assertNotIn("\x1b", self.run("status").stderr)
+
+    # Progress, colours, questions
+    def test_progress_lines(self):
+        self.api.slow_s = 1.6
+        result = self.run("verify", "shop")
+        self.assertEqual(result.returncode, 0)
+        self.assertRegex(result.stderr, r"^tidemark: verify shop: reading, 1\.0 GiB of 2\.0 GiB \(50 %\), 1 s\n$")
+        self.assertEqual(self.run("verify", "shop", "-q").stderr, "")
+
+    def test_progress_of_a_slow_call(self):
+        self.api.delay_s = 1.4
+        self.assertRegex(self.run("status").stderr, r"^tidemark: status, 1 s\n$")
+
+    def test_progress_on_a_terminal(self):
+        self.api.slow_s = 1.6
+        code, text = run_on_terminal("verify", "shop", *self.where)
+        self.assertEqual(code, 0)
+        self.assertGreaterEqual(text.count("\r\033[Kverify shop: reading, 1.0 GiB of 2.0 GiB (50 %)"), 2)
+        self.assertIn("\r\033[Kshop: every record", text)
+
+    def test_colours(self):
+        code, text = run_on_terminal("status", *self.where)
+        self.assertEqual(code, 0)
+        self.assertIn("\033[32mprotected", text)
+        for extra, env in ((["--no-color"], {}), ([], {"NO_COLOR": "1"}), ([], {"TERM": "dumb"})):
+            code, text = run_on_terminal("status", *self.where, *extra, env=env)
+            self.assertEqual(code, 0)
+            self.assertNotIn("\033[", text)
+
+    def test_question(self):
+        rewind = ["rewind", "shop", "--to", "-90s", *self.where]
+        for answer, expected in (("n", 1), ("", 1), ("y", 0), ("yes", 0)):
+            self.api.calls.clear()
+            code, text = run_on_terminal(*rewind, answer=answer)
+            self.assertEqual(code, expected, text)
+            self.assertIn("Plan: shop goes", text)
+            done = [c for c in self.api.calls if c["path"].endswith("/rewind") and not json.loads(c["body"])["dry_run"]]
+            self.assertEqual(len(done), 1 - expected)
+        code, text = run_on_terminal(*rewind, "--yes")
+        self.assertEqual(code, 0)
+        self.assertNotIn("[y/N]", text)
+        self.api.calls.clear()
+        code, text = run_on_terminal("delete", "shop", "--purge", *self.where, answer="n")
+        self.assertEqual((code, self.api.calls), (1, []))
+
+    def test_interrupt(self):
+        self.api.slow_s = 20
+        process = subprocess.Popen([TIDEMARK, "rewind", "shop", "--to", "-90s", *self.where], stderr=subprocess.PIPE,
+                                   text=True)
+        while not any(c["path"].startswith("/v1/operations/") for c in self.api.calls):
+            time.sleep(0.02)
+        process.send_signal(2)
+        self.assertIn("the operation goes on", process.communicate(timeout=10)[1])
+        self.assertEqual(process.returncode, 130)
+
+    def test_watch(self):
+        process = subprocess.Popen([TIDEMARK, "status", "--watch", "-o", "json", *self.where], stdout=subprocess.PIPE,
+                                   text=True)
+        text = ""
+        while text.count("\n}\n") < 2:
+            text += process.stdout.readline()
+        process.kill()
+        process.communicate()
+        decoder = json.JSONDecoder()
+        first, end = decoder.raw_decode(text)
+        self.assertEqual(decoder.raw_decode(text[end:].lstrip())[0], first)
+
+
+if __name__ == "__main__":
+    unittest.main()
