@@ -491,8 +491,8 @@ void http_server_stop(struct http_server *server)
     _cleanup_close_ int tcp_fd = tcp_daemon ? MHD_quiesce_daemon(tcp_daemon) : -1;
     struct stat st;
     /* The name goes away now: whoever comes later shall be told that nobody is here. */
-    if (unix_daemon && lstat(server->socket_path, &st) == 0 && st.st_dev == server->socket_device &&
-        st.st_ino == server->socket_inode)
+    if (unix_daemon && server->socket_path && lstat(server->socket_path, &st) == 0 &&
+        st.st_dev == server->socket_device && st.st_ino == server->socket_inode)
         unlink(server->socket_path);
     for (unsigned waited_ms = 0; waited_ms < DRAIN_MS && atomic_load(&server->active) > 0; waited_ms += 5)
         nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);

@@ -250,7 +250,8 @@ static int close_collection(struct builder *b, const yaml_event_t *event, struct
 {
     struct open_collection *closed = &b->open[--b->open_count];
     struct yaml_node *node = closed->node;
-    struct yaml_node **children = b->stack ? b->stack + closed->first_child : NULL;
+    /* Not NULL: the collection itself was pushed before its children. */
+    struct yaml_node **children = b->stack + closed->first_child;
     size_t count = b->stack_count - closed->first_child;
     b->stack_count = closed->first_child;
     node->end_bytes = byte_offset(b, event->end_mark.index);
