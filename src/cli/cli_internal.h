@@ -54,7 +54,7 @@ enum cli_kind {
 
 struct cli_option {
     const char *name; /* long, without dashes; NULL ends a list */
-    char letter;      /* 0: none */
+    int letter;       /* 0: none */
     enum cli_kind kind;
     const char *argument; /* what help calls the value; NULL for a flag */
     const char *help;

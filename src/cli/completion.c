@@ -173,7 +173,7 @@ static void print_zsh_option(const struct cli_command *command, const struct cli
 {
     (void)command;
     const char *names[2] = {option->name, NULL};
-    char letter[2] = {option->letter, '\0'};
+    char letter[2] = {(char)option->letter, '\0'};
     if (option->letter)
         names[1] = letter;
     for (size_t i = 0; i < 2 && names[i]; i++) {
