@@ -98,7 +98,11 @@ static int new_journal(const struct journal_options *options, struct journal **r
     if (!j->options.fanout)
         j->options.fanout = JOURNAL_FANOUT;
     snprintf(j->directory, sizeof j->directory, "%s", options->directory);
-    pthread_mutex_init(&j->mutex, NULL);
+    pthread_mutexattr_t attributes; /* short sections: spin a little before sleeping */
+    pthread_mutexattr_init(&attributes);
+    pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ADAPTIVE_NP);
+    pthread_mutex_init(&j->mutex, &attributes);
+    pthread_mutexattr_destroy(&attributes);
     pthread_mutex_init(&j->save_mutex, NULL);
     pthread_mutex_init(&j->tag_mutex, NULL);
     pthread_mutex_init(&j->maintain_mutex, NULL);
@@ -212,7 +216,7 @@ void journal_abandon(struct journal *j)
 {
     pthread_mutex_lock(&j->mutex);
     while (j->inflight_number) /* a write that the kernel has cannot be taken back */
-        writer_wait_step(j, &j->frames[j->inflight_number % RING_SLOTS].done);
+        writer_wait_frame(j, j->inflight_number);
     j->suspended = true; /* no more I/O */
     pthread_mutex_unlock(&j->mutex);
     janitor_stop(j);

@@ -75,6 +75,7 @@ struct journal_record {
     const void *payload;
     uint32_t payload_bytes; /* at most JOURNAL_PAYLOAD_MAX_BYTES */
     uint64_t tag, aux;
+    bool lazy; /* nobody waits for it: its frame may wait for more records (at most some 250 ms) */
 };
 struct journal_ticket {
     struct lsn lsn;

@@ -20,12 +20,14 @@ struct frame {
     uint64_t number; /* 0: free */
     uint64_t realtime_ns, boottime_ns;
     struct lsn first;
-    uint32_t count, filled, unbacked;
-    uint32_t blocks; /* with the header block */
-    bool closed, written, failed;
+    uint32_t count, filled;
+    _Atomic uint32_t unbacked;
+    _Atomic bool written; /* or given up */
+    _Atomic uint32_t event; /* futex: changes when the frame is submitted and when it is written */
+    _Atomic uint32_t waiters;
+    uint32_t blocks;        /* with the header block */
+    bool closed;
     uint32_t crcs[FRAME_MAX_BLOCKS]; /* of its blocks; [0] unused until it is sealed */
-    pthread_cond_t done;
-    struct iovec vector;
 };
 
 struct internal_pin {
@@ -53,10 +55,12 @@ struct journal {
     struct frame frames[RING_SLOTS];
     uint64_t open_number;     /* frame that takes records */
     uint64_t submit_number;   /* next to be written */
-    uint64_t inflight_number; /* 0: none */
-    bool reaping;
+    _Atomic uint64_t inflight_number; /* 0: none */
+    _Atomic bool reaping;             /* somebody waits for the frame in flight */
     uint32_t previous_crc;
-    uint64_t next_lsn, written_lsn, durable_lsn, durable_realtime_ns;
+    uint64_t demand_lsn; /* a frame with records up to it is written even when it has room */
+    uint64_t next_lsn, durable_lsn, durable_realtime_ns;
+    _Atomic uint64_t written_lsn;
     uint64_t written_realtime_ns, written_boottime_ns;
     uint64_t unsynced_since_ns; /* boottime of the first record after the last sync; 0: none */
     bool exclusive;
@@ -73,7 +77,8 @@ struct journal {
     struct extent *scratch;      /* of the sealer */
     int active_fd, sealing_fd, ready_fd;
     uint32_t ready_number;
-    bool stop, suspended, quota_blocked;
+    _Atomic bool suspended;
+    bool stop, quota_blocked;
     bool disk_full; /* the next segment could not be made: history is dropped for it */
     char reason[256];
 
@@ -91,12 +96,14 @@ struct journal {
 /* ---- writer.c ---- */
 int writer_init(struct journal *j, struct error *err) MUST_CHECK;
 void writer_release(struct journal *j);
-/* With the mutex held: starts the next frame if it can be. */
+/* With the mutex held: starts the next frame if it can be. The mutex is dropped while the kernel takes it. */
 void writer_try_submit(struct journal *j);
 /* With the mutex held: stops journaling; see journal_resume. */
 void writer_suspend(struct journal *j, const char *reason);
-/* With the mutex held: waits for progress, reaping when nobody else does. `cond`: what to wait for otherwise. */
-void writer_wait_step(struct journal *j, pthread_cond_t *cond);
+/* With the mutex held: writes all that was appended and waits for it. Returns the last LSN that was appended. */
+uint64_t writer_write_all(struct journal *j);
+/* With the mutex held: waits for some progress of frame `number`, reaping when nobody else does. */
+void writer_wait_frame(struct journal *j, uint64_t number);
 
 /* ---- segment.c ---- */
 /* Makes segment `number` ready to be written (recycled or new, written with zeroes, header durable). */

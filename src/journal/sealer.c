@@ -129,8 +129,10 @@ static void *sealer_main(void *context)
         uint64_t now = clock_boottime_ns(j->clock);
         bool sync = !j->suspended && j->unsynced_since_ns && now - j->unsynced_since_ns >= SYNC_INTERVAL_NS;
         bool unwritten = !j->suspended && j->written_lsn + 1 < j->next_lsn;
-        if (!seal && !prepare && !sync && !unwritten) {
+        if (!seal && !prepare && !sync) {
             wait_for_work(j, 250);
+            if (unwritten && !j->stop)
+                writer_write_all(j);
             continue;
         }
         pthread_mutex_unlock(&j->mutex);
@@ -142,9 +144,8 @@ static void *sealer_main(void *context)
         else
             r = journal_sync(j, -1, NULL, &err);
         pthread_mutex_lock(&j->mutex);
-        if (r < 0 || (unwritten && !seal && !prepare && !sync)) {
-            if (r < 0)
-                log_warning(j->log, "%s", err.message);
+        if (r < 0) {
+            log_warning(j->log, "%s", err.message);
             wait_for_work(j, 50);
         }
     }

@@ -6,9 +6,13 @@
  * States of a frame: free -> open (takes records) -> closed -> in flight -> written -> free once all are backed.
  * Frames are written strictly one after the other, in order of their numbers. */
 #include <errno.h>
+#include <linux/futex.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include "base/cleanup.h"
 #include "base/crc32c.h"
 #include "journal/journal_internal.h"
 
@@ -21,10 +25,21 @@ static uint32_t slot_of(uint64_t number)
     return (uint32_t)(number % RING_SLOTS);
 }
 
+static void wait_event(struct frame *f, uint32_t seen)
+{
+    atomic_fetch_add(&f->waiters, 1);
+    syscall(SYS_futex, &f->event, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
+    atomic_fetch_sub(&f->waiters, 1);
+}
+static void signal_event(struct frame *f, int waiters)
+{
+    atomic_fetch_add(&f->event, 1);
+    if (atomic_load(&f->waiters))
+        syscall(SYS_futex, &f->event, FUTEX_WAKE_PRIVATE, waiters, NULL, NULL, 0);
+}
+
 int writer_init(struct journal *j, struct error *err)
 {
-    for (uint32_t i = 0; i < RING_SLOTS; i++)
-        pthread_cond_init(&j->frames[i].done, NULL);
     int r = io_uring_queue_init(RING_SLOTS, &j->uring, 0);
     if (r < 0)
         return error_errno(err, r, "cannot set up io_uring (is it disabled by kernel.io_uring_disabled?)");
@@ -40,8 +55,6 @@ void writer_release(struct journal *j)
 {
     io_uring_queue_exit(&j->uring);
     io_uring_queue_exit(&j->sync_uring);
-    for (uint32_t i = 0; i < RING_SLOTS; i++)
-        pthread_cond_destroy(&j->frames[i].done);
 }
 
 /* ---- writing frames ---- */
@@ -56,7 +69,7 @@ static void free_frame(struct journal *j, struct frame *f)
 
 static void free_if_done(struct journal *j, struct frame *f)
 {
-    if (f->number && f->written && f->unbacked == 0)
+    if (f->number && atomic_load(&f->written) && atomic_load(&f->unbacked) == 0)
         free_frame(j, f);
 }
 
@@ -70,11 +83,10 @@ void writer_suspend(struct journal *j, const char *reason)
     for (uint32_t i = 0; i < RING_SLOTS; i++) {
         struct frame *f = &j->frames[i];
         if (f->number && !f->written) {
-            f->failed = true;
-            f->written = true;
+            atomic_store(&f->written, true);
             free_if_done(j, f);
         }
-        pthread_cond_broadcast(&f->done);
+        signal_event(f, INT_MAX);
     }
     pthread_cond_broadcast(&j->room);
     pthread_cond_broadcast(&j->sealed);
@@ -126,6 +138,8 @@ void writer_try_submit(struct journal *j)
     struct frame *f = frame_of(j, j->submit_number);
     if (f->number != j->submit_number || f->count == 0 || f->filled < f->count)
         return;
+    if (!f->closed && f->first.n > j->demand_lsn)
+        return; /* mode `flush`: more will come */
     struct tail *t = &j->tails[j->active];
     if (!tail_fits(t, f->count, f->blocks)) {
         if (!switch_segment(j)) {
@@ -144,14 +158,20 @@ void writer_try_submit(struct journal *j)
     tail_add_frame(t, block, f->crcs);
     struct io_uring_sqe *sqe = io_uring_get_sqe(&j->uring);
     io_uring_prep_write(sqe, j->active_fd, block, f->blocks * JOURNAL_BLOCK_BYTES, offset);
-    j->inflight_number = f->number;
+    j->inflight_number = f->number; /* from here on nobody else uses the submission queue */
     j->submit_number++;
+    pthread_mutex_unlock(&j->mutex);
     int r = io_uring_submit(&j->uring);
+    pthread_mutex_lock(&j->mutex);
     if (r < 0) {
         j->inflight_number = 0;
         writer_suspend(j, "io_uring_submit failed");
     }
-    pthread_cond_signal(&f->done); /* somebody who waits for it has to reap */
+    if (!j->reaping) { /* somebody who waits for it, or for room, has to reap */
+        signal_event(f, 1);
+        if (j->room_waiters)
+            pthread_cond_signal(&j->room);
+    }
 }
 
 /* The frame in flight has ended with `result`. */
@@ -168,28 +188,30 @@ static void complete(struct journal *j, int result)
         writer_suspend(j, reason);
         return;
     }
-    f->written = true;
     j->written_lsn = f->first.n + f->count - 1;
+    atomic_store(&f->written, true);
     j->written_realtime_ns = j->tails[j->active].info.last_realtime_ns;
     j->written_boottime_ns = j->tails[j->active].info.last_boottime_ns;
     if (!j->unsynced_since_ns)
         j->unsynced_since_ns = f->boottime_ns;
     atomic_store(&ring_slot(&j->ring, slot_of(f->number))->written, 1);
-    pthread_cond_broadcast(&f->done);
+    signal_event(f, INT_MAX);
     free_if_done(j, f);
     writer_try_submit(j);
     if (j->room_waiters)
         pthread_cond_signal(&j->room);
 }
 
-void writer_wait_step(struct journal *j, pthread_cond_t *cond)
+/* Without the mutex: waits for the frame in flight and completes it, unless somebody else does. */
+static bool reap(struct journal *j)
 {
-    if (!j->inflight_number || j->reaping) {
-        pthread_cond_wait(cond, &j->mutex);
-        return;
+    bool idle = false;
+    if (!j->inflight_number || !atomic_compare_exchange_strong(&j->reaping, &idle, true))
+        return false;
+    if (!j->inflight_number) { /* completed meanwhile */
+        j->reaping = false;
+        return true;
     }
-    j->reaping = true;
-    pthread_mutex_unlock(&j->mutex);
     struct io_uring_cqe *cqe = NULL;
     int r;
     do
@@ -201,6 +223,38 @@ void writer_wait_step(struct journal *j, pthread_cond_t *cond)
     pthread_mutex_lock(&j->mutex);
     j->reaping = false;
     complete(j, result);
+    pthread_mutex_unlock(&j->mutex);
+    return true;
+}
+
+/* Without the mutex: reaps, or sleeps until the frame's event is no longer `seen`. */
+static void wait_progress(struct journal *j, struct frame *f, uint32_t seen)
+{
+    if (!reap(j))
+        wait_event(f, seen);
+}
+
+void writer_wait_frame(struct journal *j, uint64_t number)
+{
+    struct frame *f = frame_of(j, number);
+    uint32_t seen = atomic_load(&f->event);
+    pthread_mutex_unlock(&j->mutex);
+    wait_progress(j, f, seen);
+    pthread_mutex_lock(&j->mutex);
+}
+
+/* With the mutex: waits for room, reaping when nobody else does. */
+static void wait_room(struct journal *j)
+{
+    j->room_waiters++;
+    if (j->inflight_number && !j->reaping) {
+        pthread_mutex_unlock(&j->mutex);
+        reap(j);
+        pthread_mutex_lock(&j->mutex);
+    } else {
+        pthread_cond_wait(&j->room, &j->mutex);
+    }
+    j->room_waiters--;
 }
 
 /* With the mutex: completes the frame in flight if it has ended already, so that the journal keeps moving when nobody
@@ -208,11 +262,18 @@ void writer_wait_step(struct journal *j, pthread_cond_t *cond)
 static void reap_if_ended(struct journal *j)
 {
     struct io_uring_cqe *cqe;
-    if (!j->inflight_number || j->reaping || io_uring_peek_cqe(&j->uring, &cqe) != 0)
+    bool idle = false;
+    if (!j->inflight_number || !atomic_compare_exchange_strong(&j->reaping, &idle, true))
         return;
-    int result = cqe->res;
-    io_uring_cqe_seen(&j->uring, cqe);
-    complete(j, result);
+    bool ended = j->inflight_number && io_uring_peek_cqe(&j->uring, &cqe) == 0;
+    int result = ended ? cqe->res : 0;
+    if (ended)
+        io_uring_cqe_seen(&j->uring, cqe);
+    j->reaping = false;
+    if (ended)
+        complete(j, result);
+    else if (j->inflight_number) /* who found it taken meanwhile goes to sleep: not for ever */
+        signal_event(frame_of(j, j->inflight_number), 1);
 }
 
 /* ---- appending ---- */
@@ -245,9 +306,11 @@ static struct frame *open_frame(struct journal *j, uint32_t payload_blocks)
         if (!other && f->number == 0) {
             struct ring_slot *slot = ring_slot(&j->ring, slot_of(j->open_number));
             f->number = j->open_number;
-            f->count = f->filled = f->unbacked = 0;
+            f->count = f->filled = 0;
+            f->unbacked = 0;
             f->blocks = 1;
-            f->closed = f->written = f->failed = false;
+            f->closed = false;
+            f->written = false;
             f->first = (struct lsn){j->next_lsn};
             f->realtime_ns = clock_realtime_ns(j->clock);
             f->boottime_ns = clock_boottime_ns(j->clock);
@@ -256,9 +319,7 @@ static struct frame *open_frame(struct journal *j, uint32_t payload_blocks)
             atomic_store(&slot->number, f->number);
             continue;
         }
-        j->room_waiters++;
-        writer_wait_step(j, &j->room);
-        j->room_waiters--;
+        wait_room(j);
     }
 }
 
@@ -336,6 +397,8 @@ int journal_append(struct journal *j, const struct journal_record *record, struc
         return error_set(err, -ESHUTDOWN, "the journal is suspended: %s", j->reason);
     }
     reserve(j, f, record, payload_blocks, &ticket);
+    if (!record->lazy)
+        j->demand_lsn = ticket.lsn.n;
     pthread_mutex_unlock(&j->mutex);
     fill(j, f, record, &ticket);
     pthread_mutex_lock(&j->mutex);
@@ -353,34 +416,33 @@ void journal_backed(struct journal *j, const struct journal_ticket *ticket)
 {
     atomic_store_explicit(&ring_slot(&j->ring, ticket->slot)->state[ticket->index], RING_FILLED | RING_BACKED,
                           memory_order_release);
-    pthread_mutex_lock(&j->mutex);
     struct frame *f = &j->frames[ticket->slot];
-    f->unbacked--;
+    if (atomic_fetch_sub(&f->unbacked, 1) != 1 || !atomic_load(&f->written))
+        return; /* whoever completes the frame frees it */
+    pthread_mutex_lock(&j->mutex);
     free_if_done(j, f);
     pthread_mutex_unlock(&j->mutex);
 }
 
 int journal_wait(struct journal *j, const struct journal_ticket *ticket, struct error *err)
 {
-    int r = 0;
-    pthread_mutex_lock(&j->mutex);
     struct frame *f = &j->frames[ticket->slot];
-    while (f->number == ticket->frame && !f->written)
-        writer_wait_step(j, &f->done);
-    if (j->suspended && ticket->lsn.n > j->written_lsn)
-        r = error_set(err, -ESHUTDOWN, "the journal is suspended: %s", j->reason);
-    pthread_mutex_unlock(&j->mutex);
-    return r;
+    while (atomic_load(&j->written_lsn) < ticket->lsn.n && !j->suspended) {
+        uint32_t seen = atomic_load(&f->event);
+        if (atomic_load(&j->written_lsn) < ticket->lsn.n && !j->suspended)
+            wait_progress(j, f, seen);
+    }
+    if (atomic_load(&j->written_lsn) >= ticket->lsn.n)
+        return 0;
+    MUTEX_GUARD(guard, &j->mutex);
+    return error_set(err, -ESHUTDOWN, "the journal is suspended: %s", j->reason);
 }
 
 void journal_exclusive_begin(struct journal *j)
 {
     pthread_mutex_lock(&j->mutex);
-    while (j->exclusive) {
-        j->room_waiters++;
-        writer_wait_step(j, &j->room);
-        j->room_waiters--;
-    }
+    while (j->exclusive)
+        wait_room(j);
     j->exclusive = true;
     j->exclusive_owner = pthread_self();
     pthread_mutex_unlock(&j->mutex);
@@ -396,14 +458,14 @@ void journal_exclusive_end(struct journal *j)
 
 /* ---- durability ---- */
 
-/* With the mutex: waits until all appended records are written. Returns the last of them. */
-static uint64_t wait_written(struct journal *j)
+uint64_t writer_write_all(struct journal *j)
 {
     uint64_t target = j->next_lsn - 1;
+    j->demand_lsn = target;
     while (!j->suspended && j->written_lsn < target) {
         writer_try_submit(j);
-        uint64_t frame = j->inflight_number ? j->inflight_number : j->submit_number;
-        writer_wait_step(j, &frame_of(j, frame)->done);
+        if (j->written_lsn < target)
+            writer_wait_frame(j, j->inflight_number ? j->inflight_number : j->submit_number);
     }
     return target;
 }
@@ -448,7 +510,7 @@ int journal_sync(struct journal *j, int also_fd, int *ret_also, struct error *er
         ret_also = &ignored;
     *ret_also = 0;
     pthread_mutex_lock(&j->mutex);
-    uint64_t target = wait_written(j);
+    uint64_t target = writer_write_all(j);
     while (!j->suspended && j->durable_lsn < target) {
         if (j->syncing) {
             if (!also_done) { /* somebody else syncs the journal meanwhile */
@@ -489,13 +551,13 @@ int journal_seal(struct journal *j, struct error *err)
     int r = 0;
     pthread_mutex_lock(&j->mutex);
     uint32_t number = j->tails[j->active].info.number;
-    wait_written(j);
+    writer_write_all(j);
     while (!j->suspended && (j->tails[j->active].info.number == number ? j->tails[j->active].frame_count > 0 : j->sealing)) {
         bool here = j->tails[j->active].info.number == number;
         if (here && !j->inflight_number && switch_segment(j))
             continue;
         if (here && j->inflight_number) {
-            writer_wait_step(j, &frame_of(j, j->inflight_number)->done);
+            writer_wait_frame(j, j->inflight_number);
             continue;
         }
         pthread_cond_signal(&j->work);

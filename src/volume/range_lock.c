@@ -5,7 +5,11 @@
 
 void range_lock_init(struct range_lock *l)
 {
-    pthread_mutex_init(&l->mutex, NULL);
+    pthread_mutexattr_t attributes; /* short sections: spin a little before sleeping */
+    pthread_mutexattr_init(&attributes);
+    pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ADAPTIVE_NP);
+    pthread_mutex_init(&l->mutex, &attributes);
+    pthread_mutexattr_destroy(&attributes);
     pthread_cond_init(&l->changed, NULL);
     l->active = l->waiters = 0;
     for (uint32_t i = 0; i < RANGE_LOCK_MAX; i++)

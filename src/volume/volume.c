@@ -134,6 +134,7 @@ static int change_part(struct volume *v, const struct change *c, bool last, stru
         .length = (uint32_t)c->length,
         .payload = c->data,
         .payload_bytes = write ? (uint32_t)c->length * BLOCK_SECTOR_BYTES : 0,
+        .lazy = g->ack == GROUP_ACK_FLUSH,
     };
     struct journal_ticket ticket;
     int r = journal_append(g->journal, &record, &ticket, err);
