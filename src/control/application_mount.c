@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Loop devices, file systems and mounts of an application's volumes. */
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "control/control_internal.h"
+#include "control/mounts_internal.h"
+#include "export/fuse_mount.h"
+
+#define ENGINE_END_TIMEOUT_MS 5000
+
+static int fuse_file(const struct application *application, size_t i, char ret[PATH_MAX], struct error *err)
+{
+    return application_path(application, ret, err, "fuse/%s/vol", application->spec->volumes[i].name);
+}
+
+static void set_device(struct application *application, size_t i, const char *device)
+{
+    MUTEX_GUARD(guard, &application->mutex);
+    snprintf(application->volumes[i].device, LOOP_DEVICE_BYTES, "%s", device);
+}
+
+static void set_mounted(struct application *application, size_t i, bool mounted)
+{
+    MUTEX_GUARD(guard, &application->mutex);
+    application->volumes[i].mounted = mounted;
+}
+
+void application_clear_remains(struct application *application)
+{
+    struct error err = ERROR_INIT;
+    struct process engine = PROCESS_NONE;
+    char path[PATH_MAX], word[PATH_MAX], device[LOOP_DEVICE_BYTES], target[PATH_MAX];
+    /* An engine whose holder is gone holds the journal's lock. */
+    if (application_path(application, path, &err, "engine.sock.pid") == 0 &&
+        application_path(application, word, &err, "engine.json") == 0 && process_adopt(path, word, &engine) == 0)
+        process_stop(&engine, ENGINE_END_TIMEOUT_MS);
+    for (size_t n = application->spec->volume_count; n-- > 0;) {
+        if (application->spec->export == APP_EXPORT_NBD || fuse_file(application, n, path, &err) < 0)
+            continue;
+        if (loop_find(path, device, &err) == 0) {
+            while (mounts_target(device, target, sizeof target) == 0 && mounts_unmount(target, true, &err) == 0)
+                log_warning(application->control->log, "%s: detached %s, whose device was dead", application->name, target);
+            if (loop_detach(device, LOOP_DETACH_TIMEOUT_MS, &err) < 0)
+                log_warning(application->control->log, "%s: %s", application->name, err.message);
+        }
+        *strrchr(path, '/') = '\0';
+        struct stat st;
+        if ((stat(path, &st) == 0 || errno == ENOTCONN) && fuse_mount_remove(path, &err) < 0)
+            log_warning(application->control->log, "%s: %s", application->name, err.message);
+        set_device(application, n, "");
+        set_mounted(application, n, false);
+        err = ERROR_INIT;
+    }
+}
+
+int application_attach(struct application *application, struct error *err)
+{
+    char path[PATH_MAX], device[LOOP_DEVICE_BYTES];
+    if (application->spec->export == APP_EXPORT_NBD)
+        return 0;
+    for (size_t i = 0; i < application->spec->volume_count; i++) {
+        struct error ignored = ERROR_INIT;
+        int r = fuse_file(application, i, path, err);
+        if (r == 0 && loop_find(path, device, &ignored) < 0)
+            r = loop_attach(path, false, device, err);
+        if (r < 0)
+            return r;
+        set_device(application, i, device);
+    }
+    return 0;
+}
+
+int application_detach(struct application *application, bool force, struct error *err)
+{
+    for (size_t n = application->spec->volume_count; n-- > 0;) {
+        const char *device = application->volumes[n].device;
+        if (!device[0])
+            continue;
+        int r = loop_detach(device, force ? 1000 : LOOP_DETACH_TIMEOUT_MS, err);
+        if (r < 0 && !force)
+            return r;
+        set_device(application, n, "");
+    }
+    return 0;
+}
+
+/* Whether nothing was ever written to the volume: its sparse backing file has no blocks. */
+static bool is_untouched(const struct application *application, size_t i)
+{
+    char path[PATH_MAX];
+    struct error ignored = ERROR_INIT;
+    struct stat st;
+    return application_path(application, path, &ignored, "backing/%s.img", application->spec->volumes[i].name) == 0 &&
+           stat(path, &st) == 0 && st.st_blocks == 0;
+}
+
+/* U4: a file system is made only where there is no signature of anything. */
+static int make_file_system(struct application *application, size_t i, struct error *err)
+{
+    const struct app_volume *volume = &application->spec->volumes[i];
+    const char *device = application->volumes[i].device, *type = app_fs_type_name(volume->fs_type);
+    char found[MOUNTS_TYPE_BYTES];
+    int r = mounts_probe(device, found, err);
+    if (r < 0 || strcmp(found, type) == 0)
+        return r;
+    if (found[0])
+        return error_set(err, -EEXIST,
+                         "volume %s holds %s, but fsType is %s: nothing was changed; set fsType to what is there, or leave out "
+                         "mountPath and empty the volume (wipefs) if nobody needs it",
+                         volume->name, found, type);
+    log_info(application->control->log, "%s: making %s on volume %s (%s)", application->name, type, volume->name, device);
+    return mounts_make(device, type, is_untouched(application, i), err);
+}
+
+static int mount_one(struct application *application, size_t i, struct error *err)
+{
+    const struct app_volume *volume = &application->spec->volumes[i];
+    const char *device = application->volumes[i].device;
+    char source[256];
+    bool created = false;
+    if (mounts_source(volume->mount_path, source, sizeof source) == 0 && strcmp(source, device) == 0) {
+        set_mounted(application, i, true); /* taken over */
+        return 0;
+    }
+    int r = mounts_prepare(volume->mount_path, &created, err);
+    if (r == 0)
+        r = make_file_system(application, i, err);
+    if (r == 0)
+        r = mounts_mount(device, volume->mount_path, app_fs_type_name(volume->fs_type), false, err);
+    if (r < 0) {
+        if (created)
+            rmdir(volume->mount_path);
+        return error_context(err, "volume %s", volume->name);
+    }
+    set_mounted(application, i, true);
+    return 0;
+}
+
+/* The volumes with a mount path so that one below another comes after it. */
+static size_t mount_order(const struct app_spec *spec, size_t order[APP_VOLUMES_MAX])
+{
+    size_t count = 0;
+    for (size_t i = 0; i < spec->volume_count; i++) {
+        if (!spec->volumes[i].mount_path)
+            continue;
+        size_t at = count++;
+        for (; at > 0 && strcmp(spec->volumes[order[at - 1]].mount_path, spec->volumes[i].mount_path) > 0; at--)
+            order[at] = order[at - 1];
+        order[at] = i;
+    }
+    return count;
+}
+
+int application_mount(struct application *application, struct error *err)
+{
+    size_t order[APP_VOLUMES_MAX], count = mount_order(application->spec, order);
+    for (size_t k = 0; k < count; k++) {
+        int r = mount_one(application, order[k], err);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+int application_unmount(struct application *application, bool force, struct error *err)
+{
+    size_t order[APP_VOLUMES_MAX], count = mount_order(application->spec, order);
+    while (count-- > 0) {
+        size_t i = order[count];
+        if (!application->volumes[i].mounted)
+            continue;
+        int r = mounts_unmount(application->spec->volumes[i].mount_path, force, err);
+        if (r < 0) {
+            struct error second = ERROR_INIT;
+            if (application_mount(application, &second) < 0)
+                log_error(application->control->log, "%s: %s", application->name, second.message);
+            return r;
+        }
+        set_mounted(application, i, false);
+    }
+    return 0;
+}

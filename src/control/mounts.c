@@ -1,0 +1,261 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "control/mounts_internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/io.h"
+#include "control/process_internal.h"
+
+#define MAKE_TIMEOUT_MS 300000
+#define PROBE_TIMEOUT_MS 60000
+
+/* mountinfo writes blanks and backslashes as \ooo. */
+static void unescape(char *text)
+{
+    char *to = text;
+    for (const char *from = text; *from; to++) {
+        unsigned value;
+        if (from[0] == '\\' && sscanf(from + 1, "%3o", &value) == 1) {
+            *to = (char)value;
+            from += 4;
+        } else
+            *to = *from++;
+    }
+    *to = '\0';
+}
+
+/* The last line of mountinfo where target is `directory`, or the first where source is `device`. */
+static int find_mount(const char *directory, const char *device, char *ret, size_t size)
+{
+    _cleanup_fclose_ FILE *file = fopen("/proc/self/mountinfo", "re");
+    _cleanup_free_ char *line = NULL;
+    size_t capacity = 0;
+    int r = -ENOENT;
+    while (file && getline(&line, &capacity, file) >= 0) {
+        char *save = NULL, *fields[5] = {0}, *dash = strstr(line, " - ");
+        if (!dash)
+            continue;
+        *dash = '\0';
+        char *word = strtok_r(line, " ", &save);
+        for (int i = 0; i < 5 && word; i++, word = strtok_r(NULL, " ", &save))
+            fields[i] = word;
+        char *type = strtok_r(dash + 3, " \n", &save), *source = type ? strtok_r(NULL, " \n", &save) : NULL;
+        if (!fields[4] || !source)
+            continue;
+        unescape(fields[4]);
+        unescape(source);
+        if (directory && strcmp(fields[4], directory) == 0) {
+            snprintf(ret, size, "%s", source);
+            r = 0;
+        }
+        if (device && strcmp(source, device) == 0) {
+            snprintf(ret, size, "%s", fields[4]);
+            return 0;
+        }
+    }
+    return r;
+}
+
+int mounts_source(const char *directory, char *ret_source, size_t size)
+{
+    return find_mount(directory, NULL, ret_source, size);
+}
+
+int mounts_target(const char *device, char *ret_directory, size_t size)
+{
+    return find_mount(NULL, device, ret_directory, size);
+}
+
+/* The value of KEY=value in blkid's "export" output. */
+static bool blkid_value(const char *output, const char *key, char ret[MOUNTS_TYPE_BYTES])
+{
+    size_t length = strlen(key);
+    for (const char *line = output; line; line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL)
+        if (strncmp(line, key, length) == 0 && line[length] == '=') {
+            snprintf(ret, MOUNTS_TYPE_BYTES, "%.*s", (int)strcspn(line + length + 1, "\n"), line + length + 1);
+            return true;
+        }
+    return false;
+}
+
+int mounts_probe(const char *device, char ret_type[MOUNTS_TYPE_BYTES], struct error *err)
+{
+    const char *const argv[] = {"blkid", "-p", "-o", "export", device, NULL};
+    struct process_options options = {.argv = argv, .inherit_fd = -1};
+    struct process_result result;
+    char text[PROCESS_TAIL_BYTES + 64];
+    int r = process_run(&options, PROBE_TIMEOUT_MS, &result, err);
+    if (r < 0)
+        return error_context(err, "cannot look what is on %s", device);
+    if (result.exit_status == 2 && !result.timed_out && !result.tail[0])
+        ret_type[0] = '\0';
+    else if (result.exit_status == 8)
+        snprintf(ret_type, MOUNTS_TYPE_BYTES, "several signatures");
+    else if (result.exit_status != 0)
+        return error_set(err, -EIO, "cannot look what is on %s: blkid: %s", device,
+                         process_describe(&result, text, sizeof text));
+    else if (!blkid_value(result.output, "TYPE", ret_type) && !blkid_value(result.output, "PTTYPE", ret_type))
+        snprintf(ret_type, MOUNTS_TYPE_BYTES, "unknown data");
+    return 0;
+}
+
+int mounts_make(const char *device, const char *type, bool zeroed, struct error *err)
+{
+    /* No discard first: the volume is empty, and the journal would hold it. */
+    const char *const ext4_zeroed[] = {"mkfs.ext4", "-q", "-F", "-E", "nodiscard,assume_storage_prezeroed=1", device, NULL};
+    const char *const ext4[] = {"mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", device, NULL};
+    const char *const xfs[] = {"mkfs.xfs", "-q", "-K", device, NULL};
+    struct process_options options = {.argv = strcmp(type, "xfs") == 0 ? xfs : zeroed ? ext4_zeroed : ext4,
+                                      .inherit_fd = -1};
+    struct process_result result;
+    char text[PROCESS_TAIL_BYTES + 64];
+    int r = process_run(&options, MAKE_TIMEOUT_MS, &result, err);
+    if (r == -ENOENT)
+        return error_set(err, -ENOENT, "cannot make a file system on %s: %s is not installed (apt-get install %s)", device,
+                         options.argv[0], strcmp(type, "xfs") == 0 ? "xfsprogs" : "e2fsprogs");
+    if (r < 0)
+        return error_context(err, "cannot make a file system on %s", device);
+    if (result.exit_status != 0)
+        return error_set(err, -EIO, "cannot make a file system on %s: %s: %s", device, options.argv[0],
+                         process_describe(&result, text, sizeof text));
+    return 0;
+}
+
+int mounts_prepare(const char *directory, bool *ret_created, struct error *err)
+{
+    char source[256];
+    struct stat st;
+    if (mounts_source(directory, source, sizeof source) == 0)
+        return error_set(err, -EBUSY, "cannot mount on %s: %s is mounted there; unmount it or choose another directory",
+                         directory, source);
+    if (lstat(directory, &st) < 0 && errno == ENOENT) {
+        int r = io_mkdirs(directory, 0755, err);
+        if (r >= 0 && ret_created)
+            *ret_created = true;
+        return r;
+    }
+    _cleanup_closedir_ DIR *dir = opendir(directory);
+    if (!dir)
+        return error_errno(err, -errno, "cannot mount on %s", directory);
+    for (const struct dirent *entry; (entry = readdir(dir));)
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+            return error_set(err, -ENOTEMPTY,
+                             "cannot mount on %s: it is not empty (it holds %s), and a mount would hide that; move it away "
+                             "or choose another directory",
+                             directory, entry->d_name);
+    return 0;
+}
+
+int mounts_mount(const char *device, const char *directory, const char *type, bool view, struct error *err)
+{
+    const char *data = view && strcmp(type, "xfs") == 0 ? "nouuid" : NULL;
+    if (mount(device, directory, type, MS_NOATIME, data) == 0)
+        return 0;
+    int r = -errno;
+    if (r == -EUCLEAN || r == -EINVAL || r == -EIO)
+        return error_errno(err, r, "cannot mount %s (%s) on %s; the kernel's log (dmesg) tells more, `fsck -n %s` checks it",
+                           device, type, directory, device);
+    if (r == -ENODEV)
+        return error_set(err, r, "cannot mount %s on %s: the kernel does not know %s (modprobe %s)", device, directory, type,
+                         type);
+    return error_errno(err, r, "cannot mount %s (%s) on %s", device, type, directory);
+}
+
+int mounts_unmount(const char *directory, bool force, struct error *err)
+{
+    char source[256], users[MOUNTS_USERS_BYTES];
+    if (mounts_source(directory, source, sizeof source) < 0)
+        return 0;
+    if (umount2(directory, UMOUNT_NOFOLLOW) == 0)
+        return 0;
+    int r = -errno;
+    if (!force && r == -EBUSY) {
+        size_t count = mounts_users(directory, users);
+        return error_set(err, r, "cannot unmount %s: it is used by %s; stop %s, or let spec.lifecycle.stop do it", directory,
+                         count ? users : "somebody who cannot be seen from here (another mount namespace, a swap file or loop device on it)",
+                         count == 1 ? "it" : "them");
+    }
+    if (force) {
+        _cleanup_close_ int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (fd >= 0)
+            syncfs(fd);
+        if (umount2(directory, MNT_DETACH | UMOUNT_NOFOLLOW) == 0)
+            return 0;
+        r = -errno;
+    }
+    return error_errno(err, r, "cannot unmount %s", directory);
+}
+
+/* How process `pid` uses device `dev`: "cwd", "root", "exe", "an open file", "a mapped file"; NULL: it does not. */
+static const char *use_of(const char *pid, dev_t dev)
+{
+    static const char *const links[] = {"cwd", "root", "exe"};
+    char path[320];
+    struct stat st;
+    for (size_t i = 0; i < 3; i++) {
+        snprintf(path, sizeof path, "/proc/%s/%s", pid, links[i]);
+        if (stat(path, &st) == 0 && st.st_dev == dev)
+            return links[i];
+    }
+    snprintf(path, sizeof path, "/proc/%s/fd", pid);
+    _cleanup_closedir_ DIR *dir = opendir(path);
+    for (const struct dirent *entry; dir && (entry = readdir(dir));)
+        if (entry->d_name[0] != '.' && fstatat(dirfd(dir), entry->d_name, &st, 0) == 0 && st.st_dev == dev)
+            return "an open file";
+    snprintf(path, sizeof path, "/proc/%s/maps", pid);
+    _cleanup_fclose_ FILE *maps = fopen(path, "re");
+    _cleanup_free_ char *line = NULL;
+    size_t capacity = 0;
+    unsigned dev_major, dev_minor;
+    while (maps && getline(&line, &capacity, maps) >= 0)
+        if (sscanf(line, "%*s %*s %*s %x:%x", &dev_major, &dev_minor) == 2 && makedev(dev_major, dev_minor) == dev)
+            return "a mapped file";
+    return NULL;
+}
+
+size_t mounts_users(const char *directory, char ret_text[MOUNTS_USERS_BYTES])
+{
+    enum { SHOWN = 5 };
+    struct stat st;
+    size_t count = 0, used = 0;
+    ret_text[0] = '\0';
+    _cleanup_closedir_ DIR *proc = opendir("/proc");
+    if (!proc || stat(directory, &st) < 0)
+        return 0;
+    for (const struct dirent *entry; (entry = readdir(proc));) {
+        if (entry->d_name[0] < '1' || entry->d_name[0] > '9')
+            continue;
+        const char *use = use_of(entry->d_name, st.st_dev);
+        if (!use || ++count > SHOWN)
+            continue;
+        char path[300], name[64] = "?";
+        snprintf(path, sizeof path, "/proc/%s/comm", entry->d_name);
+        _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+        ssize_t n = fd < 0 ? 0 : read(fd, name, sizeof name - 1);
+        if (n > 0)
+            name[n - 1] = '\0';
+        used += (size_t)snprintf(ret_text + used, MOUNTS_USERS_BYTES - used, "%s%.32s (pid %.10s: %s)", used ? ", " : "", name,
+                                 entry->d_name, use);
+    }
+    if (count > SHOWN)
+        snprintf(ret_text + used, MOUNTS_USERS_BYTES - used, " and %zu more", count - SHOWN);
+    return count;
+}
+
+int mounts_drop_cache(const char *device, struct error *err)
+{
+    _cleanup_close_ int fd = open(device, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || ioctl(fd, BLKFLSBUF, 0) < 0)
+        return error_errno(err, -errno, "cannot drop the cache of %s", device);
+    return 0;
+}

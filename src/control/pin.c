@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Pins: the lock file is created and locked before the engine is asked, so that it finds it held. */
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include "control/control_internal.h"
+
+int pin_take(struct application *application, const char *id, const char *point, int *ret_fd, json_t **ret_answer,
+             struct error *err)
+{
+    char path[PATH_MAX];
+    int r = application_path(application, path, err, "journal/pins/%s.lock", id);
+    if (r < 0)
+        return r;
+    _cleanup_close_ int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) < 0) {
+        r = -errno;
+        return error_errno(err, r, "cannot lock %s", path);
+    }
+    _cleanup_json_ json_t *body = json_pack("{s:s, s:s}", "pin", id, "point", point);
+    r = application_call(application, "POST", "/v1/pin", body, CONTROL_CALL_TIMEOUT_MS, ret_answer, err);
+    if (r < 0) {
+        unlink(path);
+        return r;
+    }
+    *ret_fd = take_fd(fd);
+    return 0;
+}
+
+void pin_drop(struct application *application, const char *id)
+{
+    char path[PATH_MAX];
+    struct error ignored = ERROR_INIT;
+    _cleanup_json_ json_t *body = json_pack("{s:s}", "pin", id);
+    /* An engine that is away drops pins without a lock when it starts. */
+    if (application_call(application, "POST", "/v1/unpin", body, CONTROL_CALL_TIMEOUT_MS, NULL, &ignored) < 0)
+        log_warning(application->control->log, "%s: cannot drop the pin %s: %s", application->name, id, ignored.message);
+    if (application_path(application, path, &ignored, "journal/pins/%s.lock", id) == 0)
+        unlink(path);
+}
