@@ -19,7 +19,7 @@
 
 #define FUSE_EXPORT_FILE_NAME "vol" /* the file's name below the mount point */
 #define FUSE_EXPORT_MAX_IO_BYTES                                                                             \
-    (512 * 1024) /* largest READ and WRITE: keeps the buffers of a thread small */
+    (128 * 1024) /* largest READ and WRITE: keeps the buffers of many threads small */
 #define FUSE_EXPORT_DEFAULT_THREADS 32u
 #define FUSE_EXPORT_MAX_THREADS 64u
 #define FUSE_EXPORT_DEFAULT_SPIN_US 50u

@@ -76,6 +76,7 @@ static void free_journal(struct journal *j)
         if (fds[i] >= 0)
             close(fds[i]);
     pthread_mutex_destroy(&j->mutex);
+    pthread_mutex_destroy(&j->submit_mutex);
     pthread_mutex_destroy(&j->save_mutex);
     pthread_mutex_destroy(&j->tag_mutex);
     pthread_mutex_destroy(&j->maintain_mutex);
@@ -103,6 +104,7 @@ static int new_journal(const struct journal_options *options, struct journal **r
     pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ADAPTIVE_NP);
     pthread_mutex_init(&j->mutex, &attributes);
     pthread_mutexattr_destroy(&attributes);
+    pthread_mutex_init(&j->submit_mutex, NULL);
     pthread_mutex_init(&j->save_mutex, NULL);
     pthread_mutex_init(&j->tag_mutex, NULL);
     pthread_mutex_init(&j->maintain_mutex, NULL);
@@ -215,8 +217,8 @@ int journal_close(struct journal *j, struct error *err)
 void journal_abandon(struct journal *j)
 {
     pthread_mutex_lock(&j->mutex);
-    while (j->inflight_number) /* a write that the kernel has cannot be taken back */
-        writer_wait_frame(j, j->inflight_number);
+    while (j->inflight) /* a write that the kernel has cannot be taken back */
+        writer_wait_frame(j, j->complete_number);
     j->suspended = true; /* no more I/O */
     pthread_mutex_unlock(&j->mutex);
     janitor_stop(j);

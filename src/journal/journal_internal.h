@@ -11,6 +11,8 @@
 #include "journal/tail.h"
 
 #define JOURNAL_LSN_RESERVE (1ull << 20) /* more than three segments' records */
+#define JOURNAL_MAX_INFLIGHT 3u     /* frames that the kernel has at a time */
+#define JOURNAL_INFLIGHT_RECORDS 6u /* a frame joins others in flight once it has so many */
 #define JOURNAL_MAX_PINS 64u
 #define JOURNAL_CACHE_BYTES (4u << 20)
 #define JOURNAL_PATH_BYTES (PATH_MAX + JOURNAL_FILE_BYTES)
@@ -26,7 +28,9 @@ struct frame {
     _Atomic uint32_t event; /* futex: changes when the frame is submitted and when it is written */
     _Atomic uint32_t waiters;
     uint32_t blocks;        /* with the header block */
-    bool closed;
+    bool closed, ended; /* ended: the kernel is done with it, `result` says how */
+    int result;
+    uint64_t last_realtime_ns, last_boottime_ns;
     uint32_t crcs[FRAME_MAX_BLOCKS]; /* of its blocks; [0] unused until it is sealed */
 };
 
@@ -55,8 +59,9 @@ struct journal {
     struct frame frames[RING_SLOTS];
     uint64_t open_number;     /* frame that takes records */
     uint64_t submit_number;   /* next to be written */
-    _Atomic uint64_t inflight_number; /* 0: none */
-    _Atomic bool reaping;             /* somebody waits for the frame in flight */
+    uint64_t complete_number;         /* oldest frame that is not known to be written */
+    _Atomic uint32_t inflight;        /* frames that the kernel has */
+    _Atomic bool reaping;             /* somebody waits for a frame in flight */
     uint32_t previous_crc;
     uint64_t demand_lsn; /* a frame with records up to it is written even when it has room */
     uint64_t next_lsn, durable_lsn, durable_realtime_ns;
@@ -67,7 +72,8 @@ struct journal {
     pthread_t exclusive_owner;
     unsigned room_waiters;
 
-    struct io_uring uring;      /* frames */
+    struct io_uring uring;        /* frames */
+    pthread_mutex_t submit_mutex; /* guards its submission queue; taken last */
     struct io_uring sync_uring; /* used by the sync leader */
     bool syncing;
 
@@ -100,6 +106,9 @@ void writer_release(struct journal *j);
 void writer_try_submit(struct journal *j);
 /* With the mutex held: stops journaling; see journal_resume. */
 void writer_suspend(struct journal *j, const char *reason);
+/* With the mutex held, never waiting for a segment (the sealer's call): starts writing what was appended; `sync`: makes
+ * durable what is written. */
+void writer_push(struct journal *j, bool sync);
 /* With the mutex held: writes all that was appended and waits for it. Returns the last LSN that was appended. */
 uint64_t writer_write_all(struct journal *j);
 /* With the mutex held: waits for some progress of frame `number`, reaping when nobody else does. */

@@ -129,20 +129,15 @@ static void *sealer_main(void *context)
         uint64_t now = clock_boottime_ns(j->clock);
         bool sync = !j->suspended && j->unsynced_since_ns && now - j->unsynced_since_ns >= SYNC_INTERVAL_NS;
         bool unwritten = !j->suspended && j->written_lsn + 1 < j->next_lsn;
-        if (!seal && !prepare && !sync) {
-            wait_for_work(j, 250);
-            if (unwritten && !j->stop)
-                writer_write_all(j);
+        if (!seal && !prepare) { /* never journal_sync here: it may wait for a segment, which is made here */
+            if (sync || unwritten)
+                writer_push(j, sync);
+            if (!j->stop && (j->suspended || (j->ready_fd >= 0 && !j->sealing)))
+                wait_for_work(j, unwritten ? 50 : 250);
             continue;
         }
         pthread_mutex_unlock(&j->mutex);
-        int r = 0;
-        if (seal)
-            r = seal_switched(j, &err);
-        else if (prepare)
-            r = prepare_next(j, &err);
-        else
-            r = journal_sync(j, -1, NULL, &err);
+        int r = seal ? seal_switched(j, &err) : prepare_next(j, &err);
         pthread_mutex_lock(&j->mutex);
         if (r < 0) {
             log_warning(j->log, "%s", err.message);

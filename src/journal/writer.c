@@ -96,7 +96,7 @@ void writer_suspend(struct journal *j, const char *reason)
 /* Moves on to the segment that is ready. false: there is none yet. */
 static bool switch_segment(struct journal *j)
 {
-    if (j->sealing || j->ready_fd < 0)
+    if (j->inflight || j->sealing || j->ready_fd < 0)
         return false;
     j->sealing = true;
     j->sealing_fd = j->active_fd;
@@ -133,9 +133,11 @@ static void seal_frame(struct journal *j, struct frame *f, char *block)
 
 void writer_try_submit(struct journal *j)
 {
-    if (j->inflight_number || j->suspended)
-        return;
     struct frame *f = frame_of(j, j->submit_number);
+    if (j->suspended || j->inflight == JOURNAL_MAX_INFLIGHT)
+        return;
+    if (j->inflight && !f->closed && f->count < JOURNAL_INFLIGHT_RECORDS)
+        return;
     if (f->number != j->submit_number || f->count == 0 || f->filled < f->count)
         return;
     if (!f->closed && f->first.n > j->demand_lsn)
@@ -156,15 +158,21 @@ void writer_try_submit(struct journal *j)
     seal_frame(j, f, block);
     uint64_t offset = (uint64_t)t->info.used_blocks * JOURNAL_BLOCK_BYTES;
     tail_add_frame(t, block, f->crcs);
-    struct io_uring_sqe *sqe = io_uring_get_sqe(&j->uring);
-    io_uring_prep_write(sqe, j->active_fd, block, f->blocks * JOURNAL_BLOCK_BYTES, offset);
-    j->inflight_number = f->number; /* from here on nobody else uses the submission queue */
+    f->last_realtime_ns = t->info.last_realtime_ns;
+    f->last_boottime_ns = t->info.last_boottime_ns;
     j->submit_number++;
+    j->inflight++;
+    int fd = j->active_fd;
     pthread_mutex_unlock(&j->mutex);
+    pthread_mutex_lock(&j->submit_mutex);
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&j->uring);
+    io_uring_prep_write(sqe, fd, block, f->blocks * JOURNAL_BLOCK_BYTES, offset);
+    io_uring_sqe_set_data(sqe, f);
     int r = io_uring_submit(&j->uring);
+    pthread_mutex_unlock(&j->submit_mutex);
     pthread_mutex_lock(&j->mutex);
     if (r < 0) {
-        j->inflight_number = 0;
+        j->inflight--;
         writer_suspend(j, "io_uring_submit failed");
     }
     if (!j->reaping) { /* somebody who waits for it, or for room, has to reap */
@@ -174,30 +182,44 @@ void writer_try_submit(struct journal *j)
     }
 }
 
-/* The frame in flight has ended with `result`. */
-static void complete(struct journal *j, int result)
+/* Frame `f`, the oldest in flight, has ended. */
+static void complete_frame(struct journal *j, struct frame *f)
 {
-    struct frame *f = frame_of(j, j->inflight_number);
-    j->inflight_number = 0;
-    if (j->suspended)
-        return;
-    if (result != (int)(f->blocks * JOURNAL_BLOCK_BYTES)) {
+    if (f->result != (int)(f->blocks * JOURNAL_BLOCK_BYTES)) {
         char reason[160];
         snprintf(reason, sizeof reason, "writing segment %u failed: %s", j->tails[j->active].info.number,
-                 result < 0 ? strerrordesc_np(-result) : "short write");
+                 f->result < 0 ? strerrordesc_np(-f->result) : "short write");
         writer_suspend(j, reason);
         return;
     }
+    j->complete_number++;
     j->written_lsn = f->first.n + f->count - 1;
     atomic_store(&f->written, true);
-    j->written_realtime_ns = j->tails[j->active].info.last_realtime_ns;
-    j->written_boottime_ns = j->tails[j->active].info.last_boottime_ns;
+    j->written_realtime_ns = f->last_realtime_ns;
+    j->written_boottime_ns = f->last_boottime_ns;
     if (!j->unsynced_since_ns)
         j->unsynced_since_ns = f->boottime_ns;
     atomic_store(&ring_slot(&j->ring, slot_of(f->number))->written, 1);
     signal_event(f, INT_MAX);
     free_if_done(j, f);
+}
+
+/* With the mutex: the kernel has ended a frame. Frames count as written in their order. */
+static void complete(struct journal *j, struct frame *f, int result)
+{
+    f->ended = true;
+    f->result = result;
+    j->inflight--;
+    for (;;) {
+        struct frame *oldest = frame_of(j, j->complete_number);
+        if (j->suspended || oldest->number != j->complete_number || !oldest->ended)
+            break;
+        complete_frame(j, oldest);
+    }
     writer_try_submit(j);
+    if (j->inflight && !j->suspended) { /* whoever waits for the next one has to reap it */
+        signal_event(frame_of(j, j->complete_number), 1);
+    }
     if (j->room_waiters)
         pthread_cond_signal(&j->room);
 }
@@ -206,9 +228,9 @@ static void complete(struct journal *j, int result)
 static bool reap(struct journal *j)
 {
     bool idle = false;
-    if (!j->inflight_number || !atomic_compare_exchange_strong(&j->reaping, &idle, true))
+    if (!j->inflight || !atomic_compare_exchange_strong(&j->reaping, &idle, true))
         return false;
-    if (!j->inflight_number) { /* completed meanwhile */
+    if (!j->inflight) { /* completed meanwhile */
         j->reaping = false;
         return true;
     }
@@ -217,12 +239,13 @@ static bool reap(struct journal *j)
     do
         r = io_uring_wait_cqe(&j->uring, &cqe);
     while (r == -EINTR || r == -EAGAIN);
-    int result = r < 0 ? r : cqe->res;
-    if (r == 0)
-        io_uring_cqe_seen(&j->uring, cqe);
+    assert(r == 0);
+    struct frame *f = io_uring_cqe_get_data(cqe);
+    int result = cqe->res;
+    io_uring_cqe_seen(&j->uring, cqe);
     pthread_mutex_lock(&j->mutex);
     j->reaping = false;
-    complete(j, result);
+    complete(j, f, result);
     pthread_mutex_unlock(&j->mutex);
     return true;
 }
@@ -247,7 +270,7 @@ void writer_wait_frame(struct journal *j, uint64_t number)
 static void wait_room(struct journal *j)
 {
     j->room_waiters++;
-    if (j->inflight_number && !j->reaping) {
+    if (j->inflight && !j->reaping) {
         pthread_mutex_unlock(&j->mutex);
         reap(j);
         pthread_mutex_lock(&j->mutex);
@@ -263,17 +286,18 @@ static void reap_if_ended(struct journal *j)
 {
     struct io_uring_cqe *cqe;
     bool idle = false;
-    if (!j->inflight_number || !atomic_compare_exchange_strong(&j->reaping, &idle, true))
+    if (!j->inflight || !atomic_compare_exchange_strong(&j->reaping, &idle, true))
         return;
-    bool ended = j->inflight_number && io_uring_peek_cqe(&j->uring, &cqe) == 0;
+    bool ended = j->inflight && io_uring_peek_cqe(&j->uring, &cqe) == 0;
+    struct frame *f = ended ? io_uring_cqe_get_data(cqe) : NULL;
     int result = ended ? cqe->res : 0;
     if (ended)
         io_uring_cqe_seen(&j->uring, cqe);
     j->reaping = false;
     if (ended)
-        complete(j, result);
-    else if (j->inflight_number) /* who found it taken meanwhile goes to sleep: not for ever */
-        signal_event(frame_of(j, j->inflight_number), 1);
+        complete(j, f, result);
+    else if (j->inflight) /* who found it taken meanwhile goes to sleep: not for ever */
+        signal_event(frame_of(j, j->complete_number), 1);
 }
 
 /* ---- appending ---- */
@@ -309,7 +333,7 @@ static struct frame *open_frame(struct journal *j, uint32_t payload_blocks)
             f->count = f->filled = 0;
             f->unbacked = 0;
             f->blocks = 1;
-            f->closed = false;
+            f->closed = f->ended = false;
             f->written = false;
             f->first = (struct lsn){j->next_lsn};
             f->realtime_ns = clock_realtime_ns(j->clock);
@@ -465,7 +489,7 @@ uint64_t writer_write_all(struct journal *j)
     while (!j->suspended && j->written_lsn < target) {
         writer_try_submit(j);
         if (j->written_lsn < target)
-            writer_wait_frame(j, j->inflight_number ? j->inflight_number : j->submit_number);
+            writer_wait_frame(j, j->complete_number);
     }
     return target;
 }
@@ -502,6 +526,34 @@ static int sync_files(struct journal *j, int active_fd, int sealing_fd, int also
     return result;
 }
 
+/* With the mutex (dropped meanwhile) and nobody else syncing: makes durable what is written. */
+static void sync_once(struct journal *j, int also_fd, int *ret_also)
+{
+    j->syncing = true;
+    uint64_t covered = j->written_lsn, realtime = j->written_realtime_ns;
+    int active_fd = j->active_fd, sealing_fd = j->sealing ? j->sealing_fd : -1;
+    j->unsynced_since_ns = 0;
+    pthread_mutex_unlock(&j->mutex);
+    int synced = sync_files(j, active_fd, sealing_fd, also_fd, ret_also);
+    pthread_mutex_lock(&j->mutex);
+    j->syncing = false;
+    if (synced < 0)
+        writer_suspend(j, "fdatasync of the journal failed");
+    else if (covered > j->durable_lsn)
+        j->durable_lsn = covered, j->durable_realtime_ns = realtime;
+    pthread_cond_broadcast(&j->sealed);
+}
+
+void writer_push(struct journal *j, bool sync)
+{
+    int ignored;
+    j->demand_lsn = j->next_lsn - 1;
+    reap_if_ended(j);
+    writer_try_submit(j);
+    if (sync && !j->syncing && !j->suspended)
+        sync_once(j, -1, &ignored);
+}
+
 int journal_sync(struct journal *j, int also_fd, int *ret_also, struct error *err)
 {
     int ignored, r = 0;
@@ -523,20 +575,8 @@ int journal_sync(struct journal *j, int also_fd, int *ret_also, struct error *er
             }
             continue;
         }
-        j->syncing = true;
-        uint64_t covered = j->written_lsn, realtime = j->written_realtime_ns;
-        int active_fd = j->active_fd, sealing_fd = j->sealing ? j->sealing_fd : -1;
-        j->unsynced_since_ns = 0;
-        pthread_mutex_unlock(&j->mutex);
-        int synced = sync_files(j, active_fd, sealing_fd, also_done ? -1 : also_fd, ret_also);
+        sync_once(j, also_done ? -1 : also_fd, ret_also);
         also_done = true;
-        pthread_mutex_lock(&j->mutex);
-        j->syncing = false;
-        if (synced < 0)
-            writer_suspend(j, "fdatasync of the journal failed");
-        else if (covered > j->durable_lsn)
-            j->durable_lsn = covered, j->durable_realtime_ns = realtime;
-        pthread_cond_broadcast(&j->sealed);
     }
     if (j->suspended)
         r = error_set(err, -ESHUTDOWN, "the journal is suspended: %s", j->reason);
@@ -554,10 +594,10 @@ int journal_seal(struct journal *j, struct error *err)
     writer_write_all(j);
     while (!j->suspended && (j->tails[j->active].info.number == number ? j->tails[j->active].frame_count > 0 : j->sealing)) {
         bool here = j->tails[j->active].info.number == number;
-        if (here && !j->inflight_number && switch_segment(j))
+        if (here && switch_segment(j))
             continue;
-        if (here && j->inflight_number) {
-            writer_wait_frame(j, j->inflight_number);
+        if (here && j->inflight) {
+            writer_wait_frame(j, j->complete_number);
             continue;
         }
         pthread_cond_signal(&j->work);
