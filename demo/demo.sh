@@ -8,7 +8,7 @@ demo_source=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=demo/lib.sh
 . "$demo_source/lib.sh"
 
-rows_a_phase=${DEMO_ROWS:-4000}
+rows_a_phase=${DEMO_ROWS:-8000}
 step=0
 wrong=0
 
@@ -34,7 +34,7 @@ finish() {
     trap - EXIT INT TERM HUP
     if ((status)) && [[ $shop_dir && -d $shop_dir/log ]]; then
         echo "The demo failed (status $status). The last of the logs:" >&2
-        tail -n 15 "$shop_dir"/log/up.log "$shop_dir"/log/shop.log "$shop_dir"/state/apps/*/*.log 2>/dev/null >&2 || true
+        tail -n 15 "$shop_dir"/log/up.log "$shop_dir"/log/shop.log "$shop_dir"/state/apps/*/*.log >&2 2>/dev/null || true
     fi
     if ! shop_end && ((status == 0)); then
         echo "Not everything ended by itself: the rest was removed by force." >&2

@@ -113,7 +113,12 @@ as_postgres() { HOME=/ setpriv --reuid=postgres --regid=postgres --init-groups -
 control() { as_postgres $shop_pg_bin/pg_ctl -D $shop_dir/mnt/data/pg -w -t $shop_timeout_s "\$@"; }
 case \$1 in
 stop) control status >/dev/null || exit 0; control -m fast stop ;;
-start) control -l $shop_dir/log/shop.log start ;;
+start)
+    # After a rewind, as after a power failure, there is the pid file of a server that no longer runs.
+    pid=\$(head -n 1 $shop_dir/mnt/data/pg/postmaster.pid 2>/dev/null)
+    [[ \$(readlink "/proc/\$pid/cwd") == $shop_dir/mnt/data/pg ]] || rm -f $shop_dir/mnt/data/pg/postmaster.pid
+    control -l $shop_dir/log/shop.log start
+    ;;
 probe) as_postgres $shop_pg_bin/psql -X -q -A -t -h $shop_dir/run -p 5432 -c 'SELECT 1' postgres ;;
 esac
 END
@@ -164,6 +169,7 @@ shared_buffers = 32MB
 max_wal_size = 256MB
 checkpoint_timeout = 30s
 END
+    sync "$shop_dir/mnt/data/pg/postgresql.conf" # a view is what a power failure would leave
     "$shop_dir/app/database" start >"$shop_dir/log/start.log"
     shop_as_postgres "$shop_pg_bin/pgbench" -i -q -s 5 -h "$shop_dir/run" postgres >"$shop_dir/log/pgbench.log" 2>&1
     shop_psql 5432 "CREATE TABLE ledger (n bigint PRIMARY KEY, note text)"

@@ -20,7 +20,7 @@ finish() {
     local status=$?
     trap - EXIT INT TERM HUP
     if ((status)) && [[ $shop_dir && -d $shop_dir/log ]]; then
-        tail -n 20 "$shop_dir"/log/up.log "$shop_dir"/log/shop.log "$shop_dir"/state/apps/*/*.log 2>/dev/null >&2 || true
+        tail -n 20 "$shop_dir"/log/up.log "$shop_dir"/log/shop.log "$shop_dir"/state/apps/*/*.log >&2 2>/dev/null || true
     fi
     if ! shop_end && ((status == 0)); then
         echo "not everything ended by itself" >&2
