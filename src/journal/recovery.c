@@ -178,7 +178,7 @@ static void examine_ring(struct journal *j, bool same_boot)
 {
     struct journal_recovery *rec = &j->recovery;
     bool usable = same_boot && !j->ring.fresh && ring_epoch(&j->ring) == j->manifest.epoch;
-    rec->compare_all = !usable || j->manifest.suspended;
+    rec->compare_all = !usable || j->manifest.suspended || ring_suspended(&j->ring);
     if (!usable)
         return;
     for (uint32_t i = 0; i < RING_SLOTS; i++) {

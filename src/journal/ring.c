@@ -55,6 +55,7 @@ void ring_clear(struct ring *ring, const struct uuid *journal, uint32_t epoch)
         memset(ring_slot(ring, i), 0, sizeof(struct ring_slot));
     memcpy(control->journal_id, journal->bytes, 16);
     control->epoch = epoch;
+    control->suspended = 0;
     atomic_thread_fence(memory_order_seq_cst);
     control->magic = RING_MAGIC;
     ring->fresh = false;
@@ -63,6 +64,15 @@ void ring_clear(struct ring *ring, const struct uuid *journal, uint32_t epoch)
 uint32_t ring_epoch(const struct ring *ring)
 {
     return ((const struct ring_control *)ring->memory)->epoch;
+}
+
+void ring_suspend(struct ring *ring)
+{
+    ((struct ring_control *)ring->memory)->suspended = 1;
+}
+bool ring_suspended(const struct ring *ring)
+{
+    return ((const struct ring_control *)ring->memory)->suspended;
 }
 
 void ring_release(struct ring *ring, bool remove)

@@ -31,7 +31,7 @@ struct ring_control { /* the first page of the file */
     uint32_t magic;
     uint32_t epoch;
     uint8_t journal_id[16];
-    uint64_t segment_bytes;
+    _Atomic uint64_t suspended; /* writes went on unjournaled */
 };
 
 struct ring {
@@ -46,6 +46,9 @@ int ring_open(struct ring *ring, const char *path, const struct uuid *journal, s
 /* Empties all slots and marks it with the epoch. */
 void ring_clear(struct ring *ring, const struct uuid *journal, uint32_t epoch);
 uint32_t ring_epoch(const struct ring *ring);
+/* Remembers that writes go on unjournaled, where it survives a kill. */
+void ring_suspend(struct ring *ring);
+bool ring_suspended(const struct ring *ring);
 /* Unmaps; `remove` deletes the file too (after a clean end). */
 void ring_release(struct ring *ring, bool remove);
 

@@ -123,8 +123,14 @@ static void *sealer_main(void *context)
 {
     struct journal *j = context;
     struct error err = ERROR_INIT;
+    bool told = false;
     pthread_mutex_lock(&j->mutex);
     while (!j->stop) {
+        if (j->suspended && !told) {
+            pthread_mutex_unlock(&j->mutex);
+            told = sealer_save(j, &err) == 0;
+            pthread_mutex_lock(&j->mutex);
+        }
         bool seal = j->sealing && !j->suspended, prepare = j->ready_fd < 0 && !j->suspended;
         uint64_t now = clock_boottime_ns(j->clock);
         bool sync = !j->suspended && j->unsynced_since_ns && now - j->unsynced_since_ns >= SYNC_INTERVAL_NS;

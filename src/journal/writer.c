@@ -78,6 +78,8 @@ void writer_suspend(struct journal *j, const char *reason)
     if (j->suspended)
         return;
     j->suspended = true;
+    j->manifest.suspended = true; /* the sealer saves it, if it can */
+    ring_suspend(&j->ring);
     snprintf(j->reason, sizeof j->reason, "%s", reason);
     log_error(j->log, "the journal is suspended: %s; writes go on unprotected", reason);
     for (uint32_t i = 0; i < RING_SLOTS; i++) {

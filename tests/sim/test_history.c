@@ -265,6 +265,14 @@ static void reopen(struct history *h)
             OK(h, block_flush(group_volume_block(h->group, 0), &err));
         group_abandon(h->group);
         journal_abandon(h->journal);
+        if (below(h, 3) == 0) { /* as after a power loss: shared memory is gone, everything is compared */
+            h->doing = "power loss and reopen";
+            unlink(h->ring);
+            open_all(h);
+            check_live(h);
+            group_settle(h->group);
+            return;
+        }
     } else {
         group_free(h->group);
         OK(h, journal_close(h->journal, &err));
