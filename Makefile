@@ -18,19 +18,24 @@ deps:
 	scripts/install-deps
 
 # Builds and tests with gcc, clang and the sanitizers; the last line is "N passed, N failed".
-check:
+check: deps
 	scripts/check
 
 # A database that is rewound while you watch. Needs root.
-demo: all
-	scripts/demo
+demo: deps
+	$(MAKE) --no-print-directory all
+	demo/demo.sh
 
-bench: all
-	scripts/bench
+# Measures against peers; writes docs/benchmarks.md and bench/results.json. Takes about half an hour. Needs root.
+bench: deps
+	$(MAKE) --no-print-directory all
+	python3 bench/run.py $(BENCH_OPTIONS)
 
-# Random load, crashes and rewinds, for SOAK_SECONDS (default in the script).
-soak: all
-	scripts/soak
+# Random histories with kills, rewinds and dropped history against a model, for SOAK_SECONDS.
+SOAK_SECONDS ?= 7200
+soak: deps
+	$(MAKE) --no-print-directory all
+	$(BUILD)/tests/sim/test_history --seconds $(SOAK_SECONDS)
 
 # FUZZ=yaml SECONDS=60: one target with libFuzzer, starting from its corpus.
 FUZZ ?= yaml
