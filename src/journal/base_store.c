@@ -143,6 +143,25 @@ static int read_block(const struct base_store *s, const struct store_volume *v, 
     return 0;
 }
 
+/* Sectors that are present. 1 or negative. */
+static int read_present(const struct base_store *s, const struct store_volume *v, uint64_t lba, uint32_t length, char *to,
+                        struct error *err)
+{
+    char block[BLOCK_BYTES] __attribute__((aligned(64)));
+    while (length) {
+        uint32_t skip = lba % BLOCK_SECTORS, count = BLOCK_SECTORS - skip < length ? BLOCK_SECTORS - skip : length;
+        struct entry entry;
+        int r = read_block(s, v, lba / BLOCK_SECTORS, block, &entry, false, err);
+        if (r < 0)
+            return r;
+        memcpy(to, block + skip * SECTOR_BYTES, (size_t)count * SECTOR_BYTES);
+        to += (size_t)count * SECTOR_BYTES;
+        lba += count;
+        length -= count;
+    }
+    return 1;
+}
+
 int base_store_read(struct base_store *s, uint32_t volume, uint64_t lba, uint32_t length, void *data, struct error *err)
 {
     struct store_volume v;
@@ -153,19 +172,21 @@ int base_store_read(struct base_store *s, uint32_t volume, uint64_t lba, uint32_
         memset(data, 0, (size_t)length * SECTOR_BYTES);
         return 0;
     }
-    char block[BLOCK_BYTES] __attribute__((aligned(64))), *to = data;
-    while (length) {
-        uint32_t skip = lba % BLOCK_SECTORS, count = BLOCK_SECTORS - skip < length ? BLOCK_SECTORS - skip : length;
-        struct entry entry;
-        r = read_block(s, &v, lba / BLOCK_SECTORS, block, &entry, false, err);
-        if (r < 0)
-            return r;
-        memcpy(to, block + skip * SECTOR_BYTES, (size_t)count * SECTOR_BYTES);
-        to += (size_t)count * SECTOR_BYTES;
-        lba += count;
-        length -= count;
+    char *to = data;
+    while (length && r > 0) {
+        bool present;
+        uint64_t stretch;
+        if (base_store_extent(s, volume, lba, length, &present, &stretch, err) < 0)
+            return err->code;
+        if (present)
+            r = read_present(s, &v, lba, (uint32_t)stretch, to, err);
+        else
+            memset(to, 0, (size_t)stretch * SECTOR_BYTES);
+        to += (size_t)stretch * SECTOR_BYTES;
+        lba += stretch;
+        length -= (uint32_t)stretch;
     }
-    return 0;
+    return r < 0 ? r : 0;
 }
 
 /* Changes sectors [skip, skip+count) of one block: data NULL clears. */
