@@ -140,11 +140,10 @@ static int mount_all(struct holder *h, struct error *err)
     size_t count = json_array_size(json_object_get(h->config, "mounts"));
     for (size_t i = 0; i < count; i++) {
         struct held_mount *m = &h->mounts[i];
-        int r = io_mkdirs(m->directory, 0700, err);
-        if (r == -EEXIST || r == -ENOTCONN || r == -ENOTDIR) /* a dead mount looks so: fuse_mount judges it */
-            r = 0;
-        if (r == 0)
-            r = fuse_mount(m->directory, h->name, &m->fd, &m->nonblock_fd, err);
+        struct error missing = ERROR_INIT;
+        if (io_mkdirs(m->directory, 0700, &missing) < 0)
+            log_debug(&h->log, "%s", missing.message); /* a dead mount looks so too: fuse_mount judges it */
+        int r = fuse_mount(m->directory, h->name, &m->fd, &m->nonblock_fd, err);
         if (r < 0)
             return error_context(err, "volume %s", m->volume);
         h->mount_count = i + 1;
