@@ -43,18 +43,6 @@ finish() {
     exit "$status"
 }
 
-# install_postgresql: from the distribution, without a cluster of its own.
-install_postgresql() {
-    [[ -x /usr/bin/psql && -n $(compgen -G '/usr/lib/postgresql/*/bin/initdb') ]] && return
-    ((EUID == 0)) && command -v apt-get >/dev/null || return 0
-    echo "Installing PostgreSQL."
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update -q
-    apt-get install -y -q --no-install-recommends postgresql-common
-    sed -i 's/^#\? *create_main_cluster.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf
-    apt-get install -y -q --no-install-recommends postgresql-15
-}
-
 # field JSON PATH
 field() {
     shop_notes get "$2" <<<"$1"
@@ -214,7 +202,6 @@ demo_table() {
     shop_tidemark status shop | sed 's/^/     /'
 }
 
-install_postgresql
 shop_check_machine || exit 1
 trap finish EXIT
 trap 'exit 129' HUP
