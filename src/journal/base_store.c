@@ -22,9 +22,9 @@
 #define MAX_VOLUMES 256u
 #define ENTRIES_AT_ONCE 512u
 
-struct entry { /* of the .crc file */
-    struct le32 crc;
-    struct le32 present; /* bit n: sector n of the block */
+struct entry { /* of the .crc file; all zero: the block is absent */
+    struct le32 crc;     /* CRC32C of the block */
+    struct le32 present; /* bits 0 to 7: sectors of the block; bits 8 to 31: check over crc, mask and block number */
 };
 
 struct store_volume {
@@ -38,6 +38,25 @@ struct base_store {
     struct store_volume volumes[MAX_VOLUMES];
     size_t count;
 };
+
+static struct entry entry_make(uint32_t crc, uint32_t mask, uint64_t block)
+{
+    struct {
+        struct le32 crc, mask;
+        struct le64 block;
+    } covered = {le32_of(crc), le32_of(mask), le64_of(block)};
+    uint32_t check = crc32c(0, &covered, sizeof covered) & 0xffffff00u;
+    return mask ? (struct entry){le32_of(crc), le32_of(check | mask)} : (struct entry){0};
+}
+
+/* The mask of an entry; false: it is damaged. */
+static bool entry_mask(const struct entry *e, uint64_t block, uint32_t *ret_mask)
+{
+    uint32_t mask = le32_get(e->present) & 0xff;
+    struct entry expected = entry_make(le32_get(e->crc), mask, block);
+    *ret_mask = mask;
+    return memcmp(e, &expected, sizeof expected) == 0;
+}
 
 int base_store_open(const char *directory, bool writable, struct base_store **ret, struct error *err)
 {
@@ -120,26 +139,25 @@ static int read_padded(int fd, void *data, size_t length_bytes, uint64_t offset)
     return 0;
 }
 
-/* One block with its entry; absent sectors zeroed; checked unless `repair`. */
+/* One block; absent sectors zeroed; checked unless `repair`. entry->present is the bare mask afterwards. */
 static int read_block(const struct base_store *s, const struct store_volume *v, uint64_t block, char data[BLOCK_BYTES],
                       struct entry *entry, bool repair, struct error *err)
 {
+    uint32_t present = 0;
     int r = read_padded(v->crc_fd, entry, sizeof *entry, block * sizeof *entry);
-    uint32_t present = le32_get(entry->present);
+    bool sound = r == 0 && (entry_mask(entry, block, &present) || repair);
     if (r == 0 && present)
         r = read_padded(v->data_fd, data, BLOCK_BYTES, block * BLOCK_BYTES);
     if (r < 0)
         return error_errno(err, r, "cannot read %s/%u.img at %llu", s->directory, v->id,
                            (unsigned long long)(block * BLOCK_BYTES));
-    if (present && !repair && crc32c(0, data, BLOCK_BYTES) != le32_get(entry->crc))
+    if (!sound || (present && !repair && crc32c(0, data, BLOCK_BYTES) != le32_get(entry->crc)))
         return error_set(err, -EBADMSG, "%s/%u.img is damaged at %llu (wrong checksum)", s->directory, v->id,
                          (unsigned long long)(block * BLOCK_BYTES));
-    if (present > 0xff)
-        return error_set(err, -EBADMSG, "%s/%u.crc is damaged at %llu", s->directory, v->id,
-                         (unsigned long long)(block * sizeof *entry));
     for (uint32_t i = 0; i < BLOCK_SECTORS; i++)
         if (!(present & 1u << i))
             memset(data + i * SECTOR_BYTES, 0, SECTOR_BYTES);
+    *entry = (struct entry){entry->crc, le32_of(present)};
     return 0;
 }
 
@@ -207,8 +225,7 @@ static int change_block(struct base_store *s, const struct store_volume *v, uint
     else
         memset(block + skip * SECTOR_BYTES, 0, (size_t)count * SECTOR_BYTES);
     uint32_t present = data ? le32_get(entry.present) | mask : le32_get(entry.present) & ~mask;
-    entry.present = le32_of(present & 0xff);
-    entry.crc = le32_of(present ? crc32c(0, block, BLOCK_BYTES) : 0);
+    entry = entry_make(present ? crc32c(0, block, BLOCK_BYTES) : 0, present & 0xff, block_number);
     if (present)
         r = io_pwrite_full(v->data_fd, block, BLOCK_BYTES, block_number * BLOCK_BYTES);
     else if (fallocate(v->data_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(block_number * BLOCK_BYTES),
@@ -295,7 +312,11 @@ int base_store_extent(struct base_store *s, uint32_t volume, uint64_t lba, uint6
         if (r < 0)
             return error_errno(err, r, "cannot read %s/%u.crc", s->directory, volume);
         for (uint64_t stop = (block + ENTRIES_AT_ONCE) * BLOCK_SECTORS; at < stop && at < end; at++) {
-            bool present = le32_get(entries[at / BLOCK_SECTORS - block].present) >> at % BLOCK_SECTORS & 1;
+            uint32_t mask;
+            if (!entry_mask(&entries[at / BLOCK_SECTORS - block], at / BLOCK_SECTORS, &mask))
+                return error_set(err, -EBADMSG, "%s/%u.crc is damaged at %llu", s->directory, volume,
+                                 (unsigned long long)(at / BLOCK_SECTORS * sizeof *entries));
+            bool present = mask >> at % BLOCK_SECTORS & 1;
             if (at == lba)
                 *ret_present = present;
             else if (present != *ret_present)
