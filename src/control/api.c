@@ -1,0 +1,307 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The API: one table of routes, which api/openapi.yaml describes (a test compares them), and one function a route. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/units.h"
+#include "control/api_internal.h"
+#include "control/work_internal.h"
+#include "lib/http_client.h"
+
+#define POINTS_LIMIT_MAX 100000u
+#define PLAN_WAIT_MS 5000u
+
+struct call {
+    struct control *control;
+    const struct http_request *request;
+    char argument[128]; /* what stands for {} in the route */
+    int status;
+};
+
+static int do_version(struct call *c, json_t **ret, struct error *err)
+{
+    char time[CLOCK_TEXT_BYTES];
+    (void)err;
+    *ret = json_pack("{s:s, s:s, s:i, s:s, s:s}", "version", TIDEMARK_VERSION, "api_version", "v1", "pid", (int)getpid(),
+                     "state_directory", c->control->state_directory, "started_time",
+                     clock_format_rfc3339(c->control->started_realtime_ns, time));
+    return 0;
+}
+
+static int do_status(struct call *c, json_t **ret, struct error *err)
+{
+    return status_to_json(c->control, http_request_query(c->request, "app"), ret, err);
+}
+
+static bool query_flag(const struct call *c, const char *name)
+{
+    const char *text = http_request_query(c->request, name);
+    return text && strcmp(text, "false") != 0 && strcmp(text, "0") != 0;
+}
+
+static int do_apply(struct call *c, json_t **ret, struct error *err)
+{
+    const char *file = http_request_query(c->request, "file"), *directory = http_request_query(c->request, "directory");
+    if (directory && directory[0] != '/')
+        return error_set(err, -EINVAL, "directory: expected an absolute path");
+    if (atomic_load(&c->control->stopping))
+        return error_set(err, -EBUSY, "`tidemark up` is stopping");
+    return apply_documents(c->control, c->request->body, c->request->body_length_bytes, file && file[0] ? file : "request",
+                           directory, query_flag(c, "dry_run"), ret, err);
+}
+
+static int do_delete(struct call *c, json_t **ret, struct error *err)
+{
+    return apply_delete(c->control, c->argument, query_flag(c, "purge"), ret, err);
+}
+
+static int do_points(struct call *c, json_t **ret, struct error *err)
+{
+    const char *since = http_request_query(c->request, "since"), *limit = http_request_query(c->request, "limit");
+    uint64_t count = 50;
+    char path[512];
+    _cleanup_application_ struct application *a = application_find(c->control, c->argument, err);
+    if (!a)
+        return err->code;
+    if (limit && *limit && units_parse_u64(limit, POINTS_LIMIT_MAX, &count, err) < 0)
+        return error_context(err, "limit");
+    _cleanup_free_ char *encoded = http_client_encode(since ? since : "");
+    if (!encoded)
+        return error_set(err, -ENOMEM, "out of memory");
+    if (snprintf(path, sizeof path, "/v1/points?limit=%llu%s%s", (unsigned long long)count, *encoded ? "&since=" : "", encoded) >=
+        (int)sizeof path)
+        return error_set(err, -EINVAL, "since: too long for a point");
+    int r = application_call(a, "GET", path, NULL, CONTROL_CALL_TIMEOUT_MS, ret, err);
+    if (r == 0)
+        json_object_set_new(*ret, "application", json_string(a->name));
+    return r;
+}
+
+/* The body goes to the engine as it is. */
+static int forward(struct call *c, const char *path, unsigned timeout_ms, json_t **ret, json_t **ret_body, struct error *err)
+{
+    _cleanup_application_ struct application *a = application_find(c->control, c->argument, err);
+    _cleanup_json_ json_t *body = NULL;
+    if (!a)
+        return err->code;
+    int r = http_request_json(c->request, &body, err);
+    if (r == 0)
+        r = application_call(a, "POST", path, body, timeout_ms, ret, err);
+    if (r == 0 && ret_body)
+        *ret_body = json_incref(body);
+    return r;
+}
+
+static int do_tag(struct call *c, json_t **ret, struct error *err)
+{
+    _cleanup_json_ json_t *body = NULL;
+    int r = forward(c, "/v1/tag", CONTROL_CALL_TIMEOUT_MS, ret, &body, err);
+    if (r == 0)
+        json_object_set(*ret, "name", json_object_get(body, "name"));
+    return r;
+}
+
+static int do_diff(struct call *c, json_t **ret, struct error *err)
+{
+    return forward(c, "/v1/diff", CONTROL_REWIND_TIMEOUT_MS, ret, NULL, err);
+}
+
+static int start_work(struct call *c, struct application *a, enum work_kind kind, json_t *body, json_t **ret, struct error *err)
+{
+    char id[CONTROL_ID_BYTES];
+    int r = work_start(a, kind, body, id, err);
+    if (r < 0)
+        return r;
+    json_t *operation = operation_to_json(c->control, id, 0, 0, err);
+    if (!operation)
+        return err->code;
+    c->status = 202;
+    *ret = json_pack("{s:o}", "operation", operation);
+    return 0;
+}
+
+static int do_open(struct call *c, json_t **ret, struct error *err)
+{
+    const char *point;
+    _cleanup_json_ json_t *body = NULL;
+    _cleanup_application_ struct application *a = application_find(c->control, c->argument, err);
+    int r = a ? http_request_json(c->request, &body, err) : err->code;
+    if (r == 0)
+        r = json_reject_unknown(body, err, "point", "volume", "mount", "nbd", NULL);
+    if (r == 0)
+        r = json_get_string(body, "point", &point, err);
+    return r < 0 ? r : start_work(c, a, WORK_OPEN, body, ret, err);
+}
+
+static int plan(struct application *a, const char *to, json_t **ret, struct error *err)
+{
+    json_t *answer = NULL;
+    int r = application_begin(a, "plan", PLAN_WAIT_MS, err);
+    if (r < 0)
+        return r;
+    r = rewind_plan(a, to, &answer, err);
+    application_end(a);
+    if (r == 0)
+        *ret = json_pack("{s:o}", "plan", answer);
+    return r;
+}
+
+static int rewind_or_undo(struct call *c, bool undo, json_t **ret, struct error *err)
+{
+    bool dry_run = false;
+    const char *to = NULL;
+    _cleanup_json_ json_t *body = NULL;
+    _cleanup_application_ struct application *a = application_find(c->control, c->argument, err);
+    int r = a ? http_request_json(c->request, &body, err) : err->code;
+    if (r == 0)
+        r = json_reject_unknown(body, err, "dry_run", undo ? NULL : "to", NULL);
+    if (r == 0 && !undo)
+        r = json_get_string(body, "to", &to, err);
+    if (r == 0)
+        r = json_get_optional_bool(body, "dry_run", &dry_run, err);
+    if (r < 0)
+        return r;
+    return dry_run ? plan(a, to, ret, err) : start_work(c, a, undo ? WORK_UNDO : WORK_REWIND, body, ret, err);
+}
+
+static int do_rewind(struct call *c, json_t **ret, struct error *err)
+{
+    return rewind_or_undo(c, false, ret, err);
+}
+
+static int do_undo(struct call *c, json_t **ret, struct error *err)
+{
+    return rewind_or_undo(c, true, ret, err);
+}
+
+static int do_verify(struct call *c, json_t **ret, struct error *err)
+{
+    _cleanup_json_ json_t *body = NULL;
+    _cleanup_application_ struct application *a = application_find(c->control, c->argument, err);
+    int r = a ? http_request_json(c->request, &body, err) : err->code;
+    if (r == 0)
+        r = json_reject_unknown(body, err, NULL);
+    return r < 0 ? r : start_work(c, a, WORK_VERIFY, body, ret, err);
+}
+
+static int do_views(struct call *c, json_t **ret, struct error *err)
+{
+    (void)err;
+    *ret = json_pack("{s:o}", "views", views_to_json(c->control, NULL));
+    return 0;
+}
+
+static int do_close(struct call *c, json_t **ret, struct error *err)
+{
+    int r = view_close(c->control, c->argument, false, err);
+    if (r == 0)
+        *ret = json_pack("{s:s}", "id", c->argument);
+    return r;
+}
+
+static int do_operations(struct call *c, json_t **ret, struct error *err)
+{
+    (void)err;
+    *ret = operations_to_json(c->control);
+    return 0;
+}
+
+static int do_operation(struct call *c, json_t **ret, struct error *err)
+{
+    const char *wait = http_request_query(c->request, "wait_ms"), *version = http_request_query(c->request, "version");
+    uint64_t wait_ms = 0, above = UINT64_MAX;
+    if (wait && *wait && units_parse_u64(wait, CONTROL_OPERATION_WAIT_MS_MAX, &wait_ms, err) < 0)
+        return error_context(err, "wait_ms");
+    if (version && *version && units_parse_u64(version, UINT64_MAX, &above, err) < 0)
+        return error_context(err, "version");
+    json_t *operation = operation_to_json(c->control, c->argument, above, (unsigned)wait_ms, err);
+    if (!operation)
+        return err->code;
+    *ret = json_pack("{s:o}", "operation", operation);
+    return 0;
+}
+
+static const struct {
+    struct api_route route;
+    int (*handle)(struct call *c, json_t **ret, struct error *err);
+} routes[] = {
+    {{"GET", "/v1/version"}, do_version},
+    {{"GET", "/v1/status"}, do_status},
+    {{"POST", "/v1/apply"}, do_apply},
+    {{"DELETE", "/v1/applications/{app}"}, do_delete},
+    {{"GET", "/v1/applications/{app}/points"}, do_points},
+    {{"POST", "/v1/applications/{app}/tag"}, do_tag},
+    {{"POST", "/v1/applications/{app}/diff"}, do_diff},
+    {{"POST", "/v1/applications/{app}/open"}, do_open},
+    {{"POST", "/v1/applications/{app}/rewind"}, do_rewind},
+    {{"POST", "/v1/applications/{app}/undo"}, do_undo},
+    {{"POST", "/v1/applications/{app}/verify"}, do_verify},
+    {{"GET", "/v1/views"}, do_views},
+    {{"DELETE", "/v1/views/{id}"}, do_close},
+    {{"GET", "/v1/operations"}, do_operations},
+    {{"GET", "/v1/operations/{id}"}, do_operation},
+    {{"GET", "/metrics"}, NULL},
+};
+
+size_t api_route_count(void)
+{
+    return sizeof routes / sizeof *routes;
+}
+
+const struct api_route *api_route(size_t i)
+{
+    return &routes[i].route;
+}
+
+bool api_match(const char *pattern, const char *path, char *argument, size_t size)
+{
+    argument[0] = '\0';
+    while (*pattern) {
+        if (*pattern == '{') {
+            size_t length = strcspn(path, "/");
+            if (!length || length >= size)
+                return false;
+            memcpy(argument, path, length);
+            argument[length] = '\0';
+            path += length;
+            pattern = strchr(pattern, '}') + 1;
+        } else if (*pattern++ != *path++)
+            return false;
+    }
+    return !*path;
+}
+
+static int answer_metrics(struct control *control, struct http_response *response, struct error *err)
+{
+    char *text = metrics_text(control);
+    if (!text)
+        return error_set(err, -ENOMEM, "out of memory");
+    http_response_text(response, 200, "text/plain; version=0.0.4; charset=utf-8", text);
+    return 0;
+}
+
+int api_handle(void *context, const struct http_request *request, struct http_response *response, struct error *err)
+{
+    struct call c = {.control = context, .request = request, .status = 200};
+    bool path_known = false;
+    for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
+        json_t *answer = NULL;
+        if (!api_match(routes[i].route.path, request->path, c.argument, sizeof c.argument))
+            continue;
+        path_known = true;
+        if (strcmp(request->method, routes[i].route.method) != 0)
+            continue;
+        if (!routes[i].handle)
+            return answer_metrics(c.control, response, err);
+        int r = routes[i].handle(&c, &answer, err);
+        if (r < 0) {
+            json_decref(answer);
+            return r;
+        }
+        http_response_json(response, c.status, answer);
+        return 0;
+    }
+    return error_set(err, -ENOENT, "the API has no %s %.200s%s", request->method, request->path,
+                     path_known ? " (that path has other methods)" : "");
+}

@@ -1,0 +1,409 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Applying documents, deleting applications, and loading them at the start. One at a time (control.apply_mutex). */
+#include "control/apply_internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include "base/io.h"
+#include "base/units.h"
+
+#define APPLICATION_FILE_BYTES_MAX (4u << 20)
+
+static const struct app_volume *find_volume(const struct app_spec *spec, const char *name)
+{
+    for (size_t i = 0; i < spec->volume_count; i++)
+        if (strcmp(spec->volumes[i].name, name) == 0)
+            return &spec->volumes[i];
+    return NULL;
+}
+
+static bool same_text(const char *a, const char *b)
+{
+    return a == b || (a && b && strcmp(a, b) == 0);
+}
+
+static bool same_volumes(const struct app_spec *a, const struct app_spec *b)
+{
+    if (a->volume_count != b->volume_count)
+        return false;
+    for (size_t i = 0; i < a->volume_count; i++)
+        if (strcmp(a->volumes[i].name, b->volumes[i].name) != 0 ||
+            !same_text(a->volumes[i].mount_path, b->volumes[i].mount_path))
+            return false;
+    return true;
+}
+
+int change_classify(const struct app_spec *old, const struct app_spec *new, enum change_kind *ret, struct error *err)
+{
+    char from[UNITS_TEXT_BYTES], to[UNITS_TEXT_BYTES];
+    if (old->export != new->export)
+        return error_set(err, -EINVAL,
+                         "spec.export of %s cannot change from %s to %s while it is protected: `tidemark delete %s` keeps data and "
+                         "journal, then apply it anew",
+                         new->name, app_export_name(old->export), app_export_name(new->export), new->name);
+    for (size_t i = 0; i < old->volume_count; i++) {
+        const struct app_volume *was = &old->volumes[i], *is = find_volume(new, was->name);
+        if (!is)
+            return error_set(err, -EINVAL,
+                             "volume %s of %s is missing in spec.volumes: volumes cannot be removed or renamed, because the "
+                             "history of the others goes through it; keep it, or delete the application",
+                             was->name, new->name);
+        if (is->size_bytes != was->size_bytes)
+            return error_set(err, -EINVAL,
+                             "the size of volume %s of %s cannot change (it is %s, not %s): add another volume of the size "
+                             "you need",
+                             was->name, new->name, units_format_bytes(was->size_bytes, from),
+                             units_format_bytes(is->size_bytes, to));
+        if (is->mount_path && was->mount_path && is->fs_type != was->fs_type)
+            return error_set(err, -EINVAL, "fsType of volume %s of %s cannot change: it holds %s", was->name, new->name,
+                             app_fs_type_name(was->fs_type));
+    }
+    _cleanup_free_ char *old_text = app_spec_to_yaml(old), *new_text = app_spec_to_yaml(new);
+    if (!old_text || !new_text)
+        return error_set(err, -ENOMEM, "out of memory");
+    *ret = !same_volumes(old, new) ? CHANGE_REMOUNT : strcmp(old_text, new_text) ? CHANGE_LIGHT : CHANGE_NONE;
+    return 0;
+}
+
+int disk_check(const struct application *application, const struct app_spec *old, uint64_t quota_bytes, struct error *err)
+{
+    struct statvfs fs;
+    struct stat st;
+    char path[PATH_MAX], free_text[UNITS_TEXT_BYTES], needed_text[UNITS_TEXT_BYTES], volumes_text[UNITS_TEXT_BYTES],
+        quota_text[UNITS_TEXT_BYTES];
+    const char *state = application->control->state_directory;
+    uint64_t volumes_bytes = 0;
+    if (statvfs(state, &fs) < 0)
+        return error_errno(err, -errno, "cannot see how much of %s is free", state);
+    uint64_t free_bytes = (uint64_t)fs.f_bavail * fs.f_frsize;
+    for (size_t i = 0; i < application->spec->volume_count; i++) {
+        const struct app_volume *v = &application->spec->volumes[i];
+        if (old && find_volume(old, v->name))
+            continue;
+        int r = application_path(application, path, err, "backing/%s.img", v->name);
+        if (r < 0)
+            return r;
+        uint64_t there = 0;
+        if (stat(path, &st) == 0) { /* kept by a former delete */
+            if ((uint64_t)st.st_size != v->size_bytes && st.st_size)
+                return error_set(err, -EEXIST, "volume %s: its data was kept in %s, which has another size (%s): apply it with that size, or remove %s first",
+                                 v->name, path, units_format_bytes((uint64_t)st.st_size, free_text), application->directory);
+            there = (uint64_t)st.st_blocks * 512;
+        }
+        volumes_bytes += v->size_bytes > there ? v->size_bytes - there : 0;
+    }
+    if (!quota_bytes && !old)
+        quota_bytes = free_bytes / 4 < CONTROL_QUOTA_DEFAULT_BYTES ? free_bytes / 4 : CONTROL_QUOTA_DEFAULT_BYTES;
+    if (volumes_bytes + quota_bytes <= free_bytes)
+        return 0;
+    return error_set(err, -ENOSPC, "%s does not fit on the disk of %s: needed %s (volumes %s, journal %s), free %s; make the "
+                     "volumes smaller, set a smaller spec.journal.quota in the policy, or use another --state directory",
+                     application->name, state, units_format_bytes(volumes_bytes + quota_bytes, needed_text),
+                     units_format_bytes(volumes_bytes, volumes_text), units_format_bytes(quota_bytes, quota_text),
+                     units_format_bytes(free_bytes, free_text));
+}
+
+/* No mount point or manifests directory of another application. */
+static int check_conflicts(struct control *control, const struct app_spec *spec, struct error *err)
+{
+    MUTEX_GUARD(guard, &control->mutex);
+    for (struct application *a = control->applications; a; a = a->next) {
+        if (strcmp(a->name, spec->name) == 0)
+            continue;
+        MUTEX_GUARD(inner, &a->mutex);
+        for (size_t i = 0; i < spec->volume_count; i++)
+            for (size_t j = 0; j < a->spec->volume_count; j++)
+                if (spec->volumes[i].mount_path && same_text(spec->volumes[i].mount_path, a->spec->volumes[j].mount_path))
+                    return error_set(err, -EBUSY, "volume %s of %s cannot be mounted on %s: volume %s of %s is there; choose another "
+                                     "mountPath",
+                                     spec->volumes[i].name, spec->name, spec->volumes[i].mount_path,
+                                     a->spec->volumes[j].name, a->name);
+    }
+    return 0;
+}
+
+/* The policy is there (or comes with the same text), the manifests directory exists, the export can work here. */
+static int check_spec(struct control *control, const struct app_documents *documents, const struct app_spec *spec,
+                      uint64_t *ret_quota, struct error *err)
+{
+    struct stat st;
+    struct app_policy *policy = NULL;
+    const struct app_policy *with_it = NULL;
+    for (size_t i = 0; i < documents->count; i++)
+        if (documents->items[i].kind == APP_KIND_POLICY && strcmp(documents->items[i].policy->name, spec->policy) == 0)
+            with_it = documents->items[i].policy;
+    int r = with_it ? 0 : policy_load(control, spec->policy, &policy, err);
+    if (r < 0)
+        return r;
+    *ret_quota = with_it ? with_it->quota_bytes : policy->quota_bytes;
+    app_policy_free(policy);
+    if (spec->manifests && (stat(spec->manifests, &st) < 0 || !S_ISDIR(st.st_mode)))
+        return error_set(err, -ENOENT, "spec.manifests: there is no directory %s; create it (it may be empty), or leave the field out",
+                         spec->manifests);
+    r = programs_check_export(&control->programs, spec->export, err);
+    return r < 0 ? r : check_conflicts(control, spec, err);
+}
+
+/* U3: without a trace if it fails. */
+static int create(struct control *control, struct app_spec *spec, uint64_t quota_bytes, bool dry_run, struct error *err)
+{
+    struct stat st;
+    struct error ignored = ERROR_INIT;
+    char yaml_path[PATH_MAX];
+    _cleanup_application_ struct application *a = application_new(control, spec, err);
+    if (!a)
+        return err->code;
+    int r = disk_check(a, NULL, quota_bytes, err);
+    if (r == 0)
+        r = application_path(a, yaml_path, err, "application.yaml");
+    if (r < 0 || dry_run)
+        return r;
+    bool kept = stat(a->directory, &st) == 0;
+    r = io_mkdirs(a->directory, 0700, err);
+    if (r == 0)
+        r = application_begin(a, "apply", 0, err);
+    if (r == 0)
+        r = application_save(a, err);
+    if (r == 0) {
+        application_list(a);
+        r = application_start(a, err);
+    }
+    application_end(a);
+    if (r == 0)
+        return 0;
+    application_unlist(a);
+    unlink(yaml_path);
+    if (!kept && io_remove_tree(a->directory, &ignored) < 0)
+        log_warning(control->log, "%s", ignored.message);
+    return r;
+}
+
+static void swap_spec(struct application *a, struct app_spec **spec)
+{
+    MUTEX_GUARD(guard, &a->mutex);
+    struct app_spec *old = a->spec;
+    a->spec = *spec;
+    *spec = old;
+}
+
+static int remount(struct application *a, struct app_spec **spec, struct error *err)
+{
+    int r = application_stop(a, false, err);
+    if (r < 0)
+        return r;
+    swap_spec(a, spec);
+    r = application_save(a, err);
+    if (r == 0)
+        r = application_start(a, err);
+    if (r == 0)
+        return 0;
+    struct error second = ERROR_INIT;
+    swap_spec(a, spec);
+    int back = application_save(a, &second);
+    if (back == 0)
+        back = application_start(a, &second);
+    if (back < 0)
+        log_error(a->control->log, "%s: cannot go back to what it was: %s", a->name, second.message);
+    return r;
+}
+
+static int change_light(struct application *a, struct app_spec **spec, struct error *err)
+{
+    bool other_manifests = !same_text(a->spec->manifests, (*spec)->manifests);
+    struct manifests *started = NULL;
+    int r = 0;
+    if (other_manifests && (*spec)->manifests && a->state == APPLICATION_RUNNING)
+        r = manifests_start(a->control, (*spec)->manifests, a->socket, &started, err);
+    if (r < 0)
+        return r;
+    swap_spec(a, spec);
+    r = application_save(a, err);
+    if (r < 0)
+        swap_spec(a, spec);
+    if (r == 0 && other_manifests) {
+        pthread_mutex_lock(&a->mutex);
+        struct manifests *old = a->manifests;
+        a->manifests = started;
+        started = old;
+        pthread_mutex_unlock(&a->mutex);
+    }
+    manifests_stop(started);
+    return r;
+}
+
+/* Takes *spec on success (what is left in it is freed by the caller). */
+static int update(struct application *a, struct app_spec **spec, uint64_t quota_bytes, bool dry_run, enum apply_result *ret,
+                  const char **ret_message, struct error *err)
+{
+    enum change_kind kind = CHANGE_NONE;
+    int r = application_begin(a, "apply", 0, err);
+    if (r < 0)
+        return r;
+    bool other_policy = strcmp(a->spec->policy, (*spec)->policy) != 0;
+    r = change_classify(a->spec, *spec, &kind, err);
+    if (r == 0 && kind == CHANGE_REMOUNT) {
+        struct app_spec *old = a->spec;
+        struct app_spec *new = *spec;
+        swap_spec(a, &new);
+        r = disk_check(a, old, 0, err);
+        swap_spec(a, &old);
+    }
+    (void)quota_bytes;
+    *ret = kind == CHANGE_NONE ? APPLY_UNCHANGED : APPLY_CONFIGURED;
+    if (r == 0 && kind == CHANGE_NONE && a->state == APPLICATION_FAILED && !dry_run)
+        r = application_start(a, err); /* applying again is a way to say: try again */
+    else if (r == 0 && kind == CHANGE_REMOUNT && !dry_run)
+        r = remount(a, spec, err);
+    else if (r == 0 && kind == CHANGE_LIGHT && !dry_run)
+        r = change_light(a, spec, err);
+    if (r == 0 && other_policy && kind == CHANGE_LIGHT)
+        *ret_message = "the new policy applies when its engine starts the next time";
+    application_end(a);
+    return r;
+}
+
+static int apply_application(struct control *control, const struct app_documents *documents, struct app_document *document,
+                             bool dry_run, enum apply_result *ret, const char **ret_message, struct error *err)
+{
+    struct error ignored = ERROR_INIT;
+    uint64_t quota_bytes = 0;
+    int r = check_spec(control, documents, document->spec, &quota_bytes, err);
+    if (r < 0)
+        return r;
+    _cleanup_application_ struct application *a = application_find(control, document->spec->name, &ignored);
+    if (a)
+        return update(a, &document->spec, quota_bytes, dry_run, ret, ret_message, err);
+    *ret = APPLY_CREATED;
+    return create(control, take_ptr(document->spec), quota_bytes, dry_run, err);
+}
+
+static int apply_one(struct control *control, const struct app_documents *documents, struct app_document *document,
+                     bool dry_run, json_t *results, struct error *err)
+{
+    static const char *const names[] = {"created", "configured", "unchanged"};
+    char name[APP_NAME_LENGTH_MAX + 1];
+    enum apply_result result = APPLY_UNCHANGED;
+    const char *message = NULL;
+    bool is_policy = document->kind == APP_KIND_POLICY;
+    snprintf(name, sizeof name, "%s", is_policy ? document->policy->name : document->spec->name);
+    int r = is_policy ? policy_apply(control, document->policy, dry_run, &result, &message, err)
+                      : apply_application(control, documents, document, dry_run, &result, &message, err);
+    if (r < 0)
+        return r;
+    if (!dry_run && result != APPLY_UNCHANGED)
+        log_info(control->log, "%s %s: %s", app_kind_name(document->kind), name, names[result]);
+    json_array_append_new(results, json_pack("{s:s, s:s, s:s, s:s?}", "kind", app_kind_name(document->kind), "name", name,
+                                             "result", names[result], "message", message));
+    return 0;
+}
+
+int apply_documents(struct control *control, const char *text, size_t length_bytes, const char *file, const char *directory,
+                    bool dry_run, json_t **ret, struct error *err)
+{
+    struct app_parse_options options = {.file = file, .directory = directory};
+    _cleanup_app_documents_ struct app_documents *documents = NULL;
+    _cleanup_json_ json_t *results = json_array();
+    int r = app_documents_parse(&options, text, length_bytes, &documents, err);
+    if (r < 0)
+        return r;
+    MUTEX_GUARD(guard, &control->apply_mutex);
+    /* Policies first: an application may refer to one that comes after it. */
+    for (int kind = APP_KIND_POLICY; kind >= APP_KIND_APPLICATION; kind--)
+        for (size_t i = 0; i < documents->count && r == 0; i++)
+            if (documents->items[i].kind == (enum app_kind)kind)
+                r = apply_one(control, documents, &documents->items[i], dry_run, results, err);
+    if (r < 0) {
+        size_t done = json_array_size(results);
+        return done ? error_context(err, "%s (%zu of %zu documents were applied before)", file, done, documents->count) : r;
+    }
+    *ret = json_pack("{s:O}", "results", results);
+    return 0;
+}
+
+static json_t *deleted_json(const struct application *a, bool purge)
+{
+    json_t *volumes = json_array();
+    for (size_t i = 0; i < a->spec->volume_count; i++)
+        json_array_append_new(volumes, json_pack("{s:s, s:o}", "name", a->spec->volumes[i].name, "backing",
+                                                 purge ? json_null()
+                                                       : json_sprintf("%s/backing/%s.img", a->directory,
+                                                                      a->spec->volumes[i].name)));
+    return json_pack("{s:s, s:b, s:o, s:o}", "name", a->name, "purged", purge, "journal",
+                     purge ? json_null() : json_sprintf("%s/journal", a->directory), "volumes", volumes);
+}
+
+int apply_delete(struct control *control, const char *name, bool purge, json_t **ret, struct error *err)
+{
+    char path[PATH_MAX];
+    MUTEX_GUARD(guard, &control->apply_mutex);
+    _cleanup_application_ struct application *a = application_find(control, name, err);
+    if (!a)
+        return err->code;
+    int r = application_begin(a, "delete", 0, err);
+    if (r < 0)
+        return r;
+    r = views_close_all(control, name, false, err);
+    if (r == 0)
+        r = application_stop(a, false, err);
+    if (r == 0)
+        r = application_path(a, path, err, "application.yaml");
+    if (r == 0 && unlink(path) < 0 && errno != ENOENT)
+        r = error_errno(err, -errno, "cannot remove %s", path);
+    if (r == 0) {
+        application_unlist(a);
+        *ret = deleted_json(a, purge);
+        log_info(control->log, "%s: deleted%s", name, purge ? " with its data and history" : "; data and journal are kept");
+    }
+    if (r == 0 && purge)
+        r = io_remove_tree(a->directory, err);
+    application_end(a);
+    return r;
+}
+
+static int load_one(struct control *control, const char *name, struct error *err)
+{
+    char path[PATH_MAX];
+    size_t length = 0;
+    _cleanup_free_ char *text = NULL;
+    _cleanup_app_documents_ struct app_documents *documents = NULL;
+    if (snprintf(path, sizeof path, "%s/apps/%s/application.yaml", control->state_directory, name) >= (int)sizeof path)
+        return error_set(err, -ENAMETOOLONG, "%s: path too long", control->state_directory);
+    if (access(path, F_OK) < 0)
+        return 0; /* deleted, its data was kept */
+    int r = io_read_file(path, APPLICATION_FILE_BYTES_MAX, &text, &length, err);
+    struct app_parse_options options = {.file = path};
+    if (r == 0)
+        r = app_documents_parse(&options, text, length, &documents, err);
+    if (r < 0)
+        return r;
+    if (documents->count != 1 || documents->items[0].kind != APP_KIND_APPLICATION ||
+        strcmp(documents->items[0].spec->name, name) != 0)
+        return error_set(err, -EINVAL, "%s does not hold the ProtectedApplication %s", path, name);
+    struct application *a = application_new(control, take_ptr(documents->items[0].spec), err);
+    if (!a)
+        return err->code;
+    application_list(a);
+    application_unref(a);
+    return 0;
+}
+
+int applications_load(struct control *control, struct error *err)
+{
+    char path[PATH_MAX];
+    if (snprintf(path, sizeof path, "%s/apps", control->state_directory) >= (int)sizeof path)
+        return error_set(err, -ENAMETOOLONG, "%s: path too long", control->state_directory);
+    _cleanup_closedir_ DIR *dir = opendir(path);
+    if (!dir)
+        return error_errno(err, -errno, "cannot read %s", path);
+    for (const struct dirent *entry; (entry = readdir(dir));) {
+        struct error one = ERROR_INIT;
+        if (entry->d_name[0] != '.' && load_one(control, entry->d_name, &one) < 0)
+            log_error(control->log, "an application is left out: %s", one.message);
+    }
+    return 0;
+}

@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef TIDEMARK_CONTROL_APPLY_INTERNAL_H
+#define TIDEMARK_CONTROL_APPLY_INTERNAL_H
+
+#include "control/control_internal.h"
+
+enum apply_result { APPLY_CREATED, APPLY_CONFIGURED, APPLY_UNCHANGED };
+
+/* What a change of a spec needs. */
+enum change_kind {
+    CHANGE_NONE,
+    CHANGE_LIGHT,  /* lifecycle, manifests, policy: while it runs */
+    CHANGE_REMOUNT /* volumes or mount points: it is stopped and started */
+};
+/* Compares; -EINVAL with the reason for what cannot be changed (size, removed volumes, export, fsType). */
+int change_classify(const struct app_spec *old, const struct app_spec *new, enum change_kind *ret, struct error *err) MUST_CHECK;
+/* `ret_message`: a static string or left alone. */
+int policy_apply(struct control *control, const struct app_policy *policy, bool dry_run, enum apply_result *ret,
+                 const char **ret_message, struct error *err) MUST_CHECK;
+/* What the disk must still be able to hold: free and needed bytes. -ENOSPC with both. */
+int disk_check(const struct application *application, const struct app_spec *old, uint64_t quota_bytes,
+               struct error *err) MUST_CHECK;
+
+#endif

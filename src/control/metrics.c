@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Prometheus text (exposition format 0.0.4) from the status of all applications. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "control/control_internal.h"
+
+struct metric {
+    const char *name, *type, *help;
+    const char *field;  /* of an application, or of a volume when `volume` */
+    bool volume;
+    double scale;
+};
+
+static const struct metric metrics[] = {
+    {"tidemark_journal_lsn", "gauge", "Log sequence number of the newest record.", "lsn", false, 1},
+    {"tidemark_journal_durable_lsn", "gauge", "Newest log sequence number that is durable.", "durable_lsn", false, 1},
+    {"tidemark_journal_oldest_lsn", "gauge", "Oldest log sequence number that can be opened.", "oldest_lsn", false, 1},
+    {"tidemark_rpo_seconds", "gauge", "Time of writes that a power loss now would lose.", "rpo_ms", false, 1e-3},
+    {"tidemark_journal_bytes", "gauge", "Size of the journal on disk.", "journal_bytes", false, 1},
+    {"tidemark_journal_quota_bytes", "gauge", "Largest size of the journal.", "quota_bytes", false, 1},
+    {"tidemark_base_bytes", "gauge", "Size of the base, older than the history.", "base_bytes", false, 1},
+    {"tidemark_engine_restarts_total", "counter", "Times the engine's process was started again by up.", "restarts", false, 1},
+    {"tidemark_volume_size_bytes", "gauge", "Size of a volume.", "size_bytes", true, 1},
+    {"tidemark_volume_written_bytes_total", "counter", "Bytes written to a volume since its engine was started.", "written_bytes",
+     true, 1},
+};
+
+static void put_value(FILE *out, const struct metric *m, const char *application, const char *volume, const json_t *value)
+{
+    if (!json_is_number(value))
+        return;
+    fprintf(out, "%s{application=\"%s\"", m->name, application);
+    if (volume)
+        fprintf(out, ",volume=\"%s\"", volume);
+    if (json_is_integer(value) && m->scale == 1)
+        fprintf(out, "} %lld\n", (long long)json_integer_value(value));
+    else
+        fprintf(out, "} %.9g\n", json_number_value(value) * m->scale);
+}
+
+static void put_metric(FILE *out, const struct metric *m, const json_t *applications)
+{
+    size_t i, j;
+    json_t *application, *volume;
+    fprintf(out, "# HELP %s %s\n# TYPE %s %s\n", m->name, m->help, m->name, m->type);
+    json_array_foreach(applications, i, application)
+    {
+        const char *name = json_string_value(json_object_get(application, "name"));
+        if (!m->volume)
+            put_value(out, m, name, NULL, json_object_get(application, m->field));
+        else
+            json_array_foreach(json_object_get(application, "volumes"), j, volume)
+                put_value(out, m, name, json_string_value(json_object_get(volume, "name")), json_object_get(volume, m->field));
+    }
+}
+
+static void put_states(FILE *out, const json_t *applications)
+{
+    static const char *const states[] = {"protected", "resyncing", "suspended", "starting", "stopped", "failed"};
+    size_t i;
+    json_t *application;
+    fputs("# HELP tidemark_application_state Whether an application is in this state (1) or not (0).\n"
+          "# TYPE tidemark_application_state gauge\n",
+          out);
+    json_array_foreach(applications, i, application)
+        for (size_t k = 0; k < sizeof states / sizeof *states; k++)
+            fprintf(out, "tidemark_application_state{application=\"%s\",state=\"%s\"} %d\n",
+                    json_string_value(json_object_get(application, "name")), states[k],
+                    strcmp(json_string_value(json_object_get(application, "state")), states[k]) == 0);
+    fputs("# HELP tidemark_application_alarms Number of things that are wrong now.\n# TYPE tidemark_application_alarms gauge\n", out);
+    json_array_foreach(applications, i, application)
+        fprintf(out, "tidemark_application_alarms{application=\"%s\"} %zu\n",
+                json_string_value(json_object_get(application, "name")), json_array_size(json_object_get(application, "alarms")));
+    fputs("# HELP tidemark_open_views Number of open views.\n# TYPE tidemark_open_views gauge\n", out);
+    json_array_foreach(applications, i, application)
+        fprintf(out, "tidemark_open_views{application=\"%s\"} %zu\n",
+                json_string_value(json_object_get(application, "name")), json_array_size(json_object_get(application, "views")));
+}
+
+char *metrics_text(struct control *control)
+{
+    struct error ignored = ERROR_INIT;
+    _cleanup_json_ json_t *status = NULL;
+    char *text = NULL;
+    size_t length = 0;
+    if (status_to_json(control, NULL, &status, &ignored) < 0)
+        return NULL;
+    FILE *out = open_memstream(&text, &length);
+    if (!out)
+        return NULL;
+    fprintf(out,
+            "# HELP tidemark_build_info The running version.\n# TYPE tidemark_build_info gauge\n"
+            "tidemark_build_info{version=\"%s\"} 1\n"
+            "# HELP tidemark_start_time_seconds When up was started, in seconds since 1970.\n"
+            "# TYPE tidemark_start_time_seconds gauge\ntidemark_start_time_seconds %.3f\n",
+            TIDEMARK_VERSION, (double)control->started_realtime_ns / 1e9);
+    const json_t *applications = json_object_get(status, "applications");
+    for (size_t i = 0; i < sizeof metrics / sizeof *metrics; i++)
+        put_metric(out, &metrics[i], applications);
+    put_states(out, applications);
+    fclose(out);
+    return text;
+}

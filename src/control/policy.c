@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The library of policies: policies/<name>.yaml in the state directory; `default` is there without one. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/io.h"
+#include "control/apply_internal.h"
+
+#define POLICY_FILE_BYTES_MAX (64u << 10)
+
+static int policy_path(const struct control *control, const char *name, char path[PATH_MAX], struct error *err)
+{
+    if (snprintf(path, PATH_MAX, "%s/policies/%s.yaml", control->state_directory, name) >= PATH_MAX)
+        return error_set(err, -ENAMETOOLONG, "%s/policies: path too long", control->state_directory);
+    return 0;
+}
+
+int policy_load(const struct control *control, const char *name, struct app_policy **ret, struct error *err)
+{
+    char path[PATH_MAX];
+    size_t length = 0;
+    _cleanup_free_ char *text = NULL;
+    _cleanup_app_documents_ struct app_documents *documents = NULL;
+    int r = policy_path(control, name, path, err);
+    if (r < 0)
+        return r;
+    if (access(path, F_OK) < 0 && errno == ENOENT) {
+        if (strcmp(name, APP_POLICY_DEFAULT) != 0)
+            return error_set(err, -ENOENT,
+                             "spec.policyRef.name: there is no ProtectionPolicy '%s'; apply one of that name, or use '%s'", name,
+                             APP_POLICY_DEFAULT);
+        *ret = app_policy_new_default();
+        return *ret ? 0 : error_set(err, -ENOMEM, "out of memory");
+    }
+    r = io_read_file(path, POLICY_FILE_BYTES_MAX, &text, &length, err);
+    struct app_parse_options options = {.file = path};
+    if (r == 0)
+        r = app_documents_parse(&options, text, length, &documents, err);
+    if (r < 0)
+        return r;
+    if (documents->count != 1 || documents->items[0].kind != APP_KIND_POLICY)
+        return error_set(err, -EINVAL, "%s does not hold one ProtectionPolicy", path);
+    *ret = take_ptr(documents->items[0].policy);
+    return 0;
+}
+
+static bool is_used(struct control *control, const char *name)
+{
+    bool used = false;
+    MUTEX_GUARD(guard, &control->mutex);
+    for (struct application *a = control->applications; a && !used; a = a->next) {
+        MUTEX_GUARD(inner, &a->mutex);
+        used = strcmp(a->spec->policy, name) == 0;
+    }
+    return used;
+}
+
+int policy_apply(struct control *control, const struct app_policy *policy, bool dry_run, enum apply_result *ret,
+                 const char **ret_message, struct error *err)
+{
+    char path[PATH_MAX];
+    struct error ignored = ERROR_INIT;
+    _cleanup_free_ char *text = app_policy_to_yaml(policy), *old = NULL;
+    int r = policy_path(control, policy->name, path, err);
+    if (r < 0 || !text)
+        return r < 0 ? r : error_set(err, -ENOMEM, "out of memory");
+    bool exists = io_read_file(path, POLICY_FILE_BYTES_MAX, &old, NULL, &ignored) == 0;
+    if (exists && strcmp(old, text) == 0) {
+        *ret = APPLY_UNCHANGED;
+        return 0;
+    }
+    *ret = exists ? APPLY_CONFIGURED : APPLY_CREATED;
+    if (is_used(control, policy->name))
+        *ret_message = "applies to running applications when their engine starts the next time";
+    return dry_run ? 0 : io_replace_file(path, text, strlen(text), 0600, err);
+}

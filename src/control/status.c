@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "control/control_internal.h"
+#include "lib/http_client.h"
+
+static const char *const engine_fields[] = {"lsn",           "durable_lsn", "oldest_lsn", "oldest_time", "latest_time", "rpo_ms",
+                                            "journal_bytes", "quota_bytes", "base_bytes", "ack",         "rewind",      "resync"};
+
+static const json_t *engine_volume(const json_t *engine, const char *name)
+{
+    size_t i;
+    json_t *volume;
+    json_array_foreach(json_object_get(engine, "volumes"), i, volume)
+    {
+        const char *text = json_string_value(json_object_get(volume, "name"));
+        if (text && strcmp(text, name) == 0)
+            return volume;
+    }
+    return NULL;
+}
+
+/* Mutex of the application held. */
+static json_t *volumes_json(const struct application *a, const json_t *engine)
+{
+    json_t *list = json_array();
+    char socket[PATH_MAX];
+    snprintf(socket, sizeof socket, "%.*s/nbd.sock", (int)sizeof socket - 10, a->directory);
+    for (size_t i = 0; i < a->spec->volume_count; i++) {
+        const struct app_volume *v = &a->spec->volumes[i];
+        const struct attached *at = &a->volumes[i];
+        json_t *written = json_object_get(engine_volume(engine, v->name), "written_bytes");
+        bool nbd = a->spec->export == APP_EXPORT_NBD && a->state == APPLICATION_RUNNING;
+        json_array_append_new(
+            list, json_pack("{s:s, s:I, s:s?, s:s?, s:o, s:O?, s:s?}", "name", v->name, "size_bytes",
+                            (json_int_t)v->size_bytes, "device", at->device[0] ? at->device : NULL, "mount",
+                            at->mounted ? v->mount_path : NULL, "nbd_uri", nbd ? nbd_uri_json(v->name, socket) : json_null(),
+                            "written_bytes", written, "fs_type", v->mount_path ? app_fs_type_name(v->fs_type) : NULL));
+    }
+    return list;
+}
+
+static json_t *alarms_json(struct application *a, const json_t *engine)
+{
+    char text[512];
+    json_t *list = json_deep_copy(json_object_get(engine, "alarms"));
+    if (!list)
+        list = json_array();
+    MUTEX_GUARD(guard, &a->mutex);
+    manifests_alarm(a->manifests, text, sizeof text);
+    if (text[0])
+        json_array_append_new(list, json_string(text));
+    if (a->orphaned)
+        json_array_append_new(list, json_string("its holder was ended: nothing starts the engine again if that ends too; stop the "
+                                                "workload and restart `tidemark up` at a good moment"));
+    return list;
+}
+
+static json_t *application_json(struct application *a)
+{
+    static const char *const states[] = {"starting", "protected", "stopped", "failed"};
+    struct error err = ERROR_INIT;
+    char operation[CONTROL_ID_BYTES];
+    _cleanup_json_ json_t *engine = NULL;
+    int r = http_client_call(a->socket, "GET", "/v1/status", NULL, CONTROL_STATUS_TIMEOUT_MS, &engine, &err);
+    operation_running_id(a->control, a->name, operation);
+    json_t *alarms = alarms_json(a, engine), *views = views_ids_to_json(a->control, a->name);
+    MUTEX_GUARD(guard, &a->mutex);
+    const char *state = states[a->state], *message = a->message[0] ? a->message : NULL;
+    const char *told = json_string_value(json_object_get(engine, "state"));
+    if (a->state == APPLICATION_RUNNING && r == 0 && told)
+        state = told;
+    else if (a->state == APPLICATION_RUNNING) {
+        state = "starting"; /* its holder is starting it again */
+        message = err.message;
+    }
+    json_t *json = json_pack("{s:s, s:s, s:s?}", "name", a->name, "state", state, "message", message);
+    for (size_t i = 0; i < sizeof engine_fields / sizeof *engine_fields; i++) {
+        json_t *value = json_object_get(engine, engine_fields[i]);
+        json_object_set_new(json, engine_fields[i], value ? json_incref(value) : json_null());
+    }
+    json_t *pid = json_object_get(engine, "pid");
+    json_object_set_new(json, "export", json_string(app_export_name(a->spec->export)));
+    json_object_set_new(json, "policy", json_string(a->spec->policy));
+    json_object_set_new(json, "manifests", a->spec->manifests ? json_string(a->spec->manifests) : json_null());
+    json_object_set_new(json, "engine_pid", pid ? json_incref(pid) : json_null());
+    json_object_set_new(json, "restarts", json_integer(a->restarts));
+    json_object_set_new(json, "alarms", alarms);
+    json_object_set_new(json, "operation", operation[0] ? json_string(operation) : json_null());
+    json_object_set_new(json, "views", views);
+    json_object_set_new(json, "volumes", volumes_json(a, engine));
+    return json;
+}
+
+/* References to all applications, in the order of their names; the caller frees array and references. */
+static struct application **all_applications(struct control *control, size_t *ret_count)
+{
+    size_t count = 0;
+    struct application **list = calloc(CONTROL_APPLICATIONS_MAX, sizeof *list);
+    MUTEX_GUARD(guard, &control->mutex);
+    for (struct application *a = control->applications; list && a && count < CONTROL_APPLICATIONS_MAX; a = a->next) {
+        a->refs++;
+        list[count++] = a;
+    }
+    *ret_count = count;
+    return list;
+}
+
+int status_to_json(struct control *control, const char *application, json_t **ret, struct error *err)
+{
+    size_t count = 0;
+    json_t *list = json_array();
+    if (application) {
+        _cleanup_application_ struct application *a = application_find(control, application, err);
+        if (!a) {
+            json_decref(list);
+            return err->code;
+        }
+        json_array_append_new(list, application_json(a));
+    } else {
+        _cleanup_free_ struct application **all = all_applications(control, &count);
+        for (size_t i = 0; i < count; i++) {
+            json_array_append_new(list, application_json(all[i]));
+            application_unref(all[i]);
+        }
+    }
+    *ret = json_pack("{s:s, s:i, s:s, s:o}", "version", TIDEMARK_VERSION, "pid", (int)getpid(), "state_directory",
+                     control->state_directory, "applications", list);
+    return 0;
+}
