@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Volumes without an engine, for the tests of the exports: the configuration has a line for each volume, "NAME BYTES
- * PATH", where PATH is a file (created sparse) or "memory". A line "refuse" makes the start fail. */
+/* Volumes without an engine, for the tests of the exports: the configuration has a line for each volume,
+ * "NAME BYTES PATH", where PATH is a file (created sparse) or "memory". A line "refuse" makes the start fail.
+ */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -29,7 +30,8 @@ static int add_volume(struct runtime *r, const char *line, struct error *err)
 {
     char path[512];
     uint64_t bytes;
-    if (r->count == VOLUMES_LIMIT || sscanf(line, "%63s %" SCNu64 " %511s", r->names[r->count], &bytes, path) != 3)
+    if (r->count == VOLUMES_LIMIT ||
+        sscanf(line, "%63s %" SCNu64 " %511s", r->names[r->count], &bytes, path) != 3)
         return error_set(err, -EINVAL, "bad line in the test's configuration: %s", line);
     int result = strcmp(path, "memory") == 0 ? block_memory_new(bytes, &r->blocks[r->count], err)
                                              : block_file_open(path, bytes, false, &r->blocks[r->count], err);
