@@ -32,7 +32,7 @@ is_wrong() {
 finish() {
     local status=$?
     trap - EXIT INT TERM HUP
-    if ((status)) && [[ $shop_dir && -d $shop_dir/log ]]; then
+    if ((status && status < 128)) && [[ $shop_dir && -d $shop_dir/log ]]; then
         echo "The demo failed (status $status). The last of the logs:" >&2
         tail -n 15 "$shop_dir"/log/up.log "$shop_dir"/log/shop.log "$shop_dir"/state/apps/*/*.log >&2 2>/dev/null || true
     fi
@@ -66,7 +66,7 @@ look() {
     counts=$(shop_compare $((6000 + $1)) "$4" "$5") || is_wrong "the view of $3"
     printf '     %s: %s, open in %.0f ms, its PostgreSQL (port %d) after %d ms: %s rows, %s acknowledged before\n' \
         "$shop_view" "$2" "$shop_open_ms" $((6000 + $1)) "$shop_start_ms" "$(value present "$counts")" "$(value before "$counts")"
-    table+=("$2|$(value before "$counts")|$(value present "$counts")|$(value lost "$counts")|$(value leaked "$counts")|$shop_open_ms")
+    table+=("$2|$(value before "$counts")|$(value present "$counts")|$(value lost "$counts")|$(value leaked "$counts")|$(shop_notes median "$shop_open_ms")")
 }
 
 demo_prepare() {
@@ -74,7 +74,7 @@ demo_prepare() {
         "and is told of an application: PostgreSQL, its data and its WAL on two volumes, and a directory of manifests."
     show "tidemark up &" ; show "tidemark apply -f shop.yaml"
     shop_write_files
-    shop_tidemark apply -q -f "$shop_dir/app/shop.yaml" | sed 's/^/     /'
+    shop_tidemark apply -f "$shop_dir/app/shop.yaml" 2>&1 | sed 's/^/     /'
 
     say "A database in the volumes, and work for it." \
         "pgbench makes the load. A recorder commits row 1, 2, 3 ... and notes when each was acknowledged."
@@ -164,8 +164,8 @@ demo_rewind() {
     kill "$shop_bench_pid" 2>/dev/null || true
     wait "$shop_bench_pid" || true
     shop_bench_pid=
-    rewind_ms=$(field "$rewind" rewind_ms)
-    rpo_ms=$(field "$rewind" rpo_ms)
+    rewind_ms=$(shop_notes median "$(field "$rewind" rewind_ms)")
+    rpo_ms=$(shop_notes median "$(field "$rewind" rpo_ms)")
     printf '     stopped in %.0f ms, put back in %.0f ms, started in %.0f ms; %s bytes differed\n' "$(field "$rewind" stop_ms)" \
         "$rewind_ms" "$(field "$rewind" start_ms)" "$(field "$rewind" changed_bytes)"
 

@@ -11,7 +11,7 @@
     notes.py get PATH                      a field of the JSON in stdin, such as volumes.0.name
     notes.py ns TIME                       an RFC 3339 time in ns
     notes.py time NS                       ns as an RFC 3339 time with fraction
-    notes.py median WORD...                the middle one of numbers
+    notes.py median NUMBER...              the middle one, with one digit after the point
     notes.py moments NOTES COUNT SEED      random moments (ns) between the first and the last row, ascending
 """
 import datetime
@@ -122,7 +122,7 @@ def main():
     elif command == "time":
         print(to_time(words[0]))
     elif command == "median":
-        print(f"{statistics.median_high(float(w) for w in words):g}")
+        print(f"{statistics.median_high(float(w) for w in words):.1f}")
     elif command == "moments":
         return moments(*words)
     else:
