@@ -113,6 +113,6 @@ check_nothing_left() {
 run_fio() {
     local name=$1
     shift
-    fio --name="$name" --output="$work/fio" "$@" || { cat "$work/fio" >&2; fail "fio $name"; }
+    (cd "$work" && fio --name="$name" --verify_state_save=0 --output="$work/fio" "$@") || { cat "$work/fio" >&2; fail "fio $name"; }
     ! grep -qE "err= *[1-9]" "$work/fio" || { cat "$work/fio" >&2; fail "fio $name"; }
 }
