@@ -75,7 +75,7 @@ static int add_sealed(struct sources *s, const struct manifest *m, struct lsn ls
         const struct run_info *run = segment->last.n <= lsn.n ? run_ending(m, segment->number) : NULL;
         group++;
         if (run) {
-            r = add_source(s, journal_run_file(run->level, run->first_segment, name), LSN_NONE, LSN_MAX, group, 0, err);
+            r = add_source(s, journal_run_file(run->level, run->first_segment, name), LSN_NONE, run->high, group, 0, err);
             while (i > 0 && m->segments[i - 1].number >= run->first_segment)
                 i--;
             continue;

@@ -45,15 +45,27 @@ struct image {
     size_t region_bytes;
 };
 
-static int open_sources(struct image *image, const char *directory, const struct pin *pin, struct error *err)
+static void close_sources(struct image *image)
+{
+    for (size_t i = 0; i < image->source_count; i++)
+        index_free(image->sources[i].index);
+    free(image->sources);
+    image->sources = NULL;
+    image->source_count = 0;
+}
+
+/* Opens the indexes above the base: what is wholly below it is in the base, and its files go. */
+static int open_sources(struct image *image, const char *directory, const struct pin *pin, struct lsn base, struct error *err)
 {
     image->sources = calloc(pin->source_count ? pin->source_count : 1, sizeof *image->sources);
     if (!image->sources)
         return error_errno(err, -ENOMEM, "cannot open the point");
     for (size_t i = 0; i < pin->source_count; i++) {
         const struct pin_source *from = &pin->sources[i];
-        struct source *s = &image->sources[i];
+        struct source *s = &image->sources[image->source_count];
         char path[PATH_MAX];
+        if (le64_get(from->high_lsn) <= base.n)
+            continue;
         snprintf(path, sizeof path, "%s/%s", directory, from->file);
         int r = index_open(path, image->cache, &s->index, err);
         if (r < 0)
@@ -71,6 +83,25 @@ static int open_sources(struct image *image, const char *directory, const struct
     return 0;
 }
 
+/* A drop may move the base, and take files away, between the pin and here, and again while they are opened. */
+static int open_point(struct image *image, const char *directory, const struct pin *pin, struct error *err)
+{
+    for (struct lsn base = LSN_NONE;;) {
+        int r = payload_reader_new(directory, image->cache, OPEN_SEGMENTS, &image->reader, err);
+        if (r < 0)
+            return r;
+        struct lsn now = payload_base_lsn(image->reader);
+        bool moved = now.n != base.n;
+        base = now;
+        r = open_sources(image, directory, pin, base, err);
+        if (r != -ENOENT || !moved)
+            return r;
+        close_sources(image);
+        payload_reader_free(image->reader);
+        image->reader = NULL;
+    }
+}
+
 int image_open(const char *directory, const char *pin_name, struct image **ret, struct error *err)
 {
     struct pin pin = {0};
@@ -83,9 +114,7 @@ int image_open(const char *directory, const char *pin_name, struct image **ret, 
     if (r == 0)
         r = index_cache_new(IMAGE_CACHE_BYTES, &image->cache, err);
     if (r == 0)
-        r = payload_reader_new(directory, image->cache, OPEN_SEGMENTS, &image->reader, err);
-    if (r == 0)
-        r = open_sources(image, directory, &pin, err);
+        r = open_point(image, directory, &pin, err);
     pin_release(&pin);
     if (r < 0) {
         image_free(image);
@@ -105,9 +134,7 @@ void image_free(struct image *image)
         free(region);
     }
     payload_reader_free(image->reader);
-    for (size_t i = 0; i < image->source_count; i++)
-        index_free(image->sources[i].index);
-    free(image->sources);
+    close_sources(image);
     index_cache_free(image->cache);
     pthread_mutex_destroy(&image->mutex);
     free(image);
