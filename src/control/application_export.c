@@ -219,7 +219,7 @@ static int start_process(struct application *application, const char *pid_path, 
         unlink(nbd); /* nbdkit refuses a socket that is there already; nobody serves it */
         export_nbdkit_argv(control, nbd, pid_path, argument, false, argv);
     }
-    struct process_options options = {.argv = argv, .log_path = log_path, .inherit_fd = -1};
+    struct process_options options = {.argv = argv, .log_path = log_path, .inherit_fd = -1, .detached = is_nbd};
     return process_start(&options, ret, err);
 }
 

@@ -139,7 +139,7 @@ static int start_process(struct opening *o, struct error *err)
     const char *argv[16] = {control->programs.holder, "--config", holder, NULL};
     if (o->is_nbd)
         export_nbdkit_argv(control, o->nbd_socket, pid_path, argument, true, argv);
-    struct process_options options = {.argv = argv, .log_path = log_path, .inherit_fd = o->lock_fd};
+    struct process_options options = {.argv = argv, .log_path = log_path, .inherit_fd = o->lock_fd, .detached = o->is_nbd};
     r = process_start(&options, &o->process, err);
     if (r < 0)
         return r;
