@@ -42,6 +42,7 @@ struct run {
     const struct options *o;
     struct journal *journal; /* NULL: by the socket */
     char directory[512];
+    char lock_path[600]; /* an unpin removes the lock's file, so each open makes a new one, as `open` does */
     struct lsn oldest, latest;
     uint64_t random;
     double *samples[STEPS];
@@ -80,8 +81,17 @@ static int unpin(struct run *r, struct error *err)
     return http_client_call(r->o->socket, "POST", "/v1/unpin", body, 60000, NULL, err);
 }
 
+static int take_lock(struct run *r, int *ret_fd, struct error *err)
+{
+    *ret_fd = open(r->lock_path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (*ret_fd < 0 || flock(*ret_fd, LOCK_EX) < 0)
+        return error_errno(err, -errno, "locking %s", r->lock_path);
+    return 0;
+}
+
 static int open_once(struct run *r, uint64_t i, void *data, struct error *err)
 {
+    _cleanup_close_ int lock = -1;
     const struct bench_group_options *g = &r->o->group;
     uint64_t lsn = r->oldest.n + bench_random(&r->random) % (r->latest.n - r->oldest.n + 1);
     uint32_t volume = 1 + (uint32_t)(bench_random(&r->random) % g->volume_count);
@@ -90,7 +100,9 @@ static int open_once(struct run *r, uint64_t i, void *data, struct error *err)
     if (lsn < g->volume_count) /* before all volumes were there */
         lsn = g->volume_count;
     double start = now_us();
-    int result = pin(r, lsn, err);
+    int result = r->journal ? 0 : take_lock(r, &lock, err);
+    if (result == 0)
+        result = pin(r, lsn, err);
     double pinned = now_us(), opened = pinned, done = pinned;
     if (result == 0) {
         result = image_open(r->directory, r->journal ? PIN_INTERNAL : PIN_SOCKET, &image, err);
@@ -185,10 +197,7 @@ static int run_outside(struct run *r, struct error *err)
     char path[600];
     snprintf(path, sizeof path, "%s/pins", r->directory);
     int result = io_mkdirs(path, 0700, err);
-    snprintf(path, sizeof path, "%s/pins/" PIN_SOCKET ".lock", r->directory);
-    _cleanup_close_ int lock = result < 0 ? -1 : open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (result == 0 && (lock < 0 || flock(lock, LOCK_EX) < 0))
-        result = error_errno(err, -errno, "locking %s", path);
+    snprintf(r->lock_path, sizeof r->lock_path, "%s/pins/" PIN_SOCKET ".lock", r->directory);
     if (result == 0)
         result = http_client_call(r->o->socket, "GET", "/v1/status", NULL, 10000, &status, err);
     if (result == 0)
