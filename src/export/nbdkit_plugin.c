@@ -284,4 +284,5 @@ static struct nbdkit_plugin plugin = {
     .extents = tidemark_extents,
 };
 
+struct nbdkit_plugin *plugin_init(void); /* the macro declares none */
 NBDKIT_REGISTER_PLUGIN(plugin)

@@ -7,9 +7,17 @@ needs_resend
 kills=${TIDEMARK_KILLS:-20}
 start_holder "data 536870912 $work/data.img"
 attach data
-fio --name=crash --output="$work/fio" --filename="$device" --direct=1 --ioengine=io_uring --rw=randwrite --bsrange=4k-128k \
-    --iodepth=32 --numjobs=2 --size=96m --offset_increment=256m --verify=crc32c --verify_fatal=1 --do_verify=1 \
-    --fdatasync=64 --loops=1000 --time_based --runtime=$((kills + 5)) --group_reporting &
+# Passes of writing and reading back, as many as the kills take.
+passes() {
+    trap - EXIT
+    until [ -e "$work/enough" ]; do
+        fio --name=crash --output="$work/fio" --filename="$device" --direct=1 --ioengine=io_uring --rw=randwrite \
+            --bsrange=4k-128k --iodepth=32 --numjobs=2 --size=96m --offset_increment=256m --verify=crc32c \
+            --verify_fatal=1 --do_verify=1 --fdatasync=64 --randrepeat=0 --group_reporting || return 1
+        ! grep -qE "err= *[1-9]" "$work/fio" || return 1
+    done
+}
+passes &
 fio_pid=$!
 background=$fio_pid
 killed=0
@@ -22,10 +30,9 @@ while [ $killed -lt "$kills" ] && kill -0 $fio_pid 2>/dev/null; do
     wait_for 10 test ! -e "/proc/$server" || fail "the killed server is still there"
     wait_for 10 has_server || fail "no new server"
 done
-status=0
-wait $fio_pid || status=$?
+touch "$work/enough"
+wait $fio_pid || { cat "$work/fio" >&2; fail "fio after $killed kills"; }
 background=
-[ $status = 0 ] && ! grep -qE "err= *[1-9]" "$work/fio" || { cat "$work/fio" >&2; fail "fio after $killed kills"; }
 [ "$killed" = "$kills" ] || fail "only $killed kills"
 echo "$killed kills, $(grep -c 'taken over' "$work/log") times taken over"
 # A last time: a whole pass of writes, with kills, read back afterwards by another server.
