@@ -149,12 +149,38 @@ static int check_spec(struct control *control, const struct app_documents *docum
     return r < 0 ? r : check_conflicts(control, spec, err);
 }
 
+/* For each mount path, how much of it exists: what is made below goes again if the apply fails. */
+static void note_existing(const struct app_spec *spec, size_t existing[APP_VOLUMES_MAX])
+{
+    for (size_t i = 0; i < spec->volume_count; i++) {
+        char path[APP_PATH_LENGTH_MAX + 1];
+        struct stat st;
+        snprintf(path, sizeof path, "%s", spec->volumes[i].mount_path ? spec->volumes[i].mount_path : "/");
+        while (path[0] && lstat(path, &st) < 0)
+            *strrchr(path, '/') = '\0';
+        existing[i] = strlen(path);
+    }
+}
+
+static void remove_made(const struct app_spec *spec, const size_t existing[APP_VOLUMES_MAX])
+{
+    for (size_t n = spec->volume_count; n-- > 0;) {
+        char path[APP_PATH_LENGTH_MAX + 1];
+        if (!spec->volumes[n].mount_path)
+            continue;
+        snprintf(path, sizeof path, "%s", spec->volumes[n].mount_path);
+        while (strlen(path) > existing[n] && (rmdir(path) == 0 || errno == ENOENT))
+            *strrchr(path, '/') = '\0';
+    }
+}
+
 /* U3: without a trace if it fails. */
 static int create(struct control *control, struct app_spec *spec, uint64_t quota_bytes, bool dry_run, struct error *err)
 {
     struct stat st;
     struct error ignored = ERROR_INIT;
     char yaml_path[PATH_MAX];
+    size_t existing[APP_VOLUMES_MAX];
     _cleanup_application_ struct application *a = application_new(control, spec, err);
     if (!a)
         return err->code;
@@ -164,6 +190,7 @@ static int create(struct control *control, struct app_spec *spec, uint64_t quota
     if (r < 0 || dry_run)
         return r;
     bool kept = stat(a->directory, &st) == 0;
+    note_existing(a->spec, existing);
     r = io_mkdirs(a->directory, 0700, err);
     if (r == 0)
         r = application_begin(a, "apply", 0, err);
@@ -178,6 +205,7 @@ static int create(struct control *control, struct app_spec *spec, uint64_t quota
         return 0;
     application_unlist(a);
     unlink(yaml_path);
+    remove_made(a->spec, existing);
     if (!kept && io_remove_tree(a->directory, &ignored) < 0)
         log_warning(control->log, "%s", ignored.message);
     return r;
@@ -193,6 +221,8 @@ static void swap_spec(struct application *a, struct app_spec **spec)
 
 static int remount(struct application *a, struct app_spec **spec, struct error *err)
 {
+    size_t existing[APP_VOLUMES_MAX];
+    note_existing(*spec, existing);
     int r = application_stop(a, false, err);
     if (r < 0)
         return r;
@@ -204,6 +234,7 @@ static int remount(struct application *a, struct app_spec **spec, struct error *
         return 0;
     struct error second = ERROR_INIT;
     swap_spec(a, spec);
+    remove_made(*spec, existing);
     int back = application_save(a, &second);
     if (back == 0)
         back = application_start(a, &second);

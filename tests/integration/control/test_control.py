@@ -1,0 +1,483 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""`tidemark up` with real engines, loop devices and mounts. Needs root, /dev/fuse and loop devices (skipped without)."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import unittest
+
+sys.path.insert(0, os.path.dirname(__file__))
+from stand import ApiError, Stand, TIDEMARK, alive, until  # noqa: E402
+
+LIFECYCLE = """\
+  lifecycle:
+    stop: [[sh, -c, "echo stop >> {0}/calls; [ ! -e {0}/fail-stop ]"]]
+    start: "echo start >> {0}/calls"
+    probe: [sh, -c, "test -e {0}/healthy"]
+"""
+
+
+class Base(unittest.TestCase):
+    def setUp(self):
+        self.s = Stand()
+        self.addCleanup(self.s.destroy)
+
+    def fails(self, code, words, call, *arguments, **named):
+        with self.assertRaises(ApiError) as caught:
+            call(*arguments, **named)
+        self.assertEqual(caught.exception.code, code, caught.exception.message)
+        for word in words:
+            self.assertIn(word, caught.exception.message)
+
+    def nothing_left(self):
+        until(lambda: not any(self.s.remains().values()), "nothing is left", 15)
+
+
+class Applications(Base):
+    def test_life(self):
+        s = self.s.start()
+        s.write("manifests/app.yaml", "a: 1\n")
+        text = s.yaml(extra="  manifests: ./manifests\n")
+        self.assertEqual(s.apply(text, "&dry_run=true")[0]["result"], "created")
+        self.assertEqual(s.call("GET", "/v1/status")["applications"], [])
+        self.assertEqual(s.apply(text)[0]["result"], "created")
+        self.assertEqual(s.apply(text)[0]["result"], "unchanged")
+        status = s.status()
+        for field in ("name", "state", "lsn", "durable_lsn", "oldest_lsn", "oldest_time", "rpo_ms", "journal_bytes"):
+            self.assertIsNotNone(status[field], field)
+        self.assertEqual(status["state"], "protected")
+        for volume in status["volumes"]:
+            self.assertEqual(volume["size_bytes"], 64 << 20)
+            self.assertTrue(volume["device"].startswith("/dev/loop"))
+            self.assertEqual(volume["mount"], s.path("mnt/shop", volume["name"]))
+            self.assertIsNone(volume["nbd_uri"])
+            self.assertGreater(volume["written_bytes"], 0)
+        s.write("mnt/shop/data/f", "one")
+        metrics = s.call("GET", "/metrics", raw=True)[1]
+        self.assertIn('tidemark_volume_size_bytes{application="shop",volume="wal"} 67108864', metrics)
+        self.assertIn('tidemark_application_state{application="shop",state="protected"} 1', metrics)
+
+        # A stop brings nothing down but ends everything; the next start has it all back.
+        self.assertEqual(s.stop(), 0)
+        self.nothing_left()
+        s.start()
+        self.assertEqual(s.read("mnt/shop/data/f"), "one")
+
+        # In use: refused with the user's name, all stays mounted.
+        sleeper = subprocess.Popen(["sleep", "100"], cwd=s.path("mnt/shop/data"))
+        self.addCleanup(sleeper.kill)
+        self.fails("EBUSY", ["sleep", str(sleeper.pid), "cwd"], s.call, "DELETE", "/v1/applications/shop")
+        self.assertEqual(len([v for v in s.status()["volumes"] if v["mount"]]), 2)
+        sleeper.kill()
+        sleeper.wait()
+
+        answer = s.call("DELETE", "/v1/applications/shop")
+        self.assertTrue(os.path.isdir(answer["journal"]))
+        self.assertTrue(all(os.path.exists(v["backing"]) for v in answer["volumes"]))
+        self.nothing_left()
+        self.assertEqual(s.apply(text)[0]["result"], "created")  # the data was kept
+        self.assertEqual(s.read("mnt/shop/data/f"), "one")
+        self.assertIsNone(s.call("DELETE", "/v1/applications/shop?purge=true")["journal"])
+        self.assertEqual(os.listdir(s.path("s/apps")), [])
+        self.fails("ENOENT", ["there is no application 'shop'"], s.status)
+
+    def test_changes(self):
+        s = self.s.start()
+        s.apply(s.yaml())
+        s.write("mnt/shop/data/f", "one")
+        self.assertEqual(s.apply(s.yaml(volumes=("data", "wal", "more")))[0]["result"], "configured")
+        self.assertEqual(s.read("mnt/shop/data/f"), "one")
+        self.assertEqual([v["name"] for v in s.status()["volumes"] if v["mount"]], ["data", "wal", "more"])
+        self.assertEqual(s.apply(s.yaml(volumes=("data", "wal", "more"), extra=LIFECYCLE.format(s.root)))[0]["result"],
+                         "configured")
+        three = ("data", "wal", "more")
+        self.fails("EINVAL", ["volume more", "cannot be removed"], s.apply, s.yaml())
+        self.fails("EINVAL", ["size", "cannot change"], s.apply, s.yaml(volumes=three, size="128Mi"))
+        self.fails("EINVAL", ["spec.export", "tidemark delete shop"], s.apply, s.yaml(export="nbd", volumes=three))
+        self.assertEqual(s.status()["state"], "protected")
+
+    def test_refused(self):
+        s = self.s.start()
+        before = s.remains()
+        self.fails("EINVAL", ["test.yaml:7:", "spec.volumes[0].size", "found '1Mi'", "at least 16.0 MiB"], s.apply,
+                   s.yaml(size="1Mi"))
+        self.fails("ENOSPC", ["needed", "free", "volumes"], s.apply, s.yaml(size="60Ti"))
+        self.fails("ENOENT", ["no ProtectionPolicy 'gold'"], s.apply, s.yaml(extra="  policyRef: {name: gold}\n"))
+        self.fails("ENOENT", ["spec.manifests", "create it"], s.apply, s.yaml(extra="  manifests: ./nowhere\n"))
+        os.makedirs(s.path("mnt/shop/wal"))
+        s.write("mnt/shop/wal/precious", "x")
+        self.fails("ENOTEMPTY", ["volume wal", "precious"], s.apply, s.yaml())
+        os.unlink(s.path("mnt/shop/wal/precious"))
+        subprocess.run(["mount", "-t", "tmpfs", "none", s.path("mnt/shop/wal")], check=True)
+        self.fails("EBUSY", ["volume wal", "is mounted there"], s.apply, s.yaml())
+        subprocess.run(["umount", s.path("mnt/shop/wal")], check=True)
+        self.assertEqual(os.listdir(s.path("s/apps")), [], "nothing half done")
+        self.assertFalse(os.path.exists(s.path("mnt/shop/data")))
+        self.assertEqual(s.remains(), before)
+        self.assertEqual(s.apply(s.yaml())[0]["result"], "created")
+        self.fails("EBUSY", ["volume data of shop is there"], s.apply, s.yaml(name="other").replace("mnt/other", "mnt/shop"))
+
+    def test_foreign_content(self):
+        s = self.s.start()
+        text = s.yaml(volumes=("data",)).replace(", mountPath: " + s.path("mnt/shop/data") + ", fsType: ext4", "")
+        s.apply(text)
+        device = s.status()["volumes"][0]["device"]
+        self.assertIsNone(s.status()["volumes"][0]["mount"])
+        subprocess.run(["mkswap", device], check=True, capture_output=True)
+        self.fails("EEXIST", ["holds swap", "nothing was changed"], s.apply, s.yaml(volumes=("data",)))
+        self.assertEqual(s.status()["state"], "protected", "back to what it was")
+
+    def test_policies(self):
+        s = self.s.start()
+        policy = ("apiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\nmetadata: {name: gold}\n"
+                  "spec: {journal: {quota: 512Mi}, ackMode: flush}\n")
+        results = s.apply(s.yaml(volumes=("data",), extra="  policyRef: {name: gold}\n") + "---\n" + policy)
+        self.assertEqual([r["kind"] for r in results], ["ProtectionPolicy", "ProtectedApplication"])
+        self.assertEqual((s.status()["quota_bytes"], s.status()["ack"]), (512 << 20, "flush"))
+        self.assertEqual(s.apply(policy)[0]["result"], "unchanged")
+        changed = s.apply(policy.replace("512Mi", "1Gi"))[0]
+        self.assertEqual(changed["result"], "configured")
+        self.assertIn("next time", changed["message"])
+
+    def test_manifests(self):
+        s = self.s.start()
+        s.write("manifests/a.yaml", "a: 1\n")
+        s.write("manifests/.hidden.yaml", "no\n")
+        s.write("manifests/note.txt", "no\n")
+        s.apply(s.yaml(volumes=("data",), extra="  manifests: ./manifests\n"))
+
+        def objects():
+            points = s.call("GET", "/v1/applications/shop/points?limit=1000")["points"]
+            return [p["name"] for p in reversed(points) if p["kind"] == "object"]
+
+        until(lambda: objects() == ["a.yaml"], "the first comparison")
+        os.makedirs(s.path("manifests/sub/deep"))
+        s.write("manifests/sub/deep/b.json", "{}\n")
+        until(lambda: objects() == ["a.yaml", "sub/deep/b.json"], "a new directory")
+        s.write("manifests/c.yaml.tmp", "c: 1\n")
+        os.rename(s.path("manifests/c.yaml.tmp"), s.path("manifests/c.yaml"))
+        until(lambda: objects()[2:] == ["c.yaml"], "a rename")
+        os.unlink(s.path("manifests/c.yaml"))
+        until(lambda: objects()[2:] == ["c.yaml", "c.yaml"], "a deletion")
+        s.stop()
+        s.write("manifests/a.yaml", "a: 2\n")
+        s.start()
+        until(lambda: objects()[4:] == ["a.yaml"], "a change while it was down")
+        with open(s.path("manifests/bad.yaml"), "wb") as f:
+            f.write(b"\xff\xfe")
+        until(lambda: any("bad.yaml is not UTF-8" in a for a in s.status()["alarms"]), "the alarm")
+
+
+class Supervision(Base):
+    def test_kill_of_up(self):
+        """U1: nothing ends with `up`; the next one takes over, views included."""
+        s = self.s.start()
+        s.apply(s.yaml())
+        s.write("mnt/shop/data/f", "one")
+        view = s.operate("/v1/applications/shop/open", {"point": "latest"})["view"]
+        before = (s.mounts(), sorted(s.processes()), sorted(s.loops()))
+        s.stop(signal.SIGKILL)
+        s.write("mnt/shop/data/f", "two")
+        s.start()
+        self.assertEqual((s.mounts(), sorted(s.processes()), sorted(s.loops())), before)
+        self.assertEqual(s.status()["state"], "protected")
+        self.assertEqual([v["id"] for v in s.call("GET", "/v1/views")["views"]], [view["id"]])
+        s.call("DELETE", f"/v1/views/{view['id']}")
+        self.assertEqual(s.stop(), 0)
+        self.nothing_left()
+
+    def test_kill_of_engine(self):
+        s = self.s.start()
+        s.apply(s.yaml(volumes=("data",)))
+        pid = s.status()["engine_pid"]
+        os.kill(pid, signal.SIGKILL)
+        s.write("mnt/shop/data/f", "one")
+        until(lambda: s.status()["state"] == "protected" and s.status()["engine_pid"] not in (None, pid), "the engine is back")
+        self.assertEqual(s.read("mnt/shop/data/f"), "one")
+
+    def test_kill_of_holder(self):
+        s = self.s.start()
+        s.apply(s.yaml(volumes=("data",)))
+        s.write("mnt/shop/data/f", "one")
+        os.kill(int(s.read("s/apps/shop/holder.pid")), signal.SIGKILL)
+        until(lambda: any("holder was ended" in a for a in s.status()["alarms"]), "the alarm")
+        s.write("mnt/shop/data/f", "two")  # I/O goes on
+        os.kill(s.status()["engine_pid"], signal.SIGKILL)
+        until(lambda: s.status()["state"] == "protected" and not s.status()["alarms"], "both are back")
+        self.assertEqual(s.read("mnt/shop/data/f"), "two")
+
+    def test_kill_of_everything(self):
+        s = self.s.start()
+        s.apply(s.yaml(volumes=("data",)))
+        s.write("mnt/shop/data/f", "one")
+        s.operate("/v1/applications/shop/open", {"point": "latest"})
+        s.stop(signal.SIGKILL)
+        for pid in s.processes():
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: not s.processes(), "all are dead")
+        s.start()
+        self.assertEqual(s.read("mnt/shop/data/f"), "one")
+        self.assertEqual(s.call("GET", "/v1/views")["views"], [])
+        self.assertEqual(os.listdir(s.path("s/apps/shop/views")), [])
+        self.assertEqual(s.stop(), 0)
+        self.nothing_left()
+
+    def test_second_up(self):
+        s = self.s.start()
+        other = subprocess.run([TIDEMARK, "--state", s.state, "up"], capture_output=True, text=True, timeout=30)
+        self.assertNotEqual(other.returncode, 0)
+        self.assertIn(f"pid {s.up.pid}", other.stderr)
+        self.assertEqual(s.call("GET", "/v1/version")["pid"], s.up.pid)
+
+    def test_not_root(self):
+        # In a place that nobody may read the program from, the message would be the kernel's.
+        run = subprocess.run(["setpriv", "--reuid", "65534", "--clear-groups", TIDEMARK, "--state", "/tmp/nobody-tidemark",
+                              "up"], capture_output=True, text=True, timeout=30)
+        self.assertNotEqual(run.returncode, 0)
+        if "Permission denied" not in run.stderr:
+            self.assertIn("root", run.stderr)
+
+    def test_busy_at_stop(self):
+        """The workload holds a volume: lifecycle.stop is run, and lifecycle.start at the next `up`."""
+        s = self.s.start()
+        stop = '[sh, -c, "kill $(cat {0}/pid); echo stop >> {0}/calls; while kill -0 $(cat {0}/pid); do :; done"]'
+        s.apply(s.yaml(volumes=("data",), extra="  lifecycle:\n    stop: " + stop.format(s.root) +
+                       f"\n    start: echo start >> {s.root}/calls\n"))
+        # Not our child: a zombie would look alive to the command.
+        subprocess.run(["sh", "-c", "cd \"$1\" && (sleep 100 & echo $! > \"$2\") < /dev/null > /dev/null 2>&1", "sh",
+                        s.path("mnt/shop/data"), s.path("pid")], check=True)
+        self.assertEqual(s.stop(), 0)
+        self.nothing_left()
+        s.start()
+        self.assertEqual(s.read("calls"), "stop\nstart\n")
+
+
+class Views(Base):
+    def test_open(self):
+        s = self.s.start()
+        s.apply(s.yaml())
+        s.write("mnt/shop/data/f", "one")
+        tag = s.call("POST", "/v1/applications/shop/tag", {"name": "t1", "labels": {"k": "v"}})
+        s.write("mnt/shop/data/f", "two")
+        view = s.operate("/v1/applications/shop/open", {"point": "tag:t1"})["view"]
+        self.assertEqual(view["lsn"], tag["lsn"])
+        mounts = {v["name"]: v["mount"] for v in view["volumes"]}
+        self.assertEqual(sorted(mounts), ["data", "wal"])
+        with open(mounts["data"] + "/f", encoding="ascii") as f:
+            self.assertEqual(f.read(), "one")
+        with open(mounts["data"] + "/g", "w", encoding="ascii") as f:
+            f.write("in the overlay")
+        self.assertFalse(os.path.exists(s.path("mnt/shop/data/g")))
+        one = s.operate("/v1/applications/shop/open", {"point": "latest", "volume": "data", "mount": s.path("here")})["view"]
+        self.assertEqual(s.read("here/f"), "two")
+        several = s.operate("/v1/applications/shop/open", {"point": "latest", "mount": s.path("both")})["view"]
+        self.assertEqual(s.read("both/data/f"), "two")
+        listed = s.call("GET", "/v1/views")["views"]
+        self.assertEqual([v["id"] for v in listed], [view["id"], one["id"], several["id"]])
+        self.assertEqual({v["state"] for v in listed}, {"open"})
+        held = open(s.path("here/f"), encoding="ascii")
+        self.fails("EBUSY", ["python", "an open file"], s.call, "DELETE", f"/v1/views/{one['id']}")
+        held.close()
+        for each in listed:
+            s.call("DELETE", f"/v1/views/{each['id']}")
+        self.assertFalse(os.path.exists(s.path("here")) or os.path.exists(s.path("both")), "made for the view")
+        self.assertEqual(len(s.mounts()), 4)
+        self.assertEqual(os.listdir(s.path("s/apps/shop/views")), [])
+        self.assertEqual(os.listdir(s.path("s/apps/shop/journal/pins")), [])
+        self.fails("ENOENT", [view["id"]], s.call, "DELETE", f"/v1/views/{view['id']}")
+
+    def test_refused(self):
+        s = self.s.start()
+        s.apply(s.yaml())
+        before = s.remains()
+        opening = "/v1/applications/shop/open"
+        self.fails("ENOENT", ["'nothing'"], s.operate, opening, {"point": "tag:nothing"})
+        self.fails("ERANGE", ["lsn:999999"], s.operate, opening, {"point": "lsn:999999"})
+        self.fails("ENOENT", ["no volume 'x'", "data, wal"], s.operate, opening, {"point": "latest", "volume": "x"})
+        s.write("manifests/in-the-way", "x")
+        self.fails("ENOTEMPTY", ["in-the-way"], s.operate, opening,
+                   {"point": "latest", "volume": "data", "mount": s.path("manifests")})
+        self.fails("ENODATA", ["no file system"], s.operate, opening,
+                   {"point": "lsn:2", "volume": "data", "mount": s.path("early")})
+        self.fails("EINVAL", ["exclude"], s.operate, opening, {"point": "latest", "mount": "/a", "nbd": "/b"})
+        self.assertEqual(s.remains(), before)
+        self.assertEqual(os.listdir(s.path("s/apps/shop/views")), [])
+        self.assertEqual(os.listdir(s.path("s/apps/shop/journal/pins")), [])
+        self.assertFalse(os.path.exists(s.path("early")))
+        early = s.operate(opening, {"point": "lsn:2", "volume": "data"})["view"]["volumes"][0]
+        self.assertIn("no file system", early["note"])
+
+    def test_xfs_and_dead_view(self):
+        s = self.s.start()
+        s.apply(s.yaml(volumes=("data",), fs_type="xfs", size="304Mi"))
+        s.write("mnt/shop/data/f", "one")
+        view = s.operate("/v1/applications/shop/open", {"point": "latest"})["view"]
+        with open(view["volumes"][0]["mount"] + "/f", encoding="ascii") as f:
+            self.assertEqual(f.read(), "one")
+        for pid in s.processes():
+            with open(f"/proc/{pid}/cmdline", "rb") as f:
+                if view["id"].encode() in f.read():
+                    os.kill(pid, signal.SIGKILL)
+        until(lambda: s.call("GET", "/v1/views")["views"][0]["state"] == "dead", "the view is dead")
+        self.assertEqual(s.read("mnt/shop/data/f"), "one")
+        s.call("DELETE", f"/v1/views/{view['id']}")
+        self.assertEqual(s.call("GET", "/v1/views")["views"], [])
+
+
+class Nbd(Base):
+    def test_nbd(self):
+        s = self.s.start()
+        self.fails("EINVAL", ["mountPath", "not allowed with export nbd"], s.apply,
+                   s.yaml().replace("export: fuse", "export: nbd"))
+        s.apply(s.yaml(export="nbd"))
+        uri = {v["name"]: v["nbd_uri"] for v in s.status()["volumes"]}
+        copy = ["nbdcopy", "--destination-is-zero"]
+        with open(s.path("image"), "wb") as f:
+            f.write(b"tide" * (16 << 20))
+        subprocess.run([*copy, s.path("image"), uri["data"]], check=True)
+        s.call("POST", "/v1/applications/shop/tag", {"name": "t1"})
+        subprocess.run(["dd", "if=/dev/zero", "of=" + s.path("zero"), "bs=1M", "count=64", "status=none"], check=True)
+        subprocess.run(["nbdcopy", s.path("zero"), uri["data"]], check=True)
+        view = s.operate("/v1/applications/shop/open", {"point": "tag:t1", "nbd": s.path("v.sock")})["view"]
+        s.stop(signal.SIGKILL)
+        s.start()
+        at_tag = {v["name"]: v["nbd_uri"] for v in view["volumes"]}
+        subprocess.run(["nbdcopy", at_tag["data"], s.path("back")], check=True)
+        subprocess.run(["cmp", s.path("image"), s.path("back")], check=True)
+        s.call("DELETE", f"/v1/views/{view['id']}")
+        s.operate("/v1/applications/shop/rewind", {"to": "tag:t1"})
+        subprocess.run(["nbdcopy", uri["data"], s.path("back")], check=True)
+        subprocess.run(["cmp", s.path("image"), s.path("back")], check=True)
+        pid = s.status()["engine_pid"]
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: s.status()["state"] == "protected" and s.status()["engine_pid"] != pid, "nbdkit is back")
+        subprocess.run(["nbdcopy", uri["data"], s.path("back")], check=True)
+        subprocess.run(["cmp", s.path("image"), s.path("back")], check=True)
+        self.assertEqual(s.stop(), 0)
+        self.nothing_left()
+
+    def test_without_nbdkit(self):
+        empty = self.s.path("bin")
+        os.mkdir(empty)
+        self.s.start(environment={"PATH": empty})
+        self.fails("ENOSYS", ["nbdkit", "apt-get install nbdkit"], self.s.apply, self.s.yaml(export="nbd"))
+
+
+class Rewind(Base):
+    def prepare(self, extra=""):
+        s = self.s.start()
+        s.write("healthy", "")
+        s.write("manifests/a.yaml", "a: 1\n")
+        s.write("manifests/gone.yaml", "g: 1\n")
+        s.apply(s.yaml(extra="  manifests: ./manifests\n" + LIFECYCLE.format(s.root) + extra))
+        s.write("mnt/shop/data/f", "one")
+        s.write("mnt/shop/wal/f", "one")
+        until(lambda: s.call("POST", "/v1/applications/shop/diff", {"from": "lsn:0", "to": "latest"})["objects"][1:],
+              "the manifests are journaled")
+        self.tag = s.call("POST", "/v1/applications/shop/tag", {"name": "good"})
+        s.write("mnt/shop/data/f", "bad")
+        s.write("mnt/shop/wal/g", "bad")
+        s.write("manifests/a.yaml", "a: bad\n")
+        s.write("manifests/new.yaml", "n: bad\n")
+        os.unlink(s.path("manifests/gone.yaml"))
+        until(lambda: len(s.call("POST", "/v1/applications/shop/diff", {"from": "tag:good", "to": "latest"})["objects"]) == 3,
+              "the changes are journaled")
+        return s
+
+    def good(self):
+        s = self.s
+        self.assertEqual((s.read("mnt/shop/data/f"), s.read("mnt/shop/wal/f")), ("one", "one"))
+        self.assertFalse(os.path.exists(s.path("mnt/shop/wal/g")))
+        self.assertEqual((s.read("manifests/a.yaml"), s.read("manifests/gone.yaml")), ("a: 1\n", "g: 1\n"))
+        self.assertFalse(os.path.exists(s.path("manifests/new.yaml")))
+
+    def bad(self):
+        s = self.s
+        self.assertEqual((s.read("mnt/shop/data/f"), s.read("mnt/shop/wal/g")), ("bad", "bad"))
+        self.assertEqual((s.read("manifests/a.yaml"), s.read("manifests/new.yaml")), ("a: bad\n", "n: bad\n"))
+        self.assertFalse(os.path.exists(s.path("manifests/gone.yaml")))
+
+    def test_rewind_and_undo(self):
+        s = self.prepare()
+        plan = s.call("POST", "/v1/applications/shop/rewind", {"to": "tag:good", "dry_run": True})["plan"]
+        self.assertEqual(plan["target_lsn"], self.tag["lsn"])
+        self.assertEqual({m["name"]: m["change"] for m in plan["manifests"]},
+                         {"a.yaml": "write", "gone.yaml": "create", "new.yaml": "delete"})
+        self.assertEqual(plan["lifecycle"]["start"], [["/bin/sh", "-c", f"echo start >> {s.root}/calls"]])
+        self.assertGreater(plan["changed_bytes"], 0)
+        self.bad()
+        result = s.operate("/v1/applications/shop/rewind", {"to": "tag:good"})
+        self.good()
+        self.assertEqual(s.read("calls"), "stop\nstart\n")
+        self.assertEqual(result["target_lsn"], self.tag["lsn"])
+        self.assertGreater(result["lsn"], self.tag["lsn"])
+        for field in ("stop_ms", "engine_ms", "mount_ms", "start_ms", "rewind_ms"):
+            self.assertGreaterEqual(result[field], 0)
+        s.operate("/v1/applications/shop/undo", {})
+        self.bad()
+        s.operate("/v1/applications/shop/rewind", {"to": f"lsn:{self.tag['lsn']}"})
+        self.good()
+        time.sleep(1.1)
+        result = s.operate("/v1/applications/shop/rewind", {"to": "-1s"})
+        self.assertIsNotNone(result["rpo_ms"])
+        self.assertFalse(os.path.exists(s.path("s/apps/shop/operation.json")))
+
+    def test_failures(self):
+        s = self.prepare()
+        rewind = "/v1/applications/shop/rewind"
+        self.fails("ENOENT", ["nowhere"], s.operate, rewind, {"to": "tag:nowhere"})
+        s.write("fail-stop", "")
+        self.fails("EIO", ["lifecycle.stop", "exit status 1"], s.operate, rewind, {"to": "tag:good"})
+        os.unlink(s.path("fail-stop"))
+        sleeper = subprocess.Popen(["sleep", "100"], cwd=s.path("mnt/shop/wal"))
+        self.addCleanup(sleeper.kill)
+        self.fails("EBUSY", ["sleep", str(sleeper.pid)], s.operate, rewind, {"to": "tag:good"})
+        self.bad()
+        self.assertEqual(s.read("calls"), "stop\nstart\nstop\nstart\n", "started again each time")
+        sleeper.kill()
+        sleeper.wait()
+        s.operate(rewind, {"to": "tag:good"})
+        self.good()
+
+    def test_interrupted(self):
+        """U2: `up` is killed while a rewind is under way; the next one carries it on."""
+        for wait in ("stop", "probe"):
+            with self.subTest(step=wait):
+                self.s = Stand()
+                self.addCleanup(self.s.destroy)
+                s = self.prepare()
+                if wait == "probe":
+                    os.unlink(s.path("healthy"))
+                else:
+                    hold = s.yaml(extra="  manifests: ./manifests\n" + LIFECYCLE.format(s.root)).replace(
+                        "echo stop", f"echo stopping >> {s.root}/calls; while [ ! -e {s.root}/go ]; do sleep 0.02; done; echo stop")
+                    s.apply(hold)
+                s.call("POST", "/v1/applications/shop/rewind", {"to": "tag:good"})
+                self.fails("EBUSY", ["rewind is under way"], s.operate, "/v1/applications/shop/rewind", {"to": "tag:good"})
+                word = "start" if wait == "probe" else "stopping"
+                until(lambda: os.path.exists(s.path("calls")) and word in s.read("calls").split(), "it is in the middle")
+                s.stop(signal.SIGKILL)
+                s.write("healthy", "")
+                s.write("go", "")
+                s.start()
+                until(lambda: not os.path.exists(s.path("s/apps/shop/operation.json")), "it is carried on")
+                until(lambda: s.status()["operation"] is None, "it has ended")
+                self.assertEqual(s.call("GET", "/v1/operations")["operations"][0]["state"], "succeeded")
+                self.good()
+                points = s.call("GET", "/v1/applications/shop/points?limit=1000")["points"]
+                self.assertEqual(len([p for p in points if p["kind"] == "rewind"]), 1, "once only")
+
+    def test_verify(self):
+        s = self.prepare()
+        result = s.operate("/v1/applications/shop/verify", {})
+        self.assertTrue(result["ok"], json.dumps(result))
+
+
+if __name__ == "__main__":
+    if os.geteuid() != 0 or not os.path.exists("/dev/fuse") or not os.path.exists("/dev/loop-control"):
+        print("needs root, /dev/fuse and loop devices")
+        sys.exit(77)
+    unittest.main(verbosity=2)

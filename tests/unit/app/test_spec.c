@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "check.h"
+
+#include <errno.h>
+
+#include "app/spec.h"
+#include "base/cleanup.h"
+#include "lib/json.h"
+
+#define HEAD "apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\n"
+#define POLICY "apiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\nmetadata: {name: gold}\n"
+
+static struct app_documents *parse(const char *text)
+{
+    struct error err = ERROR_INIT;
+    struct app_parse_options options = {.file = "f.yaml", .directory = "/dir"};
+    struct app_documents *documents = NULL;
+    check_ok(app_documents_parse(&options, text, strlen(text), &documents, &err));
+    return documents;
+}
+
+static void refuse(const char *text, const char *message)
+{
+    struct error err = ERROR_INIT;
+    struct app_parse_options options = {.file = "f.yaml"};
+    struct app_documents *documents = NULL;
+    check_error(app_documents_parse(&options, text, strlen(text), &documents, &err), -EINVAL, message);
+    assert_null(documents);
+}
+
+static void whole(void **unused)
+{
+    (void)unused;
+    _cleanup_app_documents_ struct app_documents *d =
+        parse(HEAD "spec:\n  policyRef: {name: gold}\n  export: fuse\n  volumes:\n"
+                   "  - {name: data, size: 8Gi, mountPath: /srv//shop/./data/, fsType: ext4}\n"
+                   "  - {name: wal, size: 512Mi, mountPath: /srv/shop/data/wal, fsType: xfs}\n"
+                   "  - {name: raw, size: 16Mi}\n"
+                   "  manifests: ./m\n"
+                   "  lifecycle: {stop: [systemctl, stop, shop], start: [[./a, b], [c]], probe: 'x && y'}\n");
+    const struct app_spec *s = d->items[0].spec;
+    assert_int_equal(d->count, 1);
+    assert_string_equal(s->name, "shop");
+    assert_string_equal(s->policy, "gold");
+    assert_int_equal(s->volume_count, 3);
+    assert_string_equal(s->volumes[0].mount_path, "/srv/shop/data");
+    assert_int_equal(s->volumes[0].size_bytes, 8ull << 30);
+    assert_int_equal(s->volumes[1].fs_type, APP_FS_XFS);
+    assert_null(s->volumes[2].mount_path);
+    assert_string_equal(s->manifests, "/dir/m");
+    assert_int_equal(s->stop.count, 1);
+    assert_string_equal(s->stop.items[0].argv[2], "shop");
+    assert_null(s->stop.items[0].argv[3]);
+    assert_int_equal(s->start.count, 2);
+    assert_string_equal(s->start.items[0].argv[0], "/dir/a");
+    assert_true(s->probe.items[0].shell);
+    assert_string_equal(s->probe.items[0].argv[0], "/bin/sh");
+    assert_string_equal(s->probe.items[0].argv[2], "x && y");
+}
+
+static void canonical(void **unused)
+{
+    (void)unused;
+    _cleanup_app_documents_ struct app_documents *d =
+        parse(HEAD "spec: {volumes: [{size: 1Gi, name: data, mountPath: /a}], lifecycle: {stop: ['null', \"a\\nb\", é], start: \"one\\ntwo\\n\"}}\n");
+    _cleanup_free_ char *text = app_spec_to_yaml(d->items[0].spec);
+    assert_string_equal(text, "apiVersion: tidemark.io/v1alpha1\n"
+                              "kind: ProtectedApplication\n"
+                              "metadata:\n  name: shop\n"
+                              "spec:\n"
+                              "  policyRef:\n    name: default\n"
+                              "  export: fuse\n"
+                              "  volumes:\n"
+                              "  - name: data\n    size: 1Gi\n    mountPath: /a\n    fsType: ext4\n"
+                              "  lifecycle:\n"
+                              "    stop:\n    - [\"null\", \"a\\x0ab\", \"é\"]\n"
+                              "    start: \"one\\x0atwo\\x0a\"\n");
+    _cleanup_app_documents_ struct app_documents *again = parse(text);
+    _cleanup_free_ char *second = app_spec_to_yaml(again->items[0].spec);
+    assert_string_equal(second, text);
+    _cleanup_json_ json_t *json = app_spec_to_json(again->items[0].spec);
+    assert_int_equal(json_integer_value(json_object_get(json_array_get(json_object_get(json_object_get(json, "spec"), "volumes"), 0),
+                                                        "sizeBytes")),
+                     1 << 30);
+}
+
+static void policies(void **unused)
+{
+    (void)unused;
+    _cleanup_app_documents_ struct app_documents *d =
+        parse(POLICY "spec: {journal: {quota: 1Gi}, ackMode: flush}\n---\n" HEAD "spec: {volumes: [{name: a, size: 16Mi}]}\n");
+    assert_int_equal(d->count, 2);
+    assert_int_equal(d->items[0].policy->quota_bytes, 1ull << 30);
+    assert_int_equal(d->items[0].policy->ack_mode, APP_ACK_FLUSH);
+    assert_string_equal(d->items[1].spec->policy, "default");
+    struct app_policy *policy = app_policy_new_default();
+    assert_string_equal(policy->name, "default");
+    assert_int_equal(policy->ack_mode, APP_ACK_WRITE);
+    app_policy_free(policy);
+    refuse(POLICY "spec: {journal: {quota: 1Mi}}\n", "f.yaml:4:25: spec.journal.quota: found '1Mi'; expected at least 256.0 MiB");
+    refuse(POLICY "spec: {ackMode: never}\n", "f.yaml:4:17: spec.ackMode: found 'never'; expected write or flush");
+}
+
+static void envelope(void **unused)
+{
+    (void)unused;
+    refuse("", "no document found");
+    refuse("kind: ProtectionPolicy\n", "f.yaml:1:1: apiVersion: missing; expected tidemark.io/v1alpha1");
+    refuse("apiVersion: v1\n", "f.yaml:1:13: apiVersion: found 'v1'; expected tidemark.io/v1alpha1");
+    refuse("apiVersion: tidemark.io/v1alpha1\nkind: Pod\n", "f.yaml:2:7: kind: found 'Pod'");
+    refuse("apiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\n", "metadata: missing");
+    refuse("apiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\nmetadata: {name: A}\n",
+           "f.yaml:3:18: metadata.name: found 'A'; expected a DNS label");
+    refuse(HEAD, "spec: missing");
+    refuse(HEAD "spce: {}\n", "f.yaml:4:1: spce: unknown field; did you mean 'spec'?");
+    refuse(POLICY "---\n" POLICY, "f.yaml:7:18: metadata.name: found ProtectionPolicy gold a second time");
+    refuse("[]\n", "found a list; expected a mapping");
+}
+
+static void volumes(void **unused)
+{
+    (void)unused;
+    refuse(HEAD "spec: {}\n", "f.yaml:4:7: spec.volumes: missing");
+    refuse(HEAD "spec: {volumes: []}\n", "spec.volumes: found a list; expected a list of 1 to 32 volumes");
+    refuse(HEAD "spec:\n  volumes:\n  - {nmae: a}\n",
+           "f.yaml:6:6: spec.volumes[0].nmae: unknown field; did you mean 'name'? (expected one of: name, size, mountPath, fsType)");
+    refuse(HEAD "spec: {volumes: [{name: a_b, size: 1Gi}]}\n", "spec.volumes[0].name: found 'a_b'; expected a DNS label");
+    refuse(HEAD "spec: {volumes: [{name: a}]}\n", "spec.volumes[0].size: missing; expected a size such as 8Gi");
+    refuse(HEAD "spec: {volumes: [{name: a, size: lots}]}\n", "found 'lots'; expected a size such as 8Gi or 512Mi");
+    refuse(HEAD "spec: {volumes: [{name: a, size: 17M}]}\n", "found '17M'; expected a multiple of 4096 bytes");
+    refuse(HEAD "spec: {volumes: [{name: a, size: 8Mi}]}\n", "found '8Mi'; expected at least 16.0 MiB");
+    refuse(HEAD "spec: {volumes: [{name: a, size: 1Pi}]}\n", "expected at most 64.0 TiB");
+    refuse(HEAD "spec: {volumes: [{name: a, size: 1Gi}, {name: a, size: 1Gi}]}\n",
+           "f.yaml:4:47: spec.volumes[1].name: found 'a'; expected a name that no other volume");
+    refuse(HEAD "spec: {volumes: [{name: a, size: 1Gi, mountPath: srv}]}\n", "found 'srv'; expected an absolute path");
+    refuse(HEAD "spec: {volumes: [{name: a, size: 1Gi, mountPath: /x/..}]}\n", "expected a directory other than /");
+    refuse(HEAD "spec: {volumes: [{name: a, size: 1Gi, mountPath: /x}, {name: b, size: 1Gi, mountPath: //x/}]}\n",
+           "spec.volumes[1].mountPath: found '//x/'; expected a directory that no other volume is mounted on");
+    refuse(HEAD "spec: {volumes: [{name: a, size: 1Gi, mountPath: /x, fsType: zfs}]}\n", "found 'zfs'; expected ext4 or xfs");
+    refuse(HEAD "spec: {volumes: [{name: a, size: 1Gi, fsType: xfs}]}\n", "expected mountPath beside it");
+    refuse(HEAD "spec: {volumes: [{name: a, size: 64Mi, mountPath: /x, fsType: xfs}]}\n", "at least 300Mi, which xfs needs");
+    refuse(HEAD "spec: {export: nbd, volumes: [{name: a, size: 1Gi, mountPath: /x}]}\n",
+           "spec.volumes[0].mountPath: not allowed with export nbd");
+    refuse(HEAD "spec: {export: smb, volumes: []}\n", "f.yaml:4:16: spec.export: found 'smb'; expected fuse or nbd");
+}
+
+static void others(void **unused)
+{
+    (void)unused;
+#define ONE "volumes: [{name: a, size: 1Gi, mountPath: /srv/a}]"
+    refuse(HEAD "spec: {" ONE ", manifests: ./m}\n", "it is not known where a relative one starts");
+    refuse(HEAD "spec: {" ONE ", manifests: /srv/a/m}\n", "expected a directory outside the application's volumes");
+    refuse(HEAD "spec: {" ONE ", policyRef: gold}\n", "spec.policyRef: found 'gold'; expected a mapping");
+    refuse(HEAD "spec: {" ONE ", lifecycle: {stpo: x}}\n", "spec.lifecycle.stpo: unknown field; did you mean 'stop'?");
+    refuse(HEAD "spec: {" ONE ", lifecycle: {stop: {a: b}}}\n", "spec.lifecycle.stop: found a mapping; expected a list of words");
+    refuse(HEAD "spec: {" ONE ", lifecycle: {stop: [[a], b]}}\n", "spec.lifecycle.stop[1]: found 'b'; expected a command as a list");
+    refuse(HEAD "spec: {" ONE ", lifecycle: {stop: [a, [b]]}}\n", "spec.lifecycle.stop[1]: found a list; expected a word");
+    refuse(HEAD "spec: {" ONE ", lifecycle: {stop: ['']}}\n", "expected a program");
+    refuse(HEAD "spec: {" ONE ", lifecycle: {stop: [a, ~]}}\n", "put quotes around an empty one");
+    refuse(HEAD "spec: {" ONE ", lifecycle: {stop: ''}}\n", "found ''; expected a command");
+    refuse(HEAD "spec: {" ONE ", colour: red}\n", "spec.colour: unknown field; expected one of: policyRef, export, volumes");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(whole),    cmocka_unit_test(canonical), cmocka_unit_test(policies),
+                                       cmocka_unit_test(envelope), cmocka_unit_test(volumes),   cmocka_unit_test(others)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
