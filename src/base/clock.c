@@ -34,9 +34,9 @@ const char *clock_format_rfc3339(uint64_t realtime_ns, char text[CLOCK_TEXT_BYTE
     time_t seconds = (time_t)(realtime_ns / NS_PER_SECOND);
     struct tm tm;
     gmtime_r(&seconds, &tm);
-    snprintf(text, CLOCK_TEXT_BYTES, "%04d-%02d-%02dT%02d:%02d:%02d.%03uZ", tm.tm_year + 1900, tm.tm_mon + 1,
+    snprintf(text, CLOCK_TEXT_BYTES, "%04d-%02d-%02dT%02d:%02d:%02d.%06uZ", tm.tm_year + 1900, tm.tm_mon + 1,
              tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec,
-             (unsigned)(realtime_ns % NS_PER_SECOND / NS_PER_MS));
+             (unsigned)(realtime_ns % NS_PER_SECOND / NS_PER_US));
     return text;
 }
 

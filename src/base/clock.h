@@ -31,7 +31,7 @@ static inline uint64_t clock_boottime_ns(const struct clock *clock)
     return clock->boottime_ns(clock->context);
 }
 
-/* RFC 3339 in UTC with milliseconds: "2026-11-21T02:04:46.500Z". Returns `text`. */
+/* RFC 3339 in UTC with microseconds: "2026-11-21T02:04:46.500000Z". Returns `text`. */
 const char *clock_format_rfc3339(uint64_t realtime_ns, char text[CLOCK_TEXT_BYTES]);
 /* Parses RFC 3339: offset `Z` or +hh:mm required, fraction optional up to ns. -EINVAL with a message. */
 int clock_parse_rfc3339(const char *text, uint64_t *ret_realtime_ns, struct error *err) MUST_CHECK;

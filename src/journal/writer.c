@@ -16,6 +16,9 @@
 #include "base/crc32c.h"
 #include "journal/journal_internal.h"
 
+#define CLOCK_ATTEMPTS 16
+#define CLOCK_CLOSE_NS (20 * NS_PER_US)
+
 static struct frame *frame_of(struct journal *j, uint64_t number)
 {
     return &j->frames[number % RING_SLOTS];
@@ -313,6 +316,19 @@ static uint32_t frame_block_limit(const struct journal *j)
     return j->options.segment_blocks - 1 < FRAME_MAX_BLOCKS ? j->options.segment_blocks - 1 : FRAME_MAX_BLOCKS;
 }
 
+/* Both clocks at one moment: a thread that is preempted between the two would make its records look too old or too new. In
+ * whole microseconds, as they are shown. */
+static void read_clocks(struct journal *j, struct frame *f)
+{
+    for (int attempt = 0; attempt < CLOCK_ATTEMPTS; attempt++) {
+        f->boottime_ns = clock_boottime_ns(j->clock);
+        uint64_t realtime_ns = clock_realtime_ns(j->clock);
+        f->realtime_ns = realtime_ns - realtime_ns % NS_PER_US;
+        if (clock_boottime_ns(j->clock) - f->boottime_ns < CLOCK_CLOSE_NS)
+            return;
+    }
+}
+
 /* Makes the open frame one that has room, waiting for a slot if it must. */
 static struct frame *open_frame(struct journal *j, uint32_t payload_blocks)
 {
@@ -338,8 +354,7 @@ static struct frame *open_frame(struct journal *j, uint32_t payload_blocks)
             f->closed = f->ended = false;
             f->written = false;
             f->first = (struct lsn){j->next_lsn};
-            f->realtime_ns = clock_realtime_ns(j->clock);
-            f->boottime_ns = clock_boottime_ns(j->clock);
+            read_clocks(j, f);
             atomic_store(&slot->count, 0);
             atomic_store(&slot->written, 0);
             atomic_store(&slot->number, f->number);

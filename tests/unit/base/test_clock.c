@@ -59,7 +59,7 @@ static void round_trip(void **unused)
     uint64_t random = check_seed();
     char text[CLOCK_TEXT_BYTES];
     (void)unused;
-    assert_string_equal(clock_format_rfc3339(1795226686500000000ull, text), "2026-11-21T02:04:46.500Z");
+    assert_string_equal(clock_format_rfc3339(1795226686500000000ull, text), "2026-11-21T02:04:46.500000Z");
     for (int i = 0; i < 10000; i++) {
         uint64_t ns = check_random(&random) % (230ull * 365 * 86400 * 1000) * NS_PER_MS;
         if (ns / NS_PER_SECOND >= 7258118400ull) /* 2200 */
