@@ -19,6 +19,8 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 
+#define EXEC_TRIES 50
+
 extern char **environ;
 
 static int pidfd_of(pid_t pid)
@@ -183,9 +185,15 @@ int process_start(const struct process_options *options, struct process *ret, st
 static bool command_line_holds(pid_t pid, const char *word)
 {
     char path[64], text[8192];
+    ssize_t n = 0;
     snprintf(path, sizeof path, "/proc/%d/cmdline", (int)pid);
-    _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    /* It is empty for a moment while a program is being executed. */
+    for (int tries = 0; tries < EXEC_TRIES && n == 0; tries++) {
+        _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+        n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+        if (n == 0)
+            poll(NULL, 0, 1);
+    }
     return n > 0 && memmem(text, (size_t)n, word, strlen(word)) != NULL;
 }
 

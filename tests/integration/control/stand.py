@@ -11,9 +11,13 @@ import tempfile
 import time
 import urllib.parse
 
+from openapi import Api
+
 BUILD = os.environ.get("TIDEMARK_BUILD", os.path.join(os.path.dirname(__file__), "..", "..", "..", "build"))
 TIDEMARK = os.path.join(BUILD, "src", "cli", "tidemark")
 DEADLINE_S = 60
+API = Api()
+RESULTS = {"rewind": "RewindResult", "undo": "RewindResult", "verify": "VerifyResult"}
 
 
 class ApiError(Exception):
@@ -104,6 +108,7 @@ class Stand:
         if raw:
             return answer.status, text
         value = json.loads(text)
+        API.answer(method, path, answer.status, value)
         if answer.status >= 400:
             raise ApiError(answer.status, value)
         return value
@@ -116,6 +121,10 @@ class Stand:
         if operation["state"] == "failed":
             raise ApiError(0, {"error": operation["error"]})
         assert all(s["state"] in ("done", "skipped") for s in operation["steps"]), operation
+        if operation["kind"] == "open":
+            API.named("View", operation["result"]["view"])
+        else:
+            API.named(RESULTS[operation["kind"]], operation["result"])
         return operation["result"]
 
     def apply(self, text, query=""):
