@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -21,6 +22,8 @@
 #define SECTOR_BYTES 512u
 #define MAX_VOLUMES 256u
 #define ENTRIES_AT_ONCE 512u
+#define SETTLE_NS 1000000 /* between two looks at a block that does not match its checksum */
+#define SETTLE_ATTEMPTS 5
 
 struct entry { /* of the .crc file; all zero: the block is absent */
     struct le32 crc;     /* CRC32C of the block */
@@ -111,6 +114,8 @@ static int find_volume(struct base_store *s, uint32_t volume, struct store_volum
     v.crc_fd = open_file(s, volume, "crc");
     if (v.crc_fd < 0) {
         close(v.data_fd);
+        if (v.crc_fd == -ENOENT && !s->writable)
+            return 0; /* just being made: nothing is in it yet */
         return error_errno(err, v.crc_fd, "cannot open %s/%u.crc", s->directory, volume);
     }
     s->volumes[s->count++] = v;
@@ -161,6 +166,20 @@ static int read_block(const struct base_store *s, const struct store_volume *v, 
     return 0;
 }
 
+/* As read_block; a block that the engine is just changing (other sectors of it) is looked at again. */
+static int read_settled_block(const struct base_store *s, const struct store_volume *v, uint64_t block, char data[BLOCK_BYTES],
+                              struct error *err)
+{
+    struct timespec pause = {.tv_nsec = SETTLE_NS};
+    struct entry entry;
+    int r = read_block(s, v, block, data, &entry, false, err);
+    for (int attempt = 0; r == -EBADMSG && attempt < SETTLE_ATTEMPTS; attempt++) {
+        nanosleep(&pause, NULL);
+        r = read_block(s, v, block, data, &entry, false, err);
+    }
+    return r;
+}
+
 /* Sectors that are present. 1 or negative. */
 static int read_present(const struct base_store *s, const struct store_volume *v, uint64_t lba, uint32_t length, char *to,
                         struct error *err)
@@ -168,8 +187,7 @@ static int read_present(const struct base_store *s, const struct store_volume *v
     char block[BLOCK_BYTES] __attribute__((aligned(64)));
     while (length) {
         uint32_t skip = lba % BLOCK_SECTORS, count = BLOCK_SECTORS - skip < length ? BLOCK_SECTORS - skip : length;
-        struct entry entry;
-        int r = read_block(s, v, lba / BLOCK_SECTORS, block, &entry, false, err);
+        int r = read_settled_block(s, v, lba / BLOCK_SECTORS, block, err);
         if (r < 0)
             return r;
         memcpy(to, block + skip * SECTOR_BYTES, (size_t)count * SECTOR_BYTES);
@@ -285,6 +303,19 @@ int base_store_clear(struct base_store *s, uint32_t volume, uint64_t lba, uint64
     return r < 0 ? r : 0;
 }
 
+/* Reads one entry again, in case it was just being written. */
+static bool settled_mask(const struct store_volume *v, uint64_t block, uint32_t *ret_mask)
+{
+    struct timespec pause = {.tv_nsec = SETTLE_NS};
+    for (int attempt = 0; attempt < SETTLE_ATTEMPTS; attempt++) {
+        struct entry entry;
+        nanosleep(&pause, NULL);
+        if (read_padded(v->crc_fd, &entry, sizeof entry, block * sizeof entry) == 0 && entry_mask(&entry, block, ret_mask))
+            return true;
+    }
+    return false;
+}
+
 int base_store_extent(struct base_store *s, uint32_t volume, uint64_t lba, uint64_t length, bool *ret_present,
                       uint64_t *ret_length, struct error *err)
 {
@@ -313,7 +344,8 @@ int base_store_extent(struct base_store *s, uint32_t volume, uint64_t lba, uint6
             return error_errno(err, r, "cannot read %s/%u.crc", s->directory, volume);
         for (uint64_t stop = (block + ENTRIES_AT_ONCE) * BLOCK_SECTORS; at < stop && at < end; at++) {
             uint32_t mask;
-            if (!entry_mask(&entries[at / BLOCK_SECTORS - block], at / BLOCK_SECTORS, &mask))
+            if (!entry_mask(&entries[at / BLOCK_SECTORS - block], at / BLOCK_SECTORS, &mask) &&
+                !settled_mask(&v, at / BLOCK_SECTORS, &mask))
                 return error_set(err, -EBADMSG, "%s/%u.crc is damaged at %llu", s->directory, volume,
                                  (unsigned long long)(at / BLOCK_SECTORS * sizeof *entries));
             bool present = mask >> at % BLOCK_SECTORS & 1;
