@@ -70,11 +70,13 @@ int app_check_name(const char *name, struct error *err)
 {
     size_t length = strlen(name);
     size_t valid = strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789-");
-    if (length == 0 || length > APP_NAME_LENGTH_MAX || valid != length || name[0] == '-' || name[length - 1] == '-')
-        return error_set(err, -EINVAL,
-                         "'%.80s' is not a name: expected a DNS label (1 to %u of a-z, 0-9 and '-', beginning and ending "
-                         "with a letter or digit)",
-                         name, APP_NAME_LENGTH_MAX);
+    if (length == 0 || length > APP_NAME_LENGTH_MAX || valid != length || name[0] == '-' ||
+        name[length - 1] == '-')
+        return error_set(
+            err, -EINVAL,
+            "'%.80s' is not a name: expected a DNS label (1 to %u of a-z, 0-9 and '-', beginning and ending "
+            "with a letter or digit)",
+            name, APP_NAME_LENGTH_MAX);
     return 0;
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The kinds ProtectedApplication and ProtectionPolicy (apiVersion tidemark.io/v1alpha1): strict reading from YAML, and
- * the canonical form back to YAML and JSON. No I/O: text in, values out.
+/* The kinds ProtectedApplication and ProtectionPolicy (apiVersion tidemark.io/v1alpha1): strict reading from
+ * YAML, and the canonical form back to YAML and JSON. No I/O: text in, values out.
  *
  *   apiVersion: tidemark.io/v1alpha1
  *   kind: ProtectedApplication
@@ -9,19 +9,19 @@
  *     policyRef: {name: default}          # default: default
  *     export: fuse                        # fuse (default) or nbd
  *     volumes:                            # 1..APP_VOLUMES_MAX; sizes: multiples of 4096 from 16Mi on
- *     - {name: data, size: 8Gi, mountPath: /srv/data, fsType: ext4}   # mountPath, fsType (ext4 by default): fuse only
- *     manifests: ./manifests              # optional directory
- *     lifecycle: {stop: ..., start: ..., probe: ...}                  # optional, each of three forms:
- *       [systemctl, stop, shop]           # one command, as words: run without a shell
+ *     - {name: data, size: 8Gi, mountPath: /srv/data, fsType: ext4}   # mountPath, fsType (ext4 by default):
+ * fuse only manifests: ./manifests              # optional directory lifecycle: {stop: ..., start: ...,
+ * probe: ...}                  # optional, each of three forms: [systemctl, stop, shop]           # one
+ * command, as words: run without a shell
  *       [[a, b], [c]]                     # several, one after the other
  *       "cd /srv && ./stop"               # a text, run by /bin/sh -c
  *
  *   kind: ProtectionPolicy
  *   spec: {journal: {quota: 8Gi}, ackMode: write}                     # ackMode: write (default) or flush
  *
- * Relative paths (`manifests`, and a command whose first word begins with ./ or ../) start at the directory of the
- * file. What is wrong is told as "<file>:<line>:<column>: <field>: found ...; expected ...".
- * Threads: values, no locks. Nothing blocks. */
+ * Relative paths (`manifests`, and a command whose first word begins with ./ or ../) start at the directory
+ * of the file. What is wrong is told as "<file>:<line>:<column>: <field>: found ...; expected ...". Threads:
+ * values, no locks. Nothing blocks. */
 #ifndef TIDEMARK_APP_SPEC_H
 #define TIDEMARK_APP_SPEC_H
 
@@ -100,8 +100,8 @@ struct app_parse_options {
     const char *directory; /* absolute, where relative paths start; NULL: they are refused */
 };
 
-/* Reads all documents of the text. -EINVAL with place, field, what was found and expected; -EFBIG for limits; -ENOMEM.
- * The same kind and name twice is refused. Free with app_documents_free. */
+/* Reads all documents of the text. -EINVAL with place, field, what was found and expected; -EFBIG for limits;
+ * -ENOMEM. The same kind and name twice is refused. Free with app_documents_free. */
 int app_documents_parse(const struct app_parse_options *options, const char *text, size_t length_bytes,
                         struct app_documents **ret_documents, struct error *err) MUST_CHECK;
 /* NULL is allowed in all of these. */
@@ -112,8 +112,8 @@ void app_policy_free(struct app_policy *policy);
 /* The policy that applies where none was applied. NULL when out of memory. */
 struct app_policy *app_policy_new_default(void);
 
-/* The canonical YAML (parsing it gives the same value, and the same text again); the caller frees it. NULL when out of
- * memory. */
+/* The canonical YAML (parsing it gives the same value, and the same text again); the caller frees it. NULL
+ * when out of memory. */
 char *app_spec_to_yaml(const struct app_spec *spec);
 char *app_policy_to_yaml(const struct app_policy *policy);
 /* The same fields as JSON. NULL when out of memory. */

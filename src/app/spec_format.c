@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The canonical form: fields in one order, texts quoted as JSON does (which is YAML), sizes in the largest unit that
- * has no remainder. */
+/* The canonical form: fields in one order, texts quoted as JSON does (which is YAML), sizes in the largest
+ * unit that has no remainder. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +14,8 @@ static void put_text(FILE *out, const char *text)
     static const char *const words[] = {"null", "true", "false", "yes", "no", "on", "off", "y", "n", "~"};
     size_t length = strlen(text);
     bool letter = (text[0] >= 'a' && text[0] <= 'z') || text[0] == '/';
-    bool plain = letter && strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-") == length;
+    bool plain = letter &&
+                 strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-") == length;
     for (size_t i = 0; plain && i < sizeof words / sizeof *words; i++)
         plain = strcmp(text, words[i]) != 0;
     if (plain) {
@@ -29,7 +30,8 @@ static void put_text(FILE *out, const char *text)
         else if (c < 0x20 || c == 0x7f)
             fprintf(out, "\\x%02x", c);
         else if (c == 0xc2 && (unsigned char)at[1] >= 0x80 && (unsigned char)at[1] < 0xa0)
-            fprintf(out, "\\x%02x", (unsigned char)*++at); /* C1 controls, U+0085 among them, are line breaks or refused */
+            fprintf(out, "\\x%02x",
+                    (unsigned char)*++at); /* C1 controls, U+0085 among them, are line breaks or refused */
         else if (c == 0xe2 && (unsigned char)at[1] == 0x80 && ((unsigned char)at[2] | 1) == 0xa9) {
             fprintf(out, "\\u20%02x", (unsigned char)at[2] == 0xa8 ? 0x28 : 0x29); /* line separators */
             at += 2;
@@ -165,7 +167,8 @@ static json_t *volumes_to_json(const struct app_spec *spec)
     json_t *list = json_array();
     for (size_t i = 0; i < spec->volume_count; i++) {
         const struct app_volume *volume = &spec->volumes[i];
-        json_t *one = json_pack("{s:s, s:I}", "name", volume->name, "sizeBytes", (json_int_t)volume->size_bytes);
+        json_t *one =
+            json_pack("{s:s, s:I}", "name", volume->name, "sizeBytes", (json_int_t)volume->size_bytes);
         if (volume->mount_path) {
             json_object_set_new(one, "mountPath", json_string_nocheck(volume->mount_path));
             json_object_set_new(one, "fsType", json_string(app_fs_type_name(volume->fs_type)));
@@ -191,15 +194,16 @@ json_t *app_spec_to_json(const struct app_spec *spec)
     if (body && json_object_size(lifecycle))
         json_object_set(body, "lifecycle", lifecycle);
     json_decref(lifecycle);
-    return json_pack("{s:s, s:s, s:{s:s}, s:o}", "apiVersion", APP_API_VERSION, "kind", "ProtectedApplication",
-                     "metadata", "name", spec->name, "spec", body);
+    return json_pack("{s:s, s:s, s:{s:s}, s:o}", "apiVersion", APP_API_VERSION, "kind",
+                     "ProtectedApplication", "metadata", "name", spec->name, "spec", body);
 }
 
 json_t *app_policy_to_json(const struct app_policy *policy)
 {
     json_t *body = json_object();
     if (policy->quota_bytes)
-        json_object_set_new(body, "journal", json_pack("{s:I}", "quotaBytes", (json_int_t)policy->quota_bytes));
+        json_object_set_new(body, "journal",
+                            json_pack("{s:I}", "quotaBytes", (json_int_t)policy->quota_bytes));
     json_object_set_new(body, "ackMode", json_string(app_ack_mode_name(policy->ack_mode)));
     return json_pack("{s:s, s:s, s:{s:s}, s:o}", "apiVersion", APP_API_VERSION, "kind", "ProtectionPolicy",
                      "metadata", "name", policy->name, "spec", body);

@@ -52,7 +52,8 @@ static unsigned edit_distance(const char *a, const char *b)
 }
 
 /* A mapping with no other fields than those in the list that ends with NULL. */
-static int check_mapping(const struct yaml_node *node, const char *path, const char *const *fields, struct error *err)
+static int check_mapping(const struct yaml_node *node, const char *path, const char *const *fields,
+                         struct error *err)
 {
     if (node->kind != YAML_MAPPING)
         return refuse(err, node, path, "a mapping");
@@ -76,15 +77,16 @@ static int check_mapping(const struct yaml_node *node, const char *path, const c
             continue;
         const char *dot = path[0] ? "." : "";
         if (nearest)
-            return yaml_error(err, key, -EINVAL, "%s%s%.60s: unknown field; did you mean '%s'? (expected one of: %s)",
-                              path, dot, key->scalar, nearest, list);
-        return yaml_error(err, key, -EINVAL, "%s%s%.60s: unknown field; expected one of: %s", path, dot, key->scalar,
-                          list);
+            return yaml_error(err, key, -EINVAL,
+                              "%s%s%.60s: unknown field; did you mean '%s'? (expected one of: %s)", path, dot,
+                              key->scalar, nearest, list);
+        return yaml_error(err, key, -EINVAL, "%s%s%.60s: unknown field; expected one of: %s", path, dot,
+                          key->scalar, list);
     }
     return 0;
 }
 
-#define CHECK_MAPPING(node, path, err, ...)                                                                      \
+#define CHECK_MAPPING(node, path, err, ...)                                                                  \
     check_mapping((node), (path), (const char *const[]){__VA_ARGS__, NULL}, (err))
 
 /* The value of a required field; NULL with err set when it is missing or null. */
@@ -94,8 +96,8 @@ static const struct yaml_node *need(const struct yaml_node *mapping, const char 
     const struct yaml_node *value = yaml_lookup(mapping, key);
     if (value && !yaml_is_null(value))
         return value;
-    yaml_error(err, value ? value : mapping, -EINVAL, "%s%s%s: %s; expected %s", path, path[0] ? "." : "", key,
-               value ? "found nothing" : "missing", expected);
+    yaml_error(err, value ? value : mapping, -EINVAL, "%s%s%s: %s; expected %s", path, path[0] ? "." : "",
+               key, value ? "found nothing" : "missing", expected);
     return NULL;
 }
 
@@ -121,13 +123,14 @@ static int read_name(const struct yaml_node *node, const char *path, char **ret,
 {
     struct error unused = ERROR_INIT;
     if (node->kind != YAML_SCALAR || app_check_name(node->scalar, &unused) < 0)
-        return refuse(err, node, path,
-                      "a DNS label (1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit)");
+        return refuse(
+            err, node, path,
+            "a DNS label (1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit)");
     return read_text(node, path, ret, err);
 }
 
-static int read_size(const struct yaml_node *node, const char *path, uint64_t min, uint64_t max, uint64_t *ret,
-                     struct error *err)
+static int read_size(const struct yaml_node *node, const char *path, uint64_t min, uint64_t max,
+                     uint64_t *ret, struct error *err)
 {
     struct error unused = ERROR_INIT;
     uint64_t bytes;
@@ -188,8 +191,8 @@ static bool has_controls(const char *text)
     return false;
 }
 
-static int read_path(const struct yaml_node *node, const char *path, const char *directory, bool absolute, char **ret,
-                     struct error *err)
+static int read_path(const struct yaml_node *node, const char *path, const char *directory, bool absolute,
+                     char **ret, struct error *err)
 {
     if (node->kind != YAML_SCALAR || yaml_is_null(node) || !node->scalar[0])
         return refuse(err, node, path, absolute ? "an absolute path" : "a path");
@@ -199,7 +202,8 @@ static int read_path(const struct yaml_node *node, const char *path, const char 
     if (text[0] != '/' && absolute)
         return refuse(err, node, path, "an absolute path (beginning with /)");
     if (text[0] != '/' && !directory)
-        return refuse(err, node, path, "an absolute path, because it is not known where a relative one starts");
+        return refuse(err, node, path,
+                      "an absolute path, because it is not known where a relative one starts");
     char *normal = normalize_path(directory ? directory : "", text);
     if (!normal)
         return error_set(err, -ENOMEM, "out of memory");
@@ -229,7 +233,8 @@ static int read_words(const struct app_parse_options *options, const struct yaml
                       struct app_command *command, struct error *err)
 {
     if (node->kind != YAML_SEQUENCE || node->count == 0 || node->count > APP_COMMAND_WORDS_MAX)
-        return refuse(err, node, path, "a command as a list of 1 to 256 words, such as [systemctl, stop, shop]");
+        return refuse(err, node, path,
+                      "a command as a list of 1 to 256 words, such as [systemctl, stop, shop]");
     command->argv = calloc(node->count + 1, sizeof *command->argv);
     if (!command->argv)
         return error_set(err, -ENOMEM, "out of memory");
@@ -244,7 +249,8 @@ static int read_words(const struct app_parse_options *options, const struct yaml
     return 0;
 }
 
-static int read_shell(const struct yaml_node *node, const char *path, struct app_command *command, struct error *err)
+static int read_shell(const struct yaml_node *node, const char *path, struct app_command *command,
+                      struct error *err)
 {
     if (!node->scalar[0])
         return refuse(err, node, path, "a command");
@@ -262,8 +268,8 @@ static int read_shell(const struct yaml_node *node, const char *path, struct app
     return 0;
 }
 
-static int read_commands(const struct app_parse_options *options, const struct yaml_node *lifecycle, const char *key,
-                         struct app_commands *commands, struct error *err)
+static int read_commands(const struct app_parse_options *options, const struct yaml_node *lifecycle,
+                         const char *key, struct app_commands *commands, struct error *err)
 {
     const struct yaml_node *node = optional(lifecycle, key);
     if (!node)
@@ -316,17 +322,20 @@ static int read_volume(const struct yaml_node *node, size_t index, struct app_sp
     if (!size)
         return err->code;
     snprintf(field, sizeof field, "%s.size", path);
-    r = read_size(size, field, APP_VOLUME_SIZE_BYTES_MIN, APP_VOLUME_SIZE_BYTES_MAX, &volume->size_bytes, err);
+    r = read_size(size, field, APP_VOLUME_SIZE_BYTES_MIN, APP_VOLUME_SIZE_BYTES_MAX, &volume->size_bytes,
+                  err);
     if (r < 0)
         return r;
     const struct yaml_node *mount = optional(node, "mountPath"), *fs_type = optional(node, "fsType");
     if (spec->export == APP_EXPORT_NBD && (mount || fs_type))
-        return yaml_error(err, mount ? mount : fs_type, -EINVAL,
-                          "%s.%s: not allowed with export nbd; expected export: fuse, or no such field (the volume is used "
-                          "by its NBD URI)",
-                          path, mount ? "mountPath" : "fsType");
+        return yaml_error(
+            err, mount ? mount : fs_type, -EINVAL,
+            "%s.%s: not allowed with export nbd; expected export: fuse, or no such field (the volume is used "
+            "by its NBD URI)",
+            path, mount ? "mountPath" : "fsType");
     if (fs_type && !mount)
-        return yaml_error(err, fs_type, -EINVAL, "%s.fsType: found without mountPath; expected mountPath beside it", path);
+        return yaml_error(err, fs_type, -EINVAL,
+                          "%s.fsType: found without mountPath; expected mountPath beside it", path);
     snprintf(field, sizeof field, "%s.fsType", path);
     if (fs_type && yaml_text(fs_type) && strcmp(fs_type->scalar, "xfs") == 0)
         volume->fs_type = APP_FS_XFS;
@@ -391,7 +400,8 @@ static int read_policy_ref(const struct yaml_node *body, struct app_spec *spec, 
     int r = CHECK_MAPPING(reference, "spec.policyRef", err, "name");
     if (r < 0)
         return r;
-    const struct yaml_node *name = need(reference, "spec.policyRef", "name", "the name of a ProtectionPolicy", err);
+    const struct yaml_node *name =
+        need(reference, "spec.policyRef", "name", "the name of a ProtectionPolicy", err);
     return name ? read_name(name, "spec.policyRef.name", &spec->policy, err) : err->code;
 }
 
@@ -451,8 +461,8 @@ static int read_policy(const struct yaml_node *body, struct app_policy *policy, 
     const struct yaml_node *quota = optional(journal, "quota");
     if (r < 0 || !quota)
         return r;
-    return read_size(quota, "spec.journal.quota", APP_QUOTA_BYTES_MIN, APP_VOLUME_SIZE_BYTES_MAX, &policy->quota_bytes,
-                     err);
+    return read_size(quota, "spec.journal.quota", APP_QUOTA_BYTES_MIN, APP_VOLUME_SIZE_BYTES_MAX,
+                     &policy->quota_bytes, err);
 }
 
 static int read_kind(const struct yaml_node *root, enum app_kind *ret, struct error *err)
@@ -523,11 +533,12 @@ int app_documents_parse(const struct app_parse_options *options, const char *tex
     if (r < 0)
         return r;
     if (stream->count == 0)
-        return error_set(err, -EINVAL, "%s: no document found; expected a ProtectedApplication or a ProtectionPolicy",
+        return error_set(err, -EINVAL,
+                         "%s: no document found; expected a ProtectedApplication or a ProtectionPolicy",
                          options->file);
     if (stream->count > APP_DOCUMENTS_MAX)
-        return error_set(err, -EFBIG, "%s: found %zu documents; expected at most %u", options->file, stream->count,
-                         APP_DOCUMENTS_MAX);
+        return error_set(err, -EFBIG, "%s: found %zu documents; expected at most %u", options->file,
+                         stream->count, APP_DOCUMENTS_MAX);
     _cleanup_app_documents_ struct app_documents *documents = calloc(1, sizeof *documents);
     if (!documents)
         return error_set(err, -ENOMEM, "out of memory");

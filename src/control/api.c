@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The API: one table of routes, which api/openapi.yaml describes (a test compares them), and one function a route. */
+/* The API: one table of routes, which api/openapi.yaml describes (a test compares them), and one function a
+ * route. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,8 +24,8 @@ static int do_version(struct call *c, json_t **ret, struct error *err)
 {
     char time[CLOCK_TEXT_BYTES];
     (void)err;
-    *ret = json_pack("{s:s, s:s, s:i, s:s, s:s}", "version", TIDEMARK_VERSION, "api_version", "v1", "pid", (int)getpid(),
-                     "state_directory", c->control->state_directory, "started_time",
+    *ret = json_pack("{s:s, s:s, s:i, s:s, s:s}", "version", TIDEMARK_VERSION, "api_version", "v1", "pid",
+                     (int)getpid(), "state_directory", c->control->state_directory, "started_time",
                      clock_format_rfc3339(c->control->started_realtime_ns, time));
     return 0;
 }
@@ -42,13 +43,14 @@ static bool query_flag(const struct call *c, const char *name)
 
 static int do_apply(struct call *c, json_t **ret, struct error *err)
 {
-    const char *file = http_request_query(c->request, "file"), *directory = http_request_query(c->request, "directory");
+    const char *file = http_request_query(c->request, "file"),
+               *directory = http_request_query(c->request, "directory");
     if (directory && directory[0] != '/')
         return error_set(err, -EINVAL, "directory: expected an absolute path");
     if (atomic_load(&c->control->stopping))
         return error_set(err, -EBUSY, "`tidemark up` is stopping");
-    return apply_documents(c->control, c->request->body, c->request->body_length_bytes, file && file[0] ? file : "request",
-                           directory, query_flag(c, "dry_run"), ret, err);
+    return apply_documents(c->control, c->request->body, c->request->body_length_bytes,
+                           file && file[0] ? file : "request", directory, query_flag(c, "dry_run"), ret, err);
 }
 
 static int do_delete(struct call *c, json_t **ret, struct error *err)
@@ -58,7 +60,8 @@ static int do_delete(struct call *c, json_t **ret, struct error *err)
 
 static int do_points(struct call *c, json_t **ret, struct error *err)
 {
-    const char *since = http_request_query(c->request, "since"), *limit = http_request_query(c->request, "limit");
+    const char *since = http_request_query(c->request, "since"),
+               *limit = http_request_query(c->request, "limit");
     uint64_t count = 50;
     char path[512];
     _cleanup_application_ struct application *a = application_find(c->control, c->argument, err);
@@ -69,8 +72,8 @@ static int do_points(struct call *c, json_t **ret, struct error *err)
     _cleanup_free_ char *encoded = http_client_encode(since ? since : "");
     if (!encoded)
         return error_set(err, -ENOMEM, "out of memory");
-    if (snprintf(path, sizeof path, "/v1/points?limit=%llu%s%s", (unsigned long long)count, *encoded ? "&since=" : "", encoded) >=
-        (int)sizeof path)
+    if (snprintf(path, sizeof path, "/v1/points?limit=%llu%s%s", (unsigned long long)count,
+                 *encoded ? "&since=" : "", encoded) >= (int)sizeof path)
         return error_set(err, -EINVAL, "since: too long for a point");
     int r = application_call(a, "GET", path, NULL, CONTROL_CALL_TIMEOUT_MS, ret, err);
     if (r == 0)
@@ -79,7 +82,8 @@ static int do_points(struct call *c, json_t **ret, struct error *err)
 }
 
 /* The body goes to the engine as it is. */
-static int forward(struct call *c, const char *path, unsigned timeout_ms, json_t **ret, json_t **ret_body, struct error *err)
+static int forward(struct call *c, const char *path, unsigned timeout_ms, json_t **ret, json_t **ret_body,
+                   struct error *err)
 {
     _cleanup_application_ struct application *a = application_find(c->control, c->argument, err);
     _cleanup_json_ json_t *body = NULL;
@@ -107,7 +111,8 @@ static int do_diff(struct call *c, json_t **ret, struct error *err)
     return forward(c, "/v1/diff", CONTROL_REWIND_TIMEOUT_MS, ret, NULL, err);
 }
 
-static int start_work(struct call *c, struct application *a, enum work_kind kind, json_t *body, json_t **ret, struct error *err)
+static int start_work(struct call *c, struct application *a, enum work_kind kind, json_t *body, json_t **ret,
+                      struct error *err)
 {
     char id[CONTROL_ID_BYTES];
     int r = work_start(a, kind, body, id, err);
@@ -209,7 +214,8 @@ static int do_operations(struct call *c, json_t **ret, struct error *err)
 
 static int do_operation(struct call *c, json_t **ret, struct error *err)
 {
-    const char *wait = http_request_query(c->request, "wait_ms"), *version = http_request_query(c->request, "version");
+    const char *wait = http_request_query(c->request, "wait_ms"),
+               *version = http_request_query(c->request, "version");
     uint64_t wait_ms = 0, above = UINT64_MAX;
     if (wait && *wait && units_parse_u64(wait, CONTROL_OPERATION_WAIT_MS_MAX, &wait_ms, err) < 0)
         return error_context(err, "wait_ms");
@@ -281,7 +287,8 @@ static int answer_metrics(struct control *control, struct http_response *respons
     return 0;
 }
 
-int api_handle(void *context, const struct http_request *request, struct http_response *response, struct error *err)
+int api_handle(void *context, const struct http_request *request, struct http_response *response,
+               struct error *err)
 {
     struct call c = {.control = context, .request = request, .status = 200};
     bool path_known = false;

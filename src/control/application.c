@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* An application: its place in the list, who changes it, start and stop in order, and what to do when its process ends. */
+/* An application: its place in the list, who changes it, start and stop in order, and what to do when its
+ * process ends. */
 #include <errno.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -34,8 +35,8 @@ struct application *application_find(struct control *control, const char *name, 
         if (used < sizeof names)
             used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", used ? ", " : "", a->name);
     }
-    error_set(err, -ENOENT, "there is no application '%.80s'; %s%s", name, names[0] ? "there are: " : "none was applied yet",
-              names);
+    error_set(err, -ENOENT, "there is no application '%.80s'; %s%s", name,
+              names[0] ? "there are: " : "none was applied yet", names);
     return NULL;
 }
 
@@ -68,7 +69,8 @@ int application_begin(struct application *application, const char *what, unsigne
         if (free_now)
             snprintf(application->busy, sizeof application->busy, "%s", what);
         else if (waited_ms >= wait_ms)
-            error_set(err, -EBUSY, "%s is busy: %s is under way; try again when that has ended (tidemark status %s)",
+            error_set(err, -EBUSY,
+                      "%s is busy: %s is under way; try again when that has ended (tidemark status %s)",
                       application->name, application->busy, application->name);
         pthread_mutex_unlock(&application->mutex);
         if (free_now)
@@ -93,7 +95,8 @@ void application_set_state(struct application *application, enum application_sta
     snprintf(application->message, sizeof application->message, "%s", message ? message : "");
 }
 
-int application_path(const struct application *application, char ret[PATH_MAX], struct error *err, const char *format, ...)
+int application_path(const struct application *application, char ret[PATH_MAX], struct error *err,
+                     const char *format, ...)
 {
     va_list args;
     int n = snprintf(ret, PATH_MAX, "%s/", application->directory);
@@ -129,7 +132,8 @@ struct application *application_new(struct control *control, struct app_spec *sp
     /* The longest socket below it is that of a view: views/v-123456/view.sock. */
     if (strlen(a->directory) + strlen("/views/v-123456/view.sock") > CONTROL_SOCKET_PATH_MAX) {
         error_set(err, -ENAMETOOLONG,
-                  "the paths of sockets below %s would be longer than %u bytes: choose a shorter --state directory or name",
+                  "the paths of sockets below %s would be longer than %u bytes: choose a shorter --state "
+                  "directory or name",
                   a->directory, CONTROL_SOCKET_PATH_MAX);
         application_unref(a);
         return NULL;
@@ -175,18 +179,26 @@ int application_save(const struct application *application, struct error *err)
     return r < 0 ? r : io_replace_file(path, text, strlen(text), 0600, err);
 }
 
-int application_call(const struct application *application, const char *method, const char *path, const json_t *body,
-                     unsigned timeout_ms, json_t **ret, struct error *err)
+/* Whether somebody will start its engine again soon. */
+static bool comes_back(const struct application *application)
+{
+    struct application *a = (struct application *)(uintptr_t)application; /* only its mutex is changed */
+    MUTEX_GUARD(guard, &a->mutex);
+    return a->state == APPLICATION_RUNNING && process_exists(&a->process) && !a->orphaned;
+}
+
+int application_call(const struct application *application, const char *method, const char *path,
+                     const json_t *body, unsigned timeout_ms, json_t **ret, struct error *err)
 {
     unsigned limit_ms = timeout_ms < RETRY_CONNECT_MS ? timeout_ms : RETRY_CONNECT_MS;
     for (unsigned waited_ms = 0;; waited_ms += RETRY_POLL_MS) {
         *err = ERROR_INIT;
         int r = http_client_call(application->socket, method, path, body, timeout_ms, ret, err);
         /* Nothing was sent: its holder is starting it again. */
-        bool again = r == -ECONNREFUSED && waited_ms < limit_ms && application->state == APPLICATION_RUNNING &&
-                     process_exists(&application->process) && !application->orphaned;
-        if (!again)
-            return r == -ECONNREFUSED ? error_context(err, "the engine of %s does not answer", application->name) : r;
+        if (r != -ECONNREFUSED || waited_ms >= limit_ms || !comes_back(application))
+            return r == -ECONNREFUSED
+                       ? error_context(err, "the engine of %s does not answer", application->name)
+                       : r;
         pause_ms(RETRY_POLL_MS);
     }
 }
@@ -205,7 +217,8 @@ static int start_manifests(struct application *application, struct error *err)
     if (!application->spec->manifests)
         return 0;
     struct manifests *manifests;
-    int r = manifests_start(application->control, application->spec->manifests, application->socket, &manifests, err);
+    int r = manifests_start(application->control, application->spec->manifests, application->socket,
+                            &manifests, err);
     if (r < 0)
         return r;
     MUTEX_GUARD(guard, &application->mutex);
@@ -237,7 +250,8 @@ int application_start(struct application *application, struct error *err)
             r = start_manifests(application, err);
         if (r < 0) {
             struct error ignored = ERROR_INIT;
-            if (application_unmount(application, false, &ignored) < 0 || application_detach(application, false, &ignored) < 0)
+            if (application_unmount(application, false, &ignored) < 0 ||
+                application_detach(application, false, &ignored) < 0)
                 log_error(application->control->log, "%s: %s", application->name, ignored.message);
             else
                 application_export_stop(application);
@@ -303,7 +317,8 @@ static void *restart_main(void *context)
     return NULL;
 }
 
-/* Its process has ended. The holder gone and the engine alive: I/O goes on, so it is left alone until it ends too. */
+/* Its process has ended. The holder gone and the engine alive: I/O goes on, so it is left alone until it ends
+ * too. */
 static void ended(struct application *application)
 {
     char pid_path[PATH_MAX], config_path[PATH_MAX], tail[PROCESS_TAIL_BYTES], log_path[PATH_MAX];
@@ -320,14 +335,16 @@ static void ended(struct application *application)
         application->orphaned = true;
         application->retry_ns = 0;
         log_error(application->control->log,
-                  "%s: its holder was ended; its engine goes on (pid %d), but nothing starts it again until it is stopped: "
+                  "%s: its holder was ended; its engine goes on (pid %d), but nothing starts it again until "
+                  "it is stopped: "
                   "stop the workload and restart `tidemark up` at a good moment",
                   application->name, (int)application->process.pid);
         return;
     }
     application->orphaned = false;
     application->state = APPLICATION_FAILED;
-    snprintf(application->message, sizeof application->message, "its engine has ended; starting it again: %s", tail);
+    snprintf(application->message, sizeof application->message, "its engine has ended; starting it again: %s",
+             tail);
     log_error(application->control->log, "%s: %s", application->name, application->message);
 }
 
@@ -336,7 +353,8 @@ void application_look_after(struct application *application)
     struct error err = ERROR_INIT;
     pthread_mutex_lock(&application->mutex);
     bool watched = !application->busy[0];
-    bool gone = watched && process_exists(&application->process) && process_wait(&application->process, 0, NULL);
+    bool gone =
+        watched && process_exists(&application->process) && process_wait(&application->process, 0, NULL);
     pthread_mutex_unlock(&application->mutex);
     if (gone)
         ended(application);

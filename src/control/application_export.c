@@ -41,8 +41,8 @@ json_t *nbd_uri_json(const char *volume, const char *socket_path)
 }
 
 /* The quota: the policy's; else what it was; else the default by the free space. */
-static int choose_quota(const struct application *application, const struct app_policy *policy, const char *config_path,
-                        uint64_t *ret, struct error *err)
+static int choose_quota(const struct application *application, const struct app_policy *policy,
+                        const char *config_path, uint64_t *ret, struct error *err)
 {
     struct error ignored = ERROR_INIT;
     _cleanup_json_ json_t *old = NULL;
@@ -50,10 +50,12 @@ static int choose_quota(const struct application *application, const struct app_
     *ret = policy->quota_bytes;
     if (*ret)
         return 0;
-    if (json_parse_file(config_path, &old, &ignored) == 0 && json_get_u64(old, "quota_bytes", ret, &ignored) == 0 && *ret)
+    if (json_parse_file(config_path, &old, &ignored) == 0 &&
+        json_get_u64(old, "quota_bytes", ret, &ignored) == 0 && *ret)
         return 0;
     if (statvfs(application->control->state_directory, &fs) < 0)
-        return error_errno(err, -errno, "cannot see how much of %s is free", application->control->state_directory);
+        return error_errno(err, -errno, "cannot see how much of %s is free",
+                           application->control->state_directory);
     uint64_t quarter = (uint64_t)fs.f_bavail * fs.f_frsize / 4 / (64u << 20) * (64u << 20);
     *ret = quarter < CONTROL_QUOTA_DEFAULT_BYTES ? quarter : CONTROL_QUOTA_DEFAULT_BYTES;
     if (*ret < APP_QUOTA_BYTES_MIN)
@@ -66,8 +68,9 @@ static json_t *engine_volumes(const struct application *application)
     json_t *list = json_array();
     for (size_t i = 0; i < application->spec->volume_count; i++) {
         const struct app_volume *v = &application->spec->volumes[i];
-        json_array_append_new(list, json_pack("{s:s, s:I, s:o}", "name", v->name, "size_bytes", (json_int_t)v->size_bytes,
-                                              "backing", json_sprintf("%s/backing/%s.img", application->directory, v->name)));
+        json_array_append_new(
+            list, json_pack("{s:s, s:I, s:o}", "name", v->name, "size_bytes", (json_int_t)v->size_bytes,
+                            "backing", json_sprintf("%s/backing/%s.img", application->directory, v->name)));
     }
     return list;
 }
@@ -90,27 +93,31 @@ static int write_engine_config(struct application *application, struct error *er
     application->quota_bytes = quota_bytes;
     _cleanup_json_ json_t *config =
         json_pack("{s:s, s:o, s:s, s:s, s:I, s:o}", "application", application->name, "journal",
-                  json_sprintf("%s/journal", application->directory), "socket", application->socket, "ack", ack,
-                  "quota_bytes", (json_int_t)quota_bytes, "volumes", engine_volumes(application));
+                  json_sprintf("%s/journal", application->directory), "socket", application->socket, "ack",
+                  ack, "quota_bytes", (json_int_t)quota_bytes, "volumes", engine_volumes(application));
     return write_json_file(path, config, err);
 }
 
-int export_write_holder(const struct control *control, const char *directory, const char *name, const char *role,
-                        const char *config_path, const json_t *volumes, bool restart, struct error *err)
+int export_write_holder(const struct control *control, const char *directory, const char *name,
+                        const char *role, const char *config_path, const json_t *volumes, bool restart,
+                        struct error *err)
 {
     char path[PATH_MAX];
     json_t *mounts = json_array();
     for (size_t i = 0; i < json_array_size(volumes); i++) {
         const char *volume = json_string_value(json_object_get(json_array_get(volumes, i), "name"));
-        if (snprintf(path, sizeof path, "%s/fuse/%s", directory, volume) >= (int)sizeof path || io_mkdirs(path, 0700, err) < 0) {
+        if (snprintf(path, sizeof path, "%s/fuse/%s", directory, volume) >= (int)sizeof path ||
+            io_mkdirs(path, 0700, err) < 0) {
             json_decref(mounts);
-            return err->code ? err->code : error_set(err, -ENAMETOOLONG, "%s/fuse/%s: path too long", directory, volume);
+            return err->code ? err->code
+                             : error_set(err, -ENAMETOOLONG, "%s/fuse/%s: path too long", directory, volume);
         }
         json_array_append_new(mounts, json_pack("{s:s, s:s}", "volume", volume, "directory", path));
     }
     _cleanup_json_ json_t *config =
-        json_pack("{s:s, s:o, s:[s, s, s, s], s:b, s:o}", "name", name, "mounts", mounts, "program", control->programs.engine,
-                  role, "--config", config_path, "restart", restart, "pid_file", json_sprintf("%s/holder.pid", directory));
+        json_pack("{s:s, s:o, s:[s, s, s, s], s:b, s:o}", "name", name, "mounts", mounts, "program",
+                  control->programs.engine, role, "--config", config_path, "restart", restart, "pid_file",
+                  json_sprintf("%s/holder.pid", directory));
     if (snprintf(path, sizeof path, "%s/holder.json", directory) >= (int)sizeof path)
         return error_set(err, -ENAMETOOLONG, "%s/holder.json: path too long", directory);
     return write_json_file(path, config, err);
@@ -133,16 +140,25 @@ int application_write_configs(struct application *application, struct error *err
     _cleanup_json_ json_t *volumes = engine_volumes(application);
     r = application_path(application, path, err, "engine.json");
     return r < 0 ? r
-                 : export_write_holder(application->control, application->directory, application->name, "serve", path, volumes,
-                                       true, err);
+                 : export_write_holder(application->control, application->directory, application->name,
+                                       "serve", path, volumes, true, err);
 }
 
 void export_nbdkit_argv(const struct control *control, const char *socket_path, const char *pid_path,
                         const char *config_argument, bool view, const char *argv[16])
 {
     size_t n = 0;
-    const char *const all[] = {"nbdkit", "-f", "-U", socket_path, "-P", pid_path, "--threads", "16", control->programs.plugin,
-                               config_argument, view ? "role=view" : "role=serve"};
+    const char *const all[] = {"nbdkit",
+                               "-f",
+                               "-U",
+                               socket_path,
+                               "-P",
+                               pid_path,
+                               "--threads",
+                               "16",
+                               control->programs.plugin,
+                               config_argument,
+                               view ? "role=view" : "role=serve"};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         argv[n++] = all[i];
     argv[n] = NULL;
@@ -158,8 +174,8 @@ static bool listens(const char *socket_path)
     return fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof address) == 0;
 }
 
-int export_wait_ready(struct process *process, const char *socket_path, const char *also_socket, const char *log_path,
-                      off_t log_from, struct error *err)
+int export_wait_ready(struct process *process, const char *socket_path, const char *also_socket,
+                      const char *log_path, off_t log_from, struct error *err)
 {
     uint64_t end_ns = clock_boottime_ns(clock_system()) + CONTROL_START_TIMEOUT_MS * NS_PER_MS;
     int poll_ms = READY_POLL_FIRST_MS;
@@ -167,39 +183,43 @@ int export_wait_ready(struct process *process, const char *socket_path, const ch
         struct error ignored = ERROR_INIT;
         char tail[PROCESS_TAIL_BYTES];
         if (listens(socket_path) && (!also_socket || listens(also_socket)) &&
-            http_client_call(socket_path, "GET", "/v1/status", NULL, CONTROL_STATUS_TIMEOUT_MS, NULL, &ignored) == 0)
+            http_client_call(socket_path, "GET", "/v1/status", NULL, CONTROL_STATUS_TIMEOUT_MS, NULL,
+                             &ignored) == 0)
             return 0;
         int status = 0;
         if (process_wait(process, poll_ms, &status)) {
             process_log_tail(log_path, log_from, tail);
-            return error_set(err, -EIO, "the engine ended while it was starting: %s (log: %s)", tail[0] ? tail : "it said nothing",
-                             log_path);
+            return error_set(err, -EIO, "the engine ended while it was starting: %s (log: %s)",
+                             tail[0] ? tail : "it said nothing", log_path);
         }
         if (clock_boottime_ns(clock_system()) > end_ns) {
             process_log_tail(log_path, log_from, tail);
-            return error_set(err, -ETIMEDOUT, "the engine did not serve %s within %d s: %s (log: %s)", socket_path,
-                             CONTROL_START_TIMEOUT_MS / 1000, tail, log_path);
+            return error_set(err, -ETIMEDOUT, "the engine did not serve %s within %d s: %s (log: %s)",
+                             socket_path, CONTROL_START_TIMEOUT_MS / 1000, tail, log_path);
         }
         poll_ms = poll_ms * 2 > READY_POLL_LAST_MS ? READY_POLL_LAST_MS : poll_ms * 2;
     }
 }
 
 /* Takes over what a former `up` has left running: holder or nbdkit, or an engine without its holder. */
-static bool adopt(struct application *application, const char *pid_path, const char *word, struct process *ret)
+static bool adopt(struct application *application, const char *pid_path, const char *word,
+                  struct process *ret, bool *ret_orphaned)
 {
     char engine_pid[PATH_MAX], config[PATH_MAX];
     struct error ignored = ERROR_INIT;
-    application->orphaned = false;
+    *ret_orphaned = false;
     if (process_adopt(pid_path, word, ret) == 0)
         return true;
-    if (application->spec->export == APP_EXPORT_NBD || application_path(application, config, &ignored, "engine.json") < 0 ||
+    if (application->spec->export == APP_EXPORT_NBD ||
+        application_path(application, config, &ignored, "engine.json") < 0 ||
         application_path(application, engine_pid, &ignored, "engine.sock.pid") < 0)
         return false;
-    application->orphaned = process_adopt(engine_pid, config, ret) == 0;
-    return application->orphaned;
+    *ret_orphaned = process_adopt(engine_pid, config, ret) == 0;
+    return *ret_orphaned;
 }
 
-static int start_process(struct application *application, const char *pid_path, struct process *ret, struct error *err)
+static int start_process(struct application *application, const char *pid_path, struct process *ret,
+                         struct error *err)
 {
     const struct control *control = application->control;
     char config[PATH_MAX], argument[PATH_MAX + 8], nbd[PATH_MAX], log_path[PATH_MAX];
@@ -219,7 +239,8 @@ static int start_process(struct application *application, const char *pid_path, 
         unlink(nbd); /* nbdkit refuses a socket that is there already; nobody serves it */
         export_nbdkit_argv(control, nbd, pid_path, argument, false, argv);
     }
-    struct process_options options = {.argv = argv, .log_path = log_path, .inherit_fd = -1, .detached = is_nbd};
+    struct process_options options = {
+        .argv = argv, .log_path = log_path, .inherit_fd = -1, .detached = is_nbd};
     return process_start(&options, ret, err);
 }
 
@@ -227,6 +248,7 @@ int application_export_start(struct application *application, struct error *err)
 {
     char pid_path[PATH_MAX], word[PATH_MAX], nbd[PATH_MAX], log_path[PATH_MAX];
     bool is_nbd = application->spec->export == APP_EXPORT_NBD;
+    bool orphaned;
     struct process process = PROCESS_NONE;
     int r = application_path(application, pid_path, err, is_nbd ? "nbdkit.pid" : "holder.pid");
     if (r == 0)
@@ -238,8 +260,9 @@ int application_export_start(struct application *application, struct error *err)
     if (r < 0)
         return r;
     off_t log_from = process_log_size(log_path);
-    if (adopt(application, pid_path, word, &process))
-        log_info(application->control->log, "%s: taking over its running engine (pid %d)", application->name, (int)process.pid);
+    if (adopt(application, pid_path, word, &process, &orphaned))
+        log_info(application->control->log, "%s: taking over its running engine (pid %d)", application->name,
+                 (int)process.pid);
     else {
         application_clear_remains(application);
         r = start_process(application, pid_path, &process, err);
@@ -253,6 +276,7 @@ int application_export_start(struct application *application, struct error *err)
     }
     MUTEX_GUARD(guard, &application->mutex);
     application->process = process;
+    application->orphaned = orphaned;
     return 0;
 }
 
@@ -264,7 +288,8 @@ void application_export_stop(struct application *application)
     application->retry_ns = 0;
     pthread_mutex_unlock(&application->mutex);
     if (!process_stop(&process, CONTROL_STOP_TIMEOUT_MS))
-        log_warning(application->control->log, "%s: its engine did not end within %d s and was killed; it recovers at the next start",
+        log_warning(application->control->log,
+                    "%s: its engine did not end within %d s and was killed; it recovers at the next start",
                     application->name, CONTROL_STOP_TIMEOUT_MS / 1000);
     application_clear_remains(application);
 }

@@ -37,14 +37,17 @@ void application_clear_remains(struct application *application)
     char path[PATH_MAX], word[PATH_MAX], device[LOOP_DEVICE_BYTES], target[PATH_MAX];
     /* An engine whose holder is gone holds the journal's lock. */
     if (application_path(application, path, &err, "engine.sock.pid") == 0 &&
-        application_path(application, word, &err, "engine.json") == 0 && process_adopt(path, word, &engine) == 0)
+        application_path(application, word, &err, "engine.json") == 0 &&
+        process_adopt(path, word, &engine) == 0)
         process_stop(&engine, ENGINE_END_TIMEOUT_MS);
     for (size_t n = application->spec->volume_count; n-- > 0;) {
         if (application->spec->export == APP_EXPORT_NBD || fuse_file(application, n, path, &err) < 0)
             continue;
         if (loop_find(path, device, &err) == 0) {
-            while (mounts_target(device, target, sizeof target) == 0 && mounts_unmount(target, true, &err) == 0)
-                log_warning(application->control->log, "%s: detached %s, whose device was dead", application->name, target);
+            while (mounts_target(device, target, sizeof target) == 0 &&
+                   mounts_unmount(target, true, &err) == 0)
+                log_warning(application->control->log, "%s: detached %s, whose device was dead",
+                            application->name, target);
             if (loop_detach(device, LOOP_DETACH_TIMEOUT_MS, &err) < 0)
                 log_warning(application->control->log, "%s: %s", application->name, err.message);
         }
@@ -95,7 +98,8 @@ static bool is_untouched(const struct application *application, size_t i)
     char path[PATH_MAX];
     struct error ignored = ERROR_INIT;
     struct stat st;
-    return application_path(application, path, &ignored, "backing/%s.img", application->spec->volumes[i].name) == 0 &&
+    return application_path(application, path, &ignored, "backing/%s.img",
+                            application->spec->volumes[i].name) == 0 &&
            stat(path, &st) == 0 && st.st_blocks == 0;
 }
 
@@ -110,10 +114,12 @@ static int make_file_system(struct application *application, size_t i, struct er
         return r;
     if (found[0])
         return error_set(err, -EEXIST,
-                         "volume %s holds %s, but fsType is %s: nothing was changed; set fsType to what is there, or leave out "
+                         "volume %s holds %s, but fsType is %s: nothing was changed; set fsType to what is "
+                         "there, or leave out "
                          "mountPath and empty the volume (wipefs) if nobody needs it",
                          volume->name, found, type);
-    log_info(application->control->log, "%s: making %s on volume %s (%s)", application->name, type, volume->name, device);
+    log_info(application->control->log, "%s: making %s on volume %s (%s)", application->name, type,
+             volume->name, device);
     return mounts_make(device, type, is_untouched(application, i), err);
 }
 
@@ -149,7 +155,8 @@ static size_t mount_order(const struct app_spec *spec, size_t order[APP_VOLUMES_
         if (!spec->volumes[i].mount_path)
             continue;
         size_t at = count++;
-        for (; at > 0 && strcmp(spec->volumes[order[at - 1]].mount_path, spec->volumes[i].mount_path) > 0; at--)
+        for (; at > 0 && strcmp(spec->volumes[order[at - 1]].mount_path, spec->volumes[i].mount_path) > 0;
+             at--)
             order[at] = order[at - 1];
         order[at] = i;
     }

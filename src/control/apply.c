@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Applying documents, deleting applications, and loading them at the start. One at a time (control.apply_mutex). */
+/* Applying documents, deleting applications, and loading them at the start. One at a time
+ * (control.apply_mutex). */
 #include "control/apply_internal.h"
 
 #include <errno.h>
@@ -38,30 +39,34 @@ static bool same_volumes(const struct app_spec *a, const struct app_spec *b)
     return true;
 }
 
-int change_classify(const struct app_spec *old, const struct app_spec *new, enum change_kind *ret, struct error *err)
+int change_classify(const struct app_spec *old, const struct app_spec *new, enum change_kind *ret,
+                    struct error *err)
 {
     char from[UNITS_TEXT_BYTES], to[UNITS_TEXT_BYTES];
     if (old->export != new->export)
         return error_set(err, -EINVAL,
-                         "spec.export of %s cannot change from %s to %s while it is protected: `tidemark delete %s` keeps data and "
+                         "spec.export of %s cannot change from %s to %s while it is protected: `tidemark "
+                         "delete %s` keeps data and "
                          "journal, then apply it anew",
                          new->name, app_export_name(old->export), app_export_name(new->export), new->name);
     for (size_t i = 0; i < old->volume_count; i++) {
         const struct app_volume *was = &old->volumes[i], *is = find_volume(new, was->name);
         if (!is)
             return error_set(err, -EINVAL,
-                             "volume %s of %s is missing in spec.volumes: volumes cannot be removed or renamed, because the "
+                             "volume %s of %s is missing in spec.volumes: volumes cannot be removed or "
+                             "renamed, because the "
                              "history of the others goes through it; keep it, or delete the application",
                              was->name, new->name);
         if (is->size_bytes != was->size_bytes)
             return error_set(err, -EINVAL,
-                             "the size of volume %s of %s cannot change (it is %s, not %s): add another volume of the size "
+                             "the size of volume %s of %s cannot change (it is %s, not %s): add another "
+                             "volume of the size "
                              "you need",
                              was->name, new->name, units_format_bytes(was->size_bytes, from),
                              units_format_bytes(is->size_bytes, to));
         if (is->mount_path && was->mount_path && is->fs_type != was->fs_type)
-            return error_set(err, -EINVAL, "fsType of volume %s of %s cannot change: it holds %s", was->name, new->name,
-                             app_fs_type_name(was->fs_type));
+            return error_set(err, -EINVAL, "fsType of volume %s of %s cannot change: it holds %s", was->name,
+                             new->name, app_fs_type_name(was->fs_type));
     }
     _cleanup_free_ char *old_text = app_spec_to_yaml(old), *new_text = app_spec_to_yaml(new);
     if (!old_text || !new_text)
@@ -70,12 +75,13 @@ int change_classify(const struct app_spec *old, const struct app_spec *new, enum
     return 0;
 }
 
-int disk_check(const struct application *application, const struct app_spec *old, uint64_t quota_bytes, struct error *err)
+int disk_check(const struct application *application, const struct app_spec *old, uint64_t quota_bytes,
+               struct error *err)
 {
     struct statvfs fs;
     struct stat st;
-    char path[PATH_MAX], free_text[UNITS_TEXT_BYTES], needed_text[UNITS_TEXT_BYTES], volumes_text[UNITS_TEXT_BYTES],
-        quota_text[UNITS_TEXT_BYTES];
+    char path[PATH_MAX], free_text[UNITS_TEXT_BYTES], needed_text[UNITS_TEXT_BYTES],
+        volumes_text[UNITS_TEXT_BYTES], quota_text[UNITS_TEXT_BYTES];
     const char *state = application->control->state_directory;
     uint64_t volumes_bytes = 0;
     if (statvfs(state, &fs) < 0)
@@ -91,21 +97,27 @@ int disk_check(const struct application *application, const struct app_spec *old
         uint64_t there = 0;
         if (stat(path, &st) == 0) { /* kept by a former delete */
             if ((uint64_t)st.st_size != v->size_bytes && st.st_size)
-                return error_set(err, -EEXIST, "volume %s: its data was kept in %s, which has another size (%s): apply it with that size, or remove %s first",
-                                 v->name, path, units_format_bytes((uint64_t)st.st_size, free_text), application->directory);
+                return error_set(err, -EEXIST,
+                                 "volume %s: its data was kept in %s, which has another size (%s): apply it "
+                                 "with that size, or remove %s first",
+                                 v->name, path, units_format_bytes((uint64_t)st.st_size, free_text),
+                                 application->directory);
             there = (uint64_t)st.st_blocks * 512;
         }
         volumes_bytes += v->size_bytes > there ? v->size_bytes - there : 0;
     }
     if (!quota_bytes && !old)
-        quota_bytes = free_bytes / 4 < CONTROL_QUOTA_DEFAULT_BYTES ? free_bytes / 4 : CONTROL_QUOTA_DEFAULT_BYTES;
+        quota_bytes =
+            free_bytes / 4 < CONTROL_QUOTA_DEFAULT_BYTES ? free_bytes / 4 : CONTROL_QUOTA_DEFAULT_BYTES;
     if (volumes_bytes + quota_bytes <= free_bytes)
         return 0;
-    return error_set(err, -ENOSPC, "%s does not fit on the disk of %s: needed %s (volumes %s, journal %s), free %s; make the "
-                     "volumes smaller, set a smaller spec.journal.quota in the policy, or use another --state directory",
-                     application->name, state, units_format_bytes(volumes_bytes + quota_bytes, needed_text),
-                     units_format_bytes(volumes_bytes, volumes_text), units_format_bytes(quota_bytes, quota_text),
-                     units_format_bytes(free_bytes, free_text));
+    return error_set(
+        err, -ENOSPC,
+        "%s does not fit on the disk of %s: needed %s (volumes %s, journal %s), free %s; make the "
+        "volumes smaller, set a smaller spec.journal.quota in the policy, or use another --state directory",
+        application->name, state, units_format_bytes(volumes_bytes + quota_bytes, needed_text),
+        units_format_bytes(volumes_bytes, volumes_text), units_format_bytes(quota_bytes, quota_text),
+        units_format_bytes(free_bytes, free_text));
 }
 
 /* No mount point or manifests directory of another application. */
@@ -118,24 +130,29 @@ static int check_conflicts(struct control *control, const struct app_spec *spec,
         MUTEX_GUARD(inner, &a->mutex);
         for (size_t i = 0; i < spec->volume_count; i++)
             for (size_t j = 0; j < a->spec->volume_count; j++)
-                if (spec->volumes[i].mount_path && same_text(spec->volumes[i].mount_path, a->spec->volumes[j].mount_path))
-                    return error_set(err, -EBUSY, "volume %s of %s cannot be mounted on %s: volume %s of %s is there; choose another "
-                                     "mountPath",
-                                     spec->volumes[i].name, spec->name, spec->volumes[i].mount_path,
-                                     a->spec->volumes[j].name, a->name);
+                if (spec->volumes[i].mount_path &&
+                    same_text(spec->volumes[i].mount_path, a->spec->volumes[j].mount_path))
+                    return error_set(
+                        err, -EBUSY,
+                        "volume %s of %s cannot be mounted on %s: volume %s of %s is there; choose another "
+                        "mountPath",
+                        spec->volumes[i].name, spec->name, spec->volumes[i].mount_path,
+                        a->spec->volumes[j].name, a->name);
     }
     return 0;
 }
 
-/* The policy is there (or comes with the same text), the manifests directory exists, the export can work here. */
-static int check_spec(struct control *control, const struct app_documents *documents, const struct app_spec *spec,
-                      uint64_t *ret_quota, struct error *err)
+/* The policy is there (or comes with the same text), the manifests directory exists, the export can work
+ * here. */
+static int check_spec(struct control *control, const struct app_documents *documents,
+                      const struct app_spec *spec, uint64_t *ret_quota, struct error *err)
 {
     struct stat st;
     struct app_policy *policy = NULL;
     const struct app_policy *with_it = NULL;
     for (size_t i = 0; i < documents->count; i++)
-        if (documents->items[i].kind == APP_KIND_POLICY && strcmp(documents->items[i].policy->name, spec->policy) == 0)
+        if (documents->items[i].kind == APP_KIND_POLICY &&
+            strcmp(documents->items[i].policy->name, spec->policy) == 0)
             with_it = documents->items[i].policy;
     int r = with_it ? 0 : policy_load(control, spec->policy, &policy, err);
     if (r < 0)
@@ -143,8 +160,10 @@ static int check_spec(struct control *control, const struct app_documents *docum
     *ret_quota = with_it ? with_it->quota_bytes : policy->quota_bytes;
     app_policy_free(policy);
     if (spec->manifests && (stat(spec->manifests, &st) < 0 || !S_ISDIR(st.st_mode)))
-        return error_set(err, -ENOENT, "spec.manifests: there is no directory %s; create it (it may be empty), or leave the field out",
-                         spec->manifests);
+        return error_set(
+            err, -ENOENT,
+            "spec.manifests: there is no directory %s; create it (it may be empty), or leave the field out",
+            spec->manifests);
     r = programs_check_export(&control->programs, spec->export, err);
     return r < 0 ? r : check_conflicts(control, spec, err);
 }
@@ -175,7 +194,8 @@ static void remove_made(const struct app_spec *spec, const size_t existing[APP_V
 }
 
 /* U3: without a trace if it fails. */
-static int create(struct control *control, struct app_spec *spec, uint64_t quota_bytes, bool dry_run, struct error *err)
+static int create(struct control *control, struct app_spec *spec, uint64_t quota_bytes, bool dry_run,
+                  struct error *err)
 {
     struct stat st;
     struct error ignored = ERROR_INIT;
@@ -268,8 +288,8 @@ static int change_light(struct application *a, struct app_spec **spec, struct er
 }
 
 /* Takes *spec on success (what is left in it is freed by the caller). */
-static int update(struct application *a, struct app_spec **spec, uint64_t quota_bytes, bool dry_run, enum apply_result *ret,
-                  const char **ret_message, struct error *err)
+static int update(struct application *a, struct app_spec **spec, uint64_t quota_bytes, bool dry_run,
+                  enum apply_result *ret, const char **ret_message, struct error *err)
 {
     enum change_kind kind = CHANGE_NONE;
     int r = application_begin(a, "apply", 0, err);
@@ -298,8 +318,9 @@ static int update(struct application *a, struct app_spec **spec, uint64_t quota_
     return r;
 }
 
-static int apply_application(struct control *control, const struct app_documents *documents, struct app_document *document,
-                             bool dry_run, enum apply_result *ret, const char **ret_message, struct error *err)
+static int apply_application(struct control *control, const struct app_documents *documents,
+                             struct app_document *document, bool dry_run, enum apply_result *ret,
+                             const char **ret_message, struct error *err)
 {
     struct error ignored = ERROR_INIT;
     uint64_t quota_bytes = 0;
@@ -313,8 +334,8 @@ static int apply_application(struct control *control, const struct app_documents
     return create(control, take_ptr(document->spec), quota_bytes, dry_run, err);
 }
 
-static int apply_one(struct control *control, const struct app_documents *documents, struct app_document *document,
-                     bool dry_run, json_t *results, struct error *err)
+static int apply_one(struct control *control, const struct app_documents *documents,
+                     struct app_document *document, bool dry_run, json_t *results, struct error *err)
 {
     static const char *const names[] = {"created", "configured", "unchanged"};
     char name[APP_NAME_LENGTH_MAX + 1];
@@ -328,13 +349,13 @@ static int apply_one(struct control *control, const struct app_documents *docume
         return r;
     if (!dry_run && result != APPLY_UNCHANGED)
         log_info(control->log, "%s %s: %s", app_kind_name(document->kind), name, names[result]);
-    json_array_append_new(results, json_pack("{s:s, s:s, s:s, s:s?}", "kind", app_kind_name(document->kind), "name", name,
-                                             "result", names[result], "message", message));
+    json_array_append_new(results, json_pack("{s:s, s:s, s:s, s:s?}", "kind", app_kind_name(document->kind),
+                                             "name", name, "result", names[result], "message", message));
     return 0;
 }
 
-int apply_documents(struct control *control, const char *text, size_t length_bytes, const char *file, const char *directory,
-                    bool dry_run, json_t **ret, struct error *err)
+int apply_documents(struct control *control, const char *text, size_t length_bytes, const char *file,
+                    const char *directory, bool dry_run, json_t **ret, struct error *err)
 {
     struct app_parse_options options = {.file = file, .directory = directory};
     _cleanup_app_documents_ struct app_documents *documents = NULL;
@@ -350,7 +371,9 @@ int apply_documents(struct control *control, const char *text, size_t length_byt
                 r = apply_one(control, documents, &documents->items[i], dry_run, results, err);
     if (r < 0) {
         size_t done = json_array_size(results);
-        return done ? error_context(err, "%s (%zu of %zu documents were applied before)", file, done, documents->count) : r;
+        return done ? error_context(err, "%s (%zu of %zu documents were applied before)", file, done,
+                                    documents->count)
+                    : r;
     }
     *ret = json_pack("{s:O}", "results", results);
     return 0;
@@ -388,7 +411,8 @@ int apply_delete(struct control *control, const char *name, bool purge, json_t *
     if (r == 0) {
         application_unlist(a);
         *ret = deleted_json(a, purge);
-        log_info(control->log, "%s: deleted%s", name, purge ? " with its data and history" : "; data and journal are kept");
+        log_info(control->log, "%s: deleted%s", name,
+                 purge ? " with its data and history" : "; data and journal are kept");
     }
     if (r == 0 && purge)
         r = io_remove_tree(a->directory, err);
@@ -402,7 +426,8 @@ static int load_one(struct control *control, const char *name, struct error *err
     size_t length = 0;
     _cleanup_free_ char *text = NULL;
     _cleanup_app_documents_ struct app_documents *documents = NULL;
-    if (snprintf(path, sizeof path, "%s/apps/%s/application.yaml", control->state_directory, name) >= (int)sizeof path)
+    if (snprintf(path, sizeof path, "%s/apps/%s/application.yaml", control->state_directory, name) >=
+        (int)sizeof path)
         return error_set(err, -ENAMETOOLONG, "%s: path too long", control->state_directory);
     if (access(path, F_OK) < 0)
         return 0; /* deleted, its data was kept */

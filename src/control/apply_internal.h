@@ -13,10 +13,11 @@ enum change_kind {
     CHANGE_REMOUNT /* volumes or mount points: it is stopped and started */
 };
 /* Compares; -EINVAL with the reason for what cannot be changed (size, removed volumes, export, fsType). */
-int change_classify(const struct app_spec *old, const struct app_spec *new, enum change_kind *ret, struct error *err) MUST_CHECK;
+int change_classify(const struct app_spec *old, const struct app_spec *new, enum change_kind *ret,
+                    struct error *err) MUST_CHECK;
 /* `ret_message`: a static string or left alone. */
-int policy_apply(struct control *control, const struct app_policy *policy, bool dry_run, enum apply_result *ret,
-                 const char **ret_message, struct error *err) MUST_CHECK;
+int policy_apply(struct control *control, const struct app_policy *policy, bool dry_run,
+                 enum apply_result *ret, const char **ret_message, struct error *err) MUST_CHECK;
 /* What the disk must still be able to hold: free and needed bytes. -ENOSPC with both. */
 int disk_check(const struct application *application, const struct app_spec *old, uint64_t quota_bytes,
                struct error *err) MUST_CHECK;

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the files of this module share.
  *
- * Threads: the main thread (control_up) watches processes and signals; the HTTP server's threads answer; each long
- * operation and each manifests directory has a thread of its own.
- * Lock order: control.mutex, then application.mutex. None is held over a call to an engine, a mount or a wait.
- * Whoever changes what an application or a view is (starts, stops, mounts) has it busy first (application_begin): so the
- * fields marked "busy" have one writer, which takes the mutex for the change, and is free to read them without. */
+ * Threads: the main thread (control_up) watches processes and signals; the HTTP server's threads answer; each
+ * long operation and each manifests directory has a thread of its own. Lock order: control.mutex, then
+ * application.mutex. None is held over a call to an engine, a mount or a wait. Whoever changes what an
+ * application or a view is (starts, stops, mounts) has it busy first (application_begin): so the fields
+ * marked "busy" have one writer, which takes the mutex for the change, and is free to read them without. */
 #ifndef TIDEMARK_CONTROL_CONTROL_INTERNAL_H
 #define TIDEMARK_CONTROL_CONTROL_INTERNAL_H
 
@@ -28,10 +28,10 @@
 #define CONTROL_OPERATIONS_KEPT 64u
 #define CONTROL_VIEWS_MAX 64u
 #define CONTROL_APPLICATIONS_MAX 256u
-#define CONTROL_SOCKET_PATH_MAX 107u        /* sun_path without its NUL */
-#define CONTROL_START_TIMEOUT_MS 120000     /* an engine that recovers a large journal */
+#define CONTROL_SOCKET_PATH_MAX 107u    /* sun_path without its NUL */
+#define CONTROL_START_TIMEOUT_MS 120000 /* an engine that recovers a large journal */
 #define CONTROL_STOP_TIMEOUT_MS 30000
-#define CONTROL_CALL_TIMEOUT_MS 30000u      /* one call to an engine */
+#define CONTROL_CALL_TIMEOUT_MS 30000u /* one call to an engine */
 #define CONTROL_REWIND_TIMEOUT_MS 600000u
 #define CONTROL_STATUS_TIMEOUT_MS 2000u
 #define CONTROL_LIFECYCLE_TIMEOUT_MS 600000
@@ -50,7 +50,8 @@ struct programs {
 /* Fills what is found; missing ones are "". */
 void programs_find(struct programs *ret);
 /* -ENOENT with the places that were looked at, -ENOSYS without /dev/fuse or nbdkit. */
-int programs_check_export(const struct programs *programs, enum app_export export, struct error *err) MUST_CHECK;
+int programs_check_export(const struct programs *programs, enum app_export export,
+                          struct error *err) MUST_CHECK;
 
 /* ---- operation.c: long operations as the API shows them. Thread-safe. ---- */
 enum step_state { STEP_PENDING, STEP_RUNNING, STEP_DONE, STEP_FAILED, STEP_SKIPPED };
@@ -80,11 +81,14 @@ struct operation *operation_new(struct control *control, const char *kind, const
                                 const char *const *steps);
 void operation_step_begin(struct operation *operation, size_t step);
 /* `detail` may be NULL. Returns the step's duration in ms. */
-double operation_step_end(struct operation *operation, size_t step, enum step_state state, const char *detail);
+double operation_step_end(struct operation *operation, size_t step, enum step_state state,
+                          const char *detail);
 void operation_progress(struct operation *operation, uint64_t done, uint64_t total, const char *unit);
-/* Ends it: takes `result` when r is 0, else copies err; the running step fails. Old ended ones are dropped. */
+/* Ends it: takes `result` when r is 0, else copies err; the running step fails. Old ended ones are dropped.
+ */
 void operation_end(struct operation *operation, int r, json_t *result, const struct error *err);
-json_t *operation_to_json(struct control *control, const char *id, uint64_t version, unsigned wait_ms, struct error *err);
+json_t *operation_to_json(struct control *control, const char *id, uint64_t version, unsigned wait_ms,
+                          struct error *err);
 json_t *operations_to_json(struct control *control);
 /* The running one of the application, or "". */
 void operation_running_id(struct control *control, const char *application, char ret_id[CONTROL_ID_BYTES]);
@@ -113,8 +117,8 @@ struct application {
     struct process process; /* busy, main: holder or nbdkit, or an engine without a holder */
     bool orphaned;          /* process is the engine: its holder is gone */
     unsigned restarts;
-    uint64_t retry_ns; /* boottime when a failed one is started again; 0: not */
-    unsigned failures; /* in a row */
+    uint64_t retry_ns;           /* boottime when a failed one is started again; 0: not */
+    unsigned failures;           /* in a row */
     struct manifests *manifests; /* busy */
     uint64_t quota_bytes;
 };
@@ -130,23 +134,26 @@ static inline void cleanup_application(struct application **application)
 }
 #define _cleanup_application_ __attribute__((cleanup(cleanup_application)))
 /* Takes the right to change it; -EBUSY says who has it. `what`: "rewind" ... Waits up to wait_ms for it. */
-int application_begin(struct application *application, const char *what, unsigned wait_ms, struct error *err) MUST_CHECK;
+int application_begin(struct application *application, const char *what, unsigned wait_ms,
+                      struct error *err) MUST_CHECK;
 void application_end(struct application *application);
-void application_set_state(struct application *application, enum application_state state, const char *message);
+void application_set_state(struct application *application, enum application_state state,
+                           const char *message);
 /* Takes `spec`. Not in the list yet. */
 struct application *application_new(struct control *control, struct app_spec *spec, struct error *err);
 void application_list(struct application *application);
 void application_unlist(struct application *application);
 /* "<directory>/<format>"; -ENAMETOOLONG. */
-int application_path(const struct application *application, char ret[PATH_MAX], struct error *err, const char *format, ...)
-    MUST_CHECK __attribute__((format(printf, 4, 5)));
+int application_path(const struct application *application, char ret[PATH_MAX], struct error *err,
+                     const char *format, ...) MUST_CHECK __attribute__((format(printf, 4, 5)));
 /* application.yaml in the application's directory. */
 int application_save(const struct application *application, struct error *err) MUST_CHECK;
 
-/* All of these: busy. Starts or takes over the export, attaches and mounts, watches manifests. What was begun is taken
- * back on failure. */
+/* All of these: busy. Starts or takes over the export, attaches and mounts, watches manifests. What was begun
+ * is taken back on failure. */
 int application_start(struct application *application, struct error *err) MUST_CHECK;
-/* Unmounts, detaches, ends the export. `force`: whoever uses a volume loses it. Without it -EBUSY leaves all running. */
+/* Unmounts, detaches, ends the export. `force`: whoever uses a volume loses it. Without it -EBUSY leaves all
+ * running. */
 int application_stop(struct application *application, bool force, struct error *err) MUST_CHECK;
 /* Detaches and unmounts what a dead export has left. */
 void application_clear_remains(struct application *application);
@@ -162,27 +169,29 @@ void application_look_after(struct application *application);
 /* Writes engine.json and holder.json for the spec. */
 int application_write_configs(struct application *application, struct error *err) MUST_CHECK;
 /* One call to its engine. */
-int application_call(const struct application *application, const char *method, const char *path, const json_t *body,
-                     unsigned timeout_ms, json_t **ret, struct error *err) MUST_CHECK;
+int application_call(const struct application *application, const char *method, const char *path,
+                     const json_t *body, unsigned timeout_ms, json_t **ret, struct error *err) MUST_CHECK;
 /* nbd+unix:///<volume>?socket=<path> */
 json_t *nbd_uri_json(const char *volume, const char *socket_path);
 /* argv of nbdkit for a configuration. Points into the arguments; 16 entries. */
 void export_nbdkit_argv(const struct control *control, const char *socket_path, const char *pid_path,
                         const char *config_argument, bool view, const char *argv[16]);
 /* Writes a holder.json; `volumes`: array of objects with "name". */
-int export_write_holder(const struct control *control, const char *directory, const char *name, const char *role,
-                        const char *config_path, const json_t *volumes, bool restart, struct error *err) MUST_CHECK;
+int export_write_holder(const struct control *control, const char *directory, const char *name,
+                        const char *role, const char *config_path, const json_t *volumes, bool restart,
+                        struct error *err) MUST_CHECK;
 /* Waits until GET /v1/status answers at the socket or the process ends. */
-int export_wait_ready(struct process *process, const char *socket_path, const char *also_socket, const char *log_path, off_t log_from,
-                      struct error *err) MUST_CHECK;
+int export_wait_ready(struct process *process, const char *socket_path, const char *also_socket,
+                      const char *log_path, off_t log_from, struct error *err) MUST_CHECK;
 int write_json_file(const char *path, const json_t *json, struct error *err) MUST_CHECK;
 
 /* ---- lifecycle.c ---- */
 /* Runs the commands in turn, output to lifecycle.log. 0 when all ended with status 0. */
-int lifecycle_run(const struct application *application, const char *which, const struct app_commands *commands,
-                  struct error *err) MUST_CHECK;
+int lifecycle_run(const struct application *application, const char *which,
+                  const struct app_commands *commands, struct error *err) MUST_CHECK;
 /* Runs probe until it succeeds, at most CONTROL_PROBE_TIMEOUT_MS. */
-int lifecycle_probe(const struct application *application, const struct app_commands *commands, struct error *err) MUST_CHECK;
+int lifecycle_probe(const struct application *application, const struct app_commands *commands,
+                    struct error *err) MUST_CHECK;
 
 /* ---- manifests.c ---- */
 /* Watches the directory in a thread; what differs from the journal is posted. */
@@ -196,9 +205,12 @@ void manifests_resume(struct manifests *manifests);
 void manifests_alarm(struct manifests *manifests, char *text, size_t size);
 /* Whether `name` (relative) is one that is journaled. */
 bool manifests_is_name(const char *name);
-/* Reads the directory: object name -> content. -ENOENT when it is not there; unreadable ones are told in `problem`. */
-int manifests_read(const char *directory, json_t **ret_files, char *problem, size_t problem_size, struct error *err) MUST_CHECK;
-/* Makes the directory hold exactly `objects` ([{name, content}]); *ret_changes: [{name, change}]. dry_run: only tells. */
+/* Reads the directory: object name -> content. -ENOENT when it is not there; unreadable ones are told in
+ * `problem`. */
+int manifests_read(const char *directory, json_t **ret_files, char *problem, size_t problem_size,
+                   struct error *err) MUST_CHECK;
+/* Makes the directory hold exactly `objects` ([{name, content}]); *ret_changes: [{name, change}]. dry_run:
+ * only tells. */
 int manifests_restore(const char *directory, const json_t *objects, bool dry_run, json_t **ret_changes,
                       struct error *err) MUST_CHECK;
 
@@ -208,16 +220,17 @@ struct view {
     char id[CONTROL_ID_BYTES];
     char application[APP_NAME_LENGTH_MAX + 1];
     char directory[PATH_MAX];
-    bool closing; /* control.mutex */
-    json_t *state; /* VIEW without state and overlay_bytes; fixed once listed */
+    bool closing;           /* control.mutex */
+    json_t *state;          /* VIEW without state and overlay_bytes; fixed once listed */
     struct process process; /* main */
     bool dead;
 };
-int view_open(struct application *application, struct operation *operation, const json_t *request, json_t **ret_view,
-              struct error *err) MUST_CHECK;
+int view_open(struct application *application, struct operation *operation, const json_t *request,
+              json_t **ret_view, struct error *err) MUST_CHECK;
 /* -ENOENT for an unknown id; -EBUSY when it is mounted and used. */
 int view_close(struct control *control, const char *id, bool force, struct error *err) MUST_CHECK;
-int views_close_all(struct control *control, const char *application, bool force, struct error *err) MUST_CHECK;
+int views_close_all(struct control *control, const char *application, bool force,
+                    struct error *err) MUST_CHECK;
 /* Takes over the views of an application that still run, cleans up the others. */
 void views_adopt(struct application *application);
 json_t *views_to_json(struct control *control, const char *application);
@@ -228,8 +241,8 @@ void views_free(struct control *control);
 /* The plan of a rewind ("to" POINT) or, with to NULL, an undo. */
 int rewind_plan(struct application *application, const char *to, json_t **ret, struct error *err) MUST_CHECK;
 /* Carries it out; busy. `log`: the operation log of an interrupted one, or NULL. */
-int rewind_run(struct application *application, struct operation *operation, const char *to, json_t *log, json_t **ret,
-               struct error *err) MUST_CHECK;
+int rewind_run(struct application *application, struct operation *operation, const char *to, json_t *log,
+               json_t **ret, struct error *err) MUST_CHECK;
 /* The operation log of an interrupted one, or NULL. */
 json_t *rewind_unfinished(const struct application *application);
 extern const char *const rewind_steps[];
@@ -237,29 +250,34 @@ extern const char *const rewind_steps[];
 void rewind_continue(struct application *application);
 
 /* ---- apply.c ---- */
-int apply_documents(struct control *control, const char *text, size_t length_bytes, const char *file, const char *directory,
-                    bool dry_run, json_t **ret, struct error *err) MUST_CHECK;
-int apply_delete(struct control *control, const char *name, bool purge, json_t **ret, struct error *err) MUST_CHECK;
+int apply_documents(struct control *control, const char *text, size_t length_bytes, const char *file,
+                    const char *directory, bool dry_run, json_t **ret, struct error *err) MUST_CHECK;
+int apply_delete(struct control *control, const char *name, bool purge, json_t **ret,
+                 struct error *err) MUST_CHECK;
 /* The named policy, or the default one. -ENOENT. Free with app_policy_free. */
-int policy_load(const struct control *control, const char *name, struct app_policy **ret, struct error *err) MUST_CHECK;
+int policy_load(const struct control *control, const char *name, struct app_policy **ret,
+                struct error *err) MUST_CHECK;
 /* Loads apps/<name>/application.yaml of all. */
 int applications_load(struct control *control, struct error *err) MUST_CHECK;
 
 /* ---- verify.c ---- */
-int verify_run(struct application *application, struct operation *operation, json_t **ret, struct error *err) MUST_CHECK;
+int verify_run(struct application *application, struct operation *operation, json_t **ret,
+               struct error *err) MUST_CHECK;
 
 /* ---- pins: pin.c ---- */
 /* Creates and locks pins/<id>.lock, then pins the point. *ret_fd holds the lock. */
-int pin_take(struct application *application, const char *id, const char *point, int *ret_fd, json_t **ret_answer,
-             struct error *err) MUST_CHECK;
+int pin_take(struct application *application, const char *id, const char *point, int *ret_fd,
+             json_t **ret_answer, struct error *err) MUST_CHECK;
 void pin_drop(struct application *application, const char *id);
 
 /* ---- status.c, metrics.c ---- */
-int status_to_json(struct control *control, const char *application, json_t **ret, struct error *err) MUST_CHECK;
+int status_to_json(struct control *control, const char *application, json_t **ret,
+                   struct error *err) MUST_CHECK;
 char *metrics_text(struct control *control);
 
 /* ---- api.c ---- */
-int api_handle(void *context, const struct http_request *request, struct http_response *response, struct error *err);
+int api_handle(void *context, const struct http_request *request, struct http_response *response,
+               struct error *err);
 
 /* ---- up.c ---- */
 struct control {
@@ -271,10 +289,10 @@ struct control {
     uint64_t started_realtime_ns;
     struct http_server *server;
     atomic_bool stopping;
-    atomic_uint workers; /* operation threads */
+    atomic_uint workers;         /* operation threads */
     pthread_mutex_t apply_mutex; /* one apply or delete at a time; before all others */
-    pthread_mutex_t mutex; /* guards the lists */
-    pthread_cond_t changed; /* an operation's version, or a worker's end */
+    pthread_mutex_t mutex;       /* guards the lists */
+    pthread_cond_t changed;      /* an operation's version, or a worker's end */
     struct application *applications;
     struct view *views;
     struct operation *operations;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The workload's own commands. They get TIDEMARK_APPLICATION in the environment, run in / in a session of their own, and
- * their output goes to lifecycle.log: a daemon that they leave behind may keep writing there. */
+/* The workload's own commands. They get TIDEMARK_APPLICATION in the environment, run in / in a session of
+ * their own, and their output goes to lifecycle.log: a daemon that they leave behind may keep writing there.
+ */
 #include <errno.h>
 #include <string.h>
 #include <time.h>
@@ -9,10 +10,11 @@
 
 #define PROBE_INTERVAL_MS 200
 
-static int run_one(const struct application *application, const char *which, const struct app_command *command,
-                   int timeout_ms, struct error *err)
+static int run_one(const struct application *application, const char *which,
+                   const struct app_command *command, int timeout_ms, struct error *err)
 {
-    char name[sizeof "TIDEMARK_APPLICATION=" + APP_NAME_LENGTH_MAX], log_path[PATH_MAX], text[PROCESS_TAIL_BYTES + 64];
+    char name[sizeof "TIDEMARK_APPLICATION=" + APP_NAME_LENGTH_MAX], log_path[PATH_MAX],
+        text[PROCESS_TAIL_BYTES + 64];
     int r = application_path(application, log_path, err, "lifecycle.log");
     if (r < 0)
         return r;
@@ -29,13 +31,14 @@ static int run_one(const struct application *application, const char *which, con
     if (result.exit_status == 0 && !result.timed_out)
         return 0;
     const char *shown = command->argv[command->shell ? 2 : 0];
-    return error_set(err, result.timed_out ? -ETIMEDOUT : -EIO, "lifecycle.%s of %s: `%.200s%s` failed: %s (see %s)", which,
-                     application->name, shown, !command->shell && command->count > 1 ? " ..." : "",
+    return error_set(err, result.timed_out ? -ETIMEDOUT : -EIO,
+                     "lifecycle.%s of %s: `%.200s%s` failed: %s (see %s)", which, application->name, shown,
+                     !command->shell && command->count > 1 ? " ..." : "",
                      process_describe(&result, text, sizeof text), log_path);
 }
 
-int lifecycle_run(const struct application *application, const char *which, const struct app_commands *commands,
-                  struct error *err)
+int lifecycle_run(const struct application *application, const char *which,
+                  const struct app_commands *commands, struct error *err)
 {
     for (size_t i = 0; i < commands->count; i++) {
         int r = run_one(application, which, &commands->items[i], CONTROL_LIFECYCLE_TIMEOUT_MS, err);
@@ -45,7 +48,8 @@ int lifecycle_run(const struct application *application, const char *which, cons
     return 0;
 }
 
-int lifecycle_probe(const struct application *application, const struct app_commands *commands, struct error *err)
+int lifecycle_probe(const struct application *application, const struct app_commands *commands,
+                    struct error *err)
 {
     uint64_t end_ns = clock_boottime_ns(clock_system()) + CONTROL_PROBE_TIMEOUT_MS * NS_PER_MS;
     for (size_t i = 0; i < commands->count;) {

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Journals a directory of manifests: a change to a file becomes an object of the journal at once (inotify).
  *
- *   M1  at the start, after an overflow, a pause, or a change of directories, everything is compared with the journal
- *   M2  watches are set before the files are read: no change falls between
- *   M3  only regular files *.yaml, *.yml, *.json of at most 1 MiB UTF-8 without hidden components; links are not followed
+ *   M1  at the start, after an overflow, a pause, or a change of directories, everything is compared with the
+ * journal M2  watches are set before the files are read: no change falls between M3  only regular files
+ * *.yaml, *.yml, *.json of at most 1 MiB UTF-8 without hidden components; links are not followed
  *
  * What cannot be posted because the engine is away is tried again each second. */
 #include "control/manifests_internal.h"
@@ -21,7 +21,8 @@
 #include "lib/http_client.h"
 
 #define RETRY_MS 1000
-#define WATCHED (IN_CLOSE_WRITE | IN_MOVED_TO | IN_MOVED_FROM | IN_DELETE | IN_CREATE | IN_ONLYDIR | IN_EXCL_UNLINK)
+#define WATCHED                                                                                              \
+    (IN_CLOSE_WRITE | IN_MOVED_TO | IN_MOVED_FROM | IN_DELETE | IN_CREATE | IN_ONLYDIR | IN_EXCL_UNLINK)
 #define WATCHED_ROOT (IN_DELETE_SELF | IN_MOVE_SELF)
 
 struct manifests {
@@ -34,10 +35,10 @@ struct manifests {
     pthread_cond_t idle_changed;
     bool stop, paused, idle;
     char problem[256];
-    int inotify_fd;    /* the thread's from here on */
-    json_t *watches;   /* "wd" -> directory relative to ours */
-    json_t *known;     /* name -> content as the journal has it */
-    bool stale;        /* compare everything */
+    int inotify_fd;  /* the thread's from here on */
+    json_t *watches; /* "wd" -> directory relative to ours */
+    json_t *known;   /* name -> content as the journal has it */
+    bool stale;      /* compare everything */
 };
 
 static void set_problem(struct manifests *m, const char *text)
@@ -65,13 +66,14 @@ static bool is_refusal(int code)
 }
 
 /* One object; `content` NULL: deleted. 0 or a negative errno that is worth another try. */
-static int post(struct manifests *m, const char *name, const json_t *content, char *problem, size_t problem_size)
+static int post(struct manifests *m, const char *name, const json_t *content, char *problem,
+                size_t problem_size)
 {
     struct error err = ERROR_INIT;
     if (content ? json_equal(json_object_get(m->known, name), content) : !json_object_get(m->known, name))
         return 0;
-    _cleanup_json_ json_t *body =
-        json_pack("{s:s, s:o}", "name", name, "content", content ? json_copy((json_t *)(uintptr_t)content) : json_null());
+    _cleanup_json_ json_t *body = json_pack("{s:s, s:o}", "name", name, "content",
+                                            content ? json_copy((json_t *)(uintptr_t)content) : json_null());
     int r = http_client_call(m->socket, "POST", "/v1/object", body, CONTROL_CALL_TIMEOUT_MS, NULL, &err);
     if (r < 0) {
         snprintf(problem, problem_size, "cannot journal %.80s: %.120s", name, err.message);
@@ -87,7 +89,8 @@ static int post(struct manifests *m, const char *name, const json_t *content, ch
 static int load_known(struct manifests *m, struct error *err)
 {
     _cleanup_json_ json_t *answer = NULL;
-    int r = http_client_call(m->socket, "GET", "/v1/objects?point=latest", NULL, CONTROL_CALL_TIMEOUT_MS, &answer, err);
+    int r = http_client_call(m->socket, "GET", "/v1/objects?point=latest", NULL, CONTROL_CALL_TIMEOUT_MS,
+                             &answer, err);
     if (r < 0)
         return r;
     json_decref(m->known);
@@ -117,7 +120,8 @@ static void watch_below(struct manifests *m, const char *relative, unsigned dept
         if (entry->d_name[0] == '.' || entry->d_type != DT_DIR)
             continue;
         char below[PATH_MAX];
-        if (snprintf(below, sizeof below, "%s%s%s", relative, relative[0] ? "/" : "", entry->d_name) < (int)sizeof below)
+        if (snprintf(below, sizeof below, "%s%s%s", relative, relative[0] ? "/" : "", entry->d_name) <
+            (int)sizeof below)
             watch_below(m, below, depth + 1);
     }
 }
@@ -145,12 +149,9 @@ static int compare_all(struct manifests *m)
     const char *name;
     json_t *content;
     void *next;
-    json_object_foreach(files, name, content)
-        if (r == 0)
-            r = post(m, name, content, problem, sizeof problem);
-    json_object_foreach_safe(m->known, next, name, content)
-        if (r == 0 && !json_object_get(files, name))
-            r = post(m, name, NULL, problem, sizeof problem);
+    json_object_foreach(files, name, content) if (r == 0) r = post(m, name, content, problem, sizeof problem);
+    json_object_foreach_safe(m->known, next, name, content) if (r == 0 && !json_object_get(files, name)) r =
+        post(m, name, NULL, problem, sizeof problem);
     set_problem(m, problem);
     return r;
 }
@@ -181,7 +182,8 @@ static int handle_event(struct manifests *m, const struct inotify_event *event)
     const char *relative = json_string_value(json_object_get(m->watches, key));
     if (!relative || !event->len || event->mask & IN_CREATE)
         return 0; /* what is created is closed or is a link, then it is no regular file */
-    if (snprintf(name, sizeof name, "%s%s%s", relative, relative[0] ? "/" : "", event->name) >= (int)sizeof name ||
+    if (snprintf(name, sizeof name, "%s%s%s", relative, relative[0] ? "/" : "", event->name) >=
+            (int)sizeof name ||
         !manifests_is_name(name))
         return 0;
     return file_changed(m, name);
@@ -219,7 +221,8 @@ static void *run(void *context)
     while (may_work(m)) {
         bool retry = m->stale && compare_all(m) < 0;
         m->stale = retry;
-        struct pollfd polled[2] = {{.fd = m->wake_fd, .events = POLLIN}, {.fd = retry ? -1 : m->inotify_fd, .events = POLLIN}};
+        struct pollfd polled[2] = {{.fd = m->wake_fd, .events = POLLIN},
+                                   {.fd = retry ? -1 : m->inotify_fd, .events = POLLIN}};
         poll(polled, 2, retry || m->inotify_fd < 0 ? RETRY_MS : -1);
         uint64_t count;
         if (polled[0].revents)

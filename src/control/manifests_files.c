@@ -28,7 +28,8 @@ bool manifests_is_name(const char *name)
     return false;
 }
 
-int manifests_read_one(const char *directory, const char *name, json_t **ret_content, char *problem, size_t problem_size)
+int manifests_read_one(const char *directory, const char *name, json_t **ret_content, char *problem,
+                       size_t problem_size)
 {
     char path[PATH_MAX];
     struct stat st;
@@ -60,33 +61,37 @@ int manifests_read_one(const char *directory, const char *name, json_t **ret_con
     return 0;
 }
 
-static void read_below(const char *directory, const char *relative, unsigned depth, json_t *files, char *problem,
-                       size_t problem_size)
+static void read_below(const char *directory, const char *relative, unsigned depth, json_t *files,
+                       char *problem, size_t problem_size)
 {
     char path[PATH_MAX], name[PATH_MAX];
-    if (snprintf(path, sizeof path, "%s%s%s", directory, relative[0] ? "/" : "", relative) >= (int)sizeof path)
+    if (snprintf(path, sizeof path, "%s%s%s", directory, relative[0] ? "/" : "", relative) >=
+        (int)sizeof path)
         return;
     _cleanup_closedir_ DIR *dir = opendir(path);
     for (const struct dirent *entry; dir && (entry = readdir(dir));) {
-        if (entry->d_name[0] == '.' ||
-            snprintf(name, sizeof name, "%s%s%s", relative, relative[0] ? "/" : "", entry->d_name) >= (int)sizeof name)
+        if (entry->d_name[0] == '.' || snprintf(name, sizeof name, "%s%s%s", relative, relative[0] ? "/" : "",
+                                                entry->d_name) >= (int)sizeof name)
             continue;
         json_t *content = NULL;
         if (entry->d_type == DT_DIR) {
             if (depth < MANIFESTS_DEPTH_MAX)
                 read_below(directory, name, depth + 1, files, problem, problem_size);
-        } else if (manifests_is_name(name) && manifests_read_one(directory, name, &content, problem, problem_size) == 0)
+        } else if (manifests_is_name(name) &&
+                   manifests_read_one(directory, name, &content, problem, problem_size) == 0)
             json_object_set_new(files, name, content);
     }
 }
 
-int manifests_read(const char *directory, json_t **ret_files, char *problem, size_t problem_size, struct error *err)
+int manifests_read(const char *directory, json_t **ret_files, char *problem, size_t problem_size,
+                   struct error *err)
 {
     struct stat st;
     if (stat(directory, &st) < 0)
         return error_errno(err, -errno, "cannot read the manifests directory %s", directory);
     if (!S_ISDIR(st.st_mode))
-        return error_set(err, -ENOTDIR, "cannot read the manifests directory %s: it is no directory", directory);
+        return error_set(err, -ENOTDIR, "cannot read the manifests directory %s: it is no directory",
+                         directory);
     json_t *files = json_object();
     if (!files)
         return error_set(err, -ENOMEM, "out of memory");
@@ -106,7 +111,8 @@ static int write_one(const char *directory, const char *name, const json_t *cont
     *slash = '\0';
     int r = io_mkdirs(path, 0755, err);
     *slash = '/';
-    return r < 0 ? r : io_replace_file(path, json_string_value(content), json_string_length(content), mode, err);
+    return r < 0 ? r
+                 : io_replace_file(path, json_string_value(content), json_string_length(content), mode, err);
 }
 
 static int remove_others(const char *directory, json_t *files, json_t *wanted, bool dry_run, json_t *changes,
@@ -117,7 +123,8 @@ static int remove_others(const char *directory, json_t *files, json_t *wanted, b
     json_object_foreach(files, name, content)
     {
         char path[PATH_MAX];
-        if (json_object_get(wanted, name) || snprintf(path, sizeof path, "%s/%s", directory, name) >= (int)sizeof path)
+        if (json_object_get(wanted, name) ||
+            snprintf(path, sizeof path, "%s/%s", directory, name) >= (int)sizeof path)
             continue;
         if (!dry_run && unlink(path) < 0 && errno != ENOENT)
             return error_errno(err, -errno, "cannot remove the manifest %s", path);
@@ -126,7 +133,8 @@ static int remove_others(const char *directory, json_t *files, json_t *wanted, b
     return 0;
 }
 
-int manifests_restore(const char *directory, const json_t *objects, bool dry_run, json_t **ret_changes, struct error *err)
+int manifests_restore(const char *directory, const json_t *objects, bool dry_run, json_t **ret_changes,
+                      struct error *err)
 {
     char problem[256];
     _cleanup_json_ json_t *files = NULL, *wanted = json_object(), *changes = json_array();
@@ -151,7 +159,8 @@ int manifests_restore(const char *directory, const json_t *objects, bool dry_run
             continue;
         if (!dry_run)
             r = write_one(directory, name, content, err);
-        json_array_append_new(changes, json_pack("{s:s, s:s}", "name", name, "change", now ? "write" : "create"));
+        json_array_append_new(changes,
+                              json_pack("{s:s, s:s}", "name", name, "change", now ? "write" : "create"));
     }
     if (r == 0)
         r = remove_others(directory, files, wanted, dry_run, changes, err);

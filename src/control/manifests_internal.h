@@ -10,8 +10,8 @@
 #define MANIFESTS_FILE_BYTES_MAX (1u << 20)
 #define MANIFESTS_DEPTH_MAX 16u
 
-/* The content of one file as a JSON string. -ENOENT when it is not there (any more) or no regular file; -EINVAL when it
- * cannot be journaled (`problem` says why). */
+/* The content of one file as a JSON string. -ENOENT when it is not there (any more) or no regular file;
+ * -EINVAL when it cannot be journaled (`problem` says why). */
 int manifests_read_one(const char *directory, const char *name, json_t **ret_content, char *problem,
                        size_t problem_size) MUST_CHECK;
 

@@ -8,26 +8,31 @@
 
 struct metric {
     const char *name, *type, *help;
-    const char *field;  /* of an application, or of a volume when `volume` */
+    const char *field; /* of an application, or of a volume when `volume` */
     bool volume;
     double scale;
 };
 
 static const struct metric metrics[] = {
     {"tidemark_journal_lsn", "gauge", "Log sequence number of the newest record.", "lsn", false, 1},
-    {"tidemark_journal_durable_lsn", "gauge", "Newest log sequence number that is durable.", "durable_lsn", false, 1},
-    {"tidemark_journal_oldest_lsn", "gauge", "Oldest log sequence number that can be opened.", "oldest_lsn", false, 1},
-    {"tidemark_rpo_seconds", "gauge", "Time of writes that a power loss now would lose.", "rpo_ms", false, 1e-3},
+    {"tidemark_journal_durable_lsn", "gauge", "Newest log sequence number that is durable.", "durable_lsn",
+     false, 1},
+    {"tidemark_journal_oldest_lsn", "gauge", "Oldest log sequence number that can be opened.", "oldest_lsn",
+     false, 1},
+    {"tidemark_rpo_seconds", "gauge", "Time of writes that a power loss now would lose.", "rpo_ms", false,
+     1e-3},
     {"tidemark_journal_bytes", "gauge", "Size of the journal on disk.", "journal_bytes", false, 1},
     {"tidemark_journal_quota_bytes", "gauge", "Largest size of the journal.", "quota_bytes", false, 1},
     {"tidemark_base_bytes", "gauge", "Size of the base, older than the history.", "base_bytes", false, 1},
-    {"tidemark_engine_restarts_total", "counter", "Times the engine's process was started again by up.", "restarts", false, 1},
+    {"tidemark_engine_restarts_total", "counter", "Times the engine's process was started again by up.",
+     "restarts", false, 1},
     {"tidemark_volume_size_bytes", "gauge", "Size of a volume.", "size_bytes", true, 1},
-    {"tidemark_volume_written_bytes_total", "counter", "Bytes written to a volume since its engine was started.", "written_bytes",
-     true, 1},
+    {"tidemark_volume_written_bytes_total", "counter",
+     "Bytes written to a volume since its engine was started.", "written_bytes", true, 1},
 };
 
-static void put_value(FILE *out, const struct metric *m, const char *application, const char *volume, const json_t *value)
+static void put_value(FILE *out, const struct metric *m, const char *application, const char *volume,
+                      const json_t *value)
 {
     if (!json_is_number(value))
         return;
@@ -52,31 +57,37 @@ static void put_metric(FILE *out, const struct metric *m, const json_t *applicat
             put_value(out, m, name, NULL, json_object_get(application, m->field));
         else
             json_array_foreach(json_object_get(application, "volumes"), j, volume)
-                put_value(out, m, name, json_string_value(json_object_get(volume, "name")), json_object_get(volume, m->field));
+                put_value(out, m, name, json_string_value(json_object_get(volume, "name")),
+                          json_object_get(volume, m->field));
     }
 }
 
 static void put_states(FILE *out, const json_t *applications)
 {
-    static const char *const states[] = {"protected", "resyncing", "suspended", "starting", "stopped", "failed"};
+    static const char *const states[] = {"protected", "resyncing", "suspended",
+                                         "starting",  "stopped",   "failed"};
     size_t i;
     json_t *application;
     fputs("# HELP tidemark_application_state Whether an application is in this state (1) or not (0).\n"
           "# TYPE tidemark_application_state gauge\n",
           out);
-    json_array_foreach(applications, i, application)
-        for (size_t k = 0; k < sizeof states / sizeof *states; k++)
-            fprintf(out, "tidemark_application_state{application=\"%s\",state=\"%s\"} %d\n",
-                    json_string_value(json_object_get(application, "name")), states[k],
-                    strcmp(json_string_value(json_object_get(application, "state")), states[k]) == 0);
-    fputs("# HELP tidemark_application_alarms Number of things that are wrong now.\n# TYPE tidemark_application_alarms gauge\n", out);
+    json_array_foreach(applications, i, application) for (size_t k = 0; k < sizeof states / sizeof *states;
+                                                          k++)
+        fprintf(out, "tidemark_application_state{application=\"%s\",state=\"%s\"} %d\n",
+                json_string_value(json_object_get(application, "name")), states[k],
+                strcmp(json_string_value(json_object_get(application, "state")), states[k]) == 0);
+    fputs("# HELP tidemark_application_alarms Number of things that are wrong now.\n# TYPE "
+          "tidemark_application_alarms gauge\n",
+          out);
     json_array_foreach(applications, i, application)
         fprintf(out, "tidemark_application_alarms{application=\"%s\"} %zu\n",
-                json_string_value(json_object_get(application, "name")), json_array_size(json_object_get(application, "alarms")));
+                json_string_value(json_object_get(application, "name")),
+                json_array_size(json_object_get(application, "alarms")));
     fputs("# HELP tidemark_open_views Number of open views.\n# TYPE tidemark_open_views gauge\n", out);
     json_array_foreach(applications, i, application)
         fprintf(out, "tidemark_open_views{application=\"%s\"} %zu\n",
-                json_string_value(json_object_get(application, "name")), json_array_size(json_object_get(application, "views")));
+                json_string_value(json_object_get(application, "name")),
+                json_array_size(json_object_get(application, "views")));
 }
 
 char *metrics_text(struct control *control)

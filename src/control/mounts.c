@@ -83,7 +83,8 @@ static bool blkid_value(const char *output, const char *key, char ret[MOUNTS_TYP
     size_t length = strlen(key);
     for (const char *line = output; line; line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL)
         if (strncmp(line, key, length) == 0 && line[length] == '=') {
-            snprintf(ret, MOUNTS_TYPE_BYTES, "%.*s", (int)strcspn(line + length + 1, "\n"), line + length + 1);
+            snprintf(ret, MOUNTS_TYPE_BYTES, "%.*s", (int)strcspn(line + length + 1, "\n"),
+                     line + length + 1);
             return true;
         }
     return false;
@@ -113,16 +114,21 @@ int mounts_probe(const char *device, char ret_type[MOUNTS_TYPE_BYTES], struct er
 int mounts_make(const char *device, const char *type, bool zeroed, struct error *err)
 {
     /* No discard first: the volume is empty, and the journal would hold it. */
-    const char *const ext4_zeroed[] = {"mkfs.ext4", "-q", "-F", "-E", "nodiscard,assume_storage_prezeroed=1", device, NULL};
-    const char *const ext4[] = {"mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", device, NULL};
+    const char *const ext4_zeroed[] = {"mkfs.ext4", "-q", "-F", "-E", "nodiscard,assume_storage_prezeroed=1",
+                                       device,      NULL};
+    const char *const ext4[] = {
+        "mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", device, NULL};
     const char *const xfs[] = {"mkfs.xfs", "-q", "-K", device, NULL};
-    struct process_options options = {.argv = strcmp(type, "xfs") == 0 ? xfs : zeroed ? ext4_zeroed : ext4,
+    struct process_options options = {.argv = strcmp(type, "xfs") == 0 ? xfs
+                                              : zeroed                 ? ext4_zeroed
+                                                                       : ext4,
                                       .inherit_fd = -1};
     struct process_result result;
     char text[PROCESS_TAIL_BYTES + 64];
     int r = process_run(&options, MAKE_TIMEOUT_MS, &result, err);
     if (r == -ENOENT)
-        return error_set(err, -ENOENT, "cannot make a file system on %s: %s is not installed (apt-get install %s)", device,
+        return error_set(err, -ENOENT,
+                         "cannot make a file system on %s: %s is not installed (apt-get install %s)", device,
                          options.argv[0], strcmp(type, "xfs") == 0 ? "xfsprogs" : "e2fsprogs");
     if (r < 0)
         return error_context(err, "cannot make a file system on %s", device);
@@ -137,7 +143,8 @@ int mounts_prepare(const char *directory, bool *ret_created, struct error *err)
     char source[256];
     struct stat st;
     if (mounts_source(directory, source, sizeof source) == 0)
-        return error_set(err, -EBUSY, "cannot mount on %s: %s is mounted there; unmount it or choose another directory",
+        return error_set(err, -EBUSY,
+                         "cannot mount on %s: %s is mounted there; unmount it or choose another directory",
                          directory, source);
     if (lstat(directory, &st) < 0 && errno == ENOENT) {
         int r = io_mkdirs(directory, 0755, err);
@@ -151,7 +158,8 @@ int mounts_prepare(const char *directory, bool *ret_created, struct error *err)
     for (const struct dirent *entry; (entry = readdir(dir));)
         if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
             return error_set(err, -ENOTEMPTY,
-                             "cannot mount on %s: it is not empty (it holds %s), and a mount would hide that; move it away "
+                             "cannot mount on %s: it is not empty (it holds %s), and a mount would hide "
+                             "that; move it away "
                              "or choose another directory",
                              directory, entry->d_name);
     return 0;
@@ -164,11 +172,12 @@ int mounts_mount(const char *device, const char *directory, const char *type, bo
         return 0;
     int r = -errno;
     if (r == -EUCLEAN || r == -EINVAL || r == -EIO)
-        return error_errno(err, r, "cannot mount %s (%s) on %s; the kernel's log (dmesg) tells more, `fsck -n %s` checks it",
-                           device, type, directory, device);
+        return error_errno(
+            err, r, "cannot mount %s (%s) on %s; the kernel's log (dmesg) tells more, `fsck -n %s` checks it",
+            device, type, directory, device);
     if (r == -ENODEV)
-        return error_set(err, r, "cannot mount %s on %s: the kernel does not know %s (modprobe %s)", device, directory, type,
-                         type);
+        return error_set(err, r, "cannot mount %s on %s: the kernel does not know %s (modprobe %s)", device,
+                         directory, type, type);
     return error_errno(err, r, "cannot mount %s (%s) on %s", device, type, directory);
 }
 
@@ -182,8 +191,12 @@ int mounts_unmount(const char *directory, bool force, struct error *err)
     int r = -errno;
     if (!force && r == -EBUSY) {
         size_t count = mounts_users(directory, users);
-        return error_set(err, r, "cannot unmount %s: it is used by %s; stop %s, or let spec.lifecycle.stop do it", directory,
-                         count ? users : "somebody who cannot be seen from here (another mount namespace, a swap file or loop device on it)",
+        return error_set(err, r,
+                         "cannot unmount %s: it is used by %s; stop %s, or let spec.lifecycle.stop do it",
+                         directory,
+                         count ? users
+                               : "somebody who cannot be seen from here (another mount namespace, a swap "
+                                 "file or loop device on it)",
                          count == 1 ? "it" : "them");
     }
     if (force) {
@@ -197,7 +210,8 @@ int mounts_unmount(const char *directory, bool force, struct error *err)
     return error_errno(err, r, "cannot unmount %s", directory);
 }
 
-/* How process `pid` uses device `dev`: "cwd", "root", "exe", "an open file", "a mapped file"; NULL: it does not. */
+/* How process `pid` uses device `dev`: "cwd", "root", "exe", "an open file", "a mapped file"; NULL: it does
+ * not. */
 static const char *use_of(const char *pid, dev_t dev)
 {
     static const char *const links[] = {"cwd", "root", "exe"};
@@ -219,7 +233,8 @@ static const char *use_of(const char *pid, dev_t dev)
     size_t capacity = 0;
     unsigned dev_major, dev_minor;
     while (maps && getline(&line, &capacity, maps) >= 0)
-        if (sscanf(line, "%*s %*s %*s %x:%x", &dev_major, &dev_minor) == 2 && makedev(dev_major, dev_minor) == dev)
+        if (sscanf(line, "%*s %*s %*s %x:%x", &dev_major, &dev_minor) == 2 &&
+            makedev(dev_major, dev_minor) == dev)
             return "a mapped file";
     return NULL;
 }
@@ -245,8 +260,8 @@ size_t mounts_users(const char *directory, char ret_text[MOUNTS_USERS_BYTES])
         ssize_t n = fd < 0 ? 0 : read(fd, name, sizeof name - 1);
         if (n > 0)
             name[n - 1] = '\0';
-        used += (size_t)snprintf(ret_text + used, MOUNTS_USERS_BYTES - used, "%s%.32s (pid %.10s: %s)", used ? ", " : "", name,
-                                 entry->d_name, use);
+        used += (size_t)snprintf(ret_text + used, MOUNTS_USERS_BYTES - used, "%s%.32s (pid %.10s: %s)",
+                                 used ? ", " : "", name, entry->d_name, use);
     }
     if (count > SHOWN)
         snprintf(ret_text + used, MOUNTS_USERS_BYTES - used, " and %zu more", count - SHOWN);

@@ -13,25 +13,26 @@
 #define MOUNTS_TYPE_BYTES 32
 #define MOUNTS_USERS_BYTES 512
 
-/* The source of what is mounted on top of `directory` ("/dev/loop3"), from /proc/self/mountinfo. -ENOENT (no message)
- * when it is no mount point. */
+/* The source of what is mounted on top of `directory` ("/dev/loop3"), from /proc/self/mountinfo. -ENOENT (no
+ * message) when it is no mount point. */
 int mounts_source(const char *directory, char *ret_source, size_t size) MUST_CHECK;
 /* The first place where `device` is mounted. -ENOENT (no message). */
 int mounts_target(const char *device, char *ret_directory, size_t size) MUST_CHECK;
 
-/* What blkid finds on the device: "ext4", "xfs", ...; "" when there is no signature at all. Anything else that it
- * finds (a partition table, several signatures) is told as its name. */
+/* What blkid finds on the device: "ext4", "xfs", ...; "" when there is no signature at all. Anything else
+ * that it finds (a partition table, several signatures) is told as its name. */
 int mounts_probe(const char *device, char ret_type[MOUNTS_TYPE_BYTES], struct error *err) MUST_CHECK;
 /* Makes a file system. `zeroed`: nothing was ever written to the device. */
 int mounts_make(const char *device, const char *type, bool zeroed, struct error *err) MUST_CHECK;
 
-/* -EBUSY, -ENOTEMPTY, -ENOTDIR with a remedy unless the directory can take a mount: an empty directory, or none yet
- * (created with its parents; *ret_created, may be NULL, tells). */
+/* -EBUSY, -ENOTEMPTY, -ENOTDIR with a remedy unless the directory can take a mount: an empty directory, or
+ * none yet (created with its parents; *ret_created, may be NULL, tells). */
 int mounts_prepare(const char *directory, bool *ret_created, struct error *err) MUST_CHECK;
 /* Mounts with noatime; `view`: with nouuid for xfs. */
-int mounts_mount(const char *device, const char *directory, const char *type, bool view, struct error *err) MUST_CHECK;
-/* Writes everything out and unmounts. 0 when nothing is mounted there. -EBUSY with the processes that use it; `force`
- * detaches then. */
+int mounts_mount(const char *device, const char *directory, const char *type, bool view,
+                 struct error *err) MUST_CHECK;
+/* Writes everything out and unmounts. 0 when nothing is mounted there. -EBUSY with the processes that use it;
+ * `force` detaches then. */
 int mounts_unmount(const char *directory, bool force, struct error *err) MUST_CHECK;
 /* The processes that use the file system at `directory`, "postgres (812: cwd), ...". Returns their number. */
 size_t mounts_users(const char *directory, char ret_text[MOUNTS_USERS_BYTES]);

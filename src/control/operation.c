@@ -124,18 +124,20 @@ static json_t *to_json(const struct operation *o)
     for (size_t i = 0; i < o->step_count; i++)
         json_array_append_new(steps, step_json(&o->steps[i]));
     const char *state = o->running ? "running" : o->error.code < 0 ? "failed" : "succeeded";
-    json_t *json = json_pack("{s:s, s:s, s:s, s:s, s:I, s:s, s:f, s:o}", "id", o->id, "kind", o->kind, "application",
-                             o->application, "state", state, "version", (json_int_t)o->version, "started_time",
-                             clock_format_rfc3339(o->started_realtime_ns, time), "duration_ms",
-                             (double)(o->running ? now_ns() - o->started_ns : o->duration_ns) / 1e6, "steps", steps);
+    json_t *json =
+        json_pack("{s:s, s:s, s:s, s:s, s:I, s:s, s:f, s:o}", "id", o->id, "kind", o->kind, "application",
+                  o->application, "state", state, "version", (json_int_t)o->version, "started_time",
+                  clock_format_rfc3339(o->started_realtime_ns, time), "duration_ms",
+                  (double)(o->running ? now_ns() - o->started_ns : o->duration_ns) / 1e6, "steps", steps);
     json_object_set_new(json, "progress",
-                        o->progress_unit ? json_pack("{s:I, s:I, s:s}", "done", (json_int_t)o->progress_done, "total",
-                                                     (json_int_t)o->progress_total, "unit", o->progress_unit)
-                                         : json_null());
+                        o->progress_unit
+                            ? json_pack("{s:I, s:I, s:s}", "done", (json_int_t)o->progress_done, "total",
+                                        (json_int_t)o->progress_total, "unit", o->progress_unit)
+                            : json_null());
     json_object_set_new(json, "result", o->result ? json_deep_copy(o->result) : json_null());
     json_object_set_new(json, "error",
-                        o->error.code < 0 ? json_pack("{s:s, s:s}", "code", json_errno_name(o->error.code), "message",
-                                                      o->error.message)
+                        o->error.code < 0 ? json_pack("{s:s, s:s}", "code", json_errno_name(o->error.code),
+                                                      "message", o->error.message)
                                           : json_null());
     return json;
 }
@@ -148,7 +150,8 @@ static struct operation *find(struct control *control, const char *id)
     return NULL;
 }
 
-json_t *operation_to_json(struct control *control, const char *id, uint64_t version, unsigned wait_ms, struct error *err)
+json_t *operation_to_json(struct control *control, const char *id, uint64_t version, unsigned wait_ms,
+                          struct error *err)
 {
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);

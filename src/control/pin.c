@@ -7,8 +7,8 @@
 
 #include "control/control_internal.h"
 
-int pin_take(struct application *application, const char *id, const char *point, int *ret_fd, json_t **ret_answer,
-             struct error *err)
+int pin_take(struct application *application, const char *id, const char *point, int *ret_fd,
+             json_t **ret_answer, struct error *err)
 {
     char path[PATH_MAX];
     int r = application_path(application, path, err, "journal/pins/%s.lock", id);
@@ -36,7 +36,8 @@ void pin_drop(struct application *application, const char *id)
     _cleanup_json_ json_t *body = json_pack("{s:s}", "pin", id);
     /* An engine that is away drops pins without a lock when it starts. */
     if (application_call(application, "POST", "/v1/unpin", body, CONTROL_CALL_TIMEOUT_MS, NULL, &ignored) < 0)
-        log_warning(application->control->log, "%s: cannot drop the pin %s: %s", application->name, id, ignored.message);
+        log_warning(application->control->log, "%s: cannot drop the pin %s: %s", application->name, id,
+                    ignored.message);
     if (application_path(application, path, &ignored, "journal/pins/%s.lock", id) == 0)
         unlink(path);
 }

@@ -10,7 +10,8 @@
 
 #define POLICY_FILE_BYTES_MAX (64u << 10)
 
-static int policy_path(const struct control *control, const char *name, char path[PATH_MAX], struct error *err)
+static int policy_path(const struct control *control, const char *name, char path[PATH_MAX],
+                       struct error *err)
 {
     if (snprintf(path, PATH_MAX, "%s/policies/%s.yaml", control->state_directory, name) >= PATH_MAX)
         return error_set(err, -ENAMETOOLONG, "%s/policies: path too long", control->state_directory);
@@ -28,9 +29,10 @@ int policy_load(const struct control *control, const char *name, struct app_poli
         return r;
     if (access(path, F_OK) < 0 && errno == ENOENT) {
         if (strcmp(name, APP_POLICY_DEFAULT) != 0)
-            return error_set(err, -ENOENT,
-                             "spec.policyRef.name: there is no ProtectionPolicy '%s'; apply one of that name, or use '%s'", name,
-                             APP_POLICY_DEFAULT);
+            return error_set(
+                err, -ENOENT,
+                "spec.policyRef.name: there is no ProtectionPolicy '%s'; apply one of that name, or use '%s'",
+                name, APP_POLICY_DEFAULT);
         *ret = app_policy_new_default();
         return *ret ? 0 : error_set(err, -ENOMEM, "out of memory");
     }
@@ -57,8 +59,8 @@ static bool is_used(struct control *control, const char *name)
     return used;
 }
 
-int policy_apply(struct control *control, const struct app_policy *policy, bool dry_run, enum apply_result *ret,
-                 const char **ret_message, struct error *err)
+int policy_apply(struct control *control, const struct app_policy *policy, bool dry_run,
+                 enum apply_result *ret, const char **ret_message, struct error *err)
 {
     char path[PATH_MAX];
     struct error ignored = ERROR_INIT;

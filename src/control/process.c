@@ -60,7 +60,8 @@ static int spawn_attributes(posix_spawnattr_t *attributes)
                                         POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
 }
 
-static int spawn_actions(const struct process_options *o, posix_spawn_file_actions_t *actions, int log_fd, int inherit_fd)
+static int spawn_actions(const struct process_options *o, posix_spawn_file_actions_t *actions, int log_fd,
+                         int inherit_fd)
 {
     int r = posix_spawn_file_actions_addopen(actions, 0, "/dev/null", O_RDONLY, 0);
     r = r ? r : posix_spawn_file_actions_adddup2(actions, o->output_fd > 0 ? o->output_fd : log_fd, 1);
@@ -90,7 +91,8 @@ static int start_with(const struct process_options *o, int log_fd, struct proces
     posix_spawn_file_actions_init(&actions);
     int r = spawn_attributes(&attributes);
     r = r ? r : spawn_actions(o, &actions, log_high, inherit_high);
-    r = r ? r : posix_spawnp(&pid, o->argv[0], &actions, &attributes, (char **)(uintptr_t)o->argv, environment);
+    r = r ? r
+          : posix_spawnp(&pid, o->argv[0], &actions, &attributes, (char **)(uintptr_t)o->argv, environment);
     posix_spawn_file_actions_destroy(&actions);
     posix_spawnattr_destroy(&attributes);
     if (r)
@@ -107,8 +109,8 @@ static int start_with(const struct process_options *o, int log_fd, struct proces
 }
 
 /* In a process of its own that shares nothing to lock: only async-signal-safe calls from here on. */
-__attribute__((noreturn)) static void become(const struct process_options *o, int log_fd, int inherit_fd, int go_fd,
-                                             char **environment)
+__attribute__((noreturn)) static void become(const struct process_options *o, int log_fd, int inherit_fd,
+                                             int go_fd, char **environment)
 {
     char byte;
     sigset_t none;
@@ -179,7 +181,8 @@ int process_start(const struct process_options *options, struct process *ret, st
     _cleanup_close_ int log_fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
     if (log_fd < 0)
         return error_errno(err, -errno, "cannot open the log %s", path);
-    return options->detached ? start_detached(options, log_fd, ret, err) : start_with(options, log_fd, ret, err);
+    return options->detached ? start_detached(options, log_fd, ret, err)
+                             : start_with(options, log_fd, ret, err);
 }
 
 static bool command_line_holds(pid_t pid, const char *word)
@@ -210,7 +213,8 @@ int process_adopt(const char *pid_path, const char *word, struct process *ret)
     if (pidfd < 0)
         return -ESRCH;
     struct process process = {.pid = (pid_t)pid, .fd = pidfd};
-    /* The command line is read after the pidfd was opened: it is of the process that the pidfd is for, if it lives. */
+    /* The command line is read after the pidfd was opened: it is of the process that the pidfd is for, if it
+     * lives. */
     if (!command_line_holds(process.pid, word) || process_wait(&process, 0, NULL)) {
         if (process.fd >= 0)
             close(process.fd);
@@ -224,7 +228,8 @@ int process_wait(struct process *process, int timeout_ms, int *ret_status)
 {
     if (!process_exists(process))
         return 1;
-    uint64_t end_ns = clock_boottime_ns(clock_system()) + (uint64_t)(timeout_ms < 0 ? 0 : timeout_ms) * NS_PER_MS;
+    uint64_t end_ns =
+        clock_boottime_ns(clock_system()) + (uint64_t)(timeout_ms < 0 ? 0 : timeout_ms) * NS_PER_MS;
     for (;;) {
         struct pollfd p = {.fd = process->fd, .events = POLLIN};
         uint64_t now = clock_boottime_ns(clock_system());
@@ -331,7 +336,8 @@ static void finish(struct process *process, int timeout_ms, struct process_resul
     ret->exit_status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + (WTERMSIG(status) & 127);
 }
 
-int process_run(const struct process_options *options, int timeout_ms, struct process_result *ret, struct error *err)
+int process_run(const struct process_options *options, int timeout_ms, struct process_result *ret,
+                struct error *err)
 {
     *ret = (struct process_result){0};
     struct process process = PROCESS_NONE;
@@ -344,8 +350,10 @@ int process_run(const struct process_options *options, int timeout_ms, struct pr
         process_log_tail(options->log_path, from, ret->tail);
         return 0;
     }
-    /* A memory file, not a pipe: it cannot fill up, and a process that stays behind cannot keep us waiting. */
-    _cleanup_close_ int output = memfd_create("output", MFD_CLOEXEC), errors = memfd_create("errors", MFD_CLOEXEC);
+    /* A memory file, not a pipe: it cannot fill up, and a process that stays behind cannot keep us waiting.
+     */
+    _cleanup_close_ int output = memfd_create("output", MFD_CLOEXEC),
+                        errors = memfd_create("errors", MFD_CLOEXEC);
     if (output < 0 || errors < 0)
         return error_errno(err, -errno, "cannot run %s", options->argv[0]);
     struct process_options o = *options;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Processes: started in a session of their own (so that neither a kill of `up` nor Ctrl-C reaches them), waited for by
- * pidfd, and commands that are run to their end.
+/* Processes: started in a session of their own (so that neither a kill of `up` nor Ctrl-C reaches them),
+ * waited for by pidfd, and commands that are run to their end.
  *
  * Threads: all thread-safe; process_run and process_wait block. */
 #ifndef TIDEMARK_CONTROL_PROCESS_INTERNAL_H
@@ -29,17 +29,19 @@ struct process_options {
     const char *const *environment; /* "K=V", NULL-terminated, in addition; NULL: none */
     const char *directory;          /* to run in; NULL: / */
     int output_fd;                  /* stdout goes there; 0: to log_path */
-    /* Not as a child: nbdkit -f asks for a SIGTERM when the thread that started it ends (PR_SET_PDEATHSIG). */
+    /* Not as a child: nbdkit -f asks for a SIGTERM when the thread that started it ends (PR_SET_PDEATHSIG).
+     */
     bool detached;
 };
 
-/* Starts a process; stdin is /dev/null, no other descriptors, no blocked signals. -ENOENT when the program is missing. */
+/* Starts a process; stdin is /dev/null, no other descriptors, no blocked signals. -ENOENT when the program is
+ * missing. */
 int process_start(const struct process_options *options, struct process *ret, struct error *err) MUST_CHECK;
-/* Takes over a running process that is no child: the pid in `pid_path`, if its command line holds `word` (pids are used
- * again). -ESRCH when there is none; no message. */
+/* Takes over a running process that is no child: the pid in `pid_path`, if its command line holds `word`
+ * (pids are used again). -ESRCH when there is none; no message. */
 int process_adopt(const char *pid_path, const char *word, struct process *ret) MUST_CHECK;
-/* Waits until it has ended, at most `timeout_ms` (0: only looks, -1: for ever). 1: ended, and *ret_status (may be NULL) is
- * that of waitpid for a child, else 0; 0: still runs. */
+/* Waits until it has ended, at most `timeout_ms` (0: only looks, -1: for ever). 1: ended, and *ret_status
+ * (may be NULL) is that of waitpid for a child, else 0; 0: still runs. */
 int process_wait(struct process *process, int timeout_ms, int *ret_status);
 /* SIGTERM, and SIGKILL after `timeout_ms`; waits and forgets it. Returns false when SIGKILL was needed. */
 bool process_stop(struct process *process, int timeout_ms);
@@ -52,14 +54,14 @@ static inline bool process_exists(const struct process *process)
 }
 
 struct process_result {
-    int exit_status;                 /* 0..255; 128 + signal */
-    bool timed_out;                  /* it was killed */
-    char tail[PROCESS_TAIL_BYTES];   /* the end of its output, one line, for messages */
-    char output[4096];               /* the beginning of its stdout, when log_path is NULL */
+    int exit_status;               /* 0..255; 128 + signal */
+    bool timed_out;                /* it was killed */
+    char tail[PROCESS_TAIL_BYTES]; /* the end of its output, one line, for messages */
+    char output[4096];             /* the beginning of its stdout, when log_path is NULL */
 };
 
-/* Runs a command to its end, at most `timeout_ms`; then it is killed with its session. 0 whatever its exit status;
- * negative errno when it could not be started. */
+/* Runs a command to its end, at most `timeout_ms`; then it is killed with its session. 0 whatever its exit
+ * status; negative errno when it could not be started. */
 int process_run(const struct process_options *options, int timeout_ms, struct process_result *ret,
                 struct error *err) MUST_CHECK;
 /* "exit status 1: <tail>", "killed by signal 9", "no end after 60 s". */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Finds the engine, the holder and the nbdkit plugin: $TIDEMARK_LIBEXEC (directories with ':' between), beside the running
- * binary, ../libexec/tidemark, ../lib/tidemark and ../lib/<triplet>/tidemark of it, and in a build tree. */
+/* Finds the engine, the holder and the nbdkit plugin: $TIDEMARK_LIBEXEC (directories with ':' between),
+ * beside the running binary, ../libexec/tidemark, ../lib/tidemark and ../lib/<triplet>/tidemark of it, and in
+ * a build tree. */
 #include <errno.h>
 #include <glob.h>
 #include <stdio.h>
@@ -21,7 +22,8 @@ static void try_directory(struct programs *p, const char *directory)
                {p->plugin, "nbdkit-tidemark-plugin.so", R_OK}};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         char path[PATH_MAX];
-        if (!all[i].path[0] && snprintf(path, sizeof path, "%s/%s", directory, all[i].name) < (int)sizeof path &&
+        if (!all[i].path[0] &&
+            snprintf(path, sizeof path, "%s/%s", directory, all[i].name) < (int)sizeof path &&
             access(path, all[i].mode) == 0 && !realpath(path, all[i].path))
             all[i].path[0] = '\0';
     }
@@ -46,7 +48,8 @@ void programs_find(struct programs *ret)
     while (list && *list) {
         char directory[PATH_MAX];
         size_t length = strcspn(list, ":");
-        if (length && snprintf(directory, sizeof directory, "%.*s", (int)length, list) < (int)sizeof directory)
+        if (length &&
+            snprintf(directory, sizeof directory, "%.*s", (int)length, list) < (int)sizeof directory)
             try_directory(ret, directory);
         list += length + (list[length] == ':');
     }
@@ -59,8 +62,8 @@ void programs_find(struct programs *ret)
     if (!slash)
         return;
     *slash = '\0';
-    static const char *const places[] = {".",         "../libexec/tidemark", "../lib/tidemark", "../lib/*/tidemark",
-                                         "../engine", "../export"};
+    static const char *const places[] = {
+        ".", "../libexec/tidemark", "../lib/tidemark", "../lib/*/tidemark", "../engine", "../export"};
     for (size_t i = 0; i < sizeof places / sizeof *places; i++)
         try_pattern(ret, self, places[i]);
 }
@@ -73,7 +76,8 @@ static bool is_in_path(const char *name)
     while (*list) {
         char path[PATH_MAX];
         size_t length = strcspn(list, ":");
-        if (snprintf(path, sizeof path, "%.*s/%s", (int)length, list, name) < (int)sizeof path && access(path, X_OK) == 0)
+        if (snprintf(path, sizeof path, "%.*s/%s", (int)length, list, name) < (int)sizeof path &&
+            access(path, X_OK) == 0)
             return true;
         list += length + (list[length] == ':');
     }
@@ -82,10 +86,11 @@ static bool is_in_path(const char *name)
 
 static int missing(const char *name, struct error *err)
 {
-    return error_set(err, -ENOSYS,
-                     "%s was not found beside tidemark, in ../libexec/tidemark or ../lib/tidemark of it, nor in "
-                     "$TIDEMARK_LIBEXEC: install Tidemark as a whole (make install), or set TIDEMARK_LIBEXEC",
-                     name);
+    return error_set(
+        err, -ENOSYS,
+        "%s was not found beside tidemark, in ../libexec/tidemark or ../lib/tidemark of it, nor in "
+        "$TIDEMARK_LIBEXEC: install Tidemark as a whole (make install), or set TIDEMARK_LIBEXEC",
+        name);
 }
 
 int programs_check_export(const struct programs *programs, enum app_export export, struct error *err)
@@ -94,16 +99,19 @@ int programs_check_export(const struct programs *programs, enum app_export expor
         return missing("tidemark-engine", err);
     if (export == APP_EXPORT_NBD) {
         if (!is_in_path("nbdkit"))
-            return error_set(err, -ENOSYS, "export nbd needs nbdkit, which is not installed: apt-get install nbdkit");
+            return error_set(err, -ENOSYS,
+                             "export nbd needs nbdkit, which is not installed: apt-get install nbdkit");
         return programs->plugin[0] ? 0 : missing("nbdkit-tidemark-plugin.so", err);
     }
     if (access("/dev/fuse", R_OK | W_OK) < 0)
-        return error_set(err, -ENOSYS,
-                           "export fuse needs /dev/fuse, which cannot be opened: load the module (modprobe fuse), give the "
-                           "container that device, or use export: nbd");
+        return error_set(
+            err, -ENOSYS,
+            "export fuse needs /dev/fuse, which cannot be opened: load the module (modprobe fuse), give the "
+            "container that device, or use export: nbd");
     if (access("/dev/loop-control", R_OK | W_OK) < 0)
         return error_set(err, -ENOSYS,
-                         "export fuse needs /dev/loop-control, which cannot be opened: load the module (modprobe loop), give "
+                         "export fuse needs /dev/loop-control, which cannot be opened: load the module "
+                         "(modprobe loop), give "
                          "the container that device, or use export: nbd");
     return programs->holder[0] ? 0 : missing("tidemark-holder", err);
 }

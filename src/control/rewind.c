@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Rewind and undo of an application: workload, volumes, manifests.
  *
- * The operation log is operation.json in the application's directory: {"id","kind","to","step","target_lsn","before_lsn",
- * "plan",...}. A step is written there before it is taken (U2); each can be taken again. The engine's rewind is atomic, and
- * a rewind record after before_lsn tells that it was done. */
+ * The operation log is operation.json in the application's directory:
+ * {"id","kind","to","step","target_lsn","before_lsn", "plan",...}. A step is written there before it is taken
+ * (U2); each can be taken again. The engine's rewind is atomic, and a rewind record after before_lsn tells
+ * that it was done. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,18 +15,35 @@
 #include "control/control_internal.h"
 #include "control/mounts_internal.h"
 
-enum { STEP_RESOLVE, STEP_STOP, STEP_UNMOUNT, STEP_VOLUMES, STEP_MOUNT, STEP_MANIFESTS, STEP_START, STEP_PROBE, STEP_COUNT };
-const char *const rewind_steps[] = {"resolve the point", "stop the workload", "unmount",            "rewind the volumes",
-                                    "mount",             "manifests",         "start the workload", "probe",
+enum {
+    STEP_RESOLVE,
+    STEP_STOP,
+    STEP_UNMOUNT,
+    STEP_VOLUMES,
+    STEP_MOUNT,
+    STEP_MANIFESTS,
+    STEP_START,
+    STEP_PROBE,
+    STEP_COUNT
+};
+const char *const rewind_steps[] = {"resolve the point",
+                                    "stop the workload",
+                                    "unmount",
+                                    "rewind the volumes",
+                                    "mount",
+                                    "manifests",
+                                    "start the workload",
+                                    "probe",
                                     NULL};
 /* In the operation log. */
-static const char *const step_keys[STEP_COUNT] = {"resolve", "stop", "unmount", "volumes", "mount", "manifests", "start", "probe"};
+static const char *const step_keys[STEP_COUNT] = {"resolve", "stop",      "unmount", "volumes",
+                                                  "mount",   "manifests", "start",   "probe"};
 
 struct rewinding {
     struct application *application;
     struct operation *operation;
-    const char *to;  /* NULL: undo */
-    bool continued;  /* after a restart of `up` */
+    const char *to; /* NULL: undo */
+    bool continued; /* after a restart of `up` */
     json_t *log;
     json_t *changes; /* of manifests */
     uint64_t target_lsn;
@@ -37,7 +55,8 @@ static json_t *engine_body(const char *to, uint64_t lsn, bool dry_run)
 {
     if (!to)
         return json_pack("{s:b}", "dry_run", dry_run);
-    return lsn ? json_pack("{s:o, s:b}", "point", json_sprintf("lsn:%llu", (unsigned long long)lsn), "dry_run", dry_run)
+    return lsn ? json_pack("{s:o, s:b}", "point", json_sprintf("lsn:%llu", (unsigned long long)lsn),
+                           "dry_run", dry_run)
                : json_pack("{s:s, s:b}", "point", to, "dry_run", dry_run);
 }
 
@@ -48,8 +67,8 @@ static int load_objects(const struct application *application, uint64_t lsn, jso
     return application_call(application, "GET", path, NULL, CONTROL_CALL_TIMEOUT_MS, ret, err);
 }
 
-static int restore_manifests(const struct application *application, uint64_t lsn, bool dry_run, json_t **ret_changes,
-                             struct error *err)
+static int restore_manifests(const struct application *application, uint64_t lsn, bool dry_run,
+                             json_t **ret_changes, struct error *err)
 {
     _cleanup_json_ json_t *answer = NULL;
     if (!application->spec->manifests) {
@@ -59,7 +78,8 @@ static int restore_manifests(const struct application *application, uint64_t lsn
     int r = load_objects(application, lsn, &answer, err);
     if (r < 0)
         return r;
-    return manifests_restore(application->spec->manifests, json_object_get(answer, "objects"), dry_run, ret_changes, err);
+    return manifests_restore(application->spec->manifests, json_object_get(answer, "objects"), dry_run,
+                             ret_changes, err);
 }
 
 int rewind_plan(struct application *application, const char *to, json_t **ret, struct error *err)
@@ -70,14 +90,16 @@ int rewind_plan(struct application *application, const char *to, json_t **ret, s
     int r = 0;
     if (to) {
         _cleanup_json_ json_t *point = json_pack("{s:s}", "point", to);
-        r = application_call(application, "POST", "/v1/resolve", point, CONTROL_CALL_TIMEOUT_MS, &resolved, err);
+        r = application_call(application, "POST", "/v1/resolve", point, CONTROL_CALL_TIMEOUT_MS, &resolved,
+                             err);
         if (r == 0)
             r = json_get_u64(resolved, "lsn", &target, err);
     }
     if (r < 0)
         return r;
     body = engine_body(to, target, true);
-    r = application_call(application, "POST", to ? "/v1/rewind" : "/v1/undo", body, CONTROL_REWIND_TIMEOUT_MS, &answer, err);
+    r = application_call(application, "POST", to ? "/v1/rewind" : "/v1/undo", body, CONTROL_REWIND_TIMEOUT_MS,
+                         &answer, err);
     if (r == 0)
         r = json_get_u64(answer, "target_lsn", &target, err);
     if (r == 0)
@@ -86,14 +108,15 @@ int rewind_plan(struct application *application, const char *to, json_t **ret, s
         return r;
     json_t *note = json_object_get(resolved, "note");
     MUTEX_GUARD(guard, &application->mutex);
-    json_t *lifecycle = json_pack("{s:o, s:o, s:o}", "stop", app_commands_to_json(&application->spec->stop), "start",
-                                  app_commands_to_json(&application->spec->start), "probe",
+    json_t *lifecycle = json_pack("{s:o, s:o, s:o}", "stop", app_commands_to_json(&application->spec->stop),
+                                  "start", app_commands_to_json(&application->spec->start), "probe",
                                   app_commands_to_json(&application->spec->probe));
-    *ret = json_pack("{s:s, s:O, s:O, s:O, s:o, s:O, s:O, s:o, s:o}", "to", to ? to : "the state before the newest rewind",
-                     "lsn", json_object_get(answer, "lsn"), "target_lsn", json_object_get(answer, "target_lsn"), "target_time",
-                     json_object_get(answer, "target_time"), "note", note ? json_incref(note) : json_null(), "changed_bytes",
-                     json_object_get(answer, "changed_bytes"), "volumes", json_object_get(answer, "volumes"), "manifests",
-                     changes, "lifecycle", lifecycle);
+    *ret = json_pack("{s:s, s:O, s:O, s:O, s:o, s:O, s:O, s:o, s:o}", "to",
+                     to ? to : "the state before the newest rewind", "lsn", json_object_get(answer, "lsn"),
+                     "target_lsn", json_object_get(answer, "target_lsn"), "target_time",
+                     json_object_get(answer, "target_time"), "note", note ? json_incref(note) : json_null(),
+                     "changed_bytes", json_object_get(answer, "changed_bytes"), "volumes",
+                     json_object_get(answer, "volumes"), "manifests", changes, "lifecycle", lifecycle);
     return *ret ? 0 : error_set(err, -EPROTO, "the engine's answer to a rewind lacks fields");
 }
 
@@ -141,8 +164,8 @@ static int resolve(struct rewinding *w, struct error *err)
     int r = rewind_plan(w->application, w->to, &plan, err);
     if (r < 0)
         return r;
-    w->log = json_pack("{s:s, s:s, s:o, s:o}", "id", w->operation->id, "kind", w->to ? "rewind" : "undo", "to",
-                       w->to ? json_string(w->to) : json_null(), "plan", plan);
+    w->log = json_pack("{s:s, s:s, s:o, s:o}", "id", w->operation->id, "kind", w->to ? "rewind" : "undo",
+                       "to", w->to ? json_string(w->to) : json_null(), "plan", plan);
     return json_get_u64(plan, "target_lsn", &w->target_lsn, err);
 }
 
@@ -163,7 +186,8 @@ static int note_lsn(struct rewinding *w, struct error *err)
     _cleanup_json_ json_t *answer = NULL;
     if (json_object_get(w->log, "before_lsn"))
         return 0;
-    int r = application_call(w->application, "POST", "/v1/sync", NULL, CONTROL_REWIND_TIMEOUT_MS, &answer, err);
+    int r =
+        application_call(w->application, "POST", "/v1/sync", NULL, CONTROL_REWIND_TIMEOUT_MS, &answer, err);
     if (r == 0)
         json_object_set(w->log, "before_lsn", json_object_get(answer, "lsn"));
     return r;
@@ -205,14 +229,15 @@ static int rewind_volumes(struct rewinding *w, struct error *err)
                 break;
         }
         *err = ERROR_INIT;
-        r = application_call(w->application, "POST", w->to ? "/v1/rewind" : "/v1/undo", body, CONTROL_REWIND_TIMEOUT_MS, &answer,
-                             err);
+        r = application_call(w->application, "POST", w->to ? "/v1/rewind" : "/v1/undo", body,
+                             CONTROL_REWIND_TIMEOUT_MS, &answer, err);
         if (r == 0)
             r = json_get_u64(answer, "lsn", &lsn, err);
         bool unheard = r == -ECONNREFUSED || r == -ECONNRESET || r == -EPIPE || r == -EPROTO || r == -EIO;
         if (r == 0 || !unheard)
             break;
-        log_warning(w->application->control->log, "%s: %s; looking whether it was done", w->application->name, err->message);
+        log_warning(w->application->control->log, "%s: %s; looking whether it was done", w->application->name,
+                    err->message);
     }
     if (r < 0)
         return r;
@@ -270,7 +295,8 @@ static void back_out(struct rewinding *w, int failed_step)
     struct application *a = w->application;
     if (failed_step >= STEP_UNMOUNT && application_mount(a, &err) < 0)
         log_error(a->control->log, "%s: %s", a->name, err.message);
-    else if (failed_step >= STEP_STOP && a->spec->stop.count && lifecycle_run(a, "start", &a->spec->start, &err) < 0)
+    else if (failed_step >= STEP_STOP && a->spec->stop.count &&
+             lifecycle_run(a, "start", &a->spec->start, &err) < 0)
         log_error(a->control->log, "%s: %s", a->name, err.message);
 }
 
@@ -283,8 +309,10 @@ static void give_up(struct rewinding *w, int failed_step, struct error *err)
         MUTEX_GUARD(guard, &a->mutex);
         a->retry_ns = clock_boottime_ns(clock_system()) + NS_PER_SECOND;
     }
-    error_context(err, "the volumes of %s are at LSN %llu now (`tidemark undo %s` brings the newer state back), but then", a->name,
-                  (unsigned long long)w->target_lsn, a->name);
+    error_context(
+        err,
+        "the volumes of %s are at LSN %llu now (`tidemark undo %s` brings the newer state back), but then",
+        a->name, (unsigned long long)w->target_lsn, a->name);
 }
 
 static int run_steps(struct rewinding *w, int from, struct error *err)
@@ -318,10 +346,12 @@ static json_t *rpo_json(const struct rewinding *w)
     struct error ignored = ERROR_INIT;
     uint64_t asked_ns = 0, record_ns, ago_ns;
     const char *time = json_string_value(json_object_get(json_object_get(w->log, "plan"), "target_time"));
-    uint64_t now_ns = clock_realtime_ns(clock_system()), spent_ns = clock_boottime_ns(clock_system()) - w->started_ns;
+    uint64_t now_ns = clock_realtime_ns(clock_system()),
+             spent_ns = clock_boottime_ns(clock_system()) - w->started_ns;
     if (!w->to || w->continued || !time || clock_parse_rfc3339(time, &record_ns, &ignored) < 0)
         return json_null();
-    if (w->to[0] == '-' && units_parse_duration(w->to + 1, &ago_ns, &ignored) == 0 && ago_ns + spent_ns < now_ns)
+    if (w->to[0] == '-' && units_parse_duration(w->to + 1, &ago_ns, &ignored) == 0 &&
+        ago_ns + spent_ns < now_ns)
         asked_ns = now_ns - spent_ns - ago_ns;
     else if (clock_parse_rfc3339(w->to, &asked_ns, &ignored) < 0)
         return json_null();
@@ -334,13 +364,15 @@ static json_t *result_json(const struct rewinding *w)
     double total_ms = (double)(clock_boottime_ns(clock_system()) - w->started_ns) / 1e6;
     double own_ms = w->ms[STEP_STOP] + w->ms[STEP_START] + w->ms[STEP_PROBE];
     json_t *manifests = w->changes ? json_incref(w->changes) : json_array();
-    return json_pack("{s:O, s:O, s:O, s:O, s:O, s:O, s:o, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:o}", "to",
-                     json_object_get(plan, "to"), "lsn", json_object_get(w->log, "rewind_lsn"), "target_lsn",
-                     json_object_get(plan, "target_lsn"), "target_time", json_object_get(plan, "target_time"), "changed_bytes",
-                     json_object_get(plan, "changed_bytes"), "volumes", json_object_get(plan, "volumes"), "manifests", manifests,
-                     "stop_ms", w->ms[STEP_STOP], "unmount_ms", w->ms[STEP_UNMOUNT], "engine_ms", w->ms[STEP_VOLUMES], "mount_ms",
-                     w->ms[STEP_MOUNT], "manifests_ms", w->ms[STEP_MANIFESTS], "start_ms", w->ms[STEP_START], "probe_ms",
-                     w->ms[STEP_PROBE], "rewind_ms", total_ms - own_ms, "total_ms", total_ms, "rpo_ms", rpo_json(w));
+    return json_pack("{s:O, s:O, s:O, s:O, s:O, s:O, s:o, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:o}",
+                     "to", json_object_get(plan, "to"), "lsn", json_object_get(w->log, "rewind_lsn"),
+                     "target_lsn", json_object_get(plan, "target_lsn"), "target_time",
+                     json_object_get(plan, "target_time"), "changed_bytes",
+                     json_object_get(plan, "changed_bytes"), "volumes", json_object_get(plan, "volumes"),
+                     "manifests", manifests, "stop_ms", w->ms[STEP_STOP], "unmount_ms", w->ms[STEP_UNMOUNT],
+                     "engine_ms", w->ms[STEP_VOLUMES], "mount_ms", w->ms[STEP_MOUNT], "manifests_ms",
+                     w->ms[STEP_MANIFESTS], "start_ms", w->ms[STEP_START], "probe_ms", w->ms[STEP_PROBE],
+                     "rewind_ms", total_ms - own_ms, "total_ms", total_ms, "rpo_ms", rpo_json(w));
 }
 
 static int first_step(struct rewinding *w, json_t *log, struct error *err)
@@ -357,10 +389,12 @@ static int first_step(struct rewinding *w, json_t *log, struct error *err)
     return error_set(err, -EINVAL, "operation.json has no known step");
 }
 
-int rewind_run(struct application *application, struct operation *operation, const char *to, json_t *log, json_t **ret,
-               struct error *err)
+int rewind_run(struct application *application, struct operation *operation, const char *to, json_t *log,
+               json_t **ret, struct error *err)
 {
-    struct rewinding w = {.application = application, .operation = operation, .to = to,
+    struct rewinding w = {.application = application,
+                          .operation = operation,
+                          .to = to,
                           .started_ns = clock_boottime_ns(clock_system())};
     int r = log ? first_step(&w, log, err) : 0;
     if (r >= 0)

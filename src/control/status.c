@@ -6,8 +6,9 @@
 #include "control/control_internal.h"
 #include "lib/http_client.h"
 
-static const char *const engine_fields[] = {"lsn",           "durable_lsn", "oldest_lsn", "oldest_time", "latest_time", "rpo_ms",
-                                            "journal_bytes", "quota_bytes", "base_bytes", "ack",         "rewind",      "resync"};
+static const char *const engine_fields[] = {"lsn",         "durable_lsn", "oldest_lsn",    "oldest_time",
+                                            "latest_time", "rpo_ms",      "journal_bytes", "quota_bytes",
+                                            "base_bytes",  "ack",         "rewind",        "resync"};
 
 static const json_t *engine_volume(const json_t *engine, const char *name)
 {
@@ -36,8 +37,9 @@ static json_t *volumes_json(const struct application *a, const json_t *engine)
         json_array_append_new(
             list, json_pack("{s:s, s:I, s:s?, s:s?, s:o, s:O?, s:s?}", "name", v->name, "size_bytes",
                             (json_int_t)v->size_bytes, "device", at->device[0] ? at->device : NULL, "mount",
-                            at->mounted ? v->mount_path : NULL, "nbd_uri", nbd ? nbd_uri_json(v->name, socket) : json_null(),
-                            "written_bytes", written, "fs_type", v->mount_path ? app_fs_type_name(v->fs_type) : NULL));
+                            at->mounted ? v->mount_path : NULL, "nbd_uri",
+                            nbd ? nbd_uri_json(v->name, socket) : json_null(), "written_bytes", written,
+                            "fs_type", v->mount_path ? app_fs_type_name(v->fs_type) : NULL));
     }
     return list;
 }
@@ -53,8 +55,10 @@ static json_t *alarms_json(struct application *a, const json_t *engine)
     if (text[0])
         json_array_append_new(list, json_string(text));
     if (a->orphaned)
-        json_array_append_new(list, json_string("its holder was ended: nothing starts the engine again if that ends too; stop the "
-                                                "workload and restart `tidemark up` at a good moment"));
+        json_array_append_new(
+            list,
+            json_string("its holder was ended: nothing starts the engine again if that ends too; stop the "
+                        "workload and restart `tidemark up` at a good moment"));
     return list;
 }
 
@@ -84,7 +88,8 @@ static json_t *application_json(struct application *a)
     json_t *pid = json_object_get(engine, "pid");
     json_object_set_new(json, "export", json_string(app_export_name(a->spec->export)));
     json_object_set_new(json, "policy", json_string(a->spec->policy));
-    json_object_set_new(json, "manifests", a->spec->manifests ? json_string(a->spec->manifests) : json_null());
+    json_object_set_new(json, "manifests",
+                        a->spec->manifests ? json_string(a->spec->manifests) : json_null());
     json_object_set_new(json, "engine_pid", pid ? json_incref(pid) : json_null());
     json_object_set_new(json, "restarts", json_integer(a->restarts));
     json_object_set_new(json, "alarms", alarms);
@@ -100,7 +105,8 @@ static struct application **all_applications(struct control *control, size_t *re
     size_t count = 0;
     struct application **list = calloc(CONTROL_APPLICATIONS_MAX, sizeof *list);
     MUTEX_GUARD(guard, &control->mutex);
-    for (struct application *a = control->applications; list && a && count < CONTROL_APPLICATIONS_MAX; a = a->next) {
+    for (struct application *a = control->applications; list && a && count < CONTROL_APPLICATIONS_MAX;
+         a = a->next) {
         a->refs++;
         list[count++] = a;
     }
@@ -126,7 +132,7 @@ int status_to_json(struct control *control, const char *application, json_t **re
             application_unref(all[i]);
         }
     }
-    *ret = json_pack("{s:s, s:i, s:s, s:o}", "version", TIDEMARK_VERSION, "pid", (int)getpid(), "state_directory",
-                     control->state_directory, "applications", list);
+    *ret = json_pack("{s:s, s:i, s:s, s:o}", "version", TIDEMARK_VERSION, "pid", (int)getpid(),
+                     "state_directory", control->state_directory, "applications", list);
     return 0;
 }

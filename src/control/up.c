@@ -72,10 +72,11 @@ static int set_paths(struct control *control, const struct control_options *opti
     if (r < 0)
         return r;
     int n = options->socket_path ? snprintf(control->socket_path, PATH_MAX, "%s", options->socket_path)
-                                 : snprintf(control->socket_path, PATH_MAX, "%.*s/%s", PATH_MAX - 32, control->state_directory,
-                                            CONTROL_SOCKET_NAME);
+                                 : snprintf(control->socket_path, PATH_MAX, "%.*s/%s", PATH_MAX - 32,
+                                            control->state_directory, CONTROL_SOCKET_NAME);
     if (n > (int)CONTROL_SOCKET_PATH_MAX)
-        return error_set(err, -ENAMETOOLONG, "the socket's path %s is longer than %u bytes: choose another with --socket",
+        return error_set(err, -ENAMETOOLONG,
+                         "the socket's path %s is longer than %u bytes: choose another with --socket",
                          control->socket_path, CONTROL_SOCKET_PATH_MAX);
     return 0;
 }
@@ -117,7 +118,8 @@ static int init(struct control *control, const struct control_options *options, 
     if (control->wake_fd < 0)
         return error_errno(err, -errno, "cannot start");
     if (geteuid() != 0)
-        return error_set(err, -EPERM, "`tidemark up` must be run as root: it attaches and mounts volumes (you are uid %d)",
+        return error_set(err, -EPERM,
+                         "`tidemark up` must be run as root: it attaches and mounts volumes (you are uid %d)",
                          (int)geteuid());
     programs_find(&control->programs);
     int r = set_paths(control, options, err);
@@ -211,8 +213,10 @@ static void look_at_views(struct control *control)
         if (v->closing || v->dead || !process_exists(&v->process) || !process_wait(&v->process, 0, NULL))
             continue;
         v->dead = true;
-        log_warning(control->log, "%s: the process of the view %s has ended (%s/view.log); close it with `tidemark close %s`",
-                    v->application, v->id, v->directory, v->id);
+        log_warning(
+            control->log,
+            "%s: the process of the view %s has ended (%s/view.log); close it with `tidemark close %s`",
+            v->application, v->id, v->directory, v->id);
     }
 }
 
@@ -276,7 +280,8 @@ static bool wait_for_workers(struct control *control, int signal_fd)
         if (now_ns - told_ns > 5 * NS_PER_SECOND)
             log_info(control->log, "waiting for what is under way");
         told_ns = now_ns - told_ns > 5 * NS_PER_SECOND ? now_ns : told_ns;
-        struct pollfd polled[2] = {{.fd = signal_fd, .events = POLLIN}, {.fd = control->wake_fd, .events = POLLIN}};
+        struct pollfd polled[2] = {{.fd = signal_fd, .events = POLLIN},
+                                   {.fd = control->wake_fd, .events = POLLIN}};
         poll(polled, 2, LOOK_INTERVAL_MS);
         uint64_t count;
         read(control->wake_fd, &count, sizeof count);
@@ -284,7 +289,8 @@ static bool wait_for_workers(struct control *control, int signal_fd)
     return false;
 }
 
-/* Volumes that are in use: the workload is stopped by its own commands, and started again with the next `up`. */
+/* Volumes that are in use: the workload is stopped by its own commands, and started again with the next `up`.
+ */
 static int stop_workload(struct application *a, struct error *err)
 {
     char path[PATH_MAX];
@@ -331,7 +337,8 @@ static int stop_all(struct control *control, int signal_fd, struct error *err)
             r = r < 0 ? r : stop_one(list[i], true, &one);
         }
         if (r < 0) {
-            log_error(control->log, "%s: left running, the next `tidemark up` takes it over: %s", list[i]->name, one.message);
+            log_error(control->log, "%s: left running, the next `tidemark up` takes it over: %s",
+                      list[i]->name, one.message);
             *err = one;
             result = r;
         }
@@ -353,7 +360,8 @@ static int block_signals(struct error *err)
     return fd < 0 ? error_errno(err, -errno, "cannot watch signals") : fd;
 }
 
-static int serve(struct control *control, const struct control_options *options, int signal_fd, struct error *err)
+static int serve(struct control *control, const struct control_options *options, int signal_fd,
+                 struct error *err)
 {
     const struct http_server_options server = {.socket_path = control->socket_path,
                                                .tcp_address = options->metrics_address,

@@ -36,8 +36,8 @@ static void take_line(const char *line, struct operation *operation, json_t *dam
     }
 }
 
-static int read_output(struct application *application, struct operation *operation, int lock_fd, const char *id,
-                       json_t *damages, json_t **summary, int *ret_status, struct error *err)
+static int read_output(struct application *application, struct operation *operation, int lock_fd,
+                       const char *id, json_t *damages, json_t **summary, int *ret_status, struct error *err)
 {
     char config[PATH_MAX], log_path[PATH_MAX];
     int pipe_fds[2];
@@ -48,8 +48,10 @@ static int read_output(struct application *application, struct operation *operat
         return r;
     if (pipe2(pipe_fds, O_CLOEXEC) < 0)
         return error_errno(err, -errno, "cannot make a pipe");
-    const char *const argv[] = {application->control->programs.engine, "verify", "--config", config, "--pin", id, NULL};
-    struct process_options options = {.argv = argv, .log_path = log_path, .inherit_fd = lock_fd, .output_fd = pipe_fds[1]};
+    const char *const argv[] = {
+        application->control->programs.engine, "verify", "--config", config, "--pin", id, NULL};
+    struct process_options options = {
+        .argv = argv, .log_path = log_path, .inherit_fd = lock_fd, .output_fd = pipe_fds[1]};
     struct process process = PROCESS_NONE;
     r = process_start(&options, &process, err);
     close(pipe_fds[1]);
@@ -66,8 +68,8 @@ static int read_output(struct application *application, struct operation *operat
     return r;
 }
 
-static int verify_pinned(struct application *application, struct operation *operation, int lock_fd, const char *id,
-                         const json_t *pin, json_t **ret, struct error *err)
+static int verify_pinned(struct application *application, struct operation *operation, int lock_fd,
+                         const char *id, const json_t *pin, json_t **ret, struct error *err)
 {
     int status = 0;
     _cleanup_json_ json_t *damages = json_array(), *summary = NULL;

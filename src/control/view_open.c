@@ -47,11 +47,15 @@ static int read_request(struct opening *o, const json_t *request, struct error *
         return error_set(err, -EINVAL, "%s must be an absolute path", o->mount ? "mount" : "nbd");
     o->is_nbd = o->nbd || (o->application->spec->export == APP_EXPORT_NBD && !o->mount);
     if (o->nbd && strlen(o->nbd) > CONTROL_SOCKET_PATH_MAX)
-        return error_set(err, -ENAMETOOLONG, "nbd: the path of a socket has at most %u bytes", CONTROL_SOCKET_PATH_MAX);
+        return error_set(err, -ENAMETOOLONG, "nbd: the path of a socket has at most %u bytes",
+                         CONTROL_SOCKET_PATH_MAX);
     struct stat st;
     if (o->nbd && lstat(o->nbd, &st) == 0)
-        return error_set(err, -EEXIST, "cannot serve NBD on %s: that exists already; remove it or choose another path", o->nbd);
-    return programs_check_export(&o->application->control->programs, o->is_nbd ? APP_EXPORT_NBD : APP_EXPORT_FUSE, err);
+        return error_set(err, -EEXIST,
+                         "cannot serve NBD on %s: that exists already; remove it or choose another path",
+                         o->nbd);
+    return programs_check_export(&o->application->control->programs,
+                                 o->is_nbd ? APP_EXPORT_NBD : APP_EXPORT_FUSE, err);
 }
 
 /* The volumes of the pin that were asked for. */
@@ -77,8 +81,8 @@ static int choose_volumes(struct opening *o, struct error *err)
     if (json_array_size(o->volumes))
         return 0;
     if (o->volume)
-        return error_set(err, -ENOENT, "%s had no volume '%.63s' at that point; it had: %s", o->application->name, o->volume,
-                         names);
+        return error_set(err, -ENOENT, "%s had no volume '%.63s' at that point; it had: %s",
+                         o->application->name, o->volume, names);
     return error_set(err, -ENOENT, "%s had no volumes at that point", o->application->name);
 }
 
@@ -102,18 +106,19 @@ static int write_configs(struct opening *o, const char *config, struct error *er
     json_t *volumes = json_array(), *volume, *lsn = json_object_get(o->pin, "lsn");
     size_t i;
     json_array_foreach(o->volumes, i, volume)
-        json_array_append_new(volumes, json_pack("{s:O, s:O, s:O}", "name", json_object_get(volume, "name"), "id",
-                                                 json_object_get(volume, "id"), "size_bytes",
+        json_array_append_new(volumes, json_pack("{s:O, s:O, s:O}", "name", json_object_get(volume, "name"),
+                                                 "id", json_object_get(volume, "id"), "size_bytes",
                                                  json_object_get(volume, "size_bytes")));
     _cleanup_json_ json_t *view =
         json_pack("{s:s, s:o, s:s, s:O, s:o, s:o, s:o}", "id", o->id, "journal",
                   json_sprintf("%s/journal", o->application->directory), "pin", o->id, "lsn", lsn, "socket",
-                  json_sprintf("%s/view.sock", o->directory), "overlay", json_sprintf("%s/overlay", o->directory), "volumes",
-                  volumes);
+                  json_sprintf("%s/view.sock", o->directory), "overlay",
+                  json_sprintf("%s/overlay", o->directory), "volumes", volumes);
     int r = write_json_file(config, view, err);
     if (r < 0 || o->is_nbd)
         return r;
-    return export_write_holder(o->application->control, o->directory, o->id, "view", config, o->volumes, false, err);
+    return export_write_holder(o->application->control, o->directory, o->id, "view", config, o->volumes,
+                               false, err);
 }
 
 static int start_process(struct opening *o, struct error *err)
@@ -139,7 +144,8 @@ static int start_process(struct opening *o, struct error *err)
     const char *argv[16] = {control->programs.holder, "--config", holder, NULL};
     if (o->is_nbd)
         export_nbdkit_argv(control, o->nbd_socket, pid_path, argument, true, argv);
-    struct process_options options = {.argv = argv, .log_path = log_path, .inherit_fd = o->lock_fd, .detached = o->is_nbd};
+    struct process_options options = {
+        .argv = argv, .log_path = log_path, .inherit_fd = o->lock_fd, .detached = o->is_nbd};
     r = process_start(&options, &o->process, err);
     if (r < 0)
         return r;
@@ -184,8 +190,8 @@ static int mount_volume(struct opening *o, json_t *volume, struct error *err)
     if (strcmp(type, "ext4") != 0 && strcmp(type, "xfs") != 0) {
         const char *what = type[0] ? type : "no file system";
         if (o->mount)
-            return error_set(err, -ENODATA, "cannot mount volume %s: it held %s at that point (LSN %lld)", name, what,
-                             (long long)json_integer_value(json_object_get(o->pin, "lsn")));
+            return error_set(err, -ENODATA, "cannot mount volume %s: it held %s at that point (LSN %lld)",
+                             name, what, (long long)json_integer_value(json_object_get(o->pin, "lsn")));
         json_object_set_new(volume, "note", json_sprintf("holds %s at this point, not mounted", what));
         return 0;
     }
@@ -222,9 +228,7 @@ static int attach_and_mount(struct opening *o, struct error *err)
     json_t *volume;
     int r = 0;
     operation_step_begin(o->operation, STEP_ATTACH);
-    json_array_foreach(o->volumes, i, volume)
-        if (r == 0)
-            r = attach_volume(o, volume, err);
+    json_array_foreach(o->volumes, i, volume) if (r == 0) r = attach_volume(o, volume, err);
     if (r < 0)
         return r;
     operation_step_end(o->operation, STEP_ATTACH, STEP_DONE, NULL);
@@ -233,9 +237,8 @@ static int attach_and_mount(struct opening *o, struct error *err)
         return 0;
     }
     operation_step_begin(o->operation, STEP_MOUNT);
-    json_array_foreach(json_object_get(o->state, "volumes"), i, volume)
-        if (r == 0)
-            r = mount_volume(o, volume, err);
+    json_array_foreach(json_object_get(o->state, "volumes"), i, volume) if (r == 0) r =
+        mount_volume(o, volume, err);
     if (r == 0)
         operation_step_end(o->operation, STEP_MOUNT, STEP_DONE, NULL);
     return r;
@@ -245,8 +248,10 @@ static int publish(struct opening *o, json_t **ret_view, struct error *err)
 {
     char path[PATH_MAX];
     struct view *view = calloc(1, sizeof *view);
-    int r = view ? views_path(o->directory, "control.json", path, err) : error_set(err, -ENOMEM, "out of memory");
-    json_object_set_new(o->state, "open_ms", json_real((double)(clock_boottime_ns(clock_system()) - o->started_ns) / 1e6));
+    int r =
+        view ? views_path(o->directory, "control.json", path, err) : error_set(err, -ENOMEM, "out of memory");
+    json_object_set_new(o->state, "open_ms",
+                        json_real((double)(clock_boottime_ns(clock_system()) - o->started_ns) / 1e6));
     if (r == 0)
         r = write_json_file(path, o->state, err);
     if (r < 0) {
@@ -284,9 +289,10 @@ static int open_steps(struct opening *o, const json_t *request, json_t **ret_vie
         r = take_pin(o, err);
     if (r < 0)
         return r;
-    o->state = json_pack("{s:s, s:s, s:O, s:O, s:s, s:[], s:[]}", "id", o->id, "application", o->application->name, "lsn",
-                         json_object_get(o->pin, "lsn"), "time", json_object_get(o->pin, "time"), "created_time",
-                         clock_format_rfc3339(clock_realtime_ns(clock_system()), time), "volumes", "created_directories");
+    o->state = json_pack(
+        "{s:s, s:s, s:O, s:O, s:s, s:[], s:[]}", "id", o->id, "application", o->application->name, "lsn",
+        json_object_get(o->pin, "lsn"), "time", json_object_get(o->pin, "time"), "created_time",
+        clock_format_rfc3339(clock_realtime_ns(clock_system()), time), "volumes", "created_directories");
     if (!o->state)
         return error_set(err, -EPROTO, "the engine's answer to a pin has no lsn or time");
     r = start_process(o, err);
@@ -312,8 +318,8 @@ static void undo(struct opening *o)
         views_remove(o->application->control, o->directory, o->state);
 }
 
-int view_open(struct application *application, struct operation *operation, const json_t *request, json_t **ret_view,
-              struct error *err)
+int view_open(struct application *application, struct operation *operation, const json_t *request,
+              json_t **ret_view, struct error *err)
 {
     struct control *control = application->control;
     size_t count = 0;
@@ -322,7 +328,8 @@ int view_open(struct application *application, struct operation *operation, cons
         count++;
     pthread_mutex_unlock(&control->mutex);
     if (count >= CONTROL_VIEWS_MAX)
-        return error_set(err, -EBUSY, "%u views are open, which is the most there can be: close one", CONTROL_VIEWS_MAX);
+        return error_set(err, -EBUSY, "%u views are open, which is the most there can be: close one",
+                         CONTROL_VIEWS_MAX);
     struct opening *o = calloc(1, sizeof *o);
     if (!o)
         return error_set(err, -ENOMEM, "out of memory");

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Views: the list, closing, and what a former `up` has left. Opening is in view_open.c.
  *
- * A view's directory holds view.json (the engine's), holder.json, control.json (its VIEW as the API tells it, and the
- * directories that were made for its mounts), view.sock, view.log, overlay/, fuse/ and mnt/. */
+ * A view's directory holds view.json (the engine's), holder.json, control.json (its VIEW as the API tells it,
+ * and the directories that were made for its mounts), view.sock, view.log, overlay/, fuse/ and mnt/. */
 #include "control/views_internal.h"
 
 #include <errno.h>
@@ -76,7 +76,8 @@ void views_remove(const struct control *control, const char *directory, const js
     /* Nothing below may still be mounted when the tree is removed. */
     char source[256];
     for (size_t i = 0; i < json_array_size(json_object_get(state, "volumes")); i++) {
-        const char *at = json_string_value(json_object_get(json_array_get(json_object_get(state, "volumes"), i), "mount"));
+        const char *at =
+            json_string_value(json_object_get(json_array_get(json_object_get(state, "volumes"), i), "mount"));
         if (at && mounts_source(at, source, sizeof source) == 0) {
             log_warning(control->log, "%s is still mounted: %s is kept", at, directory);
             return;
@@ -146,7 +147,8 @@ int view_close(struct control *control, const char *id, bool force, struct error
         return error_context(err, "cannot close the view %s", id);
     }
     process_stop(&view->process, CONTROL_STOP_TIMEOUT_MS);
-    _cleanup_application_ struct application *application = application_find(control, view->application, &ignored);
+    _cleanup_application_ struct application *application =
+        application_find(control, view->application, &ignored);
     if (application)
         pin_drop(application, id);
     views_remove(control, view->directory, view->state);
@@ -183,8 +185,9 @@ static void adopt_one(struct application *application, const char *id)
     if (application_path(application, directory, &err, "views/%s", id) < 0)
         return;
     snprintf(word, sizeof word, "views/%.30s/", id);
-    bool runs = (views_path(directory, "holder.pid", path, &err) == 0 && process_adopt(path, word, &process) == 0) ||
-                (views_path(directory, "nbdkit.pid", path, &err) == 0 && process_adopt(path, word, &process) == 0);
+    bool runs =
+        (views_path(directory, "holder.pid", path, &err) == 0 && process_adopt(path, word, &process) == 0) ||
+        (views_path(directory, "nbdkit.pid", path, &err) == 0 && process_adopt(path, word, &process) == 0);
     if (views_path(directory, "control.json", path, &err) < 0 || json_parse_file(path, &state, &err) < 0)
         state = NULL;
     struct view *view = runs && state ? calloc(1, sizeof *view) : NULL;
@@ -195,7 +198,8 @@ static void adopt_one(struct application *application, const char *id)
         view->state = state;
         view->process = process;
         views_list(control, view);
-        log_info(control->log, "%s: taking over the view %s (pid %d)", application->name, id, (int)view->process.pid);
+        log_info(control->log, "%s: taking over the view %s (pid %d)", application->name, id,
+                 (int)view->process.pid);
         return;
     }
     log_info(control->log, "%s: cleaning up after the view %s", application->name, id);
@@ -244,7 +248,7 @@ static void add_state(json_t *view, const char *directory, bool dead)
 json_t *views_to_json(struct control *control, const char *application)
 {
     json_t *list = json_array();
-    char (*directories)[PATH_MAX] = calloc(CONTROL_VIEWS_MAX, sizeof *directories);
+    char(*directories)[PATH_MAX] = calloc(CONTROL_VIEWS_MAX, sizeof *directories);
     bool dead[CONTROL_VIEWS_MAX];
     size_t count = 0;
     pthread_mutex_lock(&control->mutex);

@@ -60,37 +60,43 @@ static void *work_main(void *context)
 }
 
 /* Takes nothing on failure; the application is busy already (not for verify). */
-static int launch(struct application *application, enum work_kind kind, json_t *request, json_t *log, char ret_id[CONTROL_ID_BYTES],
-                  struct error *err)
+static int launch(struct application *application, enum work_kind kind, json_t *request, json_t *log,
+                  char ret_id[CONTROL_ID_BYTES], struct error *err)
 {
-    const char *const *steps = kind == WORK_OPEN ? open_steps : kind == WORK_VERIFY ? verify_steps : rewind_steps;
+    const char *const *steps = kind == WORK_OPEN     ? open_steps
+                               : kind == WORK_VERIFY ? verify_steps
+                                                     : rewind_steps;
     struct work *w = calloc(1, sizeof *w);
-    struct operation *operation = w ? operation_new(application->control, kind_name(kind), application->name, steps) : NULL;
+    struct operation *operation =
+        w ? operation_new(application->control, kind_name(kind), application->name, steps) : NULL;
     if (!operation) {
         free(w);
         return error_set(err, -ENOMEM, "out of memory");
     }
-    *w = (struct work){kind, application, operation, json_incref(request), json_incref(log)};
+    /* Copies: a tree belongs to one thread. */
+    *w = (struct work){kind, application, operation, json_deep_copy(request), json_deep_copy(log)};
     snprintf(ret_id, CONTROL_ID_BYTES, "%s", operation->id);
     application_ref(application);
     int r = control_work(application->control, work_main, w, err);
     if (r < 0) {
         operation_end(operation, r, NULL, err);
         application_unref(application);
-        json_decref(request);
-        json_decref(log);
+        json_decref(w->request);
+        json_decref(w->log);
         free(w);
     }
     return r;
 }
 
-int work_start(struct application *application, enum work_kind kind, json_t *request, char ret_id[CONTROL_ID_BYTES],
-               struct error *err)
+int work_start(struct application *application, enum work_kind kind, json_t *request,
+               char ret_id[CONTROL_ID_BYTES], struct error *err)
 {
     bool exclusive = kind != WORK_VERIFY;
     if (atomic_load(&application->control->stopping))
         return error_set(err, -EBUSY, "`tidemark up` is stopping");
-    int r = exclusive ? application_begin(application, kind_name(kind), kind == WORK_OPEN ? WORK_OPEN_WAIT_MS : 0, err) : 0;
+    int r = exclusive ? application_begin(application, kind_name(kind),
+                                          kind == WORK_OPEN ? WORK_OPEN_WAIT_MS : 0, err)
+                      : 0;
     if (r == 0) {
         r = launch(application, kind, request, NULL, ret_id, err);
         if (r < 0 && exclusive)
@@ -108,10 +114,12 @@ void rewind_continue(struct application *application)
         return;
     const char *kind = json_string_value(json_object_get(log, "kind"));
     _cleanup_json_ json_t *request = json_pack("{s:O?}", "to", json_object_get(log, "to"));
-    log_info(application->control->log, "%s: carrying on with an interrupted %s", application->name, kind ? kind : "rewind");
+    log_info(application->control->log, "%s: carrying on with an interrupted %s", application->name,
+             kind ? kind : "rewind");
     int r = application_begin(application, "rewind", WORK_OPEN_WAIT_MS, &err);
     if (r == 0)
-        r = launch(application, kind && strcmp(kind, "undo") == 0 ? WORK_UNDO : WORK_REWIND, request, log, id, &err);
+        r = launch(application, kind && strcmp(kind, "undo") == 0 ? WORK_UNDO : WORK_REWIND, request, log, id,
+                   &err);
     if (r < 0) {
         log_error(application->control->log, "%s: %s", application->name, err.message);
         application_end(application);

@@ -9,7 +9,7 @@
 enum work_kind { WORK_OPEN, WORK_REWIND, WORK_UNDO, WORK_VERIFY };
 
 /* Starts it in a thread; the request has been checked. -EBUSY. */
-int work_start(struct application *application, enum work_kind kind, json_t *request, char ret_id[CONTROL_ID_BYTES],
-               struct error *err) MUST_CHECK;
+int work_start(struct application *application, enum work_kind kind, json_t *request,
+               char ret_id[CONTROL_ID_BYTES], struct error *err) MUST_CHECK;
 
 #endif

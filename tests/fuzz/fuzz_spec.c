@@ -11,7 +11,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static char *to_yaml(const struct app_document *document)
 {
-    return document->kind == APP_KIND_POLICY ? app_policy_to_yaml(document->policy) : app_spec_to_yaml(document->spec);
+    return document->kind == APP_KIND_POLICY ? app_policy_to_yaml(document->policy)
+                                             : app_spec_to_yaml(document->spec);
 }
 
 static void check_spec(const struct app_spec *spec)
@@ -40,8 +41,8 @@ static void round_trip(const struct app_document *document)
     assert(r == 0 && again->count == 1);
     second = to_yaml(&again->items[0]);
     assert(second && strcmp(first, second) == 0);
-    _cleanup_json_ json_t *json =
-        document->kind == APP_KIND_POLICY ? app_policy_to_json(document->policy) : app_spec_to_json(document->spec);
+    _cleanup_json_ json_t *json = document->kind == APP_KIND_POLICY ? app_policy_to_json(document->policy)
+                                                                    : app_spec_to_json(document->spec);
     assert(json);
 }
 

@@ -4,10 +4,13 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 import unittest
+import urllib.error
+import urllib.request
 
 sys.path.insert(0, os.path.dirname(__file__))
 from stand import BUILD, ApiError, Stand, TIDEMARK, until  # noqa: E402
@@ -224,6 +227,27 @@ class Supervision(Base):
         self.assertEqual(os.listdir(s.path("s/apps/shop/views")), [])
         self.assertEqual(s.stop(), 0)
         self.nothing_left()
+
+    def test_start_that_fails(self):
+        s = self.s.start()
+        s.apply(s.yaml(volumes=("data",)))
+        s.stop()
+        s.write("mnt/shop/data/in-the-way", "x")
+        s.start()
+        self.assertEqual(s.status()["state"], "failed")
+        self.assertIn("in-the-way", s.status()["message"])
+        os.unlink(s.path("mnt/shop/data/in-the-way"))
+        until(lambda: s.status()["state"] == "protected", "it is tried again")
+
+    def test_metrics_by_tcp(self):
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            port = taken.getsockname()[1]
+        self.s.start("--metrics", f"127.0.0.1:{port}")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            self.assertIn("tidemark_build_info", answer.read().decode())
+        with self.assertRaises(urllib.error.HTTPError):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/status", timeout=10)
 
     def test_second_up(self):
         s = self.s.start()

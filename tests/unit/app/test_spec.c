@@ -62,7 +62,8 @@ static void canonical(void **unused)
 {
     (void)unused;
     _cleanup_app_documents_ struct app_documents *d =
-        parse(HEAD "spec: {volumes: [{size: 1Gi, name: data, mountPath: /a}], lifecycle: {stop: ['null', \"a\\nb\", é], start: \"one\\ntwo\\n\"}}\n");
+        parse(HEAD "spec: {volumes: [{size: 1Gi, name: data, mountPath: /a}], lifecycle: {stop: ['null', "
+                   "\"a\\nb\", é], start: \"one\\ntwo\\n\"}}\n");
     _cleanup_free_ char *text = app_spec_to_yaml(d->items[0].spec);
     assert_string_equal(text, "apiVersion: tidemark.io/v1alpha1\n"
                               "kind: ProtectedApplication\n"
@@ -79,16 +80,18 @@ static void canonical(void **unused)
     _cleanup_free_ char *second = app_spec_to_yaml(again->items[0].spec);
     assert_string_equal(second, text);
     _cleanup_json_ json_t *json = app_spec_to_json(again->items[0].spec);
-    assert_int_equal(json_integer_value(json_object_get(json_array_get(json_object_get(json_object_get(json, "spec"), "volumes"), 0),
-                                                        "sizeBytes")),
-                     1 << 30);
+    assert_int_equal(
+        json_integer_value(json_object_get(
+            json_array_get(json_object_get(json_object_get(json, "spec"), "volumes"), 0), "sizeBytes")),
+        1 << 30);
 }
 
 static void policies(void **unused)
 {
     (void)unused;
     _cleanup_app_documents_ struct app_documents *d =
-        parse(POLICY "spec: {journal: {quota: 1Gi}, ackMode: flush}\n---\n" HEAD "spec: {volumes: [{name: a, size: 16Mi}]}\n");
+        parse(POLICY "spec: {journal: {quota: 1Gi}, ackMode: flush}\n---\n" HEAD
+                     "spec: {volumes: [{name: a, size: 16Mi}]}\n");
     assert_int_equal(d->count, 2);
     assert_int_equal(d->items[0].policy->quota_bytes, 1ull << 30);
     assert_int_equal(d->items[0].policy->ack_mode, APP_ACK_FLUSH);
@@ -97,8 +100,10 @@ static void policies(void **unused)
     assert_string_equal(policy->name, "default");
     assert_int_equal(policy->ack_mode, APP_ACK_WRITE);
     app_policy_free(policy);
-    refuse(POLICY "spec: {journal: {quota: 1Mi}}\n", "f.yaml:4:25: spec.journal.quota: found '1Mi'; expected at least 256.0 MiB");
-    refuse(POLICY "spec: {ackMode: never}\n", "f.yaml:4:17: spec.ackMode: found 'never'; expected write or flush");
+    refuse(POLICY "spec: {journal: {quota: 1Mi}}\n",
+           "f.yaml:4:25: spec.journal.quota: found '1Mi'; expected at least 256.0 MiB");
+    refuse(POLICY "spec: {ackMode: never}\n",
+           "f.yaml:4:17: spec.ackMode: found 'never'; expected write or flush");
 }
 
 static void envelope(void **unused)
@@ -123,25 +128,37 @@ static void volumes(void **unused)
     refuse(HEAD "spec: {}\n", "f.yaml:4:7: spec.volumes: missing");
     refuse(HEAD "spec: {volumes: []}\n", "spec.volumes: found a list; expected a list of 1 to 32 volumes");
     refuse(HEAD "spec:\n  volumes:\n  - {nmae: a}\n",
-           "f.yaml:6:6: spec.volumes[0].nmae: unknown field; did you mean 'name'? (expected one of: name, size, mountPath, fsType)");
-    refuse(HEAD "spec: {volumes: [{name: a_b, size: 1Gi}]}\n", "spec.volumes[0].name: found 'a_b'; expected a DNS label");
-    refuse(HEAD "spec: {volumes: [{name: a}]}\n", "spec.volumes[0].size: missing; expected a size such as 8Gi");
-    refuse(HEAD "spec: {volumes: [{name: a, size: lots}]}\n", "found 'lots'; expected a size such as 8Gi or 512Mi");
-    refuse(HEAD "spec: {volumes: [{name: a, size: 17M}]}\n", "found '17M'; expected a multiple of 4096 bytes");
+           "f.yaml:6:6: spec.volumes[0].nmae: unknown field; did you mean 'name'? (expected one of: name, "
+           "size, mountPath, fsType)");
+    refuse(HEAD "spec: {volumes: [{name: a_b, size: 1Gi}]}\n",
+           "spec.volumes[0].name: found 'a_b'; expected a DNS label");
+    refuse(HEAD "spec: {volumes: [{name: a}]}\n",
+           "spec.volumes[0].size: missing; expected a size such as 8Gi");
+    refuse(HEAD "spec: {volumes: [{name: a, size: lots}]}\n",
+           "found 'lots'; expected a size such as 8Gi or 512Mi");
+    refuse(HEAD "spec: {volumes: [{name: a, size: 17M}]}\n",
+           "found '17M'; expected a multiple of 4096 bytes");
     refuse(HEAD "spec: {volumes: [{name: a, size: 8Mi}]}\n", "found '8Mi'; expected at least 16.0 MiB");
     refuse(HEAD "spec: {volumes: [{name: a, size: 1Pi}]}\n", "expected at most 64.0 TiB");
     refuse(HEAD "spec: {volumes: [{name: a, size: 1Gi}, {name: a, size: 1Gi}]}\n",
            "f.yaml:4:47: spec.volumes[1].name: found 'a'; expected a name that no other volume");
-    refuse(HEAD "spec: {volumes: [{name: a, size: 1Gi, mountPath: srv}]}\n", "found 'srv'; expected an absolute path");
-    refuse(HEAD "spec: {volumes: [{name: a, size: 1Gi, mountPath: /x/..}]}\n", "expected a directory other than /");
-    refuse(HEAD "spec: {volumes: [{name: a, size: 1Gi, mountPath: /x}, {name: b, size: 1Gi, mountPath: //x/}]}\n",
-           "spec.volumes[1].mountPath: found '//x/'; expected a directory that no other volume is mounted on");
-    refuse(HEAD "spec: {volumes: [{name: a, size: 1Gi, mountPath: /x, fsType: zfs}]}\n", "found 'zfs'; expected ext4 or xfs");
+    refuse(HEAD "spec: {volumes: [{name: a, size: 1Gi, mountPath: srv}]}\n",
+           "found 'srv'; expected an absolute path");
+    refuse(HEAD "spec: {volumes: [{name: a, size: 1Gi, mountPath: /x/..}]}\n",
+           "expected a directory other than /");
+    refuse(
+        HEAD
+        "spec: {volumes: [{name: a, size: 1Gi, mountPath: /x}, {name: b, size: 1Gi, mountPath: //x/}]}\n",
+        "spec.volumes[1].mountPath: found '//x/'; expected a directory that no other volume is mounted on");
+    refuse(HEAD "spec: {volumes: [{name: a, size: 1Gi, mountPath: /x, fsType: zfs}]}\n",
+           "found 'zfs'; expected ext4 or xfs");
     refuse(HEAD "spec: {volumes: [{name: a, size: 1Gi, fsType: xfs}]}\n", "expected mountPath beside it");
-    refuse(HEAD "spec: {volumes: [{name: a, size: 64Mi, mountPath: /x, fsType: xfs}]}\n", "at least 300Mi, which xfs needs");
+    refuse(HEAD "spec: {volumes: [{name: a, size: 64Mi, mountPath: /x, fsType: xfs}]}\n",
+           "at least 300Mi, which xfs needs");
     refuse(HEAD "spec: {export: nbd, volumes: [{name: a, size: 1Gi, mountPath: /x}]}\n",
            "spec.volumes[0].mountPath: not allowed with export nbd");
-    refuse(HEAD "spec: {export: smb, volumes: []}\n", "f.yaml:4:16: spec.export: found 'smb'; expected fuse or nbd");
+    refuse(HEAD "spec: {export: smb, volumes: []}\n",
+           "f.yaml:4:16: spec.export: found 'smb'; expected fuse or nbd");
 }
 
 static void others(void **unused)
@@ -149,21 +166,28 @@ static void others(void **unused)
     (void)unused;
 #define ONE "volumes: [{name: a, size: 1Gi, mountPath: /srv/a}]"
     refuse(HEAD "spec: {" ONE ", manifests: ./m}\n", "it is not known where a relative one starts");
-    refuse(HEAD "spec: {" ONE ", manifests: /srv/a/m}\n", "expected a directory outside the application's volumes");
+    refuse(HEAD "spec: {" ONE ", manifests: /srv/a/m}\n",
+           "expected a directory outside the application's volumes");
     refuse(HEAD "spec: {" ONE ", policyRef: gold}\n", "spec.policyRef: found 'gold'; expected a mapping");
-    refuse(HEAD "spec: {" ONE ", lifecycle: {stpo: x}}\n", "spec.lifecycle.stpo: unknown field; did you mean 'stop'?");
-    refuse(HEAD "spec: {" ONE ", lifecycle: {stop: {a: b}}}\n", "spec.lifecycle.stop: found a mapping; expected a list of words");
-    refuse(HEAD "spec: {" ONE ", lifecycle: {stop: [[a], b]}}\n", "spec.lifecycle.stop[1]: found 'b'; expected a command as a list");
-    refuse(HEAD "spec: {" ONE ", lifecycle: {stop: [a, [b]]}}\n", "spec.lifecycle.stop[1]: found a list; expected a word");
+    refuse(HEAD "spec: {" ONE ", lifecycle: {stpo: x}}\n",
+           "spec.lifecycle.stpo: unknown field; did you mean 'stop'?");
+    refuse(HEAD "spec: {" ONE ", lifecycle: {stop: {a: b}}}\n",
+           "spec.lifecycle.stop: found a mapping; expected a list of words");
+    refuse(HEAD "spec: {" ONE ", lifecycle: {stop: [[a], b]}}\n",
+           "spec.lifecycle.stop[1]: found 'b'; expected a command as a list");
+    refuse(HEAD "spec: {" ONE ", lifecycle: {stop: [a, [b]]}}\n",
+           "spec.lifecycle.stop[1]: found a list; expected a word");
     refuse(HEAD "spec: {" ONE ", lifecycle: {stop: ['']}}\n", "expected a program");
     refuse(HEAD "spec: {" ONE ", lifecycle: {stop: [a, ~]}}\n", "put quotes around an empty one");
     refuse(HEAD "spec: {" ONE ", lifecycle: {stop: ''}}\n", "found ''; expected a command");
-    refuse(HEAD "spec: {" ONE ", colour: red}\n", "spec.colour: unknown field; expected one of: policyRef, export, volumes");
+    refuse(HEAD "spec: {" ONE ", colour: red}\n",
+           "spec.colour: unknown field; expected one of: policyRef, export, volumes");
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(whole),    cmocka_unit_test(canonical), cmocka_unit_test(policies),
-                                       cmocka_unit_test(envelope), cmocka_unit_test(volumes),   cmocka_unit_test(others)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(whole),    cmocka_unit_test(canonical),
+                                       cmocka_unit_test(policies), cmocka_unit_test(envelope),
+                                       cmocka_unit_test(volumes),  cmocka_unit_test(others)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -36,7 +36,8 @@ static void described(void **unused)
     size_t count = 0;
     for (size_t i = 0; i < paths->count; i++)
         for (size_t j = 0; j < paths->pairs[i].value->count; j++) {
-            const char *method = paths->pairs[i].value->pairs[j].key->scalar, *path = paths->pairs[i].key->scalar;
+            const char *method = paths->pairs[i].value->pairs[j].key->scalar,
+                       *path = paths->pairs[i].key->scalar;
             if (!is_method(method))
                 continue;
             count++;
@@ -48,7 +49,8 @@ static void described(void **unused)
         for (size_t k = 0; api_route(i)->method[k] && k + 1 < sizeof method; k++)
             method[k] = (char)(api_route(i)->method[k] | 32);
         if (!yaml_lookup(yaml_lookup(paths, api_route(i)->path), method))
-            fail_msg("%s %s is served and not described in openapi.yaml", api_route(i)->method, api_route(i)->path);
+            fail_msg("%s %s is served and not described in openapi.yaml", api_route(i)->method,
+                     api_route(i)->path);
     }
     assert_int_equal(count, api_route_count());
 }

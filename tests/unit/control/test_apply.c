@@ -12,8 +12,10 @@ static struct app_documents *parse(const char *spec)
     struct app_parse_options options = {.file = "f.yaml"};
     struct app_documents *documents = NULL;
     char text[1024];
-    snprintf(text, sizeof text, "apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\nspec: {%s}\n",
-             spec);
+    snprintf(
+        text, sizeof text,
+        "apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\nspec: {%s}\n",
+        spec);
     check_ok(app_documents_parse(&options, text, strlen(text), &documents, &err));
     return documents;
 }
@@ -57,13 +59,16 @@ static void refused(void **unused)
     struct error err = ERROR_INIT;
     enum change_kind kind;
     (void)unused;
-    check_error(classify("volumes: [" A "]", "volumes: [{name: a, size: 2Gi, mountPath: /m/a}]", &kind, &err), -EINVAL,
-                "size of volume a of shop cannot change (it is 1.0 GiB, not 2.0 GiB)");
-    check_error(classify("volumes: [" A ", " B "]", "volumes: [" B "]", &kind, &err), -EINVAL, "cannot be removed or renamed");
-    check_error(classify("volumes: [" A "]", "volumes: [{name: a, size: 1Gi, mountPath: /m/a, fsType: xfs}]", &kind, &err), -EINVAL,
-                "fsType of volume a");
-    check_error(classify("volumes: [{name: a, size: 1Gi}]", "export: nbd, volumes: [{name: a, size: 1Gi}]", &kind, &err), -EINVAL,
-                "`tidemark delete shop` keeps data and journal");
+    check_error(classify("volumes: [" A "]", "volumes: [{name: a, size: 2Gi, mountPath: /m/a}]", &kind, &err),
+                -EINVAL, "size of volume a of shop cannot change (it is 1.0 GiB, not 2.0 GiB)");
+    check_error(classify("volumes: [" A ", " B "]", "volumes: [" B "]", &kind, &err), -EINVAL,
+                "cannot be removed or renamed");
+    check_error(classify("volumes: [" A "]", "volumes: [{name: a, size: 1Gi, mountPath: /m/a, fsType: xfs}]",
+                         &kind, &err),
+                -EINVAL, "fsType of volume a");
+    check_error(classify("volumes: [{name: a, size: 1Gi}]", "export: nbd, volumes: [{name: a, size: 1Gi}]",
+                         &kind, &err),
+                -EINVAL, "`tidemark delete shop` keeps data and journal");
 }
 
 int main(void)

@@ -35,8 +35,9 @@ static json_t *read_all(void)
 static void names(void **unused)
 {
     static const char *const good[] = {"a.yaml", "a.yml", "a.json", "b/c/d.yaml", "a b.yaml"};
-    static const char *const bad[] = {"",       "a",         "a.yaml~",   ".yaml",      ".a.yaml",  "a/.yaml",   "../a.yaml",
-                                      "/a.yaml", "a//b.yaml", "a/../b.yaml", "a/.g/b.yaml", "a.yaml/", "a.yaml.tmp", "yaml"};
+    static const char *const bad[] = {
+        "",        "a",         "a.yaml~",     ".yaml",       ".a.yaml", "a/.yaml",    "../a.yaml",
+        "/a.yaml", "a//b.yaml", "a/../b.yaml", "a/.g/b.yaml", "a.yaml/", "a.yaml.tmp", "yaml"};
     (void)unused;
     for (size_t i = 0; i < sizeof good / sizeof *good; i++)
         assert_true(manifests_is_name(good[i]));
@@ -75,7 +76,8 @@ static void reading(void **unused)
     assert_int_equal(manifests_read_one(directory, "large.yaml", &one, problem, sizeof problem), -EINVAL);
     assert_non_null(strstr(problem, "larger than 1 MiB"));
     assert_int_equal(manifests_read_one(directory, "none.yaml", &one, problem, sizeof problem), -ENOENT);
-    check_error(manifests_read("/tmp/none/such", &one, problem, sizeof problem, &err), -ENOENT, "/tmp/none/such");
+    check_error(manifests_read("/tmp/none/such", &one, problem, sizeof problem, &err), -ENOENT,
+                "/tmp/none/such");
 }
 
 static void restoring(void **unused)
@@ -91,20 +93,23 @@ static void restoring(void **unused)
     put("added.yaml", "x");
     put("note.txt", "stays");
     _cleanup_json_ json_t *objects =
-        json_pack("[{s:s,s:s},{s:s,s:s},{s:s,s:s},{s:s,s:s}]", "name", "same.yaml", "content", "s", "name", "changed.yaml", "content",
-                  "old", "name", "deep/gone.yaml", "content", "g", "name", "../outside.yaml", "content", "!");
+        json_pack("[{s:s,s:s},{s:s,s:s},{s:s,s:s},{s:s,s:s}]", "name", "same.yaml", "content", "s", "name",
+                  "changed.yaml", "content", "old", "name", "deep/gone.yaml", "content", "g", "name",
+                  "../outside.yaml", "content", "!");
     check_ok(manifests_restore(directory, objects, true, &changes, &err));
     assert_int_equal(json_array_size(changes), 3);
     json_decref(changes);
     _cleanup_json_ json_t *before = read_all();
     assert_int_equal(json_object_size(before), 3);
     check_ok(manifests_restore(directory, objects, false, &changes, &err));
-    _cleanup_json_ json_t *expected = json_pack("[{s:s,s:s},{s:s,s:s},{s:s,s:s}]", "name", "changed.yaml", "change", "write", "name",
-                                                "deep/gone.yaml", "change", "create", "name", "added.yaml", "change", "delete");
+    _cleanup_json_ json_t *expected =
+        json_pack("[{s:s,s:s},{s:s,s:s},{s:s,s:s}]", "name", "changed.yaml", "change", "write", "name",
+                  "deep/gone.yaml", "change", "create", "name", "added.yaml", "change", "delete");
     assert_true(json_equal(changes, expected));
     json_decref(changes);
     _cleanup_json_ json_t *after = read_all(),
-                          *wanted = json_pack("{s:s,s:s,s:s}", "same.yaml", "s", "changed.yaml", "old", "deep/gone.yaml", "g");
+                          *wanted = json_pack("{s:s,s:s,s:s}", "same.yaml", "s", "changed.yaml", "old",
+                                              "deep/gone.yaml", "g");
     assert_true(json_equal(after, wanted));
     snprintf(path, sizeof path, "%s/changed.yaml", directory);
     assert_int_equal(stat(path, &st), 0);
@@ -125,7 +130,8 @@ static int clean(void **unused)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(names), cmocka_unit_test(reading), cmocka_unit_test(restoring)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(names), cmocka_unit_test(reading),
+                                       cmocka_unit_test(restoring)};
     if (!mkdtemp(directory))
         return 1;
     return cmocka_run_group_tests(tests, NULL, clean);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What can be told without mounting: what is mounted, what a directory is good for, who uses a file system. */
+/* What can be told without mounting: what is mounted, what a directory is good for, who uses a file system.
+ */
 #include "check.h"
 
 #include <errno.h>
@@ -47,6 +48,7 @@ static void users(void **unused)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(sources), cmocka_unit_test(preparing), cmocka_unit_test(users)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(sources), cmocka_unit_test(preparing),
+                                       cmocka_unit_test(users)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

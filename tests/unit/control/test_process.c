@@ -56,7 +56,8 @@ static void starting(void **unused)
         char log_path[] = "/tmp/tidemark-process-XXXXXX", tail[PROCESS_TAIL_BYTES], pid_path[64];
         close(mkstemp(log_path));
         int fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
-        struct process_options o = shell(argv, "readlink /proc/self/fd/3; echo ready; read x; exec sleep 1000");
+        struct process_options o =
+            shell(argv, "readlink /proc/self/fd/3; echo ready; read x; exec sleep 1000");
         o.log_path = log_path;
         o.inherit_fd = fd;
         o.detached = detached;
@@ -106,6 +107,7 @@ static void adopting(void **unused)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(running), cmocka_unit_test(starting), cmocka_unit_test(adopting)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(running), cmocka_unit_test(starting),
+                                       cmocka_unit_test(adopting)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
