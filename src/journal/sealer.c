@@ -45,10 +45,12 @@ int sealer_seal(struct journal *j, struct tail *t, int fd, struct error *err)
     if (fdatasync(fd) < 0)
         return error_errno(err, -errno, "cannot sync segment %u", t->info.number);
     trim(j, t, fd);
-    int r = tail_write_index(t, path, &j->manifest.journal_id, INDEX_L0, LSN_MAX, j->scratch, &t->info.index_kib, err);
+    uint32_t index_kib;
+    int r = tail_write_index(t, path, &j->manifest.journal_id, INDEX_L0, LSN_MAX, j->scratch, &index_kib, err);
     if (r < 0)
         return r;
     pthread_mutex_lock(&j->mutex);
+    t->info.index_kib = index_kib; /* a pin may be copying the tail */
     r = manifest_add_segment(&j->manifest, &t->info, err);
     if (r == 0) {
         j->manifest.next_segment = t->info.number + 1;

@@ -217,6 +217,9 @@ int grains_save(struct group *g, struct error *err)
         length += sizeof(struct pending_volume) + (g->volumes[i].stale.grains + 63) / 64 * 8;
     }
     if (set == 0) {
+        int r = grains_flush(g, err);
+        if (r < 0)
+            return r;
         if (unlink(path) < 0 && errno != ENOENT)
             return error_errno(err, -errno, "cannot remove %s", path);
         return 0;
@@ -241,7 +244,8 @@ int grains_save(struct group *g, struct error *err)
         }
     }
     h->crc = le32_of(crc32c(0, data, length));
-    return io_replace_file(path, data, length, 0600, err);
+    int r = grains_flush(g, err); /* after the bits were read: what they call copied is durable */
+    return r < 0 ? r : io_replace_file(path, data, length, 0600, err);
 }
 
 static int load_volume_bits(struct group *g, const struct pending_volume *pv, const char *bits)
@@ -340,19 +344,20 @@ static int copy_back_some(struct group *g, bool *ret_worked, struct error *err)
         r = work_on(g, v, &v->stale, grains_copy_back, err);
     }
     *ret_worked = any;
-    if (r < 0 || (!any && !g->stale_image))
+    pthread_rwlock_rdlock(&g->gate); /* a rewind saves its own bits: an older state must not come after it */
+    bool needed = r == 0 && (any || g->stale_image);
+    if (needed)
+        r = grains_save(g, err);
+    pthread_rwlock_unlock(&g->gate);
+    if (r < 0 || !needed)
         return r;
-    int saved = grains_flush(g, err);
-    if (saved == 0)
-        saved = grains_save(g, err);
-    if (saved < 0)
-        return saved;
     pthread_rwlock_wrlock(&g->gate);
     bool done = true;
     for (size_t i = 0; i < g->volume_count; i++)
         done &= atomic_load(&g->volumes[i].stale.set_count) == 0;
     char pin[24];
     struct image *image = done ? g->stale_image : NULL;
+    struct lsn target = g->rewind_target;
     memcpy(pin, g->stale_pin, sizeof pin);
     if (done) {
         g->stale_image = NULL;
@@ -361,7 +366,7 @@ static int copy_back_some(struct group *g, bool *ret_worked, struct error *err)
     pthread_rwlock_unlock(&g->gate);
     if (image) {
         grains_close_image(g, pin, &image);
-        log_info(g->log, "the rewind to LSN %llu is copied back", (unsigned long long)g->rewind_target.n);
+        log_info(g->log, "the rewind to LSN %llu is copied back", (unsigned long long)target.n);
     }
     return 0;
 }

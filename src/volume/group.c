@@ -154,7 +154,7 @@ void group_free(struct group *g)
     if (!g)
         return;
     grains_stop(g);
-    if (g->stale_image && (grains_flush(g, &ignored) < 0 || grains_save(g, &ignored) < 0))
+    if (g->stale_image && grains_save(g, &ignored) < 0)
         log_warning(g->log, "%s", ignored.message);
     grains_close_image(g, g->stale_pin, &g->stale_image);
     grains_close_image(g, g->compare_pin, &g->compare_image);
