@@ -168,10 +168,11 @@ void writer_try_submit(struct journal *j)
     j->submit_number++;
     j->inflight++;
     int fd = j->active_fd;
+    uint32_t bytes = f->blocks * JOURNAL_BLOCK_BYTES; /* the frame may be another's once it is submitted */
     pthread_mutex_unlock(&j->mutex);
     pthread_mutex_lock(&j->submit_mutex);
     struct io_uring_sqe *sqe = io_uring_get_sqe(&j->uring);
-    io_uring_prep_write(sqe, fd, block, f->blocks * JOURNAL_BLOCK_BYTES, offset);
+    io_uring_prep_write(sqe, fd, block, bytes, offset);
     io_uring_sqe_set_data(sqe, f);
     int r = io_uring_submit(&j->uring);
     pthread_mutex_unlock(&j->submit_mutex);

@@ -306,7 +306,8 @@ static void compare(struct setup *s, const char *name, struct lsn lsn, const cha
         char *a = malloc(s->sizes[v]), *b = malloc(s->sizes[v]);
         read_live(s, v, a);
         read_image(s, image, v, b, random);
-        for (uint64_t i = 0; i < s->sizes[v]; i++)
+        bool differ = memcmp(a, b, s->sizes[v]) != 0;
+        for (uint64_t i = 0; differ && i < s->sizes[v]; i++)
             if (a[i] != b[i]) {
                 char text[160];
                 snprintf(text, sizeof text, "v%d differs from image(%llu) at byte %llu", v, (unsigned long long)lsn.n,
