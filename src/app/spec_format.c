@@ -8,6 +8,25 @@
 #include "app/spec.h"
 #include "base/cleanup.h"
 
+/* The first code point of valid UTF-8 (RFC 3629), as libyaml gives it. */
+static uint32_t code_point(const char *text, unsigned *ret_length_bytes)
+{
+    const unsigned char *u = (const unsigned char *)text;
+    unsigned length = u[0] < 0x80 ? 1 : u[0] < 0xe0 ? 2 : u[0] < 0xf0 ? 3 : 4;
+    uint32_t code = length == 1 ? u[0] : u[0] & (0x7fu >> length);
+    for (unsigned i = 1; i < length && u[i]; i++)
+        code = code << 6 | (u[i] & 0x3f);
+    *ret_length_bytes = length;
+    return code;
+}
+
+/* Not printable in YAML, or a line break (YAML 1.1, 5.1 and 5.4). */
+static bool must_escape(uint32_t code)
+{
+    return code < 0x20 || (code >= 0x7f && code < 0xa0) || code == 0x2028 || code == 0x2029 ||
+           code == 0xfeff || code == 0xfffe || code == 0xffff;
+}
+
 /* A JSON text is a YAML double-quoted scalar; plain where nothing needs quotes. */
 static void put_text(FILE *out, const char *text)
 {
@@ -23,23 +42,16 @@ static void put_text(FILE *out, const char *text)
         return;
     }
     fputc('"', out);
-    for (const char *at = text; *at; at++) {
-        unsigned char c = (unsigned char)*at;
-        if (c == '"' || c == '\\')
-            fprintf(out, "\\%c", c);
-        else if (c < 0x20 || c == 0x7f)
-            fprintf(out, "\\x%02x", c);
-        else if (c == 0xc2 && (unsigned char)at[1] >= 0x80 && (unsigned char)at[1] < 0xa0)
-            fprintf(out, "\\x%02x",
-                    (unsigned char)*++at); /* C1 controls, U+0085 among them, are line breaks or refused */
-        else if (c == 0xe2 && (unsigned char)at[1] == 0x80 && ((unsigned char)at[2] | 1) == 0xa9) {
-            fprintf(out, "\\u20%02x", (unsigned char)at[2] == 0xa8 ? 0x28 : 0x29); /* line separators */
-            at += 2;
-        } else if (c == 0xef && (unsigned char)at[1] == 0xbb && (unsigned char)at[2] == 0xbf) {
-            fputs("\\uFEFF", out); /* a byte order mark is not printable */
-            at += 2;
-        } else
-            fputc(c, out);
+    for (const char *at = text; *at;) {
+        unsigned length_bytes;
+        uint32_t code = code_point(at, &length_bytes);
+        if (code == '"' || code == '\\')
+            fprintf(out, "\\%c", (int)code);
+        else if (must_escape(code))
+            fprintf(out, code < 0x100 ? "\\x%02x" : "\\u%04x", code);
+        else
+            fwrite(at, 1, length_bytes, out);
+        at += length_bytes;
     }
     fputc('"', out);
 }

@@ -522,7 +522,7 @@ static int read_document(const struct app_parse_options *options, const struct y
 
 static const char *document_name(const struct app_document *document)
 {
-    return document->kind == APP_KIND_POLICY ? document->policy->name : document->spec->name;
+    return document->policy ? document->policy->name : document->spec ? document->spec->name : "";
 }
 
 int app_documents_parse(const struct app_parse_options *options, const char *text, size_t length_bytes,

@@ -128,7 +128,7 @@ struct application *application_new(struct control *control, struct app_spec *sp
     snprintf(a->name, sizeof a->name, "%s", spec->name);
     int n = snprintf(a->directory, sizeof a->directory, "%s/apps/%s", control->state_directory, a->name);
     if (n < (int)sizeof a->directory)
-        n = snprintf(a->socket, sizeof a->socket, "%s/engine.sock", a->directory);
+        snprintf(a->socket, sizeof a->socket, "%s/engine.sock", a->directory);
     /* The longest socket below it is that of a view: views/v-123456/view.sock. */
     if (strlen(a->directory) + strlen("/views/v-123456/view.sock") > CONTROL_SOCKET_PATH_MAX) {
         error_set(err, -ENAMETOOLONG,

@@ -78,12 +78,12 @@ static json_t *engine_volumes(const struct application *application)
 static int write_engine_config(struct application *application, struct error *err)
 {
     char path[PATH_MAX];
-    struct app_policy *policy;
+    struct app_policy *policy = NULL;
     uint64_t quota_bytes = 0;
     int r = application_path(application, path, err, "engine.json");
     if (r == 0)
         r = policy_load(application->control, application->spec->policy, &policy, err);
-    if (r < 0)
+    if (r < 0 || !policy)
         return r;
     r = choose_quota(application, policy, path, &quota_bytes, err);
     const char *ack = app_ack_mode_name(policy->ack_mode);

@@ -435,7 +435,7 @@ static int load_one(struct control *control, const char *name, struct error *err
     struct app_parse_options options = {.file = path};
     if (r == 0)
         r = app_documents_parse(&options, text, length, &documents, err);
-    if (r < 0)
+    if (r < 0 || !documents)
         return r;
     if (documents->count != 1 || documents->items[0].kind != APP_KIND_APPLICATION ||
         strcmp(documents->items[0].spec->name, name) != 0)

@@ -40,7 +40,7 @@ int policy_load(const struct control *control, const char *name, struct app_poli
     struct app_parse_options options = {.file = path};
     if (r == 0)
         r = app_documents_parse(&options, text, length, &documents, err);
-    if (r < 0)
+    if (r < 0 || !documents)
         return r;
     if (documents->count != 1 || documents->items[0].kind != APP_KIND_POLICY)
         return error_set(err, -EINVAL, "%s does not hold one ProtectionPolicy", path);

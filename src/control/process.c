@@ -333,7 +333,7 @@ static void finish(struct process *process, int timeout_ms, struct process_resul
         kill(-pid, SIGKILL); /* it leads a session and a group of its own */
         process_wait(process, -1, &status);
     }
-    ret->exit_status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + (WTERMSIG(status) & 127);
+    ret->exit_status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
 int process_run(const struct process_options *options, int timeout_ms, struct process_result *ret,

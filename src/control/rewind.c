@@ -293,10 +293,10 @@ static void back_out(struct rewinding *w, int failed_step)
 {
     struct error err = ERROR_INIT;
     struct application *a = w->application;
-    if (failed_step >= STEP_UNMOUNT && application_mount(a, &err) < 0)
-        log_error(a->control->log, "%s: %s", a->name, err.message);
-    else if (failed_step >= STEP_STOP && a->spec->stop.count &&
-             lifecycle_run(a, "start", &a->spec->start, &err) < 0)
+    int r = failed_step >= STEP_UNMOUNT ? application_mount(a, &err) : 0;
+    if (r == 0 && failed_step >= STEP_STOP && a->spec->stop.count)
+        r = lifecycle_run(a, "start", &a->spec->start, &err);
+    if (r < 0)
         log_error(a->control->log, "%s: %s", a->name, err.message);
 }
 
