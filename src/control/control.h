@@ -54,7 +54,7 @@
  *   PLAN {"to","lsn","target_lsn","target_time","note","changed_bytes","volumes":[{"name","changed_bytes"}],
  *          "manifests":[{"name","change":"write|create|delete"}],"lifecycle":{"stop":[[ARGV]],"start":[...],"probe":[...]}}
  *   REWIND {"to","lsn","target_lsn","target_time","changed_bytes","volumes":[{"name","changed_bytes"}],
- *          "manifests":[{"name","change"}],"stop_ms","engine_ms","mount_ms","manifests_ms","start_ms","probe_ms","rewind_ms",
+ *          "manifests":[{"name","change"}],"stop_ms","unmount_ms","engine_ms","mount_ms","manifests_ms","start_ms","probe_ms","rewind_ms",
  *          "total_ms","rpo_ms"}; rewind_ms: all but the workload's own stop, start and probe; rpo_ms: time
  * between the last record at or before the point and the point asked for (null for a point that is not a
  * time) VERIFY {"ok":true,"pin_lsn",...the last line of tidemark-engine verify}
