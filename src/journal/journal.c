@@ -134,7 +134,7 @@ static int bring_up(struct journal *j, struct error *err)
         return r;
     uint32_t number = j->manifest.next_segment;
     tail_reset(&j->tails[0], number, j->manifest.epoch, &j->manifest.boot);
-    r = segment_prepare(j, number, &j->active_fd, err);
+    r = segment_prepare(j, number, false, &j->active_fd, err);
     if (r < 0)
         return r;
     r = writer_init(j, err);

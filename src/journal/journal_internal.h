@@ -85,6 +85,8 @@ struct journal {
     uint32_t ready_number;
     _Atomic bool suspended;
     bool stop, quota_blocked;
+    bool drop_failed; /* the last attempt to drop history */
+    bool held;        /* journal_hold: nothing is dropped meanwhile */
     bool disk_full; /* the next segment could not be made: history is dropped for it */
     char reason[256];
 
@@ -115,8 +117,9 @@ uint64_t writer_write_all(struct journal *j);
 void writer_wait_frame(struct journal *j, uint64_t number);
 
 /* ---- segment.c ---- */
-/* Makes segment `number` ready to be written (recycled or new, written with zeroes, header durable). */
-int segment_prepare(struct journal *j, uint32_t number, int *ret_fd, struct error *err) MUST_CHECK;
+/* Makes segment `number` ready to be written (recycled or new, written with zeroes, header durable). `keep_room`: -ENOSPC
+ * already when the disk has no room left for dropping history. */
+int segment_prepare(struct journal *j, uint32_t number, bool keep_room, int *ret_fd, struct error *err) MUST_CHECK;
 /* Gives a dropped segment's file back: kept for recycling, or removed. */
 void segment_recycle(struct journal *j, uint32_t number, bool may_recycle);
 

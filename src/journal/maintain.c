@@ -516,11 +516,12 @@ static int quota_step(struct journal *j, bool *ret_done, struct error *err)
     uint64_t bytes = maintain_journal_bytes(j), quota = j->options.quota_bytes;
     bool over = (quota && bytes > quota) || j->disk_full;
     size_t count = j->manifest.segment_count;
+    bool disk_full = j->disk_full;
     pthread_mutex_unlock(&j->mutex);
     *ret_done = false;
     if (!over || count <= 1)
         return 0;
-    size_t batch = count / 8 < 1 ? 1 : count / 8 > DROP_BATCH_SEGMENTS ? DROP_BATCH_SEGMENTS : count / 8;
+    size_t batch = count / 8 < 1 || disk_full ? 1 : count / 8 > DROP_BATCH_SEGMENTS ? DROP_BATCH_SEGMENTS : count / 8;
     int r = drop_some(j, LSN_MAX, batch, ret_done, err);
     pthread_mutex_lock(&j->mutex);
     if (r == 0 && j->quota_blocked == *ret_done) {
@@ -542,6 +543,9 @@ static int maintain_step(struct journal *j, bool *ret_done, struct error *err)
     int r = finish_drop(j, err);
     if (r == 0)
         r = quota_step(j, ret_done, err);
+    pthread_mutex_lock(&j->mutex);
+    j->drop_failed = r < 0;
+    pthread_mutex_unlock(&j->mutex);
     if (r < 0 || *ret_done)
         return r;
     r = journal_manifest(j, &m, err);
@@ -574,9 +578,15 @@ int journal_drop(struct journal *j, struct lsn target, struct error *err)
 void journal_hold(struct journal *j)
 {
     pthread_mutex_lock(&j->maintain_mutex);
+    pthread_mutex_lock(&j->mutex);
+    j->held = true;
+    pthread_mutex_unlock(&j->mutex);
 }
 void journal_unhold(struct journal *j)
 {
+    pthread_mutex_lock(&j->mutex);
+    j->held = false;
+    pthread_mutex_unlock(&j->mutex);
     pthread_mutex_unlock(&j->maintain_mutex);
 }
 

@@ -88,29 +88,6 @@ static int seal_switched(struct journal *j, struct error *err)
     return r;
 }
 
-static int prepare_next(struct journal *j, struct error *err)
-{
-    pthread_mutex_lock(&j->mutex);
-    uint32_t number = j->tails[j->active].info.number + 1;
-    pthread_mutex_unlock(&j->mutex);
-    int fd, r = segment_prepare(j, number, &fd, err);
-    pthread_mutex_lock(&j->mutex);
-    if (r == 0) {
-        j->disk_full = false;
-        j->ready_fd = fd;
-        j->ready_number = number;
-        pthread_cond_broadcast(&j->sealed);
-        writer_try_submit(j);
-    } else if (r != -ENOSPC || j->manifest.segment_count <= 1 || j->quota_blocked) {
-        writer_suspend(j, err->message);
-    } else { /* the janitor drops the oldest history, then it is tried again */
-        j->disk_full = true;
-        pthread_cond_signal(&j->janitor_work);
-    }
-    pthread_mutex_unlock(&j->mutex);
-    return r;
-}
-
 static void wait_for_work(struct journal *j, unsigned delay_ms)
 {
     struct timespec until;
@@ -119,6 +96,43 @@ static void wait_for_work(struct journal *j, unsigned delay_ms)
     until.tv_sec += until.tv_nsec / 1000000000;
     until.tv_nsec %= 1000000000;
     pthread_cond_timedwait(&j->work, &j->mutex, &until);
+}
+
+/* With the mutex: whether the janitor is so far behind that the next segment has to wait for it (J7). */
+static bool must_wait(const struct journal *j)
+{
+    uint64_t full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;
+    return j->options.quota_bytes && j->manifest.segment_count > 1 && !j->quota_blocked && !j->drop_failed && !j->held &&
+           maintain_journal_bytes(j) > j->options.quota_bytes + 2 * full;
+}
+
+static int prepare_next(struct journal *j, struct error *err)
+{
+    pthread_mutex_lock(&j->mutex);
+    if (must_wait(j)) {
+        pthread_cond_signal(&j->janitor_work);
+        wait_for_work(j, 10);
+        pthread_mutex_unlock(&j->mutex);
+        return 0;
+    }
+    uint32_t number = j->tails[j->active].info.number + 1;
+    pthread_mutex_unlock(&j->mutex);
+    int fd, r = segment_prepare(j, number, true, &fd, err);
+    pthread_mutex_lock(&j->mutex);
+    if (r == 0) {
+        j->disk_full = false;
+        j->ready_fd = fd;
+        j->ready_number = number;
+        pthread_cond_broadcast(&j->sealed);
+        writer_try_submit(j);
+    } else if (r != -ENOSPC || j->manifest.segment_count <= 1 || j->quota_blocked || j->drop_failed || j->held) {
+        writer_suspend(j, err->message);
+    } else { /* the janitor drops the oldest history, then it is tried again */
+        j->disk_full = true;
+        pthread_cond_signal(&j->janitor_work);
+    }
+    pthread_mutex_unlock(&j->mutex);
+    return r;
 }
 
 static void *sealer_main(void *context)

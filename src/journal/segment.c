@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -94,12 +95,35 @@ static int take_free(struct journal *j, const char *path)
     return -ENOENT;
 }
 
-int segment_prepare(struct journal *j, uint32_t number, int *ret_fd, struct error *err)
+/* Whether the disk has room for `bytes` beside what the dropping of a segment may add to the base before the segment
+ * goes: were that used up, no history could be dropped any more. */
+static bool has_room(const struct journal *j, uint64_t bytes)
+{
+    struct statvfs st;
+    uint64_t full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;
+    return statvfs(j->directory, &st) < 0 || (uint64_t)st.f_bavail * st.f_frsize >= bytes + full + full / 16;
+}
+
+static void remove_free(const struct journal *j)
+{
+    char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
+    for (unsigned i = 0; i < MAX_FREE_FILES; i++) {
+        free_file(i, name);
+        journal_path(j, name, path);
+        unlink(path);
+    }
+}
+
+int segment_prepare(struct journal *j, uint32_t number, bool keep_room, int *ret_fd, struct error *err)
 {
     char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
     journal_path(j, journal_segment_file(number, name), path);
+    if (!has_room(j, 0))
+        remove_free(j);
     _cleanup_close_ int fd = take_free(j, path);
     if (fd < 0) {
+        if (keep_room && !has_room(j, (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES))
+            return error_errno(err, -ENOSPC, "cannot make segment %u", number);
         fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_DIRECT, 0600);
         if (fd < 0 && errno == EINVAL) /* a file system without direct I/O (tmpfs) */
             fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
