@@ -333,7 +333,7 @@ static int apply_segments(struct drop *d, struct error *err)
     return r;
 }
 
-/* Takes what the new base covers out of the manifest. */
+/* Takes what the new base covers out of the manifest. In place: id, epoch and boot are read without the lock. */
 static void forget(struct manifest *m, struct lsn base, uint32_t last_segment)
 {
     size_t k = 0;
@@ -357,20 +357,6 @@ static void forget(struct manifest *m, struct lsn base, uint32_t last_segment)
             m->refused[k++] = m->refused[i];
     m->refused_count = k;
     m->base = base;
-}
-
-/* The tables' capacity is the next power of two of their count: after a removal it may not be. Copy it afresh. */
-static int forget_dropped(struct journal *j, struct lsn base, uint32_t last_segment, struct error *err)
-{
-    struct manifest fresh;
-    MUTEX_GUARD(guard, &j->mutex);
-    forget(&j->manifest, base, last_segment);
-    int r = manifest_copy(&j->manifest, &fresh, err);
-    if (r < 0)
-        return r;
-    manifest_release(&j->manifest);
-    j->manifest = fresh;
-    return 0;
 }
 
 static void remove_file(struct journal *j, const char *name)
@@ -420,10 +406,12 @@ static int drop_steps(struct drop *d, struct error *err)
     journal_path(j, "base/objects.json", path);
     if (r == 0)
         r = history_save_objects(j, d->base, path, err);
-    if (r == 0)
-        r = forget_dropped(j, d->base, d->last_segment, err);
-    if (r == 0)
+    if (r == 0) {
+        pthread_mutex_lock(&j->mutex);
+        forget(&j->manifest, d->base, d->last_segment);
+        pthread_mutex_unlock(&j->mutex);
         r = sealer_save(j, err);
+    }
     if (r < 0)
         return r;
     uint64_t used = base_store_used_bytes(d->store);
