@@ -27,7 +27,8 @@ static struct runtime *runtime;
 static int fail(const struct error *err)
 {
     nbdkit_error("%s", err->message);
-    nbdkit_set_error(-err->code);
+    bool known = err->code == -ENOSPC || err->code == -ENOMEM || err->code == -EINVAL || err->code == -EPERM || err->code == -ESHUTDOWN;
+    nbdkit_set_error(known ? -err->code : EIO); /* what the NBD protocol has no code for would be EINVAL there */
     return -1;
 }
 

@@ -18,6 +18,9 @@
 #include "base/io.h"
 
 #define BLOCK_BYTES 4096u
+#define MAGIC "TMKBASE" /* and its NUL */
+#define VERSION 1u
+#define HEADER_BYTES 4096u /* of the .crc file; its entries follow */
 #define BLOCK_SECTORS 8u
 #define SECTOR_BYTES 512u
 #define MAX_VOLUMES 256u
@@ -30,10 +33,21 @@ struct entry { /* of the .crc file; all zero: the block is absent */
     struct le32 present; /* bits 0 to 7: sectors of the block; bits 8 to 31: check over crc, mask and block number */
 };
 
+struct store_header {
+    char magic[8];
+    struct le32 version;
+    struct le32 crc; /* of the header with this field zero */
+    struct le32 volume;
+    struct le32 zero;
+    struct le64 blocks; /* both files are at least long enough for them: a shorter one was cut */
+};
+
 struct store_volume {
     uint32_t id;
     int data_fd, crc_fd;
 };
+/* What is known of a block. Lost: it went into the store damaged, reading any of it is an error. */
+enum entry_state { ENTRY_SOUND, ENTRY_LOST, ENTRY_DAMAGED };
 struct base_store {
     char directory[PATH_MAX];
     bool writable;
@@ -42,23 +56,26 @@ struct base_store {
     size_t count;
 };
 
-static struct entry entry_make(uint32_t crc, uint32_t mask, uint64_t block)
+static struct entry entry_make(enum entry_state state, uint32_t crc, uint32_t mask, uint64_t block)
 {
     struct {
         struct le32 crc, mask;
         struct le64 block;
     } covered = {le32_of(crc), le32_of(mask), le64_of(block)};
-    uint32_t check = crc32c(0, &covered, sizeof covered) & 0xffffff00u;
+    uint32_t check = crc32c(state, &covered, sizeof covered) & 0xffffff00u;
     return mask ? (struct entry){le32_of(crc), le32_of(check | mask)} : (struct entry){0};
 }
 
-/* The mask of an entry; false: it is damaged. */
-static bool entry_mask(const struct entry *e, uint64_t block, uint32_t *ret_mask)
+static enum entry_state entry_check(const struct entry *e, uint64_t block, uint32_t *ret_mask)
 {
     uint32_t mask = le32_get(e->present) & 0xff;
-    struct entry expected = entry_make(le32_get(e->crc), mask, block);
     *ret_mask = mask;
-    return memcmp(e, &expected, sizeof expected) == 0;
+    for (enum entry_state state = ENTRY_SOUND; state <= ENTRY_LOST; state++) {
+        struct entry expected = entry_make(state, le32_get(e->crc), mask, block);
+        if (memcmp(e, &expected, sizeof expected) == 0)
+            return state;
+    }
+    return ENTRY_DAMAGED;
 }
 
 int base_store_open(const char *directory, bool writable, struct base_store **ret, struct error *err)
@@ -87,40 +104,118 @@ void base_store_free(struct base_store *s)
     free(s);
 }
 
-static int open_file(const struct base_store *s, uint32_t volume, const char *suffix)
+static void file_path(const struct base_store *s, uint32_t volume, const char *suffix, char path[PATH_MAX + 32])
 {
-    char path[PATH_MAX + 32];
-    snprintf(path, sizeof path, "%s/%u.%s", s->directory, volume, suffix);
-    int fd = open(path, (s->writable ? O_RDWR | O_CREAT : O_RDONLY) | O_CLOEXEC, 0600);
-    return fd < 0 ? -errno : fd;
+    snprintf(path, PATH_MAX + 32, "%s/%u.%s", s->directory, volume, suffix);
 }
 
-/* 1 and *ret, 0 if a reader finds none, or negative. */
+static struct store_header header_make(uint32_t volume, uint64_t blocks)
+{
+    struct store_header h = {.magic = MAGIC, .version = le32_of(VERSION), .volume = le32_of(volume), .blocks = le64_of(blocks)};
+    h.crc = le32_of(crc32c(0, &h, sizeof h));
+    return h;
+}
+
+/* Whether header and lengths fit. A file that is damaged, cut or missing is never taken for an empty one (J6). */
+static int check_files(const struct base_store *s, const struct store_volume *v, struct error *err)
+{
+    struct store_header h, expected;
+    struct stat data, crc;
+    int r = io_pread_full(v->crc_fd, &h, sizeof h, 0);
+    expected = header_make(v->id, le64_get(h.blocks));
+    if (r < 0 || memcmp(&h, &expected, sizeof h) != 0)
+        return error_set(err, -EBADMSG, "%s/%u.crc is damaged (its header)", s->directory, v->id);
+    if (fstat(v->data_fd, &data) < 0 || fstat(v->crc_fd, &crc) < 0)
+        return error_errno(err, -errno, "cannot open %s/%u.img", s->directory, v->id);
+    uint64_t blocks = le64_get(h.blocks);
+    if ((uint64_t)data.st_size < blocks * BLOCK_BYTES || (uint64_t)crc.st_size < HEADER_BYTES + blocks * sizeof(struct entry))
+        return error_set(err, -EBADMSG, "%s/%u.%s is damaged (it was cut)", s->directory, v->id,
+                         (uint64_t)data.st_size < blocks * BLOCK_BYTES ? "img" : "crc");
+    return 0;
+}
+
+static int open_file(const struct base_store *s, uint32_t volume, const char *suffix, struct error *err)
+{
+    char path[PATH_MAX + 32];
+    file_path(s, volume, suffix, path);
+    int fd = open(path, (s->writable ? O_RDWR : O_RDONLY) | O_CLOEXEC);
+    if (fd < 0 && errno == ENOENT)
+        return error_set(err, -EBADMSG, "%s is missing", path);
+    return fd < 0 ? error_errno(err, -errno, "cannot open %s", path) : fd;
+}
+
 static int find_volume(struct base_store *s, uint32_t volume, struct store_volume *ret, struct error *err)
 {
     MUTEX_GUARD(guard, &s->mutex);
     for (size_t i = 0; i < s->count; i++)
         if (s->volumes[i].id == volume) {
             *ret = s->volumes[i];
-            return 1;
+            return 0;
         }
     if (s->count == MAX_VOLUMES)
         return error_set(err, -ENOSPC, "%s holds more than %u volumes", s->directory, MAX_VOLUMES);
-    struct store_volume v = {.id = volume, .data_fd = open_file(s, volume, "img")};
-    if (v.data_fd == -ENOENT && !s->writable)
-        return 0;
-    if (v.data_fd < 0)
-        return error_errno(err, v.data_fd, "cannot open %s/%u.img", s->directory, volume);
-    v.crc_fd = open_file(s, volume, "crc");
-    if (v.crc_fd < 0) {
-        close(v.data_fd);
-        if (v.crc_fd == -ENOENT && !s->writable)
-            return 0; /* just being made: nothing is in it yet */
-        return error_errno(err, v.crc_fd, "cannot open %s/%u.crc", s->directory, volume);
-    }
+    _cleanup_close_ int data_fd = open_file(s, volume, "img", err);
+    if (data_fd < 0)
+        return data_fd;
+    _cleanup_close_ int crc_fd = open_file(s, volume, "crc", err);
+    if (crc_fd < 0)
+        return crc_fd;
+    struct store_volume v = {volume, data_fd, crc_fd};
+    int r = check_files(s, &v, err);
+    if (r < 0)
+        return r;
+    data_fd = crc_fd = -1; /* the table's now */
     s->volumes[s->count++] = v;
     *ret = v;
-    return 1;
+    return 0;
+}
+
+int base_store_prepare(struct base_store *s, uint32_t volume, uint64_t size_bytes, struct error *err)
+{
+    char image[PATH_MAX + 32], crc[PATH_MAX + 32];
+    uint64_t blocks = (size_bytes + BLOCK_BYTES - 1) / BLOCK_BYTES;
+    struct store_header old, h = header_make(volume, blocks);
+    file_path(s, volume, "img", image);
+    file_path(s, volume, "crc", crc);
+    _cleanup_close_ int data_fd = open(image, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    _cleanup_close_ int crc_fd = open(crc, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (data_fd < 0 || crc_fd < 0)
+        return error_errno(err, -errno, "cannot create %s", data_fd < 0 ? image : crc);
+    int r = io_pread_full(crc_fd, &old, sizeof old, 0);
+    if (r == 0 && le64_get(old.blocks) >= blocks)
+        return 0; /* find_volume looks at it whole */
+    struct stat st;
+    if (fstat(data_fd, &st) < 0 || (st.st_size < (off_t)(blocks * BLOCK_BYTES) && ftruncate(data_fd, (off_t)(blocks * BLOCK_BYTES)) < 0) ||
+        ftruncate(crc_fd, (off_t)(HEADER_BYTES + blocks * sizeof(struct entry))) < 0)
+        return error_errno(err, -errno, "cannot create %s", image);
+    r = io_pwrite_full(crc_fd, &h, sizeof h, 0);
+    if (r == 0 && (fsync(data_fd) < 0 || fsync(crc_fd) < 0))
+        r = -errno;
+    if (r < 0)
+        return error_errno(err, r, "cannot write %s", crc);
+    return io_sync_directory(s->directory, err);
+}
+
+static off_t entry_offset(uint64_t block)
+{
+    return (off_t)(HEADER_BYTES + block * sizeof(struct entry));
+}
+
+int base_store_check(struct base_store *s, uint32_t volume, struct error *err)
+{
+    struct store_volume ignored;
+    return find_volume(s, volume, &ignored, err);
+}
+
+int base_store_renew(struct base_store *s, uint32_t volume, uint64_t size_bytes, struct error *err)
+{
+    char path[PATH_MAX + 32];
+    for (const char **suffix = (const char *[]){"img", "crc", NULL}; *suffix; suffix++) {
+        file_path(s, volume, *suffix, path);
+        if (unlink(path) < 0 && errno != ENOENT)
+            return error_errno(err, -errno, "cannot remove %s", path);
+    }
+    return base_store_prepare(s, volume, size_bytes, err);
 }
 
 /* Reads `length_bytes`; what is beyond the end of the file is zeroes. */
@@ -149,16 +244,18 @@ static int read_block(const struct base_store *s, const struct store_volume *v, 
                       struct entry *entry, bool repair, struct error *err)
 {
     uint32_t present = 0;
-    int r = read_padded(v->crc_fd, entry, sizeof *entry, block * sizeof *entry);
-    bool sound = r == 0 && (entry_mask(entry, block, &present) || repair);
+    int r = read_padded(v->crc_fd, entry, sizeof *entry, (uint64_t)entry_offset(block));
+    enum entry_state state = r == 0 ? entry_check(entry, block, &present) : ENTRY_DAMAGED;
     if (r == 0 && present)
         r = read_padded(v->data_fd, data, BLOCK_BYTES, block * BLOCK_BYTES);
     if (r < 0)
         return error_errno(err, r, "cannot read %s/%u.img at %llu", s->directory, v->id,
                            (unsigned long long)(block * BLOCK_BYTES));
-    if (!sound || (present && !repair && crc32c(0, data, BLOCK_BYTES) != le32_get(entry->crc)))
-        return error_set(err, -EBADMSG, "%s/%u.img is damaged at %llu (wrong checksum)", s->directory, v->id,
-                         (unsigned long long)(block * BLOCK_BYTES));
+    bool wrong = !repair && (state == ENTRY_DAMAGED || (present && crc32c(0, data, BLOCK_BYTES) != le32_get(entry->crc)));
+    if (wrong || state == ENTRY_LOST)
+        return error_set(err, -EBADMSG, "%s/%u.img is damaged at %llu (%s)", s->directory, v->id,
+                         (unsigned long long)(block * BLOCK_BYTES),
+                         state == ENTRY_LOST ? "it was read from a damaged journal" : "wrong checksum");
     for (uint32_t i = 0; i < BLOCK_SECTORS; i++)
         if (!(present & 1u << i))
             memset(data + i * SECTOR_BYTES, 0, SECTOR_BYTES);
@@ -180,7 +277,7 @@ static int read_settled_block(const struct base_store *s, const struct store_vol
     return r;
 }
 
-/* Sectors that are present. 1 or negative. */
+/* Sectors that are present. */
 static int read_present(const struct base_store *s, const struct store_volume *v, uint64_t lba, uint32_t length, char *to,
                         struct error *err)
 {
@@ -195,21 +292,15 @@ static int read_present(const struct base_store *s, const struct store_volume *v
         lba += count;
         length -= count;
     }
-    return 1;
+    return 0;
 }
 
 int base_store_read(struct base_store *s, uint32_t volume, uint64_t lba, uint32_t length, void *data, struct error *err)
 {
     struct store_volume v;
     int r = find_volume(s, volume, &v, err);
-    if (r < 0)
-        return r;
-    if (r == 0) {
-        memset(data, 0, (size_t)length * SECTOR_BYTES);
-        return 0;
-    }
     char *to = data;
-    while (length && r > 0) {
+    while (length && r == 0) {
         bool present;
         uint64_t stretch;
         if (base_store_extent(s, volume, lba, length, &present, &stretch, err) < 0)
@@ -222,38 +313,51 @@ int base_store_read(struct base_store *s, uint32_t volume, uint64_t lba, uint32_
         lba += stretch;
         length -= (uint32_t)stretch;
     }
-    return r < 0 ? r : 0;
+    return r;
 }
 
-/* Changes sectors [skip, skip+count) of one block: data NULL clears. */
+/* Changes sectors [skip, skip+count) of one block, not all of it: data NULL clears. The rest of a block that is damaged stays
+ * unreadable, and so does all of it then. */
 static int change_block(struct base_store *s, const struct store_volume *v, uint64_t block_number, uint32_t skip,
                         uint32_t count, const char *data, bool repair, struct error *err)
 {
-    char block[BLOCK_BYTES] __attribute__((aligned(64)));
+    char block[BLOCK_BYTES] __attribute__((aligned(64))) = {0};
     struct entry entry = {0};
-    uint32_t mask = (count == BLOCK_SECTORS ? 0xffu : ((1u << count) - 1) << skip);
-    int r = 0;
-    if (mask != 0xff) {
-        r = read_block(s, v, block_number, block, &entry, repair, err);
-        if (r < 0)
-            return r;
-    }
+    uint32_t mask = ((1u << count) - 1) << skip;
+    int r = read_block(s, v, block_number, block, &entry, repair, err);
+    if (r == -EBADMSG)
+        return base_store_lose(s, v->id, block_number * BLOCK_SECTORS, BLOCK_SECTORS, err);
+    if (r < 0)
+        return r;
     if (data)
         memcpy(block + skip * SECTOR_BYTES, data, (size_t)count * SECTOR_BYTES);
     else
         memset(block + skip * SECTOR_BYTES, 0, (size_t)count * SECTOR_BYTES);
     uint32_t present = data ? le32_get(entry.present) | mask : le32_get(entry.present) & ~mask;
-    entry = entry_make(present ? crc32c(0, block, BLOCK_BYTES) : 0, present & 0xff, block_number);
+    entry = entry_make(ENTRY_SOUND, present ? crc32c(0, block, BLOCK_BYTES) : 0, present & 0xff, block_number);
     if (present)
         r = io_pwrite_full(v->data_fd, block, BLOCK_BYTES, block_number * BLOCK_BYTES);
     else if (fallocate(v->data_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(block_number * BLOCK_BYTES),
                        BLOCK_BYTES) < 0 && errno != EOPNOTSUPP && errno != ENODEV)
         r = -errno;
     if (r == 0)
-        r = io_pwrite_full(v->crc_fd, &entry, sizeof entry, block_number * sizeof entry);
+        r = io_pwrite_full(v->crc_fd, &entry, sizeof entry, (uint64_t)entry_offset(block_number));
     if (r < 0)
         return error_errno(err, r, "cannot write %s/%u.img", s->directory, v->id);
     return 0;
+}
+
+/* Whole blocks, at most ENTRIES_AT_ONCE. */
+static int write_blocks(const struct base_store *s, const struct store_volume *v, uint64_t first, uint32_t count, const char *data,
+                        struct error *err)
+{
+    struct entry entries[ENTRIES_AT_ONCE];
+    for (uint32_t i = 0; i < count; i++)
+        entries[i] = entry_make(ENTRY_SOUND, crc32c(0, data + (size_t)i * BLOCK_BYTES, BLOCK_BYTES), 0xff, first + i);
+    int r = io_pwrite_full(v->data_fd, data, (size_t)count * BLOCK_BYTES, first * BLOCK_BYTES);
+    if (r == 0)
+        r = io_pwrite_full(v->crc_fd, entries, count * sizeof *entries, (uint64_t)entry_offset(first));
+    return r < 0 ? error_errno(err, r, "cannot write %s/%u.img", s->directory, v->id) : 0;
 }
 
 int base_store_write(struct base_store *s, uint32_t volume, uint64_t lba, uint32_t length, const void *data, bool repair,
@@ -262,21 +366,41 @@ int base_store_write(struct base_store *s, uint32_t volume, uint64_t lba, uint32
     struct store_volume v;
     const char *from = data;
     int r = find_volume(s, volume, &v, err);
-    while (r >= 0 && length) {
+    while (r == 0 && length) {
         uint32_t skip = lba % BLOCK_SECTORS, count = BLOCK_SECTORS - skip < length ? BLOCK_SECTORS - skip : length;
-        r = change_block(s, &v, lba / BLOCK_SECTORS, skip, count, from, repair, err);
+        if (count == BLOCK_SECTORS) {
+            uint32_t blocks = length / BLOCK_SECTORS < ENTRIES_AT_ONCE ? length / BLOCK_SECTORS : ENTRIES_AT_ONCE;
+            r = write_blocks(s, &v, lba / BLOCK_SECTORS, blocks, from, err);
+            count = blocks * BLOCK_SECTORS;
+        } else {
+            r = change_block(s, &v, lba / BLOCK_SECTORS, skip, count, from, repair, err);
+        }
         from += (size_t)count * SECTOR_BYTES;
         lba += count;
         length -= count;
     }
-    return r < 0 ? r : 0;
+    return r;
+}
+
+int base_store_lose(struct base_store *s, uint32_t volume, uint64_t lba, uint32_t length, struct error *err)
+{
+    struct store_volume v;
+    int r = find_volume(s, volume, &v, err);
+    uint64_t end = (lba + length + BLOCK_SECTORS - 1) / BLOCK_SECTORS;
+    for (uint64_t block = lba / BLOCK_SECTORS; r == 0 && block < end; block++) {
+        struct entry lost = entry_make(ENTRY_LOST, 0, 0xff, block);
+        r = io_pwrite_full(v.crc_fd, &lost, sizeof lost, (uint64_t)entry_offset(block));
+        if (r < 0)
+            r = error_errno(err, r, "cannot write %s/%u.crc", s->directory, volume);
+    }
+    return r;
 }
 
 /* Clears whole blocks by holes in both files. */
 static int punch(struct base_store *s, const struct store_volume *v, uint64_t block, uint64_t count, struct error *err)
 {
     int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
-    if (fallocate(v->crc_fd, mode, (off_t)(block * sizeof(struct entry)), (off_t)(count * sizeof(struct entry))) < 0 ||
+    if (fallocate(v->crc_fd, mode, entry_offset(block), (off_t)(count * sizeof(struct entry))) < 0 ||
         fallocate(v->data_fd, mode, (off_t)(block * BLOCK_BYTES), (off_t)(count * BLOCK_BYTES)) < 0)
         return error_errno(err, -errno, "cannot free space in %s/%u.img", s->directory, v->id);
     return 0;
@@ -286,7 +410,7 @@ int base_store_clear(struct base_store *s, uint32_t volume, uint64_t lba, uint64
 {
     struct store_volume v;
     int r = find_volume(s, volume, &v, err);
-    while (r >= 0 && length) {
+    while (r == 0 && length) {
         uint32_t skip = lba % BLOCK_SECTORS;
         if (skip == 0 && length >= BLOCK_SECTORS) {
             uint64_t count = length / BLOCK_SECTORS;
@@ -300,7 +424,7 @@ int base_store_clear(struct base_store *s, uint32_t volume, uint64_t lba, uint64
         lba += count;
         length -= count;
     }
-    return r < 0 ? r : 0;
+    return r;
 }
 
 /* Reads one entry again, in case it was just being written. */
@@ -310,7 +434,8 @@ static bool settled_mask(const struct store_volume *v, uint64_t block, uint32_t 
     for (int attempt = 0; attempt < SETTLE_ATTEMPTS; attempt++) {
         struct entry entry;
         nanosleep(&pause, NULL);
-        if (read_padded(v->crc_fd, &entry, sizeof entry, block * sizeof entry) == 0 && entry_mask(&entry, block, ret_mask))
+        if (read_padded(v->crc_fd, &entry, sizeof entry, (uint64_t)entry_offset(block)) == 0 &&
+            entry_check(&entry, block, ret_mask) != ENTRY_DAMAGED)
             return true;
     }
     return false;
@@ -325,29 +450,27 @@ int base_store_extent(struct base_store *s, uint32_t volume, uint64_t lba, uint6
         return r;
     *ret_present = false;
     *ret_length = length;
-    if (r == 0)
-        return 0;
     struct entry entries[ENTRIES_AT_ONCE];
     uint64_t at = lba, end = lba + length;
     while (at < end) {
         uint64_t block = at / BLOCK_SECTORS;
-        off_t next = lseek(v.crc_fd, (off_t)(block * sizeof *entries), SEEK_DATA);
-        uint64_t hole_to = next < 0 ? end : (uint64_t)next / sizeof *entries * BLOCK_SECTORS;
+        off_t next = lseek(v.crc_fd, entry_offset(block), SEEK_DATA);
+        uint64_t hole_to = next < 0 ? end : ((uint64_t)next - HEADER_BYTES) / sizeof *entries * BLOCK_SECTORS;
         if (hole_to > at) { /* absent up to there */
             if (at > lba && *ret_present)
                 break;
             at = hole_to < end ? hole_to : end;
             continue;
         }
-        r = read_padded(v.crc_fd, entries, sizeof entries, block * sizeof *entries);
+        r = read_padded(v.crc_fd, entries, sizeof entries, (uint64_t)entry_offset(block));
         if (r < 0)
             return error_errno(err, r, "cannot read %s/%u.crc", s->directory, volume);
         for (uint64_t stop = (block + ENTRIES_AT_ONCE) * BLOCK_SECTORS; at < stop && at < end; at++) {
             uint32_t mask;
-            if (!entry_mask(&entries[at / BLOCK_SECTORS - block], at / BLOCK_SECTORS, &mask) &&
+            if (entry_check(&entries[at / BLOCK_SECTORS - block], at / BLOCK_SECTORS, &mask) == ENTRY_DAMAGED &&
                 !settled_mask(&v, at / BLOCK_SECTORS, &mask))
                 return error_set(err, -EBADMSG, "%s/%u.crc is damaged at %llu", s->directory, volume,
-                                 (unsigned long long)(at / BLOCK_SECTORS * sizeof *entries));
+                                 (unsigned long long)entry_offset(at / BLOCK_SECTORS));
             bool present = mask >> at % BLOCK_SECTORS & 1;
             if (at == lba)
                 *ret_present = present;

@@ -15,15 +15,24 @@
 
 struct base_store;
 
-/* `writable` creates the directory. A missing store opened for reading is empty. */
+/* `writable` creates the directory. */
 int base_store_open(const char *directory, bool writable, struct base_store **ret, struct error *err) MUST_CHECK;
 void base_store_free(struct base_store *s);
+
+/* Makes a volume's files, durable, or makes them larger; every other function finds a volume without them damaged (-EBADMSG). */
+int base_store_prepare(struct base_store *s, uint32_t volume, uint64_t size_bytes, struct error *err) MUST_CHECK;
+/* Whether the volume's files are there and whole, by their header and lengths. */
+int base_store_check(struct base_store *s, uint32_t volume, struct error *err) MUST_CHECK;
+/* Replaces a volume's files by new ones: all absent. Only before the volume is used by this store. */
+int base_store_renew(struct base_store *s, uint32_t volume, uint64_t size_bytes, struct error *err) MUST_CHECK;
 
 /* LBAs and lengths in sectors. */
 int base_store_read(struct base_store *s, uint32_t volume, uint64_t lba, uint32_t length, void *data, struct error *err) MUST_CHECK;
 /* `repair`: blocks that are damaged already are taken as they are: the write is repeated after a crash in it. */
 int base_store_write(struct base_store *s, uint32_t volume, uint64_t lba, uint32_t length, const void *data, bool repair,
                      struct error *err) MUST_CHECK;
+/* The blocks that these sectors touch cannot be known any more: reading them is an error until they are written whole. */
+int base_store_lose(struct base_store *s, uint32_t volume, uint64_t lba, uint32_t length, struct error *err) MUST_CHECK;
 /* Makes sectors absent. */
 int base_store_clear(struct base_store *s, uint32_t volume, uint64_t lba, uint64_t length, bool repair, struct error *err) MUST_CHECK;
 /* Length of the stretch at `lba`, at most `length`, that is wholly present or wholly absent; *ret_present says which. */

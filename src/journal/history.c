@@ -660,14 +660,32 @@ static int visit_object(void *context, const struct journal_event *e, struct err
     return r < 0 ? r : w->visit(w->context, e->payload, content, bytes, e->lsn, err);
 }
 
+#define SAVED_LIMIT_BYTES (256u << 20)
+#define SAVED_CRC_BYTES 10u /* a line of its own at the end of objects.json (J6) */
+
+static void format_crc(const char *text, size_t length, char crc[SAVED_CRC_BYTES + 1])
+{
+    snprintf(crc, SAVED_CRC_BYTES + 1, "\n%08x\n", crc32c(0, text, length));
+}
+
 /* The objects that dropped history leaves behind. */
 static int visit_saved(struct object_walk *w, const char *path, struct error *err)
 {
-    if (access(path, F_OK) < 0)
+    if (w->base.n == 0 && w->from_rescue.n == 0)
         return 0;
     _cleanup_json_ json_t *saved = NULL;
-    int r = json_parse_file(path, &saved, err);
-    size_t i;
+    _cleanup_free_ char *text = NULL;
+    size_t length, i;
+    int r = io_read_file(path, SAVED_LIMIT_BYTES, &text, &length, err);
+    if (r < 0)
+        return r;
+    char crc[SAVED_CRC_BYTES + 1];
+    length = length >= SAVED_CRC_BYTES ? length - SAVED_CRC_BYTES : 0;
+    format_crc(text, length, crc);
+    if (strcmp(text + length, crc) != 0)
+        return error_set(err, -EBADMSG, "%s is damaged (wrong checksum)", path);
+    text[length] = '\0';
+    r = json_parse(path, text, length, &saved, err);
     json_t *object;
     json_array_foreach(saved, i, object) {
         const char *name, *content;
@@ -719,8 +737,12 @@ int history_save_objects(struct journal *j, struct lsn lsn, const char *path, st
     int r = journal_objects(j, lsn, collect_object, list, err);
     if (r < 0)
         return r;
-    _cleanup_free_ char *text = json_to_text(list);
+    _cleanup_free_ char *text = json_to_text(list), *file = NULL;
+    char crc[SAVED_CRC_BYTES + 1];
     if (!text)
         return error_errno(err, -ENOMEM, "cannot save the objects");
-    return io_replace_file(path, text, strlen(text), 0600, err);
+    format_crc(text, strlen(text), crc);
+    if (asprintf(&file, "%s%s", text, crc) < 0)
+        return error_errno(err, -ENOMEM, "cannot save the objects");
+    return io_replace_file(path, file, strlen(file), 0600, err);
 }

@@ -13,6 +13,7 @@
 
 #include "base/cleanup.h"
 #include "base/io.h"
+#include "journal/base_store.h"
 #include "journal/index.h"
 #include "journal/journal_internal.h"
 #include "journal/pin.h"
@@ -293,6 +294,19 @@ int journal_refuse_end(struct journal *j, struct lsn high, struct error *err)
     return sealer_save(j, err);
 }
 
+/* The base has each volume's files from the beginning, so that missing ones are known to be. */
+static int prepare_base(struct journal *j, const struct volume_info *volume, struct error *err)
+{
+    char path[JOURNAL_PATH_BYTES];
+    struct base_store *base = NULL;
+    journal_path(j, "base", path);
+    int r = base_store_open(path, true, &base, err);
+    if (r == 0)
+        r = base_store_prepare(base, volume->id, volume->size_bytes, err);
+    base_store_free(base);
+    return r;
+}
+
 int journal_volume(struct journal *j, const char *name, uint64_t size_bytes, struct volume_info *ret, struct error *err)
 {
     struct volume_info volume = {.size_bytes = size_bytes};
@@ -311,8 +325,12 @@ int journal_volume(struct journal *j, const char *name, uint64_t size_bytes, str
     }
     snprintf(volume.name, sizeof volume.name, "%s", name);
     volume.id = j->manifest.next_volume++;
+    pthread_mutex_unlock(&j->mutex);
+    int r = prepare_base(j, &volume, err);
+    pthread_mutex_lock(&j->mutex);
     volume.created.n = j->next_lsn;
-    int r = manifest_add_volume(&j->manifest, &volume, err);
+    if (r == 0)
+        r = manifest_add_volume(&j->manifest, &volume, err);
     pthread_mutex_unlock(&j->mutex);
     if (r == 0)
         r = sealer_save(j, err);

@@ -28,6 +28,7 @@
 #define MAX_LEVELS 12u
 #define DROP_BATCH_SEGMENTS 4u
 #define READER_SEGMENTS 16u
+#define LOSE_SECTORS (1u << 20)
 
 uint64_t maintain_journal_bytes(const struct journal *j)
 {
@@ -242,20 +243,78 @@ struct drop {
     char *buffer; /* 1 MiB */
 };
 
+static bool is_damage(int r)
+{
+    return r == -EBADMSG || r == -EIO;
+}
+
+/* History moves on over what is damaged: it stays unreadable, as it was, instead of blocking all that comes after it. */
+static int lose(struct drop *d, struct base_store *store, uint32_t volume, uint64_t lba, uint32_t length, struct error *err)
+{
+    log_error(d->j->log, "%s: these blocks are lost", err->message);
+    return base_store_lose(store, volume, lba, length, err);
+}
+
+/* Makes the files of the volumes that were there at `lsn` where they are missing or cut; what they held is lost. `lost` has a
+ * place for each volume. */
+static int repair_store(struct drop *d, struct base_store *store, struct lsn lsn, bool *lost, struct error *err)
+{
+    int r = 0;
+    for (size_t i = 0; i < d->m.volume_count && r == 0; i++) {
+        const struct volume_info *v = &d->m.volumes[i];
+        if (v->created.n > lsn.n)
+            continue;
+        r = base_store_check(store, v->id, err);
+        lost[i] = is_damage(r);
+        if (lost[i]) {
+            log_error(d->j->log, "%s: what it held of volume %s is lost", err->message, v->name);
+            r = base_store_renew(store, v->id, v->size_bytes, err);
+        }
+    }
+    return r;
+}
+
+static int lose_base(struct drop *d, const bool *lost, struct error *err)
+{
+    int r = 0;
+    for (size_t i = 0; i < d->m.volume_count; i++) {
+        uint64_t sectors = d->m.volumes[i].size_bytes / 512;
+        for (uint64_t at = 0; lost[i] && at < sectors && r == 0; at += LOSE_SECTORS)
+            r = base_store_lose(d->store, d->m.volumes[i].id, at,
+                                (uint32_t)(sectors - at < LOSE_SECTORS ? sectors - at : LOSE_SECTORS), err);
+    }
+    return r;
+}
+
+static bool is_lost(const struct drop *d, const bool *lost, uint32_t volume)
+{
+    for (size_t i = 0; i < d->m.volume_count; i++)
+        if (d->m.volumes[i].id == volume)
+            return lost[i];
+    return false;
+}
+
 /* Copies the stretches of a reference extent that its rescue store lacks and the drop takes away. */
-static int rescue_extent(struct drop *d, struct base_store *rescue, const struct extent *e, struct error *err)
+static int rescue_extent(struct drop *d, struct base_store *rescue, const bool *lost, const struct extent *e, struct error *err)
 {
     bool needed = e->kind == EXTENT_BASE || (e->kind == EXTENT_DATA && e->segment <= d->last_segment);
     int r = 0;
+    if (e->kind != EXTENT_ZERO && is_lost(d, lost, e->volume))
+        return base_store_lose(rescue, e->volume, e->lba, e->length, err);
     for (uint64_t at = e->lba, end = e->lba + e->length; needed && at < end && r == 0;) {
         bool present;
         uint64_t stretch;
         r = base_store_extent(rescue, e->volume, at, end - at, &present, &stretch, err);
-        if (r == 0 && !present) {
+        if (is_damage(r)) {
+            present = true, stretch = 1;
+            r = lose(d, rescue, e->volume, at, 1, err);
+        } else if (r == 0 && !present) {
             struct extent part = extent_clip(*e, at, stretch < 2048 ? stretch : 2048);
             stretch = part.length;
             r = payload_read(d->reader, &part, d->buffer, err);
-            if (r == 0)
+            if (is_damage(r))
+                r = lose(d, rescue, e->volume, at, part.length, err);
+            else if (r == 0)
                 r = base_store_write(rescue, e->volume, at, part.length, d->buffer, d->repair, err);
         }
         at += stretch;
@@ -271,7 +330,10 @@ static int rescue_rewind(struct drop *d, const struct rewind_info *rewind, struc
     struct base_store *rescue = NULL;
     payload_rescue_directory(d->j->directory, rewind->lsn, directory, sizeof directory);
     journal_path(d->j, journal_rewind_file(rewind->lsn, name), path);
+    bool lost[MANIFEST_MAX_VOLUMES] = {false};
     int r = base_store_open(directory, true, &rescue, err);
+    if (r == 0)
+        r = repair_store(d, rescue, rewind->lsn, lost, err);
     if (r == 0)
         r = index_open(path, d->j->cache, &index, err);
     if (r == 0)
@@ -283,7 +345,7 @@ static int rescue_rewind(struct drop *d, const struct rewind_info *rewind, struc
             r = more;
             break;
         }
-        r = rescue_extent(d, rescue, &e, err);
+        r = rescue_extent(d, rescue, lost, &e, err);
     }
     if (r == 0)
         r = base_store_sync(rescue, err);
@@ -304,10 +366,8 @@ static int apply_extent(struct drop *d, const struct extent *e, struct error *er
     if (e->kind == EXTENT_ZERO)
         return base_store_clear(d->store, e->volume, e->lba, e->length, d->repair, err);
     int r = payload_read(d->reader, e, d->buffer, err);
-    if (r == -EBADMSG) {
-        log_error(d->j->log, "history moves on over damage: %s; these blocks stay as they were", err->message);
-        return 0;
-    }
+    if (is_damage(r))
+        return lose(d, d->store, e->volume, e->lba, e->length, err);
     return r < 0 ? r : base_store_write(d->store, e->volume, e->lba, e->length, d->buffer, d->repair, err);
 }
 
@@ -395,7 +455,10 @@ static int drop_steps(struct drop *d, struct error *err)
 {
     char path[JOURNAL_PATH_BYTES];
     struct journal *j = d->j;
-    int r = 0;
+    bool lost[MANIFEST_MAX_VOLUMES] = {false};
+    int r = repair_store(d, d->store, LSN_MAX, lost, err);
+    if (r == 0)
+        r = lose_base(d, lost, err);
     for (size_t i = 0; i < d->m.rewind_count && r == 0; i++)
         if (d->m.rewinds[i].lsn.n > d->base.n)
             r = rescue_rewind(d, &d->m.rewinds[i], err);

@@ -214,7 +214,9 @@ static int read_checked(struct payload_reader *p, uint32_t segment, uint32_t blo
     r = index_section_pread(s->index, INDEX_SECTION_CRCS, crcs, count * sizeof *crcs, (uint64_t)block * sizeof *crcs, err);
     if (r == 0) {
         r = io_pread_full(s->fd, data, (size_t)count * JOURNAL_BLOCK_BYTES, (uint64_t)block * JOURNAL_BLOCK_BYTES);
-        if (r < 0)
+        if (r == -ENODATA)
+            r = error_set(err, -EBADMSG, "segment %u is damaged: the file ends before block %u", segment, block + count);
+        else if (r < 0)
             error_errno(err, r, "cannot read segment %u at block %u", segment, block);
     }
     for (uint32_t i = 0; i < count && r == 0; i++)

@@ -28,7 +28,7 @@ struct scan {
     bool damaged; /* a header was: what follows is unknown */
 };
 
-/* Whether a frame after block `at` says that LSN `lsn` was durable. */
+/* Whether a frame from block `at` on says that LSN `lsn` was durable. */
 static bool covered_later(struct scan *s, int fd, uint32_t at, uint32_t blocks, struct lsn lsn)
 {
     char *block = io_alloc_pages(JOURNAL_BLOCK_BYTES);
@@ -68,7 +68,7 @@ static void scan_frames(struct scan *s, struct tail *t, int fd, uint32_t blocks)
                         frame_is_expected(s->buffer, &s->expected, &why);
         struct lsn next = {s->expected.after.n + 1};
         if (!expected) {
-            if (covered_later(s, fd, at + 1, blocks, next)) {
+            if (covered_later(s, fd, at, blocks, next)) {
                 log_error(s->j->log, "segment %u is damaged at block %u (%s): the history after LSN %llu is lost up to now",
                           t->info.number, at, why, (unsigned long long)s->expected.after.n);
                 s->damaged = true;
@@ -116,20 +116,26 @@ static int scan_segment(struct scan *s, uint32_t number, struct error *err)
     _cleanup_close_ int fd = open(path, O_RDWR | O_CLOEXEC);
     if (fd < 0)
         return errno == ENOENT ? 0 : error_errno(err, -errno, "cannot open %s", path);
-    if (io_pread_full(fd, s->buffer, JOURNAL_BLOCK_BYTES, 0) < 0 ||
-        segment_check_header(&j->manifest.journal_id, number, s->buffer, err) < 0) {
-        log_warning(j->log, "segment %u was not ready when the engine ended: not used", number);
-        return 0;
-    }
-    const struct segment_header *h = (const struct segment_header *)s->buffer;
-    if (le32_get(h->blocks) > j->options.segment_blocks)
-        return error_set(err, -EINVAL, "%s has %u blocks, more than this configuration's %u", path, le32_get(h->blocks),
+    struct segment_header header = {.blocks = le32_of(j->options.segment_blocks)};
+    memcpy(header.boot_id, j->manifest.boot.bytes, sizeof header.boot_id);
+    bool intact = io_pread_full(fd, s->buffer, JOURNAL_BLOCK_BYTES, 0) == 0 &&
+                  segment_check_header(&j->manifest.journal_id, number, s->buffer, err) == 0;
+    if (intact)
+        memcpy(&header, s->buffer, sizeof header);
+    if (le32_get(header.blocks) > j->options.segment_blocks)
+        return error_set(err, -EINVAL, "%s has %u blocks, more than this configuration's %u", path, le32_get(header.blocks),
                          j->options.segment_blocks);
     struct uuid boot;
-    memcpy(boot.bytes, h->boot_id, 16);
+    memcpy(boot.bytes, header.boot_id, 16);
     struct tail *t = &j->tails[0];
     tail_reset(t, number, j->manifest.epoch, &boot);
-    scan_frames(s, t, fd, le32_get(h->blocks));
+    scan_frames(s, t, fd, le32_get(header.blocks));
+    if (!intact && (t->frame_count || s->damaged)) {
+        log_error(j->log, "the header of segment %u is damaged; its frames were followed without", number);
+        s->damaged = true;
+    } else if (!intact) {
+        log_warning(j->log, "segment %u was not ready when the engine ended: not used", number);
+    }
     if (t->frame_count == 0)
         return 0;
     note_rewinds(j, t, err);
@@ -151,7 +157,7 @@ static void remove_strays(struct journal *j)
         bool known = true;
         if (sscanf(entry->d_name, "segment-%10u.tmj", &number) == 1) {
             known = number < j->manifest.next_segment;
-        } else if (sscanf(entry->d_name, "rewind-%20llu.idx", &lsn) == 1) {
+        } else if (sscanf(entry->d_name, "rewind-%20llu.idx", &lsn) == 1 || sscanf(entry->d_name, "rescue-%20llu", &lsn) == 1) {
             known = false;
             for (size_t i = 0; i < j->manifest.rewind_count; i++)
                 known |= j->manifest.rewinds[i].lsn.n == lsn;
@@ -169,7 +175,9 @@ static void remove_strays(struct journal *j)
             continue;
         snprintf(name, sizeof name, "%.63s", entry->d_name);
         journal_path(j, name, path);
-        unlink(path);
+        struct error ignored = ERROR_INIT;
+        if (io_remove_tree(path, &ignored) < 0)
+            log_warning(j->log, "%s", ignored.message);
     }
 }
 
@@ -228,7 +236,7 @@ int recovery_run(struct journal *j, struct error *err)
     if (s.damaged)
         j->recovery.compare_all = true;
     bool lost = j->recovery.compare_all && !j->recovery.created;
-    j->written_lsn = j->durable_lsn = s.expected.after.n;
+    j->last_lsn = j->written_lsn = j->durable_lsn = s.expected.after.n;
     j->next_lsn = (lost && j->manifest.lsn_reserved.n > s.expected.after.n ? j->manifest.lsn_reserved.n : s.expected.after.n) + 1;
     j->submit_number = j->open_number = j->complete_number = s.expected.number;
     j->previous_crc = s.expected.previous_crc;

@@ -150,7 +150,7 @@ static void *sealer_main(void *context)
         bool seal = j->sealing && !j->suspended, prepare = j->ready_fd < 0 && !j->suspended;
         uint64_t now = clock_boottime_ns(j->clock);
         bool sync = !j->suspended && j->unsynced_since_ns && now - j->unsynced_since_ns >= SYNC_INTERVAL_NS;
-        bool unwritten = !j->suspended && j->written_lsn + 1 < j->next_lsn;
+        bool unwritten = !j->suspended && j->written_lsn < j->last_lsn;
         if (!seal && !prepare) { /* never journal_sync here: it may wait for a segment, which is made here */
             if (sync || unwritten)
                 writer_push(j, sync);

@@ -147,19 +147,20 @@ static void check_index(struct verification *v, const char *name, struct lsn low
         damaged(v, (struct verify_damage){name, err.message, low, high, 0, 0, 0});
 }
 
-static void check_base(struct verification *v)
+/* The base, or a rewind's rescue store: the directory `name`. */
+static void check_store(struct verification *v, const char *name, struct lsn lsn)
 {
     char path[PATH_MAX];
     struct base_store *base = NULL;
     struct error err = ERROR_INIT;
-    snprintf(path, sizeof path, "%s/base", v->directory);
+    snprintf(path, sizeof path, "%s/%s", v->directory, name);
     if (base_store_open(path, false, &base, &err) < 0)
         return;
     for (size_t i = 0; i < v->m.volume_count; i++) {
         uint64_t sectors = v->m.volumes[i].size_bytes / 512;
         for (uint64_t at = 0; at < sectors;) {
-            bool present;
-            uint64_t stretch;
+            bool present = false;
+            uint64_t stretch = 0;
             int r = base_store_extent(base, v->m.volumes[i].id, at, sectors - at, &present, &stretch, &err);
             if (r == 0 && present) {
                 stretch = stretch < BASE_STEP_SECTORS ? stretch : BASE_STEP_SECTORS;
@@ -167,7 +168,7 @@ static void check_base(struct verification *v)
                 v->summary->bytes += stretch * 512;
             }
             if (r < 0)
-                damaged(v, (struct verify_damage){"base", err.message, v->m.base, v->m.base, v->m.volumes[i].id, at * 512, stretch * 512});
+                damaged(v, (struct verify_damage){name, err.message, lsn, lsn, v->m.volumes[i].id, at * 512, stretch * 512});
             if (r < 0 && !present)
                 break;
             at += stretch;
@@ -192,7 +193,11 @@ static void check_all(struct verification *v)
     }
     for (size_t i = 0; i < v->m.rewind_count; i++)
         check_index(v, journal_rewind_file(v->m.rewinds[i].lsn, name), v->m.rewinds[i].lsn, v->m.rewinds[i].lsn, UINT32_MAX);
-    check_base(v);
+    check_store(v, "base", v->m.base);
+    for (size_t i = 0; i < v->m.rewind_count; i++) {
+        snprintf(name, sizeof name, "rescue-%llu", (unsigned long long)v->m.rewinds[i].lsn.n);
+        check_store(v, name, v->m.rewinds[i].lsn);
+    }
 }
 
 int journal_verify(const char *directory, const struct verify_report *report, struct verify_summary *ret, struct error *err)

@@ -391,7 +391,7 @@ static void reserve(struct journal *j, struct frame *f, const struct journal_rec
         .aux = le64_of(record->aux),
     };
     *ticket = (struct journal_ticket){
-        .lsn = {j->next_lsn++},
+        .lsn = {j->last_lsn = j->next_lsn++},
         .frame = f->number,
         .slot = slot_of(f->number),
         .index = f->count,
@@ -502,7 +502,7 @@ void journal_exclusive_end(struct journal *j)
 
 uint64_t writer_write_all(struct journal *j)
 {
-    uint64_t target = j->next_lsn - 1;
+    uint64_t target = j->last_lsn;
     j->demand_lsn = target;
     while (!j->suspended && j->written_lsn < target) {
         writer_try_submit(j);
@@ -565,7 +565,7 @@ static void sync_once(struct journal *j, int also_fd, int *ret_also)
 void writer_push(struct journal *j, bool sync)
 {
     int ignored;
-    j->demand_lsn = j->next_lsn - 1;
+    j->demand_lsn = j->last_lsn;
     reap_if_ended(j);
     writer_try_submit(j);
     if (sync && !j->syncing && !j->suspended)

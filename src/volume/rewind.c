@@ -127,7 +127,7 @@ struct builder {
     struct lsn lsn, base;
     uint32_t first_segment;
     struct index_writer *writer;
-    struct base_store *rescue; /* opened when needed */
+    struct base_store *rescue;
     char *buffer;
 };
 
@@ -142,11 +142,6 @@ static int emit(struct builder *b, struct extent piece, struct error *err)
 static int emit_copy(struct builder *b, const struct extent *piece, struct error *err)
 {
     int r = 0;
-    if (!b->rescue) {
-        char path[PATH_MAX];
-        payload_rescue_directory(journal_directory(b->g->journal), b->lsn, path, sizeof path);
-        r = base_store_open(path, true, &b->rescue, err);
-    }
     for (uint32_t done = 0; done < piece->length && r == 0; done += COPY_SECTORS) {
         uint32_t part = piece->length - done < COPY_SECTORS ? piece->length - done : COPY_SECTORS;
         r = image_read(b->target, piece->volume, piece->lba + done, part, b->buffer, err);
@@ -209,6 +204,17 @@ static int build_stretch(void *context, const struct extent *stretch, struct err
     return r;
 }
 
+/* The rewind's own store, which has each volume's files from the beginning, so that missing ones are known to be. */
+static int make_rescue(struct builder *b, const struct manifest *m, struct error *err)
+{
+    char path[PATH_MAX];
+    payload_rescue_directory(journal_directory(b->g->journal), b->lsn, path, sizeof path);
+    int r = base_store_open(path, true, &b->rescue, err);
+    for (size_t i = 0; i < m->volume_count && r == 0; i++)
+        r = base_store_prepare(b->rescue, m->volumes[i].id, m->volumes[i].size_bytes, err);
+    return r == 0 ? io_sync_directory(journal_directory(b->g->journal), err) : r;
+}
+
 static int build_run(struct builder *b, struct image *latest, struct lsn target, const char *path, struct error *err)
 {
     struct manifest m;
@@ -217,15 +223,17 @@ static int build_run(struct builder *b, struct image *latest, struct lsn target,
         return r;
     struct index_info info = {.journal_id = m.journal_id, .kind = INDEX_REWIND, .flat = true, .low = {b->lsn.n - 1}, .high = b->lsn};
     b->base = m.base;
+    r = make_rescue(b, &m, err);
     manifest_release(&m);
     b->first_segment = journal_first_segment(b->g->journal);
-    b->buffer = io_alloc_pages(COPY_SECTORS * BLOCK_SECTOR_BYTES);
-    r = b->buffer ? 0 : error_errno(err, -ENOMEM, "cannot rewind");
+    b->buffer = r == 0 ? io_alloc_pages(COPY_SECTORS * BLOCK_SECTOR_BYTES) : NULL;
+    if (r == 0 && !b->buffer)
+        r = error_errno(err, -ENOMEM, "cannot rewind");
     if (r == 0)
         r = index_writer_new(path, &info, &b->writer, err);
     if (r == 0)
         r = visit_changes(latest, target, build_stretch, b, err);
-    if (r == 0 && b->rescue)
+    if (r == 0)
         r = base_store_sync(b->rescue, err);
     if (r == 0)
         r = index_writer_finish(b->writer, err);
@@ -268,7 +276,7 @@ static int commit(struct group *g, struct lsn target, struct lsn expected, struc
 struct rewind {
     struct image *target, *latest, *result;
     char target_pin[24], latest_pin[24], result_pin[24];
-    char run_path[PATH_MAX];
+    char run_path[PATH_MAX], rescue_path[PATH_MAX];
     bool committed;
 };
 
@@ -279,6 +287,7 @@ static int rewind_locked(struct group *g, struct rewind *w, struct lsn target, s
     struct lsn lsn = journal_next_lsn(g->journal), latest = {lsn.n - 1};
     struct builder b = {.g = g, .change = change, .lsn = lsn};
     snprintf(w->run_path, sizeof w->run_path, "%s/%s", journal_directory(g->journal), journal_rewind_file(lsn, name));
+    payload_rescue_directory(journal_directory(g->journal), lsn, w->rescue_path, sizeof w->rescue_path);
     int r = grains_open_image(g, target, w->target_pin, &w->target, err);
     if (r == 0)
         r = grains_open_image(g, latest, w->latest_pin, &w->latest, err);
@@ -304,8 +313,12 @@ static int rewind_locked(struct group *g, struct rewind *w, struct lsn target, s
 /* The grains that were marked for a rewind that did not happen read through the image of what is there. */
 static void abandon(struct group *g, struct rewind *w)
 {
-    if (!w->committed)
+    struct error ignored = ERROR_INIT;
+    if (!w->committed && w->run_path[0]) {
         unlink(w->run_path);
+        if (io_remove_tree(w->rescue_path, &ignored) < 0)
+            log_warning(g->log, "%s", ignored.message);
+    }
     if (!g->stale_image && w->latest && !w->committed) {
         g->stale_image = w->latest;
         memcpy(g->stale_pin, w->latest_pin, sizeof g->stale_pin);

@@ -1,0 +1,704 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* J6: any flipped bit, cut or missing file is detected, never returned. A small journal with every kind of record and file is
+ * made once; each case damages a copy of it. Then opening refuses with a message, or every point reads the right bytes or
+ * an error; journal_verify reports what it covers. In the tail that was not sealed, damage (a later frame says that it was
+ * durable) is told apart from a torn end. */
+#include "check.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "journal/frame.h"
+#include "journal/journal.h"
+#include "journal/pin.h"
+#include "journal/verify.h"
+#include "view/image.h"
+#include "volume/group.h"
+
+#define VOLUMES 2
+#define SIZE_BYTES (192u * 1024)
+#define MAX_POINTS 40
+#define MAX_FILES 128
+#define FILE_LIMIT (64u << 20)
+#ifdef TIDEMARK_SANITIZED
+#define STRIDE 7u /* of the bytes that are tried */
+#else
+#define STRIDE 1u
+#endif
+
+struct file {
+    char name[64];
+    char *data;
+    size_t size;
+};
+struct moment {
+    uint64_t lsn;
+    char pin[24];
+    char *data; /* all volumes */
+    int object;
+};
+static struct fixture {
+    char directory[64], ring[96];
+    struct file files[MAX_FILES];
+    size_t file_count;
+    struct moment points[MAX_POINTS];
+    size_t point_count;
+    char live[VOLUMES * SIZE_BYTES];
+    int object;
+    struct journal *journal;
+    struct group *group;
+    int log_fd;
+    struct log log;
+    uint64_t random;
+} x;
+static struct error err;
+
+/* ---- the journal that is damaged ---- */
+
+static struct journal_options options(void)
+{
+    return (struct journal_options){.directory = x.directory, .segment_blocks = 160, .segment_records = 24, .fanout = 2,
+                                    .ring_path = x.ring, .owner = "test_damage", .log = &x.log};
+}
+
+static void open_all(void)
+{
+    struct journal_options o = options();
+    check_ok(journal_open(&o, &x.journal, &err));
+    check_ok(group_new(x.journal, GROUP_ACK_WRITE, &x.log, &x.group, &err));
+    for (int i = 0; i < VOLUMES; i++) {
+        char name[8], path[96];
+        snprintf(name, sizeof name, "v%d", i);
+        snprintf(path, sizeof path, "%s.v%d.img", x.directory, i);
+        check_ok(group_add_volume(x.group, name, SIZE_BYTES, path, &err));
+    }
+    check_ok(group_start(x.group, &err));
+}
+
+static void remember(void)
+{
+    struct journal_status s;
+    check_ok(journal_sync(x.journal, -1, NULL, &err));
+    journal_status(x.journal, &s);
+    if (x.point_count == MAX_POINTS)
+        return;
+    struct moment *p = &x.points[x.point_count++];
+    p->lsn = s.latest.n;
+    p->object = x.object;
+    p->data = malloc(sizeof x.live);
+    memcpy(p->data, x.live, sizeof x.live);
+}
+
+static void fill(char *to, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 8) {
+        uint64_t word = check_random(&x.random);
+        memcpy(to + i, &word, 8);
+    }
+}
+
+static void change(int steps)
+{
+    for (int i = 0; i < steps; i++) {
+        int volume = (int)(check_random(&x.random) % VOLUMES);
+        uint64_t sectors = SIZE_BYTES / 512, lba = check_random(&x.random) % sectors, length = 1 + check_random(&x.random) % 40;
+        if (lba + length > sectors)
+            length = sectors - lba;
+        char *model = x.live + (size_t)volume * SIZE_BYTES + lba * 512;
+        struct block *b = group_volume_block(x.group, (size_t)volume);
+        if (i % 5 == 3) {
+            memset(model, 0, length * 512);
+            check_ok(block_zero(b, length * 512, lba * 512, 0, &err));
+        } else if (i % 5 == 4) {
+            memset(model, 0, length * 512);
+            check_ok(block_discard(b, length * 512, lba * 512, 0, &err));
+        } else {
+            fill(model, length * 512);
+            check_ok(block_pwrite(b, model, length * 512, lba * 512, 0, &err));
+        }
+    }
+}
+
+static void append(const struct journal_record *record)
+{
+    struct lsn lsn;
+    check_ok(journal_append_durable(x.journal, record, &lsn, &err));
+}
+
+/* One of each kind that carries no data of a volume, and a RESYNC that says what is there. */
+static void events(int number)
+{
+    char name[16], content[16];
+    struct journal_point point;
+    snprintf(name, sizeof name, "tag-%d", number);
+    check_ok(journal_tag(x.journal, name, "{\"a\":\"b\"}", &point, &err));
+    snprintf(content, sizeof content, "%d", x.object = number);
+    check_ok(journal_object(x.journal, "object", content, strlen(content), &point, &err));
+    append(&(struct journal_record){.op = OP_RESYNC_BEGIN, .flags = RECORD_LAST});
+    append(&(struct journal_record){.op = OP_RESYNC, .flags = RECORD_LAST, .volume = 1, .lba = 8, .length = 16,
+                                    .payload = x.live + 8 * 512, .payload_bytes = 16 * 512});
+    append(&(struct journal_record){.op = OP_RESYNC_END, .flags = RECORD_LAST});
+    append(&(struct journal_record){.op = OP_GAP, .flags = RECORD_LAST});
+}
+
+static void rewind_to(const struct moment *p)
+{
+    struct group_change c;
+    check_ok(group_rewind(x.group, (struct lsn){p->lsn}, false, &c, &err));
+    free(c.volumes);
+    memcpy(x.live, p->data, sizeof x.live);
+    x.object = p->object;
+    group_settle(x.group);
+    remember();
+}
+
+/* Reads all files of the journal's directory (three levels) into memory. */
+static void collect(const char *below)
+{
+    char path[192];
+    snprintf(path, sizeof path, "%s/%s", x.directory, below);
+    DIR *d = opendir(path);
+    assert_non_null(d);
+    for (struct dirent *entry; (entry = readdir(d));) {
+        char name[64];
+        struct stat st;
+        if (entry->d_name[0] == '.')
+            continue;
+        snprintf(name, sizeof name, "%s%s%s", below, *below ? "/" : "", entry->d_name);
+        snprintf(path, sizeof path, "%s/%s", x.directory, name);
+        assert_int_equal(stat(path, &st), 0);
+        if (S_ISDIR(st.st_mode)) {
+            collect(name);
+            continue;
+        }
+        assert_true(x.file_count < MAX_FILES);
+        struct file *f = &x.files[x.file_count++];
+        snprintf(f->name, sizeof f->name, "%s", name);
+        check_ok(io_read_file(path, FILE_LIMIT, &f->data, &f->size, &err));
+    }
+    closedir(d);
+}
+
+static void restore_file(const struct file *f)
+{
+    char path[192];
+    snprintf(path, sizeof path, "%s/%s", x.directory, f->name);
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    assert_true(fd >= 0);
+    assert_int_equal(io_pwrite_full(fd, f->data, f->size, 0), 0);
+    close(fd);
+}
+
+static void restore_all(void)
+{
+    char path[192];
+    check_ok(io_remove_tree(x.directory, &err));
+    for (const char **below = (const char *[]){"", "/pins", "/base", NULL}; *below; below++) {
+        snprintf(path, sizeof path, "%s%s", x.directory, *below);
+        check_ok(io_mkdirs(path, 0700, &err));
+    }
+    for (size_t i = 0; i < x.file_count; i++) {
+        snprintf(path, sizeof path, "%s/%s", x.directory, x.files[i].name);
+        *strrchr(path, '/') = '\0';
+        check_ok(io_mkdirs(path, 0700, &err));
+        restore_file(&x.files[i]);
+    }
+    unlink(x.ring);
+}
+
+static void begin(void)
+{
+    char template[] = "/dev/shm/tidemark-damage-XXXXXX";
+    memset(&x, 0, sizeof x);
+    x.random = check_seed();
+    assert_non_null(mkdtemp(template));
+    snprintf(x.directory, sizeof x.directory, "%s", template);
+    snprintf(x.ring, sizeof x.ring, "%s.ring", template);
+    x.log_fd = memfd_create("log", MFD_CLOEXEC);
+    x.log = (struct log){x.log_fd, LOG_LEVEL_INFO, "test"};
+    open_all();
+}
+
+static void end(void)
+{
+    for (size_t i = 0; i < x.file_count; i++)
+        free(x.files[i].data);
+    for (size_t i = 0; i < x.point_count; i++)
+        free(x.points[i].data);
+    for (int i = 0; i < VOLUMES; i++) {
+        char path[96];
+        snprintf(path, sizeof path, "%s.v%d.img", x.directory, i);
+        unlink(path);
+    }
+    unlink(x.ring);
+    close(x.log_fd);
+    check_ok(io_remove_tree(x.directory, &err));
+}
+
+static void pin_points(void)
+{
+    struct journal_status s;
+    journal_status(x.journal, &s);
+    size_t kept = 0;
+    for (size_t i = 0; i < x.point_count; i++) {
+        if (x.points[i].lsn < s.oldest.n) {
+            free(x.points[i].data);
+            continue;
+        }
+        x.points[kept] = x.points[i];
+        snprintf(x.points[kept].pin, sizeof x.points[kept].pin, "engine-%zu", kept);
+        check_ok(journal_pin(x.journal, x.points[kept].pin, (struct lsn){x.points[kept].lsn}, true, &err));
+        kept++;
+    }
+    x.point_count = kept;
+    assert_true(kept >= 8);
+}
+
+/* Segments, indexes, runs, a base, two rewinds with rescue stores, pins, the manifest. */
+static void make_sealed(void)
+{
+    begin();
+    change(12);
+    remember();
+    events(1);
+    change(20);
+    remember();
+    check_ok(journal_seal(x.journal, &err));
+    change(20);
+    remember();
+    rewind_to(&x.points[0]);
+    change(10);
+    rewind_to(&x.points[1]);
+    change(8);
+    events(2);
+    remember();
+    check_ok(journal_seal(x.journal, &err));
+    check_ok(journal_drop(x.journal, (struct lsn){x.points[2].lsn}, &err));
+    for (int i = 0; i < 6; i++) {
+        change(14);
+        if (i == 3)
+            events(3);
+        remember();
+    }
+    check_ok(journal_seal(x.journal, &err));
+    check_ok(journal_maintain(x.journal, &err));
+    change(3);
+    remember();
+    pin_points();
+    group_free(x.group);
+    check_ok(journal_close(x.journal, &err));
+    collect("");
+}
+
+/* ---- looking at it ---- */
+
+static bool is_refusal(int r)
+{
+    return r == -EBADMSG || r == -EIO || r == -ENOENT || r == -EPROTONOSUPPORT || r == -ENOTSUP || r == -EINVAL;
+}
+
+/* All of a pin's image: right, or an error. Returns whether there was one. */
+static bool check_image(const struct moment *p, const char *what)
+{
+    struct image *image;
+    char *data = io_alloc_pages(SIZE_BYTES);
+    bool refused = false;
+    int r = image_open(x.directory, p->pin, &image, &err);
+    if (r < 0) {
+        if (!is_refusal(r) || !err.message[0])
+            fail_msg("%s: opening LSN %llu: %d, '%s'", what, (unsigned long long)p->lsn, r, err.message);
+        io_free_pages(data, SIZE_BYTES);
+        return true;
+    }
+    for (uint32_t v = 0; v < VOLUMES; v++)
+        for (uint32_t at = 0; at < SIZE_BYTES; at += 32768) {
+            r = image_read(image, v + 1, at / 512, 64, data, &err);
+            if (r < 0) {
+                refused = true;
+                if (!is_refusal(r) || !err.message[0])
+                    fail_msg("%s: reading LSN %llu: %d, '%s'", what, (unsigned long long)p->lsn, r, err.message);
+            } else if (memcmp(data, p->data + v * SIZE_BYTES + at, 32768) != 0) {
+                fail_msg("J6: %s: wrong bytes of LSN %llu, volume %u, near %u", what, (unsigned long long)p->lsn, v + 1, at);
+            }
+        }
+    image_free(image);
+    io_free_pages(data, SIZE_BYTES);
+    return refused;
+}
+
+/* Every `step`th point, another one first each time. */
+static bool check_images(const char *what, size_t step)
+{
+    static size_t turn;
+    bool refused = false;
+    for (size_t i = turn++ % step; i < x.point_count; i += step)
+        if (x.points[i].pin[0])
+            refused |= check_image(&x.points[i], what);
+    return refused;
+}
+
+static void on_damage(void *context, const struct verify_damage *damage)
+{
+    (void)context;
+    assert_non_null(damage->file);
+    assert_true(damage->what[0] != '\0');
+}
+static void on_progress(void *context, uint64_t done_bytes, uint64_t total_bytes)
+{
+    (void)context, (void)done_bytes, (void)total_bytes;
+}
+
+/* Whether verification reports damage. */
+static bool verify_finds(void)
+{
+    const struct verify_report report = {on_damage, on_progress, NULL};
+    struct verify_summary summary;
+    struct error e = ERROR_INIT;
+    int r = journal_verify(x.directory, &report, &summary, &e);
+    assert_true(r == 0 || is_refusal(r));
+    assert_true((r == -EBADMSG) >= (summary.damages > 0));
+    return r < 0;
+}
+
+static const struct file *find_file(const char *name)
+{
+    for (size_t i = 0; i < x.file_count; i++)
+        if (strcmp(x.files[i].name, name) == 0)
+            return &x.files[i];
+    return NULL;
+}
+
+static void write_byte(const struct file *f, size_t at, uint8_t byte)
+{
+    char path[192];
+    snprintf(path, sizeof path, "%s/%s", x.directory, f->name);
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    assert_true(fd >= 0);
+    assert_int_equal(pwrite(fd, &byte, 1, (off_t)at), 1);
+    close(fd);
+}
+
+static void try_flip(const struct file *f, size_t at, bool verified)
+{
+    char what[128];
+    unsigned bit = (unsigned)(check_random(&x.random) % 8);
+    snprintf(what, sizeof what, "%s, byte %zu, bit %u", f->name, at, bit);
+    write_byte(f, at, (uint8_t)f->data[at] ^ (uint8_t)(1u << bit));
+    bool found = verify_finds();
+    if (verified && !found)
+        fail_msg("verify does not find: %s", what);
+    check_images(what, 5);
+    write_byte(f, at, (uint8_t)f->data[at]);
+}
+
+static void try_range(const struct file *f, size_t from, size_t to, size_t step, bool verified)
+{
+    step *= STRIDE;
+    for (size_t at = from + (step > 1 ? check_random(&x.random) % step : 0); at < to && at < f->size; at += step)
+        try_flip(f, at, verified);
+}
+
+/* ---- sealed ---- */
+
+/* Every byte of one frame's header and of one record of each kind; samples of the other frames and of the payloads. */
+static void flip_segments(void)
+{
+    unsigned seen[16] = {0};
+    struct manifest m;
+    check_ok(manifest_load(x.directory, &m, &err));
+    for (size_t i = 0; i < m.segment_count; i++) {
+        char name[JOURNAL_FILE_BYTES];
+        const struct file *f = find_file(journal_segment_file(m.segments[i].number, name));
+        assert_non_null(f);
+        try_range(f, 0, sizeof(struct segment_header), i ? 9 : 1, true);
+        for (size_t at = JOURNAL_BLOCK_BYTES, n = 0; at < (size_t)m.segments[i].used_blocks * JOURNAL_BLOCK_BYTES; n++) {
+            const struct frame_header *h = (const struct frame_header *)(f->data + at);
+            bool first = i == 0 && n == 0;
+            try_range(f, at, at + sizeof *h, first ? 1 : 40, true);
+            for (uint32_t k = 0; k < le16_get(h->record_count); k++) {
+                const struct frame_record *r = &frame_records(h)[k];
+                size_t place = (size_t)((const char *)r - f->data);
+                try_range(f, place, place + sizeof *r, seen[r->op & 15]++ ? 48 : 1, true);
+            }
+            try_range(f, at + sizeof *h + le16_get(h->record_count) * sizeof(struct frame_record), at + JOURNAL_BLOCK_BYTES, 3000, true);
+            try_range(f, at + JOURNAL_BLOCK_BYTES, at + (size_t)le32_get(h->blocks) * JOURNAL_BLOCK_BYTES, 6000, true);
+            at += (size_t)le32_get(h->blocks) * JOURNAL_BLOCK_BYTES;
+        }
+    }
+    manifest_release(&m);
+    static const enum journal_op all[] = {OP_WRITE, OP_ZERO, OP_DISCARD, OP_RESYNC_BEGIN, OP_RESYNC, OP_RESYNC_END,
+                                          OP_GAP, OP_MARK, OP_OBJECT, OP_REWIND};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (!seen[all[i]])
+            fail_msg("the journal holds no record of kind %d", (int)all[i]);
+}
+
+static void flip_files(void)
+{
+    unsigned images = 0, rescues = 0, runs = 0, rewinds = 0;
+    for (size_t i = 0; i < x.file_count; i++) {
+        const struct file *f = &x.files[i];
+        const char *suffix = strrchr(f->name, '.');
+        if (strcmp(f->name, "manifest") == 0) {
+            try_range(f, 0, sizeof(struct manifest_header), 1, true);
+            try_range(f, sizeof(struct manifest_header), f->size, 3, true);
+        } else if (strncmp(f->name, "pins/", 5) == 0 && !suffix) {
+            try_range(f, 0, 64, i % 4 ? 16 : 1, false);
+            try_range(f, 64, f->size, 17, false);
+        } else if (suffix && strcmp(suffix, ".idx") == 0) {
+            bool covered = strncmp(f->name, "pins/", 5) != 0;
+            runs += strncmp(f->name, "run-", 4) == 0;
+            rewinds += strncmp(f->name, "rewind-", 7) == 0;
+            try_range(f, 0, 176, 5, covered);
+            for (size_t page = 4096; page < f->size; page += 4096) {
+                try_range(f, page, page + 96, 11, covered);
+                try_range(f, page + 96, page + 4096, 800, covered);
+            }
+        } else if (suffix && strcmp(suffix, ".crc") == 0) {
+            images += strncmp(f->name, "base/", 5) == 0;
+            rescues += strncmp(f->name, "rescue-", 7) == 0;
+            try_range(f, 0, 32, 3, true);
+            for (size_t at = 4096; at < f->size; at++)
+                if (f->data[at / 8 * 8 + 4]) /* of a block that is there */
+                    try_range(f, at, at + 1, 2, true);
+        } else if (suffix && strcmp(suffix, ".img") == 0) {
+            char name[64];
+            snprintf(name, sizeof name, "%.*s.crc", (int)(suffix - f->name), f->name);
+            const struct file *crc = find_file(name);
+            assert_non_null(crc);
+            for (size_t block = 0; 4096 + block * 8 < crc->size; block++)
+                if (crc->data[4096 + block * 8 + 4])
+                    try_range(f, block * 4096, block * 4096 + 4096, 2500, true);
+        }
+    }
+    assert_true(images > 0 && rescues > 0 && runs > 0 && rewinds > 0);
+}
+
+/* Opened by the engine: refused with a message, or what it then says of each point is right or an error. */
+static void open_damaged(const char *what)
+{
+    struct journal_options o = options();
+    struct journal *j;
+    int r = journal_open(&o, &j, &err);
+    if (r < 0) {
+        if (!is_refusal(r) || !err.message[0])
+            fail_msg("%s: opening gave %d, '%s'", what, r, err.message);
+        unlink(x.ring);
+        return;
+    }
+    for (size_t i = 0; i < x.point_count; i++) {
+        struct moment p = x.points[i];
+        snprintf(p.pin, sizeof p.pin, "engine-again");
+        struct journal_status s;
+        journal_status(j, &s);
+        if (p.lsn > s.latest.n)
+            continue;
+        r = journal_pin(j, p.pin, (struct lsn){p.lsn}, true, &err);
+        if (r < 0) {
+            assert_true(is_refusal(r) || r == -ERANGE);
+            continue;
+        }
+        check_image(&p, what);
+        check_ok(journal_unpin(j, p.pin, &err));
+    }
+    journal_abandon(j);
+    unlink(x.ring);
+}
+
+static void test_sealed(void **state)
+{
+    (void)state;
+    make_sealed();
+    restore_all();
+    if (verify_finds() || check_images("nothing", 1))
+        fail_msg("what was not damaged is reported: %s", err.message);
+    flip_segments();
+    flip_files();
+    assert_false(verify_finds() || check_images("nothing", 1));
+
+    for (size_t i = 0; i < x.file_count; i++) { /* cut, emptied, missing; opened by an engine too */
+        const struct file *f = &x.files[i];
+        char path[192], what[128];
+        snprintf(path, sizeof path, "%s/%s", x.directory, f->name);
+        bool covered = strncmp(f->name, "pins/", 5) != 0 && strcmp(f->name, "lock") != 0 && !strstr(f->name, "json") &&
+                       strncmp(f->name, "free-", 5) != 0; /* a segment that waits to be used again holds no history */
+        for (int how = 0; how < 4; how++) {
+            static const char *const names[] = {"cut", "emptied", "missing", "flipped"};
+            snprintf(what, sizeof what, "%s %s", f->name, names[how]);
+            if (how == 0 || how == 1)
+                assert_int_equal(truncate(path, how ? 0 : (off_t)(f->size / 2)), 0);
+            else if (how == 2)
+                unlink(path);
+            else if (f->size)
+                write_byte(f, f->size / 3, (uint8_t)~f->data[f->size / 3]);
+            bool found = verify_finds();
+            if (covered && how < 3 && !found)
+                fail_msg("verify does not find: %s", what);
+            check_images(what, 1);
+            if ((i + (size_t)how) % (4 * STRIDE) == 0) {
+                open_damaged(what);
+                restore_all();
+            } else {
+                restore_file(f);
+            }
+        }
+    }
+    end();
+}
+
+static int see_object(void *context, const char *name, const char *content, size_t bytes, struct lsn lsn, struct error *e)
+{
+    char text[16];
+    (void)name, (void)lsn, (void)e;
+    snprintf(text, sizeof text, "%.*s", (int)bytes, content);
+    *(int *)context = (int)strtol(text, NULL, 10);
+    return 0;
+}
+
+/* What is known of objects below the base is in a file of its own. */
+static void test_objects(void **state)
+{
+    (void)state;
+    make_sealed();
+    for (size_t i = 0; i < x.file_count; i++) {
+        const struct file *f = &x.files[i];
+        if (!strstr(f->name, "objects.json"))
+            continue;
+        for (size_t at = 0; at < f->size; at += 3 * STRIDE) {
+            struct journal_options o = options();
+            struct journal *j;
+            restore_all();
+            write_byte(f, at, (uint8_t)f->data[at] ^ 1);
+            int r = journal_open(&o, &j, &err);
+            if (r < 0)
+                continue;
+            for (size_t k = 0; k < x.point_count; k++) {
+                int object = 0;
+                r = journal_objects(j, (struct lsn){x.points[k].lsn}, see_object, &object, &err);
+                if (r == 0 && object != x.points[k].object)
+                    fail_msg("J6: %s byte %zu: object %d instead of %d at LSN %llu", f->name, at, object, x.points[k].object,
+                             (unsigned long long)x.points[k].lsn);
+            }
+            journal_abandon(j);
+        }
+    }
+    end();
+}
+
+/* ---- the tail ---- */
+
+static bool log_has(const char *text)
+{
+    static char log[65536];
+    ssize_t n = pread(x.log_fd, log, sizeof log - 1, 0);
+    log[n > 0 ? n : 0] = '\0';
+    return strstr(log, text) != NULL;
+}
+
+struct frame_place {
+    size_t at;
+    uint64_t first, durable;
+    uint32_t count, blocks;
+};
+
+/* Damages one byte of the tail and opens: *ret_latest is what is left of the history; whether it was told. */
+static bool open_tail(const struct file *f, size_t at, uint64_t *ret_latest, bool *ret_compare)
+{
+    struct journal_options o = options();
+    struct journal_status s;
+    struct journal *j;
+    restore_all();
+    if (at < f->size)
+        write_byte(f, at, (uint8_t)f->data[at] ^ 0x10);
+    assert_int_equal(ftruncate(x.log_fd, 0), 0);
+    assert_true(lseek(x.log_fd, 0, SEEK_SET) == 0);
+    check_ok(journal_open(&o, &j, &err));
+    journal_status(j, &s);
+    *ret_latest = s.latest.n;
+    *ret_compare = journal_recovery(j)->compare_all;
+    for (size_t i = 0; i < x.point_count; i++) {
+        struct moment p = x.points[i];
+        if (p.lsn > s.latest.n)
+            continue;
+        snprintf(p.pin, sizeof p.pin, "engine-again");
+        check_ok(journal_pin(j, p.pin, (struct lsn){p.lsn}, true, &err));
+        check_image(&p, "the tail");
+        check_ok(journal_unpin(j, p.pin, &err));
+    }
+    assert_true(journal_next_lsn(j).n > x.points[x.point_count - 1].lsn); /* no LSN is used twice */
+    journal_abandon(j);
+    unlink(x.ring);
+    return log_has("error");
+}
+
+static void test_tail(void **state)
+{
+    struct manifest m;
+    struct frame_place frames[64];
+    size_t count = 0;
+    uint64_t latest;
+    bool compare;
+    char name[JOURNAL_FILE_BYTES];
+    (void)state;
+    begin();
+    change(8);
+    check_ok(journal_seal(x.journal, &err));
+    for (int i = 0; i < 7; i++) {
+        change(2);
+        remember();
+    }
+    group_abandon(x.group);
+    journal_abandon(x.journal);
+    unlink(x.ring); /* as after a loss of power */
+    collect("");
+    check_ok(manifest_load(x.directory, &m, &err));
+    const struct file *f = find_file(journal_segment_file(m.next_segment, name));
+    assert_non_null(f);
+    for (size_t at = JOURNAL_BLOCK_BYTES; at < f->size && frame_is_intact(f->data + at, &m.journal_id, m.epoch);) {
+        const struct frame_header *h = (const struct frame_header *)(f->data + at);
+        frames[count++] = (struct frame_place){at, le64_get(h->first_lsn), le64_get(h->durable_lsn), le16_get(h->record_count),
+                                               le32_get(h->blocks)};
+        at += (size_t)le32_get(h->blocks) * JOURNAL_BLOCK_BYTES;
+    }
+    assert_true(count >= 7);
+    manifest_release(&m);
+    uint64_t all = frames[count - 1].first + frames[count - 1].count - 1;
+    assert_false(open_tail(f, SIZE_MAX, &latest, &compare));
+    assert_int_equal(latest, all);
+
+    for (size_t i = 0; i < count; i++) {
+        const struct frame_place *p = &frames[i];
+        bool covered = false; /* does a later frame say that this one's first record was durable? */
+        for (size_t k = i + 1; k < count; k++)
+            covered |= frames[k].durable >= p->first;
+        for (size_t byte = 0; byte < sizeof(struct frame_header) + sizeof(struct frame_record); byte += (i == 2 ? 3 : 61) * STRIDE) {
+            bool told = open_tail(f, p->at + byte, &latest, &compare);
+            if (latest != p->first - 1 || told != covered || (covered && !compare))
+                fail_msg("frame %zu of %zu, byte %zu: latest %llu instead of %llu, %s, %s", i, count, byte, (unsigned long long)latest,
+                         (unsigned long long)p->first - 1, told ? "told" : "not told", covered ? "damage" : "torn");
+        }
+        if (p->blocks > 1) {
+            bool told = open_tail(f, p->at + JOURNAL_BLOCK_BYTES + 100, &latest, &compare);
+            if (told != covered || latest != (covered ? all : p->first - 1))
+                fail_msg("payload of frame %zu: latest %llu, %s", i, (unsigned long long)latest, told ? "told" : "not told");
+        }
+    }
+    for (size_t byte = 0; byte < sizeof(struct segment_header); byte += 7) { /* the segment's own header */
+        bool told = open_tail(f, byte, &latest, &compare);
+        if (!told || !compare)
+            fail_msg("segment header, byte %zu: latest %llu, %s", byte, (unsigned long long)latest, told ? "told" : "not told");
+    }
+    end();
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_sealed), cmocka_unit_test(test_objects), cmocka_unit_test(test_tail)};
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
