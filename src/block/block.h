@@ -21,6 +21,8 @@ enum block_flags {
 };
 
 struct block;
+struct block_async_ops;
+struct block_request;
 
 /* A stretch for block_extents: `hole` when it is known to read as zeroes. */
 struct block_extent {
@@ -40,6 +42,7 @@ struct block_ops {
     int (*extents)(struct block *b, uint64_t length_bytes, uint64_t offset_bytes, struct block_extent *extents,
                    size_t capacity, size_t *ret_count, struct error *err);
     void (*free)(struct block *b);
+    const struct block_async_ops *async; /* block/queue.h; NULL: none */
 };
 
 /* Embedded as first member by each implementation. */
@@ -69,6 +72,8 @@ void block_free(struct block *b);
 int block_file_open(const char *path, uint64_t create_bytes, bool read_only, struct block **ret, struct error *err) MUST_CHECK;
 /* The file's descriptor (owned by the block), for io_uring and fdatasync by the caller. */
 int block_file_fd(const struct block *b);
+/* Whether the range can be transferred from page-aligned memory without a bounce buffer, a lock or the page cache. */
+bool block_file_is_direct(const struct block *b, uint64_t length_bytes, uint64_t offset_bytes);
 
 /* Zeroed memory, for tests. */
 int block_memory_new(uint64_t size_bytes, struct block **ret, struct error *err) MUST_CHECK;

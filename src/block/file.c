@@ -27,6 +27,7 @@
 #include "block/block.h"
 #include "block/bounce_internal.h"
 #include "block/file_internal.h"
+#include "block/queue.h"
 
 #define ZEROES_BYTES (64u << 10)
 
@@ -341,6 +342,33 @@ static void file_free(struct block *b)
     free(f);
 }
 
+/* --- without blocking (block/queue.h) --- */
+
+static int file_start(struct block *b, struct block_request *r)
+{
+    const struct block_file *f = file_of(b);
+    bool locks = r->write && f->align_bytes != BLOCK_SECTOR_BYTES; /* F2 */
+    if (locks || (f->read_only && r->write) || !block_file_is_direct(b, r->length_bytes, r->offset_bytes))
+        return -EAGAIN;
+    block_queue_transfer(r, f->fd, r->data);
+    return 0;
+}
+
+static enum block_step file_step(struct block *b, struct block_request *r)
+{
+    (void)b;
+    return r->transferred >= 0 && (size_t)r->transferred == r->length_bytes ? BLOCK_STEP_DONE : BLOCK_STEP_BLOCKS;
+}
+
+/* Repeats it whole, which says what is wrong, or was short only. */
+static int file_finish(struct block *b, struct block_request *r, struct error *err)
+{
+    return r->write ? file_pwrite(b, r->data, r->length_bytes, r->offset_bytes, 0, err)
+                    : file_pread(b, r->data, r->length_bytes, r->offset_bytes, err);
+}
+
+static const struct block_async_ops file_async_ops = {.start = file_start, .step = file_step, .finish = file_finish};
+
 static const struct block_ops file_ops = {
     .pread = file_pread,
     .pwrite = file_pwrite,
@@ -349,6 +377,7 @@ static const struct block_ops file_ops = {
     .zero = file_zero,
     .extents = file_extents,
     .free = file_free,
+    .async = &file_async_ops,
 };
 
 /* --- opening --- */
@@ -472,6 +501,12 @@ int block_file_open(const char *path, uint64_t create_bytes, bool read_only, str
 int block_file_fd(const struct block *b)
 {
     return ((const struct block_file *)b)->fd;
+}
+
+bool block_file_is_direct(const struct block *b, uint64_t length_bytes, uint64_t offset_bytes)
+{
+    const struct block_file *f = (const struct block_file *)b;
+    return f->direct && ((length_bytes | offset_bytes) & (f->align_bytes - 1)) == 0;
 }
 
 bool block_file_force_pages(struct block *b)

@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "block/queue.h"
 #include "export/fuse.h"
 #include "export/fuse_abi.h"
 
@@ -31,7 +32,24 @@ struct fuse_protocol {
     atomic_bool no_resend; /* INIT came, without HAS_RESEND */
     _Atomic uint64_t last_error_ns;
     _Atomic uint64_t unlogged_errors;
+    atomic_bool gone; /* the mount went away: said once */
 };
+
+/* --- fuse_server.c, for the loop too --- */
+
+struct fuse_answer;
+/* Sends the answer to request `unique` to the descriptor that it was read from. */
+void fuse_send_answer(const struct fuse_protocol *p, int fd, uint64_t unique, struct fuse_answer *answer);
+/* Whether to go on after a failed read of errno `code`; says once why not. */
+bool fuse_receive_again(struct fuse_protocol *p, int code, bool stopping);
+
+/* --- fuse_loop.c: one thread that has many requests under way, for blocks that can queue --- */
+
+struct fuse_loop;
+/* `fd` is non-blocking. `protocol` outlives the loop. */
+int fuse_loop_start(struct fuse_protocol *protocol, int fd, uint64_t spin_ns, struct fuse_loop **ret, struct error *err) MUST_CHECK;
+/* Answers what was read, ends the threads, releases. NULL allowed. */
+void fuse_loop_free(struct fuse_loop *l);
 
 #define FUSE_DIRENT_BYTES 96 /* ".", ".." and "vol": three times 24 + 8 */
 
@@ -56,5 +74,12 @@ struct fuse_answer {
  * `answer` or `buffer`. A request that is too short for its opcode is answered -EINVAL. */
 void fuse_protocol_handle(struct fuse_protocol *protocol, char *buffer, size_t length_bytes,
                           struct fuse_answer *answer);
+/* Whether it is a READ or WRITE that block_queue_start can be asked to carry out, which `r` then describes. */
+bool fuse_protocol_transfer(const struct fuse_protocol *protocol, char *buffer, size_t length_bytes, struct block_request *r);
+/* The answer to that; `err` with its code, or 0. */
+void fuse_protocol_transferred(struct fuse_protocol *protocol, const struct block_request *r, int code, const struct error *err,
+                               struct fuse_answer *answer);
+/* Whether carrying it out may block for long: for a thread that may. */
+bool fuse_protocol_blocks(const char *buffer);
 
 #endif

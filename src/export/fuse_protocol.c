@@ -345,6 +345,55 @@ static int dispatch(struct fuse_protocol *p, const struct fuse_in_header *header
     }
 }
 
+bool fuse_protocol_transfer(const struct fuse_protocol *p, char *buffer, size_t length_bytes, struct block_request *r)
+{
+    struct error ignored = ERROR_INIT;
+    const struct fuse_in_header *header = (const void *)(buffer + FUSE_REQUEST_OFFSET);
+    bool write = header->opcode == FUSE_WRITE;
+    if ((!write && header->opcode != FUSE_READ) || header->nodeid != FUSE_NODE_FILE || header->len != length_bytes ||
+        length_bytes < sizeof *header + argument_bytes(header->opcode))
+        return false;
+    const struct fuse_write_in *in = (const void *)(header + 1); /* struct fuse_read_in begins the same */
+    if (in->size == 0 || in->size > FUSE_EXPORT_MAX_IO_BYTES ||
+        (write && in->size != length_bytes - FUSE_WRITE_HEAD_BYTES) ||
+        block_check_range(p->block, in->size, in->offset, &ignored) < 0)
+        return false; /* fuse_protocol_handle says what is wrong */
+    *r = (struct block_request){.write = write,
+                                .data = buffer + BLOCK_PAGE_BYTES,
+                                .length_bytes = in->size,
+                                .offset_bytes = in->offset};
+    return true;
+}
+
+void fuse_protocol_transferred(struct fuse_protocol *p, const struct block_request *r, int code, const struct error *err,
+                               struct fuse_answer *answer)
+{
+    answer->wanted = true;
+    answer->code = code < 0 ? report(p, r->write ? "write" : "read", r->length_bytes, r->offset_bytes, err) : 0;
+    answer->payload = r->data;
+    answer->payload_bytes = r->length_bytes;
+    if (r->write) {
+        answer->body.write = (struct fuse_write_out){.size = (uint32_t)r->length_bytes};
+        answer_body(answer, sizeof answer->body.write);
+    }
+    if (code < 0)
+        answer->payload_bytes = 0;
+}
+
+bool fuse_protocol_blocks(const char *buffer)
+{
+    switch (((const struct fuse_in_header *)(const void *)(buffer + FUSE_REQUEST_OFFSET))->opcode) {
+    case FUSE_READ:
+    case FUSE_WRITE:
+    case FUSE_FSYNC:
+    case FUSE_SYNCFS:
+    case FUSE_FALLOCATE:
+        return true;
+    default:
+        return false;
+    }
+}
+
 void fuse_protocol_handle(struct fuse_protocol *protocol, char *buffer, size_t length_bytes,
                           struct fuse_answer *answer)
 {

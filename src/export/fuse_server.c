@@ -51,7 +51,7 @@ struct fuse_export {
     unsigned thread_count;
     struct fuse_thread *threads;
     atomic_bool stopping;
-    atomic_bool gone;                 /* the mount went away: said once */
+    struct fuse_loop *loop; /* instead of threads, where the block can queue */
     _Alignas(64) atomic_flag spinner; /* apart: it changes with every request */
 };
 
@@ -106,7 +106,7 @@ static ssize_t receive(struct fuse_export *x, char *request, bool may_spin, int 
     return read(x->fd, request, FUSE_REQUEST_CAPACITY_BYTES);
 }
 
-static void send_answer(struct fuse_export *x, int fd, uint64_t unique, struct fuse_answer *answer)
+void fuse_send_answer(const struct fuse_protocol *p, int fd, uint64_t unique, struct fuse_answer *answer)
 {
     struct fuse_out_header header = {.len = (uint32_t)(sizeof header + answer->payload_bytes),
                                      .error = answer->code,
@@ -119,32 +119,25 @@ static void send_answer(struct fuse_export *x, int fd, uint64_t unique, struct f
     while (n < 0 && errno == EINTR);
     /* ENOENT: the request was given up meanwhile; ENODEV, EPERM: so was the mount. */
     if (n < 0 && errno != ENOENT && errno != ENODEV && errno != EPERM)
-        log_error(x->protocol.log, "volume %s: cannot answer a FUSE request: %s", x->protocol.name,
-                  strerrordesc_np(errno));
+        log_error(p->log, "volume %s: cannot answer a FUSE request: %s", p->name, strerrordesc_np(errno));
 }
 
-/* Whether to go on after a failed read of errno `code`. */
-static bool receive_again(struct fuse_export *x, int code)
+bool fuse_receive_again(struct fuse_protocol *p, int code, bool stopping)
 {
-    struct pollfd one = {.fd = x->fd, .events = POLLIN};
     switch (code) {
     case EINTR:  /* a signal, mostly FUSE_STOP_SIGNAL */
     case ENOENT: /* the request was given up while it was read */
-        return true;
-    case EAGAIN: /* the caller gave a descriptor that does not block */
-        if (!atomic_load(&x->stopping))
-            poll(&one, 1, 100);
+    case EAGAIN: /* there is none, and the descriptor does not block */
         return true;
     case ENODEV:
     case ECONNABORTED:
-        if (!atomic_exchange(&x->gone, true) && !atomic_load(&x->stopping))
-            log_info(x->protocol.log, "volume %s: its FUSE file system was unmounted", x->protocol.name);
+        if (!atomic_exchange(&p->gone, true) && !stopping)
+            log_info(p->log, "volume %s: its FUSE file system was unmounted", p->name);
         return false;
     default:
-        if (!atomic_exchange(&x->gone, true))
-            log_error(x->protocol.log,
-                      "volume %s: cannot read from /dev/fuse, the volume is not served any more: %s",
-                      x->protocol.name, strerrordesc_np(code));
+        if (!atomic_exchange(&p->gone, true))
+            log_error(p->log, "volume %s: cannot read from /dev/fuse, the volume is not served any more: %s", p->name,
+                      strerrordesc_np(code));
         return false;
     }
 }
@@ -168,8 +161,12 @@ static void *serve(void *context)
         if (n == 0)
             break; /* not a FUSE device: the other end of a test's socket was closed */
         if (n < 0) {
-            if (!receive_again(x, errno))
+            struct pollfd one = {.fd = x->fd, .events = POLLIN};
+            int code = errno;
+            if (!fuse_receive_again(&x->protocol, code, atomic_load(&x->stopping)))
                 break;
+            if (code == EAGAIN && !atomic_load(&x->stopping)) /* the caller gave a descriptor that does not block */
+                poll(&one, 1, 100);
             continue;
         }
         if ((size_t)n < sizeof(struct fuse_in_header))
@@ -178,7 +175,7 @@ static void *serve(void *context)
         struct fuse_answer answer;
         fuse_protocol_handle(&x->protocol, thread->buffer, (size_t)n, &answer);
         if (answer.wanted)
-            send_answer(x, fd, unique, &answer);
+            fuse_send_answer(&x->protocol, fd, unique, &answer);
     }
     atomic_store(&thread->ended, true);
     return NULL;
@@ -244,12 +241,13 @@ int fuse_export_start(const struct fuse_export_options *options, struct fuse_exp
     x->fd = options->fd;
     x->nonblock_fd = options->nonblock_fd;
     x->spin_ns = options->nonblock_fd >= 0 ? options->spin_us * NS_PER_US : 0;
-    x->thread_count = threads;
+    bool queues = block_can_queue(options->block) && options->nonblock_fd >= 0;
+    x->thread_count = queues ? 0 : threads;
     int r = prepare_threads(x, err);
     if (r == 0) {
         if (options->resume)
             request_resend(x);
-        r = run_threads(x, err);
+        r = queues ? fuse_loop_start(&x->protocol, x->nonblock_fd, x->spin_ns, &x->loop, err) : run_threads(x, err);
     }
     if (r < 0) {
         fuse_export_free(x);
@@ -263,6 +261,8 @@ void fuse_export_stop(struct fuse_export *x)
 {
     const struct timespec interval = {.tv_nsec = FUSE_STOP_INTERVAL_NS};
     atomic_store(&x->stopping, true);
+    fuse_loop_free(x->loop);
+    x->loop = NULL;
     for (unsigned i = 0; i < x->thread_count; i++) {
         struct fuse_thread *thread = &x->threads[i];
         if (!thread->started)

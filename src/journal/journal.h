@@ -91,6 +91,30 @@ int journal_append(struct journal *j, const struct journal_record *record, struc
 void journal_backed(struct journal *j, const struct journal_ticket *ticket);
 /* Waits until the frame is written to the segment (not durable). -ESHUTDOWN if the journal was suspended instead. */
 int journal_wait(struct journal *j, const struct journal_ticket *ticket, struct error *err) MUST_CHECK;
+
+/* For a thread that must not block (block/queue.h): as journal_append, with -EAGAIN where that would wait for room. The
+ * frame is not started before journal_push. */
+int journal_try_append(struct journal *j, const struct journal_record *record, struct journal_ticket *ret,
+                       struct error *err) MUST_CHECK;
+/* Starts writing what was appended; does not wait. */
+void journal_push(struct journal *j);
+/* Takes note of frames that the kernel has ended, and starts the next; does not wait. */
+void journal_poll(struct journal *j);
+/* Whether the record is written. *ret_lost: it will never be, the journal is suspended. */
+bool journal_is_written(struct journal *j, const struct journal_ticket *ticket, bool *ret_lost);
+/* Wakes a thread that sleeps in poll(2) on `fd` (an eventfd, non-blocking) and journal_poll_fd: set `asleep`, poll the
+ * journal once more, then sleep. */
+struct journal_listener {
+    int fd;
+    _Atomic bool asleep;
+    struct journal_listener *next;
+};
+/* The listener stays until journal_unlisten, which is called before the journal is closed. */
+void journal_listen(struct journal *j, struct journal_listener *l);
+void journal_unlisten(struct journal *j, struct journal_listener *l);
+/* Readable when journal_poll will find something. */
+int journal_poll_fd(const struct journal *j);
+
 /* Between these, appends of other threads wait, so that the parts of one request get successive LSNs. */
 void journal_exclusive_begin(struct journal *j);
 void journal_exclusive_end(struct journal *j);

@@ -62,6 +62,8 @@ struct journal {
     uint64_t complete_number;         /* oldest frame that is not known to be written */
     _Atomic uint32_t inflight;        /* frames that the kernel has */
     _Atomic bool reaping;             /* somebody waits for a frame in flight */
+    _Atomic uint32_t sleepers;        /* of wait_event and wait_room */
+    struct journal_listener *listeners;
     uint32_t previous_crc;
     uint64_t demand_lsn; /* a frame with records up to it is written even when it has room */
     uint64_t next_lsn, last_lsn; /* next_lsn may lie further on than last_lsn + 1: after a loss, LSNs are left out */

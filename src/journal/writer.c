@@ -9,6 +9,7 @@
 #include <linux/futex.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -28,10 +29,15 @@ static uint32_t slot_of(uint64_t number)
     return (uint32_t)(number % RING_SLOTS);
 }
 
-static void wait_event(struct frame *f, uint32_t seen)
+/* Sleeps until the event is no longer `seen`, unless a frame is in flight that nobody reaps: whoever gives up reaping
+ * looks for sleepers after it. */
+static void wait_event(struct journal *j, struct frame *f, uint32_t seen)
 {
     atomic_fetch_add(&f->waiters, 1);
-    syscall(SYS_futex, &f->event, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
+    atomic_fetch_add(&j->sleepers, 1);
+    if (atomic_load(&j->reaping) || !atomic_load(&j->inflight))
+        syscall(SYS_futex, &f->event, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
+    atomic_fetch_sub(&j->sleepers, 1);
     atomic_fetch_sub(&f->waiters, 1);
 }
 static void signal_event(struct frame *f, int waiters)
@@ -76,6 +82,14 @@ static void free_if_done(struct journal *j, struct frame *f)
         free_frame(j, f);
 }
 
+/* With the mutex: wakes those that sleep in poll(2). */
+static void wake_listeners(struct journal *j)
+{
+    for (struct journal_listener *l = j->listeners; l; l = l->next)
+        if (atomic_exchange(&l->asleep, false) && eventfd_write(l->fd, 1) < 0)
+            log_error(j->log, "cannot wake a thread of the journal: %s", strerrordesc_np(errno));
+}
+
 void writer_suspend(struct journal *j, const char *reason)
 {
     if (j->suspended)
@@ -96,6 +110,7 @@ void writer_suspend(struct journal *j, const char *reason)
     pthread_cond_broadcast(&j->room);
     pthread_cond_broadcast(&j->sealed);
     pthread_cond_signal(&j->work);
+    wake_listeners(j);
 }
 
 /* Moves on to the segment that is ready. false: there is none yet. */
@@ -228,6 +243,7 @@ static void complete(struct journal *j, struct frame *f, int result)
     }
     if (j->room_waiters)
         pthread_cond_signal(&j->room);
+    wake_listeners(j);
 }
 
 /* Without the mutex: waits for the frame in flight and completes it, unless somebody else does. */
@@ -260,7 +276,7 @@ static bool reap(struct journal *j)
 static void wait_progress(struct journal *j, struct frame *f, uint32_t seen)
 {
     if (!reap(j))
-        wait_event(f, seen);
+        wait_event(j, f, seen);
 }
 
 void writer_wait_frame(struct journal *j, uint64_t number)
@@ -276,6 +292,7 @@ void writer_wait_frame(struct journal *j, uint64_t number)
 static void wait_room(struct journal *j)
 {
     j->room_waiters++;
+    atomic_fetch_add(&j->sleepers, 1);
     if (j->inflight && !j->reaping) {
         pthread_mutex_unlock(&j->mutex);
         reap(j);
@@ -283,6 +300,7 @@ static void wait_room(struct journal *j)
     } else {
         pthread_cond_wait(&j->room, &j->mutex);
     }
+    atomic_fetch_sub(&j->sleepers, 1);
     j->room_waiters--;
 }
 
@@ -304,6 +322,70 @@ static void reap_if_ended(struct journal *j)
         complete(j, f, result);
     else if (j->inflight) /* who found it taken meanwhile goes to sleep: not for ever */
         signal_event(frame_of(j, j->complete_number), 1);
+}
+
+void journal_poll(struct journal *j)
+{
+    bool idle = false;
+    while (atomic_load(&j->inflight) && atomic_compare_exchange_strong(&j->reaping, &idle, true)) {
+        struct io_uring_cqe *cqe;
+        bool ended = j->inflight && io_uring_peek_cqe(&j->uring, &cqe) == 0;
+        if (ended) {
+            struct frame *f = io_uring_cqe_get_data(cqe);
+            int result = cqe->res;
+            io_uring_cqe_seen(&j->uring, cqe);
+            pthread_mutex_lock(&j->mutex);
+            j->reaping = false;
+            complete(j, f, result);
+            pthread_mutex_unlock(&j->mutex);
+            continue;
+        }
+        j->reaping = false;
+        if (j->sleepers && j->inflight) { /* who found it taken meanwhile goes to sleep: not for ever */
+            pthread_mutex_lock(&j->mutex);
+            signal_event(frame_of(j, j->complete_number), 1);
+            if (j->room_waiters)
+                pthread_cond_signal(&j->room);
+            pthread_mutex_unlock(&j->mutex);
+        }
+        break;
+    }
+}
+
+void journal_push(struct journal *j)
+{
+    MUTEX_GUARD(guard, &j->mutex);
+    j->demand_lsn = j->last_lsn;
+    writer_try_submit(j);
+}
+
+bool journal_is_written(struct journal *j, const struct journal_ticket *ticket, bool *ret_lost)
+{
+    bool suspended = j->suspended, written = atomic_load(&j->written_lsn) >= ticket->lsn.n;
+    *ret_lost = !written && suspended;
+    return written || suspended;
+}
+
+void journal_listen(struct journal *j, struct journal_listener *l)
+{
+    MUTEX_GUARD(guard, &j->mutex);
+    l->next = j->listeners;
+    j->listeners = l;
+}
+
+void journal_unlisten(struct journal *j, struct journal_listener *l)
+{
+    MUTEX_GUARD(guard, &j->mutex);
+    struct journal_listener **at = &j->listeners;
+    while (*at && *at != l)
+        at = &(*at)->next;
+    if (*at)
+        *at = l->next;
+}
+
+int journal_poll_fd(const struct journal *j)
+{
+    return j->uring.ring_fd;
 }
 
 /* ---- appending ---- */
@@ -330,8 +412,9 @@ static void read_clocks(struct journal *j, struct frame *f)
     }
 }
 
-/* Makes the open frame one that has room, waiting for a slot if it must. */
-static struct frame *open_frame(struct journal *j, uint32_t payload_blocks)
+/* Makes the open frame one that has room; NULL when the journal is suspended, or where it would have to wait for a slot
+ * and shall not. */
+static struct frame *open_frame(struct journal *j, uint32_t payload_blocks, bool wait)
 {
     for (;;) {
         if (j->suspended)
@@ -361,6 +444,8 @@ static struct frame *open_frame(struct journal *j, uint32_t payload_blocks)
             atomic_store(&slot->number, f->number);
             continue;
         }
+        if (!wait)
+            return NULL;
         wait_room(j);
     }
 }
@@ -425,7 +510,7 @@ static void fill(struct journal *j, struct frame *f, const struct journal_record
                           memory_order_release);
 }
 
-int journal_append(struct journal *j, const struct journal_record *record, struct journal_ticket *ret, struct error *err)
+static int append(struct journal *j, const struct journal_record *record, bool wait, struct journal_ticket *ret, struct error *err)
 {
     assert(record->payload_bytes <= JOURNAL_PAYLOAD_MAX_BYTES);
     uint32_t payload_blocks = (record->payload_bytes + JOURNAL_BLOCK_BYTES - 1) / JOURNAL_BLOCK_BYTES;
@@ -433,9 +518,12 @@ int journal_append(struct journal *j, const struct journal_record *record, struc
         return error_set(err, -EFBIG, "a record of %u bytes does not fit the journal's segments", record->payload_bytes);
     struct journal_ticket ticket;
     pthread_mutex_lock(&j->mutex);
-    struct frame *f = open_frame(j, payload_blocks);
+    struct frame *f = open_frame(j, payload_blocks, wait);
     if (!f) {
+        bool suspended = j->suspended;
         pthread_mutex_unlock(&j->mutex);
+        if (!suspended)
+            return -EAGAIN;
         return error_set(err, -ESHUTDOWN, "the journal is suspended: %s", j->reason);
     }
     reserve(j, f, record, payload_blocks, &ticket);
@@ -446,12 +534,24 @@ int journal_append(struct journal *j, const struct journal_record *record, struc
     pthread_mutex_lock(&j->mutex);
     if (f->number == ticket.frame) { /* else it was suspended meanwhile */
         f->filled++;
-        reap_if_ended(j);
-        writer_try_submit(j);
+        if (wait || record->lazy) { /* else journal_push follows */
+            reap_if_ended(j);
+            writer_try_submit(j);
+        }
     }
     pthread_mutex_unlock(&j->mutex);
     *ret = ticket;
     return 0;
+}
+
+int journal_append(struct journal *j, const struct journal_record *record, struct journal_ticket *ret, struct error *err)
+{
+    return append(j, record, true, ret, err);
+}
+
+int journal_try_append(struct journal *j, const struct journal_record *record, struct journal_ticket *ret, struct error *err)
+{
+    return append(j, record, false, ret, err);
 }
 
 void journal_backed(struct journal *j, const struct journal_ticket *ticket)

@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 #include "volume/group_internal.h"
 
@@ -52,6 +54,10 @@ int group_add_volume(struct group *g, const char *name, uint64_t size_bytes, con
     v->block = (struct block){.ops = &volume_ops, .size_bytes = size_bytes};
     v->group = g;
     v->id = info.id;
+    v->listener.fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (v->listener.fd < 0)
+        return error_errno(err, -errno, "volume %s", name); /* group_free closes the backing */
+    journal_listen(g->journal, &v->listener);
     memcpy(v->name, info.name, sizeof v->name);
     uint64_t grains = (size_bytes + GROUP_GRAIN_BYTES - 1) / GROUP_GRAIN_BYTES;
     r = grain_map_init(&v->stale, grains, err);
@@ -159,6 +165,8 @@ void group_free(struct group *g)
     grains_close_image(g, g->stale_pin, &g->stale_image);
     grains_close_image(g, g->compare_pin, &g->compare_image);
     for (size_t i = 0; i < g->volume_count; i++) {
+        journal_unlisten(g->journal, &g->volumes[i].listener);
+        close(g->volumes[i].listener.fd);
         block_free(g->volumes[i].backing);
         grain_map_release(&g->volumes[i].stale);
         grain_map_release(&g->volumes[i].unverified);

@@ -30,6 +30,7 @@ struct volume {
     struct block *backing;
     struct grain_map stale, unverified;
     _Atomic bool failed;
+    struct journal_listener listener; /* of the thread that has the volume's queue */
     _Atomic uint64_t written_bytes, read_bytes, discarded_bytes, writes, reads, flushes;
 };
 
@@ -61,8 +62,24 @@ struct group {
     bool stop, idle;
 };
 
+enum change_kind { CHANGE_WRITE, CHANGE_DISCARD, CHANGE_ZERO };
+
+struct change {
+    enum change_kind kind;
+    uint64_t lba, length; /* sectors */
+    const char *data;
+    unsigned flags;
+};
+
 /* ---- volume.c ---- */
 extern const struct block_ops volume_ops;
+/* Carries a change out on the backing, `data` the journal's copy; and what follows when that failed: the journal is told
+ * what the backing really holds. Both block. */
+int volume_change_backing(struct volume *v, const struct change *c, const void *data, struct error *err) MUST_CHECK;
+void volume_after_backing_error(struct volume *v, uint64_t lba, uint64_t length, const struct error *cause);
+
+/* ---- volume_async.c ---- */
+extern const struct block_async_ops volume_async_ops;
 /* Appends what the backing holds in a range as RESYNC. Under the range lock. */
 int volume_resync(struct volume *v, uint64_t lba, uint32_t length, struct error *err) MUST_CHECK;
 

@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "volume/range_lock.h"
 
-#include <stdbool.h>
-
 void range_lock_init(struct range_lock *l)
 {
     pthread_mutexattr_t attributes; /* short sections: spin a little before sleeping */
@@ -34,6 +32,24 @@ static bool is_free(const struct range_lock *l, const struct range *want)
     return true;
 }
 
+static uint32_t enter(struct range_lock *l, const struct range *want)
+{
+    uint32_t slot = l->order[l->active++];
+    l->ranges[slot] = *want;
+    return slot;
+}
+
+bool range_lock_try(struct range_lock *l, uint32_t volume, uint64_t lba, uint64_t length, uint32_t *ret_slot)
+{
+    struct range want = {volume, lba, lba + length};
+    pthread_mutex_lock(&l->mutex);
+    bool free = is_free(l, &want) && l->waiters == 0;
+    if (free)
+        *ret_slot = enter(l, &want);
+    pthread_mutex_unlock(&l->mutex);
+    return free;
+}
+
 uint32_t range_lock_take(struct range_lock *l, uint32_t volume, uint64_t lba, uint64_t length)
 {
     struct range want = {volume, lba, lba + length};
@@ -43,8 +59,7 @@ uint32_t range_lock_take(struct range_lock *l, uint32_t volume, uint64_t lba, ui
         pthread_cond_wait(&l->changed, &l->mutex);
         l->waiters--;
     }
-    uint32_t slot = l->order[l->active++];
-    l->ranges[slot] = want;
+    uint32_t slot = enter(l, &want);
     pthread_mutex_unlock(&l->mutex);
     return slot;
 }

@@ -5,6 +5,7 @@
 #define TIDEMARK_VOLUME_RANGE_LOCK_H
 
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #define RANGE_LOCK_MAX 256u
@@ -25,6 +26,8 @@ void range_lock_init(struct range_lock *l);
 void range_lock_release(struct range_lock *l);
 /* Blocks until nothing that overlaps is locked. Returns the slot for range_lock_drop. */
 uint32_t range_lock_take(struct range_lock *l, uint32_t volume, uint64_t lba, uint64_t length);
+/* As take, but never waits: false when it would have to. */
+bool range_lock_try(struct range_lock *l, uint32_t volume, uint64_t lba, uint64_t length, uint32_t *ret_slot);
 void range_lock_drop(struct range_lock *l, uint32_t slot);
 
 #endif

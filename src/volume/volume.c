@@ -78,8 +78,7 @@ int volume_resync(struct volume *v, uint64_t lba, uint32_t length, struct error 
     return r;
 }
 
-/* A backing operation failed after its record was journaled: the journal is told what the backing really holds. */
-static void after_backing_error(struct volume *v, uint64_t lba, uint64_t length, const struct error *cause)
+void volume_after_backing_error(struct volume *v, uint64_t lba, uint64_t length, const struct error *cause)
 {
     struct error err = ERROR_INIT;
     log_error(v->group->log, "volume %s: %s", v->name, cause->message);
@@ -97,16 +96,7 @@ static void after_backing_error(struct volume *v, uint64_t lba, uint64_t length,
     }
 }
 
-enum change_kind { CHANGE_WRITE, CHANGE_DISCARD, CHANGE_ZERO };
-
-struct change {
-    enum change_kind kind;
-    uint64_t lba, length; /* sectors */
-    const char *data;
-    unsigned flags;
-};
-
-static int change_backing(struct volume *v, const struct change *c, const void *data, struct error *err)
+int volume_change_backing(struct volume *v, const struct change *c, const void *data, struct error *err)
 {
     uint64_t offset = c->lba * BLOCK_SECTOR_BYTES, length = c->length * BLOCK_SECTOR_BYTES;
     switch (c->kind) {
@@ -140,14 +130,14 @@ static int change_part(struct volume *v, const struct change *c, bool last, stru
     int r = journal_append(g->journal, &record, &ticket, err);
     if (r == -ESHUTDOWN) { /* availability: the application's write goes on */
         atomic_fetch_add(&g->unjournaled, 1);
-        return change_backing(v, c, c->data, err);
+        return volume_change_backing(v, c, c->data, err);
     }
     if (r < 0)
         return r;
-    r = change_backing(v, c, write ? ticket.payload : NULL, err);
+    r = volume_change_backing(v, c, write ? ticket.payload : NULL, err);
     journal_backed(g->journal, &ticket);
     if (r < 0)
-        after_backing_error(v, c->lba, c->length, err);
+        volume_after_backing_error(v, c->lba, c->length, err);
     *ret_ticket = ticket;
     return r;
 }
@@ -270,4 +260,5 @@ const struct block_ops volume_ops = {
     .discard = volume_discard,
     .zero = volume_zero,
     .extents = volume_extents,
+    .async = &volume_async_ops,
 };

@@ -5,7 +5,9 @@
  *
  * counters: J2. One thread writes k to volume A, another writes to B whatever k was acknowledged on A: no point, opened
  * while they run or afterwards, nor after a kill, may show B > A.
- * stress: eight threads write, zero, discard and flush overlapping ranges of three volumes, while others seal, merge, drop
+ * Both writers go by a queue (block/queue.h) half of the time.
+ * stress: eight threads write, zero, discard and flush overlapping ranges of three volumes, two more have many requests
+ * under way in a queue, while others seal, merge, drop
  * history, rewind and read pinned points. J4: whenever everybody stands still, live = image(latest). J5: a pinned point
  * reads the same as long as it is pinned. J8: a rewind makes live what the point was. Meant for TSan too. */
 #include <errno.h>
@@ -19,12 +21,15 @@
 
 #include "base/crc32c.h"
 #include "base/io.h"
+#include "block/queue.h"
 #include "journal/journal.h"
 #include "view/image.h"
 #include "volume/group.h"
 
 #define MAX_VOLUMES 3
 #define WRITERS 8
+#define QUEUERS 2
+#define DEPTH 12u /* of a queue */
 #define COUNTERS 16 /* places of the counter in each volume, one after the other */
 
 struct setup {
@@ -126,19 +131,73 @@ static void close_point(struct setup *s, const char *pin, struct image *image)
     atomic_fetch_add(&s->points, 1);
 }
 
+/* ---- queues ---- */
+
+struct queued {
+    struct setup *s;
+    struct block *block;
+    struct block_queue *queue;
+};
+
+static struct queued queue_new(struct setup *s, size_t volume)
+{
+    struct error err = ERROR_INIT;
+    struct queued q = {.s = s, .block = group_volume_block(s->group, volume)};
+    OK(s, block_queue_new(q.block, DEPTH, &q.queue, &err));
+    return q;
+}
+
+/* Looks for requests that have ended, asleep until there is one. */
+static void queue_wait(struct queued *q)
+{
+    struct error err = ERROR_INIT;
+    struct pollfd fds[BLOCK_QUEUE_MAX_FDS];
+    unsigned count = block_queue_prepare_sleep(q->queue, fds);
+    struct block_request *done = block_queue_poll(q->queue);
+    if (!done && poll(fds, count, 20000) == 0)
+        die(q->s, "queue", "nothing wakes it within 20 s");
+    for (; done; done = done->next)
+        if (done->outcome == BLOCK_STEP_BLOCKS)
+            OK(q->s, block_finish(q->block, done, &err));
+}
+
+static void queue_drain(struct queued *q)
+{
+    while (block_queue_busy(q->queue))
+        queue_wait(q);
+}
+
+/* Begins it, or does it the blocking way, which may wait for what this thread has under way. */
+static void queue_write(struct queued *q, struct block_request *r, void *data, size_t bytes, uint64_t offset)
+{
+    struct error err = ERROR_INIT;
+    *r = (struct block_request){.write = true, .data = data, .length_bytes = bytes, .offset_bytes = offset};
+    if (block_queue_start(q->queue, r) == 0)
+        return;
+    queue_drain(q);
+    OK(q->s, block_pwrite(q->block, data, bytes, offset, 0, &err));
+}
+
 /* ---- counters (J2) ---- */
 
 static void *count_on_a(void *context)
 {
     struct setup *s = context;
     struct error err = ERROR_INIT;
-    uint64_t block[512] = {0};
+    uint64_t block[512] __attribute__((aligned(4096))) = {0};
+    struct queued q = queue_new(s, 0);
+    struct block_request request;
     for (uint64_t k = 1; running(s); k++) {
         block[0] = k;
-        OK(s, block_pwrite(group_volume_block(s->group, 0), block, sizeof block, k % COUNTERS * 4096, 0, &err));
+        if (k / 64 % 2)
+            OK(s, block_pwrite(q.block, block, sizeof block, k % COUNTERS * 4096, 0, &err));
+        else
+            queue_write(&q, &request, block, sizeof block, k % COUNTERS * 4096);
+        queue_drain(&q);
         atomic_store(&s->acknowledged, k);
         atomic_fetch_add(&s->operations, 1);
     }
+    block_queue_free(q.queue);
     return NULL;
 }
 
@@ -146,13 +205,19 @@ static void *count_on_b(void *context)
 {
     struct setup *s = context;
     struct error err = ERROR_INIT;
-    uint64_t block[512] = {0}, random = s->seed + 1;
+    uint64_t block[512] __attribute__((aligned(4096))) = {0}, random = s->seed + 1;
+    struct queued q = queue_new(s, 1);
+    struct block_request request;
     while (running(s)) {
         uint64_t k = atomic_load(&s->acknowledged);
         block[0] = k;
-        OK(s, block_pwrite(group_volume_block(s->group, 1), block, sizeof block, k % COUNTERS * 4096,
-                           next_random(&random) % 8 ? 0 : BLOCK_FUA, &err));
+        if (next_random(&random) % 2)
+            queue_write(&q, &request, block, sizeof block, k % COUNTERS * 4096);
+        else
+            OK(s, block_pwrite(q.block, block, sizeof block, k % COUNTERS * 4096, next_random(&random) % 8 ? 0 : BLOCK_FUA, &err));
+        queue_drain(&q);
     }
+    block_queue_free(q.queue);
     return NULL;
 }
 
@@ -274,6 +339,34 @@ static void *write_at_random(void *context)
             usleep(200); /* lets those who wait for quiet in */
     }
     io_free_pages(data, 256 * 1024);
+    return NULL;
+}
+
+/* Many requests at a time, overlapping ones among them. */
+static void *queue_at_random(void *context)
+{
+    struct setup *s = context;
+    uint64_t random = s->seed + 700 + atomic_fetch_add(&s->written, 1), volume = next_random(&random) % 3;
+    struct queued q = queue_new(s, volume);
+    struct block_request requests[DEPTH];
+    char *data = io_alloc_pages(DEPTH * 65536);
+    while (data && running(s)) {
+        pthread_rwlock_rdlock(&s->quiet);
+        for (unsigned i = 0; i < DEPTH; i++) {
+            uint64_t pages = s->sizes[volume] / 4096, length = 1 + next_random(&random) % 8;
+            uint64_t page = next_random(&random) % (next_random(&random) % 2 ? 32 : pages);
+            if (page + length > pages)
+                length = pages - page;
+            for (uint64_t k = 0, word = next_random(&random); k < length * 512; k++)
+                ((uint64_t *)(void *)(data + i * 65536))[k] = word + k;
+            queue_write(&q, &requests[i], data + i * 65536, length * 4096, page * 4096);
+            atomic_fetch_add(&s->operations, 1);
+        }
+        queue_drain(&q);
+        pthread_rwlock_unlock(&s->quiet);
+    }
+    block_queue_free(q.queue);
+    io_free_pages(data, DEPTH * 65536);
     return NULL;
 }
 
@@ -431,17 +524,17 @@ static void *read_pinned(void *context)
 static void run_stress(struct setup *s)
 {
     struct error err = ERROR_INIT;
-    pthread_t threads[WRITERS + 5];
-    void *(*others[])(void *) = {compare_at_times, maintain, rewind_at_times, read_pinned, read_pinned};
+    pthread_t threads[WRITERS + QUEUERS + 5];
+    void *(*others[])(void *) = {compare_at_times, maintain, rewind_at_times, read_pinned, read_pinned, queue_at_random, queue_at_random};
     uint64_t random = s->seed + 600;
     s->volumes = 3;
     s->sizes[0] = 2 << 20;
     s->sizes[1] = (1 << 20) + 4096;
     s->sizes[2] = 256 << 10;
     open_all(s);
-    for (int i = 0; i < WRITERS + 5; i++)
+    for (int i = 0; i < WRITERS + QUEUERS + 5; i++)
         pthread_create(&threads[i], NULL, i < WRITERS ? write_at_random : others[i - WRITERS], s);
-    for (int i = 0; i < WRITERS + 5; i++)
+    for (int i = 0; i < WRITERS + QUEUERS + 5; i++)
         pthread_join(threads[i], NULL);
     OK(s, journal_sync(s->journal, -1, NULL, &err));
     compare(s, "J4 at the end", latest(s), "engine-end", &random);

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The FUSE server over a socket pair that keeps packets apart, as /dev/fuse does: the test plays the kernel.
- */
+/* The FUSE server over a socket pair that keeps packets apart, as /dev/fuse does: the test plays the kernel. Everything twice:
+ * with threads (a block in memory), and with the loop, for a block that can queue (a file). */
 #include "check.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/falloc.h>
 #include <pthread.h>
 #include <string.h>
@@ -15,6 +16,8 @@
 #define VOLUME_BYTES (1u << 20)
 #define IO_LIMIT_BYTES (64u << 10) /* fits the socket's buffer */
 #define ROUNDS 4000
+
+static bool by_loop;
 
 struct kernel {
     struct block *block;
@@ -35,9 +38,12 @@ static void start_on(struct kernel *k, struct block *block, bool resume, unsigne
     k->ours = pair[0];
     k->theirs = pair[1];
     k->block = block;
+    if (by_loop)
+        assert_int_equal(fcntl(k->theirs, F_SETFL, O_NONBLOCK), 0);
     struct fuse_export_options options = {.block = block,
                                           .fd = k->theirs,
-                                          .nonblock_fd = -1,
+                                          .nonblock_fd = by_loop ? k->theirs : -1,
+                                          .spin_us = by_loop ? 20 : 0,
                                           .resume = resume,
                                           .threads = threads,
                                           .name = "test"};
@@ -50,7 +56,16 @@ static struct kernel *start(bool resume)
     struct kernel *k = malloc(sizeof *k);
     struct block *block;
     assert_non_null(k);
-    check_ok(block_memory_new(VOLUME_BYTES, &block, &err));
+    if (by_loop) {
+        char path[] = "/var/tmp/tidemark-fuse-XXXXXX"; /* a disk's file system: what is in memory has no direct I/O */
+        int fd = mkstemp(path);
+        assert_true(fd >= 0);
+        check_ok(block_file_open(path, VOLUME_BYTES, false, &block, &err));
+        unlink(path);
+        close(fd);
+    } else {
+        check_ok(block_memory_new(VOLUME_BYTES, &block, &err));
+    }
     start_on(k, block, resume, 0);
     return k;
 }
@@ -353,7 +368,27 @@ static int failing_range(struct block *b, uint64_t length, uint64_t offset, unsi
     (void)length, (void)offset, (void)flags;
     return error_errno(err, ((struct failing_block *)b)->code, "test");
 }
-static const struct block_ops failing_ops = {.pread = failing_pread,
+/* A transfer that fails, so that a thread ends the request. */
+static int failing_start(struct block *b, struct block_request *r)
+{
+    (void)b;
+    block_queue_transfer(r, -1, r->data);
+    return 0;
+}
+static enum block_step failing_step(struct block *b, struct block_request *r)
+{
+    (void)b;
+    if (r->transferred != -EBADF)
+        abort();
+    return BLOCK_STEP_BLOCKS;
+}
+static int failing_finish(struct block *b, struct block_request *r, struct error *err)
+{
+    return r->write ? failing_pwrite(b, r->data, r->length_bytes, r->offset_bytes, 0, err)
+                    : failing_pread(b, r->data, r->length_bytes, r->offset_bytes, err);
+}
+static const struct block_async_ops failing_async_ops = {.start = failing_start, .step = failing_step, .finish = failing_finish};
+static struct block_ops failing_ops = {.pread = failing_pread,
                                              .pwrite = failing_pwrite,
                                              .flush = failing_flush,
                                              .discard = failing_range,
@@ -436,6 +471,20 @@ static void options_are_checked(void **state)
     fuse_export_free(NULL);
 }
 
+static int with_threads(void **state)
+{
+    (void)state;
+    by_loop = false;
+    return 0;
+}
+static int with_the_loop(void **state)
+{
+    (void)state;
+    by_loop = true;
+    failing_ops.async = &failing_async_ops;
+    return 0;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -449,5 +498,6 @@ int main(void)
         cmocka_unit_test(stop_answers_what_is_under_way),
         cmocka_unit_test(options_are_checked),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = cmocka_run_group_tests_name("threads", tests, with_threads, NULL);
+    return failed + cmocka_run_group_tests_name("loop", tests, with_the_loop, NULL);
 }

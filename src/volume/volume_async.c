@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The way of a request that must not block (block/queue.h): the same steps and the same order as in volume.c. What would
+ * have to wait there is refused here before anything was done, or handed back to be finished by a thread.
+ *
+ * A write holds the gate (shared) and its range from its start until its backing is written, the gate until the journal has
+ * it too; so a rewind waits for it, and an overlapping write comes later in both. */
+#include <assert.h>
+#include <errno.h>
+#include <sys/eventfd.h>
+
+#include "block/queue.h"
+#include "volume/group_internal.h"
+
+struct async {
+    struct journal_ticket ticket;
+    uint32_t range;
+    bool backed;
+};
+static_assert(sizeof(struct async) <= sizeof((struct block_request *)0)->own, "the request has room for it");
+
+static struct async *async_of(struct block_request *r)
+{
+    return (struct async *)(void *)r->own;
+}
+
+static int start_read(struct volume *v, struct block_request *r)
+{
+    if (atomic_load_explicit(&v->stale.set_count, memory_order_acquire))
+        return -EAGAIN;
+    atomic_fetch_add_explicit(&v->reads, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&v->read_bytes, r->length_bytes, memory_order_relaxed);
+    block_queue_transfer(r, block_file_fd(v->backing), r->data);
+    return 0;
+}
+
+/* With gate and range: gives the write its LSN. */
+static int append(struct volume *v, struct block_request *r)
+{
+    struct error ignored = ERROR_INIT;
+    if (!volume_is_plain(v))
+        return -EAGAIN;
+    struct journal_record record = {
+        .op = OP_WRITE,
+        .flags = RECORD_LAST,
+        .volume = v->id,
+        .lba = r->offset_bytes / BLOCK_SECTOR_BYTES,
+        .length = (uint32_t)(r->length_bytes / BLOCK_SECTOR_BYTES),
+        .payload = r->data,
+        .payload_bytes = (uint32_t)r->length_bytes,
+        .lazy = v->group->ack == GROUP_ACK_FLUSH,
+    };
+    /* Also when the journal is suspended: the blocking way knows what to do. */
+    return journal_try_append(v->group->journal, &record, &async_of(r)->ticket, &ignored) < 0 ? -EAGAIN : 0;
+}
+
+static int start_write(struct volume *v, struct block_request *r)
+{
+    struct group *g = v->group;
+    struct async *a = async_of(r);
+    *a = (struct async){0};
+    if (r->length_bytes > JOURNAL_PAYLOAD_MAX_BYTES || pthread_rwlock_tryrdlock(&g->gate) != 0)
+        return -EAGAIN;
+    if (!range_lock_try(&g->ranges, v->id, r->offset_bytes / BLOCK_SECTOR_BYTES, r->length_bytes / BLOCK_SECTOR_BYTES, &a->range)) {
+        pthread_rwlock_unlock(&g->gate);
+        return -EAGAIN;
+    }
+    if (append(v, r) < 0) {
+        range_lock_drop(&g->ranges, a->range);
+        pthread_rwlock_unlock(&g->gate);
+        return -EAGAIN;
+    }
+    atomic_fetch_add_explicit(&v->writes, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&v->written_bytes, r->length_bytes, memory_order_relaxed);
+    block_queue_transfer(r, block_file_fd(v->backing), (void *)(uintptr_t)a->ticket.payload);
+    return 0;
+}
+
+static int async_start(struct block *b, struct block_request *r)
+{
+    struct volume *v = (struct volume *)b;
+    if (!block_file_is_direct(v->backing, r->length_bytes, r->offset_bytes))
+        return -EAGAIN;
+    return r->write ? start_write(v, r) : start_read(v, r);
+}
+
+static enum block_step async_step(struct block *b, struct block_request *r)
+{
+    struct volume *v = (struct volume *)b;
+    struct group *g = v->group;
+    struct async *a = async_of(r);
+    bool lost = false;
+    if (r->transferred < 0 || (size_t)r->transferred != r->length_bytes)
+        return BLOCK_STEP_BLOCKS;
+    if (!r->write)
+        return BLOCK_STEP_DONE;
+    if (!a->backed) {
+        a->backed = true;
+        journal_backed(g->journal, &a->ticket);
+        range_lock_drop(&g->ranges, a->range);
+    }
+    if (g->ack == GROUP_ACK_WRITE && !journal_is_written(g->journal, &a->ticket, &lost)) {
+        journal_poll(g->journal);
+        if (!journal_is_written(g->journal, &a->ticket, &lost))
+            return BLOCK_STEP_WAITS;
+    }
+    if (lost) /* availability: the application's write goes on */
+        atomic_fetch_add(&g->unjournaled, 1);
+    pthread_rwlock_unlock(&g->gate);
+    return BLOCK_STEP_DONE;
+}
+
+static int finish_write(struct volume *v, struct block_request *r, struct error *err)
+{
+    struct group *g = v->group;
+    struct async *a = async_of(r);
+    struct error ignored = ERROR_INIT;
+    struct change c = {.kind = CHANGE_WRITE, .lba = r->offset_bytes / BLOCK_SECTOR_BYTES, .length = r->length_bytes / BLOCK_SECTOR_BYTES};
+    int result = volume_change_backing(v, &c, a->ticket.payload, err);
+    journal_backed(g->journal, &a->ticket);
+    if (result < 0)
+        volume_after_backing_error(v, c.lba, c.length, err);
+    range_lock_drop(&g->ranges, a->range);
+    if (result == 0 && g->ack == GROUP_ACK_WRITE && journal_wait(g->journal, &a->ticket, &ignored) == -ESHUTDOWN)
+        atomic_fetch_add(&g->unjournaled, 1);
+    pthread_rwlock_unlock(&g->gate);
+    return result;
+}
+
+/* A transfer that failed or was short is repeated whole. */
+static int async_finish(struct block *b, struct block_request *r, struct error *err)
+{
+    struct volume *v = (struct volume *)b;
+    return r->write ? finish_write(v, r, err) : block_pread(v->backing, r->data, r->length_bytes, r->offset_bytes, err);
+}
+
+static void async_push(struct block *b)
+{
+    struct group *g = ((struct volume *)b)->group;
+    if (g->ack == GROUP_ACK_WRITE)
+        journal_push(g->journal);
+}
+
+static unsigned async_prepare_sleep(struct block *b, struct pollfd *fds)
+{
+    struct volume *v = (struct volume *)b;
+    eventfd_t ignored;
+    while (eventfd_read(v->listener.fd, &ignored) == 0)
+        ;
+    atomic_store(&v->listener.asleep, true);
+    fds[0] = (struct pollfd){.fd = v->listener.fd, .events = POLLIN};
+    fds[1] = (struct pollfd){.fd = journal_poll_fd(v->group->journal), .events = POLLIN};
+    return 2;
+}
+
+const struct block_async_ops volume_async_ops = {
+    .start = async_start,
+    .step = async_step,
+    .finish = async_finish,
+    .push = async_push,
+    .prepare_sleep = async_prepare_sleep,
+};
