@@ -24,8 +24,7 @@ struct block_request {
     uint64_t offset_bytes;
     void *context; /* the caller's */
 
-    /* The outcome: BLOCK_STEP_DONE (the request was carried out) or BLOCK_STEP_BLOCKS (call block_finish). */
-    int outcome;
+    int outcome; /* any but BLOCK_STEP_WAITS; DONE: the request was carried out */
 
     /* Of the queue and the block. */
     struct block_queue *queue;
@@ -39,6 +38,7 @@ enum block_step {
     BLOCK_STEP_DONE,
     BLOCK_STEP_WAITS,  /* for something else: ask again */
     BLOCK_STEP_BLOCKS, /* block_finish, by a thread that may block */
+    BLOCK_STEP_AGAIN,  /* nothing is held any more: block_pread or block_pwrite is to do it again, whole */
 };
 
 /* Room for `depth` requests at a time, of a block that block_can_queue and that outlives the queue. -ENOSYS or another error
@@ -59,7 +59,7 @@ unsigned block_queue_busy(const struct block_queue *q);
  * something; their number. Call block_queue_poll once more after it, and sleep only when that returns nothing: what was
  * there before is found so, what comes later wakes. */
 unsigned block_queue_prepare_sleep(struct block_queue *q, struct pollfd fds[BLOCK_QUEUE_MAX_FDS]);
-/* Ends a request whose outcome is BLOCK_STEP_BLOCKS. In any thread; blocks. */
+/* Ends a request whose outcome is BLOCK_STEP_BLOCKS, in any thread; blocks. 0, BLOCK_STEP_AGAIN, or an error. */
 int block_finish(struct block *b, struct block_request *r, struct error *err) MUST_CHECK;
 
 /* ---- for implementations: block_async_ops of struct block_ops ---- */

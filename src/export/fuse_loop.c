@@ -121,25 +121,39 @@ static void wake(struct fuse_loop *l)
 
 /* ---- the threads that may block ---- */
 
-static void do_job(struct fuse_loop *l, struct slot *s)
+static void hand_over(struct fuse_loop *l, struct slot_list *list, pthread_cond_t *there, struct slot *s)
+{
+    pthread_mutex_lock(&l->mutex);
+    list_add(list, s);
+    pthread_cond_signal(there);
+    pthread_mutex_unlock(&l->mutex);
+}
+
+static bool do_job(struct fuse_loop *l, struct slot *s)
 {
     struct fuse_answer answer;
     fuse_protocol_handle(l->protocol, s->buffer, s->length_bytes, &answer);
     if (answer.wanted)
         fuse_send_answer(l->protocol, l->fd, unique_of(s), &answer);
+    return true;
 }
 
-static void do_finish(struct fuse_loop *l, struct slot *s)
+static bool do_finish(struct fuse_loop *l, struct slot *s)
 {
     struct error err = ERROR_INIT;
     struct fuse_answer answer;
     int r = block_finish(l->protocol->block, &s->request, &err);
+    if (r == BLOCK_STEP_AGAIN) {
+        hand_over(l, &l->jobs, &l->job_there, s);
+        return false;
+    }
     fuse_protocol_transferred(l->protocol, &s->request, r, &err, &answer);
     fuse_send_answer(l->protocol, l->fd, unique_of(s), &answer);
+    return true;
 }
 
-/* Works off a list until the loop ends. */
-static void work(struct fuse_loop *l, struct slot_list *list, pthread_cond_t *there, void (*act)(struct fuse_loop *, struct slot *))
+/* Works off a list until the loop ends. `act`: false when it has given the slot away. */
+static void work(struct fuse_loop *l, struct slot_list *list, pthread_cond_t *there, bool (*act)(struct fuse_loop *, struct slot *))
 {
     pthread_mutex_lock(&l->mutex);
     for (;;) {
@@ -151,8 +165,10 @@ static void work(struct fuse_loop *l, struct slot_list *list, pthread_cond_t *th
             continue;
         }
         pthread_mutex_unlock(&l->mutex);
-        act(l, s);
+        bool ours = act(l, s);
         pthread_mutex_lock(&l->mutex);
+        if (!ours)
+            continue;
         s->next = l->returned;
         l->returned = s;
         if (atomic_exchange(&l->starved, false))
@@ -173,14 +189,6 @@ static void *finisher_main(void *context)
     struct fuse_loop *l = context;
     work(l, &l->finishes, &l->finish_there, do_finish);
     return NULL;
-}
-
-static void hand_over(struct fuse_loop *l, struct slot_list *list, pthread_cond_t *there, struct slot *s)
-{
-    pthread_mutex_lock(&l->mutex);
-    list_add(list, s);
-    pthread_cond_signal(there);
-    pthread_mutex_unlock(&l->mutex);
 }
 
 /* ---- the loop ---- */
@@ -238,6 +246,10 @@ static bool end_requests(struct fuse_loop *l)
         done = r->next;
         if (r->outcome == BLOCK_STEP_BLOCKS) {
             hand_over(l, &l->finishes, &l->finish_there, s);
+            continue;
+        }
+        if (r->outcome == BLOCK_STEP_AGAIN) {
+            hand_over(l, &l->jobs, &l->job_there, s);
             continue;
         }
         fuse_protocol_transferred(l->protocol, r, 0, NULL, &answer);

@@ -393,6 +393,19 @@ static int resolve_in_book(const struct book *b, const struct point *point, stru
     return 0;
 }
 
+/* A time after the last point before a gap: what was written in the gap may have come before it. */
+static void note_gap(struct journal *j, const struct point *point, struct journal_point *found)
+{
+    uint64_t asked = point->kind == POINT_TIME ? point->realtime_ns : clock_realtime_ns(j->clock) - point->ago_ns;
+    if ((point->kind != POINT_TIME && point->kind != POINT_AGO) || asked <= found->realtime_ns || found->note[0])
+        return;
+    MUTEX_GUARD(guard, &j->mutex);
+    for (size_t i = 0; i < j->manifest.refused_count; i++)
+        if (j->manifest.refused[i].low.n == found->lsn.n)
+            snprintf(found->note, sizeof found->note,
+                     "a gap follows this point: writes that were not journaled may have come before the time that was asked for");
+}
+
 int journal_resolve(struct journal *j, const struct point *point, struct journal_point *ret, struct error *err)
 {
     struct book book;
@@ -406,9 +419,11 @@ int journal_resolve(struct journal *j, const struct point *point, struct journal
     r = resolve_in_book(&book, point, &found, err);
     release_book(&book);
     if (r == 0)
-        r = history_check_refused(j, found.lsn, err);
-    if (r == 0)
-        *ret = found;
+        r = history_check_refused(j, point->kind == POINT_LSN ? point->lsn : found.lsn, err);
+    if (r < 0)
+        return r;
+    note_gap(j, point, &found);
+    *ret = found;
     return r;
 }
 

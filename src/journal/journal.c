@@ -72,7 +72,7 @@ static void free_journal(struct journal *j)
         io_free_pages(j->scratch, j->options.segment_records * sizeof *j->scratch);
     manifest_release(&j->manifest);
     index_cache_free(j->cache);
-    int fds[] = {j->active_fd, j->sealing_fd, j->ready_fd, j->lock_fd};
+    int fds[] = {j->active_fd, j->sealing_fd, j->ready_fd, j->resume_fd, j->lock_fd};
     for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
         if (fds[i] >= 0)
             close(fds[i]);
@@ -92,7 +92,7 @@ static int new_journal(const struct journal_options *options, struct journal **r
     j->options = *options;
     j->clock = options->clock ? options->clock : clock_system();
     j->log = options->log;
-    j->lock_fd = j->active_fd = j->sealing_fd = j->ready_fd = -1;
+    j->lock_fd = j->active_fd = j->sealing_fd = j->ready_fd = j->resume_fd = -1;
     if (!j->options.segment_blocks)
         j->options.segment_blocks = JOURNAL_SEGMENT_BLOCKS;
     if (!j->options.segment_records)
@@ -289,7 +289,7 @@ int journal_refuse_end(struct journal *j, struct lsn high, struct error *err)
     size_t count = j->manifest.refused_count;
     if (count && j->manifest.refused[count - 1].high.n == 0)
         j->manifest.refused[count - 1].high = high;
-    j->manifest.suspended = false;
+    j->manifest.suspended = j->suspended;
     pthread_mutex_unlock(&j->mutex);
     return sealer_save(j, err);
 }

@@ -27,6 +27,10 @@
 
 struct journal;
 
+/* Makes steps fail, for tests: called before each, with its name ("write", "sync", "segment", "seal", "save"); a negative
+ * errno fails it. In any thread. */
+typedef int (*journal_fault)(void *context, const char *step);
+
 struct journal_options {
     const char *directory;
     uint64_t quota_bytes;     /* of segments and indexes; history beyond it is dropped, oldest first. 0: no limit */
@@ -37,6 +41,8 @@ struct journal_options {
     const char *owner;        /* named in the lock file; static */
     const struct log *log;
     const struct clock *clock; /* NULL: clock_system() */
+    journal_fault fault;       /* NULL; else for tests */
+    void *fault_context;
 };
 
 /* A range whose backing write may or may not have happened when the engine was killed. */
@@ -148,8 +154,13 @@ void journal_hold(struct journal *j);
 void journal_unhold(struct journal *j);
 /* Number of the oldest segment that is there. */
 uint32_t journal_first_segment(struct journal *j);
-/* While suspended: tries to journal again in a new segment. 0 when it runs; a full compare must follow. */
+/* While suspended: seals what is whole of the old segment, and makes a new one. It may take as long as the disk likes; writes
+ * go on unjournaled meanwhile. Called again after a failure. */
+int journal_resume_prepare(struct journal *j, struct error *err) MUST_CHECK;
+/* After that, with no append and no backing write under way: journals again. Quick. What the volumes hold has to be compared
+ * then, with points refused meanwhile (journal_refuse_begin). -EAGAIN: not prepared, or something is under way. */
 int journal_resume(struct journal *j, struct error *err) MUST_CHECK;
+bool journal_is_suspended(struct journal *j);
 
 /* ---- volumes ---- */
 /* Finds the volume `name`, or journals its creation. -EINVAL if it has another size. */

@@ -91,6 +91,9 @@ struct journal {
     bool drop_failed; /* the last attempt to drop history */
     bool held;        /* journal_hold: nothing is dropped meanwhile */
     bool disk_full; /* the next segment could not be made: history is dropped for it */
+    bool sealer_works;   /* on a segment, without the mutex */
+    bool sync_failed;    /* what was written and not durable then is not known to be there */
+    int resume_fd;       /* -1, or the segment that journal_resume goes on with */
     char reason[256];
 
     struct internal_pin pins[JOURNAL_MAX_PINS]; /* external ones too */
@@ -119,6 +122,12 @@ uint64_t writer_write_all(struct journal *j);
 /* With the mutex held: waits for some progress of frame `number`, reaping when nobody else does. */
 void writer_wait_frame(struct journal *j, uint64_t number);
 
+/* A test's fault at a step, or 0. */
+static inline int journal_fault_at(struct journal *j, const char *step)
+{
+    return j->options.fault ? j->options.fault(j->options.fault_context, step) : 0;
+}
+
 /* ---- segment.c ---- */
 /* Makes segment `number` ready to be written (recycled or new, written with zeroes, header durable). `keep_room`: -ENOSPC
  * already when the disk has no room left for dropping history. */
@@ -131,6 +140,8 @@ int sealer_start(struct journal *j, struct error *err) MUST_CHECK;
 void sealer_stop(struct journal *j);
 /* Seals `t` (segment file `fd`): index written, then in the manifest. Without the mutex. */
 int sealer_seal(struct journal *j, struct tail *t, int fd, struct error *err) MUST_CHECK;
+/* Seals what was switched away from. Without the mutex. */
+int sealer_seal_switched(struct journal *j, struct error *err) MUST_CHECK;
 /* Saves the manifest. Without the mutex. */
 int sealer_save(struct journal *j, struct error *err) MUST_CHECK;
 

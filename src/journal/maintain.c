@@ -689,15 +689,3 @@ void janitor_stop(struct journal *j)
     pthread_join(j->janitor, NULL);
     j->janitor_runs = false;
 }
-
-int journal_resume(struct journal *j, struct error *err)
-{
-    pthread_mutex_lock(&j->mutex);
-    if (!j->suspended) {
-        pthread_mutex_unlock(&j->mutex);
-        return 0;
-    }
-    pthread_mutex_unlock(&j->mutex);
-    return error_set(err, -ESHUTDOWN, "the journal is suspended: %s; restart the application's protection once the disk is well",
-                     j->reason);
-}

@@ -22,6 +22,11 @@ int sealer_save(struct journal *j, struct error *err)
         j->manifest.lsn_reserved.n = reserved;
     int r = manifest_copy(&j->manifest, &copy, err);
     pthread_mutex_unlock(&j->mutex);
+    int fault = journal_fault_at(j, "save");
+    if (r == 0 && fault < 0) {
+        r = error_errno(err, fault, "cannot save the manifest");
+        manifest_release(&copy);
+    }
     if (r == 0) {
         r = manifest_save(j->directory, &copy, err);
         manifest_release(&copy);
@@ -42,8 +47,9 @@ int sealer_seal(struct journal *j, struct tail *t, int fd, struct error *err)
 {
     char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
     journal_path(j, journal_l0_file(t->info.number, name), path);
-    if (fdatasync(fd) < 0)
-        return error_errno(err, -errno, "cannot sync segment %u", t->info.number);
+    int fault = journal_fault_at(j, "seal");
+    if (fault < 0 || fdatasync(fd) < 0)
+        return error_errno(err, fault ? fault : -errno, "cannot sync segment %u", t->info.number);
     trim(j, t, fd);
     uint32_t index_kib;
     int r = tail_write_index(t, path, &j->manifest.journal_id, INDEX_L0, LSN_MAX, j->scratch, &index_kib, err);
@@ -64,7 +70,7 @@ int sealer_seal(struct journal *j, struct tail *t, int fd, struct error *err)
 }
 
 /* Seals what was switched away from. */
-static int seal_switched(struct journal *j, struct error *err)
+int sealer_seal_switched(struct journal *j, struct error *err)
 {
     pthread_mutex_lock(&j->mutex);
     struct tail *t = &j->tails[!j->active];
@@ -142,6 +148,7 @@ static void *sealer_main(void *context)
     bool told = false;
     pthread_mutex_lock(&j->mutex);
     while (!j->stop) {
+        told &= j->suspended;
         if (j->suspended && !told) {
             pthread_mutex_unlock(&j->mutex);
             told = sealer_save(j, &err) == 0;
@@ -158,9 +165,12 @@ static void *sealer_main(void *context)
                 wait_for_work(j, unwritten ? 50 : 250);
             continue;
         }
+        j->sealer_works = true;
         pthread_mutex_unlock(&j->mutex);
-        int r = seal ? seal_switched(j, &err) : prepare_next(j, &err);
+        int r = seal ? sealer_seal_switched(j, &err) : prepare_next(j, &err);
         pthread_mutex_lock(&j->mutex);
+        j->sealer_works = false;
+        pthread_cond_broadcast(&j->sealed);
         if (r < 0) {
             log_warning(j->log, "%s", err.message);
             wait_for_work(j, 50);

@@ -118,6 +118,9 @@ int segment_prepare(struct journal *j, uint32_t number, bool keep_room, int *ret
 {
     char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
     journal_path(j, journal_segment_file(number, name), path);
+    int fault = journal_fault_at(j, "segment");
+    if (fault < 0)
+        return error_errno(err, fault, "cannot make segment %u", number);
     if (!has_room(j, 0))
         remove_free(j);
     _cleanup_close_ int fd = take_free(j, path);

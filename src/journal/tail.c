@@ -121,6 +121,31 @@ void tail_add_frame(struct tail *t, const void *header_block, const uint32_t *bl
     t->info.last_boottime_ns = le64_get(h->boottime_ns) + last_delta_ns;
 }
 
+void tail_cut(struct tail *t, struct lsn high, uint32_t last_crc)
+{
+    bool cut = false;
+    while (t->frame_count && le64_get(t->frames[t->frame_count - 1].first_lsn) > high.n) {
+        const struct tail_frame *f = &t->frames[--t->frame_count];
+        t->info.frames--;
+        t->info.records -= le16_get(f->records);
+        t->info.used_blocks = le32_get(f->block);
+        cut = true;
+    }
+    if (!cut)
+        return;
+    const struct tail_frame *last = t->frame_count ? &t->frames[t->frame_count - 1] : NULL;
+    t->info.last = (struct lsn){last ? le64_get(last->first_lsn) + le16_get(last->records) - 1 : 0};
+    t->info.last_realtime_ns = last ? le64_get(last->realtime_ns) : 0;
+    t->info.last_boottime_ns = last ? le64_get(last->boottime_ns) : 0;
+    t->last_crc = last_crc;
+    while (t->extent_count && t->extents[t->extent_count - 1].lsn.n > t->info.last.n)
+        t->extent_count--;
+    while (t->event_count && le64_get(t->events[t->event_count - 1].lsn) > t->info.last.n) {
+        t->event_count--;
+        t->info.events--;
+    }
+}
+
 static int by_place(const void *a, const void *b)
 {
     const struct extent *x = a, *y = b;

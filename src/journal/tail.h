@@ -56,6 +56,8 @@ void tail_reset(struct tail *t, uint32_t number, uint32_t epoch, const struct uu
 bool tail_fits(const struct tail *t, uint32_t records, uint32_t blocks);
 /* `header_block`: the frame's sealed first block; block_crcs: CRC32C of each of its blocks (by block in the frame). */
 void tail_add_frame(struct tail *t, const void *header_block, const uint32_t *block_crcs);
+/* Forgets the frames that begin above `high`. `last_crc`: the header CRC of the last one that stays. */
+void tail_cut(struct tail *t, struct lsn high, uint32_t last_crc);
 /* Writes the index of what has LSN <= high to `path`. Not under the owner's lock: the caller has made `t` stable or a
  * copy. `scratch` has room for extent_count extents. */
 int tail_write_index(const struct tail *t, const char *path, const struct uuid *journal, enum index_kind kind,

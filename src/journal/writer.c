@@ -228,8 +228,9 @@ static void complete_frame(struct journal *j, struct frame *f)
 /* With the mutex: the kernel has ended a frame. Frames count as written in their order. */
 static void complete(struct journal *j, struct frame *f, int result)
 {
+    int fault = journal_fault_at(j, "write");
     f->ended = true;
-    f->result = result;
+    f->result = fault < 0 ? fault : result;
     j->inflight--;
     for (;;) {
         struct frame *oldest = frame_of(j, j->complete_number);
@@ -357,6 +358,11 @@ void journal_push(struct journal *j)
     MUTEX_GUARD(guard, &j->mutex);
     j->demand_lsn = j->last_lsn;
     writer_try_submit(j);
+}
+
+bool journal_is_suspended(struct journal *j)
+{
+    return j->suspended;
 }
 
 bool journal_is_written(struct journal *j, const struct journal_ticket *ticket, bool *ret_lost)
@@ -652,12 +658,13 @@ static void sync_once(struct journal *j, int also_fd, int *ret_also)
     int active_fd = j->active_fd, sealing_fd = j->sealing ? j->sealing_fd : -1;
     j->unsynced_since_ns = 0;
     pthread_mutex_unlock(&j->mutex);
-    int synced = sync_files(j, active_fd, sealing_fd, also_fd, ret_also);
+    int synced = sync_files(j, active_fd, sealing_fd, also_fd, ret_also), fault = journal_fault_at(j, "sync");
     pthread_mutex_lock(&j->mutex);
     j->syncing = false;
-    if (synced < 0)
+    if (synced < 0 || fault < 0) {
+        j->sync_failed = true;
         writer_suspend(j, "fdatasync of the journal failed");
-    else if (covered > j->durable_lsn)
+    } else if (covered > j->durable_lsn)
         j->durable_lsn = covered, j->durable_realtime_ns = realtime;
     pthread_cond_broadcast(&j->sealed);
 }

@@ -171,6 +171,8 @@ int grains_prepare(struct volume *v, uint64_t lba, uint64_t length, struct error
         r = grains_copy_back(v, grain, err);
         if (r == 0)
             r = grains_verify(v, grain, err);
+        if (r == -ESHUTDOWN)
+            r = 0; /* it stays unverified; all is compared once journaling goes on */
     }
     return r;
 }
@@ -395,7 +397,7 @@ static int end_resync(struct group *g, struct error *err)
 static int verify_some(struct group *g, bool *ret_worked, struct error *err)
 {
     *ret_worked = false;
-    if (!g->compare_image)
+    if (!g->compare_image || journal_is_suspended(g->journal))
         return 0;
     *ret_worked = true;
     int left = 0;
@@ -408,6 +410,15 @@ static int verify_some(struct group *g, bool *ret_worked, struct error *err)
     return left || stopping(g) ? 0 : end_resync(g, err);
 }
 
+/* With the worker's mutex. Nobody wakes the worker when the journal fails: it looks once a second. */
+static void wait_for_work(struct group *g)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += 1;
+    pthread_cond_timedwait(&g->worker_work, &g->worker_mutex, &until);
+}
+
 static void *worker_main(void *context)
 {
     struct group *g = context;
@@ -416,21 +427,24 @@ static void *worker_main(void *context)
     while (!g->stop) {
         bool copied = false, verified = false;
         pthread_mutex_unlock(&g->worker_mutex);
-        int r = copy_back_some(g, &copied, &err);
+        int r = group_resume(g, &err);
+        bool suspended = r < 0;
+        if (suspended)
+            r = 0;
+        if (r >= 0)
+            r = copy_back_some(g, &copied, &err);
         if (r >= 0)
             r = verify_some(g, &verified, &err);
         pthread_mutex_lock(&g->worker_mutex);
         if (r < 0) {
-            struct timespec until;
             log_error(g->log, "background copy: %s; will try again", err.message);
-            clock_gettime(CLOCK_REALTIME, &until);
-            until.tv_sec += 1;
             if (!g->stop)
-                pthread_cond_timedwait(&g->worker_work, &g->worker_mutex, &until);
+                wait_for_work(g);
         } else if (!copied && !verified && !g->stop) {
-            g->idle = true;
-            pthread_cond_broadcast(&g->worker_idle);
-            pthread_cond_wait(&g->worker_work, &g->worker_mutex);
+            g->idle = !suspended;
+            if (!suspended)
+                pthread_cond_broadcast(&g->worker_idle);
+            wait_for_work(g);
         }
     }
     g->idle = true;
@@ -460,6 +474,7 @@ void grains_stop(struct group *g)
     pthread_mutex_lock(&g->worker_mutex);
     g->stop = true;
     pthread_cond_broadcast(&g->worker_work);
+    pthread_cond_broadcast(&g->resumed);
     pthread_mutex_unlock(&g->worker_mutex);
     pthread_join(g->worker, NULL);
     g->worker_runs = false;

@@ -26,6 +26,7 @@ int group_new(struct journal *journal, enum group_ack ack, const struct log *log
     pthread_mutex_init(&g->worker_mutex, NULL);
     pthread_cond_init(&g->worker_work, NULL);
     pthread_cond_init(&g->worker_idle, NULL);
+    pthread_cond_init(&g->resumed, NULL);
     range_lock_init(&g->ranges);
     *ret = g;
     return 0;
@@ -99,10 +100,10 @@ static int resync_in_flight(struct group *g, struct error *err)
     return 0;
 }
 
-/* After a power loss or a gap: points are refused until everything was compared. */
-static int begin_compare(struct group *g, struct error *err)
+int group_begin_compare(struct group *g, struct error *err)
 {
     struct journal_status status;
+    grains_close_image(g, g->compare_pin, &g->compare_image); /* of a comparison that was not finished */
     journal_status(g->journal, &status);
     struct journal_record begin = {.op = OP_RESYNC_BEGIN, .flags = RECORD_LAST, .aux = status.latest.n};
     int r = journal_refuse_begin(g->journal, status.latest, err);
@@ -112,8 +113,8 @@ static int begin_compare(struct group *g, struct error *err)
         r = grains_open_image(g, g->compare_begin, g->compare_pin, &g->compare_image, err);
     if (r < 0)
         return r;
-    log_warning(g->log, "the engine did not end in order and the machine was restarted (or writes went unjournaled): comparing "
-                        "all volumes; points after LSN %llu are refused until that is done",
+    log_warning(g->log, "the journal may lack what the volumes hold (after a loss of power, or writes that went unjournaled): "
+                        "comparing all volumes; points after LSN %llu are refused until that is done",
                 (unsigned long long)status.latest.n);
     for (size_t i = 0; i < g->volume_count; i++) {
         struct volume *v = &g->volumes[i];
@@ -123,6 +124,54 @@ static int begin_compare(struct group *g, struct error *err)
         atomic_fetch_add(&g->resync_total, atomic_load(&v->unverified.set_count) * GROUP_GRAIN_BYTES);
     }
     return 0;
+}
+
+void group_set_holds(struct group *g, bool holds)
+{
+    g->holds = holds;
+}
+
+#define RESUME_TELL_NS (60 * NS_PER_SECOND)
+
+/* Says why not, but no flood of it. */
+static int resume_failed(struct group *g, const struct error *err)
+{
+    uint64_t now = clock_boottime_ns(clock_system());
+    if (!g->resume_told_ns || now - g->resume_told_ns >= RESUME_TELL_NS) {
+        log_error(g->log, "%s; it is tried again and again", err->message);
+        g->resume_told_ns = now;
+    }
+    return err->code;
+}
+
+int group_resume(struct group *g, struct error *err)
+{
+    if (!journal_is_suspended(g->journal))
+        return 0;
+    if (journal_resume_prepare(g->journal, err) < 0)
+        return resume_failed(g, err);
+    pthread_mutex_lock(&g->rewind_mutex);
+    pthread_rwlock_wrlock(&g->gate); /* waits for the writes under way */
+    int r = journal_resume(g->journal, err);
+    if (r == 0)
+        r = group_begin_compare(g, err);
+    pthread_rwlock_unlock(&g->gate);
+    pthread_mutex_unlock(&g->rewind_mutex);
+    if (r < 0)
+        return resume_failed(g, err);
+    g->resume_told_ns = 0;
+    pthread_mutex_lock(&g->worker_mutex);
+    pthread_cond_broadcast(&g->resumed);
+    pthread_mutex_unlock(&g->worker_mutex);
+    return 0;
+}
+
+void group_await_journal(struct group *g)
+{
+    pthread_mutex_lock(&g->worker_mutex);
+    while (!g->stop && journal_is_suspended(g->journal))
+        pthread_cond_wait(&g->resumed, &g->worker_mutex);
+    pthread_mutex_unlock(&g->worker_mutex);
 }
 
 int group_start(struct group *g, struct error *err)
@@ -138,7 +187,7 @@ int group_start(struct group *g, struct error *err)
     if (r == 0)
         r = resync_in_flight(g, err);
     if (r == 0 && ((rec->compare_all && !rec->created) || open_refusal))
-        r = begin_compare(g, err);
+        r = group_begin_compare(g, err);
     bool stale = false;
     for (size_t i = 0; i < g->volume_count; i++)
         stale |= atomic_load(&g->volumes[i].stale.set_count) > 0;

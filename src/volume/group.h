@@ -31,6 +31,9 @@ enum group_ack {
 int group_new(struct journal *journal, enum group_ack ack, const struct log *log, struct group **ret, struct error *err) MUST_CHECK;
 /* Adds a volume with its backing file or device (created sparse when missing). Before group_start. */
 int group_add_volume(struct group *g, const char *name, uint64_t size_bytes, const char *backing, struct error *err) MUST_CHECK;
+/* `holds`: writes and flushes wait while the journal is suspended (mode `protection`), instead of going on unjournaled
+ * (`availability`, the default). Before group_start. */
+void group_set_holds(struct group *g, bool holds);
 /* Does what recovery left to do, and starts the background threads. */
 int group_start(struct group *g, struct error *err) MUST_CHECK;
 /* Stops the threads; no I/O may be running. The journal is not closed. NULL allowed. */

@@ -53,13 +53,16 @@ struct group {
     struct image *compare_image; /* what unverified grains are compared with */
     char compare_pin[24];
     struct lsn compare_begin;
+    uint64_t resume_told_ns; /* when it was last said why journaling cannot go on */
+    bool holds;              /* while the journal is suspended writes wait, instead of going on unjournaled */
     _Atomic uint64_t resync_done, resync_total;
 
     pthread_t worker;
     bool worker_runs;
     pthread_mutex_t worker_mutex;
-    pthread_cond_t worker_work, worker_idle;
-    bool stop, idle;
+    pthread_cond_t worker_work, worker_idle, resumed;
+    _Atomic bool stop;
+    bool idle;
 };
 
 enum change_kind { CHANGE_WRITE, CHANGE_DISCARD, CHANGE_ZERO };
@@ -77,6 +80,14 @@ extern const struct block_ops volume_ops;
  * what the backing really holds. Both block. */
 int volume_change_backing(struct volume *v, const struct change *c, const void *data, struct error *err) MUST_CHECK;
 void volume_after_backing_error(struct volume *v, uint64_t lba, uint64_t length, const struct error *cause);
+
+/* ---- group.c ---- */
+/* After a crash or a gap: points are refused until all volumes were compared. With no I/O under way. */
+int group_begin_compare(struct group *g, struct error *err) MUST_CHECK;
+/* While the journal is suspended: tries to journal again. 0 also when it is not suspended. */
+int group_resume(struct group *g, struct error *err) MUST_CHECK;
+/* Waits until journaling goes on, or the group is stopped. Without gate and range lock. */
+void group_await_journal(struct group *g);
 
 /* ---- volume_async.c ---- */
 extern const struct block_async_ops volume_async_ops;

@@ -22,7 +22,7 @@
 
 /* ---- what changed ---- */
 
-static struct group_volume_change *volume_change(struct group_change *c, uint32_t volume)
+static struct group_volume_change *change_of(struct group_change *c, uint32_t volume)
 {
     for (size_t i = 0; i < c->volume_count; i++)
         if (c->volumes[i].volume == volume)
@@ -32,7 +32,7 @@ static struct group_volume_change *volume_change(struct group_change *c, uint32_
 
 static void note_change(struct group_change *c, uint32_t volume, uint64_t lba, uint64_t length)
 {
-    struct group_volume_change *v = volume_change(c, volume);
+    struct group_volume_change *v = change_of(c, volume);
     uint64_t offset = lba * BLOCK_SECTOR_BYTES, bytes = length * BLOCK_SECTOR_BYTES;
     if (!v)
         return;

@@ -128,7 +128,7 @@ static int change_part(struct volume *v, const struct change *c, bool last, stru
     };
     struct journal_ticket ticket;
     int r = journal_append(g->journal, &record, &ticket, err);
-    if (r == -ESHUTDOWN) { /* availability: the application's write goes on */
+    if (r == -ESHUTDOWN && !g->holds) { /* availability: the application's write goes on */
         atomic_fetch_add(&g->unjournaled, 1);
         return volume_change_backing(v, c, c->data, err);
     }
@@ -165,6 +165,10 @@ static int flush_both(struct volume *v, struct error *err)
 {
     int also = 0, fd = block_file_fd(v->backing);
     int r = journal_sync(v->group->journal, fd, &also, err);
+    while (r == -ESHUTDOWN && v->group->holds && !v->group->stop) {
+        group_await_journal(v->group);
+        r = journal_sync(v->group->journal, -1, NULL, err);
+    }
     if (r == -ESHUTDOWN)
         r = 0; /* availability: the backing is what counts now */
     if (also < 0) {
@@ -176,7 +180,7 @@ static int flush_both(struct volume *v, struct error *err)
     return r;
 }
 
-static int change_range(struct volume *v, const struct change *c, struct error *err)
+static int change_once(struct volume *v, const struct change *c, struct error *err)
 {
     struct group *g = v->group;
     struct journal_ticket ticket = {0};
@@ -189,17 +193,26 @@ static int change_range(struct volume *v, const struct change *c, struct error *
     if (r == 0 && !plain)
         grains_overwritten(v, c->lba, c->length);
     range_lock_drop(&g->ranges, slot);
-    if (r == 0 && c->flags & BLOCK_FUA)
-        r = flush_both(v, err);
-    else if (r == 0 && g->ack == GROUP_ACK_WRITE && ticket.frame) {
+    if (r == 0 && g->ack == GROUP_ACK_WRITE && !(c->flags & BLOCK_FUA) && ticket.frame) {
         r = journal_wait(g->journal, &ticket, err);
-        if (r == -ESHUTDOWN) {
+        if (r == -ESHUTDOWN && !g->holds) {
             atomic_fetch_add(&g->unjournaled, 1);
             r = 0;
         }
     }
     pthread_rwlock_unlock(&g->gate);
     return r;
+}
+
+/* Where writes wait for the journal, one that it has lost is done again whole: it was not acknowledged. */
+static int change_range(struct volume *v, const struct change *c, struct error *err)
+{
+    int r = change_once(v, c, err);
+    while (r == -ESHUTDOWN && v->group->holds && !v->group->stop) {
+        group_await_journal(v->group);
+        r = change_once(v, c, err);
+    }
+    return r == 0 && c->flags & BLOCK_FUA ? flush_both(v, err) : r;
 }
 
 static int volume_pwrite(struct block *b, const void *data, size_t length_bytes, uint64_t offset_bytes, unsigned flags,

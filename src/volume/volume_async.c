@@ -103,9 +103,11 @@ static enum block_step async_step(struct block *b, struct block_request *r)
         if (!journal_is_written(g->journal, &a->ticket, &lost))
             return BLOCK_STEP_WAITS;
     }
+    pthread_rwlock_unlock(&g->gate);
+    if (lost && g->holds)
+        return BLOCK_STEP_AGAIN;
     if (lost) /* availability: the application's write goes on */
         atomic_fetch_add(&g->unjournaled, 1);
-    pthread_rwlock_unlock(&g->gate);
     return BLOCK_STEP_DONE;
 }
 
@@ -114,15 +116,19 @@ static int finish_write(struct volume *v, struct block_request *r, struct error 
     struct group *g = v->group;
     struct async *a = async_of(r);
     struct error ignored = ERROR_INIT;
-    struct change c = {.kind = CHANGE_WRITE, .lba = r->offset_bytes / BLOCK_SECTOR_BYTES, .length = r->length_bytes / BLOCK_SECTOR_BYTES};
+    struct change c = {.kind = CHANGE_WRITE, .lba = r->offset_bytes / BLOCK_SECTOR_BYTES,
+                       .length = r->length_bytes / BLOCK_SECTOR_BYTES};
     int result = volume_change_backing(v, &c, a->ticket.payload, err);
     journal_backed(g->journal, &a->ticket);
     if (result < 0)
         volume_after_backing_error(v, c.lba, c.length, err);
     range_lock_drop(&g->ranges, a->range);
-    if (result == 0 && g->ack == GROUP_ACK_WRITE && journal_wait(g->journal, &a->ticket, &ignored) == -ESHUTDOWN)
-        atomic_fetch_add(&g->unjournaled, 1);
+    bool lost = result == 0 && g->ack == GROUP_ACK_WRITE && journal_wait(g->journal, &a->ticket, &ignored) == -ESHUTDOWN;
     pthread_rwlock_unlock(&g->gate);
+    if (lost && g->holds)
+        return BLOCK_STEP_AGAIN;
+    if (lost)
+        atomic_fetch_add(&g->unjournaled, 1);
     return result;
 }
 

@@ -156,9 +156,12 @@ static void queue_wait(struct queued *q)
     struct block_request *done = block_queue_poll(q->queue);
     if (!done && poll(fds, count, 20000) == 0)
         die(q->s, "queue", "nothing wakes it within 20 s");
-    for (; done; done = done->next)
-        if (done->outcome == BLOCK_STEP_BLOCKS)
-            OK(q->s, block_finish(q->block, done, &err));
+    for (; done; done = done->next) {
+        int r = done->outcome == BLOCK_STEP_BLOCKS ? block_finish(q->block, done, &err) : done->outcome;
+        OK(q->s, r);
+        if (r == BLOCK_STEP_AGAIN)
+            OK(q->s, block_pwrite(q->block, done->data, done->length_bytes, done->offset_bytes, 0, &err));
+    }
 }
 
 static void queue_drain(struct queued *q)
