@@ -169,6 +169,7 @@ int group_resume(struct group *g, struct error *err)
 void group_await_journal(struct group *g)
 {
     pthread_mutex_lock(&g->worker_mutex);
+    pthread_cond_signal(&g->worker_work); /* tries at once, then every second */
     while (!g->stop && journal_is_suspended(g->journal))
         pthread_cond_wait(&g->resumed, &g->worker_mutex);
     pthread_mutex_unlock(&g->worker_mutex);
