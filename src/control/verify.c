@@ -28,9 +28,10 @@ static void take_line(const char *line, struct operation *operation, json_t *dam
     if (strcmp(kind, "progress") == 0 && json_get_u64(json, "done_bytes", &done, &ignored) == 0 &&
         json_get_u64(json, "total_bytes", &total, &ignored) == 0)
         operation_progress(operation, done, total, "bytes");
-    else if (strcmp(kind, "damage") == 0 && json_array_size(damages) < VERIFY_DAMAGES_TOLD)
+    else if (strcmp(kind, "damage") == 0 && json_array_size(damages) < VERIFY_DAMAGES_TOLD) {
+        json_object_del(json, "kind");
         json_array_append(damages, json);
-    else if (strcmp(kind, "summary") == 0) {
+    } else if (strcmp(kind, "summary") == 0) {
         json_decref(*summary);
         *summary = json_incref(json);
     }
@@ -95,18 +96,31 @@ static int verify_pinned(struct application *application, struct operation *oper
     return 0;
 }
 
+/* What is written until now is to be covered: only sealed segments are read. A suspended journal writes nothing any more, and
+ * what it had not sealed is left out. */
+static int seal(struct application *application, bool *ret_suspended, struct error *err)
+{
+    int r = application_call(application, "POST", "/v1/seal", NULL, CONTROL_CALL_TIMEOUT_MS, NULL, err);
+    *ret_suspended = r == -ESHUTDOWN;
+    return *ret_suspended ? 0 : r;
+}
+
 int verify_run(struct application *application, struct operation *operation, json_t **ret, struct error *err)
 {
     char id[CONTROL_ID_BYTES];
     int lock_fd = -1;
+    bool suspended = false;
     _cleanup_json_ json_t *pin = NULL;
     operation_step_begin(operation, STEP_PIN);
     int r = control_new_id("verify-", id, err);
     if (r == 0)
+        r = seal(application, &suspended, err);
+    if (r == 0)
         r = pin_take(application, id, "latest", &lock_fd, &pin, err);
     if (r < 0)
         return r;
-    operation_step_end(operation, STEP_PIN, STEP_DONE, NULL);
+    operation_step_end(operation, STEP_PIN, STEP_DONE,
+                       suspended ? "journaling is suspended: what was not sealed before is not read" : NULL);
     r = verify_pinned(application, operation, lock_fd, id, pin, ret, err);
     close(lock_fd);
     pin_drop(application, id);

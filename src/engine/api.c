@@ -153,6 +153,18 @@ static int do_sync(struct call *c, json_t **ret, struct error *err)
     return 0;
 }
 
+/* Everything acknowledged so far goes into segments that are sealed: only those a verification reads. */
+static int do_seal(struct call *c, json_t **ret, struct error *err)
+{
+    struct journal_status s;
+    int r = journal_seal(c->e->journal, err);
+    if (r < 0)
+        return r;
+    journal_status(c->e->journal, &s);
+    *ret = json_pack("{s:o}", "lsn", lsn_json(s.latest));
+    return 0;
+}
+
 static int do_tag(struct call *c, json_t **ret, struct error *err)
 {
     const char *name, *key;
@@ -499,7 +511,7 @@ int engine_api_handle(void *context, const struct http_request *request, struct 
         {"POST", "/v1/tag", do_tag},        {"GET", "/v1/points", do_points},    {"POST", "/v1/pin", do_pin},
         {"POST", "/v1/unpin", do_unpin},    {"POST", "/v1/object", do_object},   {"GET", "/v1/objects", do_objects},
         {"POST", "/v1/diff", do_diff},      {"POST", "/v1/rewind", do_rewind},   {"POST", "/v1/undo", do_undo},
-        {"POST", "/v1/shutdown", do_shutdown},
+        {"POST", "/v1/seal", do_seal},      {"POST", "/v1/shutdown", do_shutdown},
     };
     if (strcmp(request->path, "/metrics") == 0) {
         http_response_text(response, 200, "text/plain; version=0.0.4; charset=utf-8", engine_metrics(context));

@@ -15,6 +15,7 @@
 #include "journal/frame.h"
 #include "journal/journal_internal.h"
 #include "journal/payload.h"
+#include "journal/saved.h"
 #include "lib/json.h"
 #include "lib/zstd.h"
 
@@ -660,33 +661,15 @@ static int visit_object(void *context, const struct journal_event *e, struct err
     return r < 0 ? r : w->visit(w->context, e->payload, content, bytes, e->lsn, err);
 }
 
-#define SAVED_LIMIT_BYTES (256u << 20)
-#define SAVED_CRC_BYTES 10u /* a line of its own at the end of objects.json (J6) */
-
-static void format_crc(const char *text, size_t length, char crc[SAVED_CRC_BYTES + 1])
-{
-    snprintf(crc, SAVED_CRC_BYTES + 1, "\n%08x\n", crc32c(0, text, length));
-}
-
 /* The objects that dropped history leaves behind. */
 static int visit_saved(struct object_walk *w, const char *path, struct error *err)
 {
     if (w->base.n == 0 && w->from_rescue.n == 0)
         return 0;
     _cleanup_json_ json_t *saved = NULL;
-    _cleanup_free_ char *text = NULL;
-    size_t length, i;
-    int r = io_read_file(path, SAVED_LIMIT_BYTES, &text, &length, err);
-    if (r < 0)
-        return r;
-    char crc[SAVED_CRC_BYTES + 1];
-    length = length >= SAVED_CRC_BYTES ? length - SAVED_CRC_BYTES : 0;
-    format_crc(text, length, crc);
-    if (strcmp(text + length, crc) != 0)
-        return error_set(err, -EBADMSG, "%s is damaged (wrong checksum)", path);
-    text[length] = '\0';
-    r = json_parse(path, text, length, &saved, err);
     json_t *object;
+    size_t i;
+    int r = saved_read(path, &saved, err);
     json_array_foreach(saved, i, object) {
         const char *name, *content;
         uint64_t lsn;
@@ -735,14 +718,5 @@ int history_save_objects(struct journal *j, struct lsn lsn, const char *path, st
     if (!list)
         return error_errno(err, -ENOMEM, "cannot save the objects");
     int r = journal_objects(j, lsn, collect_object, list, err);
-    if (r < 0)
-        return r;
-    _cleanup_free_ char *text = json_to_text(list), *file = NULL;
-    char crc[SAVED_CRC_BYTES + 1];
-    if (!text)
-        return error_errno(err, -ENOMEM, "cannot save the objects");
-    format_crc(text, strlen(text), crc);
-    if (asprintf(&file, "%s%s", text, crc) < 0)
-        return error_errno(err, -ENOMEM, "cannot save the objects");
-    return io_replace_file(path, file, strlen(file), 0600, err);
+    return r < 0 ? r : saved_write(path, list, err);
 }
