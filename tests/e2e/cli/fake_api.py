@@ -55,6 +55,11 @@ DIFF = {
 }
 
 
+DAMAGE = {"file": "segment-0000000003.tmj", "what": "payload at block 17 does not match its checksum", "low_lsn": 1200,
+          "high_lsn": 1210, "low_time": "2026-01-01T12:00:00.000Z", "high_time": "2026-01-01T12:00:01.000Z", "volume": "data",
+          "offset_bytes": 65536, "length_bytes": 4096}
+
+
 class Refusal(Exception):
     def __init__(self, status, code, message):
         super().__init__(message)
@@ -167,7 +172,8 @@ class FakeApi(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     def begin(self, verb):
         result = {"open": {"view": VIEW}, "rewind": REWIND, "undo": REWIND,
-                  "verify": {"ok": self.verify_ok, "records": 1234, "read_bytes": 1 << 20}}[verb]
+                  "verify": {"ok": self.verify_ok, "records": 1234, "read_bytes": 1 << 20,
+                             "damage": [] if self.verify_ok else [DAMAGE]}}[verb]
         ident = f"op-{len(self.operations) + 1}"
         self.operations[ident] = {"start": time.monotonic(), "result": result, "kind": verb}
         return self.poll(ident, {})

@@ -467,7 +467,12 @@ class Served(unittest.TestCase):
         result = self.run("verify", "shop", "-o", "json")
         self.assertEqual(result.returncode, 6)
         self.assertFalse(json.loads(result.stdout)["ok"])
+        self.assertEqual(json.loads(result.stdout)["damage"], [fake_api.DAMAGE])
         self.assertIn("damage was found", result.stderr)
+        result = self.run("verify", "shop")
+        self.assertEqual(result.returncode, 6)
+        self.assertRegex(result.stdout, r"(?m)^1200-1210 .* data +65536 +4096 +segment-0000000003\.tmj +payload at block 17")
+        self.assertIn("--salvage", result.stderr)
 
     def test_nonsense_answers(self):
         for raw in (b"", b"<html>", b"[]", b"{}", b'{"operation": 1}', b'{"operation": {}}', b'{"applications": 7}'):

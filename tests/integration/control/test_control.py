@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 
 sys.path.insert(0, os.path.dirname(__file__))
+import journal  # noqa: E402
 from stand import BUILD, ApiError, Stand, TIDEMARK, until  # noqa: E402
 
 LIFECYCLE = """\
@@ -501,6 +502,20 @@ class Rewind(Base):
         s = self.prepare()
         result = s.operate("/v1/applications/shop/verify", {})
         self.assertTrue(result["ok"], json.dumps(result))
+        # A young journal: what is being written is covered too.
+        self.assertGreaterEqual(result["segments"], 1)
+        self.assertGreaterEqual(result["pin_lsn"], self.tag["lsn"])
+        self.assertGreaterEqual(result["records"], self.tag["lsn"])
+        segment, offset, first_lsn = journal.a_write(s.path("s/apps/shop/journal"), 1)
+        journal.flip(segment, offset)
+        result = s.operate("/v1/applications/shop/verify", {})
+        self.assertFalse(result["ok"])
+        self.assertEqual(result["damages"], 1, json.dumps(result))
+        damage = result["damage"][0]
+        self.assertEqual((damage["file"], damage["volume"], damage["low_lsn"], damage["high_lsn"]),
+                         (os.path.basename(segment), "data", first_lsn, first_lsn))
+        self.assertGreater(damage["length_bytes"], 0)
+        self.assertIsNotNone(damage["low_time"])
 
 
 if __name__ == "__main__":
