@@ -717,6 +717,170 @@ static void test_tail(void **state)
     end();
 }
 
+/* ---- salvage ---- */
+
+struct damage_map {
+    bool damaged[VOLUMES * SIZE_BYTES / 4096];
+    uint64_t end; /* of the last range */
+    size_t base;
+};
+
+static int on_range(void *context, uint64_t offset_bytes, uint64_t length_bytes, const char *reason, struct error *e)
+{
+    struct damage_map *m = context;
+    (void)e;
+    assert_true(reason[0] && length_bytes && offset_bytes % 4096 == 0 && offset_bytes >= m->end);
+    assert_true(offset_bytes + length_bytes <= SIZE_BYTES);
+    m->end = offset_bytes + length_bytes;
+    for (uint64_t at = offset_bytes; at < m->end; at += 4096)
+        m->damaged[m->base + at / 4096] = true;
+    return 0;
+}
+
+/* Opens the point although the journal is damaged. Each block reads right, or is an error and in the map. Returns the number
+ * of blocks that cannot be read, -1 when it cannot be opened: without its pin or the manifest nothing can. */
+static int salvage(const struct moment *p, const char *what)
+{
+    char scratch[96];
+    struct image *image;
+    struct damage_map map = {0};
+    _Atomic uint64_t done = 0;
+    _Atomic bool stop = false;
+    int damaged = 0;
+    char data[4096] __attribute__((aligned(4096)));
+    snprintf(scratch, sizeof scratch, "%s.salvage", x.directory);
+    int r = image_open_salvage(x.directory, p->pin, scratch, &image, &err);
+    if (r < 0) {
+        assert_true(is_refusal(r) && err.message[0]);
+        check_ok(io_remove_tree(scratch, &err));
+        return -1;
+    }
+    for (uint32_t v = 0; v < VOLUMES; v++) {
+        map.base = v * SIZE_BYTES / 4096;
+        map.end = 0;
+        check_ok(image_map_damage(image, v + 1, SIZE_BYTES, on_range, &map, &done, &stop, &err));
+        for (uint32_t at = 0; at < SIZE_BYTES; at += 4096) {
+            r = image_read(image, v + 1, at / 512, 8, data, &err);
+            if (r == 0 && memcmp(data, p->data + v * SIZE_BYTES + at, 4096) != 0)
+                fail_msg("J6: %s: salvage of LSN %llu gives wrong bytes of volume %u at %u", what, (unsigned long long)p->lsn, v + 1, at);
+            if ((r < 0) != map.damaged[map.base + at / 4096])
+                fail_msg("%s: LSN %llu, volume %u at %u: reading gives %d, the map says %d", what, (unsigned long long)p->lsn, v + 1,
+                         at, r, map.damaged[map.base + at / 4096]);
+            damaged += r < 0;
+        }
+    }
+    assert_int_equal(done, VOLUMES * SIZE_BYTES);
+    if (damaged == 0 && strcmp(what, "nothing") == 0)
+        assert_null(image_finding(image, 0));
+    image_free(image);
+    check_ok(io_remove_tree(scratch, &err));
+    return damaged;
+}
+
+/* The most blocks of any point that cannot be read; of every `step`th point. */
+static int salvage_points(const char *what, size_t step)
+{
+    static size_t turn;
+    int most = -1;
+    for (size_t i = turn++ % step; i < x.point_count; i += step) {
+        int damaged = salvage(&x.points[i], what);
+        most = damaged > most ? damaged : most;
+    }
+    return most;
+}
+
+static void remove_file(const char *name)
+{
+    char path[192];
+    snprintf(path, sizeof path, "%s/%s", x.directory, name);
+    assert_int_equal(unlink(path), 0);
+}
+
+/* One file at a time: what can be made again is, and costs nothing. */
+static void test_salvage_files(void **state)
+{
+    (void)state;
+    make_sealed();
+    restore_all();
+    assert_int_equal(salvage_points("nothing", 1), 0);
+    unsigned free_of_cost = 0;
+    for (size_t i = 0; i < x.file_count; i++) {
+        const struct file *f = &x.files[i];
+        char path[192], what[128];
+        snprintf(path, sizeof path, "%s/%s", x.directory, f->name);
+        bool derived = strncmp(f->name, "l0-", 3) == 0 || strncmp(f->name, "run-", 4) == 0;
+        bool all = strcmp(f->name, "manifest") == 0 || strncmp(f->name, "pins/", 5) == 0;
+        for (int how = 0; how < 4; how++) {
+            static const char *const names[] = {"cut", "emptied", "missing", "flipped"};
+            snprintf(what, sizeof what, "%s %s", f->name, names[how]);
+            if (how == 0 || how == 1)
+                assert_int_equal(truncate(path, how ? 0 : (off_t)(f->size / 2)), 0);
+            else if (how == 2)
+                unlink(path);
+            else if (f->size)
+                write_byte(f, f->size / 3, (uint8_t)~f->data[f->size / 3]);
+            int damaged = salvage_points(what, 3);
+            if (derived && damaged != 0)
+                fail_msg("%s: %d blocks are lost that the segments have", what, damaged);
+            if (!all && damaged < 0)
+                fail_msg("%s: no point can be opened", what);
+            if (how == 2 && strncmp(f->name, "segment-", 8) == 0 && find_file("manifest")) {
+                struct moment *last = &x.points[x.point_count - 1];
+                if (image_check_files(x.directory, last->pin, &err) != -EBADMSG || !strstr(err.message, f->name))
+                    fail_msg("%s: opening the last point without salvage does not name it", what);
+            }
+            free_of_cost += derived;
+            restore_file(f);
+        }
+    }
+    assert_true(free_of_cost > 20);
+    end();
+}
+
+/* Segment and index gone: only what later segments hold can be read. Its frames damaged one by one: only they are lost. */
+static void test_salvage_segments(void **state)
+{
+    struct manifest m;
+    char segment[JOURNAL_FILE_BYTES], l0[JOURNAL_FILE_BYTES], run[JOURNAL_FILE_BYTES], what[160];
+    unsigned partly = 0;
+    (void)state;
+    make_sealed();
+    restore_all();
+    check_ok(manifest_load(x.directory, &m, &err));
+    for (size_t i = 0; i < m.segment_count; i++) {
+        const struct segment_info *s = &m.segments[i];
+        const struct file *f = find_file(journal_segment_file(s->number, segment));
+        journal_l0_file(s->number, l0);
+        for (size_t k = 0; k < m.run_count; k++) /* else a run stands for the index */
+            if (m.runs[k].first_segment <= s->number && s->number <= m.runs[k].last_segment)
+                remove_file(journal_run_file(m.runs[k].level, m.runs[k].first_segment, run));
+        remove_file(l0);
+        for (size_t at = JOURNAL_BLOCK_BYTES; at < (size_t)s->used_blocks * JOURNAL_BLOCK_BYTES;) {
+            const struct frame_header *h = (const struct frame_header *)(f->data + at);
+            for (size_t byte = 0; byte < 2; byte++) { /* of the header; of the first block behind it */
+                size_t place = at + (byte ? JOURNAL_BLOCK_BYTES : 40) + 3;
+                snprintf(what, sizeof what, "%s missing, %s flipped at %zu", l0, segment, place);
+                write_byte(f, place, (uint8_t)~f->data[place]);
+                int damaged = salvage_points(what, 2);
+                assert_true(damaged >= 0);
+                partly += damaged > 0 && damaged < VOLUMES * (int)SIZE_BYTES / 4096;
+                write_byte(f, place, (uint8_t)f->data[place]);
+            }
+            at += (size_t)le32_get(h->blocks) * JOURNAL_BLOCK_BYTES;
+        }
+        remove_file(segment);
+        snprintf(what, sizeof what, "%s and %s missing", l0, segment);
+        int damaged = salvage(&x.points[x.point_count - 1], what), blocks = VOLUMES * (int)SIZE_BYTES / 4096;
+        if (damaged <= 0 || (i + 2 < m.segment_count && damaged == blocks))
+            fail_msg("%s: %d of %d blocks of the last point cannot be read", what, damaged, blocks);
+        salvage_points(what, 2);
+        restore_all();
+    }
+    manifest_release(&m);
+    assert_true(partly > 5);
+    end();
+}
+
 /* ---- what a rewind has not copied back ---- */
 
 static void test_pending(void **state)
@@ -757,7 +921,8 @@ static void test_pending(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_sealed), cmocka_unit_test(test_objects), cmocka_unit_test(test_tail),
-                                       cmocka_unit_test(test_pending)};
+                                       cmocka_unit_test(test_pending), cmocka_unit_test(test_salvage_files),
+                                       cmocka_unit_test(test_salvage_segments)};
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);
