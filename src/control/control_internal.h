@@ -234,6 +234,8 @@ int views_close_all(struct control *control, const char *application, bool force
 /* Takes over the views of an application that still run, cleans up the others. */
 void views_adopt(struct application *application);
 json_t *views_to_json(struct control *control, const char *application);
+/* One view; NULL with -ENOENT. */
+json_t *view_to_json(struct control *control, const char *id, struct error *err);
 json_t *views_ids_to_json(struct control *control, const char *application);
 void views_free(struct control *control);
 
@@ -266,7 +268,7 @@ int verify_run(struct application *application, struct operation *operation, jso
 
 /* ---- pins: pin.c ---- */
 /* Creates and locks pins/<id>.lock, then pins the point. *ret_fd holds the lock. */
-int pin_take(struct application *application, const char *id, const char *point, int *ret_fd,
+int pin_take(struct application *application, const char *id, const char *point, bool salvage, int *ret_fd,
              json_t **ret_answer, struct error *err) MUST_CHECK;
 void pin_drop(struct application *application, const char *id);
 

@@ -116,7 +116,7 @@ int verify_run(struct application *application, struct operation *operation, jso
     if (r == 0)
         r = seal(application, &suspended, err);
     if (r == 0)
-        r = pin_take(application, id, "latest", &lock_fd, &pin, err);
+        r = pin_take(application, id, "latest", false, &lock_fd, &pin, err);
     if (r < 0)
         return r;
     operation_step_end(operation, STEP_PIN, STEP_DONE,

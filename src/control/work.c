@@ -16,6 +16,8 @@ struct work {
 };
 
 static const char *const open_steps[] = {"pin the point", "start the view", "attach", "mount", NULL};
+static const char *const salvage_steps[] = {"pin the point", "start the view", "attach",
+                                            "mount",         "look for damage", NULL};
 static const char *const verify_steps[] = {"pin the journal", "read everything", NULL};
 
 static const char *kind_name(enum work_kind kind)
@@ -63,7 +65,8 @@ static void *work_main(void *context)
 static int launch(struct application *application, enum work_kind kind, json_t *request, json_t *log,
                   char ret_id[CONTROL_ID_BYTES], struct error *err)
 {
-    const char *const *steps = kind == WORK_OPEN     ? open_steps
+    bool salvage = json_is_true(json_object_get(request, "salvage"));
+    const char *const *steps = kind == WORK_OPEN     ? (salvage ? salvage_steps : open_steps)
                                : kind == WORK_VERIFY ? verify_steps
                                                      : rewind_steps;
     struct work *w = calloc(1, sizeof *w);

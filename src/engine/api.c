@@ -290,21 +290,30 @@ static json_t *history_volumes_json(struct engine *e, struct lsn lsn)
 
 static int do_pin(struct call *c, json_t **ret, struct error *err)
 {
-    const char *pin;
-    struct journal_point point = {0};
-    int r = json_reject_unknown(c->body, err, "pin", "point", NULL);
+    const char *pin, *text;
+    bool salvage = false;
+    struct journal_point found = {0};
+    struct point point;
+    int r = json_reject_unknown(c->body, err, "pin", "point", "salvage", NULL);
     if (r == 0)
         r = json_get_string(c->body, "pin", &pin, err);
     if (r == 0)
-        r = resolve_field(c, "point", &point, err);
+        r = json_get_string(c->body, "point", &text, err);
+    if (r == 0)
+        r = json_get_optional_bool(c->body, "salvage", &salvage, err);
+    if (r == 0)
+        r = point_parse(text, &point, err);
+    if (r == 0)
+        r = salvage ? journal_resolve_salvage(c->e->journal, &point, &found, err)
+                    : journal_resolve(c->e->journal, &point, &found, err);
     if (r == 0 && strncmp(pin, PIN_INTERNAL_PREFIX, strlen(PIN_INTERNAL_PREFIX)) == 0)
         r = error_set(err, -EINVAL, "the pin's name must not begin with " PIN_INTERNAL_PREFIX);
     if (r == 0)
-        r = journal_pin(c->e->journal, pin, point.lsn, false, err);
+        r = journal_pin(c->e->journal, pin, found.lsn, false, err);
     if (r < 0)
         return r;
-    *ret = point_json(&point);
-    json_object_set_new(*ret, "volumes", history_volumes_json(c->e, point.lsn));
+    *ret = point_json(&found);
+    json_object_set_new(*ret, "volumes", history_volumes_json(c->e, found.lsn));
     return 0;
 }
 

@@ -23,11 +23,15 @@ SHOP = {
 }
 BROKEN = dict(SHOP, name="bank", state="suspended", message="journal full", alarms=["journal full"], views=[])
 VIEW = {
-    "id": "v-1a2b3c", "application": "shop", "lsn": 1200, "time": "2026-01-01T12:00:00.000Z", "open_ms": 14,
-    "created_time": "2026-01-02T00:00:00.000Z", "state": "open", "overlay_bytes": 4096,
+    "id": "v-1a2b3c", "application": "shop", "lsn": 1200, "time": "2026-01-01T12:00:00.000Z", "note": None, "open_ms": 14,
+    "created_time": "2026-01-02T00:00:00.000Z", "state": "open", "overlay_bytes": 4096, "salvage": None,
     "volumes": [{"name": "data", "size_bytes": 8 << 30, "device": "/dev/loop7", "mount": "/mnt/then", "nbd_uri": None,
                  "note": None}],
 }
+SALVAGE = {"complete": True, "damaged_bytes": 8192, "truncated": False,
+           "findings": ["l0-0000000003.idx: is missing", "segment-0000000003.tmj: nothing of it is left"],
+           "damage": [{"volume": "data", "offset_bytes": 65536, "length_bytes": 8192, "reason": "segment 3 is lost"}]}
+SALVAGED = dict(VIEW, note="the last point before it is taken", salvage=SALVAGE)
 # Texts that a careless YAML emitter gets wrong.
 POINTS = [
     {"lsn": 1300, "time": "2026-01-02T00:00:00.000Z", "kind": "tag", "name": "before", "labels": {
@@ -168,10 +172,10 @@ class FakeApi(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             return 200, DIFF
         if asked.get("dry_run"):
             return 200, {"plan": PLAN}
-        return 202, {"operation": self.begin(verb)}
+        return 202, {"operation": self.begin(verb, asked)}
 
-    def begin(self, verb):
-        result = {"open": {"view": VIEW}, "rewind": REWIND, "undo": REWIND,
+    def begin(self, verb, asked):
+        result = {"open": {"view": SALVAGED if asked.get("salvage") else VIEW}, "rewind": REWIND, "undo": REWIND,
                   "verify": {"ok": self.verify_ok, "records": 1234, "read_bytes": 1 << 20,
                              "damage": [] if self.verify_ok else [DAMAGE]}}[verb]
         ident = f"op-{len(self.operations) + 1}"

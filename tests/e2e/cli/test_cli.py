@@ -101,7 +101,7 @@ class Help(unittest.TestCase):
                     self.assertLessEqual(len(line), 100, line)
 
     def test_issue_options(self):
-        expected = {"points": ["since", "limit"], "tag": ["label"], "open": ["volume", "mount", "nbd"], "apply": ["file"],
+        expected = {"points": ["since", "limit"], "tag": ["label"], "open": ["volume", "mount", "nbd", "salvage"], "apply": ["file"],
                     "rewind": ["to", "dry-run", "yes"], "undo": ["dry-run"], "delete": ["purge"]}
         for command, names in expected.items():
             have = [name for _, name in options_of(command)]
@@ -460,6 +460,18 @@ class Served(unittest.TestCase):
             result = self.run("rewind", "shop", "--to", "-90s", "-o", "json")
             self.assertEqual((result.returncode, result.stdout), (exit_code, ""))
             self.assertIn("tidemark: rewind shop: it went wrong", result.stderr)
+
+    def test_salvage(self):
+        text = self.good("open", "shop@-90s", "--salvage")
+        self.assertTrue(json.loads(self.api.calls[0]["body"])["salvage"])
+        for line in ("note: the last point", "found: l0-0000000003.idx: is missing", "8.0 KiB cannot be read", "read-only"):
+            self.assertIn(line, text)
+        self.assertRegex(text, r"(?m)^data +65536 +8192 +segment 3 is lost$")
+        answer = json.loads(self.good("open", "shop@-90s", "--salvage", "-o", "json"))
+        self.assertEqual(answer["salvage"], fake_api.SALVAGE)
+        self.api.calls.clear()
+        self.assertNotIn("cannot be read", self.good("open", "shop@-90s"))
+        self.assertNotIn("salvage", json.loads(self.api.calls[0]["body"]))
 
     def test_verify(self):
         self.assertIn("reads back as it was written", self.good("verify", "shop"))

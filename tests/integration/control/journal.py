@@ -30,14 +30,18 @@ def segments(directory):
     return sorted(glob.glob(os.path.join(directory, "segment-*.tmj")))
 
 
-def a_write(directory, volume):
-    """The payload of some write to a volume: (segment's path, offset in it, LSN)."""
+def a_write(directory, volume, last=False):
+    """The payload of the first or last write to a volume: (segment's path, offset in it, LSN)."""
+    found = None
     for path in segments(directory):
         for _, first, records in frames(path):
             for i, (op, owner, _, _, block) in enumerate(records):
                 if op == WRITE and owner == volume:
-                    return path, block * BLOCK, first + i
-    raise AssertionError("the journal has no write to volume %d" % volume)
+                    found = path, block * BLOCK, first + i
+                    if not last:
+                        return found
+    assert found, "the journal has no write to volume %d" % volume
+    return found
 
 
 def flip(path, offset):
