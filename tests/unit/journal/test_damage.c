@@ -881,6 +881,55 @@ static void test_salvage_segments(void **state)
     end();
 }
 
+/* Points are found without the index of their segment, and without the segment the last one before it is taken, with a note. */
+static void test_salvage_points(void **state)
+{
+    struct manifest m;
+    unsigned refused = 0, noted = 0;
+    (void)state;
+    make_sealed();
+    restore_all();
+    check_ok(manifest_load(x.directory, &m, &err));
+    for (size_t i = 0; i < 2 * m.segment_count; i++) {
+        const struct segment_info *s = &m.segments[i / 2];
+        struct journal_options o = options();
+        struct journal *j;
+        char name[JOURNAL_FILE_BYTES];
+        bool gone = i % 2;
+        restore_all();
+        remove_file(journal_l0_file(s->number, name));
+        if (gone)
+            remove_file(journal_segment_file(s->number, name));
+        check_ok(journal_open(&o, &j, &err));
+        for (size_t k = 0; k < x.point_count; k++) {
+            struct point point = {.kind = POINT_LSN, .lsn = {x.points[k].lsn}};
+            struct journal_point found = {0};
+            bool inside = point.lsn.n >= s->first.n && point.lsn.n <= s->last.n;
+            int r = journal_resolve(j, &point, &found, &err);
+            assert_true(inside ? r == -EBADMSG : r == 0 && found.lsn.n == point.lsn.n);
+            refused += inside;
+            found = (struct journal_point){0};
+            check_ok(journal_resolve_salvage(j, &point, &found, &err));
+            if (inside && gone) {
+                assert_true(found.lsn.n < s->first.n && found.note[0]);
+                noted++;
+            } else {
+                assert_true(found.lsn.n == point.lsn.n && !found.note[0]);
+            }
+        }
+        struct point tag = {.kind = POINT_TAG};
+        struct journal_point found = {0};
+        snprintf(tag.tag, sizeof tag.tag, "tag-3");
+        int r = journal_resolve_salvage(j, &tag, &found, &err);
+        assert_true(gone ? r == 0 || r == -ENOENT : r == 0);
+        journal_abandon(j);
+        unlink(x.ring);
+    }
+    manifest_release(&m);
+    assert_true(refused > 0 && noted > 0);
+    end();
+}
+
 /* ---- what a rewind has not copied back ---- */
 
 static void test_pending(void **state)
@@ -922,7 +971,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_sealed), cmocka_unit_test(test_objects), cmocka_unit_test(test_tail),
                                        cmocka_unit_test(test_pending), cmocka_unit_test(test_salvage_files),
-                                       cmocka_unit_test(test_salvage_segments)};
+                                       cmocka_unit_test(test_salvage_segments), cmocka_unit_test(test_salvage_points)};
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);
