@@ -54,7 +54,7 @@ static void print_commands(FILE *out)
 {
     fputs("Commands:\n", out);
     for (const struct cli_command *const *c = cli_commands(); *c; c++)
-        fprintf(out, "  %-12s%s\n", (*c)->name, (*c)->summary);
+        fprintf(out, "  %-16s%s\n", (*c)->name, (*c)->summary);
 }
 
 void cli_help_short(FILE *out)

@@ -190,6 +190,19 @@ static int do_verify(struct call *c, json_t **ret, struct error *err)
     return r < 0 ? r : start_work(c, a, WORK_VERIFY, body, ret, err);
 }
 
+static int do_upgrade(struct call *c, json_t **ret, struct error *err)
+{
+    bool disconnect = false;
+    _cleanup_json_ json_t *body = NULL;
+    _cleanup_application_ struct application *a = application_find(c->control, c->argument, err);
+    int r = a ? http_request_json(c->request, &body, err) : err->code;
+    if (r == 0)
+        r = json_reject_unknown(body, err, "disconnect", NULL);
+    if (r == 0)
+        r = json_get_optional_bool(body, "disconnect", &disconnect, err);
+    return r < 0 ? r : start_work(c, a, WORK_UPGRADE, body, ret, err);
+}
+
 static int do_views(struct call *c, json_t **ret, struct error *err)
 {
     (void)err;
@@ -252,6 +265,7 @@ static const struct {
     {{"POST", "/v1/applications/{app}/rewind"}, do_rewind},
     {{"POST", "/v1/applications/{app}/undo"}, do_undo},
     {{"POST", "/v1/applications/{app}/verify"}, do_verify},
+    {{"POST", "/v1/applications/{app}/upgrade-engine"}, do_upgrade},
     {{"GET", "/v1/views"}, do_views},
     {{"GET", "/v1/views/{id}"}, do_view},
     {{"DELETE", "/v1/views/{id}"}, do_close},

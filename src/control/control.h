@@ -14,7 +14,7 @@
  * tag:NAME.
  *
  *   GET    /v1/version            {"version","api_version","pid","state_directory","started_time"}
- *   GET    /v1/status[?app=NAME]  {"version","pid","state_directory","applications":[APPLICATION]}
+ *   GET    /v1/status[?app=NAME]  {"version","pid","state_directory","warnings":[TEXT],"applications":[APPLICATION]}
  *   POST   /v1/apply[?directory=/ABS&file=NAME&dry_run=true]   body: YAML, any number of documents.
  * `directory`: where relative paths start (without it they are refused); `file`: what messages call the text
  * (default "request"). Answers when all is mounted (may take seconds):
@@ -31,6 +31,8 @@
  *   POST   /v1/applications/{app}/undo    {"dry_run":false}             -> the same
  *   POST   /v1/applications/{app}/verify  {}                            -> 202 {"operation":OPERATION}
  *          its result: VERIFY
+ *   POST   /v1/applications/{app}/upgrade-engine  {"disconnect":false}  -> 202 {"operation":OPERATION}
+ *          its result: {"application","from_version","to_version","from_pid","to_pid","pause_ms","disconnected"}
  *   GET    /v1/views              {"views":[VIEW]}
  *   GET    /v1/views/{id}         {"view":VIEW}
  *   DELETE /v1/views/{id}         {"id"}
@@ -46,7 +48,7 @@
  *          "volumes":[{"name","size_bytes","device","mount","nbd_uri","written_bytes","fs_type"}]}
  *          null where not applicable or not known. state: protected | resyncing | suspended (from the
  * engine), starting, stopped, failed (message says why) OPERATION
- * {"id","kind":"open|rewind|undo|verify","application","state":"running|succeeded|failed","version",
+ * {"id","kind":"open|rewind|undo|verify|upgrade-engine","application","state":"running|succeeded|failed","version",
  *          "started_time","duration_ms","steps":[{"name","state":"pending|running|done|failed|skipped","duration_ms","detail":null|TEXT}],
  *          "progress":null|{"done","total","unit"},"result":null|{...},"error":null|{"code","message"}}
  *   VIEW

@@ -64,6 +64,10 @@ DAMAGE = {"file": "segment-0000000003.tmj", "what": "payload at block 17 does no
           "offset_bytes": 65536, "length_bytes": 4096}
 
 
+UPGRADE = {"application": "shop", "from_version": "9.8", "to_version": "9.9", "from_pid": 42, "to_pid": 43, "pause_ms": 48.2,
+           "disconnected": False}
+
+
 class Refusal(Exception):
     def __init__(self, status, code, message):
         super().__init__(message)
@@ -113,6 +117,7 @@ class FakeApi(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.fails = None       # (code, message) of every operation
         self.refuses = None     # (status, code, message) of every call
         self.verify_ok = True
+        self.warnings = []
         self.raw = None         # bytes instead of any answer
         self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self.thread.start()
@@ -138,7 +143,8 @@ class FakeApi(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             chosen = [a for a in self.applications if query.get("app") in (None, a["name"])]
             if not chosen and "app" in query:
                 raise Refusal(404, "ENOENT", f"no application '{query['app']}'")
-            return 200, {"version": "9.9", "pid": 42, "state_directory": "/s", "applications": chosen}
+            return 200, {"version": "9.9", "pid": 42, "state_directory": "/s", "warnings": self.warnings,
+                         "applications": chosen}
         if parts[0] == "operations":
             return 200, {"operation": self.poll(parts[1], query)}
         if parts[0] == "views":
@@ -176,6 +182,7 @@ class FakeApi(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     def begin(self, verb, asked):
         result = {"open": {"view": SALVAGED if asked.get("salvage") else VIEW}, "rewind": REWIND, "undo": REWIND,
+                  "upgrade-engine": dict(UPGRADE, disconnected=bool(asked.get("disconnect"))),
                   "verify": {"ok": self.verify_ok, "records": 1234, "read_bytes": 1 << 20,
                              "damage": [] if self.verify_ok else [DAMAGE]}}[verb]
         ident = f"op-{len(self.operations) + 1}"

@@ -18,8 +18,8 @@ import fake_api
 TIDEMARK = os.environ.get("TIDEMARK", "tidemark")
 MAN = os.environ.get("TIDEMARK_MAN")
 COMMANDS = ["up", "apply", "delete", "status", "points", "tag", "open", "views", "close", "diff", "rewind", "undo",
-            "verify", "version", "completion", "help"]
-READING = ["status", "points", "views", "diff", "verify", "version", "tag", "open", "rewind", "undo"]
+            "verify", "upgrade-engine", "version", "completion", "help"]
+READING = ["status", "points", "views", "diff", "verify", "upgrade-engine", "version", "tag", "open", "rewind", "undo"]
 try:
     import yaml
 except ImportError:
@@ -80,7 +80,7 @@ class Help(unittest.TestCase):
         for args in (["help"], ["--help"], ["-h"]):
             result = run(*args)
             self.assertEqual(result.returncode, 0)
-            listed = re.findall(r"(?m)^  (\w+) +\S", result.stdout.split("Commands:")[1].split("\n\n")[0])
+            listed = re.findall(r"(?m)^  ([\w-]+) +\S", result.stdout.split("Commands:")[1].split("\n\n")[0])
             self.assertEqual(listed, COMMANDS)
             for code in range(7):
                 self.assertRegex(result.stdout, rf"(?m)^  {code}  \S")
@@ -472,6 +472,18 @@ class Served(unittest.TestCase):
         self.api.calls.clear()
         self.assertNotIn("cannot be read", self.good("open", "shop@-90s"))
         self.assertNotIn("salvage", json.loads(self.api.calls[0]["body"]))
+
+    def test_upgrade_engine(self):
+        text = self.good("upgrade-engine", "shop")
+        self.assertEqual(text, "shop: engine 9.9 (pid 43) took over from 9.8 (pid 42); I/O paused for 48.2 ms\n")
+        self.assertEqual(json.loads(self.api.calls[0]["body"]), {"disconnect": False})
+        self.api.calls.clear()
+        self.assertIn("connect again", self.good("upgrade-engine", "shop", "--disconnect"))
+        self.assertEqual(json.loads(self.good("upgrade-engine", "shop", "-o", "json"))["pause_ms"], 48.2)
+
+    def test_warnings(self):
+        self.api.warnings = ["this kernel is old"]
+        self.assertIn("\nwarning: this kernel is old\n", self.good("status"))
 
     def test_verify(self):
         self.assertIn("reads back as it was written", self.good("verify", "shop"))
