@@ -255,7 +255,8 @@ int recovery_run(struct journal *j, struct error *err)
     if (s.damaged)
         j->recovery.compare_all = true;
     bool lost = j->recovery.compare_all && !j->recovery.created;
-    j->last_lsn = j->written_lsn = j->durable_lsn = s.expected.after.n;
+    j->last_lsn = j->durable_lsn = s.expected.after.n;
+    j->written_lsn = s.expected.after.n;
     j->next_lsn = (lost && j->manifest.lsn_reserved.n > s.expected.after.n ? j->manifest.lsn_reserved.n : s.expected.after.n) + 1;
     j->submit_number = j->open_number = j->complete_number = s.expected.number;
     j->previous_crc = s.expected.previous_crc;
