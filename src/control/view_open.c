@@ -357,11 +357,11 @@ static int open_steps(struct opening *o, const json_t *request, json_t **ret_vie
     if (r < 0)
         return r;
     o->state = json_pack(
-        "{s:s, s:s, s:O, s:O, s:O, s:s, s:n, s:[], s:[]}", "id", o->id, "application", o->application->name, "lsn",
+        "{s:s, s:s, s:O, s:O, s:O, s:s, s:n, s:[], s:[], s:s?}", "id", o->id, "application", o->application->name, "lsn",
         json_object_get(o->pin, "lsn"), "time", json_object_get(o->pin, "time"), "note",
         json_object_get(o->pin, "note"), "created_time",
         clock_format_rfc3339(clock_realtime_ns(clock_system()), time), "salvage", "volumes",
-        "created_directories");
+        "created_directories", "nbd_socket", o->nbd);
     if (!o->state)
         return error_set(err, -EPROTO, "the engine's answer to a pin has no lsn, time or note");
     r = start_process(o, err);

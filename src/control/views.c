@@ -73,6 +73,9 @@ void views_remove(const struct control *control, const char *directory, const js
         }
     }
     remove_created(state);
+    const char *nbd = json_string_value(json_object_get(state, "nbd_socket"));
+    if (nbd)
+        unlink(nbd); /* nbdkit leaves it */
     /* Nothing below may still be mounted when the tree is removed. */
     char source[256];
     for (size_t i = 0; i < json_array_size(json_object_get(state, "volumes")); i++) {
@@ -227,6 +230,7 @@ json_t *views_public(const json_t *state)
 {
     json_t *public = json_deep_copy(state);
     json_object_del(public, "created_directories");
+    json_object_del(public, "nbd_socket");
     static const char *const later[] = {"note", "salvage"}; /* an `up` before these has left views without them */
     for (size_t i = 0; i < sizeof later / sizeof *later; i++)
         if (!json_object_get(public, later[i]))

@@ -417,6 +417,7 @@ class Salvage(Base):
         l0 = s.path("s/apps/shop/journal/l0-0000000001.idx")
         os.unlink(l0)
         self.fails("EIO", [os.path.basename(l0), "--salvage"], s.operate, opening, {"point": "tag:t"})
+        self.fails("EBADMSG", [os.path.basename(l0), "--salvage"], s.operate, opening, {"point": "lsn:3"})
         self.assertEqual(s.call("GET", "/v1/views")["views"], [])
         view = s.operate(opening, {"point": "tag:t", "salvage": True})["view"]
         self.assertEqual(self.damaged(view), set())
@@ -435,6 +436,10 @@ class Salvage(Base):
         for i, block in enumerate(now):
             self.assertIn(block, (None, good[i]), f"block {i}")
         s.call("DELETE", f"/v1/views/{view['id']}")
+        early = s.operate(opening, {"point": "lsn:3", "salvage": True})["view"]
+        self.assertIn("the last point before it", early["note"])
+        self.assertEqual((early["lsn"], self.damaged(early)), (0, set()))
+        s.call("DELETE", f"/v1/views/{early['id']}")
         self.fails("ENOENT", [view["id"]], s.call, "GET", f"/v1/views/{view['id']}")
         # The live volume has nothing to do with it.
         self.assertEqual(s.read("mnt/shop/data/g"), "two" * 100000)
@@ -453,7 +458,7 @@ class Salvage(Base):
             if broken:
                 journal.flip(segment, offset)
             view = s.operate("/v1/applications/shop/open", {"point": point, "salvage": True,
-                                                                      "nbd": s.path(f"v{int(broken)}.sock")})["view"]
+                                                                      "nbd": s.path("v.sock")})["view"]
             self.assertEqual(bool(self.damaged(view)), broken)
             done = subprocess.run(["nbdcopy", view["volumes"][0]["nbd_uri"], s.path("copy")], capture_output=True, text=True,
                                   check=False)
