@@ -86,7 +86,7 @@ void cli_help_all(FILE *out)
           "  3  no such application, point or view\n"
           "  4  refused by the present state: busy, exists already, outside the history\n"
           "  5  `tidemark up` cannot be reached\n"
-          "  6  the verification found damage\n",
+          "  6  damage was found: by verify, or by an open without --salvage\n",
           out);
 }
 

@@ -76,6 +76,10 @@ int losses_add(const char *directory, const struct loss *loss, struct lsn base, 
     int r = losses_visit(directory, keep, &k, &ignored);
     if (r == 0 && k.known)
         return 0;
+    struct loss earlier = {.low = base, .high = loss->low, .segment = loss->segment, .found_realtime_ns = loss->found_realtime_ns,
+                           .what = "what was lost earlier is not known: " LOSSES_FILE " was damaged"};
+    if (r < 0 && earlier.low.n < earlier.high.n)
+        json_array_append_new(list, loss_json(&earlier));
     if (json_array_append_new(list, loss_json(loss)) < 0)
         return error_errno(err, -ENOMEM, "cannot note what was lost");
     while (json_array_size(list) > LOSSES_MAX)
