@@ -127,6 +127,20 @@ static int write_configs(struct opening *o, const char *config, struct error *er
                                false, err);
 }
 
+/* What the view's process has said of its end, in place of "it ended". */
+static int take_error(const struct opening *o, struct error *err)
+{
+    char path[PATH_MAX];
+    struct error ignored = ERROR_INIT;
+    _cleanup_json_ json_t *told = NULL;
+    if (views_path(o->directory, "view.sock.error", path, &ignored) < 0 || json_parse_file(path, &told, &ignored) < 0)
+        return err->code;
+    struct error why = ERROR_INIT;
+    int r = json_to_error(told, err->code, err->message, &why);
+    *err = why;
+    return r;
+}
+
 static int start_process(struct opening *o, struct error *err)
 {
     const struct control *control = o->application->control;
@@ -157,6 +171,8 @@ static int start_process(struct opening *o, struct error *err)
         return r;
     close(take_fd(o->lock_fd)); /* the process holds the lock now */
     r = export_wait_ready(&o->process, socket, o->is_nbd ? o->nbd_socket : NULL, log_path, 0, err);
+    if (r < 0)
+        r = take_error(o, err);
     if (r == 0)
         operation_step_end(o->operation, STEP_START, STEP_DONE, NULL);
     return r;
@@ -412,7 +428,7 @@ int view_open(struct application *application, struct operation *operation, cons
     int r = open_steps(o, request, ret_view, err);
     if (r < 0) {
         undo(o);
-        if (r == -EBADMSG && !o->salvage)
+        if (r == -EBADMSG && !o->salvage && !strstr(err->message, "--salvage"))
             error_context(err, "the journal is damaged (`tidemark open --salvage` opens what is left of the point)");
         error_context(err, "cannot open %s@%s", application->name, o->point ? o->point : "");
     }

@@ -110,8 +110,10 @@ static int open_image(struct engine_view *v, struct error *err)
     int r = image_open(v->journal, v->pin, &v->image, err);
     if (r == 0)
         r = image_check_files(v->journal, v->pin, err);
-    if (r == -EBADMSG || r == -ENOENT)
-        return error_context(err, "the journal is damaged (`tidemark open --salvage` opens what is left of the point)");
+    if (r == -EBADMSG || r == -ENOENT) {
+        error_context(err, "the journal is damaged (`tidemark open --salvage` opens what is left of the point)");
+        err->code = r = -EBADMSG; /* a file that is missing is damage too */
+    }
     return r;
 }
 
@@ -153,6 +155,20 @@ static int start(struct engine_view *v, const char *config_path, const struct lo
     return http_server_start(&options, &v->server, err);
 }
 
+/* For `up`, which sees only that the process ended: <socket>.error holds the error as the API tells errors. */
+static void tell_error(const struct engine_view *v, const struct log *log, const struct error *why)
+{
+    char path[sizeof v->socket + 8];
+    struct error err = ERROR_INIT;
+    if (!v->socket[0])
+        return;
+    snprintf(path, sizeof path, "%s.error", v->socket);
+    _cleanup_json_ json_t *json = json_of_error(why);
+    _cleanup_free_ char *text = json ? json_to_text(json) : NULL;
+    if (text && io_replace_file(path, text, strlen(text), 0600, &err) < 0)
+        log_warning(log, "%s", err.message);
+}
+
 int engine_view_start(const char *config_path, const struct log *log, struct engine_view **ret, struct error *err)
 {
     struct engine_view *v = calloc(1, sizeof *v);
@@ -160,6 +176,7 @@ int engine_view_start(const char *config_path, const struct log *log, struct eng
         return error_errno(err, -ENOMEM, "cannot start the view");
     int r = start(v, config_path, log, err);
     if (r < 0) {
+        tell_error(v, log, err);
         engine_view_stop(v);
         return r;
     }

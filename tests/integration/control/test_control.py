@@ -416,7 +416,7 @@ class Salvage(Base):
         # An index that is missing costs nothing.
         l0 = s.path("s/apps/shop/journal/l0-0000000001.idx")
         os.unlink(l0)
-        self.fails("EIO", [os.path.basename(l0), "--salvage"], s.operate, opening, {"point": "tag:t"})
+        self.fails("EBADMSG", [os.path.basename(l0), "--salvage"], s.operate, opening, {"point": "tag:t"})
         self.fails("EBADMSG", [os.path.basename(l0), "--salvage"], s.operate, opening, {"point": "lsn:3"})
         self.assertEqual(s.call("GET", "/v1/views")["views"], [])
         view = s.operate(opening, {"point": "tag:t", "salvage": True})["view"]
