@@ -207,7 +207,7 @@ static void check_index(struct verification *v, const char *name, struct lsn low
     index_free(index);
     v->summary->indexes++;
     if (r < 0 && v->summary->damages == before && !is_gone(v, &owner))
-        damaged(v, (struct verify_damage){.file = name, .what = err.message, .low = low, .high = high});
+        damaged(v, (struct verify_damage){.file = name, .what = r == -ENOENT ? "is missing" : err.message, .low = low, .high = high});
 }
 
 /* The base, or (with `rewind`) a rewind's rescue store: the directory `name`. */
