@@ -107,7 +107,7 @@ static int follow(struct scan *s, struct error *err)
         else
             t->info.used_blocks = next;
     }
-    return r;
+    return r < 0 ? r : add_gap(s, s->info->last, err); /* no frame is where the last ones should be */
 }
 
 int salvage_scan(const char *directory, const struct uuid *journal, const struct segment_info *info, struct salvage_segment *ret,

@@ -62,6 +62,8 @@ static void scan(const struct segment_info *info)
         for (size_t k = 0; k < found.gap_count; k++) /* what is known is in no gap */
             assert(e->lsn.n <= found.gaps[k].low.n || e->lsn.n > found.gaps[k].high.n);
     }
+    uint64_t known = found.tail.frame_count ? found.tail.info.last.n : 0;
+    assert((known > last ? known : last) == info->last.n); /* every LSN is known or in a gap */
     if (found.tail.frame_count)
         check_index(&found);
     else
