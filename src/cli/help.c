@@ -54,7 +54,7 @@ static void print_commands(FILE *out)
 {
     fputs("Commands:\n", out);
     for (const struct cli_command *const *c = cli_commands(); *c; c++)
-        fprintf(out, "  %-12s%s\n", (*c)->name, (*c)->summary);
+        fprintf(out, "  %-16s%s\n", (*c)->name, (*c)->summary);
 }
 
 void cli_help_short(FILE *out)
@@ -86,7 +86,7 @@ void cli_help_all(FILE *out)
           "  3  no such application, point or view\n"
           "  4  refused by the present state: busy, exists already, outside the history\n"
           "  5  `tidemark up` cannot be reached\n"
-          "  6  the verification found damage\n",
+          "  6  damage was found: by verify, or by an open without --salvage\n",
           out);
 }
 

@@ -167,6 +167,10 @@ static enum cli_exit print(const struct cli *cli, const json_t *answer)
     if (cli->format != CLI_FORMAT_TABLE)
         return cli_output_value(cli, answer);
     print_summary(cli, applications);
+    size_t i;
+    json_t *warning;
+    json_array_foreach(json_object_get(answer, "warnings"), i, warning)
+        printf("warning: %s\n", json_string_value(warning) ? json_string_value(warning) : "?");
     if (json_array_size(applications) == 0)
         return CLI_EXIT_OK;
     fputc('\n', stdout);

@@ -133,7 +133,7 @@ static int do_open(struct call *c, json_t **ret, struct error *err)
     _cleanup_application_ struct application *a = application_find(c->control, c->argument, err);
     int r = a ? http_request_json(c->request, &body, err) : err->code;
     if (r == 0)
-        r = json_reject_unknown(body, err, "point", "volume", "mount", "nbd", NULL);
+        r = json_reject_unknown(body, err, "point", "volume", "mount", "nbd", "salvage", NULL);
     if (r == 0)
         r = json_get_string(body, "point", &point, err);
     return r < 0 ? r : start_work(c, a, WORK_OPEN, body, ret, err);
@@ -190,10 +190,32 @@ static int do_verify(struct call *c, json_t **ret, struct error *err)
     return r < 0 ? r : start_work(c, a, WORK_VERIFY, body, ret, err);
 }
 
+static int do_upgrade(struct call *c, json_t **ret, struct error *err)
+{
+    bool disconnect = false;
+    _cleanup_json_ json_t *body = NULL;
+    _cleanup_application_ struct application *a = application_find(c->control, c->argument, err);
+    int r = a ? http_request_json(c->request, &body, err) : err->code;
+    if (r == 0)
+        r = json_reject_unknown(body, err, "disconnect", NULL);
+    if (r == 0)
+        r = json_get_optional_bool(body, "disconnect", &disconnect, err);
+    return r < 0 ? r : start_work(c, a, WORK_UPGRADE, body, ret, err);
+}
+
 static int do_views(struct call *c, json_t **ret, struct error *err)
 {
     (void)err;
     *ret = json_pack("{s:o}", "views", views_to_json(c->control, NULL));
+    return 0;
+}
+
+static int do_view(struct call *c, json_t **ret, struct error *err)
+{
+    json_t *view = view_to_json(c->control, c->argument, err);
+    if (!view)
+        return err->code;
+    *ret = json_pack("{s:o}", "view", view);
     return 0;
 }
 
@@ -243,7 +265,9 @@ static const struct {
     {{"POST", "/v1/applications/{app}/rewind"}, do_rewind},
     {{"POST", "/v1/applications/{app}/undo"}, do_undo},
     {{"POST", "/v1/applications/{app}/verify"}, do_verify},
+    {{"POST", "/v1/applications/{app}/upgrade-engine"}, do_upgrade},
     {{"GET", "/v1/views"}, do_views},
+    {{"GET", "/v1/views/{id}"}, do_view},
     {{"DELETE", "/v1/views/{id}"}, do_close},
     {{"GET", "/v1/operations"}, do_operations},
     {{"GET", "/v1/operations/{id}"}, do_operation},

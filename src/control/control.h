@@ -14,7 +14,7 @@
  * tag:NAME.
  *
  *   GET    /v1/version            {"version","api_version","pid","state_directory","started_time"}
- *   GET    /v1/status[?app=NAME]  {"version","pid","state_directory","applications":[APPLICATION]}
+ *   GET    /v1/status[?app=NAME]  {"version","pid","state_directory","warnings":[TEXT],"applications":[APPLICATION]}
  *   POST   /v1/apply[?directory=/ABS&file=NAME&dry_run=true]   body: YAML, any number of documents.
  * `directory`: where relative paths start (without it they are refused); `file`: what messages call the text
  * (default "request"). Answers when all is mounted (may take seconds):
@@ -25,13 +25,16 @@
  * docs/internals.md]} POST   /v1/applications/{app}/tag     {"name","labels":{}}          ->
  * {"name","lsn","time"} POST   /v1/applications/{app}/diff    {"from":POINT,"to":POINT}     -> as the
  * engine's (docs/internals.md) POST   /v1/applications/{app}/open
- * {"point","volume"?,"mount"?:DIR,"nbd"?:SOCKET}  -> 202 {"operation":OPERATION} its result: {"view":VIEW}
+ * {"point","volume"?,"mount"?:DIR,"nbd"?:SOCKET,"salvage"?:BOOL}  -> 202 {"operation":OPERATION} its result: {"view":VIEW}
  *   POST   /v1/applications/{app}/rewind  {"to":POINT,"dry_run":false}  -> 202 {"operation":OPERATION}
  *          its result: REWIND; with dry_run 200 {"plan":PLAN}
  *   POST   /v1/applications/{app}/undo    {"dry_run":false}             -> the same
  *   POST   /v1/applications/{app}/verify  {}                            -> 202 {"operation":OPERATION}
  *          its result: VERIFY
+ *   POST   /v1/applications/{app}/upgrade-engine  {"disconnect":false}  -> 202 {"operation":OPERATION}
+ *          its result: {"application","from_version","to_version","from_pid","to_pid","pause_ms","disconnected"}
  *   GET    /v1/views              {"views":[VIEW]}
+ *   GET    /v1/views/{id}         {"view":VIEW}
  *   DELETE /v1/views/{id}         {"id"}
  *   GET    /v1/operations         {"operations":[OPERATION]} newest first
  *   GET    /v1/operations/{id}[?wait_ms=N&version=V]   {"operation":OPERATION}: answers once its version is
@@ -45,11 +48,13 @@
  *          "volumes":[{"name","size_bytes","device","mount","nbd_uri","written_bytes","fs_type"}]}
  *          null where not applicable or not known. state: protected | resyncing | suspended (from the
  * engine), starting, stopped, failed (message says why) OPERATION
- * {"id","kind":"open|rewind|undo|verify","application","state":"running|succeeded|failed","version",
+ * {"id","kind":"open|rewind|undo|verify|upgrade-engine","application","state":"running|succeeded|failed","version",
  *          "started_time","duration_ms","steps":[{"name","state":"pending|running|done|failed|skipped","duration_ms","detail":null|TEXT}],
  *          "progress":null|{"done","total","unit"},"result":null|{...},"error":null|{"code","message"}}
  *   VIEW
- * {"id","application","lsn","time","open_ms","created_time","state":"open|expired|dead","overlay_bytes",
+ * {"id","application","lsn","time","note","open_ms","created_time","state":"open|expired|dead","overlay_bytes",
+ *          "salvage":null|{"complete","damaged_bytes","truncated","findings":[TEXT],
+ *                          "damage":[{"volume","offset_bytes","length_bytes","reason"}]},
  *          "volumes":[{"name","size_bytes","device","mount","nbd_uri","note"}]}
  *   PLAN {"to","lsn","target_lsn","target_time","note","changed_bytes","volumes":[{"name","changed_bytes"}],
  *          "manifests":[{"name","change":"write|create|delete"}],"lifecycle":{"stop":[[ARGV]],"start":[...],"probe":[...]}}

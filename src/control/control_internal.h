@@ -234,6 +234,8 @@ int views_close_all(struct control *control, const char *application, bool force
 /* Takes over the views of an application that still run, cleans up the others. */
 void views_adopt(struct application *application);
 json_t *views_to_json(struct control *control, const char *application);
+/* One view; NULL with -ENOENT. */
+json_t *view_to_json(struct control *control, const char *id, struct error *err);
 json_t *views_ids_to_json(struct control *control, const char *application);
 void views_free(struct control *control);
 
@@ -260,13 +262,18 @@ int policy_load(const struct control *control, const char *name, struct app_poli
 /* Loads apps/<name>/application.yaml of all. */
 int applications_load(struct control *control, struct error *err) MUST_CHECK;
 
+/* ---- upgrade.c ---- */
+/* Replaces its engine by the installed program; busy. */
+int upgrade_run(struct application *application, struct operation *operation, const json_t *request, json_t **ret,
+                struct error *err) MUST_CHECK;
+
 /* ---- verify.c ---- */
 int verify_run(struct application *application, struct operation *operation, json_t **ret,
                struct error *err) MUST_CHECK;
 
 /* ---- pins: pin.c ---- */
 /* Creates and locks pins/<id>.lock, then pins the point. *ret_fd holds the lock. */
-int pin_take(struct application *application, const char *id, const char *point, int *ret_fd,
+int pin_take(struct application *application, const char *id, const char *point, bool salvage, int *ret_fd,
              json_t **ret_answer, struct error *err) MUST_CHECK;
 void pin_drop(struct application *application, const char *id);
 
@@ -280,11 +287,15 @@ int api_handle(void *context, const struct http_request *request, struct http_re
                struct error *err);
 
 /* ---- up.c ---- */
+#define CONTROL_WARNING_RESEND                                                                               \
+    "this kernel cannot send FUSE requests again (FUSE_NOTIFY_RESEND, Linux 6.9): after a crash of an engine I/O that was " \
+    "under way hangs until the volume is unmounted, and upgrade-engine is refused"
 struct control {
     const struct log *log;
     char state_directory[PATH_MAX];
     char socket_path[PATH_MAX];
     struct programs programs;
+    enum control_resend { CONTROL_RESEND_UNKNOWN, CONTROL_RESEND_NO, CONTROL_RESEND_YES } resend; /* of the kernel's FUSE */
     int lock_fd, wake_fd; /* eventfd: the main thread looks again */
     uint64_t started_realtime_ns;
     struct http_server *server;

@@ -181,6 +181,16 @@ int mounts_mount(const char *device, const char *directory, const char *type, bo
     return error_errno(err, r, "cannot mount %s (%s) on %s", device, type, directory);
 }
 
+int mounts_mount_salvaged(const char *device, const char *directory, const char *type, struct error *err)
+{
+    bool xfs = strcmp(type, "xfs") == 0;
+    if (mount(device, directory, type, MS_NOATIME | MS_RDONLY, xfs ? "nouuid" : NULL) == 0 ||
+        mount(device, directory, type, MS_NOATIME | MS_RDONLY, xfs ? "nouuid,norecovery" : "noload") == 0)
+        return 0;
+    return error_errno(err, -errno, "cannot mount %s (%s) on %s; `fsck` may repair it (what it writes stays in the view)",
+                       device, type, directory);
+}
+
 int mounts_unmount(const char *directory, bool force, struct error *err)
 {
     char source[256], users[MOUNTS_USERS_BYTES];

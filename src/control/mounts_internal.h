@@ -31,6 +31,8 @@ int mounts_prepare(const char *directory, bool *ret_created, struct error *err) 
 /* Mounts with noatime; `view`: with nouuid for xfs. */
 int mounts_mount(const char *device, const char *directory, const char *type, bool view,
                  struct error *err) MUST_CHECK;
+/* Mounts read-only what may be damaged: if its log cannot be replayed, without it. */
+int mounts_mount_salvaged(const char *device, const char *directory, const char *type, struct error *err) MUST_CHECK;
 /* Writes everything out and unmounts. 0 when nothing is mounted there. -EBUSY with the processes that use it;
  * `force` detaches then. */
 int mounts_unmount(const char *directory, bool force, struct error *err) MUST_CHECK;

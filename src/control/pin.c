@@ -7,7 +7,7 @@
 
 #include "control/control_internal.h"
 
-int pin_take(struct application *application, const char *id, const char *point, int *ret_fd,
+int pin_take(struct application *application, const char *id, const char *point, bool salvage, int *ret_fd,
              json_t **ret_answer, struct error *err)
 {
     char path[PATH_MAX];
@@ -20,6 +20,8 @@ int pin_take(struct application *application, const char *id, const char *point,
         return error_errno(err, r, "cannot lock %s", path);
     }
     _cleanup_json_ json_t *body = json_pack("{s:s, s:s}", "pin", id, "point", point);
+    if (salvage) /* an engine from before it was there refuses the field */
+        json_object_set_new(body, "salvage", json_true());
     r = application_call(application, "POST", "/v1/pin", body, CONTROL_CALL_TIMEOUT_MS, ret_answer, err);
     if (r < 0) {
         unlink(path);

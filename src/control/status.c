@@ -132,7 +132,10 @@ int status_to_json(struct control *control, const char *application, json_t **re
             application_unref(all[i]);
         }
     }
-    *ret = json_pack("{s:s, s:i, s:s, s:o}", "version", TIDEMARK_VERSION, "pid", (int)getpid(),
-                     "state_directory", control->state_directory, "applications", list);
+    json_t *warnings = json_array();
+    if (control->resend == CONTROL_RESEND_NO)
+        json_array_append_new(warnings, json_string(CONTROL_WARNING_RESEND));
+    *ret = json_pack("{s:s, s:i, s:s, s:o, s:o}", "version", TIDEMARK_VERSION, "pid", (int)getpid(),
+                     "state_directory", control->state_directory, "warnings", warnings, "applications", list);
     return 0;
 }

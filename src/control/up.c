@@ -14,6 +14,7 @@
 #include "base/io.h"
 #include "base/thread.h"
 #include "control/control_internal.h"
+#include "export/fuse_probe.h"
 
 #define API_THREADS 12u
 #define LOOK_INTERVAL_MS 1000 /* for what is started again after a while */
@@ -102,6 +103,24 @@ static int take_lock(struct control *control, struct error *err)
     return 0;
 }
 
+/* Without FUSE there is nothing to warn of. */
+static void probe_kernel(struct control *control)
+{
+    char directory[PATH_MAX + 16];
+    bool resend = false;
+    struct error err = ERROR_INIT;
+    if (access("/dev/fuse", R_OK | W_OK) < 0)
+        return;
+    snprintf(directory, sizeof directory, "%s/probe", control->state_directory);
+    if (fuse_probe_resend(directory, &resend, &err) < 0) {
+        log_info(control->log, "cannot tell whether this kernel can send FUSE requests again: %s", err.message);
+        return;
+    }
+    control->resend = resend ? CONTROL_RESEND_YES : CONTROL_RESEND_NO;
+    if (!resend)
+        log_warning(control->log, "%s", CONTROL_WARNING_RESEND);
+}
+
 static int init(struct control *control, const struct control_options *options, struct error *err)
 {
     pthread_condattr_t attributes;
@@ -123,7 +142,11 @@ static int init(struct control *control, const struct control_options *options, 
                          (int)geteuid());
     programs_find(&control->programs);
     int r = set_paths(control, options, err);
-    return r < 0 ? r : take_lock(control, err);
+    if (r == 0)
+        r = take_lock(control, err);
+    if (r == 0)
+        probe_kernel(control);
+    return r;
 }
 
 static void release(struct control *control)

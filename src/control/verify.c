@@ -28,9 +28,10 @@ static void take_line(const char *line, struct operation *operation, json_t *dam
     if (strcmp(kind, "progress") == 0 && json_get_u64(json, "done_bytes", &done, &ignored) == 0 &&
         json_get_u64(json, "total_bytes", &total, &ignored) == 0)
         operation_progress(operation, done, total, "bytes");
-    else if (strcmp(kind, "damage") == 0 && json_array_size(damages) < VERIFY_DAMAGES_TOLD)
+    else if (strcmp(kind, "damage") == 0 && json_array_size(damages) < VERIFY_DAMAGES_TOLD) {
+        json_object_del(json, "kind");
         json_array_append(damages, json);
-    else if (strcmp(kind, "summary") == 0) {
+    } else if (strcmp(kind, "summary") == 0) {
         json_decref(*summary);
         *summary = json_incref(json);
     }
@@ -95,18 +96,35 @@ static int verify_pinned(struct application *application, struct operation *oper
     return 0;
 }
 
+/* What is written until now is to be covered: only sealed segments are read. *ret_left: why something is left out, or NULL. */
+static int seal(struct application *application, const char **ret_left, struct error *err)
+{
+    int r = application_call(application, "POST", "/v1/seal", NULL, CONTROL_CALL_TIMEOUT_MS, NULL, err);
+    *ret_left = NULL;
+    if (r == -ESHUTDOWN)
+        *ret_left = "journaling is suspended: what was not sealed before is not read";
+    else if (r == -ENOENT)
+        *ret_left = "the running engine is from an older version: what it has not sealed yet is not read; see upgrade-engine";
+    return *ret_left ? 0 : r;
+}
+
 int verify_run(struct application *application, struct operation *operation, json_t **ret, struct error *err)
 {
     char id[CONTROL_ID_BYTES];
     int lock_fd = -1;
+    const char *left = NULL;
     _cleanup_json_ json_t *pin = NULL;
     operation_step_begin(operation, STEP_PIN);
     int r = control_new_id("verify-", id, err);
     if (r == 0)
-        r = pin_take(application, id, "latest", &lock_fd, &pin, err);
+        r = seal(application, &left, err);
+    if (r == 0)
+        r = pin_take(application, id, "latest", false, &lock_fd, &pin, err);
     if (r < 0)
         return r;
-    operation_step_end(operation, STEP_PIN, STEP_DONE, NULL);
+    operation_step_end(operation, STEP_PIN, STEP_DONE, left);
+    if (left)
+        log_warning(application->control->log, "verify of %s: %s", application->name, left);
     r = verify_pinned(application, operation, lock_fd, id, pin, ret, err);
     close(lock_fd);
     pin_drop(application, id);

@@ -8,8 +8,11 @@
 #include "base/io.h"
 #include "control/mounts_internal.h"
 #include "control/views_internal.h"
+#include "lib/http_client.h"
 
-enum { STEP_PIN, STEP_START, STEP_ATTACH, STEP_MOUNT };
+enum { STEP_PIN, STEP_START, STEP_ATTACH, STEP_MOUNT, STEP_DAMAGE };
+
+#define DAMAGE_POLL_MS 50
 
 struct opening {
     struct application *application;
@@ -19,6 +22,7 @@ struct opening {
     char nbd_socket[PATH_MAX];
     const char *point, *volume, *mount, *nbd;
     bool is_nbd;
+    bool salvage;
     bool pinned;
     int lock_fd;
     json_t *pin;     /* the engine's answer */
@@ -30,7 +34,7 @@ struct opening {
 
 static int read_request(struct opening *o, const json_t *request, struct error *err)
 {
-    int r = json_reject_unknown(request, err, "point", "volume", "mount", "nbd", NULL);
+    int r = json_reject_unknown(request, err, "point", "volume", "mount", "nbd", "salvage", NULL);
     if (r == 0)
         r = json_get_string(request, "point", &o->point, err);
     if (r == 0)
@@ -39,6 +43,8 @@ static int read_request(struct opening *o, const json_t *request, struct error *
         r = json_get_optional_string(request, "mount", &o->mount, err);
     if (r == 0)
         r = json_get_optional_string(request, "nbd", &o->nbd, err);
+    if (r == 0)
+        r = json_get_optional_bool(request, "salvage", &o->salvage, err);
     if (r < 0)
         return r;
     if (o->mount && o->nbd)
@@ -91,7 +97,7 @@ static int take_pin(struct opening *o, struct error *err)
     operation_step_begin(o->operation, STEP_PIN);
     int r = io_mkdirs(o->directory, 0700, err);
     if (r == 0)
-        r = pin_take(o->application, o->id, o->point, &o->lock_fd, &o->pin, err);
+        r = pin_take(o->application, o->id, o->point, o->salvage, &o->lock_fd, &o->pin, err);
     if (r < 0)
         return r;
     o->pinned = true;
@@ -110,15 +116,29 @@ static int write_configs(struct opening *o, const char *config, struct error *er
                                                  "id", json_object_get(volume, "id"), "size_bytes",
                                                  json_object_get(volume, "size_bytes")));
     _cleanup_json_ json_t *view =
-        json_pack("{s:s, s:o, s:s, s:O, s:o, s:o, s:o}", "id", o->id, "journal",
+        json_pack("{s:s, s:o, s:s, s:O, s:o, s:o, s:b, s:o}", "id", o->id, "journal",
                   json_sprintf("%s/journal", o->application->directory), "pin", o->id, "lsn", lsn, "socket",
                   json_sprintf("%s/view.sock", o->directory), "overlay",
-                  json_sprintf("%s/overlay", o->directory), "volumes", volumes);
+                  json_sprintf("%s/overlay", o->directory), "salvage", o->salvage, "volumes", volumes);
     int r = write_json_file(config, view, err);
     if (r < 0 || o->is_nbd)
         return r;
     return export_write_holder(o->application->control, o->directory, o->id, "view", config, o->volumes,
                                false, err);
+}
+
+/* What the view's process has said of its end, in place of "it ended". */
+static int take_error(const struct opening *o, struct error *err)
+{
+    char path[PATH_MAX];
+    struct error ignored = ERROR_INIT;
+    _cleanup_json_ json_t *told = NULL;
+    if (views_path(o->directory, "view.sock.error", path, &ignored) < 0 || json_parse_file(path, &told, &ignored) < 0)
+        return err->code;
+    struct error why = ERROR_INIT;
+    int r = json_to_error(told, err->code, err->message, &why);
+    *err = why;
+    return r;
 }
 
 static int start_process(struct opening *o, struct error *err)
@@ -151,6 +171,8 @@ static int start_process(struct opening *o, struct error *err)
         return r;
     close(take_fd(o->lock_fd)); /* the process holds the lock now */
     r = export_wait_ready(&o->process, socket, o->is_nbd ? o->nbd_socket : NULL, log_path, 0, err);
+    if (r < 0)
+        r = take_error(o, err);
     if (r == 0)
         operation_step_end(o->operation, STEP_START, STEP_DONE, NULL);
     return r;
@@ -177,6 +199,31 @@ static int prepare_mount(struct opening *o, const char *volume, char ret[PATH_MA
     if (created)
         json_array_append_new(created_list, json_string(ret));
     return r;
+}
+
+/* Whatever a damaged file system cannot do is told, and the device is there to look at. */
+static int mount_salvaged(struct opening *o, json_t *volume, struct error *err)
+{
+    char path[PATH_MAX], type[MOUNTS_TYPE_BYTES] = "";
+    const char *name = json_string_value(json_object_get(volume, "name"));
+    const char *device = json_string_value(json_object_get(volume, "device"));
+    struct error why = ERROR_INIT;
+    int r = mounts_probe(device, type, &why);
+    if (r == 0 && strcmp(type, "ext4") != 0 && strcmp(type, "xfs") != 0) {
+        json_object_set_new(volume, "note", json_sprintf("shows %s at this point, not mounted", type[0] ? type : "no file system"));
+        return 0;
+    }
+    if (r == 0) {
+        r = prepare_mount(o, name, path, err);
+        if (r < 0)
+            return r;
+        r = mounts_mount_salvaged(device, path, type, &why);
+    }
+    if (r < 0)
+        json_object_set_new(volume, "note", json_sprintf("not mounted: %s", why.message));
+    else
+        json_object_set_new(volume, "mount", json_string(path));
+    return 0;
 }
 
 static int mount_volume(struct opening *o, json_t *volume, struct error *err)
@@ -238,9 +285,45 @@ static int attach_and_mount(struct opening *o, struct error *err)
     }
     operation_step_begin(o->operation, STEP_MOUNT);
     json_array_foreach(json_object_get(o->state, "volumes"), i, volume) if (r == 0) r =
-        mount_volume(o, volume, err);
+        o->salvage ? mount_salvaged(o, volume, err) : mount_volume(o, volume, err);
     if (r == 0)
         operation_step_end(o->operation, STEP_MOUNT, STEP_DONE, NULL);
+    return r;
+}
+
+/* Waits until the view has read all of its volumes, and takes its map of what cannot be read. */
+static int take_damage(struct opening *o, struct error *err)
+{
+    char path[PATH_MAX];
+    int r = views_path(o->directory, "view.sock", path, err);
+    operation_step_begin(o->operation, STEP_DAMAGE);
+    while (r == 0) {
+        _cleanup_json_ json_t *status = NULL;
+        json_t *map;
+        uint64_t done, total;
+        r = http_client_call(path, "GET", "/v1/status", NULL, CONTROL_CALL_TIMEOUT_MS, &status, err);
+        if (r == 0)
+            r = json_get_object(status, "salvage", &map, err);
+        if (r == 0)
+            r = json_get_u64(map, "done_bytes", &done, err);
+        if (r == 0)
+            r = json_get_u64(map, "total_bytes", &total, err);
+        if (r < 0)
+            break;
+        operation_progress(o->operation, done, total, "bytes");
+        if (done == total) {
+            json_object_del(map, "done_bytes");
+            json_object_del(map, "total_bytes");
+            json_object_set(o->state, "salvage", map);
+            break;
+        }
+        if (atomic_load(&o->application->control->stopping))
+            return error_set(err, -EBUSY, "`tidemark up` is stopping");
+        if (process_wait(&o->process, DAMAGE_POLL_MS, NULL))
+            return error_set(err, -EIO, "the view's process ended while it looked for damage");
+    }
+    if (r == 0)
+        operation_step_end(o->operation, STEP_DAMAGE, STEP_DONE, NULL);
     return r;
 }
 
@@ -290,14 +373,18 @@ static int open_steps(struct opening *o, const json_t *request, json_t **ret_vie
     if (r < 0)
         return r;
     o->state = json_pack(
-        "{s:s, s:s, s:O, s:O, s:s, s:[], s:[]}", "id", o->id, "application", o->application->name, "lsn",
-        json_object_get(o->pin, "lsn"), "time", json_object_get(o->pin, "time"), "created_time",
-        clock_format_rfc3339(clock_realtime_ns(clock_system()), time), "volumes", "created_directories");
+        "{s:s, s:s, s:O, s:O, s:O, s:s, s:n, s:[], s:[], s:s?}", "id", o->id, "application", o->application->name, "lsn",
+        json_object_get(o->pin, "lsn"), "time", json_object_get(o->pin, "time"), "note",
+        json_object_get(o->pin, "note"), "created_time",
+        clock_format_rfc3339(clock_realtime_ns(clock_system()), time), "salvage", "volumes",
+        "created_directories", "nbd_socket", o->nbd);
     if (!o->state)
-        return error_set(err, -EPROTO, "the engine's answer to a pin has no lsn or time");
+        return error_set(err, -EPROTO, "the engine's answer to a pin has no lsn, time or note");
     r = start_process(o, err);
     if (r == 0)
         r = attach_and_mount(o, err);
+    if (r == 0 && o->salvage)
+        r = take_damage(o, err);
     return r < 0 ? r : publish(o, ret_view, err);
 }
 
@@ -341,6 +428,8 @@ int view_open(struct application *application, struct operation *operation, cons
     int r = open_steps(o, request, ret_view, err);
     if (r < 0) {
         undo(o);
+        if (r == -EBADMSG && !o->salvage && !strstr(err->message, "--salvage"))
+            error_context(err, "the journal is damaged (`tidemark open --salvage` opens what is left of the point)");
         error_context(err, "cannot open %s@%s", application->name, o->point ? o->point : "");
     }
     json_decref(o->pin);

@@ -73,6 +73,9 @@ void views_remove(const struct control *control, const char *directory, const js
         }
     }
     remove_created(state);
+    const char *nbd = json_string_value(json_object_get(state, "nbd_socket"));
+    if (nbd)
+        unlink(nbd); /* nbdkit leaves it */
     /* Nothing below may still be mounted when the tree is removed. */
     char source[256];
     for (size_t i = 0; i < json_array_size(json_object_get(state, "volumes")); i++) {
@@ -227,6 +230,11 @@ json_t *views_public(const json_t *state)
 {
     json_t *public = json_deep_copy(state);
     json_object_del(public, "created_directories");
+    json_object_del(public, "nbd_socket");
+    static const char *const later[] = {"note", "salvage"}; /* an `up` before these has left views without them */
+    for (size_t i = 0; i < sizeof later / sizeof *later; i++)
+        if (!json_object_get(public, later[i]))
+            json_object_set_new(public, later[i], json_null());
     return public;
 }
 
@@ -264,6 +272,21 @@ json_t *views_to_json(struct control *control, const char *application)
         add_state(json_array_get(list, i), directories[i], dead[i]);
     free(directories);
     return list;
+}
+
+json_t *view_to_json(struct control *control, const char *id, struct error *err)
+{
+    _cleanup_json_ json_t *all = views_to_json(control, NULL);
+    json_t *view;
+    size_t i;
+    json_array_foreach(all, i, view)
+    {
+        const char *text = json_string_value(json_object_get(view, "id"));
+        if (text && strcmp(text, id) == 0)
+            return json_incref(view);
+    }
+    error_set(err, -ENOENT, "there is no open view '%.40s'", id);
+    return NULL;
 }
 
 json_t *views_ids_to_json(struct control *control, const char *application)

@@ -16,11 +16,14 @@ struct work {
 };
 
 static const char *const open_steps[] = {"pin the point", "start the view", "attach", "mount", NULL};
+static const char *const salvage_steps[] = {"pin the point", "start the view", "attach",
+                                            "mount",         "look for damage", NULL};
+static const char *const upgrade_steps[] = {"ask the installed program", "replace the engine", NULL};
 static const char *const verify_steps[] = {"pin the journal", "read everything", NULL};
 
 static const char *kind_name(enum work_kind kind)
 {
-    static const char *const names[] = {"open", "rewind", "undo", "verify"};
+    static const char *const names[] = {"open", "rewind", "undo", "verify", "upgrade-engine"};
     return names[kind];
 }
 
@@ -32,6 +35,8 @@ static int perform(struct work *w, json_t **ret, struct error *err)
         return view_open(w->application, w->operation, w->request, ret, err);
     case WORK_VERIFY:
         return verify_run(w->application, w->operation, ret, err);
+    case WORK_UPGRADE:
+        return upgrade_run(w->application, w->operation, w->request, ret, err);
     default:
         return rewind_run(w->application, w->operation, w->kind == WORK_REWIND ? to : NULL, w->log, ret, err);
     }
@@ -63,8 +68,10 @@ static void *work_main(void *context)
 static int launch(struct application *application, enum work_kind kind, json_t *request, json_t *log,
                   char ret_id[CONTROL_ID_BYTES], struct error *err)
 {
-    const char *const *steps = kind == WORK_OPEN     ? open_steps
-                               : kind == WORK_VERIFY ? verify_steps
+    bool salvage = json_is_true(json_object_get(request, "salvage"));
+    const char *const *steps = kind == WORK_OPEN     ? (salvage ? salvage_steps : open_steps)
+                               : kind == WORK_VERIFY  ? verify_steps
+                               : kind == WORK_UPGRADE ? upgrade_steps
                                                      : rewind_steps;
     struct work *w = calloc(1, sizeof *w);
     struct operation *operation =

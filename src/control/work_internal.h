@@ -6,7 +6,7 @@
 
 #define WORK_OPEN_WAIT_MS 30000u /* for another open of the same application to end */
 
-enum work_kind { WORK_OPEN, WORK_REWIND, WORK_UNDO, WORK_VERIFY };
+enum work_kind { WORK_OPEN, WORK_REWIND, WORK_UNDO, WORK_VERIFY, WORK_UPGRADE };
 
 /* Starts it in a thread; the request has been checked. -EBUSY. */
 int work_start(struct application *application, enum work_kind kind, json_t *request,

@@ -103,6 +103,7 @@ json_t *engine_status_json(struct engine *e)
         engine_json_time(s.oldest_realtime_ns), "latest_time", engine_json_time(s.latest_realtime_ns), "rpo_ms",
         (double)s.not_durable_ns / 1e6, "journal_bytes", (json_int_t)s.journal_bytes, "quota_bytes", (json_int_t)s.quota_bytes,
         "base_bytes", (json_int_t)s.base_bytes, "segments", (json_int_t)s.segments);
+    json_object_set_new(status, "version", json_string(TIDEMARK_VERSION));
     json_object_set_new(status, "rewind",
                         g.rewinding ? json_pack("{s:I, s:I, s:I}", "lsn", (json_int_t)g.rewind_lsn.n, "target_lsn",
                                                 (json_int_t)g.rewind_target.n, "pending_bytes", (json_int_t)g.stale_bytes)
@@ -150,6 +151,18 @@ static int do_sync(struct call *c, json_t **ret, struct error *err)
     journal_status(c->e->journal, &s);
     *ret = json_pack("{s:o, s:o, s:o}", "lsn", lsn_json(s.latest), "durable_lsn", lsn_json(s.durable), "time",
                      engine_json_time(s.latest_realtime_ns));
+    return 0;
+}
+
+/* Everything acknowledged so far goes into segments that are sealed: only those a verification reads. */
+static int do_seal(struct call *c, json_t **ret, struct error *err)
+{
+    struct journal_status s;
+    int r = journal_seal(c->e->journal, err);
+    if (r < 0)
+        return r;
+    journal_status(c->e->journal, &s);
+    *ret = json_pack("{s:o}", "lsn", lsn_json(s.latest));
     return 0;
 }
 
@@ -278,21 +291,30 @@ static json_t *history_volumes_json(struct engine *e, struct lsn lsn)
 
 static int do_pin(struct call *c, json_t **ret, struct error *err)
 {
-    const char *pin;
-    struct journal_point point = {0};
-    int r = json_reject_unknown(c->body, err, "pin", "point", NULL);
+    const char *pin, *text;
+    bool salvage = false;
+    struct journal_point found = {0};
+    struct point point;
+    int r = json_reject_unknown(c->body, err, "pin", "point", "salvage", NULL);
     if (r == 0)
         r = json_get_string(c->body, "pin", &pin, err);
     if (r == 0)
-        r = resolve_field(c, "point", &point, err);
+        r = json_get_string(c->body, "point", &text, err);
+    if (r == 0)
+        r = json_get_optional_bool(c->body, "salvage", &salvage, err);
+    if (r == 0)
+        r = point_parse(text, &point, err);
+    if (r == 0)
+        r = salvage ? journal_resolve_salvage(c->e->journal, &point, &found, err)
+                    : journal_resolve(c->e->journal, &point, &found, err);
     if (r == 0 && strncmp(pin, PIN_INTERNAL_PREFIX, strlen(PIN_INTERNAL_PREFIX)) == 0)
         r = error_set(err, -EINVAL, "the pin's name must not begin with " PIN_INTERNAL_PREFIX);
     if (r == 0)
-        r = journal_pin(c->e->journal, pin, point.lsn, false, err);
+        r = journal_pin(c->e->journal, pin, found.lsn, false, err);
     if (r < 0)
         return r;
-    *ret = point_json(&point);
-    json_object_set_new(*ret, "volumes", history_volumes_json(c->e, point.lsn));
+    *ret = point_json(&found);
+    json_object_set_new(*ret, "volumes", history_volumes_json(c->e, found.lsn));
     return 0;
 }
 
@@ -499,7 +521,7 @@ int engine_api_handle(void *context, const struct http_request *request, struct 
         {"POST", "/v1/tag", do_tag},        {"GET", "/v1/points", do_points},    {"POST", "/v1/pin", do_pin},
         {"POST", "/v1/unpin", do_unpin},    {"POST", "/v1/object", do_object},   {"GET", "/v1/objects", do_objects},
         {"POST", "/v1/diff", do_diff},      {"POST", "/v1/rewind", do_rewind},   {"POST", "/v1/undo", do_undo},
-        {"POST", "/v1/shutdown", do_shutdown},
+        {"POST", "/v1/seal", do_seal},      {"POST", "/v1/shutdown", do_shutdown},
     };
     if (strcmp(request->path, "/metrics") == 0) {
         http_response_text(response, 200, "text/plain; version=0.0.4; charset=utf-8", engine_metrics(context));

@@ -103,6 +103,23 @@ int engine_stop(struct engine *e, struct error *err)
     return r;
 }
 
+int engine_check(const char *config_path, struct error *err)
+{
+    char path[PATH_MAX + 16];
+    struct manifest m = {0};
+    _cleanup_free_ struct engine_config *config = calloc(1, sizeof *config);
+    if (!config)
+        return error_errno(err, -ENOMEM, "cannot check the configuration");
+    int r = engine_config_load(config_path, config, err);
+    snprintf(path, sizeof path, "%s/manifest", config->journal);
+    if (r == 0 && access(path, F_OK) == 0)
+        r = manifest_load(config->journal, &m, err);
+    manifest_release(&m);
+    if (r == 0 && puts("{\"version\": \"" TIDEMARK_VERSION "\"}") < 0)
+        r = error_errno(err, -EIO, "cannot tell the version");
+    return r;
+}
+
 size_t engine_volume_count(const struct engine *e)
 {
     return group_volume_count(e->group);

@@ -27,6 +27,10 @@ size_t engine_view_volume_count(const struct engine_view *v);
 const char *engine_view_volume_name(const struct engine_view *v, size_t i);
 struct block *engine_view_volume_block(struct engine_view *v, size_t i);
 
+/* Whether this program could serve the configuration and its journal: reads both, changes nothing, prints
+ * {"version": "..."} to stdout. */
+int engine_check(const char *config_path, struct error *err) MUST_CHECK;
+
 /* Reads everything in the journal and prints one JSON object a line to stdout: damage, progress, and a summary. 0, or
  * -EBADMSG when there is damage. */
 int engine_verify(const char *config_path, const char *pin, struct error *err) MUST_CHECK;

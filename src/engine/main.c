@@ -12,6 +12,7 @@
 static const char help[] =
     "usage: tidemark-engine serve|view --config FILE\n"
     "       tidemark-engine verify --config FILE [--pin ID]\n"
+    "       tidemark-engine check --config FILE\n"
     "\n"
     "The data plane of one application. It is started by tidemark-holder, which is started by `tidemark up`;\n"
     "there is no need to run it by hand.\n"
@@ -19,6 +20,7 @@ static const char help[] =
     "  serve   journals and serves the volumes of engine.json over the descriptors in $TIDEMARK_FUSE\n"
     "  view    serves the volumes of a pinned point (view.json) in the same way\n"
     "  verify  reads the whole journal and prints what is damaged, one JSON object a line\n"
+    "  check   whether this program could serve the configuration and its journal; changes nothing\n"
     "\n"
     "exit status: 0 ended in order, 1 failed, 2 usage, 6 damage was found, 78 configuration or journal refused\n";
 
@@ -57,9 +59,15 @@ int main(int argc, char **argv)
         return fuse_runtime_main(runtime_serve_ops(), config, &log);
     if (strcmp(role, "view") == 0)
         return fuse_runtime_main(runtime_view_ops(), config, &log);
+    struct error err = ERROR_INIT;
+    if (strcmp(role, "check") == 0) {
+        if (engine_check(config, &err) == 0)
+            return 0;
+        log_error(&log, "%s", err.message);
+        return FUSE_RUNTIME_EXIT_REFUSED;
+    }
     if (strcmp(role, "verify") != 0)
         return usage();
-    struct error err = ERROR_INIT;
     int r = engine_verify(config, pin, &err);
     if (r < 0)
         log_error(&log, "%s", err.message);

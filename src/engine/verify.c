@@ -25,9 +25,14 @@ static void print(json_t *line)
 static void print_damage(void *context, const struct verify_damage *d)
 {
     (void)context;
-    print(json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I}", "kind", "damage", "file", d->file, "what", d->what, "low_lsn",
-                    (json_int_t)d->low.n, "high_lsn", (json_int_t)d->high.n, "volume_id", (json_int_t)d->volume, "offset_bytes",
-                    (json_int_t)d->offset_bytes, "length_bytes", (json_int_t)d->length_bytes));
+    json_t *line = json_pack("{s:s, s:s, s:s, s:I, s:I, s:o, s:o, s:s?}", "kind", "damage", "file", d->file, "what", d->what,
+                             "low_lsn", (json_int_t)d->low.n, "high_lsn", (json_int_t)d->high.n, "low_time",
+                             engine_json_time(d->low_realtime_ns), "high_time", engine_json_time(d->high_realtime_ns), "volume",
+                             d->volume_name);
+    bool known = d->length_bytes > 0;
+    json_object_set_new(line, "offset_bytes", known ? json_u64(d->offset_bytes) : json_null());
+    json_object_set_new(line, "length_bytes", known ? json_u64(d->length_bytes) : json_null());
+    print(line);
 }
 
 static void print_progress(void *context, uint64_t done_bytes, uint64_t total_bytes)
@@ -55,8 +60,8 @@ int engine_verify(const char *config_path, const char *pin, struct error *err)
         r = journal_verify(config->journal, &report, &s, err);
     if (r < 0 && r != -EBADMSG)
         return r;
-    print(json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I}", "kind", "summary", "segments", (json_int_t)s.segments, "frames",
-                    (json_int_t)s.frames, "records", (json_int_t)s.records, "indexes", (json_int_t)s.indexes, "bytes",
-                    (json_int_t)s.bytes, "damages", (json_int_t)s.damages));
+    print(json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "kind", "summary", "segments", (json_int_t)s.segments, "frames",
+                    (json_int_t)s.frames, "records", (json_int_t)s.records, "indexes", (json_int_t)s.indexes, "pins",
+                    (json_int_t)s.pins, "bytes", (json_int_t)s.bytes, "damages", (json_int_t)s.damages));
     return r;
 }

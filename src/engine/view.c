@@ -8,19 +8,21 @@
 
 #include "base/cleanup.h"
 #include "base/io.h"
-#include "engine/engine_internal.h"
+#include "engine/view_salvage_internal.h"
 #include "journal/pin.h"
-#include "view/image.h"
 
 struct view_volume {
     char name[JOURNAL_NAME_BYTES];
+    uint32_t id;
     struct block *lower, *overlay;
 };
 struct engine_view {
     char id[64], journal[PATH_MAX], pin[64], overlay[PATH_MAX];
     char socket[108];
     struct lsn lsn;
+    bool for_salvage;
     struct image *image;
+    struct view_salvage *salvage; /* NULL unless for_salvage */
     size_t count;
     struct view_volume volumes[GROUP_MAX_VOLUMES];
     struct http_server *server;
@@ -40,8 +42,9 @@ static int handle(void *context, const struct http_request *request, struct http
     for (size_t i = 0; i < v->count; i++)
         used += block_overlay_used_bytes(v->volumes[i].overlay);
     http_response_json(response, 200,
-                       json_pack("{s:s, s:i, s:I, s:I, s:s}", "id", v->id, "pid", getpid(), "lsn", (json_int_t)v->lsn.n,
-                                 "overlay_bytes", (json_int_t)used, "state", "open"));
+                       json_pack("{s:s, s:i, s:I, s:I, s:s, s:o}", "id", v->id, "pid", getpid(), "lsn", (json_int_t)v->lsn.n,
+                                 "overlay_bytes", (json_int_t)used, "state", "open", "salvage",
+                                 v->salvage ? view_salvage_json(v->salvage) : json_null()));
     return 0;
 }
 
@@ -59,6 +62,7 @@ static int add_volume(struct engine_view *v, json_t *object, struct error *err)
     if (r < 0)
         return r;
     snprintf(volume->name, sizeof volume->name, "%s", name);
+    volume->id = (uint32_t)id;
     snprintf(path, sizeof path, "%s/%s.img", v->overlay, volume->name);
     r = image_block(v->image, (uint32_t)id, size_bytes, &volume->lower, err);
     if (r < 0)
@@ -70,7 +74,7 @@ static int add_volume(struct engine_view *v, json_t *object, struct error *err)
 static int read_config(struct engine_view *v, json_t *config, struct error *err)
 {
     const char *id, *journal, *pin, *socket, *overlay;
-    int r = json_reject_unknown(config, err, "id", "journal", "pin", "lsn", "socket", "overlay", "volumes", NULL);
+    int r = json_reject_unknown(config, err, "id", "journal", "pin", "lsn", "socket", "overlay", "salvage", "volumes", NULL);
     if (r == 0)
         r = json_get_string(config, "id", &id, err);
     if (r == 0)
@@ -83,6 +87,8 @@ static int read_config(struct engine_view *v, json_t *config, struct error *err)
         r = json_get_string(config, "overlay", &overlay, err);
     if (r == 0)
         r = json_get_u64(config, "lsn", &v->lsn.n, err);
+    if (r == 0)
+        r = json_get_optional_bool(config, "salvage", &v->for_salvage, err);
     if (r < 0)
         return r;
     if (strlen(socket) >= sizeof v->socket || strlen(id) >= sizeof v->id || strlen(pin) >= sizeof v->pin)
@@ -93,6 +99,32 @@ static int read_config(struct engine_view *v, json_t *config, struct error *err)
     snprintf(v->socket, sizeof v->socket, "%s", socket);
     snprintf(v->overlay, sizeof v->overlay, "%s", overlay);
     return 0;
+}
+
+static int open_image(struct engine_view *v, struct error *err)
+{
+    char scratch[PATH_MAX + 16];
+    snprintf(scratch, sizeof scratch, "%s/salvage", v->overlay); /* volumes' overlays end in .img */
+    if (v->for_salvage)
+        return image_open_salvage(v->journal, v->pin, scratch, &v->image, err);
+    int r = image_open(v->journal, v->pin, &v->image, err);
+    if (r == 0)
+        r = image_check_files(v->journal, v->pin, err);
+    if (r == -EBADMSG || r == -ENOENT) {
+        error_context(err, "the journal is damaged (`tidemark open --salvage` opens what is left of the point)");
+        err->code = r = -EBADMSG; /* a file that is missing is damage too */
+    }
+    return r;
+}
+
+static int start_salvage(struct engine_view *v, struct error *err)
+{
+    struct view_salvage_volume volumes[GROUP_MAX_VOLUMES];
+    for (size_t i = 0; i < v->count; i++) {
+        volumes[i] = (struct view_salvage_volume){.id = v->volumes[i].id, .size_bytes = v->volumes[i].lower->size_bytes};
+        snprintf(volumes[i].name, sizeof volumes[i].name, "%s", v->volumes[i].name);
+    }
+    return view_salvage_start(v->image, volumes, v->count, &v->salvage, err);
 }
 
 static int start(struct engine_view *v, const char *config_path, const struct log *log, struct error *err)
@@ -111,14 +143,30 @@ static int start(struct engine_view *v, const char *config_path, const struct lo
         return error_set(err, -EINVAL, "%s: more than %u volumes", config_path, GROUP_MAX_VOLUMES);
     r = io_mkdirs(v->overlay, 0700, err);
     if (r == 0)
-        r = image_open(v->journal, v->pin, &v->image, err);
+        r = open_image(v, err);
     json_array_foreach(volumes, i, volume)
         if (r == 0)
             r = add_volume(v, volume, err);
+    if (r == 0 && v->for_salvage)
+        r = start_salvage(v, err);
     if (r < 0)
         return r;
     struct http_server_options options = {.socket_path = v->socket, .threads = 1, .log = log, .handler = handle, .context = v};
     return http_server_start(&options, &v->server, err);
+}
+
+/* For `up`, which sees only that the process ended: <socket>.error holds the error as the API tells errors. */
+static void tell_error(const struct engine_view *v, const struct log *log, const struct error *why)
+{
+    char path[sizeof v->socket + 8];
+    struct error err = ERROR_INIT;
+    if (!v->socket[0])
+        return;
+    snprintf(path, sizeof path, "%s.error", v->socket);
+    _cleanup_json_ json_t *json = json_of_error(why);
+    _cleanup_free_ char *text = json ? json_to_text(json) : NULL;
+    if (text && io_replace_file(path, text, strlen(text), 0600, &err) < 0)
+        log_warning(log, "%s", err.message);
 }
 
 int engine_view_start(const char *config_path, const struct log *log, struct engine_view **ret, struct error *err)
@@ -128,6 +176,7 @@ int engine_view_start(const char *config_path, const struct log *log, struct eng
         return error_errno(err, -ENOMEM, "cannot start the view");
     int r = start(v, config_path, log, err);
     if (r < 0) {
+        tell_error(v, log, err);
         engine_view_stop(v);
         return r;
     }
@@ -140,6 +189,7 @@ void engine_view_stop(struct engine_view *v)
     if (!v)
         return;
     http_server_stop(v->server);
+    view_salvage_free(v->salvage);
     for (size_t i = 0; i < v->count; i++) {
         block_free(v->volumes[i].overlay);
         block_free(v->volumes[i].lower);

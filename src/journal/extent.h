@@ -16,6 +16,7 @@ enum extent_kind {
     EXTENT_DATA = 1, /* bytes at `position` of `segment` */
     EXTENT_ZERO = 2, /* reads as zeroes */
     EXTENT_BASE = 3, /* only in a rewind's reference run: what the base holds at this LBA */
+    EXTENT_UNKNOWN = 4, /* only in memory: a record that is lost may have changed it */
 };
 enum extent_flags {
     EXTENT_REFERENCE = 1 << 0, /* from a rewind's reference run: `lsn` is the REWIND's, the payload is older */

@@ -15,6 +15,8 @@
 #include "journal/frame.h"
 #include "journal/journal_internal.h"
 #include "journal/payload.h"
+#include "journal/salvage.h"
+#include "journal/saved.h"
 #include "lib/json.h"
 #include "lib/zstd.h"
 
@@ -38,6 +40,7 @@ struct book { /* all segments, oldest first; the last ones may be tails */
     struct manifest manifest;
     struct chapter tails[2]; /* oldest first */
     size_t tail_count;
+    bool *unreadable; /* salvage: what cannot be read is passed over, and this is set. NULL: it is an error */
 };
 
 static void *copy_array(const void *from, size_t bytes)
@@ -55,10 +58,10 @@ static void release_book(struct book *b)
     manifest_release(&b->manifest);
 }
 
-static int open_book(struct journal *j, struct book *ret, struct error *err)
+static int open_book(struct journal *j, bool *unreadable, struct book *ret, struct error *err)
 {
     MUTEX_GUARD(guard, &j->mutex);
-    *ret = (struct book){.j = j};
+    *ret = (struct book){.j = j, .unreadable = unreadable};
     int r = manifest_copy(&j->manifest, &ret->manifest, err);
     const struct tail *order[2] = {j->sealing ? &j->tails[!j->active] : NULL, &j->tails[j->active]};
     for (int i = 0; i < 2 && r == 0; i++) {
@@ -105,6 +108,42 @@ static int read_section(struct index *index, enum index_section section, size_t 
     return 0;
 }
 
+/* Of a segment without a readable index: what its frames say, or nothing. */
+static int salvage_chapter(const struct book *b, struct chapter *ret, struct error *err)
+{
+    struct salvage_segment found;
+    struct error ignored = ERROR_INIT;
+    *b->unreadable = true;
+    if (salvage_scan(b->j->directory, &b->manifest.journal_id, &ret->info, &found, &ignored) < 0)
+        return 0;
+    ret->event_count = found.tail.event_count;
+    ret->frame_count = found.tail.frame_count;
+    ret->events = copy_array(found.tail.events, found.tail.event_count * sizeof *found.tail.events);
+    ret->frames = copy_array(found.tail.frames, found.tail.frame_count * sizeof *found.tail.frames);
+    salvage_release(&found);
+    if (ret->events && ret->frames)
+        return 0;
+    release_chapter(ret);
+    return error_errno(err, -ENOMEM, "cannot read the history");
+}
+
+static int load_sections(const struct book *b, struct chapter *ret, struct error *err)
+{
+    char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
+    struct index *index = NULL;
+    journal_path(b->j, journal_l0_file(ret->info.number, name), path);
+    int r = index_open(path, b->j->cache, &index, err);
+    if (r == -ENOENT) /* not the same as a point or tag that does not exist */
+        return error_set(err, -EBADMSG, "index %s is missing: the history from LSN %llu to %llu cannot be read", path,
+                         (unsigned long long)ret->info.first.n, (unsigned long long)ret->info.last.n);
+    if (r == 0)
+        r = read_section(index, INDEX_SECTION_EVENTS, sizeof *ret->events, (void **)&ret->events, &ret->event_count, err);
+    if (r == 0)
+        r = read_section(index, INDEX_SECTION_FRAMES, sizeof *ret->frames, (void **)&ret->frames, &ret->frame_count, err);
+    index_free(index);
+    return r;
+}
+
 /* Loads chapter `i` into *ret, to be released. */
 static int load_chapter(const struct book *b, size_t i, struct chapter *ret, struct error *err)
 {
@@ -117,18 +156,12 @@ static int load_chapter(const struct book *b, size_t i, struct chapter *ret, str
         ret->frames = copy_array(t->frames, t->frame_count * sizeof *t->frames);
         return ret->events && ret->frames ? 0 : error_errno(err, -ENOMEM, "cannot read the history");
     }
-    char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
-    struct index *index = NULL;
-    journal_path(b->j, journal_l0_file(ret->info.number, name), path);
-    int r = index_open(path, b->j->cache, &index, err);
+    int r = load_sections(b, ret, err);
     if (r == 0)
-        r = read_section(index, INDEX_SECTION_EVENTS, sizeof *ret->events, (void **)&ret->events, &ret->event_count, err);
-    if (r == 0)
-        r = read_section(index, INDEX_SECTION_FRAMES, sizeof *ret->frames, (void **)&ret->frames, &ret->frame_count, err);
-    index_free(index);
-    if (r < 0)
-        release_chapter(ret);
-    return r;
+        return 0;
+    release_chapter(ret);
+    ret->info = *chapter_info(b, i);
+    return b->unreadable ? salvage_chapter(b, ret, err) : r;
 }
 
 /* Reads `bytes` from a block of a segment. CRCs are checked by the caller. */
@@ -181,6 +214,11 @@ static int last_in_frame(const struct book *b, const struct chapter *c, uint32_t
         return error_errno(err, -ENOMEM, "cannot read the history");
     *ret = (struct candidate){0};
     int r = read_frame_header(b, c, i, block, err);
+    if (r < 0 && b->unreadable) {
+        *b->unreadable = true;
+        io_free_pages(block, JOURNAL_BLOCK_BYTES);
+        return 0;
+    }
     uint64_t first = le64_get(c->frames[i].first_lsn), start = frame_time(&c->frames[i], kind);
     for (uint32_t k = r < 0 ? 0 : le16_get(c->frames[i].records); k-- > 0;) {
         const struct frame_record *record = &frame_records(block)[k];
@@ -328,13 +366,24 @@ static int visit_tag(void *context, const struct journal_event *event, struct er
     return 1;
 }
 
-static int find_tag(struct journal *j, const char *name, struct tag_search *ret, struct error *err)
+static int events_of(const struct book *b, struct lsn low, struct lsn high, bool activity, journal_event_visit visit, void *context,
+                     struct error *err);
+
+static int find_tag_in_book(const struct book *b, const char *name, struct tag_search *ret, struct error *err)
 {
     *ret = (struct tag_search){.name = name};
-    pthread_mutex_lock(&j->mutex);
-    struct lsn low = j->manifest.base;
-    pthread_mutex_unlock(&j->mutex);
-    return journal_events(j, low, LSN_MAX, false, visit_tag, ret, err);
+    return events_of(b, b->manifest.base, LSN_MAX, false, visit_tag, ret, err);
+}
+
+static int find_tag(struct journal *j, const char *name, struct tag_search *ret, struct error *err)
+{
+    struct book book;
+    int r = open_book(j, NULL, &book, err);
+    if (r < 0)
+        return r;
+    r = find_tag_in_book(&book, name, ret, err);
+    release_book(&book);
+    return r;
 }
 
 int history_check_refused(struct journal *j, struct lsn lsn, struct error *err)
@@ -377,7 +426,10 @@ static int resolve_in_book(const struct book *b, const struct point *point, stru
         break;
     case POINT_TAG: {
         struct tag_search tag;
-        r = find_tag(b->j, point->tag, &tag, err);
+        r = find_tag_in_book(b, point->tag, &tag, err);
+        if (r == 0 && !tag.found.n && b->unreadable && *b->unreadable)
+            return error_set(err, -ENOENT, "there is no tag '%s' in the part of the history that can be read; a time or LSN may do",
+                             point->tag);
         if (r == 0 && !tag.found.n)
             return error_set(err, -ENOENT, "there is no tag '%s' in the history; `tidemark points` lists them", point->tag);
         found = (struct candidate){tag.found, tag.realtime_ns};
@@ -406,18 +458,21 @@ static void note_gap(struct journal *j, const struct point *point, struct journa
                      "a gap follows this point: writes that were not journaled may have come before the time that was asked for");
 }
 
-int journal_resolve(struct journal *j, const struct point *point, struct journal_point *ret, struct error *err)
+static int resolve(struct journal *j, const struct point *point, bool *unreadable, struct journal_point *ret, struct error *err)
 {
     struct book book;
     struct journal_point found = {0};
     int r = journal_sync(j, -1, NULL, err);
     if (r < 0 && r != -ESHUTDOWN)
         return r;
-    r = open_book(j, &book, err);
+    r = open_book(j, unreadable, &book, err);
     if (r < 0)
         return r;
     r = resolve_in_book(&book, point, &found, err);
     release_book(&book);
+    if (r == 0 && unreadable && *unreadable && (point->kind != POINT_LSN || found.lsn.n != point->lsn.n))
+        snprintf(found.note, sizeof found.note,
+                 "part of the history there cannot be read: the last point before it that is known is taken");
     if (r == 0)
         r = history_check_refused(j, point->kind == POINT_LSN ? point->lsn : found.lsn, err);
     if (r < 0)
@@ -425,6 +480,17 @@ int journal_resolve(struct journal *j, const struct point *point, struct journal
     note_gap(j, point, &found);
     *ret = found;
     return r;
+}
+
+int journal_resolve(struct journal *j, const struct point *point, struct journal_point *ret, struct error *err)
+{
+    return resolve(j, point, NULL, ret, err);
+}
+
+int journal_resolve_salvage(struct journal *j, const struct point *point, struct journal_point *ret, struct error *err)
+{
+    bool unreadable = false;
+    return resolve(j, point, &unreadable, ret, err);
 }
 
 /* ---- events ---- */
@@ -522,6 +588,10 @@ static int visit_event(struct walk *w, const struct chapter *c, const struct tai
     int r = flush_activity(w, err);
     if (r == 0)
         r = read_payload(w->book, c, e, &payload, err);
+    if (r < 0 && w->book->unreadable) {
+        *w->book->unreadable = true;
+        return 0;
+    }
     if (r)
         return r;
     struct journal_event event = {.lsn = {lsn},
@@ -548,22 +618,19 @@ static int walk_chapter(struct walk *w, const struct chapter *c, struct error *e
     return r;
 }
 
-int journal_events(struct journal *j, struct lsn low, struct lsn high, bool activity, journal_event_visit visit,
-                   void *context, struct error *err)
+static int events_of(const struct book *b, struct lsn low, struct lsn high, bool activity, journal_event_visit visit, void *context,
+                     struct error *err)
 {
-    struct book book;
-    int r = open_book(j, &book, err);
-    if (r < 0)
-        return r;
-    struct walk w = {&book, low, high, activity, visit, context, {0}};
-    for (size_t i = chapter_count(&book); i-- > 0 && r == 0;) {
-        const struct segment_info *info = chapter_info(&book, i);
+    struct walk w = {b, low, high, activity, visit, context, {0}};
+    int r = 0;
+    for (size_t i = chapter_count(b); i-- > 0 && r == 0;) {
+        const struct segment_info *info = chapter_info(b, i);
         if (info->first.n > high.n || (!activity && info->events == 0))
             continue;
         if (info->last.n <= low.n)
             break;
         struct chapter c;
-        r = load_chapter(&book, i, &c, err);
+        r = load_chapter(b, i, &c, err);
         if (r == 0) {
             r = walk_chapter(&w, &c, err);
             release_chapter(&c);
@@ -571,8 +638,19 @@ int journal_events(struct journal *j, struct lsn low, struct lsn high, bool acti
     }
     if (r == 0)
         r = flush_activity(&w, err);
-    release_book(&book);
     return r < 0 ? r : 0;
+}
+
+int journal_events(struct journal *j, struct lsn low, struct lsn high, bool activity, journal_event_visit visit,
+                   void *context, struct error *err)
+{
+    struct book book;
+    int r = open_book(j, NULL, &book, err);
+    if (r < 0)
+        return r;
+    r = events_of(&book, low, high, activity, visit, context, err);
+    release_book(&book);
+    return r;
 }
 
 /* ---- tags and objects ---- */
@@ -675,33 +753,15 @@ static int visit_object(void *context, const struct journal_event *e, struct err
     return r < 0 ? r : w->visit(w->context, e->payload, content, bytes, e->lsn, err);
 }
 
-#define SAVED_LIMIT_BYTES (256u << 20)
-#define SAVED_CRC_BYTES 10u /* a line of its own at the end of objects.json (J6) */
-
-static void format_crc(const char *text, size_t length, char crc[SAVED_CRC_BYTES + 1])
-{
-    snprintf(crc, SAVED_CRC_BYTES + 1, "\n%08x\n", crc32c(0, text, length));
-}
-
 /* The objects that dropped history leaves behind. */
 static int visit_saved(struct object_walk *w, const char *path, struct error *err)
 {
     if (w->base.n == 0 && w->from_rescue.n == 0)
         return 0;
     _cleanup_json_ json_t *saved = NULL;
-    _cleanup_free_ char *text = NULL;
-    size_t length, i;
-    int r = io_read_file(path, SAVED_LIMIT_BYTES, &text, &length, err);
-    if (r < 0)
-        return r;
-    char crc[SAVED_CRC_BYTES + 1];
-    length = length >= SAVED_CRC_BYTES ? length - SAVED_CRC_BYTES : 0;
-    format_crc(text, length, crc);
-    if (strcmp(text + length, crc) != 0)
-        return error_set(err, -EBADMSG, "%s is damaged (wrong checksum)", path);
-    text[length] = '\0';
-    r = json_parse(path, text, length, &saved, err);
     json_t *object;
+    size_t i;
+    int r = saved_read(path, &saved, err);
     json_array_foreach(saved, i, object) {
         const char *name, *content;
         uint64_t lsn;
@@ -750,14 +810,5 @@ int history_save_objects(struct journal *j, struct lsn lsn, const char *path, st
     if (!list)
         return error_errno(err, -ENOMEM, "cannot save the objects");
     int r = journal_objects(j, lsn, collect_object, list, err);
-    if (r < 0)
-        return r;
-    _cleanup_free_ char *text = json_to_text(list), *file = NULL;
-    char crc[SAVED_CRC_BYTES + 1];
-    if (!text)
-        return error_errno(err, -ENOMEM, "cannot save the objects");
-    format_crc(text, strlen(text), crc);
-    if (asprintf(&file, "%s%s", text, crc) < 0)
-        return error_errno(err, -ENOMEM, "cannot save the objects");
-    return io_replace_file(path, file, strlen(file), 0600, err);
+    return r < 0 ? r : saved_write(path, list, err);
 }

@@ -185,6 +185,8 @@ struct journal_point {
 };
 /* Finds the LSN of a point. -ERANGE outside of history, saying what history there is; -ENOENT for an unknown tag. */
 int journal_resolve(struct journal *j, const struct point *point, struct journal_point *ret, struct error *err) MUST_CHECK;
+/* The same although parts of the history cannot be read: passes over them to the last point before, and says so in the note. */
+int journal_resolve_salvage(struct journal *j, const struct point *point, struct journal_point *ret, struct error *err) MUST_CHECK;
 
 struct journal_event {
     struct lsn lsn;

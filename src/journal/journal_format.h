@@ -16,6 +16,7 @@
 #define SEGMENT_MAGIC 0x31304745534b4d54ull  /* "TMKSEG01" */
 #define FRAME_MAGIC 0x46524d54u              /* "TMRF" */
 #define MANIFEST_MAGIC 0x314e414d4b4d54ull   /* "TMKMAN1" */
+#define PENDING_MAGIC 0x31444e504b4d54ull          /* "TMKPND1" */
 #define PIN_MAGIC 0x314e49504b4d54ull        /* "TMKPIN1" */
 
 #define FRAME_MAX_RECORDS 82u
@@ -176,6 +177,22 @@ struct manifest_rewind {
     struct le64 lsn;
     struct le64 target_lsn;
 };
+
+/* ---- rewind.pending: header; for each volume its entry, then a bitmap of its grains in 8-byte words ---- */
+struct pending_header {
+    struct le64 magic;
+    struct le32 crc; /* CRC32C of the whole file with this field zero */
+    struct le32 volumes;
+    struct le64 rewind_lsn;
+    struct le64 target_lsn;
+};
+static_assert(sizeof(struct pending_header) == 32, "pending header");
+struct pending_volume {
+    struct le32 id;
+    struct le32 reserved;
+    struct le64 grains;
+};
+static_assert(sizeof(struct pending_volume) == 16, "pending volume");
 
 /* ---- pin: what a view needs; pins/<pin> ---- */
 struct pin_header {

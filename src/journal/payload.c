@@ -17,7 +17,6 @@
 #include "journal/journal_format.h"
 #include "journal/manifest.h"
 
-#define MAX_TAILS 4u
 #define BOUNCE_BYTES ((1u << 20) + JOURNAL_BLOCK_BYTES)
 
 struct open_segment {
@@ -32,6 +31,10 @@ struct rescue {
     struct lsn lsn;
     struct base_store *store;
 };
+struct other_index { /* of a segment, in place of its L0 */
+    uint32_t segment;
+    char *path;
+};
 struct payload_reader {
     char directory[PATH_MAX];
     struct index_cache *cache;
@@ -39,11 +42,8 @@ struct payload_reader {
     struct open_segment *segments;
     size_t segment_count;
     uint64_t tick;
-    struct {
-        uint32_t segment;
-        char file[JOURNAL_FILE_BYTES];
-    } tails[MAX_TAILS];
-    size_t tail_count;
+    struct other_index *others; /* set up before reading begins */
+    size_t other_count;
     struct rescue *rescues; /* one a rewind that was read: at most MANIFEST_MAX_REWINDS */
     struct base_store *base;
     _Atomic uint64_t base_lsn;
@@ -102,19 +102,32 @@ void payload_reader_free(struct payload_reader *p)
         base_store_free(r->store);
         free(r);
     }
+    for (size_t i = 0; i < p->other_count; i++)
+        free(p->others[i].path);
+    free(p->others);
     base_store_free(p->base);
     pthread_mutex_destroy(&p->mutex);
     free(p->segments);
     free(p);
 }
 
+int payload_reader_index(struct payload_reader *p, uint32_t segment, const char *path, struct error *err)
+{
+    struct other_index *larger = reallocarray(p->others, p->other_count + 1, sizeof *larger);
+    if (larger)
+        p->others = larger;
+    char *copy = larger ? strdup(path) : NULL;
+    if (!copy)
+        return error_errno(err, -ENOMEM, "cannot read the journal %s", p->directory);
+    p->others[p->other_count++] = (struct other_index){segment, copy};
+    return 0;
+}
+
 int payload_reader_tail(struct payload_reader *p, uint32_t segment, const char *file, struct error *err)
 {
-    if (p->tail_count == MAX_TAILS)
-        return error_set(err, -ENOSPC, "a view has more than %u tail indexes", MAX_TAILS);
-    p->tails[p->tail_count].segment = segment;
-    snprintf(p->tails[p->tail_count++].file, JOURNAL_FILE_BYTES, "%s", file);
-    return 0;
+    char path[PATH_MAX + JOURNAL_FILE_BYTES];
+    snprintf(path, sizeof path, "%s/%s", p->directory, file);
+    return payload_reader_index(p, segment, path, err);
 }
 
 struct base_store *payload_base(struct payload_reader *p)
@@ -147,12 +160,12 @@ static int open_files(struct payload_reader *p, uint32_t number, struct open_seg
 {
     char path[PATH_MAX + JOURNAL_FILE_BYTES], name[JOURNAL_FILE_BYTES];
     struct open_segment s = {.number = number};
-    const char *index_file = journal_l0_file(number, name);
-    for (size_t i = 0; i < p->tail_count; i++)
-        if (p->tails[i].segment == number)
-            index_file = p->tails[i].file;
-    snprintf(path, sizeof path, "%s/%s", p->directory, index_file);
-    int r = index_open(path, p->cache, &s.index, err);
+    snprintf(path, sizeof path, "%s/%s", p->directory, journal_l0_file(number, name));
+    const char *index_path = path;
+    for (size_t i = 0; i < p->other_count; i++)
+        if (p->others[i].segment == number)
+            index_path = p->others[i].path;
+    int r = index_open(index_path, p->cache, &s.index, err);
     if (r < 0)
         return r;
     snprintf(path, sizeof path, "%s/%s", p->directory, journal_segment_file(number, name));

@@ -244,9 +244,13 @@ static bool lock_is_held(const struct journal *j, const char *name)
     return fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK;
 }
 
+/* The pin's own file first: while it is there, all that it names is (a verification relies on it). */
 static void remove_files(const struct journal *j, const char *name)
 {
     char file[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES], prefix[JOURNAL_NAME_BYTES];
+    snprintf(file, sizeof file, "pins/%.40s", name);
+    journal_path(j, file, path);
+    unlink(path);
     journal_path(j, "pins", path);
     int prefix_bytes = snprintf(prefix, sizeof prefix, "%.24s.", name);
     _cleanup_closedir_ DIR *d = opendir(path);

@@ -18,6 +18,7 @@
 #include "base/io.h"
 #include "journal/frame.h"
 #include "journal/journal_internal.h"
+#include "journal/losses.h"
 
 struct scan {
     struct journal *j;
@@ -26,6 +27,7 @@ struct scan {
     uint32_t crcs[FRAME_MAX_BLOCKS];
     uint64_t damaged_records;
     bool damaged; /* a header was: what follows is unknown */
+    char loss[160]; /* what is lost of the segment that is being scanned; "": nothing */
 };
 
 /* Whether a frame from block `at` on says that LSN `lsn` was durable. */
@@ -72,6 +74,7 @@ static void scan_frames(struct scan *s, struct tail *t, int fd, uint32_t blocks)
                 log_error(s->j->log, "segment %u is damaged at block %u (%s): the history after LSN %llu is lost up to now",
                           t->info.number, at, why, (unsigned long long)s->expected.after.n);
                 s->damaged = true;
+                snprintf(s->loss, sizeof s->loss, "frame header at block %u: %s", at, why);
             }
             return;
         }
@@ -107,6 +110,18 @@ static void note_rewinds(struct journal *j, const struct tail *t, struct error *
     }
 }
 
+/* Before the segment is sealed: afterwards nothing but this note tells that there was more. */
+static void note_loss(struct scan *s, uint32_t number)
+{
+    struct journal *j = s->j;
+    struct error err = ERROR_INIT;
+    uint64_t low = s->expected.after.n, reserved = j->manifest.lsn_reserved.n;
+    struct loss loss = {.low = {low}, .high = {reserved > low ? reserved : low + 1}, .segment = number,
+                        .found_realtime_ns = clock_realtime_ns(j->clock), .what = s->loss};
+    if (s->loss[0] && losses_add(j->directory, &loss, j->manifest.base, &err) < 0)
+        log_error(j->log, "cannot keep note of what was lost: %s", err.message);
+}
+
 /* Scans segment `number`; 1 if it held frames and was sealed, 0 if there is nothing. */
 static int scan_segment(struct scan *s, uint32_t number, struct error *err)
 {
@@ -129,13 +144,17 @@ static int scan_segment(struct scan *s, uint32_t number, struct error *err)
     memcpy(boot.bytes, header.boot_id, 16);
     struct tail *t = &j->tails[0];
     tail_reset(t, number, j->manifest.epoch, &boot);
+    s->loss[0] = '\0';
     scan_frames(s, t, fd, le32_get(header.blocks));
     if (!intact && (t->frame_count || s->damaged)) {
         log_error(j->log, "the header of segment %u is damaged; its frames were followed without", number);
         s->damaged = true;
+        if (!s->loss[0])
+            snprintf(s->loss, sizeof s->loss, "the segment's header");
     } else if (!intact) {
         log_warning(j->log, "segment %u was not ready when the engine ended: not used", number);
     }
+    note_loss(s, number);
     if (t->frame_count == 0)
         return 0;
     note_rewinds(j, t, err);
@@ -236,7 +255,8 @@ int recovery_run(struct journal *j, struct error *err)
     if (s.damaged)
         j->recovery.compare_all = true;
     bool lost = j->recovery.compare_all && !j->recovery.created;
-    j->last_lsn = j->written_lsn = j->durable_lsn = s.expected.after.n;
+    j->last_lsn = j->durable_lsn = s.expected.after.n;
+    j->written_lsn = s.expected.after.n;
     j->next_lsn = (lost && j->manifest.lsn_reserved.n > s.expected.after.n ? j->manifest.lsn_reserved.n : s.expected.after.n) + 1;
     j->submit_number = j->open_number = j->complete_number = s.expected.number;
     j->previous_crc = s.expected.previous_crc;

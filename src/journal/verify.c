@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "journal/verify.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -11,15 +12,20 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/crc32c.h"
 #include "base/io.h"
 #include "journal/base_store.h"
 #include "journal/frame.h"
 #include "journal/index.h"
+#include "journal/losses.h"
 #include "journal/manifest.h"
+#include "journal/pin.h"
+#include "journal/saved.h"
 
 #define CACHE_BYTES (2u << 20)
 #define BASE_STEP_SECTORS 2048u
+#define PENDING_LIMIT_BYTES (1u << 30)
 
 struct verification {
     const char *directory;
@@ -31,8 +37,33 @@ struct verification {
     uint64_t total_bytes;
 };
 
+/* When the records around `lsn` were written: the beginning (or end) of the segment that holds it, or the nearest time known
+ * on that side. */
+static uint64_t time_of(const struct manifest *m, struct lsn lsn, bool end)
+{
+    uint64_t before = m->base_realtime_ns;
+    if (lsn.n == 0)
+        return 0;
+    for (size_t i = 0; i < m->segment_count; i++) {
+        const struct segment_info *s = &m->segments[i];
+        if (lsn.n <= s->last.n && lsn.n >= s->first.n)
+            return end ? s->last_realtime_ns : s->first_realtime_ns;
+        if (lsn.n < s->first.n)
+            return end ? s->first_realtime_ns : before;
+        before = s->last_realtime_ns;
+    }
+    return before;
+}
+
 static void damaged(struct verification *v, struct verify_damage damage)
 {
+    for (size_t i = 0; damage.volume && i < v->m.volume_count; i++)
+        if (v->m.volumes[i].id == damage.volume)
+            damage.volume_name = v->m.volumes[i].name;
+    if (!damage.low_realtime_ns)
+        damage.low_realtime_ns = time_of(&v->m, damage.low, false);
+    if (!damage.high_realtime_ns)
+        damage.high_realtime_ns = time_of(&v->m, damage.high, true);
     v->summary->damages++;
     v->report->damage(v->report->context, &damage);
 }
@@ -45,6 +76,18 @@ static bool was_dropped(struct verification *v, uint32_t segment)
     if (manifest_load(v->directory, &now, &ignored) < 0)
         return false;
     bool dropped = now.segment_count == 0 ? segment < now.next_segment : segment < now.segments[0].number;
+    manifest_release(&now);
+    return dropped;
+}
+
+/* The same for a rewind: its files go with the history that it is in. */
+static bool rewind_was_dropped(struct verification *v, struct lsn rewind)
+{
+    struct manifest now;
+    struct error ignored = ERROR_INIT;
+    if (manifest_load(v->directory, &now, &ignored) < 0)
+        return false;
+    bool dropped = now.base.n >= rewind.n;
     manifest_release(&now);
     return dropped;
 }
@@ -70,7 +113,10 @@ static void check_payloads(struct verification *v, const char *name, uint32_t bl
         char what[96];
         struct lsn lsn = {le64_get(h->first_lsn) + i};
         snprintf(what, sizeof what, "payload at block %u does not match its checksum", block + first);
-        damaged(v, (struct verify_damage){name, what, lsn, lsn, le32_get(r->volume), le64_get(r->lba) * 512, le32_get(r->length) * 512ull});
+        uint64_t time = le64_get(h->realtime_ns) + le32_get(r->delta_us) * 1000ull;
+        damaged(v, (struct verify_damage){.file = name, .what = what, .low = lsn, .high = lsn, .volume = le32_get(r->volume),
+                                          .offset_bytes = le64_get(r->lba) * 512, .length_bytes = le32_get(r->length) * 512ull,
+                                          .low_realtime_ns = time, .high_realtime_ns = time});
     }
 }
 
@@ -82,13 +128,13 @@ static void check_segment(struct verification *v, const struct segment_info *s)
     _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
         if (!was_dropped(v, s->number))
-            damaged(v, (struct verify_damage){name, "is missing", s->first, s->last, 0, 0, 0});
+            damaged(v, (struct verify_damage){.file = name, .what = "is missing", .low = s->first, .high = s->last});
         return;
     }
     v->summary->segments++;
     if (io_pread_full(fd, v->buffer, JOURNAL_BLOCK_BYTES, 0) < 0 ||
         segment_check_header(&v->m.journal_id, s->number, v->buffer, &err) < 0)
-        damaged(v, (struct verify_damage){name, "has no valid header", s->first, s->last, 0, 0, 0});
+        damaged(v, (struct verify_damage){.file = name, .what = "has no valid header", .low = s->first, .high = s->last});
     struct frame_expectation expected = {.journal_id = v->m.journal_id, .epoch = s->epoch, .number = s->first_frame,
                                          .previous_crc = s->first_previous_crc, .after = {s->first.n - 1}};
     for (uint32_t block = 1; block < s->used_blocks;) {
@@ -100,13 +146,13 @@ static void check_segment(struct verification *v, const struct segment_info *s)
             if (was_dropped(v, s->number))
                 return;
             snprintf(what, sizeof what, "frame header at block %u: %s", block, why);
-            damaged(v, (struct verify_damage){name, what, {expected.after.n + 1}, s->last, 0, 0, 0});
+            damaged(v, (struct verify_damage){.file = name, .what = what, .low = {expected.after.n + 1}, .high = s->last});
             return;
         }
         const struct frame_header *h = (const struct frame_header *)v->buffer;
         uint32_t blocks = le32_get(h->blocks);
         if (io_pread_full(fd, v->buffer, (size_t)blocks * JOURNAL_BLOCK_BYTES, offset) < 0) {
-            damaged(v, (struct verify_damage){name, "cannot be read", {le64_get(h->first_lsn)}, s->last, 0, 0, 0});
+            damaged(v, (struct verify_damage){.file = name, .what = "cannot be read", .low = {le64_get(h->first_lsn)}, .high = s->last});
             return;
         }
         check_payloads(v, name, block);
@@ -127,10 +173,27 @@ struct index_damage {
 static void report_index(void *context, const char *what)
 {
     struct index_damage *d = context;
-    damaged(d->v, (struct verify_damage){d->name, what, d->low, d->high, 0, 0, 0});
+    damaged(d->v, (struct verify_damage){.file = d->name, .what = what, .low = d->low, .high = d->high});
 }
 
-static void check_index(struct verification *v, const char *name, struct lsn low, struct lsn high, uint32_t segment)
+/* What may have taken the file away meanwhile, in good order: a drop of the segment or rewind, the end of the pin. */
+struct owner {
+    uint32_t segment; /* UINT32_MAX: none */
+    struct lsn rewind;
+    const char *pin;
+};
+
+static bool is_gone(struct verification *v, const struct owner *o)
+{
+    char path[PATH_MAX];
+    if (o->pin) {
+        snprintf(path, sizeof path, "%s/pins/%s", v->directory, o->pin);
+        return access(path, F_OK) < 0;
+    }
+    return o->rewind.n ? rewind_was_dropped(v, o->rewind) : was_dropped(v, o->segment);
+}
+
+static void check_index(struct verification *v, const char *name, struct lsn low, struct lsn high, struct owner owner)
 {
     char path[PATH_MAX];
     struct index *index = NULL;
@@ -143,12 +206,12 @@ static void check_index(struct verification *v, const char *name, struct lsn low
         r = index_verify(index, report_index, &d, &err);
     index_free(index);
     v->summary->indexes++;
-    if (r < 0 && v->summary->damages == before && !was_dropped(v, segment))
-        damaged(v, (struct verify_damage){name, err.message, low, high, 0, 0, 0});
+    if (r < 0 && v->summary->damages == before && !is_gone(v, &owner))
+        damaged(v, (struct verify_damage){.file = name, .what = r == -ENOENT ? "is missing" : err.message, .low = low, .high = high});
 }
 
-/* The base, or a rewind's rescue store: the directory `name`. */
-static void check_store(struct verification *v, const char *name, struct lsn lsn)
+/* The base, or (with `rewind`) a rewind's rescue store: the directory `name`. */
+static void check_store(struct verification *v, const char *name, struct lsn lsn, bool rewind)
 {
     char path[PATH_MAX];
     struct base_store *base = NULL;
@@ -167,8 +230,12 @@ static void check_store(struct verification *v, const char *name, struct lsn lsn
                 r = base_store_read(base, v->m.volumes[i].id, at, (uint32_t)stretch, v->buffer, &err);
                 v->summary->bytes += stretch * 512;
             }
+            if (r < 0 && rewind && rewind_was_dropped(v, lsn))
+                break;
             if (r < 0)
-                damaged(v, (struct verify_damage){name, err.message, lsn, lsn, v->m.volumes[i].id, at * 512, stretch * 512});
+                damaged(v, (struct verify_damage){.file = name, .what = err.message, .low = lsn, .high = lsn,
+                                                  .volume = v->m.volumes[i].id, .offset_bytes = at * 512,
+                                                  .length_bytes = (stretch ? stretch : sectors - at) * 512});
             if (r < 0 && !present)
                 break;
             at += stretch;
@@ -177,27 +244,136 @@ static void check_store(struct verification *v, const char *name, struct lsn lsn
     base_store_free(base);
 }
 
+/* objects.json of such a directory. */
+static void check_objects(struct verification *v, const char *store, struct lsn lsn, bool rewind)
+{
+    char name[JOURNAL_FILE_BYTES], path[PATH_MAX];
+    struct error err = ERROR_INIT;
+    _cleanup_json_ json_t *objects = NULL;
+    snprintf(name, sizeof name, "%.40s/objects.json", store);
+    snprintf(path, sizeof path, "%s/%s", v->directory, name);
+    if (saved_read(path, &objects, &err) < 0 && !(rewind && rewind_was_dropped(v, lsn)))
+        damaged(v, (struct verify_damage){.file = name, .what = err.message, .low = lsn, .high = lsn});
+}
+
+static void check_pin(struct verification *v, const char *pin_name)
+{
+    char name[JOURNAL_FILE_BYTES];
+    struct pin pin = {0};
+    struct error err = ERROR_INIT;
+    snprintf(name, sizeof name, "pins/%.50s", pin_name);
+    int r = pin_load(v->directory, pin_name, &pin, &err);
+    if (r == -ENOENT)
+        return; /* unpinned meanwhile */
+    v->summary->pins++;
+    if (r < 0)
+        damaged(v, (struct verify_damage){.file = name, .what = err.message});
+    for (size_t i = 0; i < pin.source_count; i++) /* the others are the journal's */
+        if (strncmp(pin.sources[i].file, "pins/", 5) == 0)
+            check_index(v, pin.sources[i].file, pin.lsn, pin.lsn, (struct owner){.pin = pin_name});
+    pin_release(&pin);
+}
+
+static void check_pins(struct verification *v)
+{
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s/pins", v->directory);
+    _cleanup_closedir_ DIR *d = opendir(path);
+    for (struct dirent *entry; d && (entry = readdir(d));)
+        if (!strchr(entry->d_name, '.')) /* locks and indexes go with their pin */
+            check_pin(v, entry->d_name);
+}
+
+static const char *pending_problem(char *data, size_t length)
+{
+    struct pending_header *h = (struct pending_header *)data;
+    if (length < sizeof *h || le64_get(h->magic) != PENDING_MAGIC)
+        return "is damaged (its header)";
+    uint32_t crc = le32_get(h->crc);
+    h->crc = le32_of(0);
+    if (crc32c(0, data, length) != crc)
+        return "is damaged (wrong checksum)";
+    size_t at = sizeof *h;
+    for (uint32_t i = 0; i < le32_get(h->volumes); i++) {
+        struct pending_volume volume;
+        if (length - at < sizeof volume)
+            return "is damaged (wrong length)";
+        memcpy(&volume, data + at, sizeof volume);
+        at += sizeof volume;
+        uint64_t words = le64_get(volume.grains) / 64 + (le64_get(volume.grains) % 64 != 0);
+        if (words > (length - at) / 8)
+            return "is damaged (wrong length)";
+        at += words * 8;
+    }
+    return at == length ? NULL : "is damaged (wrong length)";
+}
+
+/* Which blocks a rewind has not copied back yet. Without the file there are none. */
+static void check_pending(struct verification *v)
+{
+    char path[PATH_MAX];
+    struct error err = ERROR_INIT;
+    _cleanup_free_ char *data = NULL;
+    size_t length = 0;
+    snprintf(path, sizeof path, "%s/rewind.pending", v->directory);
+    int r = io_read_file(path, PENDING_LIMIT_BYTES, &data, &length, &err);
+    if (r == -ENOENT)
+        return;
+    const char *problem = r < 0 ? err.message : pending_problem(data, length);
+    struct lsn lsn = v->m.rewind_count ? v->m.rewinds[v->m.rewind_count - 1].lsn : LSN_NONE;
+    if (problem)
+        damaged(v, (struct verify_damage){.file = "rewind.pending", .what = problem, .low = lsn, .high = lsn});
+}
+
+static void report_loss(void *context, const struct loss *loss)
+{
+    struct verification *v = context;
+    char name[JOURNAL_FILE_BYTES], what[320], time[CLOCK_TEXT_BYTES];
+    if (loss->high.n <= v->m.base.n)
+        return;
+    snprintf(what, sizeof what, "history was lost here; found when the journal was opened at %s (%.160s)",
+             clock_format_rfc3339(loss->found_realtime_ns, time), loss->what);
+    damaged(v, (struct verify_damage){.file = journal_segment_file(loss->segment, name), .what = what,
+                                      .low = {loss->low.n + 1}, .high = loss->high});
+}
+
+static void check_rewinds(struct verification *v)
+{
+    char name[JOURNAL_FILE_BYTES];
+    for (size_t i = 0; i < v->m.rewind_count; i++) {
+        const struct rewind_info *rewind = &v->m.rewinds[i];
+        check_index(v, journal_rewind_file(rewind->lsn, name), rewind->lsn, rewind->lsn, (struct owner){.rewind = rewind->lsn});
+        snprintf(name, sizeof name, "rescue-%llu", (unsigned long long)rewind->lsn.n);
+        check_store(v, name, rewind->lsn, true);
+        if (rewind->target.n < v->m.base.n)
+            check_objects(v, name, rewind->lsn, true);
+    }
+}
+
 static void check_all(struct verification *v)
 {
     char name[JOURNAL_FILE_BYTES];
+    struct error err = ERROR_INIT;
     for (size_t i = 0; i < v->m.segment_count; i++)
         v->total_bytes += (uint64_t)v->m.segments[i].used_blocks * JOURNAL_BLOCK_BYTES;
     for (size_t i = 0; i < v->m.segment_count; i++) {
         const struct segment_info *s = &v->m.segments[i];
         check_segment(v, s);
-        check_index(v, journal_l0_file(s->number, name), s->first, s->last, s->number);
+        check_index(v, journal_l0_file(s->number, name), s->first, s->last, (struct owner){.segment = s->number});
     }
     for (size_t i = 0; i < v->m.run_count; i++) {
         const struct run_info *run = &v->m.runs[i];
-        check_index(v, journal_run_file(run->level, run->first_segment, name), run->low, run->high, run->last_segment);
+        check_index(v, journal_run_file(run->level, run->first_segment, name), run->low, run->high,
+                    (struct owner){.segment = run->last_segment});
     }
-    for (size_t i = 0; i < v->m.rewind_count; i++)
-        check_index(v, journal_rewind_file(v->m.rewinds[i].lsn, name), v->m.rewinds[i].lsn, v->m.rewinds[i].lsn, UINT32_MAX);
-    check_store(v, "base", v->m.base);
-    for (size_t i = 0; i < v->m.rewind_count; i++) {
-        snprintf(name, sizeof name, "rescue-%llu", (unsigned long long)v->m.rewinds[i].lsn.n);
-        check_store(v, name, v->m.rewinds[i].lsn);
-    }
+    check_rewinds(v);
+    check_store(v, "base", v->m.base, false);
+    if (v->m.base.n)
+        check_objects(v, "base", v->m.base, false);
+    check_pins(v);
+    check_pending(v);
+    if (losses_visit(v->directory, report_loss, v, &err) < 0)
+        damaged(v, (struct verify_damage){.file = LOSSES_FILE, .what = err.message});
 }
 
 int journal_verify(const char *directory, const struct verify_report *report, struct verify_summary *ret, struct error *err)

@@ -10,9 +10,12 @@
 
 struct verify_damage {
     const char *file, *what;
-    struct lsn low, high; /* LSNs that are concerned, 0 when unknown */
+    struct lsn low, high; /* LSNs of the records that are concerned, 0 when unknown */
     uint32_t volume;      /* 0: unknown */
-    uint64_t offset_bytes, length_bytes;
+    uint64_t offset_bytes, length_bytes; /* of the volume; length 0: unknown */
+    /* Filled in for the report: */
+    const char *volume_name;                          /* NULL: unknown */
+    uint64_t low_realtime_ns, high_realtime_ns; /* times of `low` and `high`, to within a segment; 0: unknown */
 };
 struct verify_report {
     void (*damage)(void *context, const struct verify_damage *damage);
@@ -20,11 +23,12 @@ struct verify_report {
     void *context;
 };
 struct verify_summary {
-    uint64_t segments, frames, records, indexes, bytes, damages;
+    uint64_t segments, frames, records, indexes, pins, bytes, damages;
 };
 
-/* Checks segments, indexes and the base of the journal in `directory`, which may be in use. 0, or -EBADMSG when anything
- * is damaged. */
+/* Checks all files of the journal in `directory`, which may be in use: sealed segments, indexes, base, rescue stores and the
+ * objects in them, pins, rewind.pending, and what former openings have found to be lost. What is not sealed is not read: the
+ * caller has the engine seal it before (journal_seal). 0, or -EBADMSG when anything is damaged. */
 int journal_verify(const char *directory, const struct verify_report *report, struct verify_summary *ret, struct error *err) MUST_CHECK;
 
 #endif

@@ -9,18 +9,9 @@
 #include <string.h>
 
 #include "base/cleanup.h"
-#include "journal/payload.h"
-#include "journal/pin.h"
+#include "view/image_internal.h"
 
-#define OPEN_SEGMENTS 64u
-#define REGION_SLOTS 4096u /* hash buckets */
 #define MAX_WINNERS 8192u
-
-struct source {
-    struct index *index;
-    struct lsn low, high;
-    uint32_t group;
-};
 
 /* A resolved region; pieces are relative to nothing: plain clipped extents. */
 struct region {
@@ -33,50 +24,51 @@ struct region {
     struct extent pieces[];
 };
 
-struct image {
-    struct lsn lsn;
-    struct source *sources;
-    size_t source_count;
-    struct index_cache *cache;
-    struct payload_reader *reader;
-    pthread_mutex_t mutex; /* guards the regions */
-    struct region *buckets[REGION_SLOTS];
-    struct region *newest, *oldest;
-    size_t region_bytes;
-};
-
-static void close_sources(struct image *image)
+void image_close_sources(struct image *image)
 {
-    for (size_t i = 0; i < image->source_count; i++)
+    for (size_t i = 0; i < image->source_count; i++) {
         index_free(image->sources[i].index);
+        free(image->sources[i].lost);
+    }
     free(image->sources);
     image->sources = NULL;
-    image->source_count = 0;
+    image->source_count = image->source_capacity = 0;
+}
+
+int image_add_source(struct image *image, struct source source, struct error *err)
+{
+    if (image->source_count == image->source_capacity) {
+        size_t capacity = image->source_capacity ? 2 * image->source_capacity : 32;
+        struct source *larger = reallocarray(image->sources, capacity, sizeof *larger);
+        if (!larger) {
+            index_free(source.index);
+            free(source.lost);
+            return error_errno(err, -ENOMEM, "cannot open the point");
+        }
+        image->sources = larger;
+        image->source_capacity = capacity;
+    }
+    image->sources[image->source_count++] = source;
+    return 0;
 }
 
 /* Opens the indexes above the base: what is wholly below it is in the base, and its files go. */
 static int open_sources(struct image *image, const char *directory, const struct pin *pin, struct lsn base, struct error *err)
 {
-    image->sources = calloc(pin->source_count ? pin->source_count : 1, sizeof *image->sources);
-    if (!image->sources)
-        return error_errno(err, -ENOMEM, "cannot open the point");
     for (size_t i = 0; i < pin->source_count; i++) {
         const struct pin_source *from = &pin->sources[i];
-        struct source *s = &image->sources[image->source_count];
+        struct source s = {.low = {le64_get(from->low_lsn)}, .high = {le64_get(from->high_lsn)}, .group = le32_get(from->group)};
         char path[PATH_MAX];
-        if (le64_get(from->high_lsn) <= base.n)
+        if (s.high.n <= base.n)
             continue;
         snprintf(path, sizeof path, "%s/%s", directory, from->file);
-        int r = index_open(path, image->cache, &s->index, err);
+        int r = index_open(path, image->cache, &s.index, err);
         if (r < 0)
             return r;
-        image->source_count++;
-        s->low.n = le64_get(from->low_lsn);
-        s->high.n = le64_get(from->high_lsn);
-        s->group = le32_get(from->group);
-        if (index_info(s->index)->kind != INDEX_TAIL)
-            continue;
-        r = payload_reader_tail(image->reader, le32_get(from->segment), from->file, err);
+        bool tail = index_info(s.index)->kind == INDEX_TAIL;
+        r = image_add_source(image, s, err);
+        if (r == 0 && tail)
+            r = payload_reader_tail(image->reader, le32_get(from->segment), from->file, err);
         if (r < 0)
             return r;
     }
@@ -87,7 +79,7 @@ static int open_sources(struct image *image, const char *directory, const struct
 static int open_point(struct image *image, const char *directory, const struct pin *pin, struct error *err)
 {
     for (struct lsn base = LSN_NONE;;) {
-        int r = payload_reader_new(directory, image->cache, OPEN_SEGMENTS, &image->reader, err);
+        int r = payload_reader_new(directory, image->cache, IMAGE_OPEN_SEGMENTS, &image->reader, err);
         if (r < 0)
             return r;
         struct lsn now = payload_base_lsn(image->reader);
@@ -96,13 +88,13 @@ static int open_point(struct image *image, const char *directory, const struct p
         r = open_sources(image, directory, pin, base, err);
         if (r != -ENOENT || !moved)
             return r;
-        close_sources(image);
+        image_close_sources(image);
         payload_reader_free(image->reader);
         image->reader = NULL;
     }
 }
 
-int image_open(const char *directory, const char *pin_name, struct image **ret, struct error *err)
+int image_new(const char *directory, const char *pin_name, struct pin *ret_pin, struct image **ret, struct error *err)
 {
     struct pin pin = {0};
     struct image *image = calloc(1, sizeof *image);
@@ -113,13 +105,29 @@ int image_open(const char *directory, const char *pin_name, struct image **ret, 
     image->lsn = pin.lsn;
     if (r == 0)
         r = index_cache_new(IMAGE_CACHE_BYTES, &image->cache, err);
-    if (r == 0)
-        r = open_point(image, directory, &pin, err);
-    pin_release(&pin);
     if (r < 0) {
+        pin_release(&pin);
         image_free(image);
-        return error_context(err, "cannot read the pin %s", pin_name);
+        return r;
     }
+    *ret_pin = pin;
+    *ret = image;
+    return 0;
+}
+
+int image_open(const char *directory, const char *pin_name, struct image **ret, struct error *err)
+{
+    struct pin pin;
+    struct image *image;
+    int r = image_new(directory, pin_name, &pin, &image, err);
+    if (r == 0) {
+        r = open_point(image, directory, &pin, err);
+        pin_release(&pin);
+        if (r < 0)
+            image_free(image);
+    }
+    if (r < 0)
+        return error_context(err, "cannot read the pin %s", pin_name);
     *ret = image;
     return 0;
 }
@@ -134,7 +142,10 @@ void image_free(struct image *image)
         free(region);
     }
     payload_reader_free(image->reader);
-    close_sources(image);
+    image_close_sources(image);
+    for (size_t i = 0; i < image->finding_count; i++)
+        free(image->findings[i]);
+    free(image->findings);
     index_cache_free(image->cache);
     pthread_mutex_destroy(&image->mutex);
     free(image);
@@ -177,6 +188,12 @@ static void compact(struct resolution *r)
     free(map);
 }
 
+/* Records that are lost end with `lsn`; what has that very LSN is the reference of a rewind, which is newer than they are. */
+static bool is_newer(const struct extent *extent, const struct extent *winner)
+{
+    return extent->lsn.n > winner->lsn.n || (extent->lsn.n == winner->lsn.n && winner->kind == EXTENT_UNKNOWN);
+}
+
 static int visit(void *context, const struct extent *extent, struct error *err)
 {
     struct resolution *r = context;
@@ -191,7 +208,7 @@ static int visit(void *context, const struct extent *extent, struct error *err)
         return error_set(err, -ENOMEM, "cannot resolve a region");
     for (uint64_t at = from; at < end; at++) {
         uint16_t *winner = &r->winner[at - r->lba];
-        if (*winner && r->extents[*winner - 1].lsn.n >= extent->lsn.n)
+        if (*winner && !is_newer(extent, &r->extents[*winner - 1]))
             continue;
         r->open -= *winner == 0;
         *winner = (uint16_t)(r->count + 1);
@@ -209,7 +226,10 @@ static int look_up(struct image *image, struct resolution *res, struct error *er
         if (res->open == 0 && (i == 0 || image->sources[i - 1].group != s->group))
             return 0;
         struct lsn high = s->high.n < image->lsn.n ? s->high : image->lsn;
-        int r = index_lookup(s->index, res->volume, res->lba, IMAGE_REGION_SECTORS, s->low, high, visit, res, err);
+        struct extent unknown = {.volume = res->volume, .lba = res->lba, .length = IMAGE_REGION_SECTORS, .lsn = high,
+                                 .kind = EXTENT_UNKNOWN, .segment = (uint32_t)i};
+        int r = s->index ? index_lookup(s->index, res->volume, res->lba, IMAGE_REGION_SECTORS, s->low, high, visit, res, err)
+                         : visit(res, &unknown, err);
         if (r < 0)
             return r;
     }
@@ -264,7 +284,7 @@ static int resolve(struct image *image, uint32_t volume, uint64_t number, struct
 
 static struct region **bucket(struct image *image, uint32_t volume, uint64_t number)
 {
-    return &image->buckets[(number * 0x9e3779b97f4a7c15ull + volume) >> 13 & (REGION_SLOTS - 1)];
+    return &image->buckets[(number * 0x9e3779b97f4a7c15ull + volume) >> 13 & (IMAGE_REGION_SLOTS - 1)];
 }
 static size_t region_bytes(const struct region *r)
 {
@@ -355,6 +375,8 @@ static void put_region(struct image *image, struct region *r)
 
 static int read_piece(struct image *image, const struct extent *piece, char *data, struct error *err)
 {
+    if (piece->kind == EXTENT_UNKNOWN)
+        return error_set(err, -EBADMSG, "%s", image->sources[piece->segment].lost);
     if (piece->kind == EXTENT_BASE && !(piece->flags & EXTENT_REFERENCE))
         return payload_read_base(image->reader, piece->volume, piece->lba, piece->length, data, err);
     return payload_read(image->reader, piece, data, err);
@@ -418,7 +440,9 @@ int image_changes(struct image *image, struct lsn low, struct extent_stream **re
         const struct source *s = &image->sources[i];
         struct lsn high = s->high.n < image->lsn.n ? s->high : image->lsn;
         struct lsn from = s->low.n > low.n ? s->low : low;
-        if (index_info(s->index)->high.n <= low.n)
+        if (!s->index)
+            r = error_set(err, -EBADMSG, "%s", s->lost);
+        if (r < 0 || index_info(s->index)->high.n <= low.n)
             continue;
         r = index_stream(s->index, from, high, &streams[count], err);
         count += r == 0;
@@ -449,8 +473,11 @@ struct image_block {
 static int image_block_pread(struct block *b, void *data, size_t length_bytes, uint64_t offset_bytes, struct error *err)
 {
     struct image_block *ib = (struct image_block *)b;
-    return image_read(ib->image, ib->volume, offset_bytes / BLOCK_SECTOR_BYTES,
-                      (uint32_t)(length_bytes / BLOCK_SECTOR_BYTES), data, err);
+    int r = image_read(ib->image, ib->volume, offset_bytes / BLOCK_SECTOR_BYTES,
+                       (uint32_t)(length_bytes / BLOCK_SECTOR_BYTES), data, err);
+    if (r == -EBADMSG || r == -ENOENT) /* what is damaged or missing is an I/O error for whoever reads a device */
+        err->code = r = -EIO;
+    return r;
 }
 static int refuse(struct error *err)
 {
@@ -491,7 +518,7 @@ static int image_block_extents(struct block *b, uint64_t length_bytes, uint64_t 
             return r;
         for (size_t i = 0; i < pieces_count; i++) {
             struct extent *p = &pieces[i];
-            bool present = p->kind == EXTENT_DATA || (p->flags & EXTENT_REFERENCE && p->kind != EXTENT_ZERO);
+            bool present = p->kind == EXTENT_DATA || p->kind == EXTENT_UNKNOWN || (p->flags & EXTENT_REFERENCE && p->kind != EXTENT_ZERO);
             uint64_t stretch = p->length;
             if (p->kind == EXTENT_BASE && !present) {
                 r = image_base_extent(ib->image, ib->volume, p->lba, p->length, &present, &stretch, err);

@@ -6,6 +6,8 @@
 #ifndef TIDEMARK_VIEW_IMAGE_H
 #define TIDEMARK_VIEW_IMAGE_H
 
+#include <stdatomic.h>
+
 #include "base/error.h"
 #include "block/block.h"
 #include "journal/extent.h"
@@ -19,6 +21,20 @@ struct image;
 
 /* Opens the pin `pin` of the journal in `directory`. */
 int image_open(const char *directory, const char *pin, struct image **ret, struct error *err) MUST_CHECK;
+/* The same although parts of the journal are damaged or missing. Indexes of segments are made again from their frames, below
+ * the directory `scratch` (created; the caller's to remove). Where it cannot be known which blocks a lost record has changed,
+ * every block that no later record covers is damaged: image_read gives -EBADMSG, and never wrong bytes. */
+int image_open_salvage(const char *directory, const char *pin, const char *scratch, struct image **ret, struct error *err) MUST_CHECK;
+/* What was found to be damaged then; text of the image. NULL from `i` on. */
+const char *image_finding(const struct image *image, size_t i);
+/* -EBADMSG with its name when a file is missing that image_open does not need, but the reading of the pin's point may. */
+int image_check_files(const char *directory, const char *pin, struct error *err) MUST_CHECK;
+/* Reads all of a volume and calls visit for each range that cannot be read, ascending, in units of 4 KiB; visit's negative
+ * result ends it. *done_bytes grows (of size_bytes); *stop ends it with -ECANCELED. */
+typedef int (*image_damage_visit)(void *context, uint64_t offset_bytes, uint64_t length_bytes, const char *reason, struct error *err);
+int image_map_damage(struct image *image, uint32_t volume, uint64_t size_bytes, image_damage_visit visit, void *context,
+                     _Atomic uint64_t *done_bytes, const _Atomic bool *stop, struct error *err) MUST_CHECK;
+
 /* The caller has made sure that nobody reads it. NULL allowed. */
 void image_free(struct image *image);
 struct lsn image_lsn(const struct image *image);

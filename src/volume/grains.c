@@ -17,10 +17,10 @@
 #include "base/endian.h"
 #include "base/io.h"
 #include "base/thread.h"
+#include "journal/journal_format.h"
 #include "journal/pin.h"
 #include "volume/group_internal.h"
 
-#define PENDING_MAGIC 0x31444e504b4d54ull /* "TMKPND1" */
 #define SAVE_EVERY_GRAINS 1024u
 
 /* ---- the map ---- */
@@ -189,19 +189,6 @@ void grains_overwritten(struct volume *v, uint64_t lba, uint64_t length)
 }
 
 /* ---- which grains are stale, on disk ---- */
-
-struct pending_header {
-    struct le64 magic;
-    struct le32 crc;
-    struct le32 volumes;
-    struct le64 rewind_lsn;
-    struct le64 target_lsn;
-};
-struct pending_volume {
-    struct le32 id;
-    struct le32 reserved;
-    struct le64 grains;
-};
 
 static void pending_path(const struct group *g, char path[PATH_MAX])
 {

@@ -23,11 +23,15 @@ SHOP = {
 }
 BROKEN = dict(SHOP, name="bank", state="suspended", message="journal full", alarms=["journal full"], views=[])
 VIEW = {
-    "id": "v-1a2b3c", "application": "shop", "lsn": 1200, "time": "2026-01-01T12:00:00.000Z", "open_ms": 14,
-    "created_time": "2026-01-02T00:00:00.000Z", "state": "open", "overlay_bytes": 4096,
+    "id": "v-1a2b3c", "application": "shop", "lsn": 1200, "time": "2026-01-01T12:00:00.000Z", "note": None, "open_ms": 14,
+    "created_time": "2026-01-02T00:00:00.000Z", "state": "open", "overlay_bytes": 4096, "salvage": None,
     "volumes": [{"name": "data", "size_bytes": 8 << 30, "device": "/dev/loop7", "mount": "/mnt/then", "nbd_uri": None,
                  "note": None}],
 }
+SALVAGE = {"complete": True, "damaged_bytes": 8192, "truncated": False,
+           "findings": ["l0-0000000003.idx: is missing", "segment-0000000003.tmj: nothing of it is left"],
+           "damage": [{"volume": "data", "offset_bytes": 65536, "length_bytes": 8192, "reason": "segment 3 is lost"}]}
+SALVAGED = dict(VIEW, note="the last point before it is taken", salvage=SALVAGE)
 # Texts that a careless YAML emitter gets wrong.
 POINTS = [
     {"lsn": 1300, "time": "2026-01-02T00:00:00.000Z", "kind": "tag", "name": "before", "labels": {
@@ -53,6 +57,15 @@ DIFF = {
     "volumes": [{"name": "data", "changed_bytes": 8192, "extents": 2, "ranges": [[0, 4096], [8192, 4096]]}],
     "objects": [{"name": "app.yaml", "change": "changed"}],
 }
+
+
+DAMAGE = {"file": "segment-0000000003.tmj", "what": "payload at block 17 does not match its checksum", "low_lsn": 1200,
+          "high_lsn": 1210, "low_time": "2026-01-01T12:00:00.000Z", "high_time": "2026-01-01T12:00:01.000Z", "volume": "data",
+          "offset_bytes": 65536, "length_bytes": 4096}
+
+
+UPGRADE = {"application": "shop", "from_version": "9.8", "to_version": "9.9", "from_pid": 42, "to_pid": 43, "pause_ms": 48.2,
+           "disconnected": False}
 
 
 class Refusal(Exception):
@@ -104,6 +117,7 @@ class FakeApi(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.fails = None       # (code, message) of every operation
         self.refuses = None     # (status, code, message) of every call
         self.verify_ok = True
+        self.warnings = []
         self.raw = None         # bytes instead of any answer
         self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self.thread.start()
@@ -129,7 +143,8 @@ class FakeApi(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             chosen = [a for a in self.applications if query.get("app") in (None, a["name"])]
             if not chosen and "app" in query:
                 raise Refusal(404, "ENOENT", f"no application '{query['app']}'")
-            return 200, {"version": "9.9", "pid": 42, "state_directory": "/s", "applications": chosen}
+            return 200, {"version": "9.9", "pid": 42, "state_directory": "/s", "warnings": self.warnings,
+                         "applications": chosen}
         if parts[0] == "operations":
             return 200, {"operation": self.poll(parts[1], query)}
         if parts[0] == "views":
@@ -163,11 +178,13 @@ class FakeApi(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             return 200, DIFF
         if asked.get("dry_run"):
             return 200, {"plan": PLAN}
-        return 202, {"operation": self.begin(verb)}
+        return 202, {"operation": self.begin(verb, asked)}
 
-    def begin(self, verb):
-        result = {"open": {"view": VIEW}, "rewind": REWIND, "undo": REWIND,
-                  "verify": {"ok": self.verify_ok, "records": 1234, "read_bytes": 1 << 20}}[verb]
+    def begin(self, verb, asked):
+        result = {"open": {"view": SALVAGED if asked.get("salvage") else VIEW}, "rewind": REWIND, "undo": REWIND,
+                  "upgrade-engine": dict(UPGRADE, disconnected=bool(asked.get("disconnect"))),
+                  "verify": {"ok": self.verify_ok, "records": 1234, "read_bytes": 1 << 20,
+                             "damage": [] if self.verify_ok else [DAMAGE]}}[verb]
         ident = f"op-{len(self.operations) + 1}"
         self.operations[ident] = {"start": time.monotonic(), "result": result, "kind": verb}
         return self.poll(ident, {})

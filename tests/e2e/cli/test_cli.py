@@ -18,8 +18,8 @@ import fake_api
 TIDEMARK = os.environ.get("TIDEMARK", "tidemark")
 MAN = os.environ.get("TIDEMARK_MAN")
 COMMANDS = ["up", "apply", "delete", "status", "points", "tag", "open", "views", "close", "diff", "rewind", "undo",
-            "verify", "version", "completion", "help"]
-READING = ["status", "points", "views", "diff", "verify", "version", "tag", "open", "rewind", "undo"]
+            "verify", "upgrade-engine", "version", "completion", "help"]
+READING = ["status", "points", "views", "diff", "verify", "upgrade-engine", "version", "tag", "open", "rewind", "undo"]
 try:
     import yaml
 except ImportError:
@@ -80,7 +80,7 @@ class Help(unittest.TestCase):
         for args in (["help"], ["--help"], ["-h"]):
             result = run(*args)
             self.assertEqual(result.returncode, 0)
-            listed = re.findall(r"(?m)^  (\w+) +\S", result.stdout.split("Commands:")[1].split("\n\n")[0])
+            listed = re.findall(r"(?m)^  ([\w-]+) +\S", result.stdout.split("Commands:")[1].split("\n\n")[0])
             self.assertEqual(listed, COMMANDS)
             for code in range(7):
                 self.assertRegex(result.stdout, rf"(?m)^  {code}  \S")
@@ -101,7 +101,7 @@ class Help(unittest.TestCase):
                     self.assertLessEqual(len(line), 100, line)
 
     def test_issue_options(self):
-        expected = {"points": ["since", "limit"], "tag": ["label"], "open": ["volume", "mount", "nbd"], "apply": ["file"],
+        expected = {"points": ["since", "limit"], "tag": ["label"], "open": ["volume", "mount", "nbd", "salvage"], "apply": ["file"],
                     "rewind": ["to", "dry-run", "yes"], "undo": ["dry-run"], "delete": ["purge"]}
         for command, names in expected.items():
             have = [name for _, name in options_of(command)]
@@ -461,13 +461,42 @@ class Served(unittest.TestCase):
             self.assertEqual((result.returncode, result.stdout), (exit_code, ""))
             self.assertIn("tidemark: rewind shop: it went wrong", result.stderr)
 
+    def test_salvage(self):
+        text = self.good("open", "shop@-90s", "--salvage")
+        self.assertTrue(json.loads(self.api.calls[0]["body"])["salvage"])
+        for line in ("note: the last point", "found: l0-0000000003.idx: is missing", "8.0 KiB cannot be read", "read-only"):
+            self.assertIn(line, text)
+        self.assertRegex(text, r"(?m)^data +65536 +8192 +segment 3 is lost$")
+        answer = json.loads(self.good("open", "shop@-90s", "--salvage", "-o", "json"))
+        self.assertEqual(answer["salvage"], fake_api.SALVAGE)
+        self.api.calls.clear()
+        self.assertNotIn("cannot be read", self.good("open", "shop@-90s"))
+        self.assertNotIn("salvage", json.loads(self.api.calls[0]["body"]))
+
+    def test_upgrade_engine(self):
+        text = self.good("upgrade-engine", "shop")
+        self.assertEqual(text, "shop: engine 9.9 (pid 43) took over from 9.8 (pid 42); I/O paused for 48.2 ms\n")
+        self.assertEqual(json.loads(self.api.calls[0]["body"]), {"disconnect": False})
+        self.api.calls.clear()
+        self.assertIn("connect again", self.good("upgrade-engine", "shop", "--disconnect"))
+        self.assertEqual(json.loads(self.good("upgrade-engine", "shop", "-o", "json"))["pause_ms"], 48.2)
+
+    def test_warnings(self):
+        self.api.warnings = ["this kernel is old"]
+        self.assertIn("\nwarning: this kernel is old\n", self.good("status"))
+
     def test_verify(self):
         self.assertIn("reads back as it was written", self.good("verify", "shop"))
         self.api.verify_ok = False
         result = self.run("verify", "shop", "-o", "json")
         self.assertEqual(result.returncode, 6)
         self.assertFalse(json.loads(result.stdout)["ok"])
+        self.assertEqual(json.loads(result.stdout)["damage"], [fake_api.DAMAGE])
         self.assertIn("damage was found", result.stderr)
+        result = self.run("verify", "shop")
+        self.assertEqual(result.returncode, 6)
+        self.assertRegex(result.stdout, r"(?m)^1200-1210 .* data +65536 +4096 +segment-0000000003\.tmj +payload at block 17")
+        self.assertIn("--salvage", result.stderr)
 
     def test_nonsense_answers(self):
         for raw in (b"", b"<html>", b"[]", b"{}", b'{"operation": 1}', b'{"operation": {}}', b'{"applications": 7}'):

@@ -1,0 +1,188 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""fio --verify on an application's volume while its processes are killed or replaced: I/O goes on without an error, the data is
+right, and `tidemark up` takes over what it finds. Needs root, /dev/fuse, loop devices and fio (skipped without)."""
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import unittest
+
+sys.path.insert(0, os.path.dirname(__file__))
+from stand import BUILD, ApiError, Stand, until  # noqa: E402
+
+PROGRAMS = ("src/engine/tidemark-engine", "src/export/tidemark-holder", "src/engine/nbdkit-tidemark-plugin.so")
+
+
+class Base(unittest.TestCase):
+    def setUp(self):
+        self.s = Stand()
+        self.addCleanup(self.s.destroy)
+        # Installed programs of its own, so that they can be replaced.
+        self.libexec = self.s.path("libexec")
+        os.mkdir(self.libexec)
+        for program in PROGRAMS:
+            if os.path.exists(os.path.join(BUILD, program)):
+                shutil.copy2(os.path.join(BUILD, program), self.libexec)
+        self.fio = None
+        self.addCleanup(self.end_fio)
+
+    def start(self):
+        return self.s.start(environment={"TIDEMARK_LIBEXEC": self.libexec})
+
+    def end_fio(self):
+        if self.fio and self.fio.poll() is None:
+            self.fio.kill()
+            self.fio.wait()
+
+    def load(self, mebibytes=96):
+        """Begins to write and verify on the volume data; paced, so that what is tested happens in the middle of it."""
+        self.fio = subprocess.Popen(
+            ["fio", "--name=load", "--filename=" + self.s.path("mnt/shop/data/load"), f"--size={mebibytes}m", "--rw=randwrite",
+             "--bsrange=4k-64k", "--direct=1", "--ioengine=libaio", "--iodepth=8", "--rate=24m", "--fdatasync=64", "--verify=crc32c",
+             "--verify_fatal=1", "--verify_state_save=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.s.root)
+        self.goes_on()
+
+    def written(self):
+        return self.s.status()["volumes"][0]["written_bytes"] or 0
+
+    def goes_on(self, least=4 << 20):
+        """Another few MiB are written; the counter is an engine's own, and begins anew with it."""
+        before = until(lambda: self.s.status()["state"] == "protected" and self.written() + 1, "protected") - 1
+        until(lambda: self.fio.poll() is not None or self.written() >= before + least, "writes go on")
+        self.assertIsNone(self.fio.poll(), "fio ended too early")
+
+    def fio_is_right(self):
+        output, _ = self.fio.communicate(timeout=120)
+        self.assertEqual(self.fio.returncode, 0, output)
+        self.assertNotIn("verify:", output)
+
+    def ends_well(self):
+        """A clean stop, and a start that has everything."""
+        s = self.s
+        s.write("mnt/shop/data/f", "last")
+        self.assertEqual(s.stop(), 0)
+        until(lambda: not any(s.remains().values()), "nothing is left", 15)
+        self.start()
+        status = s.status()
+        self.assertEqual((status["state"], status["alarms"]), ("protected", []))
+        self.assertEqual(s.read("mnt/shop/data/f"), "last")
+        self.assertTrue(s.operate("/v1/applications/shop/verify", {})["ok"])
+
+
+class Kills(Base):
+    def test_up_and_holder(self):
+        s = self.start()
+        s.apply(s.yaml(volumes=("data",), size="256Mi"))
+        self.load(128)
+        engine, holder = s.status()["engine_pid"], int(s.read("s/apps/shop/holder.pid"))
+
+        s.stop(signal.SIGKILL)  # `up`
+        self.start()
+        status = s.status()
+        self.assertEqual((status["state"], status["engine_pid"], status["alarms"]), ("protected", engine, []))
+        self.assertEqual(int(s.read("s/apps/shop/holder.pid")), holder, "taken over, not started again")
+        self.goes_on()
+
+        os.kill(engine, signal.SIGKILL)
+        until(lambda: s.status()["engine_pid"] not in (None, engine) and s.status()["state"] == "protected", "the engine is back")
+        engine = s.status()["engine_pid"]
+        self.goes_on()
+
+        os.kill(holder, signal.SIGKILL)
+        until(lambda: any("holder was ended" in a for a in s.status()["alarms"]), "the alarm")
+        self.assertEqual(s.status()["engine_pid"], engine)
+        self.goes_on()
+        with self.assertRaises(ApiError) as caught:  # nobody would start it again
+            s.operate("/v1/applications/shop/upgrade-engine", {})
+        self.assertIn("holder", caught.exception.message)
+
+        s.stop(signal.SIGKILL)  # and `up` without a holder below it
+        self.start()
+        status = s.status()
+        self.assertEqual((status["state"], status["engine_pid"]), ("protected", engine))
+        self.assertTrue(any("holder was ended" in a for a in status["alarms"]), status["alarms"])
+        self.goes_on()
+        self.fio_is_right()
+        self.ends_well()
+        self.assertNotEqual(s.status()["engine_pid"], engine)
+
+
+class Upgrade(Base):
+    def replace(self, content=None):
+        """Installs another program as the engine, as a package does: a new file under the old name. None: the same program."""
+        path = os.path.join(self.libexec, "tidemark-engine")
+        if content is None:
+            shutil.copy2(os.path.join(BUILD, PROGRAMS[0]), path + ".new")
+        else:
+            with open(path + ".new", "w", encoding="ascii") as f:
+                f.write(content)
+            os.chmod(path + ".new", 0o755)
+        os.rename(path + ".new", path)
+
+    def program_of(self, pid):
+        found = os.stat(f"/proc/{pid}/exe")
+        return found.st_dev, found.st_ino
+
+    def test_fuse(self):
+        s = self.start()
+        if s.call("GET", "/v1/status")["warnings"]:
+            self.skipTest("the kernel cannot send requests again")
+        s.apply(s.yaml(volumes=("data",), size="256Mi"))
+        self.load()
+        upgrade = "/v1/applications/shop/upgrade-engine"
+        old = s.status()["engine_pid"]
+        for content, words in (("#!/bin/sh\necho no such journal >&2\nexit 78\n", "no such journal"), ("#!/bin/sh\nexit 0\n", "cannot take over")):
+            self.replace(content)
+            with self.assertRaises(ApiError) as caught:
+                s.operate(upgrade, {})
+            self.assertIn(words, caught.exception.message)
+            self.assertEqual(s.status()["engine_pid"], old, "nothing was changed")
+        for _ in range(2):
+            self.goes_on()
+            self.replace()
+            new = os.stat(os.path.join(self.libexec, "tidemark-engine"))
+            result = s.operate(upgrade, {})
+            self.assertEqual(result["from_pid"], old)
+            self.assertNotEqual(result["to_pid"], old)
+            self.assertEqual(result["to_pid"], s.status()["engine_pid"])
+            self.assertEqual(self.program_of(result["to_pid"]), (new.st_dev, new.st_ino))
+            self.assertTrue(0 < result["pause_ms"] < 20000, result)
+            self.assertFalse(result["disconnected"])
+            print(f"paused for {result['pause_ms']:.1f} ms", file=sys.stderr)
+            old = result["to_pid"]
+        self.goes_on()
+        self.fio_is_right()
+        self.assertEqual(s.status()["alarms"], [])
+        self.ends_well()
+
+    def test_nbd(self):
+        plugin = os.path.join(BUILD, PROGRAMS[2])
+        if subprocess.run(["nbdkit", plugin, "--dump-plugin"], capture_output=True, check=False).returncode:
+            self.skipTest("nbdkit cannot load the plugin: is it built with a sanitizer?")
+        s = self.start()
+        s.apply(s.yaml(volumes=("data",), size="16Mi", export="nbd"))
+        uri, old = s.status()["volumes"][0]["nbd_uri"], s.status()["engine_pid"]
+        with open(s.path("image"), "wb") as f:
+            f.write(b"tide" * (4 << 20))
+        subprocess.run(["nbdcopy", s.path("image"), uri], check=True)
+        upgrade = "/v1/applications/shop/upgrade-engine"
+        with self.assertRaises(ApiError) as caught:
+            s.operate(upgrade, {})
+        self.assertEqual(caught.exception.code, "EBUSY")
+        self.assertIn("--disconnect", caught.exception.message)
+        self.assertEqual(s.status()["engine_pid"], old)
+        result = s.operate(upgrade, {"disconnect": True})
+        self.assertTrue(result["disconnected"])
+        self.assertEqual(result["to_pid"], s.status()["engine_pid"])
+        self.assertNotEqual(result["to_pid"], old)
+        subprocess.run(["nbdcopy", uri, s.path("back")], check=True)
+        subprocess.run(["cmp", s.path("image"), s.path("back")], check=True)
+
+
+if __name__ == "__main__":
+    if os.geteuid() != 0 or not os.path.exists("/dev/fuse") or not os.path.exists("/dev/loop-control") or not shutil.which("fio"):
+        print("needs root, /dev/fuse, loop devices and fio")
+        sys.exit(77)
+    unittest.main(verbosity=2)
