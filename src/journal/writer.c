@@ -225,13 +225,12 @@ static void complete_frame(struct journal *j, struct frame *f)
     free_if_done(j, f);
 }
 
-/* With the mutex: the kernel has ended a frame. Frames count as written in their order. */
+/* With the mutex: the kernel has ended a frame, which is no longer in flight. Frames count as written in their order. */
 static void complete(struct journal *j, struct frame *f, int result)
 {
     int fault = journal_fault_at(j, "write");
     f->ended = true;
     f->result = fault < 0 ? fault : result;
-    j->inflight--;
     for (;;) {
         struct frame *oldest = frame_of(j, j->complete_number);
         if (j->suspended || oldest->number != j->complete_number || !oldest->ended)
@@ -267,6 +266,7 @@ static bool reap(struct journal *j)
     int result = cqe->res;
     io_uring_cqe_seen(&j->uring, cqe);
     pthread_mutex_lock(&j->mutex);
+    j->inflight--; /* first: who finds nobody reaping must not wait for this frame */
     j->reaping = false;
     complete(j, f, result);
     pthread_mutex_unlock(&j->mutex);
@@ -318,6 +318,8 @@ static void reap_if_ended(struct journal *j)
     int result = ended ? cqe->res : 0;
     if (ended)
         io_uring_cqe_seen(&j->uring, cqe);
+    if (ended)
+        j->inflight--;
     j->reaping = false;
     if (ended)
         complete(j, f, result);
@@ -336,6 +338,7 @@ void journal_poll(struct journal *j)
             int result = cqe->res;
             io_uring_cqe_seen(&j->uring, cqe);
             pthread_mutex_lock(&j->mutex);
+            j->inflight--;
             j->reaping = false;
             complete(j, f, result);
             pthread_mutex_unlock(&j->mutex);
