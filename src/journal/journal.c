@@ -81,6 +81,7 @@ static void free_journal(struct journal *j)
     pthread_mutex_destroy(&j->save_mutex);
     pthread_mutex_destroy(&j->tag_mutex);
     pthread_mutex_destroy(&j->maintain_mutex);
+    pthread_rwlock_destroy(&j->files_lock);
     free(j);
 }
 
@@ -109,6 +110,7 @@ static int new_journal(const struct journal_options *options, struct journal **r
     pthread_mutex_init(&j->save_mutex, NULL);
     pthread_mutex_init(&j->tag_mutex, NULL);
     pthread_mutex_init(&j->maintain_mutex, NULL);
+    pthread_rwlock_init(&j->files_lock, NULL);
     pthread_cond_init(&j->room, NULL);
     pthread_cond_init(&j->work, NULL);
     pthread_cond_init(&j->sealed, NULL);

@@ -27,9 +27,19 @@
 
 struct journal;
 
+/* History older than `after_ns` keeps one point every `keep_s` seconds. */
+#define JOURNAL_MAX_THINNING 8u
+struct journal_thinning {
+    uint64_t after_ns;
+    uint32_t keep_s;
+};
+
 struct journal_options {
     const char *directory;
     uint64_t quota_bytes;     /* of segments and indexes; history beyond it is dropped, oldest first. 0: no limit */
+    uint64_t history_ns;      /* what is older is dropped. 0: no limit */
+    struct journal_thinning thinning[JOURNAL_MAX_THINNING]; /* ascending */
+    size_t thinning_count;
     uint32_t segment_blocks;  /* 0: JOURNAL_SEGMENT_BLOCKS */
     uint32_t segment_records; /* 0: JOURNAL_SEGMENT_RECORDS */
     uint32_t fanout;          /* 0: JOURNAL_FANOUT */
@@ -37,6 +47,9 @@ struct journal_options {
     const char *owner;        /* named in the lock file; static */
     const struct log *log;
     const struct clock *clock; /* NULL: clock_system() */
+    /* For tests: asked before each step of thinning; true ends it there as a kill would, with all files left behind. */
+    bool (*thin_fault)(void *context, unsigned step);
+    void *thin_fault_context;
 };
 
 /* A range whose backing write may or may not have happened when the engine was killed. */
@@ -122,8 +135,8 @@ int journal_drop(struct journal *j, struct lsn target, struct error *err) MUST_C
 /* Between these no history is dropped and nothing merged, so that what an index points at stays where it is. */
 void journal_hold(struct journal *j);
 void journal_unhold(struct journal *j);
-/* Number of the oldest segment that is there. */
-uint32_t journal_first_segment(struct journal *j);
+/* Whether the file that an extent points at is still there: it was neither dropped nor thinned meanwhile. */
+bool journal_has_segment(struct journal *j, uint32_t number, uint32_t generation);
 /* While suspended: tries to journal again in a new segment. 0 when it runs; a full compare must follow. */
 int journal_resume(struct journal *j, struct error *err) MUST_CHECK;
 

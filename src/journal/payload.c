@@ -21,7 +21,7 @@
 #define BOUNCE_BYTES ((1u << 20) + JOURNAL_BLOCK_BYTES)
 
 struct open_segment {
-    uint32_t number; /* 0: unused */
+    uint32_t number, generation; /* number 0: unused */
     int fd;
     struct index *index;
     unsigned users;
@@ -143,11 +143,11 @@ int payload_refresh(struct payload_reader *p, struct error *err)
 
 /* ---- segments ---- */
 
-static int open_files(struct payload_reader *p, uint32_t number, struct open_segment *ret, struct error *err)
+static int open_files(struct payload_reader *p, uint32_t number, uint32_t generation, struct open_segment *ret, struct error *err)
 {
     char path[PATH_MAX + JOURNAL_FILE_BYTES], name[JOURNAL_FILE_BYTES];
-    struct open_segment s = {.number = number};
-    const char *index_file = journal_l0_file(number, name);
+    struct open_segment s = {.number = number, .generation = generation};
+    const char *index_file = journal_l0_file_of(number, generation, name);
     for (size_t i = 0; i < p->tail_count; i++)
         if (p->tails[i].segment == number)
             index_file = p->tails[i].file;
@@ -155,7 +155,7 @@ static int open_files(struct payload_reader *p, uint32_t number, struct open_seg
     int r = index_open(path, p->cache, &s.index, err);
     if (r < 0)
         return r;
-    snprintf(path, sizeof path, "%s/%s", p->directory, journal_segment_file(number, name));
+    snprintf(path, sizeof path, "%s/%s", p->directory, journal_segment_file_of(number, generation, name));
     s.fd = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
     if (s.fd < 0 && errno == EINVAL)
         s.fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -169,13 +169,14 @@ static int open_files(struct payload_reader *p, uint32_t number, struct open_seg
 }
 
 /* An open segment, to be given back by release_segment. */
-static int acquire_segment(struct payload_reader *p, uint32_t number, struct open_segment **ret, struct error *err)
+static int acquire_segment(struct payload_reader *p, uint32_t number, uint32_t generation, struct open_segment **ret,
+                           struct error *err)
 {
     MUTEX_GUARD(guard, &p->mutex);
     struct open_segment *oldest = NULL;
     for (size_t i = 0; i < p->segment_count; i++) {
         struct open_segment *s = &p->segments[i];
-        if (s->number == number) {
+        if (s->number == number && s->generation == generation) {
             s->users++;
             s->used_at = ++p->tick;
             *ret = s;
@@ -187,7 +188,7 @@ static int acquire_segment(struct payload_reader *p, uint32_t number, struct ope
     if (!oldest)
         return error_set(err, -EMFILE, "too many segments are being read at once");
     close_segment(oldest);
-    int r = open_files(p, number, oldest, err);
+    int r = open_files(p, number, generation, oldest, err);
     if (r < 0)
         return r;
     oldest->users = 1;
@@ -203,11 +204,11 @@ static void release_segment(struct payload_reader *p, struct open_segment *s)
 }
 
 /* Reads `count` blocks from `block` and checks them. `data` is page-aligned. */
-static int read_checked(struct payload_reader *p, uint32_t segment, uint32_t block, uint32_t count, char *data,
-                        struct error *err)
+static int read_checked(struct payload_reader *p, uint32_t segment, uint32_t generation, uint32_t block, uint32_t count,
+                        char *data, struct error *err)
 {
     struct open_segment *s = NULL;
-    int r = acquire_segment(p, segment, &s, err);
+    int r = acquire_segment(p, segment, generation, &s, err);
     if (r < 0)
         return r;
     struct le32 crcs[BOUNCE_BYTES / JOURNAL_BLOCK_BYTES];
@@ -254,11 +255,11 @@ static int read_segment(struct payload_reader *p, const struct extent *e, void *
     uint32_t skip = e->position % JOURNAL_BLOCK_SECTORS, block = e->position / JOURNAL_BLOCK_SECTORS;
     uint32_t count = (skip + e->length + JOURNAL_BLOCK_SECTORS - 1) / JOURNAL_BLOCK_SECTORS;
     if (skip == 0 && e->length % JOURNAL_BLOCK_SECTORS == 0 && (uintptr_t)data % JOURNAL_BLOCK_BYTES == 0)
-        return read_checked(p, e->segment, block, count, data, err);
+        return read_checked(p, e->segment, extent_generation(e), block, count, data, err);
     char *buffer = bounce();
     if (!buffer)
         return error_errno(err, -ENOMEM, "cannot read segment %u", e->segment);
-    int r = read_checked(p, e->segment, block, count, buffer, err);
+    int r = read_checked(p, e->segment, extent_generation(e), block, count, buffer, err);
     if (r == 0)
         memcpy(data, buffer + (size_t)skip * 512, (size_t)e->length * 512);
     return r;
@@ -343,13 +344,13 @@ int payload_read(struct payload_reader *p, const struct extent *e, void *data, s
     }
 }
 
-int payload_read_blocks(struct payload_reader *p, uint32_t segment, uint32_t block, void *data, uint32_t length_bytes,
-                        struct error *err)
+int payload_read_blocks(struct payload_reader *p, uint32_t segment, uint32_t generation, uint32_t block, void *data,
+                        uint32_t length_bytes, struct error *err)
 {
     char *buffer = bounce();
     if (!buffer || length_bytes > BOUNCE_BYTES)
         return error_errno(err, -ENOMEM, "cannot read segment %u", segment);
-    int r = read_checked(p, segment, block, (length_bytes + JOURNAL_BLOCK_BYTES - 1) / JOURNAL_BLOCK_BYTES, buffer, err);
+    int r = read_checked(p, segment, generation, block, (length_bytes + JOURNAL_BLOCK_BYTES - 1) / JOURNAL_BLOCK_BYTES, buffer, err);
     if (r == 0)
         memcpy(data, buffer, length_bytes);
     return r;

@@ -24,8 +24,8 @@ int payload_reader_tail(struct payload_reader *p, uint32_t segment, const char *
 /* Reads all of `e` (a clipped extent, up to 1 MiB) into `data`. Thread-safe. -EBADMSG: damaged. */
 int payload_read(struct payload_reader *p, const struct extent *e, void *data, struct error *err) MUST_CHECK;
 /* `length_bytes` from `block` of a segment, checked, for event payloads (up to 1 MiB). */
-int payload_read_blocks(struct payload_reader *p, uint32_t segment, uint32_t block, void *data, uint32_t length_bytes,
-                        struct error *err) MUST_CHECK;
+int payload_read_blocks(struct payload_reader *p, uint32_t segment, uint32_t generation, uint32_t block, void *data,
+                        uint32_t length_bytes, struct error *err) MUST_CHECK;
 /* What no extent covers: the base. */
 int payload_read_base(struct payload_reader *p, uint32_t volume, uint64_t lba, uint32_t length, void *data, struct error *err) MUST_CHECK;
 struct base_store *payload_base(struct payload_reader *p);

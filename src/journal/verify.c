@@ -37,14 +37,16 @@ static void damaged(struct verification *v, struct verify_damage damage)
     v->report->damage(v->report->context, &damage);
 }
 
-/* Whether the engine has dropped the segment since the manifest was read. */
-static bool was_dropped(struct verification *v, uint32_t segment)
+/* Whether the engine has dropped or thinned the segment since the manifest was read. */
+static bool was_dropped(struct verification *v, uint32_t segment, uint32_t generation)
 {
     struct manifest now;
     struct error ignored = ERROR_INIT;
     if (manifest_load(v->directory, &now, &ignored) < 0)
         return false;
-    bool dropped = now.segment_count == 0 ? segment < now.next_segment : segment < now.segments[0].number;
+    bool dropped = segment < now.next_segment;
+    for (size_t i = 0; i < now.segment_count; i++)
+        dropped &= now.segments[i].number != segment || now.segments[i].generation != generation;
     manifest_release(&now);
     return dropped;
 }
@@ -68,7 +70,7 @@ static void check_payloads(struct verification *v, const char *name, uint32_t bl
         if (blocks == 0 || crc == le32_get(r->payload_crc))
             continue;
         char what[96];
-        struct lsn lsn = {le64_get(h->first_lsn) + i};
+        struct lsn lsn = {frame_record_lsn(h, i)};
         snprintf(what, sizeof what, "payload at block %u does not match its checksum", block + first);
         damaged(v, (struct verify_damage){name, what, lsn, lsn, le32_get(r->volume), le64_get(r->lba) * 512, le32_get(r->length) * 512ull});
     }
@@ -78,10 +80,10 @@ static void check_segment(struct verification *v, const struct segment_info *s)
 {
     char name[JOURNAL_FILE_BYTES], path[PATH_MAX];
     struct error err = ERROR_INIT;
-    snprintf(path, sizeof path, "%s/%s", v->directory, journal_segment_file(s->number, name));
+    snprintf(path, sizeof path, "%s/%s", v->directory, journal_segment_file_of(s->number, s->generation, name));
     _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
-        if (!was_dropped(v, s->number))
+        if (!was_dropped(v, s->number, s->generation))
             damaged(v, (struct verify_damage){name, "is missing", s->first, s->last, 0, 0, 0});
         return;
     }
@@ -97,7 +99,7 @@ static void check_segment(struct verification *v, const struct segment_info *s)
         expected.room_blocks = s->used_blocks - block;
         if (io_pread_full(fd, v->buffer, JOURNAL_BLOCK_BYTES, offset) < 0 || !frame_is_expected(v->buffer, &expected, &why)) {
             char what[128];
-            if (was_dropped(v, s->number))
+            if (was_dropped(v, s->number, s->generation))
                 return;
             snprintf(what, sizeof what, "frame header at block %u: %s", block, why);
             damaged(v, (struct verify_damage){name, what, {expected.after.n + 1}, s->last, 0, 0, 0});
@@ -112,7 +114,7 @@ static void check_segment(struct verification *v, const struct segment_info *s)
         check_payloads(v, name, block);
         expected.number++;
         expected.previous_crc = le32_get(h->header_crc);
-        expected.after.n = le64_get(h->first_lsn) + le16_get(h->record_count) - 1;
+        expected.after.n = frame_last_lsn(h);
         block += blocks;
     }
     v->summary->bytes += (uint64_t)s->used_blocks * JOURNAL_BLOCK_BYTES;
@@ -130,7 +132,23 @@ static void report_index(void *context, const char *what)
     damaged(d->v, (struct verify_damage){d->name, what, d->low, d->high, 0, 0, 0});
 }
 
-static void check_index(struct verification *v, const char *name, struct lsn low, struct lsn high, uint32_t segment)
+/* Whether a run is in the manifest no more. */
+static bool run_is_gone(struct verification *v, const struct run_info *run)
+{
+    struct manifest now;
+    struct error ignored = ERROR_INIT;
+    if (manifest_load(v->directory, &now, &ignored) < 0)
+        return false;
+    bool gone = true;
+    for (size_t i = 0; i < now.run_count; i++)
+        gone &= now.runs[i].level != run->level || now.runs[i].first_segment != run->first_segment;
+    manifest_release(&now);
+    return gone;
+}
+
+/* `segment` or `run`: whose index it is, which may go meanwhile. */
+static void check_index(struct verification *v, const char *name, struct lsn low, struct lsn high,
+                        const struct segment_info *segment, const struct run_info *run)
 {
     char path[PATH_MAX];
     struct index *index = NULL;
@@ -143,7 +161,8 @@ static void check_index(struct verification *v, const char *name, struct lsn low
         r = index_verify(index, report_index, &d, &err);
     index_free(index);
     v->summary->indexes++;
-    if (r < 0 && v->summary->damages == before && !was_dropped(v, segment))
+    if (r < 0 && v->summary->damages == before && !(segment && was_dropped(v, segment->number, segment->generation)) &&
+        !(run && run_is_gone(v, run)))
         damaged(v, (struct verify_damage){name, err.message, low, high, 0, 0, 0});
 }
 
@@ -185,14 +204,14 @@ static void check_all(struct verification *v)
     for (size_t i = 0; i < v->m.segment_count; i++) {
         const struct segment_info *s = &v->m.segments[i];
         check_segment(v, s);
-        check_index(v, journal_l0_file(s->number, name), s->first, s->last, s->number);
+        check_index(v, journal_l0_file_of(s->number, s->generation, name), s->first, s->last, s, NULL);
     }
     for (size_t i = 0; i < v->m.run_count; i++) {
         const struct run_info *run = &v->m.runs[i];
-        check_index(v, journal_run_file(run->level, run->first_segment, name), run->low, run->high, run->last_segment);
+        check_index(v, journal_run_file(run->level, run->first_segment, name), run->low, run->high, NULL, run);
     }
     for (size_t i = 0; i < v->m.rewind_count; i++)
-        check_index(v, journal_rewind_file(v->m.rewinds[i].lsn, name), v->m.rewinds[i].lsn, v->m.rewinds[i].lsn, UINT32_MAX);
+        check_index(v, journal_rewind_file(v->m.rewinds[i].lsn, name), v->m.rewinds[i].lsn, v->m.rewinds[i].lsn, NULL, NULL);
     check_store(v, "base", v->m.base);
     for (size_t i = 0; i < v->m.rewind_count; i++) {
         snprintf(name, sizeof name, "rescue-%llu", (unsigned long long)v->m.rewinds[i].lsn.n);
