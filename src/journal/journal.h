@@ -124,6 +124,16 @@ struct journal_status {
     char reason[256]; /* of the suspension */
 };
 void journal_status(struct journal *j, struct journal_status *ret);
+/* A part of the history in which points are kept at one distance. */
+struct journal_span {
+    uint64_t from_ns, to_ns; /* realtime */
+    uint32_t keep_s;         /* 0: every write */
+};
+#define JOURNAL_MAX_SPANS 32u
+/* The history's parts, oldest first; beyond the capacity the oldest are joined. Returns their number. */
+size_t journal_spans(struct journal *j, struct journal_span *spans, size_t capacity);
+/* How long a history of every write the quota would hold at the rate of the last minutes; 0: not known. */
+uint64_t journal_quota_ns(struct journal *j);
 /* A copy of the manifest as of now; release it. */
 int journal_manifest(struct journal *j, struct manifest *ret, struct error *err) MUST_CHECK;
 /* Ends the active segment and waits until it is sealed and indexed. */

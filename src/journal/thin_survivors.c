@@ -111,8 +111,10 @@ static int add(struct sweep *w, const struct extent *e, struct error *err)
     size_t from = low;
     while (from > 0 && w->active[from - 1].interval == a.interval && w->active[from - 1].end <= a.end)
         from--; /* older ones next to it that end before it; others are settled by advance() */
-    memmove(&w->active[from], &w->active[low], (w->count - low) * sizeof *w->active);
-    w->count -= low - from;
+    if (from < low) {
+        memmove(&w->active[from], &w->active[low], (w->count - low) * sizeof *w->active);
+        w->count -= low - from;
+    }
     return insert(w, from, a, err);
 }
 
