@@ -126,9 +126,7 @@ static void stretches(void **unused)
     assert_int_equal(s.count, 5);
     struct refused_info refused = {.low = {25}};
     assert_int_equal(manifest_add_refused(&m, &refused, &err), 0);
-    assert_true(thin_find(&m, &p, &s));
-    assert_int_equal(s.first, 0);
-    assert_int_equal(s.count, 2);
+    assert_false(thin_find(&m, &p, &s)); /* two segments of it are known: the comparison will end, then there are more */
     /* A part of the quota. */
     m.refused_count = 0;
     p.max_bytes = 350 * JOURNAL_BLOCK_BYTES;
