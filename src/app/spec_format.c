@@ -7,6 +7,7 @@
 
 #include "app/spec.h"
 #include "base/cleanup.h"
+#include "base/units.h"
 
 /* The first code point of valid UTF-8 (RFC 3629), as libyaml gives it. */
 static uint32_t code_point(const char *text, unsigned *ret_length_bytes)
@@ -69,15 +70,8 @@ static void put_size(FILE *out, uint64_t bytes)
 
 static void put_duration(FILE *out, uint64_t ns)
 {
-    static const struct {
-        uint64_t ns;
-        const char *name;
-    } units[] = {{86400000000000u, "d"}, {3600000000000u, "h"}, {60000000000u, "m"}, {1000000000u, "s"},
-                 {1000000u, "ms"},       {1000u, "us"},         {1u, "ns"}};
-    size_t i = 0;
-    while (ns % units[i].ns)
-        i++;
-    fprintf(out, "%llu%s", (unsigned long long)(ns / units[i].ns), units[i].name);
+    char text[UNITS_TEXT_BYTES];
+    fputs(units_format_exact_duration(ns, text), out);
 }
 
 static void put_commands(FILE *out, const char *name, const struct app_commands *commands)

@@ -149,10 +149,10 @@ static void print_history(const json_t *history)
     {
         uint64_t seconds = cli_field_u64(span, "granularity_seconds");
         printf("%s%s%s from %s on", i ? ", " : "", seconds ? "a point each " : "every write",
-               seconds ? units_format_duration(seconds * NS_PER_SECOND, text) : "", cli_field_age(span, "from", age));
+               seconds ? units_format_exact_duration(seconds * NS_PER_SECOND, text) : "", cli_field_age(span, "from", age));
     }
     if (json_is_integer(json_object_get(history, "limit_seconds")))
-        printf("; at most %s", units_format_duration(cli_field_u64(history, "limit_seconds") * NS_PER_SECOND, text));
+        printf("; at most %s", units_format_exact_duration(cli_field_u64(history, "limit_seconds") * NS_PER_SECOND, text));
     if (json_is_integer(json_object_get(history, "quota_seconds")))
         printf("; the quota holds %s of every write at the present rate",
                units_format_duration(cli_field_u64(history, "quota_seconds") * NS_PER_SECOND, text));

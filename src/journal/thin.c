@@ -89,9 +89,7 @@ static int next_frame(struct source *s, struct error *err)
         const struct frame_header *h = (const struct frame_header *)(s->job->window + (size_t)skip * JOURNAL_BLOCK_BYTES);
         const char *why = "it is cut off";
         s->expected.room_blocks = s->info->used_blocks - s->block;
-        if (there && !frame_is_expected(h, &s->expected, &why) && fresh)
-            return error_set(err, -EBADMSG, "segment %u is damaged at block %u (%s)", s->info->number, s->block, why);
-        if (there && skip + le32_get(h->blocks) <= s->window_blocks && frame_is_expected(h, &s->expected, &why)) {
+        if (there && frame_is_expected(h, &s->expected, &why) && skip + le32_get(h->blocks) <= s->window_blocks) {
             s->frame = h;
             s->block += le32_get(h->blocks);
             s->expected.number++;
@@ -116,16 +114,31 @@ static int fault(struct job *job, unsigned step, struct error *err)
     return error_set(err, -EAGAIN, "killed in step %u", step);
 }
 
-/* Between two segments: -EAGAIN when something more urgent waits. */
+/* Where the sources are in `m`, unchanged; SIZE_MAX: some were dropped meanwhile. */
+static size_t find_sources(const struct job *job, const struct manifest *m)
+{
+    for (size_t i = 0; i + job->stretch.count <= m->segment_count; i++) {
+        if (m->segments[i].number != job->sources[0].number)
+            continue;
+        for (size_t k = 0; k < job->stretch.count; k++)
+            if (m->segments[i + k].number != job->sources[k].number || m->segments[i + k].generation != job->sources[k].generation)
+                return SIZE_MAX;
+        return i;
+    }
+    return SIZE_MAX;
+}
+
+/* Between two segments, so that the quota holds although a stretch takes long: -EAGAIN when something more urgent waits. */
 static int yield(struct job *job, struct error *err)
 {
-    pthread_mutex_lock(&job->j->mutex);
-    bool stop = job->j->stop;
-    bool pinned = pin_ceiling(job->j).n >= job->sources[0].first.n;
-    pthread_mutex_unlock(&job->j->mutex);
-    if (stop || pinned || atomic_load(&job->j->hold_wanted))
+    struct journal *j = job->j;
+    int r = maintain_quota(j, err); /* a failure is told by the next attempt to drop */
+    pthread_mutex_lock(&j->mutex);
+    bool go_on = r == 0 && !j->stop && pin_ceiling(j).n < job->sources[0].first.n && find_sources(job, &j->manifest) != SIZE_MAX;
+    pthread_mutex_unlock(&j->mutex);
+    if (!go_on || atomic_load(&j->hold_wanted))
         return error_set(err, -EAGAIN, "thinning is put off");
-    return maintain_quota(job->j, err);
+    return 0;
 }
 
 typedef int (*frame_visit)(struct job *job, const struct frame_header *frame, struct error *err);
@@ -253,20 +266,6 @@ static int write_output(struct job *job, struct error *err)
 
 /* ---- 4 and 5: publishing ---- */
 
-/* Where the sources are in `m`, unchanged; SIZE_MAX: some were dropped meanwhile. */
-static size_t find_sources(const struct job *job, const struct manifest *m)
-{
-    for (size_t i = 0; i + job->stretch.count <= m->segment_count; i++) {
-        if (m->segments[i].number != job->sources[0].number)
-            continue;
-        for (size_t k = 0; k < job->stretch.count; k++)
-            if (m->segments[i + k].number != job->sources[k].number || m->segments[i + k].generation != job->sources[k].generation)
-                return SIZE_MAX;
-        return i;
-    }
-    return SIZE_MAX;
-}
-
 static bool overlaps(const struct job *job, const struct run_info *run)
 {
     return run->first_segment <= job->sources[job->stretch.count - 1].number && run->last_segment >= job->sources[0].number;
@@ -305,9 +304,10 @@ static int publish(struct job *job, struct error *err)
         r = fault(job, 6, err);
     if (r < 0) /* the old files stay until the next opening: the manifest on disk may name them */
         return r;
+    bool may_recycle = pin_floor(j).n == UINT64_MAX;
     pthread_rwlock_wrlock(&j->files_lock);
     for (size_t i = 0; i < job->stretch.count; i++)
-        maintain_remove_segment(j, &job->sources[i], true);
+        maintain_remove_segment(j, &job->sources[i], may_recycle);
     for (size_t i = 0; i < job->m.run_count; i++)
         if (overlaps(job, &job->m.runs[i]))
             maintain_remove_run(j, &job->m.runs[i]);

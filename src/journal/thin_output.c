@@ -91,7 +91,7 @@ static int end_segment(struct thin_output *o, const struct segment_info *last, s
     char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
     struct segment_info *info = &o->tail.info;
     info->first = o->first; /* it answers for what was thinned away before its first record, too */
-    info->open_end = !last && !o->written_cut;
+    info->open_end = last ? last->open_end : !o->written_cut;
     if (last) {
         info->last = last->last;
         info->last_realtime_ns = last->last_realtime_ns;

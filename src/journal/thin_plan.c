@@ -120,7 +120,7 @@ bool thin_find(const struct manifest *m, const struct thin_policy *policy, struc
         bool may_grow = extend(m, policy, &s);
         const struct segment_info *first = &m->segments[i], *last = &m->segments[i + s.count - 1];
         uint64_t span = last->last_realtime_ns - first->first_realtime_ns;
-        if (last->last_realtime_ns < first->first_realtime_ns || span >= THIN_READY_INTERVALS * s.keep_s * NS_PER_SECOND)
+        if (last->last_realtime_ns < first->first_realtime_ns || span / NS_PER_SECOND >= (uint64_t)THIN_READY_INTERVALS * s.keep_s)
             may_grow = false;
         if (!may_grow) {
             *ret = s;

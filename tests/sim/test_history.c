@@ -53,7 +53,7 @@ struct history {
     _Atomic uint64_t now_ns;
     _Atomic unsigned fault; /* step of thinning in which it is killed; 0: none */
     _Atomic bool killed;
-    uint64_t refused, thinned, history_ns;
+    uint64_t refused, thinned, history_ns, quota_bytes;
     struct image *view; /* open for a while; NULL: none */
     size_t view_point;
 };
@@ -152,6 +152,7 @@ static void open_all(struct history *h)
         options.thin_fault = test_fault;
         options.thin_fault_context = h;
         options.history_ns = h->history_ns;
+        options.quota_bytes = h->quota_bytes;
         memcpy(options.thinning, thinning, sizeof thinning);
         options.thinning_count = THINNING_STEPS;
     }
@@ -534,6 +535,7 @@ static void run(uint64_t seed, uint64_t *checked, uint64_t *thinned, uint64_t *r
     h->doing = "open";
     h->now_ns = START_NS;
     h->history_ns = thin && below(h, 3) == 0 ? 400 * NS_PER_SECOND : 0;
+    h->quota_bytes = thin && below(h, 3) == 0 ? (4 + below(h, 6)) * h->blocks * 4096 : 0;
     open_all(h);
     remember(h);
     uint64_t steps = thin ? 60 + below(h, 140) : 20 + below(h, 60);
