@@ -294,7 +294,7 @@ static int rescue_store(struct payload_reader *p, struct lsn rewind, struct base
 
 static int read_reference(struct payload_reader *p, const struct extent *e, char *data, struct error *err)
 {
-    struct base_store *rescue;
+    struct base_store *rescue = NULL;
     int r = rescue_store(p, e->lsn, &rescue, err);
     for (struct extent left = *e; r == 0 && left.length;) {
         bool present;
