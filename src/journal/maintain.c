@@ -70,44 +70,33 @@ static const struct run_info *find_run(const struct manifest *m, uint32_t level,
     return NULL;
 }
 
-static bool has_segments(const struct manifest *m, uint64_t first, uint64_t last)
+/* Whether segments [i, end) of the table can be merged to a run: all keep points at the same distance, and the runs of the
+ * level below are there. */
+static bool is_ready(const struct manifest *m, uint32_t level, uint64_t below, size_t i, size_t end)
 {
-    for (size_t i = 0; i < m->segment_count; i++)
-        if (m->segments[i].number >= first && m->segments[i].number <= last)
-            return true;
-    return false;
-}
-
-/* Whether all segments keep points at the same distance. */
-static bool is_uniform(const struct manifest *m, uint64_t first, uint64_t last)
-{
-    const struct segment_info *one = NULL;
-    for (size_t i = 0; i < m->segment_count; i++) {
-        const struct segment_info *s = &m->segments[i];
-        if (s->number < first || s->number > last)
-            continue;
-        if (one && s->keep_s != one->keep_s)
+    for (size_t k = i; k < end; k++) {
+        uint64_t sub = m->segments[k].number / below * below;
+        if (m->segments[k].keep_s != m->segments[i].keep_s)
             return false;
-        one = s;
+        if (level > 1 && (k == i || m->segments[k - 1].number < sub) && !find_run(m, level - 1, (uint32_t)sub))
+            return false;
     }
     return true;
 }
 
-/* Finds the lowest merge that can be done. */
+/* Finds the lowest merge that can be done. Numbers may be far apart where history was thinned, so it goes by the segments. */
 static bool find_merge(const struct journal *j, const struct manifest *m, struct merge *ret)
 {
-    if (m->segment_count == 0)
-        return false;
-    uint64_t oldest = m->segments[0].number, last = m->next_segment - 1;
-    for (uint32_t level = 1; level <= MAX_LEVELS; level++) {
+    uint64_t last = m->next_segment - 1;
+    for (uint32_t level = 1; level <= MAX_LEVELS && m->segment_count; level++) {
         uint64_t width = group_segments(j, level), below = width / j->options.fanout;
-        for (uint64_t first = oldest / width * width; first + width - 1 <= last; first += width) {
-            if (find_run(m, level, (uint32_t)first) || !has_segments(m, first, first + width - 1))
-                continue;
-            bool ready = true;
-            for (uint64_t sub = first; level > 1 && sub < first + width; sub += below)
-                ready &= !has_segments(m, sub, sub + below - 1) || find_run(m, level - 1, (uint32_t)sub);
-            if (!ready || !is_uniform(m, first, first + width - 1))
+        for (size_t i = 0, end; i < m->segment_count; i = end) {
+            uint64_t first = m->segments[i].number / width * width;
+            for (end = i; end < m->segment_count && m->segments[end].number < first + width;)
+                end++;
+            if (first + width - 1 > last)
+                break;
+            if (find_run(m, level, (uint32_t)first) || !is_ready(m, level, below, i, end))
                 continue;
             *ret = (struct merge){level, (uint32_t)first, (uint32_t)(first + width - 1)};
             return true;

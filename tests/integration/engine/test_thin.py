@@ -4,6 +4,12 @@ there, also after a crash; status says what is kept."""
 import lib
 
 HOT = 1 * lib.MIB  # is written over again and again
+RSS_LIMIT_KIB = 96 * 1024
+
+
+def memory_kib(pid):
+    with open("/proc/%d/status" % pid) as f:
+        return int(next(line for line in f if line.startswith("VmHWM")).split()[1])
 
 
 def thinned(app):
@@ -38,6 +44,9 @@ with lib.Test("thin", "fio") as test:
         lib.check(lib.digest(view.device("data")) == expected, "a point kept is not what it was")
         view.close()
 
+    used = memory_kib(app.pid())
+    print("engine: at most %d KiB resident" % used)
+    lib.check(used <= RSS_LIMIT_KIB, "the engine used", used, "KiB")  # J7
     check_then()
     got, answer = lib.call(app.socket, "POST", "/v1/resolve", {"point": "lsn:100"})
     lib.check(got >= 400 and "points kept next to it" in answer["error"]["message"], got, answer)
