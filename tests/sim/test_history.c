@@ -323,12 +323,17 @@ static void verify(struct history *h)
     OK(h, journal_verify(h->directory, &report, &summary, &err));
 }
 
-static void count_thinned(struct history *h)
+/* With nothing left to do: what is too old is gone. */
+static void check_segments(struct history *h)
 {
     struct manifest m;
     OK(h, journal_manifest(h->journal, &m, &err));
-    for (size_t i = 0; i < m.segment_count; i++)
-        h->thinned += m.segments[i].generation > 0;
+    for (size_t i = 0; i < m.segment_count; i++) {
+        const struct segment_info *s = &m.segments[i];
+        h->thinned += s->generation > 0;
+        if (h->history_ns && !h->view && !s->open_end && h->now_ns - s->last_realtime_ns > h->history_ns)
+            fail(h, "segment %u is older than the history that is wanted", s->number);
+    }
     manifest_release(&m);
 }
 
@@ -549,7 +554,7 @@ static void run(uint64_t seed, uint64_t *checked, uint64_t *thinned, uint64_t *r
     OK(h, journal_maintain(h->journal, &err));
     check_live(h);
     if (thin) {
-        count_thinned(h);
+        check_segments(h);
         verify(h);
     }
     for (size_t i = 0; i < h->point_count; i++)
