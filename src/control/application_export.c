@@ -107,7 +107,8 @@ static int write_engine_config(struct application *application, struct error *er
     _cleanup_json_ json_t *config =
         json_pack("{s:s, s:o, s:s, s:s, s:I, s:I, s:o, s:o}", "application", application->name, "journal",
                   json_sprintf("%s/journal", application->directory), "socket", application->socket, "ack",
-                  ack, "quota_bytes", (json_int_t)quota_bytes, "history_ns", (json_int_t)history_ns, "thinning", thinning, "volumes", engine_volumes(application));
+                  ack, "quota_bytes", (json_int_t)quota_bytes, "history_ns", (json_int_t)history_ns, "thinning", thinning,
+                  "volumes", engine_volumes(application));
     return write_json_file(path, config, err);
 }
 

@@ -100,7 +100,8 @@ static json_t *history_json(struct engine *e)
         json_array_append_new(list, json_pack("{s:o, s:o, s:I}", "from", engine_json_time(spans[i].from_ns), "to",
                                               engine_json_time(spans[i].to_ns), "granularity_seconds",
                                               (json_int_t)spans[i].keep_s));
-    return json_pack("{s:o, s:o, s:o}", "limit_seconds", limit_ns ? json_integer((json_int_t)(limit_ns / NS_PER_SECOND)) : json_null(),
+    return json_pack("{s:o, s:o, s:o}", "limit_seconds",
+                     limit_ns ? json_integer((json_int_t)(limit_ns / NS_PER_SECOND)) : json_null(),
                      "quota_seconds", quota_ns ? json_integer((json_int_t)(quota_ns / NS_PER_SECOND)) : json_null(), "spans", list);
 }
 

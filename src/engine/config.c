@@ -48,7 +48,8 @@ static int read_thinning(json_t *list, struct engine_config *c, struct error *er
             r = json_get_u64(object, "after_ns", &step->after_ns, err);
         if (r == 0)
             r = json_get_u64(object, "keep_s", &keep_s, err);
-        if (r == 0 && (keep_s == 0 || keep_s > UINT32_MAX || (i && (step->after_ns <= step[-1].after_ns || keep_s <= step[-1].keep_s))))
+        bool rises = i == 0 || (step->after_ns > step[-1].after_ns && keep_s > step[-1].keep_s);
+        if (r == 0 && (keep_s == 0 || keep_s > UINT32_MAX || !rises))
             r = error_set(err, -EINVAL, "after_ns %llu, keep_s %llu: expected more than in the step before",
                           (unsigned long long)step->after_ns, (unsigned long long)keep_s);
         if (r < 0)

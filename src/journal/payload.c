@@ -350,7 +350,8 @@ int payload_read_blocks(struct payload_reader *p, uint32_t segment, uint32_t gen
     char *buffer = bounce();
     if (!buffer || length_bytes > BOUNCE_BYTES)
         return error_errno(err, -ENOMEM, "cannot read segment %u", segment);
-    int r = read_checked(p, segment, generation, block, (length_bytes + JOURNAL_BLOCK_BYTES - 1) / JOURNAL_BLOCK_BYTES, buffer, err);
+    uint32_t count = (length_bytes + JOURNAL_BLOCK_BYTES - 1) / JOURNAL_BLOCK_BYTES;
+    int r = read_checked(p, segment, generation, block, count, buffer, err);
     if (r == 0)
         memcpy(data, buffer, length_bytes);
     return r;

@@ -81,7 +81,8 @@ static int add_sealed(struct sources *s, const struct manifest *m, struct lsn ls
             continue;
         }
         struct lsn high = segment->last.n < lsn.n ? segment->last : lsn;
-        r = add_source(s, journal_l0_file_of(segment->number, segment->generation, name), LSN_NONE, high, group, segment->number, err);
+        journal_l0_file_of(segment->number, segment->generation, name);
+        r = add_source(s, name, LSN_NONE, high, group, segment->number, err);
         if (r == 0)
             r = add_rewinds(s, m, (struct lsn){segment->first.n - 1}, high, group, err);
     }

@@ -486,7 +486,8 @@ static void step(struct history *h)
 {
     uint64_t dice = below(h, 100);
     if (thin) {
-        h->now_ns += below(h, 3) ? below(h, NS_PER_SECOND) : below(h, 8) ? below(h, 5 * NS_PER_SECOND) : below(h, 90 * NS_PER_SECOND);
+        uint64_t most_s = below(h, 3) ? 1 : below(h, 8) ? 5 : 90;
+        h->now_ns += below(h, most_s * NS_PER_SECOND);
         uint64_t event = below(h, 20);
         if (event < 2)
             thin_now(h);
