@@ -53,6 +53,16 @@ void app_documents_free(struct app_documents *documents)
     free(documents);
 }
 
+void app_policy_default_thinning(struct app_policy *policy)
+{
+    enum { MINUTE = 60, HOUR = 3600 };
+    static const struct app_thinning steps[] = {{2ull * HOUR * 1000000000u, 1},
+                                                {24ull * HOUR * 1000000000u, MINUTE},
+                                                {168ull * HOUR * 1000000000u, HOUR}};
+    memcpy(policy->thinning, steps, sizeof steps);
+    policy->thinning_count = sizeof steps / sizeof *steps;
+}
+
 struct app_policy *app_policy_new_default(void)
 {
     struct app_policy *policy = calloc(1, sizeof *policy);
@@ -63,6 +73,7 @@ struct app_policy *app_policy_new_default(void)
         free(policy);
         return NULL;
     }
+    app_policy_default_thinning(policy);
     return policy;
 }
 

@@ -17,7 +17,15 @@
  *       "cd /srv && ./stop"               # a text, run by /bin/sh -c
  *
  *   kind: ProtectionPolicy
- *   spec: {journal: {quota: 8Gi}, ackMode: write}                     # ackMode: write (default) or flush
+ *   spec:
+ *     journal:
+ *       quota: 8Gi                        # largest size of the journal; default: by the disk
+ *       history: 30d                      # what is older is dropped; default: only the quota counts
+ *       thinning:                         # history older than `after` keeps one point in each `keep` of the calendar;
+ *       - {after: 2h, keep: 1s}           # these are the default, [] keeps every write
+ *       - {after: 24h, keep: 1m}
+ *       - {after: 7d, keep: 1h}
+ *     ackMode: write                      # write (default) or flush
  *
  * Relative paths (`manifests`, and a command whose first word begins with ./ or ../) start at the directory
  * of the file. What is wrong is told as "<file>:<line>:<column>: <field>: found ...; expected ...". Threads:
@@ -40,6 +48,9 @@
 #define APP_VOLUME_SIZE_BYTES_MAX (64ull << 40)
 #define APP_VOLUME_SIZE_UNIT_BYTES 4096u
 #define APP_QUOTA_BYTES_MIN (256ull << 20)
+#define APP_THINNING_MAX 8u
+#define APP_HISTORY_NS_MIN (60ull * 1000000000u)       /* also of `after` */
+#define APP_HISTORY_NS_MAX (36500ull * 86400u * 1000000000u)
 #define APP_COMMANDS_MAX 32u
 #define APP_COMMAND_WORDS_MAX 256u
 #define APP_PATH_LENGTH_MAX 1024u
@@ -78,9 +89,18 @@ struct app_spec {
     struct app_commands stop, start, probe;
 };
 
+/* History older than after_ns keeps one point in each keep_s seconds of the calendar. */
+struct app_thinning {
+    uint64_t after_ns;
+    uint32_t keep_s;
+};
+
 struct app_policy {
     char *name;
     uint64_t quota_bytes; /* 0: chosen by the disk */
+    uint64_t history_ns;  /* 0: no limit but the quota */
+    struct app_thinning thinning[APP_THINNING_MAX]; /* ascending */
+    size_t thinning_count;
     enum app_ack_mode ack_mode;
 };
 
@@ -109,6 +129,8 @@ void app_documents_free(struct app_documents *documents);
 void app_spec_free(struct app_spec *spec);
 void app_policy_free(struct app_policy *policy);
 
+/* The steps that apply where a policy says none. */
+void app_policy_default_thinning(struct app_policy *policy);
 /* The policy that applies where none was applied. NULL when out of memory. */
 struct app_policy *app_policy_new_default(void);
 

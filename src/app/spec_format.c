@@ -7,6 +7,7 @@
 
 #include "app/spec.h"
 #include "base/cleanup.h"
+#include "base/units.h"
 
 /* The first code point of valid UTF-8 (RFC 3629), as libyaml gives it. */
 static uint32_t code_point(const char *text, unsigned *ret_length_bytes)
@@ -65,6 +66,12 @@ static void put_size(FILE *out, uint64_t bytes)
         unit++;
     }
     fprintf(out, "%llu%s", (unsigned long long)bytes, units[unit]);
+}
+
+static void put_duration(FILE *out, uint64_t ns)
+{
+    char text[UNITS_TEXT_BYTES];
+    fputs(units_format_exact_duration(ns, text), out);
 }
 
 static void put_commands(FILE *out, const char *name, const struct app_commands *commands)
@@ -148,9 +155,23 @@ char *app_policy_to_yaml(const struct app_policy *policy)
     fprintf(out, "apiVersion: %s\nkind: ProtectionPolicy\nmetadata:\n  name: ", APP_API_VERSION);
     put_text(out, policy->name);
     fputs("\nspec:\n", out);
+    fputs("  journal:\n", out);
+    if (policy->history_ns) {
+        fputs("    history: ", out);
+        put_duration(out, policy->history_ns);
+        fputc('\n', out);
+    }
     if (policy->quota_bytes) {
-        fputs("  journal:\n    quota: ", out);
+        fputs("    quota: ", out);
         put_size(out, policy->quota_bytes);
+        fputc('\n', out);
+    }
+    fprintf(out, "    thinning:%s\n", policy->thinning_count ? "" : " []");
+    for (size_t i = 0; i < policy->thinning_count; i++) {
+        fputs("    - after: ", out);
+        put_duration(out, policy->thinning[i].after_ns);
+        fputs("\n      keep: ", out);
+        put_duration(out, policy->thinning[i].keep_s * 1000000000ull);
         fputc('\n', out);
     }
     fprintf(out, "  ackMode: %s\n", app_ack_mode_name(policy->ack_mode));
@@ -212,10 +233,16 @@ json_t *app_spec_to_json(const struct app_spec *spec)
 
 json_t *app_policy_to_json(const struct app_policy *policy)
 {
-    json_t *body = json_object();
+    json_t *body = json_object(), *journal = json_object(), *thinning = json_array();
+    if (policy->history_ns)
+        json_object_set_new(journal, "historySeconds", json_real((double)policy->history_ns / 1e9));
     if (policy->quota_bytes)
-        json_object_set_new(body, "journal",
-                            json_pack("{s:I}", "quotaBytes", (json_int_t)policy->quota_bytes));
+        json_object_set_new(journal, "quotaBytes", json_integer((json_int_t)policy->quota_bytes));
+    for (size_t i = 0; i < policy->thinning_count; i++)
+        json_array_append_new(thinning, json_pack("{s:f, s:I}", "afterSeconds", (double)policy->thinning[i].after_ns / 1e9,
+                                                  "keepSeconds", (json_int_t)policy->thinning[i].keep_s));
+    json_object_set_new(journal, "thinning", thinning);
+    json_object_set_new(body, "journal", journal);
     json_object_set_new(body, "ackMode", json_string(app_ack_mode_name(policy->ack_mode)));
     return json_pack("{s:s, s:s, s:{s:s}, s:o}", "apiVersion", APP_API_VERSION, "kind", "ProtectionPolicy",
                      "metadata", "name", policy->name, "spec", body);

@@ -443,8 +443,96 @@ static int read_application(const struct app_parse_options *options, const struc
     return r;
 }
 
+static int read_duration(const struct yaml_node *node, const char *path, uint64_t min_ns, uint64_t *ret_ns, struct error *err)
+{
+    struct error ignored = ERROR_INIT;
+    uint64_t ns;
+    char expected[96], least[UNITS_TEXT_BYTES];
+    if (!yaml_text(node) || units_parse_duration(node->scalar, &ns, &ignored) < 0)
+        return refuse(err, node, path, "a duration such as 90s, 24h or 30d");
+    snprintf(expected, sizeof expected, "at least %s", units_format_duration(min_ns, least));
+    if (ns < min_ns)
+        return refuse(err, node, path, expected);
+    if (ns > APP_HISTORY_NS_MAX)
+        return refuse(err, node, path, "at most 36500d");
+    *ret_ns = ns;
+    return 0;
+}
+
+/* One step, against the one before it. */
+static int read_thinning_step(const struct yaml_node *node, size_t index, struct app_policy *policy, struct error *err)
+{
+    static const uint64_t second_ns = 1000000000u;
+    struct app_thinning *step = &policy->thinning[index];
+    char path[PATH_BYTES], field[PATH_BYTES + 16];
+    uint64_t keep_ns;
+    snprintf(path, sizeof path, "spec.journal.thinning[%zu]", index);
+    int r = CHECK_MAPPING(node, path, err, "after", "keep");
+    if (r < 0)
+        return r;
+    const struct yaml_node *after = need(node, path, "after", "a duration such as 24h", err);
+    const struct yaml_node *keep = after ? need(node, path, "keep", "a duration such as 1m", err) : NULL;
+    if (!keep)
+        return err->code;
+    snprintf(field, sizeof field, "%s.after", path);
+    r = read_duration(after, field, APP_HISTORY_NS_MIN, &step->after_ns, err);
+    if (r == 0 && index && step->after_ns <= step[-1].after_ns)
+        r = refuse(err, after, field, "more than in the step before");
+    if (r < 0)
+        return r;
+    snprintf(field, sizeof field, "%s.keep", path);
+    r = read_duration(keep, field, second_ns, &keep_ns, err);
+    if (r == 0 && keep_ns % second_ns)
+        r = refuse(err, keep, field, "whole seconds");
+    if (r == 0 && keep_ns > step->after_ns)
+        r = refuse(err, keep, field, "not more than `after`");
+    if (r < 0)
+        return r;
+    step->keep_s = (uint32_t)(keep_ns / second_ns);
+    if (index && (step->keep_s <= step[-1].keep_s || step->keep_s % step[-1].keep_s)) /* else its points may be gone already */
+        return refuse(err, keep, field, "a multiple of `keep` in the step before, and more than it");
+    policy->thinning_count = index + 1;
+    return 0;
+}
+
+static int read_thinning(const struct yaml_node *node, struct app_policy *policy, struct error *err)
+{
+    if (node->kind != YAML_SEQUENCE)
+        return refuse(err, node, "spec.journal.thinning", "a list of steps such as {after: 24h, keep: 1m}");
+    if (node->count > APP_THINNING_MAX)
+        return refuse(err, node, "spec.journal.thinning", "at most 8 steps");
+    policy->thinning_count = 0;
+    for (size_t i = 0; i < node->count; i++) {
+        int r = read_thinning_step(node->items[i], i, policy, err);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+static int read_journal(const struct yaml_node *journal, struct app_policy *policy, struct error *err)
+{
+    int r = CHECK_MAPPING(journal, "spec.journal", err, "history", "quota", "thinning");
+    if (r < 0)
+        return r;
+    const struct yaml_node *quota = optional(journal, "quota"), *history = optional(journal, "history");
+    const struct yaml_node *thinning = optional(journal, "thinning");
+    if (quota)
+        r = read_size(quota, "spec.journal.quota", APP_QUOTA_BYTES_MIN, APP_VOLUME_SIZE_BYTES_MAX, &policy->quota_bytes, err);
+    if (r == 0 && history)
+        r = read_duration(history, "spec.journal.history", APP_HISTORY_NS_MIN, &policy->history_ns, err);
+    if (r == 0 && thinning)
+        r = read_thinning(thinning, policy, err);
+    size_t last = policy->thinning_count - 1;
+    if (r == 0 && thinning && policy->thinning_count && policy->history_ns &&
+        policy->thinning[last].after_ns >= policy->history_ns)
+        r = refuse(err, history, "spec.journal.history", "more than `after` of the last step of thinning");
+    return r;
+}
+
 static int read_policy(const struct yaml_node *body, struct app_policy *policy, struct error *err)
 {
+    app_policy_default_thinning(policy);
     if (!body)
         return 0;
     int r = CHECK_MAPPING(body, "spec", err, "journal", "ackMode");
@@ -455,14 +543,7 @@ static int read_policy(const struct yaml_node *body, struct app_policy *policy, 
         policy->ack_mode = APP_ACK_FLUSH;
     else if (ack && !(yaml_text(ack) && strcmp(ack->scalar, "write") == 0))
         return refuse(err, ack, "spec.ackMode", "write or flush");
-    if (!journal)
-        return 0;
-    r = CHECK_MAPPING(journal, "spec.journal", err, "quota");
-    const struct yaml_node *quota = optional(journal, "quota");
-    if (r < 0 || !quota)
-        return r;
-    return read_size(quota, "spec.journal.quota", APP_QUOTA_BYTES_MIN, APP_VOLUME_SIZE_BYTES_MAX,
-                     &policy->quota_bytes, err);
+    return journal ? read_journal(journal, policy, err) : 0;
 }
 
 static int read_kind(const struct yaml_node *root, enum app_kind *ret, struct error *err)

@@ -2,6 +2,13 @@
 #include "base/thread.h"
 
 #include <signal.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define BACKGROUND_NICE 10
+#define IOPRIO_WHO_PROCESS 1      /* include/uapi/linux/ioprio.h, which libc has no header for */
+#define IOPRIO_BEST_EFFORT_LAST (2 << 13 | 7)
 
 int thread_start(pthread_t *ret_thread, const char *name, void *(*main)(void *), void *context, struct error *err)
 {
@@ -20,4 +27,12 @@ int thread_start(pthread_t *ret_thread, const char *name, void *(*main)(void *),
         return error_errno(err, -r, "cannot start thread %s", name);
     pthread_setname_np(*ret_thread, name);
     return 0;
+}
+
+void thread_background(void)
+{
+    /* For Linux a thread is a process of its own in both calls. Not the idle class: the writer waits for the janitor when
+     * the quota is reached, and idle I/O may never come. */
+    setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), BACKGROUND_NICE);
+    syscall(SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_BEST_EFFORT_LAST);
 }

@@ -13,4 +13,7 @@
 int thread_start(pthread_t *ret_thread, const char *name, void *(*main)(void *), void *context,
                  struct error *err) MUST_CHECK;
 
+/* Lowers the calling thread's CPU and I/O priority: for work that nobody waits for. Best effort. */
+void thread_background(void);
+
 #endif

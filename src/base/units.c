@@ -127,3 +127,17 @@ int units_parse_u64(const char *text, uint64_t max, uint64_t *ret, struct error 
     *ret = value;
     return 0;
 }
+
+const char *units_format_exact_duration(uint64_t ns, char text[UNITS_TEXT_BYTES])
+{
+    static const struct {
+        uint64_t ns;
+        const char *name;
+    } units[] = {{86400000000000u, "d"}, {3600000000000u, "h"}, {60000000000u, "m"}, {1000000000u, "s"},
+                 {1000000u, "ms"},       {1000u, "us"},         {1u, "ns"}};
+    size_t i = 0;
+    while (ns % units[i].ns)
+        i++;
+    snprintf(text, UNITS_TEXT_BYTES, "%llu%s", (unsigned long long)(ns / units[i].ns), units[i].name);
+    return text;
+}

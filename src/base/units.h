@@ -18,6 +18,8 @@ int units_parse_duration(const char *text, uint64_t *ret_ns, struct error *err) 
 const char *units_format_bytes(uint64_t bytes, char text[UNITS_TEXT_BYTES]);
 /* "1.5 s", "2 h 3 min", "250 ms". Returns `text`. */
 const char *units_format_duration(uint64_t ns, char text[UNITS_TEXT_BYTES]);
+/* "36h", "90s": exact, in the largest unit that divides it; units_parse_duration gives it back. Returns `text`. */
+const char *units_format_exact_duration(uint64_t ns, char text[UNITS_TEXT_BYTES]);
 /* Decimal without sign or blanks, whole string, at most `max`. */
 int units_parse_u64(const char *text, uint64_t max, uint64_t *ret, struct error *err) MUST_CHECK;
 

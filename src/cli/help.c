@@ -22,7 +22,7 @@ static void print_usage(const struct cli_command *command, FILE *out)
 {
     fprintf(out, "tidemark %s", command->name);
     for (const struct cli_operand *o = command->operands; o && o->name; o++)
-        fprintf(out, o->optional ? " [%s]" : " %s", o->name);
+        fprintf(out, o->optional ? " [%s]" : o->repeat ? " %s..." : " %s", o->name);
     for (const struct cli_option *o = command->options; o && o->name; o++)
         if (o->required && o->letter)
             fprintf(out, " -%c %s", o->letter, o->argument);

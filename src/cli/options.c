@@ -224,7 +224,7 @@ static int take_operand(struct cli *cli, const char *text, struct error *err)
 {
     const struct cli_operand *operand = cli->command->operands;
     size_t i = 0;
-    for (; operand && operand->name && i < cli->operand_count; i++)
+    for (; operand && operand->name && !operand->repeat && i < cli->operand_count; i++)
         operand++;
     if (!operand || !operand->name || cli->operand_count == CLI_OPERANDS_MAX)
         return error_set(err, -EINVAL, "unexpected '%.100s'", text);

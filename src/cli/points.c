@@ -97,7 +97,8 @@ const struct cli_command cli_points = {
     .summary = "what happened when: tags, changes, rewinds, activity",
     .description = "Lists the moments of an application's history that have a name or a meaning, the\n"
                    "newest first: tags, changed manifests, rewinds, gaps, and periods of activity. Any\n"
-                   "other moment between them can be opened as well, by its time or LSN.",
+                   "other moment between them can be opened as well, by its time or LSN; in thinned\n"
+                   "history a time means the last point that was kept before it.",
     .operands = (const struct cli_operand[]){{"APP", .kind = CLI_KIND_APPLICATION}, {0}},
     .options =
         (const struct cli_option[]){

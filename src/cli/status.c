@@ -137,6 +137,28 @@ static enum cli_exit print_volumes(const struct cli *cli, const json_t *applicat
     return cli_table_print(cli, table);
 }
 
+static void print_history(const json_t *history)
+{
+    char text[UNITS_TEXT_BYTES], age[CLI_TEXT_BYTES];
+    size_t i;
+    json_t *span;
+    if (!json_is_object(history))
+        return;
+    printf("history: ");
+    json_array_foreach(json_object_get(history, "spans"), i, span)
+    {
+        uint64_t seconds = cli_field_u64(span, "granularity_seconds");
+        printf("%s%s%s from %s on", i ? ", " : "", seconds ? "a point each " : "every write",
+               seconds ? units_format_exact_duration(seconds * NS_PER_SECOND, text) : "", cli_field_age(span, "from", age));
+    }
+    if (json_is_integer(json_object_get(history, "limit_seconds")))
+        printf("; at most %s", units_format_exact_duration(cli_field_u64(history, "limit_seconds") * NS_PER_SECOND, text));
+    if (json_is_integer(json_object_get(history, "quota_seconds")))
+        printf("; the quota holds %s of every write at the present rate",
+               units_format_duration(cli_field_u64(history, "quota_seconds") * NS_PER_SECOND, text));
+    putchar('\n');
+}
+
 /* What only the page of one application has room for. */
 static void print_details(const json_t *application)
 {
@@ -149,6 +171,7 @@ static void print_details(const json_t *application)
            (unsigned long long)cli_field_u64(application, "durable_lsn"),
            (unsigned long long)cli_field_u64(application, "oldest_lsn"),
            cli_field_text(application, "oldest_time", "-"));
+    print_history(json_object_get(application, "history"));
     printf("acknowledgement mode %s, export %s, policy %s\n", cli_field_text(application, "ack", "-"),
            cli_field_text(application, "export", "-"), cli_field_text(application, "policy", "-"));
     if (json_is_object(rewind))

@@ -75,6 +75,15 @@ static json_t *engine_volumes(const struct application *application)
     return list;
 }
 
+static json_t *engine_thinning(const struct app_policy *policy)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < policy->thinning_count; i++)
+        json_array_append_new(list, json_pack("{s:I, s:I}", "after_ns", (json_int_t)policy->thinning[i].after_ns, "keep_s",
+                                              (json_int_t)policy->thinning[i].keep_s));
+    return list;
+}
+
 static int write_engine_config(struct application *application, struct error *err)
 {
     char path[PATH_MAX];
@@ -87,14 +96,19 @@ static int write_engine_config(struct application *application, struct error *er
         return r;
     r = choose_quota(application, policy, path, &quota_bytes, err);
     const char *ack = app_ack_mode_name(policy->ack_mode);
+    uint64_t history_ns = policy->history_ns;
+    json_t *thinning = engine_thinning(policy);
     app_policy_free(policy);
-    if (r < 0)
+    if (r < 0) {
+        json_decref(thinning);
         return r;
+    }
     application->quota_bytes = quota_bytes;
     _cleanup_json_ json_t *config =
-        json_pack("{s:s, s:o, s:s, s:s, s:I, s:o}", "application", application->name, "journal",
+        json_pack("{s:s, s:o, s:s, s:s, s:I, s:I, s:o, s:o}", "application", application->name, "journal",
                   json_sprintf("%s/journal", application->directory), "socket", application->socket, "ack",
-                  ack, "quota_bytes", (json_int_t)quota_bytes, "volumes", engine_volumes(application));
+                  ack, "quota_bytes", (json_int_t)quota_bytes, "history_ns", (json_int_t)history_ns, "thinning", thinning,
+                  "volumes", engine_volumes(application));
     return write_json_file(path, config, err);
 }
 

@@ -44,7 +44,8 @@
  *   APPLICATION
  * {"name","state","message":null|TEXT,"lsn","durable_lsn","oldest_lsn","oldest_time","latest_time","rpo_ms",
  *          "journal_bytes","quota_bytes","base_bytes","ack","export","policy","manifests","engine_pid","restarts",
- *          "alarms":[TEXT],"rewind","resync","operation":null|ID,"views":[ID],
+ *          "alarms":[TEXT],"rewind","resync",
+ *          "history":null|{"limit_seconds","quota_seconds","spans":[{"from","to","granularity_seconds"}]},"operation":null|ID,"views":[ID],
  *          "volumes":[{"name","size_bytes","device","mount","nbd_uri","written_bytes","fs_type"}]}
  *          null where not applicable or not known. state: protected | resyncing | suspended (from the
  * engine), starting, stopped, failed (message says why) OPERATION

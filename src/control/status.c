@@ -8,7 +8,8 @@
 
 static const char *const engine_fields[] = {"lsn",         "durable_lsn", "oldest_lsn",    "oldest_time",
                                             "latest_time", "rpo_ms",      "journal_bytes", "quota_bytes",
-                                            "base_bytes",  "ack",         "rewind",        "resync"};
+                                            "base_bytes",  "ack",         "rewind",        "resync",
+                                            "history"};
 
 static const json_t *engine_volume(const json_t *engine, const char *name)
 {

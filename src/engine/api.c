@@ -89,6 +89,22 @@ static json_t *alarms_json(const struct journal_status *s, const struct group_st
     return list;
 }
 
+/* What history there is, and how much the quota allows; null where it is not known or not limited. */
+static json_t *history_json(struct engine *e)
+{
+    struct journal_span spans[JOURNAL_MAX_SPANS];
+    size_t count = journal_spans(e->journal, spans, JOURNAL_MAX_SPANS);
+    uint64_t quota_ns = journal_quota_ns(e->journal), limit_ns = e->config->history_ns;
+    json_t *list = json_array();
+    for (size_t i = 0; i < count; i++)
+        json_array_append_new(list, json_pack("{s:o, s:o, s:I}", "from", engine_json_time(spans[i].from_ns), "to",
+                                              engine_json_time(spans[i].to_ns), "granularity_seconds",
+                                              (json_int_t)spans[i].keep_s));
+    return json_pack("{s:o, s:o, s:o}", "limit_seconds",
+                     limit_ns ? json_integer((json_int_t)(limit_ns / NS_PER_SECOND)) : json_null(),
+                     "quota_seconds", quota_ns ? json_integer((json_int_t)(quota_ns / NS_PER_SECOND)) : json_null(), "spans", list);
+}
+
 json_t *engine_status_json(struct engine *e)
 {
     struct journal_status s;
@@ -112,6 +128,7 @@ json_t *engine_status_json(struct engine *e)
                         g.resyncing ? json_pack("{s:I, s:I}", "done_bytes", (json_int_t)g.resync_done_bytes, "total_bytes",
                                                 (json_int_t)g.resync_total_bytes)
                                     : json_null());
+    json_object_set_new(status, "history", history_json(e));
     json_object_set_new(status, "alarms", alarms_json(&s, &g, e));
     json_object_set_new(status, "volumes", volumes_json(e));
     json_object_set_new(status, "views", views_json(e));
@@ -245,6 +262,8 @@ static json_t *event_json(struct engine *e, const struct journal_event *event)
 static int add_point(void *context, const struct journal_event *event, struct error *err)
 {
     struct points *p = context;
+    if (event->op != OP_WRITE && !(event->flags & RECORD_LAST))
+        return 0; /* in thinned history: it counts for what comes after it, but cannot be opened itself */
     if (json_array_append_new(p->list, event_json(p->e, event)) < 0)
         return error_errno(err, -ENOMEM, "cannot list the points");
     return json_array_size(p->list) >= p->limit;

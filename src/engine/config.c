@@ -33,12 +33,40 @@ static int read_volume(json_t *object, struct engine_config *c, struct error *er
     return r;
 }
 
+/* The steps must be as the policy's: ascending in both. */
+static int read_thinning(json_t *list, struct engine_config *c, struct error *err)
+{
+    json_t *object;
+    size_t i;
+    if (json_array_size(list) > JOURNAL_MAX_THINNING)
+        return error_set(err, -EINVAL, "thinning: expected at most %u steps", JOURNAL_MAX_THINNING);
+    json_array_foreach(list, i, object) {
+        uint64_t keep_s;
+        struct journal_thinning *step = &c->thinning[i];
+        int r = json_reject_unknown(object, err, "after_ns", "keep_s", NULL);
+        if (r == 0)
+            r = json_get_u64(object, "after_ns", &step->after_ns, err);
+        if (r == 0)
+            r = json_get_u64(object, "keep_s", &keep_s, err);
+        bool rises = i == 0 || (step->after_ns > step[-1].after_ns && keep_s > step[-1].keep_s);
+        if (r == 0 && (keep_s == 0 || keep_s > UINT32_MAX || !rises))
+            r = error_set(err, -EINVAL, "after_ns %llu, keep_s %llu: expected more than in the step before",
+                          (unsigned long long)step->after_ns, (unsigned long long)keep_s);
+        if (r < 0)
+            return error_context(err, "thinning[%zu]", i);
+        step->keep_s = (uint32_t)keep_s;
+        c->thinning_count = i + 1;
+    }
+    return 0;
+}
+
 static int read_config(json_t *object, struct engine_config *c, struct error *err)
 {
     const char *application, *journal, *socket, *ack = "write";
-    json_t *volumes, *volume;
+    json_t *volumes, *volume, *thinning = NULL;
     size_t i;
-    int r = json_reject_unknown(object, err, "application", "journal", "socket", "ack", "quota_bytes", "volumes", NULL);
+    int r = json_reject_unknown(object, err, "application", "journal", "socket", "ack", "quota_bytes", "history_ns", "thinning",
+                                "volumes", NULL);
     if (r == 0)
         r = json_get_string(object, "application", &application, err);
     if (r == 0)
@@ -49,6 +77,12 @@ static int read_config(json_t *object, struct engine_config *c, struct error *er
         r = json_get_optional_string(object, "ack", &ack, err);
     if (r == 0)
         r = json_get_optional_u64(object, "quota_bytes", &c->quota_bytes, err);
+    if (r == 0)
+        r = json_get_optional_u64(object, "history_ns", &c->history_ns, err);
+    if (r == 0)
+        r = json_get_optional_array(object, "thinning", &thinning, err);
+    if (r == 0 && thinning)
+        r = read_thinning(thinning, c, err);
     if (r == 0)
         r = json_get_array(object, "volumes", &volumes, err);
     if (r == 0)

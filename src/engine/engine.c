@@ -41,8 +41,11 @@ static int start(struct engine *e, struct error *err)
 {
     struct journal_options options = {.directory = e->config->journal,
                                       .quota_bytes = e->config->quota_bytes,
+                                      .history_ns = e->config->history_ns,
+                                      .thinning_count = e->config->thinning_count,
                                       .owner = "tidemark-engine",
                                       .log = e->log};
+    memcpy(options.thinning, e->config->thinning, sizeof options.thinning);
     int r = journal_open(&options, &e->journal, err);
     if (r < 0)
         return r;

@@ -15,7 +15,9 @@ struct engine_config {
     char journal[PATH_MAX];
     char socket[108];
     enum group_ack ack;
-    uint64_t quota_bytes;
+    uint64_t quota_bytes, history_ns;
+    struct journal_thinning thinning[JOURNAL_MAX_THINNING];
+    size_t thinning_count;
     size_t volume_count;
     struct {
         char name[JOURNAL_NAME_BYTES];

@@ -20,6 +20,7 @@ enum extent_kind {
 };
 enum extent_flags {
     EXTENT_REFERENCE = 1 << 0, /* from a rewind's reference run: `lsn` is the REWIND's, the payload is older */
+    EXTENT_GENERATION_SHIFT = 8,   /* from this bit on: the generation of `segment` (how often it was thinned) */
 };
 
 struct extent {
@@ -32,6 +33,11 @@ struct extent {
     uint16_t kind;
     uint16_t flags;
 };
+
+static inline uint32_t extent_generation(const struct extent *e)
+{
+    return e->flags >> EXTENT_GENERATION_SHIFT;
+}
 
 /* The part of `e` in [lba, lba+length): moves the position along. The caller makes sure that they overlap. */
 static inline struct extent extent_clip(struct extent e, uint64_t lba, uint64_t length)

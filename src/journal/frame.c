@@ -14,6 +14,26 @@ static uint32_t header_crc(const void *block)
     return crc32c(0, copy, sizeof copy);
 }
 
+void frame_seal(void *block)
+{
+    ((struct frame_header *)block)->header_crc = le32_of(header_crc(block));
+}
+
+/* A sparse frame says each record's LSN: they must rise from the first. */
+static bool lsns_are_sane(const void *block)
+{
+    const struct frame_header *h = block;
+    uint32_t count = le16_get(h->record_count);
+    if (!(le16_get(h->flags) & FRAME_SPARSE))
+        return true;
+    if (count > FRAME_SPARSE_RECORDS || frame_record_lsn(block, 0) != le64_get(h->first_lsn))
+        return false;
+    for (uint32_t i = 1; i < count; i++)
+        if (frame_record_lsn(block, i) <= frame_record_lsn(block, i - 1))
+            return false;
+    return frame_last_lsn(block) < UINT64_MAX;
+}
+
 static uint32_t payload_blocks(const struct frame_record *r)
 {
     return (uint32_t)(((uint64_t)le32_get(r->payload_bytes) + JOURNAL_BLOCK_BYTES - 1) / JOURNAL_BLOCK_BYTES);
@@ -52,6 +72,8 @@ bool frame_is_intact(const void *block, const struct uuid *journal, uint32_t epo
     for (uint32_t i = 0; i < count; i++)
         if (!record_is_sane(&frame_records(block)[i], blocks))
             return false;
+    if (!lsns_are_sane(block))
+        return false;
     return le64_get(h->first_lsn) > 0 && le64_get(h->first_lsn) < UINT64_MAX - FRAME_MAX_RECORDS;
 }
 

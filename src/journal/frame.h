@@ -36,4 +36,19 @@ static inline const struct frame_record *frame_records(const void *block)
     return (const struct frame_record *)((const struct frame_header *)block + 1);
 }
 
+/* The LSN of record `index` of the frame with this header block. */
+static inline uint64_t frame_record_lsn(const void *block, uint32_t index)
+{
+    const struct frame_header *h = block;
+    if (!(le16_get(h->flags) & FRAME_SPARSE))
+        return le64_get(h->first_lsn) + index;
+    return le64_get(((const struct le64 *)((const char *)block + FRAME_SPARSE_LSN_OFFSET))[index]);
+}
+static inline uint64_t frame_last_lsn(const void *block)
+{
+    return frame_record_lsn(block, le16_get(((const struct frame_header *)block)->record_count) - 1u);
+}
+/* Sets the header CRC of a header block that is complete but for it. */
+void frame_seal(void *block);
+
 #endif

@@ -53,6 +53,7 @@ static void *copy_array(const void *from, size_t bytes)
 
 static void release_book(struct book *b)
 {
+    pthread_rwlock_unlock(&b->j->files_lock);
     for (size_t i = 0; i < b->tail_count; i++)
         release_chapter(&b->tails[i]);
     manifest_release(&b->manifest);
@@ -60,6 +61,7 @@ static void release_book(struct book *b)
 
 static int open_book(struct journal *j, bool *unreadable, struct book *ret, struct error *err)
 {
+    pthread_rwlock_rdlock(&j->files_lock); /* the files of this manifest stay until it is released */
     MUTEX_GUARD(guard, &j->mutex);
     *ret = (struct book){.j = j, .unreadable = unreadable};
     int r = manifest_copy(&j->manifest, &ret->manifest, err);
@@ -131,7 +133,7 @@ static int load_sections(const struct book *b, struct chapter *ret, struct error
 {
     char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
     struct index *index = NULL;
-    journal_path(b->j, journal_l0_file(ret->info.number, name), path);
+    journal_path(b->j, journal_l0_file_of(ret->info.number, ret->info.generation, name), path);
     int r = index_open(path, b->j->cache, &index, err);
     if (r == -ENOENT) /* not the same as a point or tag that does not exist */
         return error_set(err, -EBADMSG, "index %s is missing: the history from LSN %llu to %llu cannot be read", path,
@@ -165,22 +167,23 @@ static int load_chapter(const struct book *b, size_t i, struct chapter *ret, str
 }
 
 /* Reads `bytes` from a block of a segment. CRCs are checked by the caller. */
-static int read_blocks(const struct book *b, uint32_t segment, uint32_t block, void *data, size_t bytes, struct error *err)
+static int read_blocks(const struct book *b, const struct segment_info *s, uint32_t block, void *data, size_t bytes,
+                       struct error *err)
 {
     char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
-    journal_path(b->j, journal_segment_file(segment, name), path);
+    journal_path(b->j, journal_segment_file_of(s->number, s->generation, name), path);
     _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
     if (fd < 0 && errno == EINVAL)
         fd = open(path, O_RDONLY | O_CLOEXEC);
     int r = fd < 0 ? -errno : io_pread_full(fd, data, bytes, (uint64_t)block * JOURNAL_BLOCK_BYTES);
     if (r < 0)
-        return error_errno(err, r, "cannot read segment %u at block %u", segment, block);
+        return error_errno(err, r, "cannot read segment %u at block %u", s->number, block);
     return 0;
 }
 
 static int read_frame_header(const struct book *b, const struct chapter *c, uint32_t frame, void *block, struct error *err)
 {
-    int r = read_blocks(b, c->info.number, le32_get(c->frames[frame].block), block, JOURNAL_BLOCK_BYTES, err);
+    int r = read_blocks(b, &c->info, le32_get(c->frames[frame].block), block, JOURNAL_BLOCK_BYTES, err);
     if (r < 0)
         return r;
     const struct frame_header *h = block;
@@ -219,14 +222,15 @@ static int last_in_frame(const struct book *b, const struct chapter *c, uint32_t
         io_free_pages(block, JOURNAL_BLOCK_BYTES);
         return 0;
     }
-    uint64_t first = le64_get(c->frames[i].first_lsn), start = frame_time(&c->frames[i], kind);
+    uint64_t start = frame_time(&c->frames[i], kind);
     for (uint32_t k = r < 0 ? 0 : le16_get(c->frames[i].records); k-- > 0;) {
         const struct frame_record *record = &frame_records(block)[k];
         uint64_t delta_ns = le32_get(record->delta_us) * 1000ull;
         bool in_time = time == UINT64_MAX || start + delta_ns <= time;
-        if (!(record->flags & RECORD_LAST) || first + k > lsn.n || !in_time)
+        uint64_t at = frame_record_lsn(block, k);
+        if (!(record->flags & RECORD_LAST) || at > lsn.n || !in_time)
             continue;
-        ret->lsn.n = first + k;
+        ret->lsn.n = at;
         ret->realtime_ns = le64_get(c->frames[i].realtime_ns) + delta_ns;
         break;
     }
@@ -402,6 +406,63 @@ int history_check_refused(struct journal *j, struct lsn lsn, struct error *err)
     return 0;
 }
 
+/* The first point above `lsn`, from chapter `i` on; *ret 0: none. */
+static int next_point(const struct book *b, size_t i, struct lsn lsn, struct lsn *ret, struct error *err)
+{
+    char *block = io_alloc_pages(JOURNAL_BLOCK_BYTES);
+    int r = block ? 0 : error_errno(err, -ENOMEM, "cannot read the history");
+    for (ret->n = 0; i < chapter_count(b) && r == 0 && !ret->n; i++) {
+        struct chapter c;
+        r = load_chapter(b, i, &c, err);
+        for (uint32_t k = 0; r == 0 && k < c.frame_count && !ret->n; k++) {
+            if (k + 1 < c.frame_count && le64_get(c.frames[k + 1].first_lsn) <= lsn.n)
+                continue;
+            r = read_frame_header(b, &c, k, block, err);
+            for (uint32_t n = 0; r == 0 && n < le16_get(c.frames[k].records) && !ret->n; n++)
+                if (frame_record_lsn(block, n) > lsn.n && frame_records(block)[n].flags & RECORD_LAST)
+                    ret->n = frame_record_lsn(block, n);
+        }
+        if (r == 0)
+            release_chapter(&c);
+    }
+    io_free_pages(block, JOURNAL_BLOCK_BYTES);
+    return r;
+}
+
+static int check_kept(const struct book *b, struct lsn lsn, struct error *err)
+{
+    struct candidate before;
+    struct lsn after;
+    size_t i = b->manifest.segment_count;
+    while (i > 0 && b->manifest.segments[i - 1].first.n > lsn.n)
+        i--;
+    if (i == 0 || b->manifest.segments[i - 1].generation == 0 || lsn.n > b->manifest.segments[i - 1].last.n)
+        return 0;
+    int r = floor_point(b, lsn, &before, err);
+    if (r < 0 || before.lsn.n == lsn.n || lsn.n == b->manifest.base.n)
+        return r;
+    r = next_point(b, i - 1, lsn, &after, err);
+    if (r < 0)
+        return r;
+    char from[CLOCK_TEXT_BYTES];
+    return error_set(err, -ERANGE,
+                     "LSN %llu was thinned away: the points kept next to it are LSN %llu (%s) and LSN %llu; open one of them, or a "
+                     "time, which takes the last point kept before it",
+                     (unsigned long long)lsn.n, (unsigned long long)before.lsn.n, clock_format_rfc3339(before.realtime_ns, from),
+                     (unsigned long long)after.n);
+}
+
+int history_check_kept(struct journal *j, struct lsn lsn, struct error *err)
+{
+    struct book book;
+    int r = open_book(j, NULL, &book, err);
+    if (r < 0)
+        return r;
+    r = check_kept(&book, lsn, err);
+    release_book(&book);
+    return r;
+}
+
 static int resolve_in_book(const struct book *b, const struct point *point, struct journal_point *ret, struct error *err)
 {
     struct candidate found = {0};
@@ -415,7 +476,9 @@ static int resolve_in_book(const struct book *b, const struct point *point, stru
         snprintf(what, sizeof what, "LSN %llu", (unsigned long long)point->lsn.n);
         if (point->lsn.n < b->manifest.base_target.n || point->lsn.n > b->j->written_lsn)
             return outside(b, what, err);
-        r = floor_point(b, point->lsn, &found, err);
+        r = check_kept(b, point->lsn, err);
+        if (r == 0)
+            r = floor_point(b, point->lsn, &found, err);
         if (r == 0 && found.lsn.n != point->lsn.n)
             snprintf(ret->note, sizeof ret->note, "LSN %llu is not the end of a request: the last point before it is taken",
                      (unsigned long long)point->lsn.n);
@@ -505,7 +568,7 @@ static int read_payload(const struct book *b, const struct chapter *c, const str
     char *pages = io_alloc_pages(room ? room : JOURNAL_BLOCK_BYTES), *text = calloc(1, (size_t)bytes + 1);
     int r = pages && text ? 0 : error_errno(err, -ENOMEM, "cannot read the history");
     if (r == 0 && bytes)
-        r = read_blocks(b, c->info.number, le32_get(e->payload_block), pages, room, err);
+        r = read_blocks(b, &c->info, le32_get(e->payload_block), pages, room, err);
     /* The frame that holds it says its CRC. */
     uint32_t frame = c->frame_count;
     while (frame && le64_get(c->frames[frame - 1].first_lsn) > le64_get(e->lsn))
@@ -516,12 +579,14 @@ static int read_payload(const struct book *b, const struct chapter *c, const str
     if (r == 0 && bytes)
         r = read_frame_header(b, c, frame - 1, block, err);
     if (r == 0 && bytes) {
-        uint64_t index = le64_get(e->lsn) - le64_get(c->frames[frame - 1].first_lsn);
+        uint32_t index = 0, records = le16_get(c->frames[frame - 1].records);
+        while (index < records && frame_record_lsn(block, index) != le64_get(e->lsn))
+            index++;
         uint32_t crcs[FRAME_MAX_BLOCKS], crc = 0;
         for (uint32_t i = 0; i < blocks; i++)
             crcs[i] = crc32c(0, pages + (size_t)i * JOURNAL_BLOCK_BYTES, JOURNAL_BLOCK_BYTES);
         crc = blocks == 1 ? crcs[0] : crc32c(0, crcs, blocks * sizeof *crcs);
-        if (index >= FRAME_MAX_RECORDS || le32_get(frame_records(block)[index].payload_crc) != crc)
+        if (index >= records || le32_get(frame_records(block)[index].payload_crc) != crc)
             r = error_set(err, -EBADMSG, "segment %u is damaged at block %u (wrong checksum)", c->info.number,
                           le32_get(e->payload_block));
     }
@@ -559,9 +624,17 @@ static int flush_activity(struct walk *w, struct error *err)
     return w->visit(w->context, &w->now.event, err);
 }
 
-static int add_activity(struct walk *w, const struct tail_frame *f, struct error *err)
+static int add_activity(struct walk *w, const struct chapter *c, uint32_t frame, struct error *err)
 {
+    const struct tail_frame *f = &c->frames[frame];
     uint64_t last = le64_get(f->first_lsn) + le16_get(f->records) - 1, second = le64_get(f->realtime_ns) / NS_PER_SECOND;
+    if (c->info.generation && le16_get(f->data_kib)) { /* not every record is a point */
+        struct candidate point;
+        int r = last_in_frame(w->book, c, frame, TIME_REAL, UINT64_MAX, LSN_MAX, &point, err);
+        if (r < 0 || !point.lsn.n)
+            return r;
+        last = point.lsn.n;
+    }
     if (!le16_get(f->data_kib) || last > w->high.n || last <= w->low.n)
         return 0;
     if (w->now.pending && w->now.second != second) {
@@ -613,7 +686,7 @@ static int walk_chapter(struct walk *w, const struct chapter *c, struct error *e
     int r = 0;
     while (r == 0 && (event || frame)) {
         bool frame_first = frame && (!event || le64_get(c->frames[frame - 1].first_lsn) > le64_get(c->events[event - 1].lsn));
-        r = frame_first ? add_activity(w, &c->frames[--frame], err) : visit_event(w, c, &c->events[--event], err);
+        r = frame_first ? add_activity(w, c, --frame, err) : visit_event(w, c, &c->events[--event], err);
     }
     return r;
 }

@@ -7,6 +7,8 @@
 
 /* -ERANGE with the reason when the point `lsn` is in a refused interval. */
 int history_check_refused(struct journal *j, struct lsn lsn, struct error *err) MUST_CHECK;
+/* -ERANGE, naming the nearest points kept, when `lsn` is between two points that thinning kept. */
+int history_check_kept(struct journal *j, struct lsn lsn, struct error *err) MUST_CHECK;
 /* Saves the objects as of `lsn` to `path` (JSON), as the base of older history. */
 int history_save_objects(struct journal *j, struct lsn lsn, const char *path, struct error *err) MUST_CHECK;
 

@@ -81,6 +81,7 @@ static void free_journal(struct journal *j)
     pthread_mutex_destroy(&j->save_mutex);
     pthread_mutex_destroy(&j->tag_mutex);
     pthread_mutex_destroy(&j->maintain_mutex);
+    pthread_rwlock_destroy(&j->files_lock);
     free(j);
 }
 
@@ -109,6 +110,7 @@ static int new_journal(const struct journal_options *options, struct journal **r
     pthread_mutex_init(&j->save_mutex, NULL);
     pthread_mutex_init(&j->tag_mutex, NULL);
     pthread_mutex_init(&j->maintain_mutex, NULL);
+    pthread_rwlock_init(&j->files_lock, NULL);
     pthread_cond_init(&j->room, NULL);
     pthread_cond_init(&j->work, NULL);
     pthread_cond_init(&j->sealed, NULL);
@@ -249,6 +251,51 @@ void journal_status(struct journal *j, struct journal_status *ret)
     if (j->unsynced_since_ns)
         ret->not_durable_ns = clock_boottime_ns(j->clock) - j->unsynced_since_ns;
     snprintf(ret->reason, sizeof ret->reason, "%s", j->suspended ? j->reason : "");
+}
+
+size_t journal_spans(struct journal *j, struct journal_span *spans, size_t capacity)
+{
+    MUTEX_GUARD(guard, &j->mutex);
+    const struct manifest *m = &j->manifest;
+    uint64_t from = m->base_realtime_ns, latest = j->written_realtime_ns > from ? j->written_realtime_ns : from;
+    size_t changes = 0, count = 0;
+    for (size_t i = 0; i < m->segment_count; i++) /* and the tail, which has every write */
+        changes += m->segments[i].keep_s != (i + 1 < m->segment_count ? m->segments[i + 1].keep_s : 0);
+    for (size_t i = 0; i < m->segment_count; i++) {
+        uint32_t next = i + 1 < m->segment_count ? m->segments[i + 1].keep_s : 0;
+        if (m->segments[i].keep_s == next || changes-- > capacity - 1)
+            continue;
+        spans[count++] = (struct journal_span){from, m->segments[i].last_realtime_ns, m->segments[i].keep_s};
+        from = m->segments[i].last_realtime_ns;
+    }
+    spans[count++] = (struct journal_span){from, latest, 0};
+    return count;
+}
+
+#define RATE_WINDOW_NS (600 * NS_PER_SECOND)
+#define RATE_LEAST_NS (10 * NS_PER_SECOND)
+
+uint64_t journal_quota_ns(struct journal *j)
+{
+    uint64_t now = clock_realtime_ns(j->clock), since = now;
+    MUTEX_GUARD(guard, &j->mutex);
+    const struct tail *t = &j->tails[j->active];
+    uint64_t blocks = t->info.used_blocks;
+    if (t->frame_count)
+        since = t->info.first_realtime_ns;
+    for (size_t i = j->manifest.segment_count; i-- > 0;) {
+        const struct segment_info *s = &j->manifest.segments[i];
+        if (s->generation || s->last_realtime_ns + RATE_WINDOW_NS < now || s->first_realtime_ns > now)
+            break;
+        blocks += s->used_blocks;
+        since = s->first_realtime_ns < since ? s->first_realtime_ns : since;
+    }
+    uint64_t elapsed = now - since;
+    if (now < since || elapsed < RATE_LEAST_NS || blocks <= 1 || !j->options.quota_bytes)
+        return 0;
+    double rate = (double)blocks * JOURNAL_BLOCK_BYTES / (double)elapsed;
+    double ns = (double)j->options.quota_bytes / rate;
+    return ns < 1e18 ? (uint64_t)ns : 1000000000000000000u;
 }
 
 int journal_manifest(struct journal *j, struct manifest *ret, struct error *err)

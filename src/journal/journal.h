@@ -30,10 +30,19 @@ struct journal;
 /* Makes steps fail, for tests: called before each, with its name ("write", "sync", "segment", "seal", "save"); a negative
  * errno fails it. In any thread. */
 typedef int (*journal_fault)(void *context, const char *step);
+/* History older than `after_ns` keeps one point every `keep_s` seconds. */
+#define JOURNAL_MAX_THINNING 8u
+struct journal_thinning {
+    uint64_t after_ns;
+    uint32_t keep_s;
+};
 
 struct journal_options {
     const char *directory;
     uint64_t quota_bytes;     /* of segments and indexes; history beyond it is dropped, oldest first. 0: no limit */
+    uint64_t history_ns;      /* what is older is dropped. 0: no limit */
+    struct journal_thinning thinning[JOURNAL_MAX_THINNING]; /* ascending */
+    size_t thinning_count;
     uint32_t segment_blocks;  /* 0: JOURNAL_SEGMENT_BLOCKS */
     uint32_t segment_records; /* 0: JOURNAL_SEGMENT_RECORDS */
     uint32_t fanout;          /* 0: JOURNAL_FANOUT */
@@ -43,6 +52,9 @@ struct journal_options {
     const struct clock *clock; /* NULL: clock_system() */
     journal_fault fault;       /* NULL; else for tests */
     void *fault_context;
+    /* For tests: asked before each step of thinning; true ends it there as a kill would, with all files left behind. */
+    bool (*thin_fault)(void *context, unsigned step);
+    void *thin_fault_context;
 };
 
 /* A range whose backing write may or may not have happened when the engine was killed. */
@@ -141,6 +153,16 @@ struct journal_status {
     char reason[256]; /* of the suspension */
 };
 void journal_status(struct journal *j, struct journal_status *ret);
+/* A part of the history in which points are kept at one distance. */
+struct journal_span {
+    uint64_t from_ns, to_ns; /* realtime */
+    uint32_t keep_s;         /* 0: every write */
+};
+#define JOURNAL_MAX_SPANS 32u
+/* The history's parts, oldest first; beyond the capacity the oldest are joined. Returns their number. */
+size_t journal_spans(struct journal *j, struct journal_span *spans, size_t capacity);
+/* How long a history of every write the quota would hold at the rate of the last minutes; 0: not known. */
+uint64_t journal_quota_ns(struct journal *j);
 /* A copy of the manifest as of now; release it. */
 int journal_manifest(struct journal *j, struct manifest *ret, struct error *err) MUST_CHECK;
 /* Ends the active segment and waits until it is sealed and indexed. */
@@ -152,8 +174,8 @@ int journal_drop(struct journal *j, struct lsn target, struct error *err) MUST_C
 /* Between these no history is dropped and nothing merged, so that what an index points at stays where it is. */
 void journal_hold(struct journal *j);
 void journal_unhold(struct journal *j);
-/* Number of the oldest segment that is there. */
-uint32_t journal_first_segment(struct journal *j);
+/* Whether the file that an extent points at is still there: it was neither dropped nor thinned meanwhile. */
+bool journal_has_segment(struct journal *j, uint32_t number, uint32_t generation);
 /* While suspended: seals what is whole of the old segment, and makes a new one. It may take as long as the disk likes; writes
  * go on unjournaled meanwhile. Called again after a failure. */
 int journal_resume_prepare(struct journal *j, struct error *err) MUST_CHECK;

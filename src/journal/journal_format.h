@@ -21,6 +21,8 @@
 
 #define FRAME_MAX_RECORDS 82u
 #define FRAME_MAX_BLOCKS 512u /* 2 MiB with its header block */
+#define FRAME_SPARSE_RECORDS 64u    /* at most, in a frame with FRAME_SPARSE */
+#define FRAME_SPARSE_LSN_OFFSET (JOURNAL_BLOCK_BYTES - FRAME_SPARSE_RECORDS * 8u)
 
 enum journal_op {
     OP_VOID = 0, /* nothing: keeps a position */
@@ -44,6 +46,14 @@ enum record_flags {
     RECORD_DELETED = 1 << 2, /* OBJECT, VOLUME */
 };
 
+enum frame_flags {
+    FRAME_SPARSE = 1 << 0, /* the records' LSNs stand in an array of le64 at FRAME_SPARSE_LSN_OFFSET */
+};
+
+enum segment_incompatible {
+    SEGMENT_THINNED = 1 << 0, /* its frames are sparse */
+};
+
 struct segment_header { /* in the first block of a segment */
     struct le64 magic;
     struct le32 version;
@@ -55,7 +65,7 @@ struct segment_header { /* in the first block of a segment */
     struct le32 number;
     struct le32 epoch;
     struct le32 blocks; /* size of the segment */
-    struct le32 reserved;
+    struct le32 generation; /* how often its history was thinned */
     struct le64 created_realtime_ns;
 };
 static_assert(sizeof(struct segment_header) == 80, "segment header");
@@ -81,7 +91,7 @@ struct frame_header { /* 128 bytes, then up to 82 records, in one block; payload
 };
 static_assert(sizeof(struct frame_header) == 128, "frame header");
 
-struct frame_record { /* LSN = first_lsn + index */
+struct frame_record { /* LSN = first_lsn + index, but see FRAME_SPARSE */
     struct le32 volume;
     uint8_t op;
     uint8_t flags;
@@ -97,6 +107,8 @@ struct frame_record { /* LSN = first_lsn + index */
 static_assert(sizeof(struct frame_record) == 48, "record");
 static_assert(sizeof(struct frame_header) + FRAME_MAX_RECORDS * sizeof(struct frame_record) <= JOURNAL_BLOCK_BYTES,
               "a frame's header and records fit one block");
+static_assert(sizeof(struct frame_header) + FRAME_SPARSE_RECORDS * sizeof(struct frame_record) <= FRAME_SPARSE_LSN_OFFSET,
+              "and so do their LSNs");
 
 /* ---- manifest: replaced as a whole; header, then the tables in this order ---- */
 struct manifest_header {
@@ -158,6 +170,15 @@ struct manifest_segment { /* a sealed segment; its index is l0-<number>.idx */
     struct le32 epoch;
 };
 static_assert(sizeof(struct manifest_segment) == 104, "manifest segment");
+
+struct manifest_thinned { /* with MANIFEST_THINNED: one a segment, in the same order, after the other tables */
+    struct le32 keep_s;     /* points are kept at this distance; 0: every one */
+    struct le16 generation; /* 0: as it was written; else part of the names of its files */
+    struct le16 flags;      /* MANIFEST_OPEN_END */
+};
+static_assert(sizeof(struct manifest_thinned) == 8, "manifest thinned");
+enum manifest_incompatible { MANIFEST_THINNED = 1 << 0 };
+enum manifest_thinned_flags { MANIFEST_OPEN_END = 1 << 0 }; /* it ends between two kept points */
 
 struct manifest_run { /* run-<level>-<first>.idx */
     struct le32 level;

@@ -89,6 +89,9 @@ struct journal {
     _Atomic bool suspended;
     bool stop, quota_blocked;
     bool drop_failed; /* the last attempt to drop history */
+    _Atomic unsigned hold_wanted; /* journal_hold waits for maintain_mutex */
+    bool was_killed;  /* the last use of the journal did not end in order */
+    struct lsn thin_after; /* thinning failed up to there: what is damaged is left as it is */
     bool held;        /* journal_hold: nothing is dropped meanwhile */
     bool disk_full; /* the next segment could not be made: history is dropped for it */
     bool sealer_works;   /* on a segment, without the mutex */
@@ -104,6 +107,8 @@ struct journal {
     bool sealer_runs, janitor_runs;
     pthread_cond_t janitor_work;
     pthread_mutex_t maintain_mutex; /* one maintenance at a time; taken first of all */
+    pthread_rwlock_t files_lock; /* held for reading while a table of segments is used without a pin, for writing while files
+                                  * that are in the manifest no more are removed; taken before `mutex` */
     struct index_cache *cache;
 };
 
@@ -132,6 +137,9 @@ static inline int journal_fault_at(struct journal *j, const char *step)
 /* Makes segment `number` ready to be written (recycled or new, written with zeroes, header durable). `keep_room`: -ENOSPC
  * already when the disk has no room left for dropping history. */
 int segment_prepare(struct journal *j, uint32_t number, bool keep_room, int *ret_fd, struct error *err) MUST_CHECK;
+/* The header block of a segment: a new one, or one that thinning makes. */
+void segment_make_header(const struct journal *j, uint32_t number, void *block);
+void segment_make_thinned_header(const struct journal *j, const struct segment_info *s, void *block);
 /* Gives a dropped segment's file back: kept for recycling, or removed. */
 void segment_recycle(struct journal *j, uint32_t number, bool may_recycle);
 
@@ -154,10 +162,19 @@ int recovery_replay(struct journal *j, struct error *err) MUST_CHECK;
 int janitor_start(struct journal *j, struct error *err) MUST_CHECK;
 void janitor_stop(struct journal *j);
 uint64_t maintain_journal_bytes(const struct journal *j); /* with the mutex */
+/* Drops some of the oldest history if the quota is reached. With maintain_mutex, without the mutex. */
+int maintain_quota(struct journal *j, struct error *err) MUST_CHECK;
+/* Copies what the rewinds refer to in segments [first, last] to their rescue stores: the segments are about to go. */
+int maintain_rescue(struct journal *j, uint32_t first_segment, uint32_t last_segment, struct error *err) MUST_CHECK;
+/* Remove the files of what is in the manifest no more. With files_lock held for writing. */
+void maintain_remove_segment(struct journal *j, const struct segment_info *s, bool may_recycle);
+void maintain_remove_run(struct journal *j, const struct run_info *run);
 
 /* ---- pin.c ---- */
 /* The lowest LSN that a pin needs; LSN_MAX without pins. Removes pins whose holder is gone. */
 struct lsn pin_floor(struct journal *j);
+/* The highest LSN that is pinned; LSN_NONE without pins. What lies behind it may be rewritten. */
+struct lsn pin_ceiling(const struct journal *j); /* with the mutex */
 
 static inline void journal_path(const struct journal *j, const char *file, char path[JOURNAL_PATH_BYTES])
 {

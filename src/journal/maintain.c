@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The janitor: merges sealed segments' indexes into runs, and drops the oldest history when the quota is reached.
+/* The janitor: merges sealed segments' indexes into runs, thins old history (thin.c), and drops the oldest when it is older
+ * than wanted or the quota is reached.
  *
  * Merging: run (level l, group g) covers fanout^l segments; it is made when all of them are sealed and the runs below
- * are there, newest wins, with the reference runs of the rewinds in it. Payloads stay where they are.
+ * are there, newest wins, with the reference runs of the rewinds in it. Payloads stay where they are. Segments that were thinned to
+ * different distances are not merged: the run would not live long.
  *
  * Dropping history up to LSN b moves the base to b, in steps that can each be repeated after a crash (J5):
  *  1. manifest: base_target = b; points below are refused from now on, pins below b forbid it;
@@ -24,6 +26,7 @@
 #include "journal/index.h"
 #include "journal/journal_internal.h"
 #include "journal/payload.h"
+#include "journal/thin.h"
 
 #define MAX_LEVELS 12u
 #define DROP_BATCH_SEGMENTS 4u
@@ -37,7 +40,8 @@ uint64_t maintain_journal_bytes(const struct journal *j)
     for (size_t i = 0; i < j->manifest.segment_count; i++) {
         const struct segment_info *s = &j->manifest.segments[i];
         uint64_t used = (uint64_t)s->used_blocks * JOURNAL_BLOCK_BYTES;
-        bytes += (s->used_blocks < j->options.segment_blocks / 2 ? used : full) + s->index_kib * 1024ull;
+        bool trimmed = s->generation || s->used_blocks < j->options.segment_blocks / 2;
+        bytes += (trimmed ? used : full) + s->index_kib * 1024ull;
     }
     for (size_t i = 0; i < j->manifest.run_count; i++)
         bytes += j->manifest.runs[i].index_kib * 1024ull;
@@ -66,29 +70,33 @@ static const struct run_info *find_run(const struct manifest *m, uint32_t level,
     return NULL;
 }
 
-static bool has_segments(const struct manifest *m, uint64_t first, uint64_t last)
+/* Whether segments [i, end) of the table can be merged to a run: all keep points at the same distance, and the runs of the
+ * level below are there. */
+static bool is_ready(const struct manifest *m, uint32_t level, uint64_t below, size_t i, size_t end)
 {
-    for (size_t i = 0; i < m->segment_count; i++)
-        if (m->segments[i].number >= first && m->segments[i].number <= last)
-            return true;
-    return false;
+    for (size_t k = i; k < end; k++) {
+        uint64_t sub = m->segments[k].number / below * below;
+        if (m->segments[k].keep_s != m->segments[i].keep_s)
+            return false;
+        if (level > 1 && (k == i || m->segments[k - 1].number < sub) && !find_run(m, level - 1, (uint32_t)sub))
+            return false;
+    }
+    return true;
 }
 
-/* Finds the lowest merge that can be done. */
+/* Finds the lowest merge that can be done. Numbers may be far apart where history was thinned, so it goes by the segments. */
 static bool find_merge(const struct journal *j, const struct manifest *m, struct merge *ret)
 {
-    if (m->segment_count == 0)
-        return false;
-    uint64_t oldest = m->segments[0].number, last = m->next_segment - 1;
-    for (uint32_t level = 1; level <= MAX_LEVELS; level++) {
+    uint64_t last = m->next_segment - 1;
+    for (uint32_t level = 1; level <= MAX_LEVELS && m->segment_count; level++) {
         uint64_t width = group_segments(j, level), below = width / j->options.fanout;
-        for (uint64_t first = oldest / width * width; first + width - 1 <= last; first += width) {
-            if (find_run(m, level, (uint32_t)first) || !has_segments(m, first, first + width - 1))
-                continue;
-            bool ready = true;
-            for (uint64_t sub = first; level > 1 && sub < first + width; sub += below)
-                ready &= !has_segments(m, sub, sub + below - 1) || find_run(m, level - 1, (uint32_t)sub);
-            if (!ready)
+        for (size_t i = 0, end; i < m->segment_count; i = end) {
+            uint64_t first = m->segments[i].number / width * width;
+            for (end = i; end < m->segment_count && m->segments[end].number < first + width;)
+                end++;
+            if (first + width - 1 > last)
+                break;
+            if (find_run(m, level, (uint32_t)first) || !is_ready(m, level, below, i, end))
                 continue;
             *ret = (struct merge){level, (uint32_t)first, (uint32_t)(first + width - 1)};
             return true;
@@ -142,7 +150,7 @@ static int add_segment_inputs(struct journal *j, struct inputs *in, const struct
         const struct segment_info *s = &m->segments[i];
         if (s->number < first || s->number > last)
             continue;
-        r = add_input(j, in, journal_l0_file(s->number, name), err);
+        r = add_input(j, in, journal_l0_file_of(s->number, s->generation, name), err);
         for (size_t k = 0; k < m->rewind_count && r == 0; k++)
             if (m->rewinds[k].lsn.n >= s->first.n && m->rewinds[k].lsn.n <= s->last.n)
                 r = add_input(j, in, journal_rewind_file(m->rewinds[k].lsn, name), err);
@@ -236,7 +244,8 @@ struct drop {
     struct journal *j;
     struct manifest m;
     struct lsn base; /* the new one */
-    uint32_t last_segment;
+    uint32_t first_segment, last_segment; /* that go */
+    bool thinning; /* the base stays where it is */
     bool repair;
     struct base_store *store;
     struct payload_reader *reader;
@@ -297,7 +306,8 @@ static bool is_lost(const struct drop *d, const bool *lost, uint32_t volume)
 /* Copies the stretches of a reference extent that its rescue store lacks and the drop takes away. */
 static int rescue_extent(struct drop *d, struct base_store *rescue, const bool *lost, const struct extent *e, struct error *err)
 {
-    bool needed = e->kind == EXTENT_BASE || (e->kind == EXTENT_DATA && e->segment <= d->last_segment);
+    bool gone = e->kind == EXTENT_DATA && e->segment >= d->first_segment && e->segment <= d->last_segment;
+    bool needed = gone || (e->kind == EXTENT_BASE && !d->thinning);
     int r = 0;
     if (e->kind != EXTENT_ZERO && is_lost(d, lost, e->volume))
         return base_store_lose(rescue, e->volume, e->lba, e->length, err);
@@ -350,7 +360,7 @@ static int rescue_rewind(struct drop *d, const struct rewind_info *rewind, struc
     if (r == 0)
         r = base_store_sync(rescue, err);
     snprintf(path, sizeof path, "%s/objects.json", directory);
-    if (r == 0 && rewind->target.n < d->base.n && access(path, F_OK) < 0)
+    if (r == 0 && !d->thinning && rewind->target.n < d->base.n && access(path, F_OK) < 0)
         r = history_save_objects(d->j, rewind->target, path, err);
     if (stream)
         extent_stream_free(stream);
@@ -426,6 +436,22 @@ static void remove_file(struct journal *j, const char *name)
     unlink(path);
 }
 
+void maintain_remove_segment(struct journal *j, const struct segment_info *s, bool may_recycle)
+{
+    char name[JOURNAL_FILE_BYTES];
+    remove_file(j, journal_l0_file_of(s->number, s->generation, name));
+    if (s->generation)
+        remove_file(j, journal_segment_file_of(s->number, s->generation, name));
+    else
+        segment_recycle(j, s->number, may_recycle);
+}
+
+void maintain_remove_run(struct journal *j, const struct run_info *run)
+{
+    char name[JOURNAL_FILE_BYTES];
+    remove_file(j, journal_run_file(run->level, run->first_segment, name));
+}
+
 static void remove_dropped(struct drop *d)
 {
     char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
@@ -434,12 +460,11 @@ static void remove_dropped(struct drop *d)
     for (size_t i = 0; i < d->m.segment_count; i++) {
         if (d->m.segments[i].number > d->last_segment)
             continue;
-        remove_file(d->j, journal_l0_file(d->m.segments[i].number, name));
-        segment_recycle(d->j, d->m.segments[i].number, !pinned);
+        maintain_remove_segment(d->j, &d->m.segments[i], !pinned);
     }
     for (size_t i = 0; i < d->m.run_count; i++)
         if (d->m.runs[i].last_segment <= d->last_segment)
-            remove_file(d->j, journal_run_file(d->m.runs[i].level, d->m.runs[i].first_segment, name));
+            maintain_remove_run(d->j, &d->m.runs[i]);
     for (size_t i = 0; i < d->m.rewind_count; i++) {
         if (d->m.rewinds[i].lsn.n > d->base.n)
             continue;
@@ -481,7 +506,9 @@ static int drop_steps(struct drop *d, struct error *err)
     pthread_mutex_lock(&j->mutex);
     j->base_bytes = used;
     pthread_mutex_unlock(&j->mutex);
+    pthread_rwlock_wrlock(&j->files_lock);
     remove_dropped(d);
+    pthread_rwlock_unlock(&j->files_lock);
     return 0;
 }
 
@@ -508,7 +535,8 @@ static int drop_to(struct journal *j, struct lsn base, uint32_t last_segment, bo
     return r < 0 ? error_context(err, "cannot drop the history before LSN %llu", (unsigned long long)base.n) : 0;
 }
 
-/* Sets the base's target to the end of the last of at most `batch` oldest segments with last LSN <= limit and floor.
+/* Sets the base's target to the end of the last of at most `batch` oldest segments with last LSN <= limit and floor, or
+ * more when that lies between two points kept.
  * false: nothing can be dropped. */
 static bool aim(struct journal *j, struct lsn limit, size_t batch, struct lsn *ret_base, uint32_t *ret_segment)
 {
@@ -518,10 +546,14 @@ static bool aim(struct journal *j, struct lsn limit, size_t batch, struct lsn *r
         if (j->pins[i].lsn.n < floor.n)
             floor = j->pins[i].lsn;
     struct lsn base = j->manifest.base;
-    for (size_t i = 0; i < j->manifest.segment_count && i < batch; i++) {
+    bool found = false;
+    for (size_t i = 0; i < j->manifest.segment_count && (i < batch || !found); i++) {
         const struct segment_info *s = &j->manifest.segments[i];
         if (s->last.n > limit.n || s->last.n > floor.n)
             break;
+        if (s->open_end)
+            continue;
+        found = true;
         base = s->last;
         *ret_segment = s->number;
         j->manifest.base_realtime_ns = s->last_realtime_ns;
@@ -559,7 +591,46 @@ static int finish_drop(struct journal *j, struct error *err)
     return open ? drop_to(j, target, last_segment, true, err) : 0;
 }
 
+int maintain_rescue(struct journal *j, uint32_t first_segment, uint32_t last_segment, struct error *err)
+{
+    struct drop d = {.j = j, .first_segment = first_segment, .last_segment = last_segment, .thinning = true,
+                     .repair = j->was_killed};
+    int r = journal_manifest(j, &d.m, err);
+    if (r < 0 || d.m.rewind_count == 0) {
+        if (r == 0)
+            manifest_release(&d.m);
+        return r;
+    }
+    d.buffer = io_alloc_pages(JOURNAL_PAYLOAD_MAX_BYTES);
+    r = d.buffer ? 0 : error_errno(err, -ENOMEM, "cannot thin old history");
+    if (r == 0)
+        r = payload_reader_new(j->directory, j->cache, READER_SEGMENTS, &d.reader, err);
+    for (size_t i = 0; i < d.m.rewind_count && r == 0; i++)
+        r = rescue_rewind(&d, &d.m.rewinds[i], err);
+    payload_reader_free(d.reader);
+    io_free_pages(d.buffer, JOURNAL_PAYLOAD_MAX_BYTES);
+    manifest_release(&d.m);
+    return r;
+}
+
 /* ---- the janitor ---- */
+
+/* Drops what is older than wanted. */
+static int age_step(struct journal *j, bool *ret_done, struct error *err)
+{
+    uint64_t now = clock_realtime_ns(j->clock), age = j->options.history_ns;
+    struct lsn limit = LSN_NONE;
+    pthread_mutex_lock(&j->mutex);
+    for (size_t i = 0; age && i < j->manifest.segment_count; i++) {
+        const struct segment_info *s = &j->manifest.segments[i];
+        if (s->last_realtime_ns >= now || now - s->last_realtime_ns <= age)
+            break;
+        limit = s->last;
+    }
+    pthread_mutex_unlock(&j->mutex);
+    *ret_done = false;
+    return limit.n ? drop_some(j, limit, DROP_BATCH_SEGMENTS, ret_done, err) : 0;
+}
 
 static int quota_step(struct journal *j, bool *ret_done, struct error *err)
 {
@@ -584,6 +655,16 @@ static int quota_step(struct journal *j, bool *ret_done, struct error *err)
     return r;
 }
 
+int maintain_quota(struct journal *j, struct error *err)
+{
+    bool done;
+    int r = quota_step(j, &done, err);
+    pthread_mutex_lock(&j->mutex);
+    j->drop_failed = r < 0;
+    pthread_mutex_unlock(&j->mutex);
+    return r;
+}
+
 /* One unit of work; *ret_done false when there is none. */
 static int maintain_step(struct journal *j, bool *ret_done, struct error *err)
 {
@@ -594,9 +675,13 @@ static int maintain_step(struct journal *j, bool *ret_done, struct error *err)
     int r = finish_drop(j, err);
     if (r == 0)
         r = quota_step(j, ret_done, err);
+    if (r == 0 && !*ret_done)
+        r = age_step(j, ret_done, err);
     pthread_mutex_lock(&j->mutex);
     j->drop_failed = r < 0;
     pthread_mutex_unlock(&j->mutex);
+    if (r == 0 && !*ret_done)
+        r = thin_step(j, ret_done, err);
     if (r < 0 || *ret_done)
         return r;
     r = journal_manifest(j, &m, err);
@@ -628,10 +713,12 @@ int journal_drop(struct journal *j, struct lsn target, struct error *err)
 
 void journal_hold(struct journal *j)
 {
+    atomic_fetch_add(&j->hold_wanted, 1); /* thinning gives up for it, and begins again later */
     pthread_mutex_lock(&j->maintain_mutex);
     pthread_mutex_lock(&j->mutex);
     j->held = true;
     pthread_mutex_unlock(&j->mutex);
+    atomic_fetch_sub(&j->hold_wanted, 1);
 }
 void journal_unhold(struct journal *j)
 {
@@ -641,16 +728,28 @@ void journal_unhold(struct journal *j)
     pthread_mutex_unlock(&j->maintain_mutex);
 }
 
-uint32_t journal_first_segment(struct journal *j)
+bool journal_has_segment(struct journal *j, uint32_t number, uint32_t generation)
 {
     MUTEX_GUARD(guard, &j->mutex);
-    return j->manifest.segment_count ? j->manifest.segments[0].number : j->manifest.next_segment;
+    const struct manifest *m = &j->manifest;
+    size_t low = 0, high = m->segment_count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (m->segments[middle].number < number)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (low < m->segment_count && m->segments[low].number == number)
+        return m->segments[low].generation == generation;
+    return number >= m->next_segment; /* not sealed yet */
 }
 
 static void *janitor_main(void *context)
 {
     struct journal *j = context;
     struct error err = ERROR_INIT;
+    thread_background();
     pthread_mutex_lock(&j->mutex);
     while (!j->stop) {
         bool more = false;

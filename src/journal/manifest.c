@@ -23,6 +23,20 @@ const char *journal_l0_file(uint32_t number, char text[JOURNAL_FILE_BYTES])
     snprintf(text, JOURNAL_FILE_BYTES, "l0-%010u.idx", number);
     return text;
 }
+const char *journal_segment_file_of(uint32_t number, uint32_t generation, char text[JOURNAL_FILE_BYTES])
+{
+    if (generation == 0)
+        return journal_segment_file(number, text);
+    snprintf(text, JOURNAL_FILE_BYTES, "segment-%010u.g%u.tmj", number, generation);
+    return text;
+}
+const char *journal_l0_file_of(uint32_t number, uint32_t generation, char text[JOURNAL_FILE_BYTES])
+{
+    if (generation == 0)
+        return journal_l0_file(number, text);
+    snprintf(text, JOURNAL_FILE_BYTES, "l0-%010u.g%u.idx", number, generation);
+    return text;
+}
 const char *journal_run_file(uint32_t level, uint32_t first_segment, char text[JOURNAL_FILE_BYTES])
 {
     snprintf(text, JOURNAL_FILE_BYTES, "run-%u-%010u.idx", level, first_segment);
@@ -97,11 +111,20 @@ int manifest_copy(const struct manifest *m, struct manifest *ret, struct error *
     return 0;
 }
 
+static bool is_thinned(const struct manifest *m)
+{
+    for (size_t i = 0; i < m->segment_count; i++)
+        if (m->segments[i].generation)
+            return true;
+    return false;
+}
+
 static size_t encoded_bytes(const struct manifest *m)
 {
     return sizeof(struct manifest_header) + m->volume_count * sizeof(struct manifest_volume) +
            m->segment_count * sizeof(struct manifest_segment) + m->run_count * sizeof(struct manifest_run) +
-           m->refused_count * sizeof(struct manifest_refused) + m->rewind_count * sizeof(struct manifest_rewind);
+           m->refused_count * sizeof(struct manifest_refused) + m->rewind_count * sizeof(struct manifest_rewind) +
+           (is_thinned(m) ? m->segment_count * sizeof(struct manifest_thinned) : 0);
 }
 
 static void encode_header(const struct manifest *m, struct manifest_header *h)
@@ -109,6 +132,7 @@ static void encode_header(const struct manifest *m, struct manifest_header *h)
     *h = (struct manifest_header){
         .magic = le64_of(MANIFEST_MAGIC),
         .version = le32_of(JOURNAL_VERSION),
+        .incompatible = le32_of(is_thinned(m) ? MANIFEST_THINNED : 0),
         .lsn_reserved = le64_of(m->lsn_reserved.n),
         .base_lsn = le64_of(m->base.n),
         .base_target = le64_of(m->base_target.n),
@@ -211,6 +235,12 @@ int manifest_save(const char *directory, const struct manifest *m, struct error 
         struct manifest_rewind d = {le64_of(m->rewinds[i].lsn.n), le64_of(m->rewinds[i].target.n)};
         memcpy(at, &d, sizeof d);
     }
+    bool thinned = is_thinned(m);
+    for (size_t i = 0; thinned && i < m->segment_count; i++, at += sizeof(struct manifest_thinned)) {
+        const struct segment_info *s = &m->segments[i];
+        struct manifest_thinned d = {le32_of(s->keep_s), le16_of(s->generation), le16_of(s->open_end ? MANIFEST_OPEN_END : 0)};
+        memcpy(at, &d, sizeof d);
+    }
     h->crc = le32_of(crc32c(0, data, length));
     char path[PATH_MAX];
     snprintf(path, sizeof path, "%s/manifest", directory);
@@ -256,6 +286,14 @@ static int decode_tables(const char *at, const struct manifest_header *h, struct
         struct rewind_info rewind = {{le64_get(d.lsn)}, {le64_get(d.target_lsn)}};
         r = manifest_add_rewind(m, &rewind, err);
     }
+    bool thinned = le32_get(h->incompatible) & MANIFEST_THINNED;
+    for (size_t i = 0; thinned && i < m->segment_count && r == 0; i++, at += sizeof(struct manifest_thinned)) {
+        struct manifest_thinned d;
+        memcpy(&d, at, sizeof d);
+        m->segments[i].keep_s = le32_get(d.keep_s);
+        m->segments[i].generation = le16_get(d.generation);
+        m->segments[i].open_end = le16_get(d.flags) & MANIFEST_OPEN_END;
+    }
     return r;
 }
 
@@ -268,7 +306,7 @@ static int check_header(const char *path, char *data, size_t length, struct erro
     h->crc = le32_of(0);
     if (crc32c(0, data, length) != crc)
         return error_set(err, -EBADMSG, "%s is damaged (wrong checksum)", path);
-    if (le32_get(h->version) != JOURNAL_VERSION || le32_get(h->incompatible))
+    if (le32_get(h->version) != JOURNAL_VERSION || le32_get(h->incompatible) & ~(uint32_t)MANIFEST_THINNED)
         return error_set(err, -EPROTONOSUPPORT,
                          "%s has format version %u, flags %#x: this program reads version %u; use a newer tidemark",
                          path, le32_get(h->version), le32_get(h->incompatible), JOURNAL_VERSION);
@@ -277,6 +315,8 @@ static int check_header(const char *path, char *data, size_t length, struct erro
                         (uint64_t)le32_get(h->run_count) * sizeof(struct manifest_run) +
                         (uint64_t)le32_get(h->refused_count) * sizeof(struct manifest_refused) +
                         (uint64_t)le32_get(h->rewind_count) * sizeof(struct manifest_rewind);
+    if (le32_get(h->incompatible) & MANIFEST_THINNED)
+        expected += (uint64_t)le32_get(h->segment_count) * sizeof(struct manifest_thinned);
     if (expected != length)
         return error_set(err, -EBADMSG, "%s is damaged (wrong length)", path);
     return 0;

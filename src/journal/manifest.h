@@ -29,6 +29,9 @@ struct segment_info {
     struct lsn first, last; /* LSNs of its records; last < first when it has none */
     uint64_t first_realtime_ns, last_realtime_ns, first_boottime_ns, last_boottime_ns;
     struct uuid boot;
+    uint32_t keep_s;     /* points are kept at this distance; 0: every one */
+    uint16_t generation; /* how often it was thinned; part of its files' names */
+    bool open_end;       /* its last LSN lies between two kept points: no base can end there */
 };
 struct run_info {
     uint32_t level, first_segment, last_segment, index_kib;
@@ -72,6 +75,9 @@ int manifest_add_rewind(struct manifest *m, const struct rewind_info *r, struct 
 #define JOURNAL_FILE_BYTES 64
 const char *journal_segment_file(uint32_t number, char text[JOURNAL_FILE_BYTES]);
 const char *journal_l0_file(uint32_t number, char text[JOURNAL_FILE_BYTES]);
+/* The same of a segment that was thinned `generation` times. */
+const char *journal_segment_file_of(uint32_t number, uint32_t generation, char text[JOURNAL_FILE_BYTES]);
+const char *journal_l0_file_of(uint32_t number, uint32_t generation, char text[JOURNAL_FILE_BYTES]);
 const char *journal_run_file(uint32_t level, uint32_t first_segment, char text[JOURNAL_FILE_BYTES]);
 const char *journal_rewind_file(struct lsn lsn, char text[JOURNAL_FILE_BYTES]);
 

@@ -20,7 +20,7 @@
 #define BOUNCE_BYTES ((1u << 20) + JOURNAL_BLOCK_BYTES)
 
 struct open_segment {
-    uint32_t number; /* 0: unused */
+    uint32_t number, generation; /* number 0: unused */
     int fd;
     struct index *index;
     unsigned users;
@@ -32,7 +32,7 @@ struct rescue {
     struct base_store *store;
 };
 struct other_index { /* of a segment, in place of its L0 */
-    uint32_t segment;
+    uint32_t segment, generation;
     char *path;
 };
 struct payload_reader {
@@ -111,7 +111,7 @@ void payload_reader_free(struct payload_reader *p)
     free(p);
 }
 
-int payload_reader_index(struct payload_reader *p, uint32_t segment, const char *path, struct error *err)
+int payload_reader_index(struct payload_reader *p, uint32_t segment, uint32_t generation, const char *path, struct error *err)
 {
     struct other_index *larger = reallocarray(p->others, p->other_count + 1, sizeof *larger);
     if (larger)
@@ -119,7 +119,7 @@ int payload_reader_index(struct payload_reader *p, uint32_t segment, const char 
     char *copy = larger ? strdup(path) : NULL;
     if (!copy)
         return error_errno(err, -ENOMEM, "cannot read the journal %s", p->directory);
-    p->others[p->other_count++] = (struct other_index){segment, copy};
+    p->others[p->other_count++] = (struct other_index){segment, generation, copy};
     return 0;
 }
 
@@ -127,7 +127,7 @@ int payload_reader_tail(struct payload_reader *p, uint32_t segment, const char *
 {
     char path[PATH_MAX + JOURNAL_FILE_BYTES];
     snprintf(path, sizeof path, "%s/%s", p->directory, file);
-    return payload_reader_index(p, segment, path, err);
+    return payload_reader_index(p, segment, 0, path, err);
 }
 
 struct base_store *payload_base(struct payload_reader *p)
@@ -156,19 +156,19 @@ int payload_refresh(struct payload_reader *p, struct error *err)
 
 /* ---- segments ---- */
 
-static int open_files(struct payload_reader *p, uint32_t number, struct open_segment *ret, struct error *err)
+static int open_files(struct payload_reader *p, uint32_t number, uint32_t generation, struct open_segment *ret, struct error *err)
 {
     char path[PATH_MAX + JOURNAL_FILE_BYTES], name[JOURNAL_FILE_BYTES];
-    struct open_segment s = {.number = number};
-    snprintf(path, sizeof path, "%s/%s", p->directory, journal_l0_file(number, name));
+    struct open_segment s = {.number = number, .generation = generation};
+    snprintf(path, sizeof path, "%s/%s", p->directory, journal_l0_file_of(number, generation, name));
     const char *index_path = path;
     for (size_t i = 0; i < p->other_count; i++)
-        if (p->others[i].segment == number)
+        if (p->others[i].segment == number && p->others[i].generation == generation)
             index_path = p->others[i].path;
     int r = index_open(index_path, p->cache, &s.index, err);
     if (r < 0)
         return r;
-    snprintf(path, sizeof path, "%s/%s", p->directory, journal_segment_file(number, name));
+    snprintf(path, sizeof path, "%s/%s", p->directory, journal_segment_file_of(number, generation, name));
     s.fd = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
     if (s.fd < 0 && errno == EINVAL)
         s.fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -182,13 +182,14 @@ static int open_files(struct payload_reader *p, uint32_t number, struct open_seg
 }
 
 /* An open segment, to be given back by release_segment. */
-static int acquire_segment(struct payload_reader *p, uint32_t number, struct open_segment **ret, struct error *err)
+static int acquire_segment(struct payload_reader *p, uint32_t number, uint32_t generation, struct open_segment **ret,
+                           struct error *err)
 {
     MUTEX_GUARD(guard, &p->mutex);
     struct open_segment *oldest = NULL;
     for (size_t i = 0; i < p->segment_count; i++) {
         struct open_segment *s = &p->segments[i];
-        if (s->number == number) {
+        if (s->number == number && s->generation == generation) {
             s->users++;
             s->used_at = ++p->tick;
             *ret = s;
@@ -200,7 +201,7 @@ static int acquire_segment(struct payload_reader *p, uint32_t number, struct ope
     if (!oldest)
         return error_set(err, -EMFILE, "too many segments are being read at once");
     close_segment(oldest);
-    int r = open_files(p, number, oldest, err);
+    int r = open_files(p, number, generation, oldest, err);
     if (r < 0)
         return r;
     oldest->users = 1;
@@ -216,11 +217,11 @@ static void release_segment(struct payload_reader *p, struct open_segment *s)
 }
 
 /* Reads `count` blocks from `block` and checks them. `data` is page-aligned. */
-static int read_checked(struct payload_reader *p, uint32_t segment, uint32_t block, uint32_t count, char *data,
-                        struct error *err)
+static int read_checked(struct payload_reader *p, uint32_t segment, uint32_t generation, uint32_t block, uint32_t count,
+                        char *data, struct error *err)
 {
     struct open_segment *s = NULL;
-    int r = acquire_segment(p, segment, &s, err);
+    int r = acquire_segment(p, segment, generation, &s, err);
     if (r < 0)
         return r;
     struct le32 crcs[BOUNCE_BYTES / JOURNAL_BLOCK_BYTES];
@@ -267,11 +268,11 @@ static int read_segment(struct payload_reader *p, const struct extent *e, void *
     uint32_t skip = e->position % JOURNAL_BLOCK_SECTORS, block = e->position / JOURNAL_BLOCK_SECTORS;
     uint32_t count = (skip + e->length + JOURNAL_BLOCK_SECTORS - 1) / JOURNAL_BLOCK_SECTORS;
     if (skip == 0 && e->length % JOURNAL_BLOCK_SECTORS == 0 && (uintptr_t)data % JOURNAL_BLOCK_BYTES == 0)
-        return read_checked(p, e->segment, block, count, data, err);
+        return read_checked(p, e->segment, extent_generation(e), block, count, data, err);
     char *buffer = bounce();
     if (!buffer)
         return error_errno(err, -ENOMEM, "cannot read segment %u", e->segment);
-    int r = read_checked(p, e->segment, block, count, buffer, err);
+    int r = read_checked(p, e->segment, extent_generation(e), block, count, buffer, err);
     if (r == 0)
         memcpy(data, buffer + (size_t)skip * 512, (size_t)e->length * 512);
     return r;
@@ -306,7 +307,7 @@ static int rescue_store(struct payload_reader *p, struct lsn rewind, struct base
 
 static int read_reference(struct payload_reader *p, const struct extent *e, char *data, struct error *err)
 {
-    struct base_store *rescue;
+    struct base_store *rescue = NULL;
     int r = rescue_store(p, e->lsn, &rescue, err);
     for (struct extent left = *e; r == 0 && left.length;) {
         bool present;
@@ -356,13 +357,14 @@ int payload_read(struct payload_reader *p, const struct extent *e, void *data, s
     }
 }
 
-int payload_read_blocks(struct payload_reader *p, uint32_t segment, uint32_t block, void *data, uint32_t length_bytes,
-                        struct error *err)
+int payload_read_blocks(struct payload_reader *p, uint32_t segment, uint32_t generation, uint32_t block, void *data,
+                        uint32_t length_bytes, struct error *err)
 {
     char *buffer = bounce();
     if (!buffer || length_bytes > BOUNCE_BYTES)
         return error_errno(err, -ENOMEM, "cannot read segment %u", segment);
-    int r = read_checked(p, segment, block, (length_bytes + JOURNAL_BLOCK_BYTES - 1) / JOURNAL_BLOCK_BYTES, buffer, err);
+    uint32_t count = (length_bytes + JOURNAL_BLOCK_BYTES - 1) / JOURNAL_BLOCK_BYTES;
+    int r = read_checked(p, segment, generation, block, count, buffer, err);
     if (r == 0)
         memcpy(data, buffer, length_bytes);
     return r;

@@ -22,12 +22,12 @@ void payload_reader_free(struct payload_reader *p);
 /* The CRCs of segment `segment` are in the index `file` (a view's TAIL) instead of l0-<segment>.idx. */
 int payload_reader_tail(struct payload_reader *p, uint32_t segment, const char *file, struct error *err) MUST_CHECK;
 /* The same with a path from anywhere: an index that was made again. */
-int payload_reader_index(struct payload_reader *p, uint32_t segment, const char *path, struct error *err) MUST_CHECK;
+int payload_reader_index(struct payload_reader *p, uint32_t segment, uint32_t generation, const char *path, struct error *err) MUST_CHECK;
 /* Reads all of `e` (a clipped extent, up to 1 MiB) into `data`. Thread-safe. -EBADMSG: damaged. */
 int payload_read(struct payload_reader *p, const struct extent *e, void *data, struct error *err) MUST_CHECK;
 /* `length_bytes` from `block` of a segment, checked, for event payloads (up to 1 MiB). */
-int payload_read_blocks(struct payload_reader *p, uint32_t segment, uint32_t block, void *data, uint32_t length_bytes,
-                        struct error *err) MUST_CHECK;
+int payload_read_blocks(struct payload_reader *p, uint32_t segment, uint32_t generation, uint32_t block, void *data,
+                        uint32_t length_bytes, struct error *err) MUST_CHECK;
 /* What no extent covers: the base. */
 int payload_read_base(struct payload_reader *p, uint32_t volume, uint64_t lba, uint32_t length, void *data, struct error *err) MUST_CHECK;
 struct base_store *payload_base(struct payload_reader *p);

@@ -81,7 +81,8 @@ static int add_sealed(struct sources *s, const struct manifest *m, struct lsn ls
             continue;
         }
         struct lsn high = segment->last.n < lsn.n ? segment->last : lsn;
-        r = add_source(s, journal_l0_file(segment->number, name), LSN_NONE, high, group, segment->number, err);
+        journal_l0_file_of(segment->number, segment->generation, name);
+        r = add_source(s, name, LSN_NONE, high, group, segment->number, err);
         if (r == 0)
             r = add_rewinds(s, m, (struct lsn){segment->first.n - 1}, high, group, err);
     }
@@ -305,7 +306,9 @@ int journal_pin(struct journal *j, const char *name, struct lsn lsn, bool intern
     struct snapshot snapshot;
     struct sources sources = {0};
     uint32_t group = 0;
-    r = take_snapshot(j, lsn, &snapshot, err);
+    r = history_check_kept(j, lsn, err); /* entered above: from here on nothing thins it away */
+    if (r != -ERANGE) /* it cannot be told over damage: who salvages has resolved the point by what is left */
+        r = take_snapshot(j, lsn, &snapshot, err);
     if (r == 0) {
         r = add_tails(j, name, &snapshot, lsn, &sources, &group, err);
         if (r == 0)
@@ -333,6 +336,15 @@ int journal_unpin(struct journal *j, const char *name, struct error *err)
     pthread_cond_signal(&j->janitor_work);
     pthread_mutex_unlock(&j->mutex);
     return 0;
+}
+
+struct lsn pin_ceiling(const struct journal *j)
+{
+    struct lsn ceiling = LSN_NONE;
+    for (size_t i = 0; i < j->pin_count; i++)
+        if (j->pins[i].lsn.n > ceiling.n)
+            ceiling = j->pins[i].lsn;
+    return ceiling;
 }
 
 struct lsn pin_floor(struct journal *j)

@@ -164,7 +164,20 @@ static int scan_segment(struct scan *s, uint32_t number, struct error *err)
     return r < 0 ? r : 1;
 }
 
-/* Removes files that no manifest knows: segments after the last sealed one, indexes and rewinds not published. */
+/* Whether the manifest has the segment; `rest`: what follows the number in the file's name, ".g<generation>" or nothing. */
+static bool segment_is_known(const struct manifest *m, unsigned number, const char *rest)
+{
+    unsigned generation = 0;
+    if (sscanf(rest, ".g%u", &generation) != 1)
+        generation = 0;
+    for (size_t i = 0; i < m->segment_count; i++)
+        if (m->segments[i].number == number)
+            return m->segments[i].generation == generation;
+    return false;
+}
+
+/* Removes files that no manifest knows: segments that are not sealed, dropped or thinned ones, indexes and rewinds not
+ * published. */
 static void remove_strays(struct journal *j)
 {
     _cleanup_closedir_ DIR *d = opendir(j->directory);
@@ -174,8 +187,9 @@ static void remove_strays(struct journal *j)
         unsigned level, number;
         unsigned long long lsn;
         bool known = true;
-        if (sscanf(entry->d_name, "segment-%10u.tmj", &number) == 1) {
-            known = number < j->manifest.next_segment;
+        int end = 0;
+        if (sscanf(entry->d_name, "segment-%10u%n", &number, &end) == 1 || sscanf(entry->d_name, "l0-%10u%n", &number, &end) == 1) {
+            known = segment_is_known(&j->manifest, number, entry->d_name + end);
         } else if (sscanf(entry->d_name, "rewind-%20llu.idx", &lsn) == 1 || sscanf(entry->d_name, "rescue-%20llu", &lsn) == 1) {
             known = false;
             for (size_t i = 0; i < j->manifest.rewind_count; i++)
@@ -184,8 +198,6 @@ static void remove_strays(struct journal *j)
             known = false;
             for (size_t i = 0; i < j->manifest.run_count; i++)
                 known |= j->manifest.runs[i].level == level && j->manifest.runs[i].first_segment == number;
-        } else if (sscanf(entry->d_name, "l0-%10u.idx", &number) == 1) {
-            known = number < j->manifest.next_segment;
         }
         size_t length = strlen(entry->d_name);
         if (length > 4 && strcmp(entry->d_name + length - 4, ".tmp") == 0)
@@ -262,6 +274,7 @@ int recovery_run(struct journal *j, struct error *err)
     j->previous_crc = s.expected.previous_crc;
     j->manifest.epoch++;
     j->manifest.boot = boot;
+    j->was_killed = !j->manifest.clean;
     j->manifest.clean = false;
     remove_strays(j);
     return sealer_save(j, err);

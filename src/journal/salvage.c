@@ -41,7 +41,7 @@ static bool is_frame(const struct scan *s, uint32_t at, uint64_t least)
         return false;
     uint64_t number = le64_get(h->number), first = le64_get(h->first_lsn);
     return number >= least && number < s->info->first_frame + s->info->frames && first > s->after.n &&
-           first + le16_get(h->record_count) - 1 <= s->info->last.n && le32_get(h->blocks) <= s->info->used_blocks - at &&
+           frame_last_lsn(s->buffer) <= s->info->last.n && le32_get(h->blocks) <= s->info->used_blocks - at &&
            tail_fits(&s->found->tail, le16_get(h->record_count), le32_get(h->blocks));
 }
 
@@ -114,7 +114,7 @@ int salvage_scan(const char *directory, const struct uuid *journal, const struct
                  struct error *err)
 {
     char path[PATH_MAX], name[JOURNAL_FILE_BYTES];
-    snprintf(path, sizeof path, "%s/%s", directory, journal_segment_file(info->number, name));
+    snprintf(path, sizeof path, "%s/%s", directory, journal_segment_file_of(info->number, info->generation, name));
     *ret = (struct salvage_segment){0};
     _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
@@ -125,6 +125,7 @@ int salvage_scan(const char *directory, const struct uuid *journal, const struct
     if (r < 0)
         return r;
     tail_reset(&ret->tail, info->number, info->epoch, &info->boot);
+    ret->tail.info.generation = info->generation;
     s.buffer = io_alloc_pages((size_t)FRAME_MAX_BLOCKS * JOURNAL_BLOCK_BYTES);
     r = s.buffer ? follow(&s, err) : error_errno(err, -ENOMEM, "cannot salvage %s", path);
     io_free_pages(s.buffer, (size_t)FRAME_MAX_BLOCKS * JOURNAL_BLOCK_BYTES);

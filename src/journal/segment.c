@@ -24,7 +24,7 @@ static void free_file(unsigned index, char text[JOURNAL_FILE_BYTES])
     snprintf(text, JOURNAL_FILE_BYTES, "free-%u.tmj", index);
 }
 
-static void make_header(const struct journal *j, uint32_t number, void *block)
+void segment_make_header(const struct journal *j, uint32_t number, void *block)
 {
     memset(block, 0, JOURNAL_BLOCK_BYTES);
     struct segment_header *h = block;
@@ -41,6 +41,19 @@ static void make_header(const struct journal *j, uint32_t number, void *block)
     h->crc = le32_of(crc32c(0, block, JOURNAL_BLOCK_BYTES));
 }
 
+void segment_make_thinned_header(const struct journal *j, const struct segment_info *s, void *block)
+{
+    segment_make_header(j, s->number, block);
+    struct segment_header *h = block;
+    h->incompatible = le32_of(SEGMENT_THINNED);
+    h->epoch = le32_of(s->epoch);
+    h->blocks = le32_of(s->used_blocks);
+    h->generation = le32_of(s->generation);
+    memcpy(h->boot_id, s->boot.bytes, 16);
+    h->crc = le32_of(0);
+    h->crc = le32_of(crc32c(0, block, JOURNAL_BLOCK_BYTES));
+}
+
 int segment_check_header(const struct uuid *journal, uint32_t number, const void *block, struct error *err)
 {
     char copy[JOURNAL_BLOCK_BYTES];
@@ -50,7 +63,7 @@ int segment_check_header(const struct uuid *journal, uint32_t number, const void
     h->crc = le32_of(0);
     if (le64_get(h->magic) != SEGMENT_MAGIC || crc32c(0, copy, sizeof copy) != crc)
         return error_set(err, -EBADMSG, "segment %u has no valid header", number);
-    if (le32_get(h->version) != JOURNAL_VERSION || le32_get(h->incompatible))
+    if (le32_get(h->version) != JOURNAL_VERSION || le32_get(h->incompatible) & ~(uint32_t)SEGMENT_THINNED)
         return error_set(err, -EPROTONOSUPPORT, "segment %u has format version %u; use a newer tidemark", number,
                          le32_get(h->version));
     if (memcmp(h->journal_id, journal->bytes, 16) != 0 || le32_get(h->number) != number)
@@ -141,7 +154,7 @@ int segment_prepare(struct journal *j, uint32_t number, bool keep_room, int *ret
     void *block = io_alloc_pages(JOURNAL_BLOCK_BYTES);
     if (!block)
         return error_errno(err, -ENOMEM, "cannot make segment %u", number);
-    make_header(j, number, block);
+    segment_make_header(j, number, block);
     int r = io_pwrite_full(fd, block, JOURNAL_BLOCK_BYTES, 0);
     /* The first frame's place must not look like a frame, whatever the file held before. */
     memset(block, 0, JOURNAL_BLOCK_BYTES);

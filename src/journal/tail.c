@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/io.h"
+#include "journal/frame.h"
 
 int tail_init(struct tail *t, uint32_t segment_blocks, uint32_t max_records, struct error *err)
 {
@@ -65,6 +66,7 @@ static void add_record(struct tail *t, const struct frame_record *r, uint64_t ls
     switch (r->op) {
     case OP_WRITE:
     case OP_RESYNC:
+        e.flags = (uint16_t)(t->info.generation << EXTENT_GENERATION_SHIFT);
         e.kind = EXTENT_DATA;
         e.segment = t->info.number;
         e.position = (t->info.used_blocks + le16_get(r->payload_block)) * JOURNAL_BLOCK_SECTORS;
@@ -99,7 +101,7 @@ void tail_add_frame(struct tail *t, const void *header_block, const uint32_t *bl
     }
     uint64_t data_bytes = 0;
     for (uint32_t i = 0; i < count; i++) {
-        add_record(t, &records[i], first + i, realtime);
+        add_record(t, &records[i], frame_record_lsn(header_block, i), realtime);
         data_bytes += records[i].op == OP_WRITE ? le32_get(records[i].payload_bytes) : 0;
     }
     uint64_t last_delta_ns = count ? le32_get(records[count - 1].delta_us) * 1000ull : 0;
@@ -116,7 +118,7 @@ void tail_add_frame(struct tail *t, const void *header_block, const uint32_t *bl
     t->last_crc = le32_get(h->header_crc);
     t->info.records += count;
     t->info.used_blocks += blocks;
-    t->info.last = (struct lsn){first + count - 1};
+    t->info.last = (struct lsn){frame_last_lsn(header_block)};
     t->info.last_realtime_ns = realtime + last_delta_ns;
     t->info.last_boottime_ns = le64_get(h->boottime_ns) + last_delta_ns;
 }

@@ -68,14 +68,16 @@ static void damaged(struct verification *v, struct verify_damage damage)
     v->report->damage(v->report->context, &damage);
 }
 
-/* Whether the engine has dropped the segment since the manifest was read. */
-static bool was_dropped(struct verification *v, uint32_t segment)
+/* Whether the engine has dropped or thinned the segment since the manifest was read. */
+static bool was_dropped(struct verification *v, uint32_t segment, uint32_t generation)
 {
     struct manifest now;
     struct error ignored = ERROR_INIT;
     if (manifest_load(v->directory, &now, &ignored) < 0)
         return false;
-    bool dropped = now.segment_count == 0 ? segment < now.next_segment : segment < now.segments[0].number;
+    bool dropped = segment < now.next_segment;
+    for (size_t i = 0; i < now.segment_count; i++)
+        dropped &= now.segments[i].number != segment || now.segments[i].generation != generation;
     manifest_release(&now);
     return dropped;
 }
@@ -111,7 +113,7 @@ static void check_payloads(struct verification *v, const char *name, uint32_t bl
         if (blocks == 0 || crc == le32_get(r->payload_crc))
             continue;
         char what[96];
-        struct lsn lsn = {le64_get(h->first_lsn) + i};
+        struct lsn lsn = {frame_record_lsn(h, i)};
         snprintf(what, sizeof what, "payload at block %u does not match its checksum", block + first);
         uint64_t time = le64_get(h->realtime_ns) + le32_get(r->delta_us) * 1000ull;
         damaged(v, (struct verify_damage){.file = name, .what = what, .low = lsn, .high = lsn, .volume = le32_get(r->volume),
@@ -124,10 +126,10 @@ static void check_segment(struct verification *v, const struct segment_info *s)
 {
     char name[JOURNAL_FILE_BYTES], path[PATH_MAX];
     struct error err = ERROR_INIT;
-    snprintf(path, sizeof path, "%s/%s", v->directory, journal_segment_file(s->number, name));
+    snprintf(path, sizeof path, "%s/%s", v->directory, journal_segment_file_of(s->number, s->generation, name));
     _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
-        if (!was_dropped(v, s->number))
+        if (!was_dropped(v, s->number, s->generation))
             damaged(v, (struct verify_damage){.file = name, .what = "is missing", .low = s->first, .high = s->last});
         return;
     }
@@ -143,7 +145,7 @@ static void check_segment(struct verification *v, const struct segment_info *s)
         expected.room_blocks = s->used_blocks - block;
         if (io_pread_full(fd, v->buffer, JOURNAL_BLOCK_BYTES, offset) < 0 || !frame_is_expected(v->buffer, &expected, &why)) {
             char what[128];
-            if (was_dropped(v, s->number))
+            if (was_dropped(v, s->number, s->generation))
                 return;
             snprintf(what, sizeof what, "frame header at block %u: %s", block, why);
             damaged(v, (struct verify_damage){.file = name, .what = what, .low = {expected.after.n + 1}, .high = s->last});
@@ -158,7 +160,7 @@ static void check_segment(struct verification *v, const struct segment_info *s)
         check_payloads(v, name, block);
         expected.number++;
         expected.previous_crc = le32_get(h->header_crc);
-        expected.after.n = le64_get(h->first_lsn) + le16_get(h->record_count) - 1;
+        expected.after.n = frame_last_lsn(h);
         block += blocks;
     }
     v->summary->bytes += (uint64_t)s->used_blocks * JOURNAL_BLOCK_BYTES;
@@ -176,12 +178,28 @@ static void report_index(void *context, const char *what)
     damaged(d->v, (struct verify_damage){.file = d->name, .what = what, .low = d->low, .high = d->high});
 }
 
-/* What may have taken the file away meanwhile, in good order: a drop of the segment or rewind, the end of the pin. */
+/* What may have taken the file away meanwhile, in good order: a drop, thinning or merge of the segment, run or rewind; the
+ * end of the pin. */
 struct owner {
-    uint32_t segment; /* UINT32_MAX: none */
+    const struct segment_info *segment;
+    const struct run_info *run;
     struct lsn rewind;
     const char *pin;
 };
+
+/* Whether a run is in the manifest no more. */
+static bool run_is_gone(struct verification *v, const struct run_info *run)
+{
+    struct manifest now;
+    struct error ignored = ERROR_INIT;
+    if (manifest_load(v->directory, &now, &ignored) < 0)
+        return false;
+    bool gone = true;
+    for (size_t i = 0; i < now.run_count; i++)
+        gone &= now.runs[i].level != run->level || now.runs[i].first_segment != run->first_segment;
+    manifest_release(&now);
+    return gone;
+}
 
 static bool is_gone(struct verification *v, const struct owner *o)
 {
@@ -190,7 +208,9 @@ static bool is_gone(struct verification *v, const struct owner *o)
         snprintf(path, sizeof path, "%s/pins/%s", v->directory, o->pin);
         return access(path, F_OK) < 0;
     }
-    return o->rewind.n ? rewind_was_dropped(v, o->rewind) : was_dropped(v, o->segment);
+    if (o->rewind.n)
+        return rewind_was_dropped(v, o->rewind);
+    return o->run ? run_is_gone(v, o->run) : was_dropped(v, o->segment->number, o->segment->generation);
 }
 
 static void check_index(struct verification *v, const char *name, struct lsn low, struct lsn high, struct owner owner)
@@ -359,12 +379,11 @@ static void check_all(struct verification *v)
     for (size_t i = 0; i < v->m.segment_count; i++) {
         const struct segment_info *s = &v->m.segments[i];
         check_segment(v, s);
-        check_index(v, journal_l0_file(s->number, name), s->first, s->last, (struct owner){.segment = s->number});
+        check_index(v, journal_l0_file_of(s->number, s->generation, name), s->first, s->last, (struct owner){.segment = s});
     }
     for (size_t i = 0; i < v->m.run_count; i++) {
         const struct run_info *run = &v->m.runs[i];
-        check_index(v, journal_run_file(run->level, run->first_segment, name), run->low, run->high,
-                    (struct owner){.segment = run->last_segment});
+        check_index(v, journal_run_file(run->level, run->first_segment, name), run->low, run->high, (struct owner){.run = run});
     }
     check_rewinds(v);
     check_store(v, "base", v->m.base, false);

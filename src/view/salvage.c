@@ -81,15 +81,15 @@ static int rebuild(struct salvage *s, const struct segment_info *info, struct re
         return error_set(err, r, "%s", why.message);
     if (r < 0 || found.tail.frame_count == 0) {
         find(s, "%s: nothing of it is left: what was written from LSN %llu to %llu is not known",
-             journal_segment_file(info->number, name), (unsigned long long)info->first.n, (unsigned long long)info->last.n);
+             journal_segment_file_of(info->number, info->generation, name), (unsigned long long)info->first.n, (unsigned long long)info->last.n);
         if (r == 0)
             salvage_release(&found);
         return 0;
     }
-    snprintf(path, sizeof path, "%s/%s", s->scratch, journal_l0_file(info->number, name));
+    snprintf(path, sizeof path, "%s/%s", s->scratch, journal_l0_file_of(info->number, info->generation, name));
     r = salvage_write_index(&found, &s->m.journal_id, path, err);
     if (r == 0)
-        r = payload_reader_index(s->image->reader, info->number, path, err);
+        r = payload_reader_index(s->image->reader, info->number, info->generation, path, err);
     ret->path = r == 0 ? strdup(path) : NULL;
     if (r == 0 && !ret->path)
         r = error_errno(err, -ENOMEM, "cannot salvage the point");
@@ -97,10 +97,10 @@ static int rebuild(struct salvage *s, const struct segment_info *info, struct re
     ret->gap_count = found.gap_count;
     salvage_release(&found);
     if (r == 0)
-        find(s, "%s was made again from the frames of its segment", journal_l0_file(info->number, name));
+        find(s, "%s was made again from the frames of its segment", journal_l0_file_of(info->number, info->generation, name));
     for (size_t i = 0; r == 0 && i < ret->gap_count; i++)
         find(s, "%s: frames are damaged: what was written from LSN %llu to %llu is not known",
-             journal_segment_file(info->number, name), (unsigned long long)ret->gaps[i].low.n + 1,
+             journal_segment_file_of(info->number, info->generation, name), (unsigned long long)ret->gaps[i].low.n + 1,
              (unsigned long long)ret->gaps[i].high.n);
     return r;
 }
@@ -110,11 +110,11 @@ static int examine_segment(struct salvage *s, const struct segment_info *info, s
     char path[PATH_MAX], name[JOURNAL_FILE_BYTES];
     struct index *index;
     struct error why = ERROR_INIT;
-    snprintf(path, sizeof path, "%s/%s", s->directory, journal_segment_file(info->number, name));
+    snprintf(path, sizeof path, "%s/%s", s->directory, journal_segment_file_of(info->number, info->generation, name));
     if (access(path, F_OK) < 0)
         find(s, "%s is missing: what it held of LSN %llu to %llu cannot be read", name, (unsigned long long)info->first.n,
              (unsigned long long)info->last.n);
-    snprintf(path, sizeof path, "%s/%s", s->directory, journal_l0_file(info->number, name));
+    snprintf(path, sizeof path, "%s/%s", s->directory, journal_l0_file_of(info->number, info->generation, name));
     if (open_checked(s, path, &index, &why) == 0) {
         index_free(index);
         ret->path = strdup(path);
@@ -178,7 +178,7 @@ static int add_segment(struct salvage *s, size_t i, struct error *err)
     const struct remains *left = &s->remains[i];
     char name[JOURNAL_FILE_BYTES];
     struct index *index;
-    journal_segment_file(info->number, name);
+    journal_segment_file_of(info->number, info->generation, name);
     if (!left->path)
         return add_lost(s, name, (struct lsn){info->first.n - 1}, info->last, err);
     int r = index_open(left->path, s->image->cache, &index, err);
@@ -389,8 +389,8 @@ int image_check_files(const char *directory, const char *pin_name, struct error 
         const struct segment_info *info = &m.segments[i];
         if (info->first.n > lsn.n || info->last.n <= m.base.n)
             continue;
-        const char *missing = !is_there(directory, journal_segment_file(info->number, segment)) ? segment
-                              : !is_there(directory, journal_l0_file(info->number, l0))         ? l0
+        const char *missing = !is_there(directory, journal_segment_file_of(info->number, info->generation, segment)) ? segment
+                              : !is_there(directory, journal_l0_file_of(info->number, info->generation, l0))         ? l0
                                                                                                 : NULL;
         if (missing && still_needed(directory, info->number))
             r = error_set(err, -EBADMSG, "%s/%s is missing: what was written from LSN %llu to %llu cannot be read", directory,

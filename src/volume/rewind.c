@@ -125,7 +125,6 @@ struct builder {
     struct group_change *change;
     struct image *target;
     struct lsn lsn, base;
-    uint32_t first_segment;
     struct index_writer *writer;
     struct base_store *rescue;
     char *buffer;
@@ -134,7 +133,7 @@ struct builder {
 static int emit(struct builder *b, struct extent piece, struct error *err)
 {
     piece.lsn = b->lsn;
-    piece.flags = EXTENT_REFERENCE;
+    piece.flags |= EXTENT_REFERENCE;
     return index_writer_add(b->writer, &piece, err);
 }
 
@@ -150,6 +149,7 @@ static int emit_copy(struct builder *b, const struct extent *piece, struct error
     }
     struct extent copied = *piece;
     copied.kind = EXTENT_BASE;
+    copied.flags = 0;
     return r < 0 ? r : emit(b, copied, err);
 }
 
@@ -178,7 +178,8 @@ static int emit_piece(struct builder *b, const struct extent *piece, struct erro
     bool reference = piece->flags & EXTENT_REFERENCE;
     if (piece->lsn.n <= b->base.n) /* also where nothing covers it: LSN 0 */
         return emit_base(b, piece, err);
-    if (reference && (piece->kind == EXTENT_BASE || piece->segment < b->first_segment))
+    if (reference && (piece->kind == EXTENT_BASE ||
+                      !journal_has_segment(b->g->journal, piece->segment, extent_generation(piece))))
         return emit_copy(b, piece, err);
     return emit(b, *piece, err);
 }
@@ -225,7 +226,6 @@ static int build_run(struct builder *b, struct image *latest, struct lsn target,
     b->base = m.base;
     r = make_rescue(b, &m, err);
     manifest_release(&m);
-    b->first_segment = journal_first_segment(b->g->journal);
     b->buffer = r == 0 ? io_alloc_pages(COPY_SECTORS * BLOCK_SECTOR_BYTES) : NULL;
     if (r == 0 && !b->buffer)
         r = error_errno(err, -ENOMEM, "cannot rewind");

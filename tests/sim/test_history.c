@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* J1, J3, J4, J5, J8: random histories on three volumes with tiny segments against an array model; every LSN is compared.
  *
- *   test_history [--histories N] [--seed S] [--seconds T] [--verbose]
+ *   test_history [--histories N] [--seed S] [--seconds T] [--thin] [--verbose]
+ *
+ * With --thin, time goes by between the steps, old history is thinned and dropped by its age, and killed in each step of
+ * thinning: what is kept must be what it was, the rest must be refused, and each calendar interval must have its point.
  *
  * Each history prints its seed when it fails; --seed S --histories 1 replays it. */
 #include <errno.h>
@@ -16,17 +19,19 @@
 #include "journal/journal.h"
 #include "view/image.h"
 #include "volume/group.h"
+#include "journal/verify.h"
 
 #define VOLUMES 3
 #define MAX_POINTS 600
 #define MAX_OBJECTS 4
 
-static const uint64_t sizes[VOLUMES] = {192 * 1024, 64 * 1024 + 4096, 3 << 20};
+static uint64_t sizes[VOLUMES] = {192 * 1024, 64 * 1024 + 4096, 3 << 20};
 
 struct point_model {
     uint64_t lsn;
     char *data; /* all volumes one after the other */
     int objects[MAX_OBJECTS]; /* 0: absent, else version */
+    uint64_t time_ns;
 };
 
 struct history {
@@ -44,9 +49,19 @@ struct history {
     uint32_t records, blocks, fanout;
     int step;
     const char *doing;
+    struct clock clock;
+    _Atomic uint64_t now_ns;
+    _Atomic unsigned fault; /* step of thinning in which it is killed; 0: none */
+    _Atomic bool killed;
+    uint64_t refused, thinned, history_ns, quota_bytes;
+    struct image *view; /* open for a while; NULL: none */
+    size_t view_point;
 };
 
-static bool verbose;
+static bool verbose, thin;
+static const struct journal_thinning thinning[] = {{20 * NS_PER_SECOND, 2}, {60 * NS_PER_SECOND, 10}, {300 * NS_PER_SECOND, 60}};
+#define THINNING_STEPS (sizeof thinning / sizeof *thinning)
+#define START_NS (1700000000ull * NS_PER_SECOND)
 static struct error err;
 
 static void fail(struct history *h, const char *format, ...)
@@ -56,7 +71,7 @@ static void fail(struct history *h, const char *format, ...)
     va_start(args, format);
     vfprintf(stderr, format, args);
     va_end(args);
-    fprintf(stderr, "\nreplay: test_history --histories 1 --seed %llu\n", (unsigned long long)h->seed);
+    fprintf(stderr, "\nreplay: test_history --histories 1%s --seed %llu\n", thin ? " --thin" : "", (unsigned long long)h->seed);
     exit(1);
 }
 #define OK(h, call)                                                                                                    \
@@ -105,6 +120,22 @@ static void remember(struct history *h)
     p->data = malloc(h->total);
     memcpy(p->data, h->live, h->total);
     memcpy(p->objects, h->objects, sizeof p->objects);
+    p->time_ns = h->now_ns;
+}
+
+static uint64_t test_time(void *context)
+{
+    return ((struct history *)context)->now_ns;
+}
+
+static bool test_fault(void *context, unsigned step)
+{
+    struct history *h = context;
+    if (h->fault != step)
+        return false;
+    h->fault = 0;
+    h->killed = true;
+    return true;
 }
 
 static void open_all(struct history *h)
@@ -115,6 +146,16 @@ static void open_all(struct history *h)
                                       .fanout = h->fanout,
                                       .ring_path = h->ring,
                                       .owner = "test"};
+    if (thin) {
+        h->clock = (struct clock){test_time, test_time, h};
+        options.clock = &h->clock;
+        options.thin_fault = test_fault;
+        options.thin_fault_context = h;
+        options.history_ns = h->history_ns;
+        options.quota_bytes = h->quota_bytes;
+        memcpy(options.thinning, thinning, sizeof thinning);
+        options.thinning_count = THINNING_STEPS;
+    }
     OK(h, journal_open(&options, &h->journal, &err));
     OK(h, group_new(h->journal, h->ack, NULL, &h->group, &err));
     for (int i = 0; i < VOLUMES; i++) {
@@ -147,12 +188,62 @@ static int see_object(void *context, const char *name, const char *content, size
     return 0;
 }
 
-static void check_point(struct history *h, const struct point_model *p)
+/* With --thin: the calendar interval of a point that is gone has another one that is not older. */
+static void check_interval(struct history *h, const struct point_model *p)
 {
-    struct image *image;
+    uint64_t keep_ns = 0, now = h->now_ns;
+    for (size_t i = 0; i < THINNING_STEPS; i++)
+        if (now - p->time_ns >= thinning[i].after_ns)
+            keep_ns = thinning[i].keep_s * NS_PER_SECOND;
+    if (!keep_ns)
+        fail(h, "J5: LSN %llu is refused, but too young: %s", (unsigned long long)p->lsn, err.message);
+    uint64_t end = (p->time_ns / keep_ns + 1) * keep_ns;
+    struct point point = {.kind = POINT_TIME, .realtime_ns = end - 1};
+    struct journal_point found;
+    if (end > now)
+        return;
+    int r = journal_resolve(h->journal, &point, &found, &err);
+    if (r < 0 && strstr(err.message, "gap"))
+        return;
+    OK(h, r);
+    if (found.lsn.n < p->lsn)
+        fail(h, "J5: of the %llu s from LSN %llu on nothing is kept: LSN %llu is the last before their end",
+             (unsigned long long)(keep_ns / NS_PER_SECOND), (unsigned long long)p->lsn, (unsigned long long)found.lsn.n);
+}
+
+/* Whether a point of the model can be opened. */
+static bool is_kept(struct history *h, const struct point_model *p)
+{
+    struct journal_status s;
+    struct journal_point found;
+    struct point point = {.kind = POINT_LSN, .lsn = {p->lsn}};
+    if (!thin)
+        return p->lsn >= h->base;
+    journal_status(h->journal, &s);
+    h->base = s.oldest.n;
+    if (p->lsn < h->base)
+        return false;
+    int r = journal_resolve(h->journal, &point, &found, &err);
+    if (r == 0 && found.lsn.n != p->lsn)
+        fail(h, "J5: LSN %llu opens as LSN %llu", (unsigned long long)p->lsn, (unsigned long long)found.lsn.n);
+    if (r == 0)
+        return true;
+    if (r != -ERANGE)
+        fail(h, "LSN %llu: %s", (unsigned long long)p->lsn, err.message);
+    if (strstr(err.message, "thinned")) {
+        h->refused++;
+        if (journal_pin(h->journal, "engine-refused", (struct lsn){p->lsn}, true, &err) != -ERANGE)
+            fail(h, "J5: LSN %llu was thinned away, but can be pinned", (unsigned long long)p->lsn);
+        check_interval(h, p);
+    } else if (!strstr(err.message, "outside")) {
+        fail(h, "LSN %llu: %s", (unsigned long long)p->lsn, err.message);
+    }
+    return false;
+}
+
+static void compare_image(struct history *h, struct image *image, const struct point_model *p)
+{
     char *data = malloc(3 << 20);
-    OK(h, journal_pin(h->journal, "engine-test", (struct lsn){p->lsn}, true, &err));
-    OK(h, image_open(h->directory, "engine-test", &image, &err));
     for (int i = 0; i < VOLUMES; i++) {
         for (uint64_t at = 0; at < sizes[i];) { /* in uneven pieces */
             uint64_t part = 512 * (1 + below(h, 300));
@@ -167,13 +258,108 @@ static void check_point(struct history *h, const struct point_model *p)
             at += part;
         }
     }
+    free(data);
+}
+
+static void check_point(struct history *h, const struct point_model *p)
+{
+    struct image *image;
+    int r = journal_pin(h->journal, "engine-test", (struct lsn){p->lsn}, true, &err);
+    if (thin && r == -ERANGE)
+        return; /* the janitor was faster */
+    OK(h, r);
+    OK(h, image_open(h->directory, "engine-test", &image, &err));
+    compare_image(h, image, p);
     image_free(image);
-    OK(h, journal_unpin(h->journal, "engine-test", &err));
     int seen[MAX_OBJECTS] = {0};
     OK(h, journal_objects(h->journal, (struct lsn){p->lsn}, see_object, seen, &err));
     if (memcmp(seen, p->objects, sizeof seen) != 0)
         fail(h, "the objects as of LSN %llu are not what they were", (unsigned long long)p->lsn);
-    free(data);
+    OK(h, journal_unpin(h->journal, "engine-test", &err));
+}
+
+/* ---- with --thin ---- */
+
+static void close_view(struct history *h)
+{
+    if (!h->view)
+        return;
+    compare_image(h, h->view, &h->points[h->view_point]);
+    image_free(h->view);
+    h->view = NULL;
+    OK(h, journal_unpin(h->journal, "engine-view", &err));
+}
+
+/* A view that is open for a while sees what it saw, whatever is thinned meanwhile. */
+static void open_or_close_view(struct history *h)
+{
+    h->doing = "view";
+    if (h->view || !h->point_count) {
+        close_view(h);
+        return;
+    }
+    h->view_point = below(h, h->point_count);
+    const struct point_model *p = &h->points[h->view_point];
+    if (!is_kept(h, p) || journal_pin(h->journal, "engine-view", (struct lsn){p->lsn}, true, &err) == -ERANGE)
+        return;
+    OK(h, image_open(h->directory, "engine-view", &h->view, &err));
+}
+
+static void tell_damage(void *context, const struct verify_damage *d)
+{
+    fail(context, "J6: %s: %s", d->file, d->what);
+}
+
+static void tell_progress(void *context, uint64_t done, uint64_t total)
+{
+    (void)context, (void)done, (void)total;
+}
+
+static void verify(struct history *h)
+{
+    struct verify_report report = {tell_damage, tell_progress, h};
+    struct verify_summary summary;
+    h->doing = "verify";
+    OK(h, journal_verify(h->directory, &report, &summary, &err));
+}
+
+/* With nothing left to do: what is too old is gone. */
+static void check_segments(struct history *h)
+{
+    struct manifest m;
+    OK(h, journal_manifest(h->journal, &m, &err));
+    for (size_t i = 0; i < m.segment_count; i++) {
+        const struct segment_info *s = &m.segments[i];
+        h->thinned += s->generation > 0;
+        if (h->history_ns && !h->view && !s->open_end && h->now_ns - s->last_realtime_ns > h->history_ns)
+            fail(h, "segment %u is older than the history that is wanted", s->number);
+    }
+    manifest_release(&m);
+}
+
+static void kill_and_reopen(struct history *h)
+{
+    remember(h);
+    close_view(h);
+    h->killed = false;
+    group_abandon(h->group);
+    journal_abandon(h->journal);
+    open_all(h);
+    check_live(h);
+}
+
+static void thin_now(struct history *h)
+{
+    h->doing = "thin";
+    if (below(h, 2))
+        OK(h, journal_seal(h->journal, &err));
+    h->fault = below(h, 2) ? 1 + (unsigned)below(h, 6) : 0;
+    OK(h, journal_maintain(h->journal, &err));
+    h->fault = 0;
+    if (h->killed) {
+        h->doing = "kill while thinning";
+        kill_and_reopen(h);
+    }
 }
 
 /* ---- operations ---- */
@@ -233,7 +419,7 @@ static void rewind_random(struct history *h)
     if (!h->point_count)
         return;
     const struct point_model *p = &h->points[below(h, h->point_count)];
-    if (p->lsn < h->base)
+    if (!is_kept(h, p))
         return;
     h->doing = "rewind";
     if (h->last_rewind > h->base && below(h, 4) == 0) { /* undo */
@@ -241,10 +427,13 @@ static void rewind_random(struct history *h)
             if (h->points[i].lsn <= h->last_rewind - 1)
                 p = &h->points[i];
         h->doing = "undo";
-        if (p->lsn < h->base)
+        if (!is_kept(h, p))
             return;
     }
-    OK(h, group_rewind(h->group, (struct lsn){p->lsn}, false, &c, &err));
+    int r = group_rewind(h->group, (struct lsn){p->lsn}, false, &c, &err);
+    if (thin && r == -ERANGE)
+        return; /* the janitor was faster */
+    OK(h, r);
     free(c.volumes);
     h->last_rewind = c.lsn.n;
     memcpy(h->live, p->data, h->total);
@@ -260,6 +449,7 @@ static void reopen(struct history *h)
     bool kill = below(h, 2);
     h->doing = kill ? "kill and reopen" : "close and reopen";
     remember(h);
+    close_view(h);
     if (kill) {
         if (h->ack == GROUP_ACK_FLUSH && below(h, 2))
             OK(h, block_flush(group_volume_block(h->group, 0), &err));
@@ -295,6 +485,17 @@ static void drop(struct history *h)
 static void step(struct history *h)
 {
     uint64_t dice = below(h, 100);
+    if (thin) {
+        uint64_t most_s = below(h, 3) ? 1 : below(h, 8) ? 5 : 90;
+        h->now_ns += below(h, most_s * NS_PER_SECOND);
+        uint64_t event = below(h, 20);
+        if (event < 2)
+            thin_now(h);
+        else if (event == 2)
+            open_or_close_view(h);
+        else if (event == 3)
+            verify(h);
+    }
     if (dice < 70)
         change(h);
     else if (dice < 76)
@@ -311,17 +512,17 @@ static void step(struct history *h)
         drop(h);
     else if (dice < 95)
         reopen(h);
-    else if (h->point_count && h->points[h->point_count - 1].lsn >= h->base) {
+    else if (h->point_count) {
         h->doing = "look back";
         size_t i = below(h, h->point_count);
-        if (h->points[i].lsn >= h->base)
+        if (is_kept(h, &h->points[i]))
             check_point(h, &h->points[i]);
     }
     OK(h, journal_sync(h->journal, -1, NULL, &err)); /* `latest` counts written records */
     remember(h);
 }
 
-static void run(uint64_t seed, uint64_t *checked)
+static void run(uint64_t seed, uint64_t *checked, uint64_t *thinned, uint64_t *refused)
 {
     struct history *h = calloc(1, sizeof *h);
     char template[] = "/dev/shm/tidemark-history-XXXXXX";
@@ -338,9 +539,12 @@ static void run(uint64_t seed, uint64_t *checked)
     h->total = volume_at(VOLUMES);
     h->live = calloc(1, h->total);
     h->doing = "open";
+    h->now_ns = START_NS;
+    h->history_ns = thin && below(h, 3) == 0 ? 400 * NS_PER_SECOND : 0;
+    h->quota_bytes = thin && below(h, 3) == 0 ? (4 + below(h, 6)) * h->blocks * 4096 : 0;
     open_all(h);
     remember(h);
-    uint64_t steps = 20 + below(h, 60);
+    uint64_t steps = thin ? 60 + below(h, 140) : 20 + below(h, 60);
     for (h->step = 0; h->step < (int)steps; h->step++)
         step(h);
     h->doing = "final check";
@@ -350,11 +554,18 @@ static void run(uint64_t seed, uint64_t *checked)
         OK(h, journal_seal(h->journal, &err));
     OK(h, journal_maintain(h->journal, &err));
     check_live(h);
+    if (thin) {
+        check_segments(h);
+        verify(h);
+    }
     for (size_t i = 0; i < h->point_count; i++)
-        if (h->points[i].lsn >= h->base) {
+        if (is_kept(h, &h->points[i])) {
             check_point(h, &h->points[i]);
             ++*checked;
         }
+    close_view(h);
+    *thinned += h->thinned;
+    *refused += h->refused;
     group_free(h->group);
     OK(h, journal_close(h->journal, &err));
     OK(h, io_remove_tree(h->directory, &err));
@@ -369,9 +580,10 @@ int main(int argc, char **argv)
     static const struct option options[] = {{"histories", required_argument, NULL, 'n'},
                                             {"seed", required_argument, NULL, 's'},
                                             {"seconds", required_argument, NULL, 't'},
+                                            {"thin", no_argument, NULL, 'T'},
                                             {"verbose", no_argument, NULL, 'v'},
                                             {0}};
-    uint64_t histories = 200, seconds = 0, checked = 0, seed;
+    uint64_t histories = 200, seconds = 0, checked = 0, thinned = 0, refused = 0, seed;
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
     seed = (uint64_t)now.tv_sec * 1000003u + (uint64_t)now.tv_nsec;
@@ -383,11 +595,15 @@ int main(int argc, char **argv)
             seed = strtoull(optarg, NULL, 10);
         else if (option == 't')
             seconds = strtoull(optarg, NULL, 10);
+        else if (option == 'T')
+            thin = true;
         else if (option == 'v')
             verbose = true;
         else
             return 2;
     }
+    if (thin)
+        sizes[2] = 3 << 19; /* longer histories, smaller copies of them */
     time_t start = now.tv_sec;
     uint64_t done = 0;
     printf("first seed %llu\n", (unsigned long long)seed);
@@ -395,8 +611,10 @@ int main(int argc, char **argv)
     for (; seconds ? (uint64_t)(time(NULL) - start) < seconds : done < histories; done++) {
         if (verbose)
             printf("seed %llu\n", (unsigned long long)(seed + done));
-        run(seed + done, &checked);
+        run(seed + done, &checked, &thinned, &refused);
     }
     printf("%llu histories, %llu points compared\n", (unsigned long long)done, (unsigned long long)checked);
+    if (thin)
+        printf("%llu thinned segments, %llu points refused\n", (unsigned long long)thinned, (unsigned long long)refused);
     return 0;
 }

@@ -17,7 +17,11 @@ VOLUMES = [
 SHOP = {
     "name": "shop", "state": "protected", "message": None, "lsn": 1234, "durable_lsn": 1230, "oldest_lsn": 1,
     "oldest_time": "2026-01-01T00:00:00.000Z", "latest_time": "2026-01-02T00:00:00.000Z", "rpo_ms": 12,
-    "journal_bytes": 1 << 20, "quota_bytes": 1 << 33, "base_bytes": 0, "ack": "write", "export": "fuse",
+    "journal_bytes": 1 << 20, "quota_bytes": 1 << 33, "base_bytes": 0,
+    "history": {"limit_seconds": 2592000, "quota_seconds": 7200, "spans": [
+        {"from": "2026-11-20T00:00:00Z", "to": "2026-11-21T00:00:00Z", "granularity_seconds": 60},
+        {"from": "2026-11-21T00:00:00Z", "to": "2026-11-21T02:00:00Z", "granularity_seconds": 0}]},
+    "ack": "write", "export": "fuse",
     "policy": "default", "manifests": None, "engine_pid": 1, "restarts": 0, "alarms": [], "rewind": None,
     "resync": None, "operation": None, "views": ["v-1"], "volumes": VOLUMES,
 }

@@ -17,7 +17,7 @@ import fake_api
 
 TIDEMARK = os.environ.get("TIDEMARK", "tidemark")
 MAN = os.environ.get("TIDEMARK_MAN")
-COMMANDS = ["up", "apply", "delete", "status", "points", "tag", "open", "views", "close", "diff", "rewind", "undo",
+COMMANDS = ["up", "apply", "policy", "delete", "status", "points", "tag", "open", "views", "close", "diff", "rewind", "undo",
             "verify", "upgrade-engine", "version", "completion", "help"]
 READING = ["status", "points", "views", "diff", "verify", "upgrade-engine", "version", "tag", "open", "rewind", "undo"]
 try:
@@ -125,7 +125,8 @@ class Help(unittest.TestCase):
                     continue
                 with self.subTest(line=line):
                     result = run(*words, "--socket", "/nonexistent/s")
-                    self.assertIn(result.returncode, (0, 5) if command == "version" else (5,), result.stderr)
+                    expected = {"version": (0, 5), "policy": (1,)}.get(command, (5,))  # 1: there is no such file
+                    self.assertIn(result.returncode, expected, result.stderr)
 
 
 @unittest.skipUnless(MAN, "TIDEMARK_MAN is not set")
@@ -287,6 +288,24 @@ class WithoutServer(unittest.TestCase):
         self.assertEqual(run("version", "-q", "--socket", "/nonexistent/s").stdout.count("\n"), 1)
         self.assertIsNone(json.loads(run("version", "-o", "json", "--socket", "/nonexistent/s").stdout)["server"])
         self.assertEqual(run("--version").returncode, 0)
+
+    def test_policy_lint(self):
+        with tempfile.TemporaryDirectory() as directory:
+            good, bad = os.path.join(directory, "good.yaml"), os.path.join(directory, "bad.yaml")
+            head = "apiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\nmetadata: {name: gold}\n"
+            with open(good, "w", encoding="utf-8") as f:
+                f.write(head + "spec: {journal: {history: 30d, quota: 1Gi, thinning: [{after: 2h, keep: 1m}]}}\n")
+            with open(bad, "w", encoding="utf-8") as f:
+                f.write(head + "spec: {journal: {history: 30}}\n")
+            result = run("policy", "lint", good)
+            self.assertEqual(result.returncode, 0)
+            self.assertIn("every write is kept for 2h, then a point each 1m until 30d", result.stdout)
+            result = run("policy", "lint", bad, good)
+            self.assertEqual(result.returncode, 1)
+            self.assertIn("bad.yaml:4:27: spec.journal.history: found '30'", result.stderr)
+            self.assertIn("ProtectionPolicy/gold", result.stdout)
+            self.assertEqual(run("policy", "check", good).returncode, 2)
+            self.assertEqual(run("policy", "lint").returncode, 2)
 
     def test_apply_reads_files_first(self):
         result = run("apply", "-f", "/nonexistent.yaml", "--socket", "/nonexistent/s")

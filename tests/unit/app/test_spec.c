@@ -106,6 +106,59 @@ static void policies(void **unused)
            "f.yaml:4:17: spec.ackMode: found 'never'; expected write or flush");
 }
 
+static void retention(void **unused)
+{
+    (void)unused;
+    _cleanup_app_documents_ struct app_documents *d =
+        parse(POLICY "spec: {journal: {history: 30d, quota: 50Gi, thinning: [{after: 2h, keep: 1s}, {after: 36h, keep: 1m}]}}\n");
+    const struct app_policy *p = d->items[0].policy;
+    assert_int_equal(p->history_ns, 30 * 86400ull * 1000000000u);
+    assert_int_equal(p->thinning_count, 2);
+    assert_int_equal(p->thinning[1].after_ns, 36 * 3600ull * 1000000000u);
+    assert_int_equal(p->thinning[1].keep_s, 60);
+    _cleanup_free_ char *text = app_policy_to_yaml(p);
+    assert_non_null(strstr(text, "  journal:\n    history: 30d\n    quota: 50Gi\n    thinning:\n    - after: 2h\n      keep: 1s\n"
+                                 "    - after: 36h\n      keep: 1m\n"));
+    _cleanup_app_documents_ struct app_documents *again = parse(text);
+    _cleanup_free_ char *second = app_policy_to_yaml(again->items[0].policy);
+    assert_string_equal(second, text);
+    /* The default, and none. */
+    _cleanup_app_documents_ struct app_documents *plain = parse(POLICY "spec: {}\n");
+    assert_int_equal(plain->items[0].policy->thinning_count, 3);
+    assert_int_equal(plain->items[0].policy->thinning[2].keep_s, 3600);
+    assert_int_equal(plain->items[0].policy->history_ns, 0);
+    _cleanup_app_documents_ struct app_documents *none = parse(POLICY "spec: {journal: {thinning: []}}\n");
+    assert_int_equal(none->items[0].policy->thinning_count, 0);
+    _cleanup_free_ char *nothing = app_policy_to_yaml(none->items[0].policy);
+    assert_non_null(strstr(nothing, "    thinning: []\n"));
+    _cleanup_app_documents_ struct app_documents *still = parse(nothing);
+    assert_int_equal(still->items[0].policy->thinning_count, 0);
+}
+
+static void wrong_retention(void **unused)
+{
+    (void)unused;
+    refuse(POLICY "spec: {journal: {history: 30}}\n",
+           "f.yaml:4:27: spec.journal.history: found '30'; expected a duration such as 90s, 24h or 30d");
+    refuse(POLICY "spec: {journal: {history: 1s}}\n", "f.yaml:4:27: spec.journal.history: found '1s'; expected at least 1 min");
+    refuse(POLICY "spec: {journal: {histroy: 1d}}\n",
+           "f.yaml:4:18: spec.journal.histroy: unknown field; did you mean 'history'? (expected one of: history, quota, thinning)");
+    refuse(POLICY "spec: {journal: {thinning: 1h}}\n",
+           "f.yaml:4:28: spec.journal.thinning: found '1h'; expected a list of steps such as {after: 24h, keep: 1m}");
+    refuse(POLICY "spec: {journal: {thinning: [{after: 2h}]}}\n",
+           "f.yaml:4:29: spec.journal.thinning[0].keep: missing; expected a duration such as 1m");
+    refuse(POLICY "spec: {journal: {thinning: [{after: 2h, keep: 1500ms}]}}\n",
+           "f.yaml:4:47: spec.journal.thinning[0].keep: found '1500ms'; expected whole seconds");
+    refuse(POLICY "spec: {journal: {thinning: [{after: 2h, keep: 3h}]}}\n",
+           "f.yaml:4:47: spec.journal.thinning[0].keep: found '3h'; expected not more than `after`");
+    refuse(POLICY "spec: {journal: {thinning: [{after: 2h, keep: 1s}, {after: 1h, keep: 1m}]}}\n",
+           "f.yaml:4:60: spec.journal.thinning[1].after: found '1h'; expected more than in the step before");
+    refuse(POLICY "spec: {journal: {thinning: [{after: 2h, keep: 40s}, {after: 3h, keep: 1m}]}}\n",
+           "f.yaml:4:71: spec.journal.thinning[1].keep: found '1m'; expected a multiple of `keep` in the step before, and more than it");
+    refuse(POLICY "spec: {journal: {history: 2h, thinning: [{after: 2h, keep: 40s}]}}\n",
+           "f.yaml:4:27: spec.journal.history: found '2h'; expected more than `after` of the last step of thinning");
+}
+
 static void envelope(void **unused)
 {
     (void)unused;
@@ -187,7 +240,7 @@ static void others(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(whole),    cmocka_unit_test(canonical),
-                                       cmocka_unit_test(policies), cmocka_unit_test(envelope),
+                                       cmocka_unit_test(policies), cmocka_unit_test(retention), cmocka_unit_test(wrong_retention), cmocka_unit_test(envelope),
                                        cmocka_unit_test(volumes),  cmocka_unit_test(others)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

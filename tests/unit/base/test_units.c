@@ -79,6 +79,10 @@ static void formats(void **unused)
     assert_string_equal(units_format_duration(250000000, text), "250 ms");
     assert_string_equal(units_format_duration(7380000000000ull, text), "2 h 3 min");
     assert_string_equal(units_format_duration(0, text), "0 us");
+    assert_string_equal(units_format_exact_duration(30ull * 86400 * 1000000000u, text), "30d");
+    assert_string_equal(units_format_exact_duration(36ull * 3600 * 1000000000u, text), "36h");
+    assert_string_equal(units_format_exact_duration(1500000000, text), "1500ms");
+    assert_string_equal(units_format_exact_duration(1, text), "1ns");
 }
 
 static void numbers(void **unused)

@@ -1,0 +1,398 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Thinning old history (J5): a stretch of sealed segments becomes fewer ones, of the next generation, in the same format,
+ * with the records that are the newest of some sector as of some kept point, at the LSNs that they had, and all events. Only
+ * kept points have the flag LAST there. A kill at any step leaves the old history or the new:
+ *  1. read all records: which points are kept; then the indexes: which records survive;
+ *  2. what rewinds refer to in these segments is copied to their rescue stores;
+ *  3. the survivors are written to new files, synced, which the manifest does not name yet;
+ *  4. one replacement of the manifest: the new segments instead of the old ones, without the runs over them;
+ *  5. the old files go.
+ * Something that reads the stretch by a pin, or waits for the maintenance, makes it give up: nothing has happened then. */
+#include "journal/thin.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/io.h"
+#include "journal/frame.h"
+#include "journal/journal_internal.h"
+#include "journal/thin_internal.h"
+
+#define WINDOW_BYTES ((size_t)FRAME_MAX_BLOCKS * JOURNAL_BLOCK_BYTES)
+#define QUOTA_PART 8u /* a stretch is at most so small a part of the quota */
+
+struct job {
+    struct journal *j;
+    struct manifest m;
+    struct thin_stretch stretch;
+    const struct segment_info *sources;
+    struct thin_chooser chooser;
+    struct thin_survivors survivors;
+    struct thin_output output;
+    char *window;
+    bool killed; /* by a test: nothing is cleaned up */
+};
+
+/* ---- reading the frames of one segment ---- */
+
+struct source {
+    struct job *job;
+    const struct segment_info *info;
+    int fd;
+    struct frame_expectation expected;
+    uint32_t block;                  /* of the next frame */
+    uint32_t window_at, window_blocks; /* what job->window holds */
+    const struct frame_header *frame;
+};
+
+static int open_source(struct job *job, size_t i, struct source *ret, struct error *err)
+{
+    const struct segment_info *s = &job->sources[i];
+    char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
+    journal_path(job->j, journal_segment_file_of(s->number, s->generation, name), path);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
+    if (fd < 0 && errno == EINVAL)
+        fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return error_errno(err, -errno, "cannot open %s", path);
+    *ret = (struct source){.job = job, .info = s, .fd = fd, .block = 1};
+    ret->expected = (struct frame_expectation){.journal_id = job->m.journal_id, .epoch = s->epoch, .number = s->first_frame,
+                                               .previous_crc = s->first_previous_crc, .after = {s->first.n - 1}};
+    return 0;
+}
+
+/* Makes the window begin at the next frame. */
+static int fill_window(struct source *s, struct error *err)
+{
+    uint32_t left = s->info->used_blocks - s->block;
+    s->window_at = s->block;
+    s->window_blocks = left < FRAME_MAX_BLOCKS ? left : FRAME_MAX_BLOCKS;
+    int r = io_pread_full(s->fd, s->job->window, (size_t)s->window_blocks * JOURNAL_BLOCK_BYTES,
+                          (uint64_t)s->block * JOURNAL_BLOCK_BYTES);
+    return r < 0 ? error_errno(err, r, "cannot read segment %u at block %u", s->info->number, s->block) : 0;
+}
+
+/* 1 with s->frame (whole, payloads unchecked), 0 at the end. */
+static int next_frame(struct source *s, struct error *err)
+{
+    if (s->block >= s->info->used_blocks)
+        return 0;
+    for (bool fresh = false;; fresh = true) {
+        uint32_t skip = s->block - s->window_at;
+        bool there = s->window_blocks && skip < s->window_blocks;
+        const struct frame_header *h = (const struct frame_header *)(s->job->window + (size_t)skip * JOURNAL_BLOCK_BYTES);
+        const char *why = "it is cut off";
+        s->expected.room_blocks = s->info->used_blocks - s->block;
+        if (there && frame_is_expected(h, &s->expected, &why) && skip + le32_get(h->blocks) <= s->window_blocks) {
+            s->frame = h;
+            s->block += le32_get(h->blocks);
+            s->expected.number++;
+            s->expected.previous_crc = le32_get(h->header_crc);
+            s->expected.after.n = frame_last_lsn(h);
+            return 1;
+        }
+        int r = fresh ? error_set(err, -EBADMSG, "segment %u is damaged at block %u (%s)", s->info->number, s->block, why)
+                      : fill_window(s, err);
+        if (r < 0)
+            return r;
+    }
+}
+
+/* For tests. */
+static int fault(struct job *job, unsigned step, struct error *err)
+{
+    const struct journal_options *o = &job->j->options;
+    if (!o->thin_fault || !o->thin_fault(o->thin_fault_context, step))
+        return 0;
+    job->killed = true;
+    return error_set(err, -EAGAIN, "killed in step %u", step);
+}
+
+/* Where the sources are in `m`, unchanged; SIZE_MAX: some were dropped meanwhile. */
+static size_t find_sources(const struct job *job, const struct manifest *m)
+{
+    for (size_t i = 0; i + job->stretch.count <= m->segment_count; i++) {
+        if (m->segments[i].number != job->sources[0].number)
+            continue;
+        for (size_t k = 0; k < job->stretch.count; k++)
+            if (m->segments[i + k].number != job->sources[k].number || m->segments[i + k].generation != job->sources[k].generation)
+                return SIZE_MAX;
+        return i;
+    }
+    return SIZE_MAX;
+}
+
+/* Between two segments, so that the quota holds although a stretch takes long: -EAGAIN when something more urgent waits. */
+static int yield(struct job *job, struct error *err)
+{
+    struct journal *j = job->j;
+    int r = maintain_quota(j, err); /* a failure is told by the next attempt to drop */
+    pthread_mutex_lock(&j->mutex);
+    bool go_on = r == 0 && !j->stop && pin_ceiling(j).n < job->sources[0].first.n && find_sources(job, &j->manifest) != SIZE_MAX;
+    pthread_mutex_unlock(&j->mutex);
+    if (!go_on || atomic_load(&j->hold_wanted))
+        return error_set(err, -EAGAIN, "thinning is put off");
+    return 0;
+}
+
+typedef int (*frame_visit)(struct job *job, const struct frame_header *frame, struct error *err);
+
+static int visit_frames(struct job *job, frame_visit visit, struct error *err)
+{
+    int r = 0;
+    for (size_t i = 0; i < job->stretch.count && r == 0; i++) {
+        struct source s = {.fd = -1};
+        r = yield(job, err);
+        if (r == 0)
+            r = open_source(job, i, &s, err);
+        while (r == 0) {
+            int more = next_frame(&s, err);
+            if (more <= 0) {
+                r = more;
+                break;
+            }
+            r = atomic_load(&job->j->hold_wanted) ? error_set(err, -EAGAIN, "thinning is put off") : visit(job, s.frame, err);
+        }
+        if (s.fd >= 0)
+            close(s.fd);
+    }
+    return r;
+}
+
+/* ---- 1: what stays ---- */
+
+static bool is_refused(const struct manifest *m, uint64_t lsn)
+{
+    for (size_t i = 0; i < m->refused_count; i++)
+        if (lsn > m->refused[i].low.n && (m->refused[i].high.n == 0 || lsn < m->refused[i].high.n))
+            return true;
+    return false;
+}
+
+static int choose_in_frame(struct job *job, const struct frame_header *h, struct error *err)
+{
+    int r = 0;
+    for (uint32_t i = 0; i < le16_get(h->record_count) && r == 0; i++) {
+        const struct frame_record *record = &frame_records(h)[i];
+        uint64_t lsn = frame_record_lsn(h, i), time = le64_get(h->realtime_ns) + le32_get(record->delta_us) * 1000ull;
+        bool before = record->op == OP_REWIND || record->op == OP_GAP || record->op == OP_RESYNC_BEGIN;
+        bool forced = before || record->op == OP_RESYNC_END || record->op == OP_MARK;
+        if (before) /* what an undo leads back to, and the last that is known for sure */
+            r = thin_choose_last(&job->chooser, err);
+        bool point = record->flags & RECORD_LAST && record->op != OP_VOID && record->op != OP_BASE;
+        if (r == 0 && point && !is_refused(&job->m, lsn))
+            r = thin_choose(&job->chooser, (struct lsn){lsn}, time, forced, err);
+    }
+    return r;
+}
+
+static int find_survivors(struct job *job, struct error *err)
+{
+    struct index *indexes[THIN_MAX_SEGMENTS] = {NULL};
+    struct extent_stream *streams[THIN_MAX_SEGMENTS] = {NULL};
+    size_t count = job->stretch.count;
+    struct lsn low = {job->sources[0].first.n - 1}, high = job->sources[count - 1].last;
+    int r = thin_survivors_init(&job->survivors, low, high, err);
+    for (size_t i = 0; i < count && r == 0; i++) {
+        char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
+        const struct segment_info *s = &job->sources[i];
+        journal_path(job->j, journal_l0_file_of(s->number, s->generation, name), path);
+        r = index_open(path, job->j->cache, &indexes[i], err);
+        if (r == 0)
+            r = index_stream(indexes[i], LSN_NONE, LSN_MAX, &streams[i], err);
+    }
+    if (r == 0)
+        r = thin_find_survivors(&job->survivors, &job->chooser, streams, count, err);
+    for (size_t i = 0; i < count; i++) {
+        if (streams[i])
+            extent_stream_free(streams[i]);
+        index_free(indexes[i]);
+    }
+    return r;
+}
+
+/* ---- 3: the new segments ---- */
+
+static int write_frame(struct job *job, const struct frame_header *h, struct error *err)
+{
+    int r = 0;
+    for (uint32_t i = 0; i < le16_get(h->record_count) && r == 0; i++) {
+        const struct frame_record *record = &frame_records(h)[i];
+        uint64_t delta_ns = le32_get(record->delta_us) * 1000ull;
+        struct lsn lsn = {frame_record_lsn(h, i)};
+        bool data = record->op == OP_WRITE || record->op == OP_RESYNC || record->op == OP_ZERO || record->op == OP_DISCARD;
+        if (record->op == OP_VOID || record->op == OP_BASE || (data && !thin_survives(&job->survivors, lsn)))
+            continue;
+        struct thin_record out = {
+            .lsn = lsn,
+            .realtime_ns = le64_get(h->realtime_ns) + delta_ns,
+            .boottime_ns = le64_get(h->boottime_ns) + delta_ns,
+            .record = *record,
+            .payload = (const char *)h + (size_t)le16_get(record->payload_block) * JOURNAL_BLOCK_BYTES,
+            .cut = thin_is_cut(&job->chooser, lsn),
+        };
+        r = thin_output_add(&job->output, &out, err);
+    }
+    return r;
+}
+
+static int write_output(struct job *job, struct error *err)
+{
+    const struct segment_info *first = &job->sources[0], *last = &job->sources[job->stretch.count - 1];
+    struct thin_output *o = &job->output;
+    int r = thin_output_init(o, job->j, err);
+    if (r < 0)
+        return r;
+    for (size_t i = 0; i < job->stretch.count; i++)
+        if (job->sources[i].generation >= o->generation)
+            o->generation = job->sources[i].generation + 1u;
+    o->number = first->number;
+    o->last_number = last->number;
+    o->keep_s = job->stretch.keep_s;
+    o->epoch = last->epoch;
+    o->boot = last->boot;
+    o->first = first->first;
+    r = visit_frames(job, write_frame, err);
+    if (r == 0)
+        r = fault(job, 3, err);
+    return r == 0 ? thin_output_finish(o, last, err) : r;
+}
+
+/* ---- 4 and 5: publishing ---- */
+
+static bool overlaps(const struct job *job, const struct run_info *run)
+{
+    return run->first_segment <= job->sources[job->stretch.count - 1].number && run->last_segment >= job->sources[0].number;
+}
+
+/* With the mutex. In place: id, epoch and boot are read without it. */
+static void replace(struct job *job, struct manifest *m, size_t at)
+{
+    size_t added = job->output.segment_count, removed = job->stretch.count, k = 0;
+    memcpy(&m->segments[at], job->output.segments, added * sizeof *m->segments);
+    memmove(&m->segments[at + added], &m->segments[at + removed], (m->segment_count - at - removed) * sizeof *m->segments);
+    m->segment_count -= removed - added;
+    for (size_t i = 0; i < m->run_count; i++)
+        if (!overlaps(job, &m->runs[i]))
+            m->runs[k++] = m->runs[i];
+    m->run_count = k;
+}
+
+static int publish(struct job *job, struct error *err)
+{
+    struct journal *j = job->j;
+    struct manifest *m = &j->manifest;
+    pthread_mutex_lock(&j->mutex);
+    size_t at = find_sources(job, m);
+    bool possible = at != SIZE_MAX && pin_ceiling(j).n < job->sources[0].first.n && !j->stop;
+    if (possible)
+        replace(job, m, at);
+    pthread_mutex_unlock(&j->mutex);
+    if (!possible)
+        return error_set(err, -EAGAIN, "thinning is put off");
+    job->output.segment_count = 0; /* its files are the journal's now */
+    int r = fault(job, 5, err);
+    if (r == 0)
+        r = sealer_save(j, err);
+    if (r == 0)
+        r = fault(job, 6, err);
+    if (r < 0) /* the old files stay until the next opening: the manifest on disk may name them */
+        return r;
+    bool may_recycle = pin_floor(j).n == UINT64_MAX;
+    pthread_rwlock_wrlock(&j->files_lock);
+    for (size_t i = 0; i < job->stretch.count; i++)
+        maintain_remove_segment(j, &job->sources[i], may_recycle);
+    for (size_t i = 0; i < job->m.run_count; i++)
+        if (overlaps(job, &job->m.runs[i]))
+            maintain_remove_run(j, &job->m.runs[i]);
+    pthread_rwlock_unlock(&j->files_lock);
+    return 0;
+}
+
+/* ---- a step ---- */
+
+/* Whether the disk has room for the new files beside the old ones and what the writer may need meanwhile. */
+static bool has_room(const struct job *job)
+{
+    struct statvfs st;
+    uint64_t needed = 4ull * job->j->options.segment_blocks;
+    for (size_t i = 0; i < job->stretch.count; i++)
+        needed += job->sources[i].used_blocks;
+    return statvfs(job->j->directory, &st) < 0 || (uint64_t)st.f_bavail * st.f_frsize >= needed * JOURNAL_BLOCK_BYTES;
+}
+
+static int run_job(struct job *job, struct error *err)
+{
+    const struct segment_info *first = &job->sources[0], *last = &job->sources[job->stretch.count - 1];
+    thin_chooser_init(&job->chooser, job->stretch.keep_s);
+    job->window = io_alloc_pages(WINDOW_BYTES);
+    int r = job->window ? 0 : error_errno(err, -ENOMEM, "cannot thin old history");
+    if (r == 0)
+        r = visit_frames(job, choose_in_frame, err);
+    if (r == 0)
+        r = fault(job, 1, err);
+    if (r == 0)
+        r = thin_choose_last(&job->chooser, err);
+    if (r == 0)
+        r = find_survivors(job, err);
+    if (r == 0)
+        r = maintain_rescue(job->j, first->number, last->number, err);
+    if (r == 0)
+        r = fault(job, 2, err);
+    if (r == 0)
+        r = write_output(job, err);
+    if (r == 0)
+        r = fault(job, 4, err);
+    if (r == 0)
+        r = publish(job, err);
+    if (job->killed)
+        thin_output_leave(&job->output);
+    thin_output_release(&job->output);
+    thin_survivors_release(&job->survivors);
+    thin_chooser_release(&job->chooser);
+    io_free_pages(job->window, WINDOW_BYTES);
+    if (r < 0)
+        return error_context(err, "cannot thin the history from LSN %llu to %llu", (unsigned long long)first->first.n,
+                             (unsigned long long)last->last.n);
+    return 0;
+}
+
+int thin_step(struct journal *j, bool *ret_done, struct error *err)
+{
+    struct job *job = calloc(1, sizeof *job);
+    struct thin_policy policy = {.steps = j->options.thinning, .step_count = j->options.thinning_count,
+                                 .now_ns = clock_realtime_ns(j->clock), .max_bytes = j->options.quota_bytes / QUOTA_PART};
+    *ret_done = false;
+    if (!job)
+        return error_errno(err, -ENOMEM, "cannot thin old history");
+    *job = (struct job){.j = j, .output = {.j = j, .fd = -1}};
+    if (policy.step_count)
+        pin_floor(j); /* pins whose view is gone do not count */
+    pthread_mutex_lock(&j->mutex);
+    policy.above = pin_ceiling(j);
+    if (j->thin_after.n > policy.above.n)
+        policy.above = j->thin_after;
+    bool due = policy.step_count && !j->suspended && thin_find(&j->manifest, &policy, &job->stretch);
+    int r = due ? manifest_copy(&j->manifest, &job->m, err) : 0;
+    pthread_mutex_unlock(&j->mutex);
+    if (due && r == 0) {
+        job->sources = &job->m.segments[job->stretch.first];
+        due = has_room(job);
+        r = due ? run_job(job, err) : 0;
+        *ret_done = due && r == 0;
+        if (r < 0 && r != -EAGAIN && r != -ENOSPC && r != -ENOMEM) { /* once is enough: it would fail again and again */
+            log_warning(j->log, "%s; it is left as it is", err->message);
+            j->thin_after = job->sources[job->stretch.count - 1].last;
+            r = 0;
+        }
+        manifest_release(&job->m);
+    }
+    free(job);
+    return r == -EAGAIN ? 0 : r;
+}

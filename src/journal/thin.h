@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Thinning: which points old history keeps, and which segments are due. What is decided here needs no I/O; thin.c rewrites
+ * the segments. docs/adr/0008-thinning.md has the design. */
+#ifndef TIDEMARK_JOURNAL_THIN_H
+#define TIDEMARK_JOURNAL_THIN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "journal/journal.h"
+
+#define THIN_MAX_SEGMENTS 32u           /* rewritten at a time */
+#define THIN_MAX_LSNS (1ull << 26)      /* of one stretch: 8 MiB of marks */
+#define THIN_MAX_GENERATION 255u
+#define THIN_READY_INTERVALS 16u        /* a stretch waits until it is so many intervals long, so that little is rewritten twice */
+
+/* ---- the choice of points: they are given in ascending LSNs; `cuts` are those kept ---- */
+struct thin_chooser {
+    uint64_t keep_ns;
+    struct lsn candidate; /* the last point that was given; .n 0: none */
+    uint64_t interval;    /* of the calendar, that it is in */
+    struct lsn *cuts;     /* ascending; to be freed by thin_chooser_release */
+    size_t count, capacity;
+};
+void thin_chooser_init(struct thin_chooser *c, uint32_t keep_s);
+void thin_chooser_release(struct thin_chooser *c);
+/* The last point of each calendar interval is kept, and each `forced` one. */
+int thin_choose(struct thin_chooser *c, struct lsn lsn, uint64_t realtime_ns, bool forced, struct error *err) MUST_CHECK;
+/* Keeps the last point so far: before a rewind or a gap, and at the end. */
+int thin_choose_last(struct thin_chooser *c, struct error *err) MUST_CHECK;
+/* Index of the interval that `lsn` belongs to: the number of cuts below it. */
+size_t thin_interval(const struct thin_chooser *c, struct lsn lsn);
+bool thin_is_cut(const struct thin_chooser *c, struct lsn lsn);
+
+/* ---- what is due ---- */
+struct thin_stretch {
+    size_t first, count; /* in the manifest's table of segments */
+    uint32_t keep_s;
+};
+struct thin_policy {
+    const struct journal_thinning *steps; /* ascending */
+    size_t step_count;
+    uint64_t now_ns;
+    struct lsn above;   /* only segments that begin above it: something reads the others */
+    uint64_t max_bytes; /* of a stretch with more than one segment; 0: no limit */
+};
+/* The oldest stretch that is ready to be thinned. */
+bool thin_find(const struct manifest *m, const struct thin_policy *policy, struct thin_stretch *ret);
+/* The distance at which the steps keep points of that age; 0: all. */
+uint32_t thin_wanted(const struct journal_thinning *steps, size_t step_count, uint64_t now_ns, uint64_t realtime_ns);
+
+/* ---- for the janitor, with maintain_mutex held ---- */
+/* Thins one stretch; *ret_done false when there is none, or something more urgent came. */
+int thin_step(struct journal *j, bool *ret_done, struct error *err) MUST_CHECK;
+
+#endif

@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef TIDEMARK_JOURNAL_THIN_INTERNAL_H
+#define TIDEMARK_JOURNAL_THIN_INTERNAL_H
+
+#include "journal/index.h"
+#include "journal/tail.h"
+#include "journal/thin.h"
+
+/* ---- thin_survivors.c: which records are the newest of some sector as of some kept point ---- */
+struct thin_survivors {
+    struct lsn low, high; /* of LSNs in (low, high] */
+    uint64_t *bits;
+};
+int thin_survivors_init(struct thin_survivors *s, struct lsn low, struct lsn high, struct error *err) MUST_CHECK;
+void thin_survivors_release(struct thin_survivors *s);
+bool thin_survives(const struct thin_survivors *s, struct lsn lsn);
+/* Marks them. The streams are borrowed, sorted by (volume, LBA, LSN). */
+int thin_find_survivors(struct thin_survivors *s, const struct thin_chooser *chooser, struct extent_stream **streams, size_t count,
+                        struct error *err) MUST_CHECK;
+
+/* ---- thin_output.c: writing thinned segments ---- */
+struct thin_output {
+    struct journal *j;
+    uint32_t number, last_number; /* numbers that may be used: from `number` on */
+    uint32_t generation, keep_s, epoch;
+    struct uuid boot;
+    struct lsn first; /* where the next segment's coverage begins */
+    struct tail tail;
+    int fd; /* of the segment being written; -1: none */
+    char *frame;    /* being filled, FRAME_MAX_BLOCKS blocks */
+    uint32_t count, blocks;
+    uint64_t frame_number;
+    uint32_t previous_crc;
+    bool frame_cut, written_cut; /* the last record of the frame, and of the one written before it, is a kept point */
+    struct extent *scratch;
+    struct segment_info segments[THIN_MAX_SEGMENTS]; /* that are done */
+    size_t segment_count;
+};
+struct thin_record {
+    struct lsn lsn;
+    uint64_t realtime_ns, boottime_ns;
+    struct frame_record record; /* payload_block and delta_us are filled in */
+    const char *payload;
+    bool cut; /* a kept point */
+};
+int thin_output_init(struct thin_output *o, struct journal *j, struct error *err) MUST_CHECK;
+/* Removes the segments unless they were published (segment_count set to 0). */
+void thin_output_release(struct thin_output *o);
+/* Forgets them without removing anything. */
+void thin_output_leave(struct thin_output *o);
+int thin_output_add(struct thin_output *o, const struct thin_record *r, struct error *err) MUST_CHECK;
+/* The last segment covers everything up to `last`. */
+int thin_output_finish(struct thin_output *o, const struct segment_info *last, struct error *err) MUST_CHECK;
+
+#endif

@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* J5: which points, segments and records thinning keeps. TIDEMARK_SEED replays a run. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "check.h"
+#include "journal/thin_internal.h"
+
+static struct error err;
+static uint64_t seed, state;
+
+static uint64_t rnd(uint64_t below)
+{
+    return check_random(&state) % below;
+}
+
+static void give(struct thin_chooser *c, uint64_t lsn, double seconds, bool forced)
+{
+    assert_int_equal(thin_choose(c, (struct lsn){lsn}, (uint64_t)(seconds * 1e9), forced, &err), 0);
+}
+
+static void expect_cuts(struct thin_chooser *c, const uint64_t *lsns, size_t count)
+{
+    assert_int_equal(thin_choose_last(c, &err), 0);
+    assert_int_equal(c->count, count);
+    for (size_t i = 0; i < count; i++)
+        assert_int_equal(c->cuts[i].n, lsns[i]);
+    thin_chooser_release(c);
+}
+
+/* The last of each interval of the calendar, and what is forced. */
+static void the_last_of_each_interval(void **unused)
+{
+    (void)unused;
+    struct thin_chooser c;
+    thin_chooser_init(&c, 60);
+    give(&c, 1, 10, false);
+    give(&c, 2, 59.9, false); /* kept */
+    give(&c, 3, 60, false);
+    give(&c, 5, 61, true); /* a tag */
+    give(&c, 6, 119, false); /* kept */
+    give(&c, 9, 600, false); /* the end */
+    assert_int_equal(thin_interval(&c, (struct lsn){2}), 0);
+    assert_int_equal(thin_interval(&c, (struct lsn){3}), 1);
+    assert_true(thin_is_cut(&c, (struct lsn){5}));
+    assert_false(thin_is_cut(&c, (struct lsn){3}));
+    expect_cuts(&c, (const uint64_t[]){2, 5, 6, 9}, 4);
+    /* The clock was set back: another interval, although it was there before. */
+    thin_chooser_init(&c, 60);
+    give(&c, 1, 100, false);
+    give(&c, 2, 50, false);
+    give(&c, 3, 110, false);
+    expect_cuts(&c, (const uint64_t[]){1, 2, 3}, 3);
+    /* Before a rewind; nothing twice. */
+    thin_chooser_init(&c, 3600);
+    give(&c, 1, 1, false);
+    give(&c, 2, 2, false);
+    assert_int_equal(thin_choose_last(&c, &err), 0);
+    give(&c, 3, 3, true);
+    assert_int_equal(thin_choose_last(&c, &err), 0);
+    expect_cuts(&c, (const uint64_t[]){2, 3}, 2);
+    thin_chooser_init(&c, 1);
+    expect_cuts(&c, NULL, 0);
+}
+
+static const struct journal_thinning steps[] = {{7200 * NS_PER_SECOND, 1}, {86400 * NS_PER_SECOND, 60}, {604800 * NS_PER_SECOND, 3600}};
+#define NOW (100 * 86400 * NS_PER_SECOND)
+#define HOUR (3600 * NS_PER_SECOND)
+
+static void steps_by_age(void **unused)
+{
+    (void)unused;
+    assert_int_equal(thin_wanted(steps, 3, NOW, NOW), 0);
+    assert_int_equal(thin_wanted(steps, 3, NOW, NOW - 2 * HOUR + 1), 0);
+    assert_int_equal(thin_wanted(steps, 3, NOW, NOW - 2 * HOUR), 1);
+    assert_int_equal(thin_wanted(steps, 3, NOW, NOW - 24 * HOUR), 60);
+    assert_int_equal(thin_wanted(steps, 3, NOW, NOW - 24 * 7 * HOUR), 3600);
+    assert_int_equal(thin_wanted(steps, 3, NOW, NOW + HOUR), 0); /* the clock was set back */
+    assert_int_equal(thin_wanted(steps, 0, NOW, 0), 0);
+}
+
+/* Segments of one minute each, the newest ending `age_min` minutes ago. */
+static struct manifest make(size_t count, uint64_t age_min)
+{
+    struct manifest m = {0};
+    for (size_t i = 0; i < count; i++) {
+        uint64_t end = NOW - (age_min + count - 1 - i) * 60 * NS_PER_SECOND;
+        struct segment_info s = {.number = (uint32_t)i + 1, .used_blocks = 100, .first = {i * 10 + 1}, .last = {i * 10 + 10},
+                                 .first_realtime_ns = end - 60 * NS_PER_SECOND, .last_realtime_ns = end};
+        assert_int_equal(manifest_add_segment(&m, &s, &err), 0);
+    }
+    return m;
+}
+
+static void stretches(void **unused)
+{
+    (void)unused;
+    struct thin_stretch s = {0};
+    struct thin_policy p = {.steps = steps, .step_count = 3, .now_ns = NOW};
+    struct manifest m = make(200, 60);
+    /* Segments 1 to 81 are older than two hours: 32 at a time. */
+    assert_true(thin_find(&m, &p, &s));
+    assert_int_equal(s.first, 0);
+    assert_int_equal(s.count, THIN_MAX_SEGMENTS);
+    assert_int_equal(s.keep_s, 1);
+    /* A pin in the middle: only what begins behind it. */
+    p.above = (struct lsn){715};
+    assert_true(thin_find(&m, &p, &s));
+    assert_int_equal(s.first, 72);
+    assert_int_equal(s.count, THIN_MAX_SEGMENTS);
+    p.above = (struct lsn){1395};
+    assert_false(thin_find(&m, &p, &s));
+    p.above = LSN_NONE;
+    /* Nothing twice, but again for the next step. */
+    for (size_t i = 0; i < 140; i++)
+        m.segments[i].keep_s = 1, m.segments[i].generation = 1;
+    assert_false(thin_find(&m, &p, &s));
+    p.now_ns = NOW + 22 * HOUR;
+    assert_true(thin_find(&m, &p, &s));
+    assert_int_equal(s.first, 0);
+    assert_int_equal(s.keep_s, 60);
+    /* Another boot ends a stretch, and what is being compared is left alone. */
+    m.segments[5].boot.bytes[0] = 1;
+    assert_true(thin_find(&m, &p, &s));
+    assert_int_equal(s.count, 5);
+    struct refused_info refused = {.low = {25}};
+    assert_int_equal(manifest_add_refused(&m, &refused, &err), 0);
+    assert_false(thin_find(&m, &p, &s)); /* two segments of it are known: the comparison will end, then there are more */
+    /* A part of the quota. */
+    m.refused_count = 0;
+    p.max_bytes = 350 * JOURNAL_BLOCK_BYTES;
+    assert_true(thin_find(&m, &p, &s));
+    assert_int_equal(s.count, 3);
+    manifest_release(&m);
+}
+
+/* A stretch that would be continued soon waits until it has a good number of intervals. */
+static void waiting(void **unused)
+{
+    (void)unused;
+    struct thin_stretch s = {0};
+    struct thin_policy p = {.steps = steps, .step_count = 3, .now_ns = NOW};
+    struct manifest m = make(30, 24 * 60 - 10);
+    for (size_t i = 0; i < m.segment_count; i++)
+        m.segments[i].keep_s = 1, m.segments[i].generation = 1;
+    assert_true(thin_find(&m, &p, &s)); /* 20 minutes of it are older than a day */
+    assert_int_equal(s.count, 20);
+    p.now_ns -= 5 * 60 * NS_PER_SECOND; /* 15 minutes: 16 are wanted */
+    assert_false(thin_find(&m, &p, &s));
+    m.segments[15].keep_s = 60; /* it cannot become longer */
+    assert_true(thin_find(&m, &p, &s));
+    assert_int_equal(s.count, 15);
+    manifest_release(&m);
+}
+
+/* ---- survivors against an array of sectors ---- */
+
+enum { SECTORS = 60, EXTENTS = 300, VOLUMES = 2 };
+
+static int by_key(const void *a, const void *b)
+{
+    const struct extent *x = a, *y = b;
+    if (x->volume != y->volume)
+        return x->volume < y->volume ? -1 : 1;
+    if (x->lba != y->lba)
+        return x->lba < y->lba ? -1 : 1;
+    return x->lsn.n < y->lsn.n ? -1 : x->lsn.n > y->lsn.n;
+}
+
+static void check_survivors(void)
+{
+    struct extent extents[EXTENTS], parts[3][EXTENTS];
+    size_t count = 1 + rnd(EXTENTS), part_count[3] = {0};
+    struct thin_chooser c;
+    thin_chooser_init(&c, 1);
+    for (size_t i = 0; i < count; i++) {
+        uint64_t lba = rnd(SECTORS), length = 1 + rnd(rnd(2) ? 4 : 30);
+        extents[i] = (struct extent){.volume = 1 + (uint32_t)rnd(VOLUMES), .lba = lba, .lsn = {i + 1}, .kind = EXTENT_ZERO,
+                                     .length = (uint32_t)(lba + length > SECTORS ? SECTORS - lba : length)};
+        if (rnd(10) == 0)
+            give(&c, i + 1, 1, true);
+    }
+    bool expected[EXTENTS] = {false};
+    for (size_t cut = 0; cut <= c.count; cut++) { /* the newest of each sector as of each cut, if it came after the last cut */
+        uint64_t low = cut ? c.cuts[cut - 1].n : 0, high = cut < c.count ? c.cuts[cut].n : count;
+        size_t newest[VOLUMES][SECTORS] = {{0}};
+        for (size_t i = (size_t)low; i < high; i++)
+            for (uint32_t k = 0; k < extents[i].length; k++)
+                newest[extents[i].volume - 1][extents[i].lba + k] = i + 1;
+        for (size_t v = 0; v < VOLUMES; v++)
+            for (size_t k = 0; k < SECTORS; k++)
+                if (newest[v][k])
+                    expected[newest[v][k] - 1] = true;
+    }
+    struct extent_stream *streams[3];
+    for (size_t i = 0; i < count; i++) { /* as segments: consecutive LSNs */
+        size_t part = i * 3 / count;
+        parts[part][part_count[part]++] = extents[i];
+    }
+    for (size_t i = 0; i < 3; i++) {
+        qsort(parts[i], part_count[i], sizeof *parts[i], by_key);
+        assert_int_equal(extent_stream_array(parts[i], part_count[i], LSN_NONE, LSN_MAX, &streams[i], &err), 0);
+    }
+    struct thin_survivors s;
+    assert_int_equal(thin_survivors_init(&s, LSN_NONE, (struct lsn){count}, &err), 0);
+    assert_int_equal(thin_find_survivors(&s, &c, streams, 3, &err), 0);
+    for (size_t i = 0; i < count; i++)
+        if (thin_survives(&s, (struct lsn){i + 1}) != expected[i])
+            fail_msg("seed %llu: record %zu of %zu is %s", (unsigned long long)seed, i + 1, count,
+                     expected[i] ? "missing" : "kept for nothing");
+    for (size_t i = 0; i < 3; i++)
+        extent_stream_free(streams[i]);
+    thin_survivors_release(&s);
+    thin_chooser_release(&c);
+}
+
+static void survivors(void **unused)
+{
+    (void)unused;
+    state = seed;
+    for (int i = 0; i < 500; i++)
+        check_survivors();
+}
+
+int main(void)
+{
+    seed = check_seed();
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_last_of_each_interval), cmocka_unit_test(steps_by_age), cmocka_unit_test(stretches),
+        cmocka_unit_test(waiting), cmocka_unit_test(survivors),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
