@@ -97,7 +97,10 @@ static void send_request(struct kernel *k, uint32_t opcode, uint64_t node, const
 /* The code of the answer, whose payload is at *ret_payload. */
 static int receive_answer(struct kernel *k, uint64_t unique, const void **ret_payload)
 {
-    ssize_t n = recv(k->ours, k->answer, sizeof k->answer, 0);
+    ssize_t n;
+    do /* closing an io_uring interrupts, later on, the thread that made it */
+        n = recv(k->ours, k->answer, sizeof k->answer, 0);
+    while (n < 0 && errno == EINTR);
     assert_true(n >= (ssize_t)sizeof(struct fuse_out_header));
     struct fuse_out_header h;
     memcpy(&h, k->answer, sizeof h);
