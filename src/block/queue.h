@@ -41,7 +41,7 @@ enum block_step {
     BLOCK_STEP_AGAIN,  /* nothing is held any more: block_pread or block_pwrite is to do it again, whole */
 };
 
-/* Room for `depth` requests at a time, of a block that block_can_queue and that outlives the queue. -ENOSYS or another error
+/* Room for `depth` requests at a time, of a block that block_can_queue and that outlives the queue; one queue a block. -ENOSYS or another error
  * where io_uring is not to be had. */
 int block_queue_new(struct block *b, unsigned depth, struct block_queue **ret, struct error *err) MUST_CHECK;
 /* Nothing may be under way. NULL allowed. */

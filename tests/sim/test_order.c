@@ -45,7 +45,7 @@ struct setup {
     _Atomic uint64_t acknowledged, written; /* counters */
     pthread_rwlock_t quiet;                 /* a writer holds it shared for one operation */
     pthread_mutex_t reshape;                /* one rewind or comparison at a time */
-    atomic_uint operations, points, rewinds, drops, comparisons;
+    atomic_uint queues, operations, points, rewinds, drops, comparisons;
 };
 
 static void die(struct setup *s, const char *what, const char *message)
@@ -349,7 +349,7 @@ static void *write_at_random(void *context)
 static void *queue_at_random(void *context)
 {
     struct setup *s = context;
-    uint64_t random = s->seed + 700 + atomic_fetch_add(&s->written, 1), volume = next_random(&random) % 3;
+    uint64_t volume = atomic_fetch_add(&s->queues, 1), random = s->seed + 700 + volume; /* a volume has one queue */
     struct queued q = queue_new(s, volume);
     struct block_request requests[DEPTH];
     char *data = io_alloc_pages(DEPTH * 65536);
