@@ -28,6 +28,7 @@ struct volume {
     uint32_t id;
     char name[JOURNAL_NAME_BYTES];
     struct block *backing;
+    struct signal *signal; /* NULL: not watched */
     struct grain_map stale, unverified;
     _Atomic bool failed;
     _Atomic uint64_t written_bytes, read_bytes, discarded_bytes, writes, reads, flushes;
