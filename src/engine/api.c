@@ -48,7 +48,7 @@ static int resolve_field(struct call *c, const char *field, struct journal_point
 
 static json_t *signal_json(const struct signal_status *s)
 {
-    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:b}", "high_entropy_bytes", (json_int_t)s->counts.high,
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b}", "seconds", (json_int_t)s->seconds, "high_entropy_bytes", (json_int_t)s->counts.high,
                      "high_entropy_rewrites_bytes", (json_int_t)s->counts.overwritten, "structured_freed_bytes",
                      (json_int_t)s->counts.freed, "structured_bytes", (json_int_t)s->low_bytes, "score_bytes",
                      (json_int_t)s->score, "limit_bytes", (json_int_t)s->limit, "suspicious", s->suspicious);

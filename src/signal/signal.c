@@ -38,7 +38,8 @@ struct signal {
     struct signal_counts before; /* as of the last tick */
     uint64_t tick_ns, tick_lsn;  /* of the last tick; 0: none yet */
     uint64_t waiting_bytes, waiting_s; /* of high entropy, no verdict yet */
-    pthread_mutex_t mutex;       /* of the detector */
+    pthread_mutex_t mutex;       /* of the detector and its seconds */
+    uint64_t seconds;
     struct signal_detector detector;
 };
 
@@ -199,6 +200,7 @@ enum signal_change signal_tick(struct signal *s, uint64_t realtime_ns, uint64_t 
     }
     MUTEX_GUARD(guard, &s->mutex);
     struct signal_detector *d = &s->detector;
+    s->seconds++;
     enum signal_change change = signal_detector_add(d, &second, lsn, realtime_ns, signal_classes_low_bytes(&s->classes));
     if (change != SIGNAL_SAME)
         *ret = (struct signal_stretch){.begin_lsn = d->begin_lsn,
@@ -215,6 +217,7 @@ void signal_status(struct signal *s, struct signal_status *ret)
     *ret = (struct signal_status){.counts = counts_now(s),
                                   .low_bytes = signal_classes_low_bytes(&s->classes),
                                   .suspicious = s->detector.suspicious,
+                                  .seconds = s->seconds,
                                   .score = s->detector.score,
                                   .limit = s->detector.limit,
                                   .baseline = s->detector.baseline};

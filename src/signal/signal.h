@@ -33,6 +33,7 @@ struct signal_status {
     struct signal_counts counts;
     uint64_t low_bytes;       /* structured content known now */
     bool suspicious;          /* a stretch is going on */
+    uint64_t seconds;         /* judged so far */
     uint64_t score, limit;    /* of the last window; 0 before the first second */
     struct signal_baseline baseline;
 };
