@@ -52,8 +52,14 @@ static void learn(struct signal_baseline *b, double score)
 
 static void begin(struct signal_detector *d)
 {
-    uint64_t first = 0;
-    for (uint64_t age = 0; age < SIGNAL_RING_S && age < d->count; age++)
+    uint64_t first = 0, end = least(d->count, SIGNAL_RING_S);
+    for (uint64_t age = 0; age < end; age++) {
+        const struct signal_second *s = second_ago(d, age);
+        uint64_t from = s->uniform >= SIGNAL_TRACE_BYTES ? least(age + s->uniform_s, end - 1) : age;
+        if ((s->uniform >= SIGNAL_TRACE_BYTES || s->overwritten >= SIGNAL_TRACE_BYTES) && from > first)
+            first = from;
+    }
+    for (uint64_t age = first + 1; age < end && age - first < SIGNAL_GAP_S; age++)
         if (second_ago(d, age)->high >= SIGNAL_TRACE_BYTES)
             first = age;
     d->suspicious = true;
@@ -68,8 +74,9 @@ enum signal_change signal_detector_add(struct signal_detector *d, const struct s
     d->ring[d->count++ % SIGNAL_RING_S] = *second;
     struct signal_second sum = window_sum(d);
     uint64_t lost = sum.overwritten + sum.freed;
-    uint64_t plain = least(sum.high, sum.overwritten) / SIGNAL_PLAIN_FACTOR; /* D2 */
-    uint64_t even = sum.uniform >= lost / SIGNAL_LOST_SHARE ? least(sum.uniform, lost) : 0; /* D1 */
+    uint64_t share = lost / SIGNAL_LOST_SHARE;
+    uint64_t even = sum.uniform >= share ? least(sum.uniform, lost) : 0;                                  /* D1 */
+    uint64_t plain = sum.high >= share ? least(sum.high, sum.overwritten) / SIGNAL_PLAIN_FACTOR : 0; /* D2 */
     d->lost = lost;
     d->score = even > plain ? even : plain;
     d->limit = limit_of(&d->baseline, low_bytes + lost); /* as it was before the loss */

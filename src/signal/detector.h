@@ -9,8 +9,10 @@
  * Two rules, either is enough:
  *   D1  min(uniform, overwritten + freed) >= limit, and uniform >= a seventh of what was lost: the new content is spread as evenly
  *       as ciphertext; merely compressed content is not (estimate.h), so that removing files while pictures arrive does not count
- *   D2  min(high, overwritten) >= SIGNAL_PLAIN_FACTOR * limit: whatever the spread, much structured content was overwritten
- * A stretch begins with the first second of the ring with more than SIGNAL_TRACE_BYTES of high entropy, and ends after
+ *   D2  min(high, overwritten) >= SIGNAL_PLAIN_FACTOR * limit, and high >= a seventh of what was lost: whatever the spread, much
+ *       structured content was overwritten
+ * A stretch begins with the first sign in the ring (SIGNAL_TRACE_BYTES evenly spread or overwritten), and with all high entropy that
+ * led up to it with less than SIGNAL_GAP_S seconds between: rather too early than after the first ciphertext. It ends after
  * SIGNAL_QUIET_S seconds without a sign. */
 #ifndef TIDEMARK_SIGNAL_DETECTOR_H
 #define TIDEMARK_SIGNAL_DETECTOR_H
@@ -21,12 +23,13 @@
 #define SIGNAL_WINDOW_S 90u
 #define SIGNAL_RING_S 128u
 #define SIGNAL_QUIET_S 60u
+#define SIGNAL_GAP_S 6u
 #define SIGNAL_TRACE_BYTES (64ull << 10)
-#define SIGNAL_FLOOR_MIN_BYTES (1ull << 20)
+#define SIGNAL_FLOOR_MIN_BYTES (512ull << 10)
 #define SIGNAL_FLOOR_MAX_BYTES (16ull << 20)
 #define SIGNAL_FLOOR_SHARE 50u /* a 50th of the known structured content, between the two */
 #define SIGNAL_PLAIN_FACTOR 4u
-#define SIGNAL_LOST_SHARE 7u /* D1: at least a seventh of what was lost came back as high entropy */
+#define SIGNAL_LOST_SHARE 7u /* at least a seventh of what was lost came back as high entropy: packed logs leave less */
 #define SIGNAL_BASELINE_WINDOWS 32u
 #define SIGNAL_BASELINE_DEVIATIONS 8u
 #define SIGNAL_BASELINE_SHARE 4u /* the baseline never lifts the limit above a quarter of the known structured content */
@@ -36,7 +39,8 @@ struct signal_second {
     uint64_t realtime_ns, lsn; /* at its begin: the last record before it */
     uint64_t written;
     uint64_t high;        /* of high entropy */
-    uint64_t uniform;     /* of these, spread as evenly as ciphertext */
+    uint64_t uniform;     /* found to be spread as evenly as ciphertext: written in this second and ... */
+    uint64_t uniform_s;   /* ... this many before it */
     uint64_t overwritten; /* high over structured */
     uint64_t freed;       /* structured content discarded or released by the file system */
 };

@@ -157,8 +157,9 @@ static struct signal_counts counts_now(struct signal *s)
                                   .freed = atomic_load(&s->freed)};
 }
 
-/* How many of the bytes of high entropy that waited for a verdict are spread as evenly as ciphertext. */
-static uint64_t judge_uniformity(struct signal *s, uint64_t high)
+/* How many of the bytes of high entropy that waited for a verdict are spread as evenly as ciphertext; the oldest of them were
+ * written *ret_seconds ago. */
+static uint64_t judge_uniformity(struct signal *s, uint64_t high, uint64_t *ret_seconds)
 {
     struct uniformity *u = &s->uniformity;
     uint64_t even = 0;
@@ -172,6 +173,7 @@ static uint64_t judge_uniformity(struct signal *s, uint64_t high)
     bool is_even = enough && !uneven && (u->samples >= UNIFORM_FULL_SAMPLES || s->waiting_s > UNIFORM_WAIT_S);
     if (uneven || is_even || s->waiting_s > UNIFORM_PATIENCE_S) {
         even = is_even ? s->waiting_bytes : 0;
+        *ret_seconds = is_even ? s->waiting_s - 1 : 0;
         s->waiting_bytes = s->waiting_s = 0;
         memset(u->counts, 0, sizeof u->counts);
         u->samples = 0;
@@ -193,7 +195,7 @@ enum signal_change signal_tick(struct signal *s, uint64_t realtime_ns, uint64_t 
     s->before = now;
     s->tick_ns = realtime_ns;
     s->tick_lsn = lsn;
-    second.uniform = judge_uniformity(s, second.high);
+    second.uniform = judge_uniformity(s, second.high, &second.uniform_s);
     if (first) { /* nobody knows when this second began */
         second.realtime_ns = realtime_ns;
         second.lsn = lsn;
@@ -273,6 +275,8 @@ int signal_load(struct signal *s, const char *path, struct error *err)
     size_t length;
     struct signal_state_head head;
     int r = io_read_file(path, STATE_LIMIT_BYTES, &file, &length, err);
+    if (r == -ENOENT)
+        *err = ERROR_INIT;
     if (r < 0)
         return r == -ENOENT ? 1 : r;
     const char *why = why_not(s, file, length);

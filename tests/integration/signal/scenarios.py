@@ -11,9 +11,11 @@ import pwd
 import shutil
 import sqlite3
 import subprocess
+import time
 import zipfile
 
 KIB, MIB = 1 << 10, 1 << 20
+ATTACK_S = 60
 WORDS = ("the of and to in is was for that on with as by at from which this be are or an were it had not have has their one "
          "order invoice customer payment account number street delivery contract report quarter amount total please regards").split()
 POSTGRES = next(iter(sorted(glob.glob("/usr/lib/postgresql/*/bin/pgbench"), reverse=True)), "")
@@ -157,6 +159,15 @@ def aside(root, what):
     return "/dev/shm/%s-%d-%s" % (what, os.getpid(), os.path.basename(root))
 
 
+def victims(root, dice):
+    """The documents in any order, for at most ATTACK_S: it is noticed by then, or not."""
+    end = time.monotonic() + ATTACK_S
+    for path in files_below(root, dice):
+        if time.monotonic() > end:
+            break
+        yield path
+
+
 def openssl(source, target):
     run("openssl", "enc", "-aes-256-ctr", "-pbkdf2", "-iter", "1000", "-pass", "pass:x", "-in", source, "-out", target)
 
@@ -165,14 +176,14 @@ def openssl(source, target):
 
 def encrypt_rename(root, dice, library):
     """openssl to a new file, which is renamed over the old one."""
-    for path in files_below(root, dice):
+    for path in victims(root, dice):
         openssl(path, path + ".tmp")
         os.rename(path + ".tmp", path)
 
 
 def encrypt_delete(root, dice, library):
     """openssl to a new file; the old one is removed."""
-    for path in files_below(root, dice):
+    for path in victims(root, dice):
         openssl(path, path + ".locked")
         os.unlink(path)
 
@@ -180,7 +191,7 @@ def encrypt_delete(root, dice, library):
 def encrypt_overwrite(root, dice, library):
     """openssl, and dd conv=notrunc over the same blocks."""
     locked = aside(root, "locked")
-    for path in files_below(root, dice):
+    for path in victims(root, dice):
         openssl(path, locked)
         run("dd", "if=" + locked, "of=" + path, "conv=notrunc,fsync", "bs=1M", "status=none")
         os.unlink(locked)
@@ -189,7 +200,7 @@ def encrypt_overwrite(root, dice, library):
 def encrypt_truncate(root, dice, library):
     """openssl, and the old file is truncated and written again."""
     locked = aside(root, "locked")
-    for path in files_below(root, dice):
+    for path in victims(root, dice):
         openssl(path, locked)
         shutil.copyfile(locked, path)
         os.unlink(locked)
@@ -199,7 +210,7 @@ def encrypt_gpg(root, dice, library):
     """gpg --symmetric (which compresses first); the old file is removed."""
     home = aside(root, "gpg")
     os.makedirs(home, 0o700, exist_ok=True)
-    for path in files_below(root, dice):
+    for path in victims(root, dice):
         run("gpg", "--homedir", home, "--batch", "--quiet", "--yes", "--pinentry-mode", "loopback", "--passphrase", "x", "--s2k-count", "1024",
             "--symmetric", path)
         os.unlink(path)

@@ -45,7 +45,7 @@ def prepare(test, app, library, roots):
             scenarios.logs(root, random.Random(SEED), 48)
     lib.run("sync")
     now = signal(app, "gpg")["seconds"]
-    lib.wait_for("the bitmaps to be read", lambda: signal(app, "gpg")["seconds"] > now + 3)
+    lib.wait_for("the bitmaps to be read, and a pause", lambda: signal(app, "gpg")["seconds"] > now + 10)
 
 
 def act(volume, scenario, root, library, failures):
@@ -108,7 +108,7 @@ with lib.Test("signal", "mkfs.ext4", "openssl", "gpg", "zstd") as test:
     lib.check(len(noticed) == len(ATTACKS), "not noticed:", {v: signal(app, v) for v in ATTACKS if v not in noticed})
     seconds = signal(app, "zstd")["seconds"]
     lib.run("sync")
-    lib.wait_for("the last writes to be judged", lambda: signal(app, "zstd")["seconds"] > seconds + 45, 90)
+    lib.wait_for("the last writes to be judged", lambda: signal(app, "zstd")["seconds"] > seconds + 40, 90)
     lib.check(app.status()["suspicious_since"], "nothing is suspicious in the status")
     lib.check(len(alarms(app)) == len(ATTACKS), "alarms:", alarms(app))
     for volume in HARMLESS:

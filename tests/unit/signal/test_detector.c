@@ -101,6 +101,23 @@ static void plain_overwriting(void **unused)
     assert_true(after >= SIGNAL_PLAIN_FACTOR && after <= 12);
 }
 
+/* Other new content shortly before does not belong to it; the verdict on evenness comes late, and counts from where it waited. */
+static void begins(void **unused)
+{
+    (void)unused;
+    const struct signal_second some = {.written = MIB, .high = MIB}, late = {.written = MIB, .high = MIB, .uniform = 5 * MIB, .uniform_s = 4};
+    reset();
+    repeat(10, photos, SIGNAL_BEGAN);
+    repeat(SIGNAL_GAP_S, idle, SIGNAL_BEGAN);
+    uint64_t before = lsn;
+    assert_int_equal(repeat(2, some, SIGNAL_BEGAN), 0); /* leads up to it */
+    assert_int_equal(repeat(SIGNAL_GAP_S - 2, idle, SIGNAL_BEGAN), 0);
+    assert_int_equal(repeat(4, some, SIGNAL_BEGAN), 0);
+    assert_int_equal(repeat(1, late, SIGNAL_BEGAN), 0);
+    assert_int_equal(repeat(1, (struct signal_second){.freed = 8 * MIB}, SIGNAL_BEGAN), 1);
+    assert_int_equal(d.begin_lsn, before);
+}
+
 /* What an application does every day lifts the limit; far more than that is noticed still. */
 static void baseline(void **unused)
 {
@@ -119,6 +136,6 @@ static void baseline(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(in_place_is_noticed), cmocka_unit_test(written_then_freed),
-                                       cmocka_unit_test(harmless), cmocka_unit_test(plain_overwriting), cmocka_unit_test(baseline)};
+                                       cmocka_unit_test(harmless), cmocka_unit_test(plain_overwriting), cmocka_unit_test(begins), cmocka_unit_test(baseline)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
