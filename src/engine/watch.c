@@ -48,7 +48,31 @@ static int read_block(void *context, uint64_t block, void *data, struct error *e
 static void visit_range(void *context, uint64_t block, uint64_t count, bool is_free)
 {
     struct told *t = context;
+    if (t->w->volumes[t->i].in_place && is_free && t->w->volumes[t->i].log.usable)
+        return; /* perhaps older than what the log has said already */
     signal_told(t->w->volumes[t->i].signal, block, count, is_free);
+}
+
+/* From the volume's first block in `scratch`; when it is another file system than before, its log is followed from anew. */
+static bool find_file_system(struct watch_volume *v, struct told *told, uint64_t blocks, void *scratch)
+{
+    struct error err = ERROR_INIT;
+    struct fsmap fs;
+    if (!fsmap_open(scratch, blocks, &fs)) {
+        v->fs.groups = 0;
+        v->log.usable = v->log.following = false;
+        return false;
+    }
+    const struct fsmap *old = &v->log.fs;
+    if (v->log.usable && fs.blocks == old->blocks && fs.blocks_per_group == old->blocks_per_group &&
+        fs.descriptor_bytes == old->descriptor_bytes && fs.wide == old->wide) {
+        v->fs = fs;
+        return true;
+    }
+    v->fs = fs;
+    if (fslog_open(&v->log, scratch, blocks, read_block, told, (char *)scratch + FSMAP_BLOCK_BYTES, &err) < 0)
+        v->log.usable = false;
+    return true;
 }
 
 /* A few groups a tick; a pass begins when something was written since the last one began: bitmaps are written too. */
@@ -61,18 +85,24 @@ static void read_bitmaps(struct watch *w, size_t i, uint64_t written)
     if (v->group >= v->fs.groups) {
         if (v->pass_written == written)
             return;
+        bool first = v->fs.groups == 0 || v->pass_written == READ_DONE;
         v->pass_written = written;
-        v->group = 0;
-        v->fs.groups = 0;
-        if (read_block(&told, 0, w->scratch, &err) < 0 || !fsmap_open(w->scratch, blocks, &v->fs))
+        if (read_block(&told, 0, w->scratch, &err) < 0 || !find_file_system(v, &told, blocks, w->scratch))
             return;
+        if (v->log.usable && fslog_step(&v->log, read_block, visit_range, &told, (char *)w->scratch + FSMAP_BLOCK_BYTES, &err) < 0)
+            log_debug(w->e->log, "%s", err.message);
+        if (v->log.following && !first)
+            return;
+        v->group = 0;
     }
+    v->in_place = true;
     for (uint32_t n = 0; n < FS_GROUPS_A_TICK && v->group < v->fs.groups; n++, v->group++) {
         if (fsmap_group(&v->fs, v->group, read_block, visit_range, &told, w->scratch, &err) < 0) {
             v->group = v->fs.groups; /* the next pass tries again */
-            return;
+            break;
         }
     }
+    v->in_place = false;
 }
 
 /* ---- what blocks hold that nobody was seen to write ---- */

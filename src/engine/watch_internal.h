@@ -4,12 +4,14 @@
 #define TIDEMARK_ENGINE_WATCH_INTERNAL_H
 
 #include "engine/engine_internal.h"
-#include "signal/fsmap.h"
+#include "signal/fslog.h"
 #include "signal/stretches.h"
 
 struct watch_volume {
     struct signal *signal;
     struct fsmap fs;
+    struct fslog log; /* where it can be followed, bitmaps in place are read once only: they are older */
+    bool in_place;    /* visiting bitmaps in place */
     uint32_t group;        /* the next one of the pass; fs.groups: the pass is over */
     uint64_t pass_written; /* what had been written when it began */
     uint64_t saved_written;

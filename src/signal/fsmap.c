@@ -69,12 +69,17 @@ static void visit_runs(const unsigned char *bitmap, uint64_t first, uint32_t cou
     }
 }
 
+void fsmap_bitmap(const struct fsmap *m, uint32_t group, const void *bitmap, fsmap_visit visit, void *context)
+{
+    uint64_t first = (uint64_t)group * m->blocks_per_group, left = m->blocks - first;
+    visit_runs(bitmap, first, left < m->blocks_per_group ? (uint32_t)left : m->blocks_per_group, visit, context);
+}
+
 int fsmap_group(const struct fsmap *m, uint32_t group, fsmap_read read, fsmap_visit visit, void *context, void *scratch,
                 struct error *err)
 {
     unsigned char *descriptors = scratch, *bitmap = descriptors + FSMAP_BLOCK_BYTES;
     uint32_t per_block = FSMAP_BLOCK_BYTES / m->descriptor_bytes;
-    uint64_t first = (uint64_t)group * m->blocks_per_group, left = m->blocks - first;
     if (1 + group / per_block >= m->blocks)
         return 0;
     int r = read(context, 1 + group / per_block, descriptors, err);
@@ -88,6 +93,6 @@ int fsmap_group(const struct fsmap *m, uint32_t group, fsmap_read read, fsmap_vi
         return 0;
     r = read(context, at, bitmap, err);
     if (r == 0)
-        visit_runs(bitmap, first, left < m->blocks_per_group ? (uint32_t)left : m->blocks_per_group, visit, context);
+        fsmap_bitmap(m, group, bitmap, visit, context);
     return r;
 }

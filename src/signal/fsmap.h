@@ -34,4 +34,7 @@ bool fsmap_open(const void *first_block, uint64_t volume_blocks, struct fsmap *r
 int fsmap_group(const struct fsmap *m, uint32_t group, fsmap_read read, fsmap_visit visit, void *context, void *scratch,
                 struct error *err) MUST_CHECK;
 
+/* Visits what a bitmap of group `group` (one block) says. */
+void fsmap_bitmap(const struct fsmap *m, uint32_t group, const void *bitmap, fsmap_visit visit, void *context);
+
 #endif

@@ -17,7 +17,7 @@
  * said at once, even after FULL samples, or after ENOUGH when no more came for a while. */
 #define UNIFORM_ENOUGH_SAMPLES (256u * SIGNAL_SAMPLE_BYTES)
 #define UNIFORM_FULL_SAMPLES (1024u * SIGNAL_SAMPLE_BYTES)
-#define UNIFORM_WAIT_S 15u
+#define UNIFORM_WAIT_S 8u
 #define UNIFORM_PATIENCE_S 60u /* then too few samples are dropped */
 /* 255 + 6 standard deviations; and with very many samples an excess that ciphertext with its headers does not reach. */
 #define UNIFORM_CHI_MAX 391.0
