@@ -201,6 +201,8 @@ static void tick(struct watch *w)
     for (size_t i = 0; i < w->volume_count && rewound; i++) {
         signal_forget(w->volumes[i].signal);
         w->volumes[i].read_at = 0;
+        w->volumes[i].log.usable = false; /* the file system's log is an older one too: it is followed from anew */
+        w->volumes[i].fs.groups = 0;
     }
     for (size_t i = 0; i < w->volume_count; i++)
         tick_volume(w, i);
