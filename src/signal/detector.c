@@ -45,7 +45,9 @@ static void learn(struct signal_baseline *b, double score)
 {
     b->windows++;
     double weight = 1.0 / (double)least(b->windows, SIGNAL_BASELINE_WINDOWS);
-    double difference = score - b->mean;
+    double difference = b->windows > 1 ? score - b->mean : 0; /* one window deviates from nothing */
+    if (b->windows == 1)
+        b->mean = score;
     b->mean += weight * difference;
     b->deviation += weight * ((difference < 0 ? -difference : difference) - b->deviation);
 }
