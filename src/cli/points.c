@@ -24,6 +24,10 @@ static void put_remarks(FILE *out, const json_t *point)
         fprintf(out, "%sto lsn:%llu", separator, (unsigned long long)cli_field_u64(point, "target_lsn"));
         separator = " ";
     }
+    if (json_is_true(json_object_get(point, "suspicious"))) {
+        fprintf(out, "%sSUSPICIOUS", separator);
+        separator = " ";
+    }
     json_object_foreach(json_object_get(point, "labels"), key, value)
     {
         fprintf(out, "%s%s=%s", separator, key, json_string_value(value) ? json_string_value(value) : "");
@@ -40,7 +44,8 @@ static void add_remarks(struct cli_table *table, const json_t *point)
         put_remarks(out, point);
         fclose(out);
     }
-    cli_table_cell(table, CLI_COLOUR_NONE, "%s", text ? text : "?");
+    cli_table_cell(table, json_is_true(json_object_get(point, "suspicious")) ? CLI_COLOUR_RED : CLI_COLOUR_NONE, "%s",
+                   text ? text : "?");
 }
 
 static enum cli_exit print(const struct cli *cli, const json_t *answer)
@@ -77,8 +82,32 @@ static enum cli_exit print(const struct cli *cli, const json_t *answer)
     return code;
 }
 
+/* The point alone on stdout, so that it can be put into another command; the rest is for people. */
+static enum cli_exit last_clean(const struct cli *cli)
+{
+    _cleanup_json_ json_t *answer = NULL;
+    char path[CLI_PATH_BYTES], what[CLI_TEXT_BYTES], age[CLI_TEXT_BYTES];
+    if (cli_options_flag(cli, "since") || cli_options_flag(cli, "limit"))
+        return cli_output_fail(cli, CLI_EXIT_USAGE, "it is one point: leave them out",
+                               "points: --last-clean goes without --since and --limit");
+    snprintf(what, sizeof what, "last clean point of %s", cli->operands[0]);
+    cli_api_application_path(cli->operands[0], "/last-clean", path);
+    enum cli_exit code = cli_api_call(cli, what, "GET", path, NULL, &answer);
+    if (code != CLI_EXIT_OK)
+        return code;
+    if (cli->format != CLI_FORMAT_TABLE)
+        return cli_output_value(cli, answer);
+    printf("lsn:%llu\n", (unsigned long long)cli_field_u64(answer, "lsn"));
+    cli_output_note(cli, "that was %s; suspicious since %s", cli_field_age(answer, "time", age),
+                    cli_field_text(answer, "suspicious_since", "?"));
+    return CLI_EXIT_OK;
+}
+
 static enum cli_exit run(struct cli *cli)
 {
+    if (cli_options_flag(cli, "last-clean"))
+        return last_clean(cli);
+
     _cleanup_json_ json_t *answer = NULL;
     _cleanup_free_ char *since = http_client_encode(cli_options_value(cli, "since", ""));
     char path[CLI_PATH_BYTES], suffix[3 * CLI_POINT_BYTES + 64], what[CLI_TEXT_BYTES];
@@ -98,16 +127,20 @@ const struct cli_command cli_points = {
     .description = "Lists the moments of an application's history that have a name or a meaning, the\n"
                    "newest first: tags, changed manifests, rewinds, gaps, and periods of activity. Any\n"
                    "other moment between them can be opened as well, by its time or LSN; in thinned\n"
-                   "history a time means the last point that was kept before it.",
+                   "history a time means the last point that was kept before it. Moments of a time in\n"
+                   "which a volume was probably being encrypted are marked SUSPICIOUS; --last-clean names\n"
+                   "the last point before that, alone, so that another command can take it.",
     .operands = (const struct cli_operand[]){{"APP", .kind = CLI_KIND_APPLICATION}, {0}},
     .options =
         (const struct cli_option[]){
             {"since", 0, CLI_KIND_POINT, "POINT", .help = "only what came after this point"},
             {"limit", 'n', CLI_KIND_NUMBER, "N", .help = "at most N of them (default 50)"},
+            {"last-clean", 0, CLI_KIND_NONE, NULL, .help = "only the last point before the newest suspicious stretch"},
             {0},
         },
     .formats = true,
     .examples =
-        (const char *const[]){"tidemark points shop", "tidemark points shop --since -2h --limit 10", NULL},
+        (const char *const[]){"tidemark points shop", "tidemark points shop --since -2h --limit 10",
+                              "tidemark points shop --last-clean", NULL},
     .run = run,
 };

@@ -178,6 +178,8 @@ static void print_details(const json_t *application)
         printf("rewound to LSN %llu; %s still to be copied back behind it\n",
                (unsigned long long)cli_field_u64(rewind, "target_lsn"),
                units_format_bytes(cli_field_u64(rewind, "pending_bytes"), text));
+    if (json_is_string(json_object_get(application, "suspicious_since")))
+        printf("suspicious since %s\n", cli_field_text(application, "suspicious_since", "?"));
     if (json_is_string(json_object_get(application, "operation")))
         printf("operation %s is under way\n", cli_field_text(application, "operation", "?"));
     json_array_foreach(json_object_get(application, "alarms"), i, alarm)

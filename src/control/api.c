@@ -81,6 +81,17 @@ static int do_points(struct call *c, json_t **ret, struct error *err)
     return r;
 }
 
+static int do_last_clean(struct call *c, json_t **ret, struct error *err)
+{
+    _cleanup_application_ struct application *a = application_find(c->control, c->argument, err);
+    if (!a)
+        return err->code;
+    int r = application_call(a, "GET", "/v1/last-clean", NULL, CONTROL_CALL_TIMEOUT_MS, ret, err);
+    if (r == 0)
+        json_object_set_new(*ret, "application", json_string(a->name));
+    return r;
+}
+
 /* The body goes to the engine as it is. */
 static int forward(struct call *c, const char *path, unsigned timeout_ms, json_t **ret, json_t **ret_body,
                    struct error *err)
@@ -259,6 +270,7 @@ static const struct {
     {{"POST", "/v1/apply"}, do_apply},
     {{"DELETE", "/v1/applications/{app}"}, do_delete},
     {{"GET", "/v1/applications/{app}/points"}, do_points},
+    {{"GET", "/v1/applications/{app}/last-clean"}, do_last_clean},
     {{"POST", "/v1/applications/{app}/tag"}, do_tag},
     {{"POST", "/v1/applications/{app}/diff"}, do_diff},
     {{"POST", "/v1/applications/{app}/open"}, do_open},

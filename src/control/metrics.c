@@ -8,7 +8,7 @@
 
 struct metric {
     const char *name, *type, *help;
-    const char *field; /* of an application, or of a volume when `volume` */
+    const char *field; /* of an application, or of a volume or its signal when `volume` */
     bool volume;
     double scale;
 };
@@ -29,6 +29,16 @@ static const struct metric metrics[] = {
     {"tidemark_volume_size_bytes", "gauge", "Size of a volume.", "size_bytes", true, 1},
     {"tidemark_volume_written_bytes_total", "counter",
      "Bytes written to a volume since its engine was started.", "written_bytes", true, 1},
+    {"tidemark_volume_high_entropy_bytes_total", "counter", "Bytes written that look encrypted or compressed.",
+     "high_entropy_bytes", true, 1},
+    {"tidemark_volume_high_entropy_rewrites_bytes_total", "counter",
+     "Of these, bytes written over structured content.", "high_entropy_rewrites_bytes", true, 1},
+    {"tidemark_volume_structured_freed_bytes_total", "counter",
+     "Bytes of structured content that were discarded or freed.", "structured_freed_bytes", true, 1},
+    {"tidemark_volume_suspicion_score_bytes", "gauge",
+     "Structured content replaced by what looks encrypted, in 90 s.", "score_bytes", true, 1},
+    {"tidemark_volume_suspicion_limit_bytes", "gauge", "Score from which on a volume is suspicious.",
+     "limit_bytes", true, 1},
 };
 
 static void put_value(FILE *out, const struct metric *m, const char *application, const char *volume,
@@ -45,6 +55,12 @@ static void put_value(FILE *out, const struct metric *m, const char *application
         fprintf(out, "} %.9g\n", json_number_value(value) * m->scale);
 }
 
+static const json_t *volume_value(const json_t *volume, const char *field)
+{
+    const json_t *value = json_object_get(volume, field);
+    return value ? value : json_object_get(json_object_get(volume, "signal"), field);
+}
+
 static void put_metric(FILE *out, const struct metric *m, const json_t *applications)
 {
     size_t i, j;
@@ -58,7 +74,7 @@ static void put_metric(FILE *out, const struct metric *m, const json_t *applicat
         else
             json_array_foreach(json_object_get(application, "volumes"), j, volume)
                 put_value(out, m, name, json_string_value(json_object_get(volume, "name")),
-                          json_object_get(volume, m->field));
+                          volume_value(volume, m->field));
     }
 }
 
@@ -83,6 +99,13 @@ static void put_states(FILE *out, const json_t *applications)
         fprintf(out, "tidemark_application_alarms{application=\"%s\"} %zu\n",
                 json_string_value(json_object_get(application, "name")),
                 json_array_size(json_object_get(application, "alarms")));
+    fputs("# HELP tidemark_suspicious 1 when a volume is or was probably being encrypted, and not rewound "
+          "since.\n# TYPE tidemark_suspicious gauge\n",
+          out);
+    json_array_foreach(applications, i, application)
+        fprintf(out, "tidemark_suspicious{application=\"%s\"} %d\n",
+                json_string_value(json_object_get(application, "name")),
+                json_is_string(json_object_get(application, "suspicious_since")));
     fputs("# HELP tidemark_open_views Number of open views.\n# TYPE tidemark_open_views gauge\n", out);
     json_array_foreach(applications, i, application)
         fprintf(out, "tidemark_open_views{application=\"%s\"} %zu\n",

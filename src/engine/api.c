@@ -7,7 +7,7 @@
 
 #include "base/cleanup.h"
 #include "base/units.h"
-#include "engine/engine_internal.h"
+#include "engine/watch_internal.h"
 #include "journal/pin.h"
 
 #define POINTS_DEFAULT 50u
@@ -46,18 +46,29 @@ static int resolve_field(struct call *c, const char *field, struct journal_point
 
 /* ---- status ---- */
 
+static json_t *signal_json(const struct signal_status *s)
+{
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b}", "seconds", (json_int_t)s->seconds, "high_entropy_bytes", (json_int_t)s->counts.high,
+                     "high_entropy_rewrites_bytes", (json_int_t)s->counts.overwritten, "structured_freed_bytes",
+                     (json_int_t)s->counts.freed, "structured_bytes", (json_int_t)s->low_bytes, "score_bytes",
+                     (json_int_t)s->score, "limit_bytes", (json_int_t)s->limit, "suspicious", s->suspicious);
+}
+
 static json_t *volumes_json(struct engine *e)
 {
     json_t *list = json_array();
     for (size_t i = 0; i < group_volume_count(e->group); i++) {
         struct group_volume_status s;
         group_volume_status(e->group, i, &s);
-        json_array_append_new(
-            list, json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b}", "name", s.name, "id", (json_int_t)s.id,
-                            "size_bytes", (json_int_t)s.size_bytes, "written_bytes", (json_int_t)s.written_bytes,
-                            "read_bytes", (json_int_t)s.read_bytes, "writes", (json_int_t)s.writes, "reads",
-                            (json_int_t)s.reads, "flushes", (json_int_t)s.flushes, "discarded_bytes",
-                            (json_int_t)s.discarded_bytes, "stale_bytes", (json_int_t)s.stale_bytes, "failed", s.failed));
+        struct signal_status signal;
+        signal_status(e->watch->volumes[i].signal, &signal);
+        json_t *volume = json_pack(
+            "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b}", "name", s.name, "id", (json_int_t)s.id, "size_bytes",
+            (json_int_t)s.size_bytes, "written_bytes", (json_int_t)s.written_bytes, "read_bytes", (json_int_t)s.read_bytes,
+            "writes", (json_int_t)s.writes, "reads", (json_int_t)s.reads, "flushes", (json_int_t)s.flushes, "discarded_bytes",
+            (json_int_t)s.discarded_bytes, "stale_bytes", (json_int_t)s.stale_bytes, "failed", s.failed);
+        json_object_set_new(volume, "signal", signal_json(&signal));
+        json_array_append_new(list, volume);
     }
     return list;
 }
@@ -105,6 +116,20 @@ static json_t *history_json(struct engine *e)
                      "quota_seconds", quota_ns ? json_integer((json_int_t)(quota_ns / NS_PER_SECOND)) : json_null(), "spans", list);
 }
 
+/* Since when something looks suspicious, or null; its alarms are appended. */
+static json_t *suspicious_since_json(struct engine *e, json_t *alarms)
+{
+    struct error err = ERROR_INIT;
+    uint64_t now = clock_realtime_ns(clock_system());
+    _cleanup_free_ struct suspicion *s = malloc(sizeof *s);
+    if (!s || suspicion_load(e, s, &err) < 0) {
+        json_array_append_new(alarms, json_string("out of memory: whether anything looks suspicious is not known"));
+        return json_null();
+    }
+    suspicion_alarms(e, s, now, alarms);
+    return engine_json_time(suspicion_since_ns(s, now));
+}
+
 json_t *engine_status_json(struct engine *e)
 {
     struct journal_status s;
@@ -129,7 +154,9 @@ json_t *engine_status_json(struct engine *e)
                                                 (json_int_t)g.resync_total_bytes)
                                     : json_null());
     json_object_set_new(status, "history", history_json(e));
-    json_object_set_new(status, "alarms", alarms_json(&s, &g, e));
+    json_t *alarms = alarms_json(&s, &g, e);
+    json_object_set_new(status, "suspicious_since", suspicious_since_json(e, alarms));
+    json_object_set_new(status, "alarms", alarms);
     json_object_set_new(status, "volumes", volumes_json(e));
     json_object_set_new(status, "views", views_json(e));
     return status;
@@ -209,6 +236,8 @@ struct points {
     json_t *list;
     uint64_t limit;
     struct engine *e;
+    size_t stretch_count;
+    struct signal_stretch stretches[SIGNAL_STRETCHES_MAX];
 };
 
 static const char *volume_name(struct engine *e, uint32_t id)
@@ -264,7 +293,10 @@ static int add_point(void *context, const struct journal_event *event, struct er
     struct points *p = context;
     if (event->op != OP_WRITE && !(event->flags & RECORD_LAST))
         return 0; /* in thinned history: it counts for what comes after it, but cannot be opened itself */
-    if (json_array_append_new(p->list, event_json(p->e, event)) < 0)
+    json_t *point = event_json(p->e, event);
+    if (suspicion_has(p->stretches, p->stretch_count, event->lsn.n))
+        json_object_set_new(point, "suspicious", json_true());
+    if (json_array_append_new(p->list, point) < 0)
         return error_errno(err, -ENOMEM, "cannot list the points");
     return json_array_size(p->list) >= p->limit;
 }
@@ -272,9 +304,13 @@ static int add_point(void *context, const struct journal_event *event, struct er
 static int do_points(struct call *c, json_t **ret, struct error *err)
 {
     const char *since = http_request_query(c->request, "since"), *limit = http_request_query(c->request, "limit");
-    struct points p = {.limit = POINTS_DEFAULT, .e = c->e};
+    _cleanup_free_ struct points *p = calloc(1, sizeof *p);
     struct journal_point from = {0};
-    int r = limit && *limit ? units_parse_u64(limit, POINTS_MAX, &p.limit, err) : 0;
+    if (!p)
+        return error_errno(err, -ENOMEM, "cannot list the points");
+    p->limit = POINTS_DEFAULT;
+    p->e = c->e;
+    int r = limit && *limit ? units_parse_u64(limit, POINTS_MAX, &p->limit, err) : 0;
     if (r < 0)
         return error_context(err, "limit");
     if (since && *since) {
@@ -284,11 +320,24 @@ static int do_points(struct call *c, json_t **ret, struct error *err)
         if (from.lsn.n)
             from.lsn.n--; /* that point included */
     }
-    p.list = json_array();
-    if (p.limit)
-        r = journal_events(c->e->journal, from.lsn, LSN_MAX, true, add_point, &p, err);
-    *ret = json_pack("{s:o}", "points", p.list);
+    p->stretch_count = signal_stretches_copy(&c->e->watch->stretches, p->stretches);
+    p->list = json_array();
+    if (p->limit)
+        r = journal_events(c->e->journal, from.lsn, LSN_MAX, true, add_point, p, err);
+    *ret = json_pack("{s:o}", "points", p->list);
     return r;
+}
+
+static int do_last_clean(struct call *c, json_t **ret, struct error *err)
+{
+    struct journal_point point = {0};
+    struct signal_stretch stretch;
+    int r = suspicion_last_clean(c->e, &stretch, &point, err);
+    if (r < 0)
+        return r;
+    *ret = point_json(&point);
+    json_object_set_new(*ret, "suspicious_since", engine_json_time(stretch.begin_ns));
+    return 0;
 }
 
 /* ---- pins ---- */
@@ -492,6 +541,8 @@ static int rewind_to(struct call *c, const struct journal_point *target, json_t 
                      "target_time", engine_json_time(target->realtime_ns), "changed_bytes", (json_int_t)change.changed_bytes,
                      "volumes", change_volumes_json(&change, false), "duration_us", (json_int_t)duration_us);
     free(change.volumes);
+    if (!dry_run)
+        watch_rewound(c->e->watch, change.lsn);
     return 0;
 }
 
@@ -540,7 +591,7 @@ int engine_api_handle(void *context, const struct http_request *request, struct 
         {"POST", "/v1/tag", do_tag},        {"GET", "/v1/points", do_points},    {"POST", "/v1/pin", do_pin},
         {"POST", "/v1/unpin", do_unpin},    {"POST", "/v1/object", do_object},   {"GET", "/v1/objects", do_objects},
         {"POST", "/v1/diff", do_diff},      {"POST", "/v1/rewind", do_rewind},   {"POST", "/v1/undo", do_undo},
-        {"POST", "/v1/seal", do_seal},      {"POST", "/v1/shutdown", do_shutdown},
+        {"GET", "/v1/last-clean", do_last_clean}, {"POST", "/v1/seal", do_seal}, {"POST", "/v1/shutdown", do_shutdown},
     };
     if (strcmp(request->path, "/metrics") == 0) {
         http_response_text(response, 200, "text/plain; version=0.0.4; charset=utf-8", engine_metrics(context));

@@ -11,7 +11,7 @@
 
 #include "base/cleanup.h"
 #include "base/io.h"
-#include "engine/engine_internal.h"
+#include "engine/watch_internal.h"
 
 #define API_THREADS 3u
 
@@ -53,6 +53,8 @@ static int start(struct engine *e, struct error *err)
     log_info(e->log, "journal open: %llu frames and %llu records recovered, %zu writes were in flight",
              (unsigned long long)rec->frames, (unsigned long long)rec->replayed, rec->in_flight_count);
     r = open_group(e, err);
+    if (r == 0)
+        r = watch_start(e, &e->watch, err);
     if (r < 0)
         return r;
     struct http_server_options server = {.socket_path = e->config->socket,
@@ -97,6 +99,7 @@ int engine_stop(struct engine *e, struct error *err)
     if (!e)
         return 0;
     http_server_stop(e->server);
+    watch_stop(e->watch);
     group_free(e->group);
     int r = journal_close(e->journal, err);
     snprintf(path, sizeof path, "%s.pid", e->config->socket);

@@ -27,11 +27,14 @@ struct engine_config {
 };
 int engine_config_load(const char *path, struct engine_config *ret, struct error *err) MUST_CHECK;
 
+struct watch;
+
 struct engine {
     struct engine_config *config;
     const struct log *log;
     struct journal *journal;
     struct group *group;
+    struct watch *watch;
     struct http_server *server;
     uint64_t started_boottime_ns;
 };

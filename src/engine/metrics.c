@@ -4,7 +4,7 @@
 #include <stdlib.h>
 
 #include "base/clock.h"
-#include "engine/engine_internal.h"
+#include "engine/watch_internal.h"
 
 static void sample(FILE *f, const char *name, const char *type, const char *help, const char *application, double value)
 {
@@ -35,6 +35,47 @@ static void volume_samples(FILE *f, struct engine *e)
     }
 }
 
+static void signal_samples(FILE *f, struct engine *e)
+{
+    static const struct {
+        const char *name, *type, *help;
+        size_t offset;
+    } fields[] = {
+        {"tidemark_volume_high_entropy_bytes_total", "counter", "Bytes written that look encrypted or compressed.",
+         offsetof(struct signal_status, counts.high)},
+        {"tidemark_volume_high_entropy_rewrites_bytes_total", "counter", "Of these, bytes written over structured content.",
+         offsetof(struct signal_status, counts.overwritten)},
+        {"tidemark_volume_structured_freed_bytes_total", "counter", "Bytes of structured content that were discarded or freed.",
+         offsetof(struct signal_status, counts.freed)},
+        {"tidemark_volume_structured_bytes", "gauge", "Bytes of structured content that the volume is known to hold.",
+         offsetof(struct signal_status, low_bytes)},
+        {"tidemark_volume_suspicion_score_bytes", "gauge", "Structured content replaced by what looks encrypted, in 90 s.",
+         offsetof(struct signal_status, score)},
+        {"tidemark_volume_suspicion_limit_bytes", "gauge", "Score from which on a volume is suspicious.",
+         offsetof(struct signal_status, limit)},
+    };
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+        fprintf(f, "# HELP %s %s\n# TYPE %s %s\n", fields[i].name, fields[i].help, fields[i].name, fields[i].type);
+        for (size_t k = 0; k < e->watch->volume_count; k++) {
+            struct signal_status s;
+            signal_status(e->watch->volumes[k].signal, &s);
+            fprintf(f, "%s{application=\"%s\",volume=\"%s\"} %llu\n", fields[i].name, e->config->application,
+                    group_volume_name(e->group, k), (unsigned long long)*(uint64_t *)((char *)&s + fields[i].offset));
+        }
+    }
+}
+
+/* 1 while an alarm of the signal is told; without memory to find out, nothing is said. */
+static void suspicious_sample(FILE *f, struct engine *e)
+{
+    struct error ignored = ERROR_INIT;
+    struct suspicion *s = malloc(sizeof *s);
+    if (s && suspicion_load(e, s, &ignored) == 0)
+        sample(f, "tidemark_suspicious", "gauge", "1 when a volume is or was probably being encrypted, and not rewound since.",
+               e->config->application, suspicion_since_ns(s, clock_realtime_ns(clock_system())) != 0);
+    free(s);
+}
+
 char *engine_metrics(struct engine *e)
 {
     char *text = NULL;
@@ -61,6 +102,8 @@ char *engine_metrics(struct engine *e)
     sample(f, "tidemark_resync_remaining_bytes", "gauge", "Bytes still to be compared.", app,
            g.resyncing ? (double)(g.resync_total_bytes - g.resync_done_bytes) : 0);
     volume_samples(f, e);
+    signal_samples(f, e);
+    suspicious_sample(f, e);
     fclose(f);
     return text;
 }

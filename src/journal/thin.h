@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Thinning: which points old history keeps, and which segments are due. What is decided here needs no I/O; thin.c rewrites
- * the segments. docs/adr/0008-thinning.md has the design. */
+ * the segments. docs/adr/0009-thinning.md has the design. */
 #ifndef TIDEMARK_JOURNAL_THIN_H
 #define TIDEMARK_JOURNAL_THIN_H
 

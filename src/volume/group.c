@@ -241,6 +241,19 @@ struct block *group_volume_block(struct group *g, size_t i)
     return &g->volumes[i].block;
 }
 
+void group_volume_watch(struct group *g, size_t i, struct signal *signal)
+{
+    g->volumes[i].signal = signal;
+}
+
+int group_volume_peek(struct group *g, size_t i, void *data, size_t length_bytes, uint64_t offset_bytes, struct error *err)
+{
+    struct volume *v = &g->volumes[i];
+    if (!volume_is_plain(v))
+        return error_set(err, -EAGAIN, "volume %s: its backing is not its content now", v->name);
+    return block_pread(v->backing, data, length_bytes, offset_bytes, err);
+}
+
 void group_volume_status(struct group *g, size_t i, struct group_volume_status *ret)
 {
     struct volume *v = &g->volumes[i];

@@ -21,6 +21,7 @@
 #define GROUP_MAX_VOLUMES 64u
 
 struct group;
+struct signal;
 
 enum group_ack {
     GROUP_ACK_WRITE, /* after backing and journal */
@@ -45,6 +46,13 @@ size_t group_volume_count(const struct group *g);
 const char *group_volume_name(const struct group *g, size_t i);
 /* The volume as a block device, for exports. Owned by the group. */
 struct block *group_volume_block(struct group *g, size_t i);
+
+/* From now on the volume's writes are noted in `signal` (borrowed). Before any I/O. */
+void group_volume_watch(struct group *g, size_t i, struct signal *signal);
+/* Reads what the backing holds, uncounted and without a lock, so perhaps half of a write. -EAGAIN while a rewind is being
+ * copied back or a comparison runs: then the backing says nothing. */
+int group_volume_peek(struct group *g, size_t i, void *data, size_t length_bytes, uint64_t offset_bytes,
+                      struct error *err) MUST_CHECK;
 
 struct group_volume_status {
     const char *name;

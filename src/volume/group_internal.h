@@ -28,6 +28,7 @@ struct volume {
     uint32_t id;
     char name[JOURNAL_NAME_BYTES];
     struct block *backing;
+    struct signal *signal; /* NULL: not watched */
     struct grain_map stale, unverified;
     _Atomic bool failed;
     struct journal_listener listener; /* of the thread that has the volume's queue */

@@ -49,6 +49,7 @@ static int append(struct volume *v, struct block_request *r)
         .payload_bytes = (uint32_t)r->length_bytes,
         .lazy = v->group->ack == GROUP_ACK_FLUSH,
     };
+    signal_note(v->signal, r->offset_bytes, r->data, r->length_bytes); /* before it has an LSN */
     /* Also when the journal is suspended: the blocking way knows what to do. */
     return journal_try_append(v->group->journal, &record, &async_of(r)->ticket, &ignored) < 0 ? -EAGAIN : 0;
 }

@@ -9,7 +9,7 @@ import sys
 import tempfile
 
 # The order of docs/architecture.md; the same as in meson.build.
-LAYERS = ["base", "lib", "block", "journal", "view", "volume", "export", "engine", "store", "vault", "app", "policy",
+LAYERS = ["base", "lib", "block", "journal", "view", "signal", "volume", "export", "engine", "store", "vault", "app", "policy",
           "kube", "pipeline", "control", "cli"]
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"')
 

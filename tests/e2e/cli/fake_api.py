@@ -8,11 +8,13 @@ import threading
 import time
 from urllib.parse import parse_qs, urlsplit
 
+SIGNAL = {"seconds": 9, "high_entropy_bytes": 8192, "high_entropy_rewrites_bytes": 4096, "structured_freed_bytes": 0,
+          "structured_bytes": 1 << 20, "score_bytes": 4096, "limit_bytes": 1 << 20, "suspicious": False}
 VOLUMES = [
     {"name": "data", "size_bytes": 8 << 30, "device": "/dev/loop0", "mount": "/srv/shop/data", "nbd_uri": None,
-     "written_bytes": 1288490189, "fs_type": "ext4"},
+     "written_bytes": 1288490189, "fs_type": "ext4", "signal": SIGNAL},
     {"name": "wal", "size_bytes": 2 << 30, "device": None, "mount": None,
-     "nbd_uri": "nbd+unix:///wal?socket=/run/shop.sock", "written_bytes": 512, "fs_type": None},
+     "nbd_uri": "nbd+unix:///wal?socket=/run/shop.sock", "written_bytes": 512, "fs_type": None, "signal": None},
 ]
 SHOP = {
     "name": "shop", "state": "protected", "message": None, "lsn": 1234, "durable_lsn": 1230, "oldest_lsn": 1,
@@ -23,7 +25,7 @@ SHOP = {
         {"from": "2026-11-21T00:00:00Z", "to": "2026-11-21T02:00:00Z", "granularity_seconds": 0}]},
     "ack": "write", "export": "fuse",
     "policy": "default", "manifests": None, "engine_pid": 1, "restarts": 0, "alarms": [], "rewind": None,
-    "resync": None, "operation": None, "views": ["v-1"], "volumes": VOLUMES,
+    "resync": None, "suspicious_since": None, "operation": None, "views": ["v-1"], "volumes": VOLUMES,
 }
 BROKEN = dict(SHOP, name="bank", state="suspended", message="journal full", alarms=["journal full"], views=[])
 VIEW = {
@@ -43,8 +45,11 @@ POINTS = [
         "float": "1e3", "null": "null", "tilde": "~", "colon": "a: b", "hash": "a #b", "lead": "- a", "space": " x ",
         "lines": "one\ntwo\n", "quote": "say \"it\" 'now'", "unicode": "Stand für heute", "esc": "\u001b[31mred",
         "merge": "<<", "equals": "=", "inf": ".inf", "at": "@x", "bang": "!x", "star": "*x", "bracket": "[x"}},
+    {"lsn": 1200, "time": "2026-01-01T12:00:00.000Z", "kind": "activity", "bytes": 4096, "writes": 1, "suspicious": True},
     {"lsn": 1100, "time": "2026-01-01T00:00:00.000Z", "kind": "rewind", "target_lsn": 7, "ratio": 1e20, "half": 0.5},
 ]
+LAST_CLEAN = {"application": "shop", "lsn": 1150, "time": "2026-01-01T11:59:59.000Z", "note": None,
+              "suspicious_since": "2026-01-01T12:00:00.000Z"}
 PLAN = {
     "to": "-90s", "lsn": 1234, "target_lsn": 1000, "target_time": "2026-01-01T00:00:00.000Z", "note": "the clock was set",
     "changed_bytes": 5242880, "volumes": [{"name": "data", "changed_bytes": 5242880}],
@@ -176,6 +181,8 @@ class FakeApi(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
                          "volumes": [{"name": "data", "backing": None if purged else "/s/data.img"}]}
         if verb == "points":
             return 200, {"points": POINTS[:int(query.get("limit", 99))]}
+        if verb == "last-clean":
+            return 200, LAST_CLEAN
         if verb == "tag":
             return 200, {"name": asked["name"], "lsn": 1301, "time": "2026-01-02T00:00:00.000Z"}
         if verb == "diff":

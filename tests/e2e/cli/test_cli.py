@@ -101,7 +101,7 @@ class Help(unittest.TestCase):
                     self.assertLessEqual(len(line), 100, line)
 
     def test_issue_options(self):
-        expected = {"points": ["since", "limit"], "tag": ["label"], "open": ["volume", "mount", "nbd", "salvage"], "apply": ["file"],
+        expected = {"points": ["since", "limit", "last-clean"], "tag": ["label"], "open": ["volume", "mount", "nbd", "salvage"], "apply": ["file"],
                     "rewind": ["to", "dry-run", "yes"], "undo": ["dry-run"], "delete": ["purge"]}
         for command, names in expected.items():
             have = [name for _, name in options_of(command)]
@@ -257,6 +257,7 @@ class Usage(unittest.TestCase):
             self.refused("rewind", "shop", f"--to={point}", says=["--to"])
             self.refused("open", f"shop@{point}")
         self.refused("rewind", "shop", "--to", "yesterday", says=["expected latest", "lsn:NUMBER"])
+        self.refused("points", "shop", "--last-clean", "--since", "-1h", says=["--last-clean goes without"])
 
     def test_too_many(self):
         self.refused("tag", "shop", "x", *(["--label", "a=b"] * 40), says=["more than"])
@@ -353,8 +354,16 @@ class Served(unittest.TestCase):
         self.good("status", "shop", "-o", "json")
         self.assertEqual(self.api.calls[-1]["query"], {"app": "shop"})
 
+    def test_suspicious(self):
+        rows = self.good("points", "shop").splitlines()
+        self.assertEqual([("SUSPICIOUS" in row, "1200" in row) for row in rows if "SUSPICIOUS" in row or "1200" in row], [(True, True)])
+        self.assertEqual(self.good("points", "shop", "--last-clean", "-q"), "lsn:1150\n")
+        self.assertEqual(self.api.calls[-1]["path"], "/v1/applications/shop/last-clean")
+        self.assertIn("suspicious since 2026-01-01T12", self.run("points", "shop", "--last-clean").stderr)
+
     def test_json_of_every_reading_command(self):
-        expected = {("points", "shop"): {"points": fake_api.POINTS}, ("views",): {"views": [fake_api.VIEW]},
+        expected = {("points", "shop", "--last-clean"): fake_api.LAST_CLEAN,
+                    ("points", "shop"): {"points": fake_api.POINTS}, ("views",): {"views": [fake_api.VIEW]},
                     ("diff", "shop@-1h", "shop@latest"): fake_api.DIFF, ("open", "shop@-1h"): fake_api.VIEW,
                     ("rewind", "shop", "--to", "-90s"): fake_api.REWIND, ("undo", "shop"): fake_api.REWIND,
                     ("rewind", "shop", "--to", "-90s", "--dry-run"): fake_api.PLAN}

@@ -65,6 +65,9 @@ class Applications(Base):
         metrics = s.call("GET", "/metrics", raw=True)[1]
         self.assertIn('tidemark_volume_size_bytes{application="shop",volume="wal"} 67108864', metrics)
         self.assertIn('tidemark_application_state{application="shop",state="protected"} 1', metrics)
+        self.assertIn('tidemark_suspicious{application="shop"} 0', metrics)
+        self.assertIn('tidemark_volume_high_entropy_rewrites_bytes_total{application="shop",volume="data"} 0', metrics)
+        self.fails("ENOENT", ["nothing suspicious"], s.call, "GET", "/v1/applications/shop/last-clean")
 
         # A stop brings nothing down but ends everything; the next start has it all back.
         self.assertEqual(s.stop(), 0)
