@@ -9,6 +9,7 @@
 #include <sys/eventfd.h>
 
 #include "block/queue.h"
+#include "signal/signal.h"
 #include "volume/group_internal.h"
 
 struct async {
