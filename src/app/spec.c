@@ -101,6 +101,11 @@ const char *app_fs_type_name(enum app_fs_type fs_type)
     return fs_type == APP_FS_XFS ? "xfs" : "ext4";
 }
 
+const char *app_failure_mode_name(enum app_failure_mode mode)
+{
+    return mode == APP_FAILURE_PROTECTION ? "protection" : "availability";
+}
+
 const char *app_ack_mode_name(enum app_ack_mode mode)
 {
     return mode == APP_ACK_FLUSH ? "flush" : "write";

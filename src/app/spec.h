@@ -26,6 +26,8 @@
  *       - {after: 24h, keep: 1m}
  *       - {after: 7d, keep: 1h}
  *     ackMode: write                      # write (default) or flush
+ *     failureMode: availability           # while the journal's disk fails writes go on unjournaled (default);
+ *                                         # protection: they wait
  *
  * Relative paths (`manifests`, and a command whose first word begins with ./ or ../) start at the directory
  * of the file. What is wrong is told as "<file>:<line>:<column>: <field>: found ...; expected ...". Threads:
@@ -60,6 +62,7 @@ enum app_kind { APP_KIND_APPLICATION, APP_KIND_POLICY };
 enum app_export { APP_EXPORT_FUSE, APP_EXPORT_NBD };
 enum app_fs_type { APP_FS_EXT4, APP_FS_XFS };
 enum app_ack_mode { APP_ACK_WRITE, APP_ACK_FLUSH };
+enum app_failure_mode { APP_FAILURE_AVAILABILITY, APP_FAILURE_PROTECTION };
 
 struct app_command {
     bool shell;  /* argv is /bin/sh -c TEXT */
@@ -102,6 +105,7 @@ struct app_policy {
     struct app_thinning thinning[APP_THINNING_MAX]; /* ascending */
     size_t thinning_count;
     enum app_ack_mode ack_mode;
+    enum app_failure_mode failure_mode;
 };
 
 struct app_document {
@@ -150,6 +154,7 @@ int app_check_name(const char *name, struct error *err) MUST_CHECK;
 const char *app_export_name(enum app_export export);
 const char *app_fs_type_name(enum app_fs_type fs_type);
 const char *app_ack_mode_name(enum app_ack_mode mode);
+const char *app_failure_mode_name(enum app_failure_mode mode);
 const char *app_kind_name(enum app_kind kind);
 
 static inline void cleanup_app_documents(struct app_documents **documents)

@@ -175,6 +175,7 @@ char *app_policy_to_yaml(const struct app_policy *policy)
         fputc('\n', out);
     }
     fprintf(out, "  ackMode: %s\n", app_ack_mode_name(policy->ack_mode));
+    fprintf(out, "  failureMode: %s\n", app_failure_mode_name(policy->failure_mode));
     bool failed = ferror(out) != 0;
     if (fclose(out) != 0 || failed) {
         free(text);
@@ -244,6 +245,7 @@ json_t *app_policy_to_json(const struct app_policy *policy)
     json_object_set_new(journal, "thinning", thinning);
     json_object_set_new(body, "journal", journal);
     json_object_set_new(body, "ackMode", json_string(app_ack_mode_name(policy->ack_mode)));
+    json_object_set_new(body, "failureMode", json_string(app_failure_mode_name(policy->failure_mode)));
     return json_pack("{s:s, s:s, s:{s:s}, s:o}", "apiVersion", APP_API_VERSION, "kind", "ProtectionPolicy",
                      "metadata", "name", policy->name, "spec", body);
 }

@@ -535,7 +535,7 @@ static int read_policy(const struct yaml_node *body, struct app_policy *policy, 
     app_policy_default_thinning(policy);
     if (!body)
         return 0;
-    int r = CHECK_MAPPING(body, "spec", err, "journal", "ackMode");
+    int r = CHECK_MAPPING(body, "spec", err, "journal", "ackMode", "failureMode");
     if (r < 0)
         return r;
     const struct yaml_node *ack = optional(body, "ackMode"), *journal = optional(body, "journal");
@@ -543,6 +543,11 @@ static int read_policy(const struct yaml_node *body, struct app_policy *policy, 
         policy->ack_mode = APP_ACK_FLUSH;
     else if (ack && !(yaml_text(ack) && strcmp(ack->scalar, "write") == 0))
         return refuse(err, ack, "spec.ackMode", "write or flush");
+    const struct yaml_node *failure = optional(body, "failureMode");
+    if (failure && yaml_text(failure) && strcmp(failure->scalar, "protection") == 0)
+        policy->failure_mode = APP_FAILURE_PROTECTION;
+    else if (failure && !(yaml_text(failure) && strcmp(failure->scalar, "availability") == 0))
+        return refuse(err, failure, "spec.failureMode", "availability or protection");
     return journal ? read_journal(journal, policy, err) : 0;
 }
 

@@ -95,7 +95,7 @@ static int write_engine_config(struct application *application, struct error *er
     if (r < 0 || !policy)
         return r;
     r = choose_quota(application, policy, path, &quota_bytes, err);
-    const char *ack = app_ack_mode_name(policy->ack_mode);
+    const char *ack = app_ack_mode_name(policy->ack_mode), *failure_mode = app_failure_mode_name(policy->failure_mode);
     uint64_t history_ns = policy->history_ns;
     json_t *thinning = engine_thinning(policy);
     app_policy_free(policy);
@@ -105,9 +105,9 @@ static int write_engine_config(struct application *application, struct error *er
     }
     application->quota_bytes = quota_bytes;
     _cleanup_json_ json_t *config =
-        json_pack("{s:s, s:o, s:s, s:s, s:I, s:I, s:o, s:o}", "application", application->name, "journal",
+        json_pack("{s:s, s:o, s:s, s:s, s:s, s:I, s:I, s:o, s:o}", "application", application->name, "journal",
                   json_sprintf("%s/journal", application->directory), "socket", application->socket, "ack",
-                  ack, "quota_bytes", (json_int_t)quota_bytes, "history_ns", (json_int_t)history_ns, "thinning", thinning,
+                  ack, "failure_mode", failure_mode, "quota_bytes", (json_int_t)quota_bytes, "history_ns", (json_int_t)history_ns, "thinning", thinning,
                   "volumes", engine_volumes(application));
     return write_json_file(path, config, err);
 }

@@ -62,10 +62,10 @@ static int read_thinning(json_t *list, struct engine_config *c, struct error *er
 
 static int read_config(json_t *object, struct engine_config *c, struct error *err)
 {
-    const char *application, *journal, *socket, *ack = "write";
+    const char *application, *journal, *socket, *ack = "write", *failure_mode = "availability";
     json_t *volumes, *volume, *thinning = NULL;
     size_t i;
-    int r = json_reject_unknown(object, err, "application", "journal", "socket", "ack", "quota_bytes", "history_ns", "thinning",
+    int r = json_reject_unknown(object, err, "application", "journal", "socket", "ack", "failure_mode", "quota_bytes", "history_ns", "thinning",
                                 "volumes", NULL);
     if (r == 0)
         r = json_get_string(object, "application", &application, err);
@@ -75,6 +75,8 @@ static int read_config(json_t *object, struct engine_config *c, struct error *er
         r = json_get_string(object, "socket", &socket, err);
     if (r == 0)
         r = json_get_optional_string(object, "ack", &ack, err);
+    if (r == 0)
+        r = json_get_optional_string(object, "failure_mode", &failure_mode, err);
     if (r == 0)
         r = json_get_optional_u64(object, "quota_bytes", &c->quota_bytes, err);
     if (r == 0)
@@ -96,6 +98,9 @@ static int read_config(json_t *object, struct engine_config *c, struct error *er
     if (strcmp(ack, "write") != 0 && strcmp(ack, "flush") != 0)
         return error_set(err, -EINVAL, "ack is '%s': expected write or flush", ack);
     c->ack = strcmp(ack, "flush") == 0 ? GROUP_ACK_FLUSH : GROUP_ACK_WRITE;
+    if (strcmp(failure_mode, "availability") != 0 && strcmp(failure_mode, "protection") != 0)
+        return error_set(err, -EINVAL, "failure_mode is '%s': expected availability or protection", failure_mode);
+    c->holds = strcmp(failure_mode, "protection") == 0;
     if (json_array_size(volumes) == 0 || json_array_size(volumes) > GROUP_MAX_VOLUMES)
         return error_set(err, -EINVAL, "volumes: expected 1 to %u of them", GROUP_MAX_VOLUMES);
     json_array_foreach(volumes, i, volume) {

@@ -31,6 +31,9 @@ static int write_pid(const struct engine *e, struct error *err)
 static int open_group(struct engine *e, struct error *err)
 {
     int r = group_new(e->journal, e->config->ack, e->log, &e->group, err);
+    if (r < 0)
+        return r;
+    group_set_holds(e->group, e->config->holds);
     for (size_t i = 0; i < e->config->volume_count && r == 0; i++)
         r = group_add_volume(e->group, e->config->volumes[i].name, e->config->volumes[i].size_bytes,
                              e->config->volumes[i].backing, err);
@@ -124,6 +127,11 @@ int engine_check(const char *config_path, struct error *err)
     if (r == 0 && puts("{\"version\": \"" TIDEMARK_VERSION "\"}") < 0)
         r = error_errno(err, -EIO, "cannot tell the version");
     return r;
+}
+
+bool engine_is_stuck(const struct engine *e)
+{
+    return e->config->holds && journal_is_suspended(e->journal);
 }
 
 size_t engine_volume_count(const struct engine *e)

@@ -15,6 +15,7 @@ struct engine_config {
     char journal[PATH_MAX];
     char socket[108];
     enum group_ack ack;
+    bool holds; /* failure mode `protection` */
     uint64_t quota_bytes, history_ns;
     struct journal_thinning thinning[JOURNAL_MAX_THINNING];
     size_t thinning_count;

@@ -33,6 +33,11 @@ static void serve_stop(struct runtime *r)
         log_error(&engine_log, "%s", err.message);
 }
 
+static bool serve_is_stuck(const struct runtime *r)
+{
+    return engine_is_stuck((const struct engine *)r);
+}
+
 static int view_start(const char *config_path, struct runtime **ret, struct error *err)
 {
     return engine_view_start(config_path, &view_log, (struct engine_view **)ret, err);
@@ -63,12 +68,12 @@ static bool refused(const struct error *err)
 
 const struct runtime_ops *runtime_serve_ops(void)
 {
-    static const struct runtime_ops ops = {serve_start, serve_count, serve_name, serve_block, serve_stop, refused};
+    static const struct runtime_ops ops = {serve_start, serve_count, serve_name, serve_block, serve_stop, refused, serve_is_stuck};
     return &ops;
 }
 
 const struct runtime_ops *runtime_view_ops(void)
 {
-    static const struct runtime_ops ops = {view_start, view_count, view_name, view_block, view_stop, refused};
+    static const struct runtime_ops ops = {view_start, view_count, view_name, view_block, view_stop, refused, NULL};
     return &ops;
 }

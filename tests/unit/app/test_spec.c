@@ -90,18 +90,22 @@ static void policies(void **unused)
 {
     (void)unused;
     _cleanup_app_documents_ struct app_documents *d =
-        parse(POLICY "spec: {journal: {quota: 1Gi}, ackMode: flush}\n---\n" HEAD
+        parse(POLICY "spec: {journal: {quota: 1Gi}, ackMode: flush, failureMode: protection}\n---\n" HEAD
                      "spec: {volumes: [{name: a, size: 16Mi}]}\n");
     assert_int_equal(d->count, 2);
     assert_int_equal(d->items[0].policy->quota_bytes, 1ull << 30);
     assert_int_equal(d->items[0].policy->ack_mode, APP_ACK_FLUSH);
+    assert_int_equal(d->items[0].policy->failure_mode, APP_FAILURE_PROTECTION);
     assert_string_equal(d->items[1].spec->policy, "default");
     struct app_policy *policy = app_policy_new_default();
     assert_string_equal(policy->name, "default");
     assert_int_equal(policy->ack_mode, APP_ACK_WRITE);
+    assert_int_equal(policy->failure_mode, APP_FAILURE_AVAILABILITY);
     app_policy_free(policy);
     refuse(POLICY "spec: {journal: {quota: 1Mi}}\n",
            "f.yaml:4:25: spec.journal.quota: found '1Mi'; expected at least 256.0 MiB");
+    refuse(POLICY "spec: {failureMode: never}\n",
+           "f.yaml:4:21: spec.failureMode: found 'never'; expected availability or protection");
     refuse(POLICY "spec: {ackMode: never}\n",
            "f.yaml:4:17: spec.ackMode: found 'never'; expected write or flush");
 }
