@@ -40,7 +40,7 @@ static struct stand {
     uint64_t random;
     atomic_int calls, fail_at, fail_calls; /* the first call that fails, and how many do */
     int code;
-    char step[16]; /* that failed */
+    _Atomic(const char *) step; /* that failed */
 } x;
 static struct error err;
 static uint64_t seed;
@@ -51,7 +51,7 @@ static int inject(void *context, const char *step)
     int call = atomic_fetch_add(&x.calls, 1) + 1;
     if (call < x.fail_at || call >= x.fail_at + x.fail_calls)
         return 0;
-    snprintf(x.step, sizeof x.step, "%s", step);
+    x.step = step;
     return x.code;
 }
 
@@ -228,9 +228,9 @@ static int run_case(int fail_at, int fail_calls, int code, bool holds)
         assert_int_equal(pthread_create(&healer, NULL, heal, NULL), 0);
     for (int i = 0; i < OPERATIONS; i++) {
         operate(what);
-        if (!holds && x.step[0] && i > OPERATIONS / 2 + HEAL_AFTER)
+        if (!holds && x.step && i > OPERATIONS / 2 + HEAL_AFTER)
             x.fail_calls = 0;
-        if (i % 8 == 7 && x.step[0] && x.calls >= x.fail_at + x.fail_calls)
+        if (i % 8 == 7 && x.step && x.calls >= x.fail_at + x.fail_calls)
             group_settle(x.group); /* well again: back to protection */
         remember();
     }
@@ -245,7 +245,7 @@ static int run_case(int fail_at, int fail_calls, int code, bool holds)
         if (x.point_count < OPERATIONS)
             remember();
     }
-    snprintf(what + strlen(what), sizeof what - strlen(what), " at %s", x.step);
+    snprintf(what + strlen(what), sizeof what - strlen(what), " at %s", x.step ? x.step : "none");
     check_points(what);
     group_abandon(x.group);
     journal_abandon(x.journal);

@@ -1,0 +1,68 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Takes one safeguard out at a time, in a copy of the sources, and expects a named test to fail: a test that does not
+# notice is no test. Prints a line for each; non-zero if one went unnoticed.
+#   tests/mutations/run.sh [NAME...]
+set -uo pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+work=$(mktemp -d /var/tmp/tidemark-mutations-XXXXXX)
+trap 'rm -rf "$work"' EXIT
+passed=0
+failed=0
+
+cp -r "$root"/{src,tests,bench,docs,api,meson.build,meson_options.txt,LICENSE} "$work/" 2>/dev/null
+for extra in packaging scripts demo README.md; do
+    [[ -e $root/$extra ]] && cp -r "$root/$extra" "$work/"
+done
+meson setup "$work/build" "$work" -Dwerror=false >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
+
+build() {
+    ninja -C "$work/build" tests/sim/test_order tests/sim/test_history tests/sim/test_fault tests/unit/journal/test_journal_damage >"$work/log" 2>&1
+}
+
+# mutation NAME FILE SED-EXPRESSION TEST [ARGUMENT...]: tried up to three times, since a race shows by chance.
+mutation() {
+    local name=$1 file=$2 expression=$3
+    shift 3
+    if ((${#wanted[@]})) && [[ ! " ${wanted[*]} " == *" $name "* ]]; then
+        return
+    fi
+    cp "$work/$file" "$work/original"
+    sed -i -E "$expression" "$work/$file"
+    if cmp -s "$work/$file" "$work/original"; then
+        echo "$name: the expression changes nothing in $file: mend tests/mutations/run.sh"
+        failed=$((failed + 1))
+        return
+    fi
+    local noticed=no
+    if ! build; then
+        cat "$work/log"
+        noticed="no: it does not build"
+    else
+        for _ in 1 2 3; do
+            if ! (cd "$work/build" && timeout 240 "$@" >"$work/log" 2>&1); then
+                noticed=yes
+                break
+            fi
+        done
+    fi
+    echo "$name: noticed by $(basename "$1"): $noticed"
+    if [[ $noticed == yes ]]; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+    cp "$work/original" "$work/$file"
+}
+
+wanted=("$@")
+build || { cat "$work/log"; exit 1; }
+mutation range-lock src/volume/range_lock.c \
+    's/if \(r->volume == want->volume \&\& r->lba < want->end.*/if (false)/' tests/sim/test_order stress write
+mutation payload-crc src/journal/payload.c \
+    's/if \(crc32c\(0, data \+ .*\) != le32_get\(crcs\[i\]\)\)/if (false)/' tests/unit/journal/test_journal_damage test_sealed
+mutation in-flight-table src/volume/group.c \
+    's/for \(size_t i = 0; i < rec->in_flight_count; i\+\+\)/for (size_t i = 0; i < 0 * rec->in_flight_count; i++)/' \
+    tests/sim/test_history --histories 150 --seed 1
+mutation compare-after-power-loss src/journal/recovery.c \
+    's/rec->compare_all = !usable \|\|/rec->compare_all = false \&\&/' tests/sim/test_history --histories 150 --seed 1
+mutation tail-cut src/journal/resume.c 's/    tail_cut\(t, high, crc\);//' tests/sim/test_fault availability
+mutation new-epoch src/journal/recovery.c 's/    j->manifest\.epoch\+\+;//' tests/sim/test_history --histories 150 --seed 1
+echo "$passed passed, $failed failed"
+((failed == 0))
