@@ -31,10 +31,13 @@ bench: deps
 	$(MAKE) --no-print-directory all
 	python3 bench/run.py $(BENCH_OPTIONS)
 
-# Random histories with kills, rewinds and dropped history against a model, for SOAK_SECONDS.
-SOAK_SECONDS ?= 7200
+# PostgreSQL under load while processes are killed and the application is rewound, for SOAK_SECONDS; then every fault of the
+# journal's disk; then random histories against a model, for SOAK_SECONDS. Needs root.
+SOAK_SECONDS ?= 600
 soak: deps
 	$(MAKE) --no-print-directory all
+	SOAK_SECONDS=$(SOAK_SECONDS) tests/soak/soak.sh
+	TIDEMARK_FAULT=all $(BUILD)/tests/sim/test_fault
 	$(BUILD)/tests/sim/test_history --seconds $(SOAK_SECONDS)
 
 # FUZZ=yaml SECONDS=60: one target with libFuzzer, starting from its corpus.

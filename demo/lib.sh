@@ -179,7 +179,7 @@ shop_start_load() {
     (cd / && HOME=/ exec setpriv --reuid=postgres --regid=postgres --init-groups -- \
         "$shop_pg_bin/pgbench" -n -c 2 -j 1 -T 3600 -h "$shop_dir/run" postgres) >>"$shop_dir/log/pgbench.log" 2>&1 &
     shop_bench_pid=$!
-    python3 "$shop_source/recorder.py" "$shop_dir/run" 5432 "$shop_dir/notes" 2>"$shop_dir/log/recorder.log" &
+    python3 "$shop_source/recorder.py" "$shop_dir/run" 5432 "$shop_dir/notes" "${SHOP_RECORDER_FROM:-0}" 2>"$shop_dir/log/recorder.log" &
     shop_recorder_pid=$!
 }
 

@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commits numbered rows one after the other and notes when.
 
-    recorder.py SOCKET_DIRECTORY PORT NOTES
+    recorder.py SOCKET_DIRECTORY PORT NOTES [LAST]
+
+LAST is the number of the last row that is there: it goes on after it.
 
 For each row one line goes to NOTES: number, time before it was sent, time when its commit was acknowledged (ns,
 CLOCK_REALTIME). A row without an answer has '-' as third word. Ends with SIGTERM after the row under way (status
@@ -64,7 +66,7 @@ class Session:
 
 
 def main():
-    directory, port, path = sys.argv[1:]
+    directory, port, path = sys.argv[1:4]
     notes = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     going = True
 
@@ -74,7 +76,7 @@ def main():
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    number = 0
+    number = int(sys.argv[4]) if len(sys.argv) > 4 else 0
     try:
         session = Session(directory, port)
         while going:
