@@ -444,6 +444,27 @@ static void rewind_random(struct history *h)
         group_settle(h->group);
 }
 
+/* As if killed after a write was journaled and before the backing had it: what the backing holds counts. */
+static void leave_in_flight(struct history *h)
+{
+    static char data[16 * 512];
+    struct group_status g;
+    struct journal_ticket ticket;
+    group_status(h->group, &g);
+    if (g.rewinding || g.resyncing)
+        return;
+    for (size_t i = 0; i < sizeof data; i += 8) {
+        uint64_t word = next_random(h);
+        memcpy(data + i, &word, 8);
+    }
+    int volume = (int)below(h, VOLUMES);
+    struct journal_record record = {.op = OP_WRITE, .volume = (uint32_t)volume + 1, .lba = below(h, sizes[volume] / 512 - 16),
+                                    .length = 16, .payload = data, .payload_bytes = sizeof data};
+    OK(h, journal_append(h->journal, &record, &ticket, &err));
+    if (below(h, 2))
+        OK(h, journal_wait(h->journal, &ticket, &err));
+}
+
 static void reopen(struct history *h)
 {
     bool kill = below(h, 2);
@@ -453,6 +474,8 @@ static void reopen(struct history *h)
     if (kill) {
         if (h->ack == GROUP_ACK_FLUSH && below(h, 2))
             OK(h, block_flush(group_volume_block(h->group, 0), &err));
+        if (below(h, 2))
+            leave_in_flight(h);
         group_abandon(h->group);
         journal_abandon(h->journal);
         if (below(h, 3) == 0) { /* as after a power loss: shared memory is gone, everything is compared */
