@@ -12,7 +12,7 @@
 
 #include "block/block.h"
 
-#define BLOCK_QUEUE_MAX_FDS 3u /* of block_queue_wait_fds */
+#define BLOCK_QUEUE_MAX_FDS 3u /* of block_queue_prepare_sleep */
 
 struct block_queue;
 
@@ -41,8 +41,8 @@ enum block_step {
     BLOCK_STEP_AGAIN,  /* nothing is held any more: block_pread or block_pwrite is to do it again, whole */
 };
 
-/* Room for `depth` requests at a time, of a block that block_can_queue and that outlives the queue; one queue a block. -ENOSYS or another error
- * where io_uring is not to be had. */
+/* Room for `depth` requests at a time, of a block that block_can_queue and that outlives the queue; one queue a block.
+ * -ENOSYS or another error where io_uring is not to be had. */
 int block_queue_new(struct block *b, unsigned depth, struct block_queue **ret, struct error *err) MUST_CHECK;
 /* Nothing may be under way. NULL allowed. */
 void block_queue_free(struct block_queue *q);
@@ -64,7 +64,7 @@ int block_finish(struct block *b, struct block_request *r, struct error *err) MU
 
 /* ---- for implementations: block_async_ops of struct block_ops ---- */
 struct block_async_ops {
-    /* As block_queue_start. Calls block_queue_transfer of a file's descriptor, or the start of a block below it. */
+    /* As block_queue_start. Calls block_queue_transfer, once. */
     int (*start)(struct block *b, struct block_request *r);
     /* After the transfer, and again while it says BLOCK_STEP_WAITS; never after another answer. */
     enum block_step (*step)(struct block *b, struct block_request *r);

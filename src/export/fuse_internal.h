@@ -6,7 +6,9 @@
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <time.h>
 
+#include "base/clock.h"
 #include "block/queue.h"
 #include "export/fuse.h"
 #include "export/fuse_abi.h"
@@ -36,6 +38,13 @@ struct fuse_protocol {
 };
 
 /* --- fuse_server.c, for the loop too --- */
+
+static inline uint64_t fuse_monotonic_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * NS_PER_SECOND + (uint64_t)now.tv_nsec;
+}
 
 struct fuse_answer;
 /* Sends the answer to request `unique` to the descriptor that it was read from. */

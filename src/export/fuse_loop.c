@@ -13,10 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
-#include "base/clock.h"
 #include "base/io.h"
 #include "base/thread.h"
 #include "export/fuse_internal.h"
@@ -56,13 +54,6 @@ struct fuse_loop {
     bool thread_runs, finisher_runs;
     unsigned threads_run;
 };
-
-static uint64_t monotonic_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * NS_PER_SECOND + (uint64_t)now.tv_nsec;
-}
 
 static uint64_t unique_of(const struct slot *s)
 {
@@ -290,14 +281,14 @@ static void sleep_until_work(struct fuse_loop *l)
 static void *loop_main(void *context)
 {
     struct fuse_loop *l = context;
-    uint64_t last = monotonic_ns();
+    uint64_t last = fuse_monotonic_ns();
     for (;;) {
         bool stopping = atomic_load(&l->stopping);
         bool progress = !stopping && take_requests(l);
         progress |= end_requests(l);
         if (stopping && block_queue_busy(l->queue) == 0)
             return NULL;
-        uint64_t now = monotonic_ns();
+        uint64_t now = fuse_monotonic_ns();
         if (progress)
             last = now;
         else if (now - last >= l->spin_ns)

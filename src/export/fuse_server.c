@@ -60,20 +60,13 @@ static void on_stop_signal(int number)
     (void)number;
 }
 
-static uint64_t monotonic_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * NS_PER_SECOND + (uint64_t)now.tv_nsec;
-}
-
 /* Asks the clone until a request comes or the time is over (F4). Returns what read(2) does. */
 static ssize_t read_spinning(struct fuse_export *x, char *request)
 {
     ssize_t n;
     uint64_t until = 0;
     while ((n = read(x->nonblock_fd, request, FUSE_REQUEST_CAPACITY_BYTES)) < 0 && errno == EAGAIN) {
-        uint64_t now = monotonic_ns();
+        uint64_t now = fuse_monotonic_ns();
         if (!until)
             until = now + x->spin_ns;
         if (now >= until || atomic_load_explicit(&x->stopping, memory_order_relaxed)) {

@@ -55,18 +55,22 @@ int group_add_volume(struct group *g, const char *name, uint64_t size_bytes, con
     v->block = (struct block){.ops = &volume_ops, .size_bytes = size_bytes};
     v->group = g;
     v->id = info.id;
-    v->listener.fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    if (v->listener.fd < 0)
-        return error_errno(err, -errno, "volume %s", name); /* group_free closes the backing */
-    journal_listen(g->journal, &v->listener);
     memcpy(v->name, info.name, sizeof v->name);
     uint64_t grains = (size_bytes + GROUP_GRAIN_BYTES - 1) / GROUP_GRAIN_BYTES;
     r = grain_map_init(&v->stale, grains, err);
     if (r == 0)
         r = grain_map_init(&v->unverified, grains, err);
-    if (r == 0)
-        g->volume_count++;
-    return r;
+    if (r == 0 && (v->listener.fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) < 0)
+        r = error_errno(err, -errno, "volume %s: cannot make an eventfd", name);
+    if (r < 0) { /* not counted: group_free does not see it */
+        grain_map_release(&v->stale);
+        grain_map_release(&v->unverified);
+        block_free(v->backing);
+        return r;
+    }
+    journal_listen(g->journal, &v->listener);
+    g->volume_count++;
+    return 0;
 }
 
 static struct volume *find_volume(struct group *g, uint32_t id)

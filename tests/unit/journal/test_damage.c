@@ -383,6 +383,21 @@ static void write_byte(const struct file *f, size_t at, uint8_t byte)
     close(fd);
 }
 
+/* Damages a file whole, in one of four ways, and says how. */
+static void spoil(const struct file *f, int how, char what[128])
+{
+    static const char *const names[] = {"cut", "emptied", "missing", "flipped"};
+    char path[192];
+    snprintf(path, sizeof path, "%s/%s", x.directory, f->name);
+    snprintf(what, 128, "%s %s", f->name, names[how]);
+    if (how == 0 || how == 1)
+        assert_int_equal(truncate(path, how ? 0 : (off_t)(f->size / 2)), 0);
+    else if (how == 2)
+        unlink(path);
+    else if (f->size)
+        write_byte(f, f->size / 3, (uint8_t)~f->data[f->size / 3]);
+}
+
 static void try_flip(const struct file *f, size_t at, bool verified)
 {
     char what[128];
@@ -526,20 +541,12 @@ static void test_sealed(void **state)
 
     for (size_t i = 0; i < x.file_count; i++) { /* cut, emptied, missing; opened by an engine too */
         const struct file *f = &x.files[i];
-        char path[192], what[128];
-        snprintf(path, sizeof path, "%s/%s", x.directory, f->name);
+        char what[128];
         bool pin = strncmp(f->name, "pins/", 5) == 0 && !strrchr(f->name, '.'); /* nothing names one that is missing */
         bool covered = strcmp(f->name, "lock") != 0 && strcmp(f->name, "losses.json") != 0 &&
                        strncmp(f->name, "free-", 5) != 0; /* a segment that waits to be used again holds no history */
         for (int how = 0; how < 4; how++) {
-            static const char *const names[] = {"cut", "emptied", "missing", "flipped"};
-            snprintf(what, sizeof what, "%s %s", f->name, names[how]);
-            if (how == 0 || how == 1)
-                assert_int_equal(truncate(path, how ? 0 : (off_t)(f->size / 2)), 0);
-            else if (how == 2)
-                unlink(path);
-            else if (f->size)
-                write_byte(f, f->size / 3, (uint8_t)~f->data[f->size / 3]);
+            spoil(f, how, what);
             bool found = verify_finds();
             if (covered && how < (pin ? 2 : 3) && !found)
                 fail_msg("verify does not find: %s", what);
@@ -806,19 +813,11 @@ static void test_salvage_files(void **state)
     unsigned free_of_cost = 0;
     for (size_t i = 0; i < x.file_count; i++) {
         const struct file *f = &x.files[i];
-        char path[192], what[128];
-        snprintf(path, sizeof path, "%s/%s", x.directory, f->name);
+        char what[128];
         bool derived = strncmp(f->name, "l0-", 3) == 0 || strncmp(f->name, "run-", 4) == 0;
         bool all = strcmp(f->name, "manifest") == 0 || strncmp(f->name, "pins/", 5) == 0;
         for (int how = 0; how < 4; how++) {
-            static const char *const names[] = {"cut", "emptied", "missing", "flipped"};
-            snprintf(what, sizeof what, "%s %s", f->name, names[how]);
-            if (how == 0 || how == 1)
-                assert_int_equal(truncate(path, how ? 0 : (off_t)(f->size / 2)), 0);
-            else if (how == 2)
-                unlink(path);
-            else if (f->size)
-                write_byte(f, f->size / 3, (uint8_t)~f->data[f->size / 3]);
+            spoil(f, how, what);
             int damaged = salvage_points(what, 3);
             if (derived && damaged != 0)
                 fail_msg("%s: %d blocks are lost that the segments have", what, damaged);
