@@ -546,6 +546,7 @@ static bool aim(struct journal *j, struct lsn limit, size_t batch, struct lsn *r
         if (j->pins[i].lsn.n < floor.n)
             floor = j->pins[i].lsn;
     struct lsn base = j->manifest.base;
+    uint64_t realtime_ns = 0;
     bool found = false;
     for (size_t i = 0; i < j->manifest.segment_count && (i < batch || !found); i++) {
         const struct segment_info *s = &j->manifest.segments[i];
@@ -556,10 +557,11 @@ static bool aim(struct journal *j, struct lsn limit, size_t batch, struct lsn *r
         found = true;
         base = s->last;
         *ret_segment = s->number;
-        j->manifest.base_realtime_ns = s->last_realtime_ns;
+        realtime_ns = s->last_realtime_ns;
     }
     if (base.n <= j->manifest.base.n)
         return false;
+    j->manifest.base_realtime_ns = realtime_ns;
     if (base.n > j->manifest.base_target.n)
         j->manifest.base_target = base;
     *ret_base = base;
