@@ -10,7 +10,7 @@ import tempfile
 
 # The order of docs/architecture.md; the same as in meson.build.
 LAYERS = ["base", "lib", "block", "journal", "view", "signal", "volume", "export", "engine", "store", "vault", "app", "policy",
-          "kube", "pipeline", "control", "cli"]
+          "kube", "rpc", "pipeline", "control", "csi", "controller", "cli"]
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"')
 
 
