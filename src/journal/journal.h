@@ -28,7 +28,7 @@
 struct journal;
 
 /* Makes steps fail, for tests: called before each, with its name ("write", "sync", "segment", "seal", "save"); a negative
- * errno fails it. In any thread. */
+ * errno fails it. In any thread. The volumes use it too ("intent"). */
 typedef int (*journal_fault)(void *context, const char *step);
 /* History older than `after_ns` keeps one point every `keep_s` seconds. */
 #define JOURNAL_MAX_THINNING 8u
@@ -66,7 +66,10 @@ struct journal_in_flight {
 #define JOURNAL_MAX_IN_FLIGHT (8u * FRAME_MAX_RECORDS)
 struct journal_recovery {
     bool created;      /* the journal is new */
-    bool compare_all;  /* power was lost or writes went on unjournaled: compare the backing with image(latest) */
+    bool clean;        /* the last use ended in order */
+    bool compare;      /* power was lost or writes went on unjournaled: compare the backing with image(latest) */
+    bool compare_all;  /* as compare, and the write-intent bitmaps do not say where: everything */
+    struct lsn last;   /* found in the segments; what the ring gave comes after it */
     uint64_t replayed; /* records taken from the ring */
     uint64_t frames;   /* found after the last sealed segment */
     size_t in_flight_count;
@@ -183,6 +186,11 @@ int journal_resume_prepare(struct journal *j, struct error *err) MUST_CHECK;
  * then, with points refused meanwhile (journal_refuse_begin). -EAGAIN: not prepared, or something is under way. */
 int journal_resume(struct journal *j, struct error *err) MUST_CHECK;
 bool journal_is_suspended(struct journal *j);
+/* Suspends it: something that it cannot do without failed. `unmarked`: what is written from now on is in no write-intent bitmap
+ * that would survive a kill. */
+void journal_suspend(struct journal *j, const char *reason, bool unmarked);
+/* A test's fault at a step of the journal's user, or 0. */
+int journal_step(struct journal *j, const char *step) MUST_CHECK;
 
 /* ---- volumes ---- */
 /* Finds the volume `name`, or journals its creation. -EINVAL if it has another size. */

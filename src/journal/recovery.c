@@ -217,7 +217,9 @@ static void examine_ring(struct journal *j, bool same_boot)
 {
     struct journal_recovery *rec = &j->recovery;
     bool usable = same_boot && !j->ring.fresh && ring_epoch(&j->ring) == j->manifest.epoch;
-    rec->compare_all = !usable || j->manifest.suspended || ring_suspended(&j->ring);
+    rec->compare = !usable || j->manifest.suspended || ring_suspended(&j->ring);
+    if (!j->ring.fresh && ring_suspended(&j->ring) & RING_UNMARKED)
+        rec->compare_all = true;
     if (!usable)
         return;
     for (uint32_t i = 0; i < RING_SLOTS; i++) {
@@ -265,8 +267,10 @@ int recovery_run(struct journal *j, struct error *err)
     if (r < 0)
         return r;
     if (s.damaged)
-        j->recovery.compare_all = true;
-    bool lost = j->recovery.compare_all && !j->recovery.created;
+        j->recovery.compare = j->recovery.compare_all = true;
+    bool lost = j->recovery.compare && !j->recovery.created;
+    j->recovery.clean = j->manifest.clean;
+    j->recovery.last = s.expected.after;
     j->last_lsn = j->durable_lsn = s.expected.after.n;
     j->written_lsn = s.expected.after.n;
     j->next_lsn = (lost && j->manifest.lsn_reserved.n > s.expected.after.n ? j->manifest.lsn_reserved.n : s.expected.after.n) + 1;
@@ -313,7 +317,7 @@ static int replay_record(struct journal *j, const char *frame, uint32_t index, s
 int recovery_replay(struct journal *j, struct error *err)
 {
     uint64_t next = j->open_number;
-    bool usable = !j->ring.fresh && !j->recovery.compare_all && ring_epoch(&j->ring) + 1 == j->manifest.epoch;
+    bool usable = !j->ring.fresh && !j->recovery.compare && ring_epoch(&j->ring) + 1 == j->manifest.epoch;
     struct ring copy = j->ring;
     copy.memory = usable ? io_alloc_pages(j->ring.length_bytes) : NULL;
     if (usable && !copy.memory)

@@ -66,11 +66,11 @@ uint32_t ring_epoch(const struct ring *ring)
     return ((const struct ring_control *)ring->memory)->epoch;
 }
 
-void ring_suspend(struct ring *ring)
+void ring_suspend(struct ring *ring, enum ring_suspension how)
 {
-    ((struct ring_control *)ring->memory)->suspended = 1;
+    atomic_fetch_or(&((struct ring_control *)ring->memory)->suspended, (uint64_t)how);
 }
-bool ring_suspended(const struct ring *ring)
+uint64_t ring_suspended(const struct ring *ring)
 {
     return ((const struct ring_control *)ring->memory)->suspended;
 }

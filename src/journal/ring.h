@@ -31,7 +31,7 @@ struct ring_control { /* the first page of the file */
     uint32_t magic;
     uint32_t epoch;
     uint8_t journal_id[16];
-    _Atomic uint64_t suspended; /* writes went on unjournaled */
+    _Atomic uint64_t suspended; /* writes went on unjournaled: enum ring_suspension */
 };
 
 struct ring {
@@ -46,9 +46,10 @@ int ring_open(struct ring *ring, const char *path, const struct uuid *journal, s
 /* Empties all slots and marks it with the epoch. */
 void ring_clear(struct ring *ring, const struct uuid *journal, uint32_t epoch);
 uint32_t ring_epoch(const struct ring *ring);
-/* Remembers that writes go on unjournaled, where it survives a kill. */
-void ring_suspend(struct ring *ring);
-bool ring_suspended(const struct ring *ring);
+/* Remembers that writes go on unjournaled, where it survives a kill; and whether the write-intent bitmaps do not say where. */
+enum ring_suspension { RING_UNJOURNALED = 1 << 0, RING_UNMARKED = 1 << 1 };
+void ring_suspend(struct ring *ring, enum ring_suspension how);
+uint64_t ring_suspended(const struct ring *ring);
 /* Unmaps; `remove` deletes the file too (after a clean end). */
 void ring_release(struct ring *ring, bool remove);
 

@@ -96,7 +96,7 @@ void writer_suspend(struct journal *j, const char *reason)
         return;
     j->suspended = true;
     j->manifest.suspended = true; /* the sealer saves it, if it can */
-    ring_suspend(&j->ring);
+    ring_suspend(&j->ring, RING_UNJOURNALED);
     snprintf(j->reason, sizeof j->reason, "%s", reason);
     log_error(j->log, "the journal is suspended: %s; writes go on unprotected", reason);
     for (uint32_t i = 0; i < RING_SLOTS; i++) {
@@ -373,6 +373,19 @@ bool journal_is_written(struct journal *j, const struct journal_ticket *ticket, 
     bool suspended = j->suspended, written = atomic_load(&j->written_lsn) >= ticket->lsn.n;
     *ret_lost = !written && suspended;
     return written || suspended;
+}
+
+void journal_suspend(struct journal *j, const char *reason, bool unmarked)
+{
+    MUTEX_GUARD(guard, &j->mutex);
+    writer_suspend(j, reason);
+    if (unmarked)
+        ring_suspend(&j->ring, RING_UNMARKED);
+}
+
+int journal_step(struct journal *j, const char *step)
+{
+    return journal_fault_at(j, step);
 }
 
 void journal_listen(struct journal *j, struct journal_listener *l)

@@ -377,6 +377,7 @@ static int end_resync(struct group *g, struct error *err)
     g->compare_image = NULL;
     pthread_rwlock_unlock(&g->gate);
     grains_close_image(g, g->compare_pin, &image);
+    intents_compared(g);
     log_info(g->log, "the volumes are compared; points from LSN %llu on can be opened", (unsigned long long)lsn.n);
     return 0;
 }
@@ -422,6 +423,7 @@ static void *worker_main(void *context)
             r = copy_back_some(g, &copied, &err);
         if (r >= 0)
             r = verify_some(g, &verified, &err);
+        intents_tidy(g);
         pthread_mutex_lock(&g->worker_mutex);
         if (r < 0) {
             log_error(g->log, "background copy: %s; will try again", err.message);

@@ -24,6 +24,7 @@ int group_new(struct journal *journal, enum group_ack ack, const struct log *log
     pthread_rwlockattr_destroy(&attributes);
     pthread_mutex_init(&g->rewind_mutex, NULL);
     pthread_mutex_init(&g->worker_mutex, NULL);
+    pthread_mutex_init(&g->intent_mutex, NULL);
     pthread_cond_init(&g->worker_work, NULL);
     pthread_cond_init(&g->worker_idle, NULL);
     pthread_cond_init(&g->resumed, NULL);
@@ -62,6 +63,8 @@ int group_add_volume(struct group *g, const char *name, uint64_t size_bytes, con
         r = grain_map_init(&v->unverified, grains, err);
     if (r == 0 && (v->listener.fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) < 0)
         r = error_errno(err, -errno, "volume %s: cannot make an eventfd", name);
+    if (r == 0)
+        r = intents_open(v, backing, err);
     if (r < 0) { /* not counted: group_free does not see it */
         grain_map_release(&v->stale);
         grain_map_release(&v->unverified);
@@ -117,16 +120,18 @@ int group_begin_compare(struct group *g, struct error *err)
         r = grains_open_image(g, g->compare_begin, g->compare_pin, &g->compare_image, err);
     if (r < 0)
         return r;
-    log_warning(g->log, "the journal may lack what the volumes hold (after a loss of power, or writes that went unjournaled): "
-                        "comparing all volumes; points after LSN %llu are refused until that is done",
-                (unsigned long long)status.latest.n);
+    uint64_t bytes = 0;
     for (size_t i = 0; i < g->volume_count; i++) {
         struct volume *v = &g->volumes[i];
         for (uint64_t grain = 0; grain < v->unverified.grains; grain++)
-            if (!grain_map_test(&v->stale, grain))
+            if (!grain_map_test(&v->stale, grain) && intent_covers(v->intent, grain * GROUP_GRAIN_BYTES, GROUP_GRAIN_BYTES))
                 grain_map_set(&v->unverified, grain);
-        atomic_fetch_add(&g->resync_total, atomic_load(&v->unverified.set_count) * GROUP_GRAIN_BYTES);
+        bytes += atomic_load(&v->unverified.set_count) * GROUP_GRAIN_BYTES;
     }
+    atomic_fetch_add(&g->resync_total, bytes);
+    log_warning(g->log, "the journal may lack what the volumes hold (after a loss of power, or writes that went unjournaled): "
+                        "comparing %llu MiB of them; points after LSN %llu are refused until that is done",
+                (unsigned long long)bytes >> 20, (unsigned long long)status.latest.n);
     return 0;
 }
 
@@ -156,7 +161,9 @@ int group_resume(struct group *g, struct error *err)
         return resume_failed(g, err);
     pthread_mutex_lock(&g->rewind_mutex);
     pthread_rwlock_wrlock(&g->gate); /* waits for the writes under way */
-    int r = journal_resume(g->journal, err);
+    int r = intents_save_lost(g, err);
+    if (r == 0)
+        r = journal_resume(g->journal, err);
     if (r == 0)
         r = group_begin_compare(g, err);
     pthread_rwlock_unlock(&g->gate);
@@ -191,7 +198,10 @@ int group_start(struct group *g, struct error *err)
     r = grains_load(g, err);
     if (r == 0)
         r = resync_in_flight(g, err);
-    if (r == 0 && ((rec->compare_all && !rec->created) || open_refusal))
+    bool compare = (rec->compare && !rec->created) || open_refusal;
+    if (r == 0 && compare)
+        r = intents_check(g, err);
+    if (r == 0 && (compare || (rec->clean && intents_left(g))))
         r = group_begin_compare(g, err);
     bool stale = false;
     for (size_t i = 0; i < g->volume_count; i++)
@@ -216,12 +226,15 @@ void group_free(struct group *g)
     grains_stop(g);
     if (g->stale_image && grains_save(g, &ignored) < 0)
         log_warning(g->log, "%s", ignored.message);
+    if (!g->abandoned)
+        intents_finish(g);
     grains_close_image(g, g->stale_pin, &g->stale_image);
     grains_close_image(g, g->compare_pin, &g->compare_image);
     for (size_t i = 0; i < g->volume_count; i++) {
         journal_unlisten(g->journal, &g->volumes[i].listener);
         close(g->volumes[i].listener.fd);
         block_free(g->volumes[i].backing);
+        intent_free(g->volumes[i].intent);
         grain_map_release(&g->volumes[i].stale);
         grain_map_release(&g->volumes[i].unverified);
     }
@@ -229,6 +242,7 @@ void group_free(struct group *g)
     pthread_rwlock_destroy(&g->gate);
     pthread_mutex_destroy(&g->rewind_mutex);
     pthread_mutex_destroy(&g->worker_mutex);
+    pthread_mutex_destroy(&g->intent_mutex);
     free(g);
 }
 
@@ -272,6 +286,7 @@ void group_volume_status(struct group *g, size_t i, struct group_volume_status *
         .reads = atomic_load(&v->reads),
         .flushes = atomic_load(&v->flushes),
         .stale_bytes = atomic_load(&v->stale.set_count) * GROUP_GRAIN_BYTES,
+        .marked_bytes = intent_marked_bytes(v->intent),
         .failed = atomic_load(&v->failed),
     };
 }
@@ -302,6 +317,7 @@ void group_settle(struct group *g)
 
 void group_abandon(struct group *g)
 {
+    g->abandoned = true;
     grains_stop(g);
     image_free(g->stale_image);
     image_free(g->compare_image);

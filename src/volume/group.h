@@ -59,6 +59,7 @@ struct group_volume_status {
     uint32_t id;
     uint64_t size_bytes, written_bytes, read_bytes, discarded_bytes, writes, reads, flushes;
     uint64_t stale_bytes; /* still to be copied back */
+    uint64_t marked_bytes; /* would be compared after a loss of power now */
     bool failed;          /* a flush failed: what was written may be lost */
 };
 void group_volume_status(struct group *g, size_t i, struct group_volume_status *ret);
@@ -94,6 +95,9 @@ struct group_change {
 int group_rewind(struct group *g, struct lsn target, bool dry_run, struct group_change *ret, struct error *err) MUST_CHECK;
 /* What differs between two points. */
 int group_diff(struct group *g, struct lsn from, struct lsn to, struct group_change *ret, struct error *err) MUST_CHECK;
+/* Ends a round of the write-intent bitmaps (volume/intent.h): marks that were idle for some are cleared, after flushes of
+ * backing and journal. The group does so itself now and then; this is for tests. */
+void group_clear_intents(struct group *g);
 /* Waits until nothing is stale or unverified. For tests and for a clean hand-over. */
 void group_settle(struct group *g);
 

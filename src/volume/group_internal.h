@@ -2,10 +2,12 @@
 #ifndef TIDEMARK_VOLUME_GROUP_INTERNAL_H
 #define TIDEMARK_VOLUME_GROUP_INTERNAL_H
 
+#include <limits.h>
 #include <stdatomic.h>
 
 #include "view/image.h"
 #include "volume/group.h"
+#include "volume/intent.h"
 #include "volume/range_lock.h"
 
 /* One bit a grain; set and tested atomically. */
@@ -30,6 +32,9 @@ struct volume {
     struct block *backing;
     struct signal *signal; /* NULL: not watched */
     struct grain_map stale, unverified;
+    struct intent *intent;
+    char marker[PATH_MAX]; /* beside the backing, there while the intent could not be written; "": the backing is a device */
+    _Atomic bool marker_made;
     _Atomic bool failed;
     struct journal_listener listener; /* of the thread that has the volume's queue */
     _Atomic uint64_t written_bytes, read_bytes, discarded_bytes, writes, reads, flushes;
@@ -57,6 +62,9 @@ struct group {
     uint64_t resume_told_ns; /* when it was last said why journaling cannot go on */
     bool holds;              /* while the journal is suspended writes wait, instead of going on unjournaled */
     _Atomic uint64_t resync_done, resync_total;
+    pthread_mutex_t intent_mutex; /* one round of clearing marks at a time */
+    uint64_t intent_round_ns;     /* boottime of the last one */
+    bool abandoned;
 
     pthread_t worker;
     bool worker_runs;
@@ -89,6 +97,21 @@ int group_begin_compare(struct group *g, struct error *err) MUST_CHECK;
 int group_resume(struct group *g, struct error *err) MUST_CHECK;
 /* Waits until journaling goes on, or the group is stopped. Without gate and range lock. */
 void group_await_journal(struct group *g);
+
+/* ---- intent_group.c: which regions of the backings are marked ---- */
+int intents_open(struct volume *v, const char *backing, struct error *err) MUST_CHECK;
+/* After an unclean end: marks everything where the bitmaps cannot be trusted. */
+int intents_check(struct group *g, struct error *err) MUST_CHECK;
+/* Whether an end that looked clean left marks: a backing could not be flushed. */
+bool intents_left(struct group *g);
+/* Before journaling goes on: the bitmaps are in their files again. */
+int intents_save_lost(struct group *g, struct error *err) MUST_CHECK;
+/* The comparison is done. */
+void intents_compared(struct group *g);
+/* The worker's: now and then, clears the marks of regions that both flushes have covered. */
+void intents_tidy(struct group *g);
+/* At the end, with no I/O any more. */
+void intents_finish(struct group *g);
 
 /* ---- volume_async.c ---- */
 extern const struct block_async_ops volume_async_ops;

@@ -188,6 +188,7 @@ static int change_once(struct volume *v, const struct change *c, struct error *e
     pthread_rwlock_rdlock(&g->gate);
     uint32_t slot = lock_range(v, c->lba, c->length);
     bool plain = volume_is_plain(v);
+    intent_mark(v->intent, c->lba, c->length);
     signal_note(v->signal, c->lba * BLOCK_SECTOR_BYTES, c->data, c->length * BLOCK_SECTOR_BYTES);
     int r = plain ? 0 : grains_prepare(v, c->lba, c->length, err);
     if (r == 0)

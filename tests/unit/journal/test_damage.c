@@ -631,7 +631,7 @@ static bool open_tail(const struct file *f, size_t at, uint64_t *ret_latest, boo
     check_ok(journal_open(&o, &j, &err));
     journal_status(j, &s);
     *ret_latest = s.latest.n;
-    *ret_compare = journal_recovery(j)->compare_all;
+    *ret_compare = journal_recovery(j)->compare;
     for (size_t i = 0; i < x.point_count; i++) {
         struct moment p = x.points[i];
         if (p.lsn > s.latest.n)
