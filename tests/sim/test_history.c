@@ -462,6 +462,8 @@ static void leave_in_flight(struct history *h)
         memcpy(data + i, &word, 8);
     }
     int volume = (int)below(h, VOLUMES);
+    struct block *b = group_volume_block(h->group, (size_t)volume);
+    OK(h, block_pwrite(b, h->live + volume_at(volume), sizes[volume], 0, 0, &err)); /* a write marks its region first */
     struct journal_record record = {.op = OP_WRITE, .volume = (uint32_t)volume + 1, .lba = below(h, sizes[volume] / 512 - 16),
                                     .length = 16, .payload = data, .payload_bytes = sizeof data};
     OK(h, journal_append(h->journal, &record, &ticket, &err));
@@ -539,6 +541,9 @@ static void step(struct history *h)
         drop(h);
     else if (dice < 95)
         reopen(h);
+    else if (dice < 96)
+        for (int i = 0; i < 4; i++) /* nothing is marked then, but what the ring knows of */
+            group_clear_intents(h->group);
     else if (h->point_count) {
         h->doing = "look back";
         size_t i = below(h, h->point_count);
