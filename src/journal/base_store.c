@@ -188,8 +188,9 @@ int base_store_prepare(struct base_store *s, uint32_t volume, uint64_t size_byte
     if (fstat(data_fd, &st) < 0 || (st.st_size < (off_t)(blocks * BLOCK_BYTES) && ftruncate(data_fd, (off_t)(blocks * BLOCK_BYTES)) < 0) ||
         ftruncate(crc_fd, (off_t)(HEADER_BYTES + blocks * sizeof(struct entry))) < 0)
         return error_errno(err, -errno, "cannot create %s", image);
-    r = io_pwrite_full(crc_fd, &h, sizeof h, 0);
-    if (r == 0 && (fsync(data_fd) < 0 || fsync(crc_fd) < 0))
+    /* The header last: where it is, the sizes are; a file that is too small then is damaged. */
+    r = fsync(data_fd) < 0 || fsync(crc_fd) < 0 ? -errno : io_pwrite_full(crc_fd, &h, sizeof h, 0);
+    if (r == 0 && fsync(crc_fd) < 0)
         r = -errno;
     if (r < 0)
         return error_errno(err, r, "cannot write %s", crc);

@@ -238,9 +238,10 @@ static void complete(struct journal *j, struct frame *f, int result)
         complete_frame(j, oldest);
     }
     writer_try_submit(j);
-    if (j->inflight && !j->suspended) { /* whoever waits for the next one has to reap it */
+    if (j->suspended) /* nothing counts as written any more: who waits until the kernel has no frame is not woken otherwise */
+        signal_event(frame_of(j, j->complete_number), INT_MAX);
+    else if (j->inflight) /* whoever waits for the next one has to reap it */
         signal_event(frame_of(j, j->complete_number), 1);
-    }
     if (j->room_waiters)
         pthread_cond_signal(&j->room);
     wake_listeners(j);
