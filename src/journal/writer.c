@@ -285,6 +285,8 @@ void writer_wait_frame(struct journal *j, uint64_t number)
 {
     struct frame *f = frame_of(j, number);
     uint32_t seen = atomic_load(&f->event);
+    if (j->suspended && !j->inflight) /* the caller dropped the mutex after it had looked: nobody will signal any more */
+        return;
     pthread_mutex_unlock(&j->mutex);
     wait_progress(j, f, seen);
     pthread_mutex_lock(&j->mutex);

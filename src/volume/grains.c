@@ -3,7 +3,8 @@
  * makes them plain again behind the running application.
  *
  * A stale bit is cleared on disk only after the backing was flushed; a bit that is set too long does no harm, since
- * image(latest) is what the grain holds either way. */
+ * image(latest) is what the grain holds either way. Unless writes go on unjournaled: then a flush is answered only once the
+ * bits of what was overwritten are cleared on disk, or a crash would hide it (grains_save_behind). */
 #include <errno.h>
 #include <limits.h>
 #include <stdio.h>
@@ -120,8 +121,10 @@ int grains_copy_back(struct volume *v, uint64_t grain, struct error *err)
         r = is_zero(data, bytes) ? block_discard(v->backing, bytes, offset, 0, err)
                                  : block_pwrite(v->backing, data, bytes, offset, 0, err);
     io_free_pages(data, GROUP_GRAIN_BYTES);
-    if (r == 0)
+    if (r == 0) {
         grain_map_clear(&v->stale, grain);
+        atomic_store(&v->group->pending_behind, true);
+    }
     return r;
 }
 
@@ -183,6 +186,8 @@ void grains_overwritten(struct volume *v, uint64_t lba, uint64_t length)
     for (uint64_t grain = lba / GROUP_GRAIN_SECTORS; grain <= last; grain++) {
         if (!covered(v, grain, lba, length))
             continue;
+        if (grain_map_test(&v->stale, grain))
+            atomic_store(&v->group->pending_behind, true);
         grain_map_clear(&v->stale, grain);
         grain_map_clear(&v->unverified, grain);
     }
@@ -195,7 +200,7 @@ static void pending_path(const struct group *g, char path[PATH_MAX])
     snprintf(path, PATH_MAX, "%s/rewind.pending", journal_directory(g->journal));
 }
 
-int grains_save(struct group *g, struct error *err)
+static int save_pending(struct group *g, struct error *err)
 {
     char path[PATH_MAX];
     uint64_t set = 0;
@@ -211,7 +216,7 @@ int grains_save(struct group *g, struct error *err)
             return r;
         if (unlink(path) < 0 && errno != ENOENT)
             return error_errno(err, -errno, "cannot remove %s", path);
-        return 0;
+        return io_sync_directory(journal_directory(g->journal), err);
     }
     _cleanup_free_ char *data = calloc(1, length);
     if (!data)
@@ -235,6 +240,21 @@ int grains_save(struct group *g, struct error *err)
     h->crc = le32_of(crc32c(0, data, length));
     int r = grains_flush(g, err); /* after the bits were read: what they call copied is durable */
     return r < 0 ? r : io_replace_file(path, data, length, 0600, err);
+}
+
+int grains_save(struct group *g, struct error *err)
+{
+    MUTEX_GUARD(guard, &g->pending_mutex);
+    bool behind = atomic_exchange(&g->pending_behind, false);
+    int r = save_pending(g, err);
+    if (r < 0 && behind)
+        atomic_store(&g->pending_behind, true);
+    return r;
+}
+
+int grains_save_behind(struct group *g, struct error *err)
+{
+    return atomic_load(&g->pending_behind) ? grains_save(g, err) : 0;
 }
 
 static int load_volume_bits(struct group *g, const struct pending_volume *pv, const char *bits)

@@ -25,6 +25,7 @@ int group_new(struct journal *journal, enum group_ack ack, const struct log *log
     pthread_mutex_init(&g->rewind_mutex, NULL);
     pthread_mutex_init(&g->worker_mutex, NULL);
     pthread_mutex_init(&g->intent_mutex, NULL);
+    pthread_mutex_init(&g->pending_mutex, NULL);
     pthread_cond_init(&g->worker_work, NULL);
     pthread_cond_init(&g->worker_idle, NULL);
     pthread_cond_init(&g->resumed, NULL);
@@ -243,6 +244,7 @@ void group_free(struct group *g)
     pthread_mutex_destroy(&g->rewind_mutex);
     pthread_mutex_destroy(&g->worker_mutex);
     pthread_mutex_destroy(&g->intent_mutex);
+    pthread_mutex_destroy(&g->pending_mutex);
     free(g);
 }
 

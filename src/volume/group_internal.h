@@ -53,6 +53,8 @@ struct group {
     pthread_mutex_t rewind_mutex; /* one rewind or diff at a time; taken first */
     struct image *stale_image;    /* what stale grains read; changed under the exclusive gate */
     char stale_pin[24];
+    pthread_mutex_t pending_mutex; /* one writer of rewind.pending */
+    _Atomic bool pending_behind;   /* grains were made plain since it was written */
     uint64_t pin_counter;
     struct lsn rewind_lsn, rewind_target;
 
@@ -133,6 +135,8 @@ void grains_wake(struct group *g);
 /* Loads and saves which grains are stale (journal/rewind.pending). */
 int grains_load(struct group *g, struct error *err) MUST_CHECK;
 int grains_save(struct group *g, struct error *err) MUST_CHECK;
+/* The same, if a grain that it calls stale is not any more. */
+int grains_save_behind(struct group *g, struct error *err) MUST_CHECK;
 /* fdatasync of all backings. */
 int grains_flush(struct group *g, struct error *err) MUST_CHECK;
 /* Opens an image of the stream at `lsn` under an internal pin whose name is put into `pin`. */

@@ -170,8 +170,8 @@ static int flush_both(struct volume *v, struct error *err)
         group_await_journal(v->group);
         r = journal_sync(v->group->journal, -1, NULL, err);
     }
-    if (r == -ESHUTDOWN)
-        r = 0; /* availability: the backing is what counts now */
+    if (r == -ESHUTDOWN && !v->group->holds) /* availability: the backing is what counts now */
+        r = grains_save_behind(v->group, err);
     if (also < 0) {
         atomic_store(&v->failed, true);
         log_error(v->group->log, "volume %s: fdatasync of the backing failed: %s", v->name, strerrordesc_np(-also));

@@ -51,6 +51,7 @@ struct step {
     uint64_t promised_lsn; /* what the history must have once it is acknowledged; 0: no promise */
     size_t promised_from, promised_to; /* sectors of the model that must not be older */
     char *live; /* after it */
+    const char *name;
 };
 struct kept {
     uint64_t lsn, moment; /* when it was there; 0: before this generation */
@@ -204,6 +205,14 @@ static void find_floors(uint64_t moment, size_t floors[SECTORS], size_t *ret_las
     }
 }
 
+static const char *tell_older(size_t sector, const char *live)
+{
+    for (size_t k = 0; k <= x.step_count; k++)
+        if (memcmp(x.steps[k].live + sector * 512, live + sector * 512, 512) == 0)
+            return "; it has something older, or that was not there yet";
+    return "; it was never there";
+}
+
 static void check_live(uint64_t moment, const char *live)
 {
     static size_t floors[SECTORS];
@@ -215,7 +224,8 @@ static void check_live(uint64_t moment, const char *live)
         while (k <= last && memcmp(x.steps[k].live + sector * 512, live + sector * 512, 512) != 0)
             k++;
         if (k > last)
-            broken_promise("sector %zu of the model has nothing that was there since step %zu", sector, floors[sector]);
+            broken_promise("sector %zu of the model has nothing that was there since step %zu (%s) of %zu%s", sector, floors[sector],
+                           floors[sector] ? x.steps[floors[sector]].name : "the start", last, tell_older(sector, live));
     }
     uint64_t found = journal_recovery(x.journal)->last.n;
     if (found < lsn)
@@ -280,10 +290,10 @@ static void verify(void)
 
 /* ---- steps ---- */
 
-static struct step *begin_step(void)
+static struct step *begin_step(const char *name)
 {
     struct step *s = &x.steps[++x.step_count];
-    *s = (struct step){.live = malloc(MODEL_BYTES), .begun = disks_now()};
+    *s = (struct step){.live = malloc(MODEL_BYTES), .begun = disks_now(), .name = name};
     return s;
 }
 
@@ -345,7 +355,7 @@ static void change(void)
     uint64_t offset = spots[spot].offset + sector * 512;
     struct block *b = group_volume_block(x.group, (size_t)spots[spot].volume);
     unsigned flags = below(12) == 0 ? BLOCK_FUA : 0, how = (unsigned)below(10);
-    struct step *s = begin_step();
+    struct step *s = begin_step(how == 0 ? "discard" : how == 1 ? "zero" : flags ? "FUA write" : "write");
     for (size_t i = 0; i < length * 512; i += 8) {
         uint64_t word = how < 2 ? 0 : check_random(&x.random);
         memcpy(model + i, &word, 8);
@@ -366,7 +376,7 @@ static void flush(void)
     static const size_t ends[VOLUMES + 1] = {0, 2 * SPOT_BYTES / 512, SECTORS};
     size_t volume = below(VOLUMES);
     uint64_t lsn = latest();
-    struct step *s = begin_step();
+    struct step *s = begin_step("flush");
     OK(block_flush(group_volume_block(x.group, volume), &err));
     promise(s, lsn, ends[volume], ends[volume + 1]);
     end_step(s);
@@ -378,7 +388,7 @@ static void rewind_somewhere(void)
     if (!x.point_count || x.broken || !is_protected())
         return;
     const struct kept *p = &x.points[below(x.point_count)];
-    struct step *s = begin_step();
+    struct step *s = begin_step("rewind");
     memcpy(x.live, p->data, MODEL_BYTES);
     OK(group_rewind(x.group, (struct lsn){p->lsn}, false, &c, &err));
     free(c.volumes);
@@ -451,7 +461,7 @@ static void step(bool all)
         OK(journal_maintain(x.journal, &err));
     else if (dice < 97)
         reopen();
-    else
+    else if (!x.broken)
         group_settle(x.group);
     remember();
 }
@@ -643,6 +653,8 @@ int main(int argc, char **argv)
         return 2;
     uint64_t seed = check_seed();
     for (unsigned long i = 0; i < histories; i++) {
+        if (getenv("TIDEMARK_LOG"))
+            fprintf(stderr, "seed %llu\n", (unsigned long long)(seed + i));
         if (exhaustive)
             run_exhaustive(seed + i, 5);
         else
