@@ -421,7 +421,9 @@ static void trouble(void)
 {
     if (x.broken) {
         atomic_store(&x.broken, 0);
-        group_settle(x.group);
+        do /* a thread may have asked just before */
+            group_settle(x.group);
+        while (!is_protected());
         forget_refused();
     } else {
         atomic_store(&x.broken, 1 + (int)below(2));
@@ -600,7 +602,7 @@ static void run_exhaustive(uint64_t seed, unsigned steps)
 static void lose_power(void)
 {
     char root[sizeof x.root];
-    bool clean = below(6) == 0 && !x.broken;
+    bool clean = below(6) == 0 && !x.broken && !journal_is_suspended(x.journal);
     if (clean) {
         group_free(x.group);
         OK(journal_close(x.journal, &err));
