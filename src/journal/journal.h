@@ -189,6 +189,8 @@ bool journal_is_suspended(struct journal *j);
 /* Suspends it: something that it cannot do without failed. `unmarked`: what is written from now on is in no write-intent bitmap
  * that would survive a kill. */
 void journal_suspend(struct journal *j, const char *reason, bool unmarked);
+/* The backings are not known to hold what the journal has (a flush failed): a kill from now on leads to a comparison. */
+void journal_doubt(struct journal *j);
 /* A test's fault at a step of the journal's user, or 0. */
 int journal_step(struct journal *j, const char *step) MUST_CHECK;
 

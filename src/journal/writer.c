@@ -386,6 +386,12 @@ void journal_suspend(struct journal *j, const char *reason, bool unmarked)
         ring_suspend(&j->ring, RING_UNMARKED);
 }
 
+void journal_doubt(struct journal *j)
+{
+    MUTEX_GUARD(guard, &j->mutex);
+    ring_suspend(&j->ring, RING_UNJOURNALED);
+}
+
 int journal_step(struct journal *j, const char *step)
 {
     return journal_fault_at(j, step);

@@ -137,6 +137,7 @@ static bool flush_backing(struct volume *v)
         return false;
     if (block_flush(v->backing, &err) == 0)
         return true;
+    journal_doubt(v->group->journal);
     atomic_store(&v->failed, true);
     log_error(v->group->log, "volume %s: %s", v->name, err.message);
     return false;

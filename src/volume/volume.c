@@ -83,12 +83,20 @@ void volume_after_backing_error(struct volume *v, uint64_t lba, uint64_t length,
 {
     struct error err = ERROR_INIT;
     log_error(v->group->log, "volume %s: %s", v->name, cause->message);
-    for (uint64_t at = lba; at < lba + length; at += EXTENT_DATA_MAX_SECTORS) {
-        uint64_t left = lba + length - at;
-        uint32_t part = left < EXTENT_DATA_MAX_SECTORS ? (uint32_t)left : EXTENT_DATA_MAX_SECTORS;
-        if (volume_resync(v, at, part, &err) == 0)
+    uint64_t limit = EXTENT_DATA_MAX_SECTORS, part;
+    for (uint64_t at = lba, end = lba + length; at < end; at += part) {
+        part = limit - at % limit < end - at ? limit - at % limit : end - at;
+        int r = volume_resync(v, at, (uint32_t)part, &err);
+        if (r == 0)
             continue;
-        struct journal_record gap = {.op = OP_GAP, .flags = RECORD_LAST, .volume = v->id, .lba = at, .length = part};
+        if (r == -ESHUTDOWN)
+            return; /* all is compared once journaling goes on */
+        if (limit > JOURNAL_BLOCK_SECTORS) { /* block by block: one may be bad */
+            limit = JOURNAL_BLOCK_SECTORS;
+            part = 0;
+            continue;
+        }
+        struct journal_record gap = {.op = OP_GAP, .flags = RECORD_LAST, .volume = v->id, .lba = at, .length = (uint32_t)part};
         struct lsn lsn;
         log_error(v->group->log, "volume %s cannot be read back at sector %llu: %s", v->name, (unsigned long long)at,
                   err.message);
@@ -173,6 +181,7 @@ static int flush_both(struct volume *v, struct error *err)
     if (r == -ESHUTDOWN && !v->group->holds) /* availability: the backing is what counts now */
         r = grains_save_behind(v->group, err);
     if (also < 0) {
+        journal_doubt(v->group->journal);
         atomic_store(&v->failed, true);
         log_error(v->group->log, "volume %s: fdatasync of the backing failed: %s", v->name, strerrordesc_np(-also));
     }
