@@ -129,9 +129,11 @@ int engine_check(const char *config_path, struct error *err)
     return r;
 }
 
-bool engine_is_stuck(const struct engine *e)
+void engine_stopping(struct engine *e)
 {
-    return e->config->holds && journal_is_suspended(e->journal);
+    if (e->config->holds && journal_is_suspended(e->journal))
+        log_warning(e->log, "writes wait for the journal, which is suspended: they end with an error now");
+    group_give_up(e->group);
 }
 
 size_t engine_volume_count(const struct engine *e)

@@ -15,8 +15,8 @@ struct engine;
 int engine_start(const char *config_path, const struct log *log, struct engine **ret, struct error *err) MUST_CHECK;
 /* With no I/O running: a clean end. NULL allowed. */
 int engine_stop(struct engine *e, struct error *err) MUST_CHECK;
-/* Whether writes wait for a journal that is suspended (failure mode `protection`). */
-bool engine_is_stuck(const struct engine *e);
+/* Before the exports end: writes that wait for a journal that is suspended (failure mode `protection`) return an error. */
+void engine_stopping(struct engine *e);
 size_t engine_volume_count(const struct engine *e);
 const char *engine_volume_name(const struct engine *e, size_t i);
 struct block *engine_volume_block(struct engine *e, size_t i);

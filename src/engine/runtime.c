@@ -33,9 +33,9 @@ static void serve_stop(struct runtime *r)
         log_error(&engine_log, "%s", err.message);
 }
 
-static bool serve_is_stuck(const struct runtime *r)
+static void serve_stopping(struct runtime *r)
 {
-    return engine_is_stuck((const struct engine *)r);
+    engine_stopping((struct engine *)r);
 }
 
 static int view_start(const char *config_path, struct runtime **ret, struct error *err)
@@ -68,7 +68,7 @@ static bool refused(const struct error *err)
 
 const struct runtime_ops *runtime_serve_ops(void)
 {
-    static const struct runtime_ops ops = {serve_start, serve_count, serve_name, serve_block, serve_stop, refused, serve_is_stuck};
+    static const struct runtime_ops ops = {serve_start, serve_count, serve_name, serve_block, serve_stop, refused, serve_stopping};
     return &ops;
 }
 

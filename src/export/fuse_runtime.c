@@ -128,10 +128,8 @@ static int serve_until_signal(const struct runtime_ops *ops, struct runtime *run
         while (sigwait(signals, &number) != 0)
             ;
         log_info(log, "stopping: %s", strsignal(number));
-        if (ops->is_stuck && ops->is_stuck(runtime)) {
-            log_warning(log, "requests wait for the journal: ending without an answer to them");
-            _exit(EXIT_SUCCESS);
-        }
+        if (ops->stopping)
+            ops->stopping(runtime);
     } else {
         log_error(log, "%s", err.message);
     }

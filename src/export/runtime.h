@@ -25,9 +25,9 @@ struct runtime_ops {
     /* Whether the error of a failed start is one that a new try cannot mend (exit status 78): the
      * configuration or the journal is refused. NULL: every error is. */
     bool (*refused)(const struct error *err);
-    /* Whether calls to blocks wait for something that may not come for long. An orderly end would have to answer them: the
-     * process then ends as if it was killed, and what was not answered is asked again of the next one. NULL: never. */
-    bool (*is_stuck)(const struct runtime *runtime);
+    /* The exports are about to end: calls to blocks that wait for something that may not come for long return an error now.
+     * NULL: there are none. */
+    void (*stopping)(struct runtime *runtime);
 };
 
 /* Defined in src/engine: the data plane over engine.json, and a view over view.json. Static storage. */

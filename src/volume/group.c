@@ -7,6 +7,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "volume/group_internal.h"
 
 int group_new(struct journal *journal, enum group_ack ack, const struct log *log, struct group **ret, struct error *err)
@@ -178,13 +179,22 @@ int group_resume(struct group *g, struct error *err)
     return 0;
 }
 
-void group_await_journal(struct group *g)
+bool group_await_journal(struct group *g)
 {
-    pthread_mutex_lock(&g->worker_mutex);
+    MUTEX_GUARD(guard, &g->worker_mutex);
+    if (!g->holds)
+        return false;
     pthread_cond_signal(&g->worker_work); /* tries at once, then every second */
-    while (!g->stop && journal_is_suspended(g->journal))
+    while (!g->stop && !g->gave_up && journal_is_suspended(g->journal))
         pthread_cond_wait(&g->resumed, &g->worker_mutex);
-    pthread_mutex_unlock(&g->worker_mutex);
+    return !g->stop && !g->gave_up;
+}
+
+void group_give_up(struct group *g)
+{
+    MUTEX_GUARD(guard, &g->worker_mutex);
+    g->gave_up = true;
+    pthread_cond_broadcast(&g->resumed);
 }
 
 int group_start(struct group *g, struct error *err)

@@ -37,6 +37,8 @@ int group_add_volume(struct group *g, const char *name, uint64_t size_bytes, con
 void group_set_holds(struct group *g, bool holds);
 /* Does what recovery left to do, and starts the background threads. */
 int group_start(struct group *g, struct error *err) MUST_CHECK;
+/* Before an end: writes and flushes that wait for the journal return -ESHUTDOWN, and so do those that would have to. */
+void group_give_up(struct group *g);
 /* Stops the threads; no I/O may be running. The journal is not closed. NULL allowed. */
 void group_free(struct group *g);
 /* As a kill, before journal_abandon: nothing is saved. For tests. */

@@ -67,6 +67,7 @@ struct group {
     pthread_mutex_t intent_mutex; /* one round of clearing marks at a time */
     uint64_t intent_round_ns;     /* boottime of the last one */
     bool abandoned;
+    _Atomic bool gave_up;
 
     pthread_t worker;
     bool worker_runs;
@@ -97,8 +98,8 @@ void volume_after_backing_error(struct volume *v, uint64_t lba, uint64_t length,
 int group_begin_compare(struct group *g, struct error *err) MUST_CHECK;
 /* While the journal is suspended: tries to journal again. 0 also when it is not suspended. */
 int group_resume(struct group *g, struct error *err) MUST_CHECK;
-/* Waits until journaling goes on, or the group is stopped. Without gate and range lock. */
-void group_await_journal(struct group *g);
+/* Waits until journaling goes on; false: the group is about to end, or does not wait. Without gate and range lock. */
+bool group_await_journal(struct group *g);
 
 /* ---- intent_group.c: which regions of the backings are marked ---- */
 int intents_open(struct volume *v, const char *backing, struct error *err) MUST_CHECK;

@@ -174,10 +174,8 @@ static int flush_both(struct volume *v, struct error *err)
 {
     int also = 0, fd = block_file_fd(v->backing);
     int r = journal_sync(v->group->journal, fd, &also, err);
-    while (r == -ESHUTDOWN && v->group->holds && !v->group->stop) {
-        group_await_journal(v->group);
+    while (r == -ESHUTDOWN && group_await_journal(v->group))
         r = journal_sync(v->group->journal, -1, NULL, err);
-    }
     if (r == -ESHUTDOWN && !v->group->holds) /* availability: the backing is what counts now */
         r = grains_save_behind(v->group, err);
     if (also < 0) {
@@ -220,10 +218,8 @@ static int change_once(struct volume *v, const struct change *c, struct error *e
 static int change_range(struct volume *v, const struct change *c, struct error *err)
 {
     int r = change_once(v, c, err);
-    while (r == -ESHUTDOWN && v->group->holds && !v->group->stop) {
-        group_await_journal(v->group);
+    while (r == -ESHUTDOWN && group_await_journal(v->group))
         r = change_once(v, c, err);
-    }
     return r == 0 && c->flags & BLOCK_FUA ? flush_both(v, err) : r;
 }
 

@@ -282,9 +282,48 @@ static void writes_wait(void **state)
     run_all(true);
 }
 
+/* An end in the middle of it: who waits gets an error, nobody an acknowledgement, and what is there then is the history's. */
+static void *write_and_flush(void *context)
+{
+    int *results = context;
+    static char data[4096];
+    struct error mine = ERROR_INIT;
+    memset(data, 0x5a, sizeof data);
+    results[0] = block_pwrite(group_volume_block(x.group, 0), data, sizeof data, 8192, 0, &mine);
+    results[1] = block_flush(group_volume_block(x.group, 0), &mine);
+    return NULL;
+}
+
+static void waiting_writes_end_with_an_error(void **state)
+{
+    (void)state;
+    pthread_t thread;
+    int results[2] = {1, 1};
+    struct group_status g;
+    begin(1, 1000000, -EIO, true);
+    x.calls = x.fail_at; /* from now on */
+    assert_int_equal(pthread_create(&thread, NULL, write_and_flush, results), 0);
+    while (!journal_is_suspended(x.journal))
+        usleep(1000);
+    group_give_up(x.group);
+    pthread_join(thread, NULL);
+    assert_int_equal(results[0], -ESHUTDOWN);
+    assert_int_equal(results[1], -ESHUTDOWN);
+    group_status(x.group, &g);
+    assert_int_equal(g.unjournaled_writes, 0);
+    group_free(x.group);
+    x.fail_calls = 0;
+    assert_true(journal_close(x.journal, &err) < 0); /* not in order: the next opening compares */
+    open_all();
+    group_settle(x.group);
+    check_ok(block_pread(group_volume_block(x.group, 0), x.live, SIZE_BYTES, 0, &err)); /* it was not answered: either is right */
+    check_points("after an end while writes waited");
+    end();
+}
+
 int main(int argc, char **argv)
 {
-    const struct CMUnitTest availability[] = {cmocka_unit_test(writes_go_on)}, protection[] = {cmocka_unit_test(writes_wait)};
+    const struct CMUnitTest availability[] = {cmocka_unit_test(writes_go_on)}, protection[] = {cmocka_unit_test(waiting_writes_end_with_an_error), cmocka_unit_test(writes_wait)};
     bool both = argc < 2;
     int failed = 0;
     if (both || strcmp(argv[1], "availability") == 0)
