@@ -23,12 +23,15 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/crc32c.h"
 #include "base/io.h"
 
 #define REGION_SECTORS (INTENT_REGION_BYTES / 512u)
 #define PAGE_WORDS (INTENT_PAGE_REGIONS / 64)
 #define SECTOR_WORDS (INTENT_SECTOR_REGIONS / 64)
+#define BURST_NS (100 * NS_PER_MS)
+#define AHEAD_MAX 16u
 
 struct intent {
     struct intent_options options;
@@ -43,6 +46,7 @@ struct intent {
     bool *dirty, *writes; /* a page: differs from the file; is being written */
     bool writing, lost;
     uint64_t asked, finished;
+    uint64_t missed_ns, ahead; /* the last first touch, and how many regions are marked with it */
     struct lsn covered;
     char *page;
 };
@@ -280,12 +284,25 @@ static void write_dirty(struct intent *in)
     pthread_cond_broadcast(&in->written);
 }
 
+/* Where first touches come fast (a new volume, a long sequential write) neighbours are marked with them: a mark too many costs a
+ * comparison, and goes when it stays idle; a mark too few costs a write. */
+static uint64_t look_ahead(struct intent *in)
+{
+    uint64_t now = clock_boottime_ns(clock_system());
+    bool burst = in->missed_ns && now - in->missed_ns < BURST_NS;
+    in->missed_ns = now;
+    return in->ahead = !burst ? 1 : in->ahead < AHEAD_MAX ? in->ahead * 2 : AHEAD_MAX;
+}
+
 void intent_mark(struct intent *in, uint64_t lba, uint64_t length)
 {
     if (intent_is_marked(in, lba, length))
         return;
     MUTEX_GUARD(guard, &in->mutex);
-    for (uint64_t region = lba / REGION_SECTORS, last = last_region(in, lba, length); region <= last; region++) {
+    uint64_t ahead = look_ahead(in), first = lba / REGION_SECTORS / ahead * ahead;
+    uint64_t last = (last_region(in, lba, length) / ahead + 1) * ahead - 1;
+    last = last < in->regions ? last : in->regions - 1;
+    for (uint64_t region = first; region <= last; region++) {
         want(in, region);
         if (in->lost)
             atomic_fetch_or(&in->durable[region / 64], 1ull << region % 64);
