@@ -298,7 +298,6 @@ void group_volume_status(struct group *g, size_t i, struct group_volume_status *
         .reads = atomic_load(&v->reads),
         .flushes = atomic_load(&v->flushes),
         .stale_bytes = atomic_load(&v->stale.set_count) * GROUP_GRAIN_BYTES,
-        .marked_bytes = intent_marked_bytes(v->intent),
         .failed = atomic_load(&v->failed),
     };
 }

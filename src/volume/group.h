@@ -61,7 +61,6 @@ struct group_volume_status {
     uint32_t id;
     uint64_t size_bytes, written_bytes, read_bytes, discarded_bytes, writes, reads, flushes;
     uint64_t stale_bytes; /* still to be copied back */
-    uint64_t marked_bytes; /* would be compared after a loss of power now */
     bool failed;          /* a flush failed: what was written may be lost */
 };
 void group_volume_status(struct group *g, size_t i, struct group_volume_status *ret);

@@ -2,13 +2,12 @@
 /* Four maps of one bit a region:
  *
  *   durable  a write may go on: set once the file has the bit. Read without a lock.
- *   hot      used in this round. Set before `durable` is read, while clearing clears `durable` and then reads `hot`: one of
- *            the two sees the other.
- *   wanted   what the file is to have, a superset of `durable`. Under the mutex.
- *   recent   `hot` of the rounds before.
+ *   hot      used in this round. Set before `durable` is read, while clearing clears `durable` and then reads
+ * `hot`: one of the two sees the other. wanted   what the file is to have, a superset of `durable`. Under the
+ * mutex. recent   `hot` of the rounds before.
  *
- * Whoever finds no write of the file under way writes it for all that were marked until then (as the journal's group
- * commit); bits are cleared only while none is under way. */
+ * Whoever finds no write of the file under way writes it for all that were marked until then (as the
+ * journal's group commit); bits are cleared only while none is under way. */
 #include "volume/intent.h"
 
 #include <errno.h>
@@ -67,7 +66,8 @@ static uint64_t last_region(const struct intent *in, uint64_t lba, uint64_t leng
 bool intent_is_marked(struct intent *in, uint64_t lba, uint64_t length)
 {
     bool marked = true;
-    for (uint64_t region = lba / REGION_SECTORS, last = last_region(in, lba, length); region <= last; region++) {
+    for (uint64_t region = lba / REGION_SECTORS, last = last_region(in, lba, length); region <= last;
+         region++) {
         uint64_t bit = 1ull << region % 64;
         if (!(atomic_load_explicit(&in->hot[region / 64], memory_order_relaxed) & bit))
             atomic_fetch_or(&in->hot[region / 64], bit);
@@ -247,9 +247,11 @@ static int write_pages(struct intent *in)
     for (uint64_t page = 0; page < in->pages && r == 0; page++) {
         if (!in->writes[page])
             continue;
-        pthread_mutex_lock(&in->mutex); /* what is marked from here on finds the page dirty, and waits for the next write */
+        pthread_mutex_lock(
+            &in->mutex); /* what is marked from here on finds the page dirty, and waits for the next write */
         encode_page(in, page, in->page);
-        memcpy(in->encoded + page * PAGE_WORDS, in->wanted + page * PAGE_WORDS, PAGE_WORDS * sizeof *in->encoded);
+        memcpy(in->encoded + page * PAGE_WORDS, in->wanted + page * PAGE_WORDS,
+               PAGE_WORDS * sizeof *in->encoded);
         in->dirty[page] = false;
         pthread_mutex_unlock(&in->mutex);
         r = io_pwrite_full(in->fd, in->page, INTENT_PAGE_BYTES, (page + 1) * INTENT_PAGE_BYTES);
@@ -284,8 +286,8 @@ static void write_dirty(struct intent *in)
     pthread_cond_broadcast(&in->written);
 }
 
-/* Where first touches come fast (a new volume, a long sequential write) neighbours are marked with them: a mark too many costs a
- * comparison, and goes when it stays idle; a mark too few costs a write. */
+/* Where first touches come fast (a new volume, a long sequential write) neighbours are marked with them: a
+ * mark too many costs a comparison, and goes when it stays idle; a mark too few costs a write. */
 static uint64_t look_ahead(struct intent *in)
 {
     uint64_t now = clock_boottime_ns(clock_system());
@@ -349,7 +351,8 @@ void intent_clear(struct intent *in, struct lsn covered)
         if (!clear)
             continue;
         clear &= atomic_fetch_and(&in->durable[w], ~clear);
-        uint64_t again = clear & atomic_load(&in->hot[w]); /* it was marked when that was looked at: it still is */
+        uint64_t again =
+            clear & atomic_load(&in->hot[w]); /* it was marked when that was looked at: it still is */
         atomic_fetch_or(&in->durable[w], again);
         clear &= ~again;
         in->wanted[w] &= ~clear;
@@ -462,7 +465,8 @@ static int load(struct intent *in, struct error *err)
         return intent_save(in, err);
     }
     struct error unread = ERROR_INIT;
-    bool right = io_read_file(in->path, 1u << 30, &data, &length, &unread) == 0 && header_is_right(in, data, length);
+    bool right =
+        io_read_file(in->path, 1u << 30, &data, &length, &unread) == 0 && header_is_right(in, data, length);
     right = decode(in, data, right ? length : 0);
     cut_behind_end(in);
     if (!right)
@@ -481,8 +485,10 @@ int intent_open(const struct intent_options *options, struct intent **ret, struc
     pthread_mutex_init(&in->mutex, NULL);
     pthread_cond_init(&in->written, NULL);
     int r = 0;
-    if (snprintf(in->path, sizeof in->path, "%s/intent-%u", options->directory, options->volume) >= (int)sizeof in->path)
-        r = error_errno(err, -ENAMETOOLONG, "cannot keep the write-intent bitmap below %s", options->directory);
+    if (snprintf(in->path, sizeof in->path, "%s/intent-%u", options->directory, options->volume) >=
+        (int)sizeof in->path)
+        r = error_errno(err, -ENAMETOOLONG, "cannot keep the write-intent bitmap below %s",
+                        options->directory);
     if (r == 0)
         r = make_maps(in, options->size_bytes, err);
     if (r == 0 && !(in->page = io_alloc_pages(INTENT_PAGE_BYTES)))

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The write-intent bitmap of a volume: which regions (4 MiB) of the backing may differ from what the journal has durably.
- * After a loss of power, and at the end of a gap, only those are compared.
+/* The write-intent bitmap of a volume: which regions (4 MiB) of the backing may differ from what the journal
+ * has durably. After a loss of power, and at the end of a gap, only those are compared.
  *
- * Invariants: W1 before the first touch of a region its bit is durable; a write to a region whose bit is set pays two loads.
- * W2 a bit is cleared only after a flush of both backing and journal that came after the last write to its region. W3 what
- * cannot be read back counts as set.
+ * Invariants: W1 before the first touch of a region its bit is durable; a write to a region whose bit is set
+ * pays two loads. W2 a bit is cleared only after a flush of both backing and journal that came after the last
+ * write to its region. W3 what cannot be read back counts as set.
  *
- * The caller's part of W2: marks are set, and the writes done, under a lock (shared) that is taken exclusively between
- * intent_collect and intent_clear. All functions but intent_is_marked and intent_any may block. Thread-safe. */
+ * The caller's part of W2: marks are set, and the writes done, under a lock (shared) that is taken
+ * exclusively between intent_collect and intent_clear. All functions but intent_is_marked and intent_any may
+ * block. Thread-safe. */
 #ifndef TIDEMARK_VOLUME_INTENT_H
 #define TIDEMARK_VOLUME_INTENT_H
 
@@ -26,11 +27,12 @@ struct intent_options {
     uint32_t volume;
     uint64_t size_bytes;
     bool fresh; /* without a file nothing is marked, else everything */
-    /* Called in the thread that could not write the bitmap, before any write goes on: from then on it is kept in memory
-     * only, until intent_save. `why` is valid during the call. */
+    /* Called in the thread that could not write the bitmap, before any write goes on: from then on it is kept
+     * in memory only, until intent_save. `why` is valid during the call. */
     void (*lost)(void *context, const char *why);
     void *context;
-    int (*fault)(void *context); /* NULL; else for tests: asked before the file is written, a negative errno fails it */
+    int (*fault)(void *context); /* NULL; else for tests: asked before the file is written, a negative errno
+                                    fails it */
 };
 
 /* Opens the volume's file, or makes it; what is damaged of it is marked. */
@@ -40,8 +42,8 @@ void intent_free(struct intent *in);
 
 /* Whether the range (sectors, not empty) is marked; notes that it is in use. Never blocks. */
 bool intent_is_marked(struct intent *in, uint64_t lba, uint64_t length);
-/* Marks the range and waits until that is durable; many callers share one write. When it cannot be written, `lost` was
- * called and it is marked in memory. */
+/* Marks the range and waits until that is durable; many callers share one write. When it cannot be written,
+ * `lost` was called and it is marked in memory. */
 void intent_mark(struct intent *in, uint64_t lba, uint64_t length);
 /* Marks everything; durable when intent_save follows. */
 void intent_mark_all(struct intent *in);
@@ -50,11 +52,12 @@ bool intent_covers(struct intent *in, uint64_t offset_bytes, uint64_t length_byt
 bool intent_any(struct intent *in);
 uint64_t intent_marked_bytes(struct intent *in);
 
-/* Ends a round: the marks that were in use in none of the last rounds (INTENT_IDLE_ROUNDS) are candidates. Whether there
- * are any. */
+/* Ends a round: the marks that were in use in none of the last rounds (INTENT_IDLE_ROUNDS) are candidates.
+ * Whether there are any. */
 #define INTENT_IDLE_ROUNDS 3u
 bool intent_collect(struct intent *in);
-/* After the flushes: clears the candidates that were not used since. `covered`: the journal is durable up to there. */
+/* After the flushes: clears the candidates that were not used since. `covered`: the journal is durable up to
+ * there. */
 void intent_clear(struct intent *in, struct lsn covered);
 /* After the flushes, with no I/O any more: clears everything. */
 void intent_clear_all(struct intent *in, struct lsn covered);

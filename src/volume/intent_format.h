@@ -11,7 +11,8 @@
 #define INTENT_VERSION 1u
 #define INTENT_REGION_BYTES (4u << 20)
 #define INTENT_SECTOR_BYTES 512u
-#define INTENT_PAGE_BYTES 4096u /* the first one has the header; written at once, torn at sectors at the worst */
+#define INTENT_PAGE_BYTES                                                                                    \
+    4096u /* the first one has the header; written at once, torn at sectors at the worst */
 #define INTENT_PAGE_SECTORS (INTENT_PAGE_BYTES / INTENT_SECTOR_BYTES)
 
 struct intent_header {

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The write-intent bitmaps of a group: when they are trusted, and when marks are cleared.
  *
- * A bitmap that cannot be written suspends the journal: from then on writes go on unjournaled and are marked in memory only
- * (mode `availability`), or wait. After a kill the frame ring tells that everything has to be compared; after a loss of power a
- * marker file beside the backing does, which is most likely on another disk. */
+ * A bitmap that cannot be written suspends the journal: from then on writes go on unjournaled and are marked
+ * in memory only (mode `availability`), or wait. After a kill the frame ring tells that everything has to be
+ * compared; after a loss of power a marker file beside the backing does, which is most likely on another
+ * disk. */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -39,8 +40,11 @@ static void bitmap_lost(void *context, const char *why)
     int r = v->marker[0] ? make_marker(v->marker) : 0;
     atomic_store(&v->marker_made, v->marker[0] && r == 0);
     if (r < 0)
-        log_error(v->group->log, "volume %s: cannot make %s: %s; were the power lost now, it would not be known that all of the volume "
-                                 "has to be compared", v->name, v->marker, strerrordesc_np(-r));
+        log_error(v->group->log,
+                  "volume %s: cannot make %s: %s; were the power lost now, it would not be known that all of "
+                  "the volume "
+                  "has to be compared",
+                  v->name, v->marker, strerrordesc_np(-r));
 }
 
 static int bitmap_fault(void *context)
@@ -84,7 +88,8 @@ int intents_check(struct group *g, struct error *err)
         struct lsn covered = intent_covered(g->volumes[i].intent);
         if (covered.n <= rec->last.n)
             continue;
-        log_error(g->log, "the journal ends at LSN %llu, but was durable up to LSN %llu: everything is compared",
+        log_error(g->log,
+                  "the journal ends at LSN %llu, but was durable up to LSN %llu: everything is compared",
                   (unsigned long long)rec->last.n, (unsigned long long)covered.n);
         all = true;
     }
@@ -116,7 +121,8 @@ void intents_compared(struct group *g)
 {
     for (size_t i = 0; i < g->volume_count; i++)
         if (atomic_exchange(&g->volumes[i].marker_made, false) && unlink(g->volumes[i].marker) < 0)
-            log_warning(g->log, "cannot remove %s: %m; the volume is compared again at the next start", g->volumes[i].marker);
+            log_warning(g->log, "cannot remove %s: %m; the volume is compared again at the next start",
+                        g->volumes[i].marker);
 }
 
 /* The journal up to where it is durable now, or 0 where nothing may be cleared. */
@@ -162,7 +168,8 @@ void group_clear_intents(struct group *g)
         any |= idle[i] = intent_collect(g->volumes[i].intent);
     if (!any)
         return;
-    pthread_rwlock_wrlock(&g->gate); /* the writes of before are done then; those that come after are seen as use */
+    pthread_rwlock_wrlock(
+        &g->gate); /* the writes of before are done then; those that come after are seen as use */
     pthread_rwlock_unlock(&g->gate);
     struct lsn covered = sync_journal(g);
     if (!covered.n)

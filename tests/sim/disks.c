@@ -5,8 +5,8 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <liburing.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -21,12 +21,12 @@
 #define MAX_RINGS 16
 #define SECTOR 512u
 #define NEVER UINT64_MAX
-#define MUST(x)                                                                                                                     \
-    do {                                                                                                                            \
-        if (!(x)) {                                                                                                                 \
-            fprintf(stderr, "disks: %s: %s\n", #x, strerror(errno));                                                                \
-            abort();                                                                                                                \
-        }                                                                                                                           \
+#define MUST(x)                                                                                              \
+    do {                                                                                                     \
+        if (!(x)) {                                                                                          \
+            fprintf(stderr, "disks: %s: %s\n", #x, strerror(errno));                                         \
+            abort();                                                                                         \
+        }                                                                                                    \
     } while (0)
 
 enum kind { WRITE, ZERO, SIZE, CREATE, MKDIR, RENAME, REMOVE, SYNC, SYNC_DIRECTORY };
@@ -328,7 +328,8 @@ static ssize_t begin_sync(int fd)
     if (file >= 0)
         return add(SYNC, disk_of_file(file), file) - d.events;
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    ssize_t n = d.on && fstat(fd, &st) == 0 && S_ISDIR(st.st_mode) ? readlink(link, path, sizeof path - 1) : -1;
+    ssize_t n =
+        d.on && fstat(fd, &st) == 0 && S_ISDIR(st.st_mode) ? readlink(link, path, sizeof path - 1) : -1;
     path[n > 0 ? n : 0] = '\0';
     return n > 0 && disk_of(path) >= 0 ? add(SYNC_DIRECTORY, disk_of(path), -1) - d.events : -1;
 }
@@ -438,7 +439,8 @@ static void take(const char *path)
     if (!S_ISDIR(st.st_mode)) {
         struct file *f = &d.files[d.file_count++];
         MUST(d.file_count < MAX_FILES);
-        *f = (struct file){st.st_dev, st.st_ino, strdup(path), malloc((size_t)st.st_size + 1), (size_t)st.st_size};
+        *f = (struct file){st.st_dev, st.st_ino, strdup(path), malloc((size_t)st.st_size + 1),
+                           (size_t)st.st_size};
         int fd = __real_open64(path, O_RDONLY);
         MUST(fd >= 0 && read(fd, f->data, f->size) == (ssize_t)f->size);
         close(fd);
@@ -538,7 +540,8 @@ static size_t certain_changes(int disk, uint64_t moment)
 {
     size_t certain = 0;
     for (size_t i = 0; i < d.event_count; i++)
-        if (is_change(&d.events[i]) && d.events[i].disk == disk && d.events[i].begun <= moment && is_durable(&d.events[i], moment))
+        if (is_change(&d.events[i]) && d.events[i].disk == disk && d.events[i].begun <= moment &&
+            is_durable(&d.events[i], moment))
             certain = i + 1;
     return certain;
 }
@@ -650,7 +653,8 @@ static void apply_change(struct built *built, char **directories, const struct e
 static void move(const char *path, const char *to, char moved[PATH_MAX])
 {
     int disk = strncmp(path, d.root[0], strlen(d.root[0])) == 0 ? 0 : 1;
-    MUST(snprintf(moved, PATH_MAX, "%s/%s%s", to, disk ? "journal" : "backing", path + strlen(d.root[disk])) < PATH_MAX);
+    MUST(snprintf(moved, PATH_MAX, "%s/%s%s", to, disk ? "journal" : "backing", path + strlen(d.root[disk])) <
+         PATH_MAX);
 }
 
 /* The pages that are not zero. */
@@ -698,7 +702,8 @@ void disks_build(uint64_t moment, const struct disks_choice *choice, const char 
     unsigned style = c.random ? (unsigned)(draw(&random) % 4) : 0;
     for (int i = 0; i < 2 && c.random; i++) {
         c.changes[i] = draw(&random) % (open.changes[i] + 1);
-        limit[i] = style == 0 ? draw(&random) % (open.writes + 1) : SIZE_MAX; /* of this disk's writes, a prefix */
+        limit[i] =
+            style == 0 ? draw(&random) % (open.writes + 1) : SIZE_MAX; /* of this disk's writes, a prefix */
     }
     struct built *built = calloc((size_t)d.file_count + 1, sizeof *built);
     char **directories = calloc(512, sizeof *directories);
@@ -719,8 +724,9 @@ void disks_build(uint64_t moment, const struct disks_choice *choice, const char 
         } else if (is_data(e) && is_durable(e, moment)) {
             apply_data(&built[e->file], e, false, NULL);
         } else if (is_data(e)) {
-            bool there = c.random ? style == 3 || (style == 0 ? seen[e->disk]++ < limit[e->disk] : draw(&random) & 1)
-                                  : writes >= 64 || c.writes >> writes & 1;
+            bool there =
+                c.random ? style == 3 || (style == 0 ? seen[e->disk]++ < limit[e->disk] : draw(&random) & 1)
+                         : writes >= 64 || c.writes >> writes & 1;
             writes++;
             if (there)
                 apply_data(&built[e->file], e, c.torn || (c.random && style == 2), &random);

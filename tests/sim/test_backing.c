@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Trouble with the backing's disk, at every call once: EIO or ENOSPC for one call or for some, a short write, a slow flush.
+/* Trouble with the backing's disk, at every call once: EIO or ENOSPC for one call or for some, a short write,
+ * a slow flush.
  *
- * The application sees the error of its write, as it would unprotected, and nothing else; a short write and a slow flush it does
- * not see. What the range holds then is what it held or what was to be written, sector by sector, and the history says the same: the
- * image of the latest point is the live volume (J4), every point reads right (J1), also after a kill. A flush that failed stays so.
+ * The application sees the error of its write, as it would unprotected, and nothing else; a short write and a
+ * slow flush it does not see. What the range holds then is what it held or what was to be written, sector by
+ * sector, and the history says the same: the image of the latest point is the live volume (J4), every point
+ * reads right (J1), also after a kill. A flush that failed stays so.
  *
  *   test_backing    $TIDEMARK_SEED; $TIDEMARK_FAULT=n: only the nth call; all: each call, else every third */
 #include "check.h"
@@ -129,8 +131,12 @@ int __wrap_io_uring_submit_and_get_events(struct io_uring *ring)
 
 static void open_all(void)
 {
-    struct journal_options o = {.directory = x.directory, .segment_blocks = 96, .segment_records = 24, .fanout = 2,
-                                .ring_path = x.ring, .owner = "test_backing"};
+    struct journal_options o = {.directory = x.directory,
+                                .segment_blocks = 96,
+                                .segment_records = 24,
+                                .fanout = 2,
+                                .ring_path = x.ring,
+                                .owner = "test_backing"};
     check_ok(journal_open(&o, &x.journal, &err));
     check_ok(group_new(x.journal, x.ack, NULL, &x.group, &err));
     check_ok(group_add_volume(x.group, "v", SIZE_BYTES, x.backing, &err));
@@ -142,7 +148,11 @@ static int write_queued(struct block *b, const char *data, size_t length, uint64
 {
     static char aligned[65536] __attribute__((aligned(4096)));
     struct block_queue *q;
-    struct block_request request = {.write = true, .data = aligned, .length_bytes = length, .offset_bytes = offset}, *done = NULL;
+    struct block_request request = {.write = true,
+                                    .data = aligned,
+                                    .length_bytes = length,
+                                    .offset_bytes = offset},
+                         *done = NULL;
     memcpy(aligned, data, length);
     check_ok(block_queue_new(b, 4, &q, &err));
     int r = block_queue_start(q, &request);
@@ -161,8 +171,10 @@ static void accept_either(uint64_t lba, uint64_t length, const char *intended)
     check_ok(block_pread(group_volume_block(x.group, 0), now, length * 512, lba * 512, &err));
     for (uint64_t i = 0; i < length; i++) {
         const char *sector = now + i * 512;
-        if (memcmp(sector, intended + i * 512, 512) != 0 && memcmp(sector, x.live + (lba + i) * 512, 512) != 0)
-            fail_msg("%s: sector %llu holds neither what it held nor what was written", x.what, (unsigned long long)(lba + i));
+        if (memcmp(sector, intended + i * 512, 512) != 0 &&
+            memcmp(sector, x.live + (lba + i) * 512, 512) != 0)
+            fail_msg("%s: sector %llu holds neither what it held nor what was written", x.what,
+                     (unsigned long long)(lba + i));
     }
     memcpy(x.live + lba * 512, now, length * 512);
 }
@@ -170,7 +182,8 @@ static void accept_either(uint64_t lba, uint64_t length, const char *intended)
 static void operate(void)
 {
     static char data[65536];
-    uint64_t sectors = SIZE_BYTES / 512, lba = check_random(&x.random) % sectors, length = 1 + check_random(&x.random) % 40;
+    uint64_t sectors = SIZE_BYTES / 512, lba = check_random(&x.random) % sectors,
+             length = 1 + check_random(&x.random) % 40;
     struct block *b = group_volume_block(x.group, 0);
     uint64_t how = check_random(&x.random) % 10;
     length = lba + length > sectors ? sectors - lba : length;
@@ -209,7 +222,8 @@ static void check_image(uint64_t lsn, const char *model)
     check_ok(image_open(x.directory, "engine-look", &image, &err));
     check_ok(image_read(image, 1, 0, SIZE_BYTES / 512, data, &err));
     if (memcmp(data, model, SIZE_BYTES) != 0)
-        fail_msg("%s: image(%llu) is wrong%s", x.what, (unsigned long long)lsn, model == x.live ? " (J4)" : "");
+        fail_msg("%s: image(%llu) is wrong%s", x.what, (unsigned long long)lsn,
+                 model == x.live ? " (J4)" : "");
     image_free(image);
     check_ok(journal_unpin(x.journal, "engine-look", &err));
 }

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Power loss: J3, J4, W1 to W3. Histories on two disks that are recorded (disks.h); then each state that they may have after a
- * loss of power, and recovery from it.
+/* Power loss: J3, J4, W1 to W3. Histories on two disks that are recorded (disks.h); then each state that they
+ * may have after a loss of power, and recovery from it.
  *
- *   test_power exhaustive              short histories: at each moment, each subset of what was not flushed (or, where there are more
- *                                      than LIMIT states, as many at random), whole and torn
- *   test_power random [--histories N]  long ones, with rewinds, trouble with the journal's disk, kills and clean ends, and the power
- *                                      lost again and again, during recovery too
+ *   test_power exhaustive              short histories: at each moment, each subset of what was not flushed
+ * (or, where there are more than LIMIT states, as many at random), whole and torn test_power random
+ * [--histories N]  long ones, with rewinds, trouble with the journal's disk, kills and clean ends, and the
+ * power lost again and again, during recovery too
  *
- * After each recovery: the live volume has in each sector what was there at the last acknowledged flush or was written later; the
- * recovered history is a prefix that has all that an acknowledged flush covered (J3), and each of its points reads right; later points
- * are refused; once the comparison is done image(latest) is the live volume (J4) and `verify` finds no damage.
- * TIDEMARK_SEED replays. */
+ * After each recovery: the live volume has in each sector what was there at the last acknowledged flush or
+ * was written later; the recovered history is a prefix that has all that an acknowledged flush covered (J3),
+ * and each of its points reads right; later points are refused; once the comparison is done image(latest) is
+ * the live volume (J4) and `verify` finds no damage. TIDEMARK_SEED replays. */
 #include "check.h"
 
 #include <errno.h>
@@ -28,8 +28,8 @@
 #include "view/image.h"
 #include "volume/group.h"
 
-#define LIMIT 200u       /* states of a moment */
-#define MAX_STEPS 64     /* of a history */
+#define LIMIT 200u   /* states of a moment */
+#define MAX_STEPS 64 /* of a history */
 #define MAX_POINTS 512
 #define MAX_MOMENTS 65536
 #define SPOT_BYTES 32768u /* what is used of a region of 4 MiB */
@@ -47,10 +47,10 @@ static const struct {
 #define SPOTS (sizeof spots / sizeof *spots)
 
 struct step {
-    uint64_t begun, acked; /* moments */
-    uint64_t promised_lsn; /* what the history must have once it is acknowledged; 0: no promise */
+    uint64_t begun, acked;             /* moments */
+    uint64_t promised_lsn;             /* what the history must have once it is acknowledged; 0: no promise */
     size_t promised_from, promised_to; /* sectors of the model that must not be older */
-    char *live; /* after it */
+    char *live;                        /* after it */
     const char *name;
 };
 struct kept {
@@ -89,19 +89,22 @@ int __wrap_uuid_boot(struct uuid *ret, struct error *e)
 static void __attribute__((noreturn, format(printf, 1, 2))) broken_promise(const char *format, ...)
 {
     va_list args;
-    fprintf(stderr, "FAILED: TIDEMARK_SEED=%llu, %s, generation %d, moment %llu (writes %llx, changes %zu %zu, random %llx, torn %d): ",
-            (unsigned long long)x.seed, x.what, x.generation, (unsigned long long)x.moment, (unsigned long long)x.choice.writes,
-            x.choice.changes[0], x.choice.changes[1], (unsigned long long)x.choice.random, x.choice.torn);
+    fprintf(stderr,
+            "FAILED: TIDEMARK_SEED=%llu, %s, generation %d, moment %llu (writes %llx, changes %zu %zu, "
+            "random %llx, torn %d): ",
+            (unsigned long long)x.seed, x.what, x.generation, (unsigned long long)x.moment,
+            (unsigned long long)x.choice.writes, x.choice.changes[0], x.choice.changes[1],
+            (unsigned long long)x.choice.random, x.choice.torn);
     va_start(args, format);
     vfprintf(stderr, format, args);
     va_end(args);
     fprintf(stderr, "\nthe state is in %s\n", x.root);
     exit(1);
 }
-#define OK(call)                                                                                                                    \
-    do {                                                                                                                            \
-        if ((call) < 0)                                                                                                             \
-            broken_promise("%s: %s", #call, err.message);                                                                                     \
+#define OK(call)                                                                                             \
+    do {                                                                                                     \
+        if ((call) < 0)                                                                                      \
+            broken_promise("%s: %s", #call, err.message);                                                    \
     } while (0)
 
 static uint64_t below(uint64_t n)
@@ -123,8 +126,14 @@ static void open_all(void)
     static const struct log told = {STDERR_FILENO, LOG_LEVEL_INFO, "test"};
     char path[160];
     snprintf(path, sizeof path, "%s/journal", x.root);
-    struct journal_options o = {.directory = path, .segment_blocks = 64, .segment_records = 24, .fanout = 2, .ring_path = x.ring,
-                                .owner = "test_power", .fault = fault, .log = getenv("TIDEMARK_LOG") ? &told : NULL};
+    struct journal_options o = {.directory = path,
+                                .segment_blocks = 64,
+                                .segment_records = 24,
+                                .fanout = 2,
+                                .ring_path = x.ring,
+                                .owner = "test_power",
+                                .fault = fault,
+                                .log = getenv("TIDEMARK_LOG") ? &told : NULL};
     OK(journal_open(&o, &x.journal, &err));
     OK(group_new(x.journal, x.ack, o.log, &x.group, &err));
     for (int i = 0; i < VOLUMES; i++) {
@@ -152,7 +161,8 @@ static void new_boot(void)
 static void read_live(char *data)
 {
     for (size_t i = 0; i < SPOTS; i++)
-        OK(block_pread(group_volume_block(x.group, (size_t)spots[i].volume), data + i * SPOT_BYTES, SPOT_BYTES, spots[i].offset, &err));
+        OK(block_pread(group_volume_block(x.group, (size_t)spots[i].volume), data + i * SPOT_BYTES,
+                       SPOT_BYTES, spots[i].offset, &err));
 }
 
 static bool is_protected(void)
@@ -177,10 +187,12 @@ static void check_image(uint64_t lsn, const char *model)
     OK(journal_pin(x.journal, "engine-look", (struct lsn){lsn}, true, &err));
     OK(image_open(path, "engine-look", &image, &err));
     for (size_t i = 0; i < SPOTS; i++) {
-        OK(image_read(image, (uint32_t)spots[i].volume + 1, spots[i].offset / 512, SPOT_BYTES / 512, data, &err));
+        OK(image_read(image, (uint32_t)spots[i].volume + 1, spots[i].offset / 512, SPOT_BYTES / 512, data,
+                      &err));
         for (size_t at = 0; at < SPOT_BYTES; at += 512)
             if (memcmp(data + at, model + i * SPOT_BYTES + at, 512) != 0)
-                broken_promise("image(%llu) is wrong at byte %zu of spot %zu", (unsigned long long)lsn, at, i);
+                broken_promise("image(%llu) is wrong at byte %zu of spot %zu", (unsigned long long)lsn, at,
+                               i);
     }
     image_free(image);
     OK(journal_unpin(x.journal, "engine-look", &err));
@@ -224,12 +236,15 @@ static void check_live(uint64_t moment, const char *live)
         while (k <= last && memcmp(x.steps[k].live + sector * 512, live + sector * 512, 512) != 0)
             k++;
         if (k > last)
-            broken_promise("sector %zu of the model has nothing that was there since step %zu (%s) of %zu%s", sector, floors[sector],
-                           floors[sector] ? x.steps[floors[sector]].name : "the start", last, tell_older(sector, live));
+            broken_promise("sector %zu of the model has nothing that was there since step %zu (%s) of %zu%s",
+                           sector, floors[sector],
+                           floors[sector] ? x.steps[floors[sector]].name : "the start", last,
+                           tell_older(sector, live));
     }
     uint64_t found = journal_recovery(x.journal)->last.n;
     if (found < lsn)
-        broken_promise("J3: the history ends at LSN %llu, but a flush covered LSN %llu", (unsigned long long)found, (unsigned long long)lsn);
+        broken_promise("J3: the history ends at LSN %llu, but a flush covered LSN %llu",
+                       (unsigned long long)found, (unsigned long long)lsn);
 }
 
 static void check_points(uint64_t moment, uint64_t last)
@@ -241,8 +256,10 @@ static void check_points(uint64_t moment, uint64_t last)
             continue; /* not yet; of many points the last ones and some others */
         if (p->lsn <= last)
             check_image(p->lsn, p->data);
-        else if (journal_resolve(x.journal, &(struct point){.kind = POINT_LSN, .lsn = {p->lsn}}, &found, &err) != -ERANGE)
-            broken_promise("LSN %llu is not refused although the history ended at LSN %llu", (unsigned long long)p->lsn, (unsigned long long)last);
+        else if (journal_resolve(x.journal, &(struct point){.kind = POINT_LSN, .lsn = {p->lsn}}, &found,
+                                 &err) != -ERANGE)
+            broken_promise("LSN %llu is not refused although the history ended at LSN %llu",
+                           (unsigned long long)p->lsn, (unsigned long long)last);
     }
 }
 
@@ -256,7 +273,8 @@ static void tell_progress(void *context, uint64_t done, uint64_t total)
     (void)context, (void)done, (void)total;
 }
 
-/* After the power came back: opens, compares with what was promised, and leaves it open. `live`: what the volumes hold. */
+/* After the power came back: opens, compares with what was promised, and leaves it open. `live`: what the
+ * volumes hold. */
 static void recover(uint64_t moment, bool settle, char *live)
 {
     static char settled[MODEL_BYTES];
@@ -329,7 +347,8 @@ static bool write_queued(struct block *b, const char *data, size_t length, uint6
 {
     static char aligned[SPOT_BYTES] __attribute__((aligned(4096)));
     struct block_queue *q;
-    struct block_request r = {.write = true, .data = aligned, .length_bytes = length, .offset_bytes = offset}, *done = NULL;
+    struct block_request r = {.write = true, .data = aligned, .length_bytes = length, .offset_bytes = offset},
+                         *done = NULL;
     memcpy(aligned, data, length);
     OK(block_queue_new(b, 4, &q, &err));
     int started = block_queue_start(q, &r);
@@ -508,7 +527,8 @@ static void forget_steps(void)
 /* Of the history that was lost. */
 static void forget_points(uint64_t last)
 {
-    while (x.point_count && (x.points[x.point_count - 1].lsn > last || x.points[x.point_count - 1].moment > x.moment))
+    while (x.point_count &&
+           (x.points[x.point_count - 1].lsn > last || x.points[x.point_count - 1].moment > x.moment))
         free(x.points[--x.point_count].data);
     for (size_t i = 0; i < x.point_count; i++)
         x.points[i].moment = 0;
@@ -548,7 +568,8 @@ static void try_moment(uint64_t moment)
     struct disks_choice c = {0};
     uint64_t tried = 0;
     disks_open(moment, &open);
-    bool few = open.writes < 8 && (1ull << open.writes) * (open.changes[0] + 1) * (open.changes[1] + 1) <= LIMIT;
+    bool few =
+        open.writes < 8 && (1ull << open.writes) * (open.changes[0] + 1) * (open.changes[1] + 1) <= LIMIT;
     if (!few) {
         for (; tried < LIMIT / 20; tried++) {
             c.random = 1 + check_random(&x.random) % (UINT64_MAX - 1);
@@ -650,7 +671,9 @@ static void run_random(uint64_t seed)
 int main(int argc, char **argv)
 {
     bool exhaustive = argc > 1 && strcmp(argv[1], "exhaustive") == 0;
-    unsigned long histories = argc > 3 && strcmp(argv[2], "--histories") == 0 ? strtoul(argv[3], NULL, 10) : exhaustive ? 2 : 20;
+    unsigned long histories = argc > 3 && strcmp(argv[2], "--histories") == 0 ? strtoul(argv[3], NULL, 10)
+                              : exhaustive                                    ? 2
+                                                                              : 20;
     if (argc < 2 || (!exhaustive && strcmp(argv[1], "random") != 0))
         return 2;
     uint64_t seed = check_seed();

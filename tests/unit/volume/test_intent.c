@@ -32,8 +32,12 @@ static int fault(void *context)
 
 static struct intent *open_intent(bool fresh)
 {
-    struct intent_options o = {.directory = directory, .volume = 7, .size_bytes = REGIONS * INTENT_REGION_BYTES - 4096, .fresh = fresh,
-                               .lost = lost, .fault = fault};
+    struct intent_options o = {.directory = directory,
+                               .volume = 7,
+                               .size_bytes = REGIONS * INTENT_REGION_BYTES - 4096,
+                               .fresh = fresh,
+                               .lost = lost,
+                               .fault = fault};
     struct intent *in;
     memset(o.journal_id.bytes, 0x11, sizeof o.journal_id.bytes);
     check_ok(intent_open(&o, &in, &err));
@@ -161,7 +165,8 @@ static void one_that_cannot_be_written_is_lost_until_it_is_saved(void **state)
     intent_mark(in, 3 * REGION, 8);
     intent_mark(in, 4 * REGION, 8);
     assert_int_equal(losses, 1); /* told once */
-    assert_true(intent_is_lost(in) && intent_is_marked(in, 3 * REGION, 8) && intent_is_marked(in, 4 * REGION, 8));
+    assert_true(intent_is_lost(in) && intent_is_marked(in, 3 * REGION, 8) &&
+                intent_is_marked(in, 4 * REGION, 8));
     assert_false(intent_collect(in));
     assert_int_equal(intent_save(in, &err), -EIO);
     fail_with = 0;
