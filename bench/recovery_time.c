@@ -4,7 +4,8 @@
  *
  *   recovery_time --directory DIR [--gib N] [--recent-mib N]
  *
- * Writes N GiB (10) in 1 MiB writes, lets all marks be cleared, then N MiB (64) more in random 4 KiB writes.
+ * Writes N GiB (10) in 1 MiB writes, lets all marks be cleared, then N MiB (64) more in random 4 KiB
+ * writes to a tenth of the volume.
  * Prints one JSON object a case: "kill"; "power": the frame ring is gone, what is marked is compared;
  * "power-all": the bitmap too, everything is compared. The page cache is dropped before each (as root). */
 #include <errno.h>
@@ -61,7 +62,7 @@ static void write_random(struct group *g, uint64_t volume_bytes, uint64_t bytes,
     uint64_t random = 88172645463325252ull;
     for (uint64_t done = 0; done < bytes; done += 4096) {
         *(uint64_t *)data = next_random(&random);
-        must(block_pwrite(group_volume_block(g, 0), data, 4096, random % (volume_bytes / 4096) * 4096, 0,
+        must(block_pwrite(group_volume_block(g, 0), data, 4096, random % (volume_bytes / 10 / 4096) * 4096, 0,
                           &err));
     }
 }

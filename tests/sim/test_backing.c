@@ -7,7 +7,7 @@
  * sector, and the history says the same: the image of the latest point is the live volume (J4), every point
  * reads right (J1), also after a kill. A flush that failed stays so.
  *
- *   test_backing    $TIDEMARK_SEED; $TIDEMARK_FAULT=n: only the nth call; all: each call, else every third */
+ *   test_backing    $TIDEMARK_SEED; $TIDEMARK_FAULT=n: only the nth call; all: each call, else every eighth */
 #include "check.h"
 
 #include <errno.h>
@@ -290,8 +290,8 @@ static void every_call_of_the_backing(void **state)
     int calls = run_case(INT32_MAX, TROUBLE_EIO);
     assert_true(calls > 40);
     bool all = only && strcmp(only, "all") == 0, one = only && !all;
-    int first = one ? (int)strtol(only, NULL, 10) : all ? 1 : 1 + (int)(seed % 3), last = one ? first : calls;
-    for (int n = first; n <= last; n += all ? 1 : 3)
+    int first = one ? (int)strtol(only, NULL, 10) : all ? 1 : 1 + (int)(seed % 8), last = one ? first : calls;
+    for (int n = first; n <= last; n += all ? 1 : 8)
         for (int k = 0; k < TROUBLES; k++)
             run_case(n, (enum trouble)k);
 }

@@ -1,16 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Power loss: J3, J4, W1 to W3. Histories on two disks that are recorded (disks.h); then each state that they
- * may have after a loss of power, and recovery from it.
+/* Power loss: J3, J4, W1 to W3. Histories on two disks that are recorded (disks.h); then states that they may
+ * have after a loss of power, and recovery from each.
  *
- *   test_power exhaustive              short histories: at each moment, each subset of what was not flushed
- * (or, where there are more than LIMIT states, as many at random), whole and torn test_power random
- * [--histories N]  long ones, with rewinds, trouble with the journal's disk, kills and clean ends, and the
- * power lost again and again, during recovery too
+ *   test_power exhaustive [--histories N]
  *
- * After each recovery: the live volume has in each sector what was there at the last acknowledged flush or
- * was written later; the recovered history is a prefix that has all that an acknowledged flush covered (J3),
- * and each of its points reads right; later points are refused; once the comparison is done image(latest) is
- * the live volume (J4) and `verify` finds no damage. TIDEMARK_SEED replays. */
+ * short histories: at each moment each subset of what was not flushed, and all of it torn; where there are more
+ * than LIMIT states, some at random;
+ *
+ *   test_power random [--histories N]
+ *
+ * long ones, with rewinds, trouble with the journal's disk, kills and clean ends; the power is lost again and
+ * again, during recovery too.
+ *
+ * After each recovery: the live volume has in each sector what was there at the last acknowledged flush or was
+ * written later; the recovered history is a prefix that has all that an acknowledged flush covered (J3), and
+ * each of its points reads right; later points are refused; once the comparison is done image(latest) is the
+ * live volume (J4) and `verify` finds no damage.
+ *
+ * $TIDEMARK_SEED replays, but for the order of threads; $TIDEMARK_LOG shows what the engine logs. */
 #include "check.h"
 
 #include <errno.h>
@@ -672,7 +679,7 @@ int main(int argc, char **argv)
 {
     bool exhaustive = argc > 1 && strcmp(argv[1], "exhaustive") == 0;
     unsigned long histories = argc > 3 && strcmp(argv[2], "--histories") == 0 ? strtoul(argv[3], NULL, 10)
-                              : exhaustive                                    ? 2
+                              : exhaustive                                    ? 1
                                                                               : 20;
     if (argc < 2 || (!exhaustive && strcmp(argv[1], "random") != 0))
         return 2;
