@@ -176,7 +176,7 @@ static bool segment_is_known(const struct manifest *m, unsigned number, const ch
     return false;
 }
 
-/* Removes files that no manifest knows: segments that are not sealed, dropped or thinned ones, indexes and rewinds not
+/* Removes files that no manifest knows: segments that are not sealed (or keeps them to be used again), dropped or thinned ones, indexes and rewinds not
  * published. */
 static void remove_strays(struct journal *j)
 {
@@ -204,6 +204,10 @@ static void remove_strays(struct journal *j)
             known = false;
         if (known)
             continue;
+        if (strncmp(entry->d_name, "segment-", 8) == 0 && strcmp(entry->d_name + end, ".tmj") == 0) {
+            segment_recycle(j, number, true); /* most likely the one that was ready: making another takes its time */
+            continue;
+        }
         snprintf(name, sizeof name, "%.63s", entry->d_name);
         journal_path(j, name, path);
         struct error ignored = ERROR_INIT;
