@@ -62,6 +62,8 @@ int group_add_volume(struct group *g, const char *name, uint64_t size_bytes, con
         r = grain_map_init(&v->unverified, grains, err);
     if (r == 0 && (v->listener.fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) < 0)
         r = error_errno(err, -errno, "volume %s: cannot make an eventfd", name);
+    if (r == 0 && (r = backing_sync_init(&v->sync, err)) < 0)
+        close(v->listener.fd);
     if (r < 0) { /* not counted: group_free does not see it */
         grain_map_release(&v->stale);
         grain_map_release(&v->unverified);
@@ -221,6 +223,7 @@ void group_free(struct group *g)
     for (size_t i = 0; i < g->volume_count; i++) {
         journal_unlisten(g->journal, &g->volumes[i].listener);
         close(g->volumes[i].listener.fd);
+        backing_sync_release(&g->volumes[i].sync);
         block_free(g->volumes[i].backing);
         grain_map_release(&g->volumes[i].stale);
         grain_map_release(&g->volumes[i].unverified);
