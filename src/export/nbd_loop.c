@@ -245,11 +245,14 @@ static bool send_once(struct nbd_loop *l, struct connection *c)
     return true;
 }
 
-static void send_answers(struct nbd_loop *l)
+/* Whether something was sent: slots may be free that connections wait for. */
+static bool send_answers(struct nbd_loop *l)
 {
+    bool any = false;
     for (struct connection *c = l->connections; c; c = c->next)
         while (c->answers && send_once(l, c))
-            ;
+            any = true;
+    return any;
 }
 
 /* ---- requests ---- */
@@ -555,7 +558,7 @@ static void *loop_main(void *context)
         bool progress = take_arrived(l);
         progress |= !stopping && receive(l);
         progress |= end_requests(l);
-        send_answers(l);
+        progress |= send_answers(l);
         remove_connections(l);
         if (stopping && l->under_way == 0) {
             close_all(l);
