@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The NBD protocol on the wire: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md, of which this is the part
- * that is served. */
+/* The NBD protocol on the wire: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md, of which
+ * this is the part that is served. */
 #ifndef TIDEMARK_EXPORT_NBD_FORMAT_H
 #define TIDEMARK_EXPORT_NBD_FORMAT_H
 
@@ -8,7 +8,7 @@
 
 #include "base/endian.h"
 
-#define NBD_MAGIC 0x4e42444d41474943ull /* "NBDMAGIC" */
+#define NBD_MAGIC 0x4e42444d41474943ull        /* "NBDMAGIC" */
 #define NBD_OPTION_MAGIC 0x49484156454f5054ull /* "IHAVEOPT" */
 #define NBD_OPTION_REPLY_MAGIC 0x3e889045565a9ull
 #define NBD_REQUEST_MAGIC 0x25609513u

@@ -20,7 +20,8 @@ struct nbd_loop_options {
 };
 
 /* Starts the thread of a volume. */
-int nbd_loop_start(const struct nbd_loop_options *options, struct nbd_loop **ret, struct error *err) MUST_CHECK;
+int nbd_loop_start(const struct nbd_loop_options *options, struct nbd_loop **ret,
+                   struct error *err) MUST_CHECK;
 /* Hands a connection over whose handshake is done; the descriptor is the loop's from then on. Any thread. */
 void nbd_loop_add(struct nbd_loop *l, int fd, bool structured, bool allocation);
 /* Answers what was received, closes the connections, ends the threads. NULL allowed. */

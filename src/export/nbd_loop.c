@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Serves the NBD connections of one volume by one thread that has many requests under way (block/queue.h), and some
- * (workers.h) that do what blocks. A view, which has no queue, is served by those alone.
+/* Serves the NBD connections of one volume by one thread that has many requests under way (block/queue.h),
+ * and some (workers.h) that do what blocks. A view, which has no queue, is served by those alone.
  *
  * Invariants:
- * N1  A slot has one owner: the free list, a connection that receives into it or sends from it, the queue, the workers.
- * N2  Only the loop touches sockets. An answer is sent whole before the next one of its connection.
- * N3  A connection never has more than CONNECTION_SLOTS slots, nor stays mid-message for longer than NBD_STALL_MS, so that
- *     one that stops reading or writing leaves the others their part.
- * N4  The loop sleeps only after it found nothing while what wakes it was armed; it asks without sleeping for spin_ns
+ * N1  A slot has one owner: the free list, a connection that receives into it or sends from it, the queue,
+ * the workers. N2  Only the loop touches sockets. An answer is sent whole before the next one of its
+ * connection. N3  A connection never has more than CONNECTION_SLOTS slots, nor stays mid-message for longer
+ * than NBD_STALL_MS, so that one that stops reading or writing leaves the others their part. N4  The loop
+ * sleeps only after it found nothing while what wakes it was armed; it asks without sleeping for spin_ns
  *     after its last progress: a sleep and a wake-up cost more than a request.
  * N5  What a client asks for reaches the block only after nbd_request_check. */
 #include <errno.h>
@@ -26,7 +26,7 @@
 
 #define SLOTS 128u
 #define CONNECTION_SLOTS 64u
-#define SLOT_BYTES (256u << 10)  /* larger requests take the one large slot, by a thread */
+#define SLOT_BYTES (256u << 10) /* larger requests take the one large slot, by a thread */
 #define JOB_THREADS 8u
 #define INPUT_BYTES (64u << 10)
 #define RECEIVES_AT_ONCE 4u /* of a connection, before what was begun is submitted */
@@ -49,8 +49,8 @@ struct connection {
     struct connection *next;
     int fd;
     bool structured, allocation;
-    bool ending;  /* nothing more is received */
-    bool broken;  /* nor sent */
+    bool ending; /* nothing more is received */
+    bool broken; /* nor sent */
     unsigned slots;
     uint64_t progress_ns;
 
@@ -103,7 +103,8 @@ static struct slot *take_slot(struct nbd_loop *l, struct connection *c)
         return NULL;
     if (large) {
         s = &l->large;
-        s->buffer = mmap(NULL, NBD_MAX_REQUEST_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        s->buffer = mmap(NULL, NBD_MAX_REQUEST_BYTES, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         s->error = s->buffer == MAP_FAILED ? NBD_ENOMEM : 0;
         l->large_taken = true;
     } else {
@@ -263,7 +264,8 @@ static int block_status(struct nbd_loop *l, struct slot *s, struct error *err)
     struct nbd_block_descriptor *descriptors = (struct nbd_block_descriptor *)(void *)s->buffer;
     struct block_extent found[NBD_DESCRIPTORS_MAX];
     const struct nbd_request *q = &s->request;
-    uint64_t start = q->offset_bytes / BLOCK_SECTOR_BYTES * BLOCK_SECTOR_BYTES, end = q->offset_bytes + q->length_bytes;
+    uint64_t start = q->offset_bytes / BLOCK_SECTOR_BYTES * BLOCK_SECTOR_BYTES,
+             end = q->offset_bytes + q->length_bytes;
     uint64_t whole_end = (end + BLOCK_SECTOR_BYTES - 1) / BLOCK_SECTOR_BYTES * BLOCK_SECTOR_BYTES;
     size_t count = 0, capacity = q->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : NBD_DESCRIPTORS_MAX;
     int r = block_extents(l->o.block, whole_end - start, start, found, capacity, &count, err);
@@ -276,7 +278,9 @@ static int block_status(struct nbd_loop *l, struct slot *s, struct error *err)
             .flags = be32_of(found[i].hole ? NBD_STATE_HOLE | NBD_STATE_ZERO : 0)};
     }
     s->data_bytes = count * sizeof *descriptors;
-    return r == 0 && count == 0 ? error_set(err, -EIO, "volume %s does not tell its extents", l->o.export->name) : r;
+    return r == 0 && count == 0
+               ? error_set(err, -EIO, "volume %s does not tell its extents", l->o.export->name)
+               : r;
 }
 
 static void note_result(struct nbd_loop *l, struct slot *s, int r, const struct error *err)
@@ -308,7 +312,8 @@ static bool do_job(void *context, struct work *work)
     case NBD_CMD_TRIM:
         r = block_discard(b, q->length_bytes, q->offset_bytes, flags, &err);
         break;
-    case NBD_CMD_WRITE_ZEROES: /* a discarded range reads as zeroes (block.h), so a client that allows a hole gets one */
+    case NBD_CMD_WRITE_ZEROES: /* a discarded range reads as zeroes (block.h), so a client that allows a hole
+                                  gets one */
         r = q->flags & NBD_CMD_FLAG_NO_HOLE ? block_zero(b, q->length_bytes, q->offset_bytes, flags, &err)
                                             : block_discard(b, q->length_bytes, q->offset_bytes, flags, &err);
         break;
@@ -347,12 +352,13 @@ static void begin(struct nbd_loop *l, struct slot *s)
     }
     l->under_way++;
     if (l->queue && queues && s != &l->large) {
-        s->transfer = (struct block_request){.op = ops[q->command],
-                                             .flags = q->command == NBD_CMD_WRITE && q->flags & NBD_CMD_FLAG_FUA ? BLOCK_FUA : 0,
-                                             .data = s->buffer,
-                                             .length_bytes = q->length_bytes,
-                                             .offset_bytes = q->offset_bytes,
-                                             .context = s};
+        s->transfer = (struct block_request){
+            .op = ops[q->command],
+            .flags = q->command == NBD_CMD_WRITE && q->flags & NBD_CMD_FLAG_FUA ? BLOCK_FUA : 0,
+            .data = s->buffer,
+            .length_bytes = q->length_bytes,
+            .offset_bytes = q->offset_bytes,
+            .context = s};
         if (block_queue_start(l->queue, &s->transfer) == 0)
             return;
     }
@@ -426,7 +432,8 @@ static bool take_input(struct nbd_loop *l, struct connection *c)
     while (!c->ending) {
         size_t there = c->input_end - c->input_start;
         if (c->taking) {
-            size_t left = nbd_request_payload_bytes(&c->taking->request) - c->taken_bytes, part = there < left ? there : left;
+            size_t left = nbd_request_payload_bytes(&c->taking->request) - c->taken_bytes,
+                   part = there < left ? there : left;
             if (part == 0)
                 return true;
             if (!c->taking->error)
@@ -456,7 +463,8 @@ static bool receive_once(struct nbd_loop *l, struct connection *c)
 {
     struct slot *s = c->taking;
     bool direct = s && !s->error; /* the input is empty then */
-    size_t kept = c->input_end - c->input_start, left = direct ? nbd_request_payload_bytes(&s->request) - c->taken_bytes : 0;
+    size_t kept = c->input_end - c->input_start,
+           left = direct ? nbd_request_payload_bytes(&s->request) - c->taken_bytes : 0;
     memmove(c->input, c->input + c->input_start, kept);
     c->input_start = 0;
     c->input_end = kept;
@@ -522,7 +530,8 @@ static void drop_stalled(struct nbd_loop *l)
 {
     uint64_t now = now_ns();
     for (struct connection *c = l->connections; c; c = c->next)
-        if (mid_message(c) && (!c->has_request || c->answers) && now > c->progress_ns + NBD_STALL_MS * NS_PER_MS)
+        if (mid_message(c) && (!c->has_request || c->answers) &&
+            now > c->progress_ns + NBD_STALL_MS * NS_PER_MS)
             drop(l, c, "it neither sent the rest of a request nor took an answer for a minute");
 }
 
@@ -597,13 +606,20 @@ int nbd_loop_start(const struct nbd_loop_options *options, struct nbd_loop **ret
     struct nbd_loop *l = calloc(1, sizeof *l);
     if (!l)
         return error_errno(err, -ENOMEM, "cannot serve volume %s", options->export->name);
-    struct workers_options workers = {
-        .name = "nbd", .threads = JOB_THREADS, .job = do_job, .finish = do_finish, .context = l, .log = options->log};
+    struct workers_options workers = {.name = "nbd",
+                                      .threads = JOB_THREADS,
+                                      .job = do_job,
+                                      .finish = do_finish,
+                                      .context = l,
+                                      .log = options->log};
     l->o = *options;
     pthread_mutex_init(&l->mutex, NULL);
     /* Touched as far as requests are long. */
-    l->buffers = mmap(NULL, (size_t)SLOTS * SLOT_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    int r = l->buffers == MAP_FAILED ? error_errno(err, -ENOMEM, "cannot allocate the buffers of %u requests", SLOTS) : 0;
+    l->buffers = mmap(NULL, (size_t)SLOTS * SLOT_BYTES, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    int r = l->buffers == MAP_FAILED
+                ? error_errno(err, -ENOMEM, "cannot allocate the buffers of %u requests", SLOTS)
+                : 0;
     for (unsigned i = 0; i < SLOTS && r == 0; i++) {
         l->slots[i].buffer = l->buffers + (size_t)i * SLOT_BYTES;
         l->slots[i].work.next = l->free;

@@ -38,8 +38,9 @@ static void put_error(struct nbd_handshake *h, enum nbd_option_reply type, const
 
 static uint16_t transmission_flags(const struct nbd_handshake *h)
 {
-    return (uint16_t)(NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES |
-                      NBD_FLAG_CAN_MULTI_CONN | NBD_FLAG_SEND_CACHE | NBD_FLAG_SEND_FAST_ZERO | (h->structured ? NBD_FLAG_SEND_DF : 0));
+    return (uint16_t)(NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_TRIM |
+                      NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_CAN_MULTI_CONN | NBD_FLAG_SEND_CACHE |
+                      NBD_FLAG_SEND_FAST_ZERO | (h->structured ? NBD_FLAG_SEND_DF : 0));
 }
 
 /* ---- options ---- */
@@ -49,7 +50,8 @@ static bool find_export(const struct nbd_handshake *h, const char *name, size_t 
 {
     for (size_t i = 0; i < h->export_count; i++) {
         const char *have = h->exports[i].name;
-        if ((length_bytes == 0 && h->export_count == 1) || (strlen(have) == length_bytes && memcmp(have, name, length_bytes) == 0)) {
+        if ((length_bytes == 0 && h->export_count == 1) ||
+            (strlen(have) == length_bytes && memcmp(have, name, length_bytes) == 0)) {
             *ret = i;
             return true;
         }
@@ -155,7 +157,8 @@ static void info_or_go(struct nbd_handshake *h)
         return;
     }
     if (!find_export(h, name, length, &export)) {
-        put_error(h, NBD_REP_ERR_UNKNOWN, "there is no such volume; nbdinfo --list shows those that there are");
+        put_error(h, NBD_REP_ERR_UNKNOWN,
+                  "there is no such volume; nbdinfo --list shows those that there are");
         return;
     }
     bool told[NBD_INFO_BLOCK_SIZE + 1] = {false};
@@ -202,15 +205,18 @@ static void meta_context(struct nbd_handshake *h)
         wanted = !set && count == 0;
     for (uint32_t i = 0; ok && i < count; i++) {
         ok = take_string(&r, &query, &query_length);
-        wanted |= ok && query_length == strlen(allocation_name) && memcmp(query, allocation_name, query_length) == 0;
+        wanted |= ok && query_length == strlen(allocation_name) &&
+                  memcmp(query, allocation_name, query_length) == 0;
         wanted |= ok && !set && query_length == strlen("base:") && memcmp(query, "base:", query_length) == 0;
     }
     if (!ok || r.left_bytes) {
-        put_error(h, NBD_REP_ERR_INVALID, "structured replies come first, and the data have to be as long as their fields say");
+        put_error(h, NBD_REP_ERR_INVALID,
+                  "structured replies come first, and the data have to be as long as their fields say");
         return;
     }
     if (!find_export(h, name, length, &export)) {
-        put_error(h, NBD_REP_ERR_UNKNOWN, "there is no such volume; nbdinfo --list shows those that there are");
+        put_error(h, NBD_REP_ERR_UNKNOWN,
+                  "there is no such volume; nbdinfo --list shows those that there are");
         return;
     }
     wanted = wanted && h->exports[export].extents;
@@ -292,7 +298,8 @@ static void take_option_header(struct nbd_handshake *h, size_t *ret_data_bytes)
     memcpy(&header, h->in, sizeof header);
     h->option = be32_get(header.option);
     *ret_data_bytes = be32_get(header.length_bytes);
-    bool ok = be64_get(header.magic) == NBD_OPTION_MAGIC && *ret_data_bytes <= NBD_OPTION_MAX_BYTES && h->option_count++ < NBD_OPTIONS_MAX;
+    bool ok = be64_get(header.magic) == NBD_OPTION_MAGIC && *ret_data_bytes <= NBD_OPTION_MAX_BYTES &&
+              h->option_count++ < NBD_OPTIONS_MAX;
     h->state = ok ? NBD_OPTION_DATA : NBD_CLOSED;
 }
 
@@ -345,7 +352,8 @@ static uint16_t allowed_flags(uint16_t command)
 
 uint32_t nbd_request_check(const struct nbd_request *r, const struct nbd_export *export, bool allocation)
 {
-    if (r->command > NBD_CMD_BLOCK_STATUS || r->command == NBD_CMD_DISC || r->flags & ~allowed_flags(r->command))
+    if (r->command > NBD_CMD_BLOCK_STATUS || r->command == NBD_CMD_DISC ||
+        r->flags & ~allowed_flags(r->command))
         return NBD_EINVAL;
     if (r->command == NBD_CMD_FLUSH)
         return r->offset_bytes || r->length_bytes ? NBD_EINVAL : 0;
@@ -354,7 +362,8 @@ uint32_t nbd_request_check(const struct nbd_request *r, const struct nbd_export 
     bool writes = r->command == NBD_CMD_WRITE || r->command == NBD_CMD_WRITE_ZEROES;
     if (r->offset_bytes > export->size_bytes || r->length_bytes > export->size_bytes - r->offset_bytes)
         return writes ? NBD_ENOSPC : NBD_EINVAL;
-    if ((r->command == NBD_CMD_READ || r->command == NBD_CMD_WRITE) && r->length_bytes > NBD_MAX_REQUEST_BYTES)
+    if ((r->command == NBD_CMD_READ || r->command == NBD_CMD_WRITE) &&
+        r->length_bytes > NBD_MAX_REQUEST_BYTES)
         return NBD_EINVAL;
     bool any = r->command == NBD_CMD_BLOCK_STATUS || r->command == NBD_CMD_CACHE;
     return !any && (r->offset_bytes | r->length_bytes) % BLOCK_SECTOR_BYTES ? NBD_EINVAL : 0;
@@ -380,8 +389,8 @@ uint32_t nbd_error_of(int code)
     }
 }
 
-static size_t chunk(const struct nbd_request *r, enum nbd_chunk_type type, const void *fields, size_t field_bytes, uint32_t data_bytes,
-                    char head[NBD_REPLY_HEAD_BYTES])
+static size_t chunk(const struct nbd_request *r, enum nbd_chunk_type type, const void *fields,
+                    size_t field_bytes, uint32_t data_bytes, char head[NBD_REPLY_HEAD_BYTES])
 {
     struct nbd_chunk_header header = {.magic = be32_of(NBD_CHUNK_MAGIC),
                                       .flags = be16_of(NBD_REPLY_DONE),
@@ -394,7 +403,8 @@ static size_t chunk(const struct nbd_request *r, enum nbd_chunk_type type, const
     return sizeof header + field_bytes;
 }
 
-size_t nbd_reply_head(const struct nbd_request *r, bool structured, uint32_t error, uint32_t data_bytes, char head[NBD_REPLY_HEAD_BYTES])
+size_t nbd_reply_head(const struct nbd_request *r, bool structured, uint32_t error, uint32_t data_bytes,
+                      char head[NBD_REPLY_HEAD_BYTES])
 {
     bool reads = r->command == NBD_CMD_READ || r->command == NBD_CMD_BLOCK_STATUS;
     if (structured && reads && error) {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What NBD clients say, and the answers, without sockets: negotiation (fixed newstyle) and the headers of requests. Nothing
- * blocks, nothing is trusted. */
+/* What NBD clients say, and the answers, without sockets: negotiation (fixed newstyle) and the headers of
+ * requests. Nothing blocks, nothing is trusted. */
 #ifndef TIDEMARK_EXPORT_NBD_PROTOCOL_H
 #define TIDEMARK_EXPORT_NBD_PROTOCOL_H
 
@@ -11,13 +11,13 @@
 #include "export/nbd_format.h"
 
 #define NBD_MAX_REQUEST_BYTES (32u << 20)
-#define NBD_OPTION_MAX_BYTES 8192u  /* of an option's data; a client that sends more is sent away */
+#define NBD_OPTION_MAX_BYTES 8192u /* of an option's data; a client that sends more is sent away */
 #define NBD_NAME_MAX_BYTES 4096u
-#define NBD_OPTIONS_MAX 1024u       /* that a client may send */
+#define NBD_OPTIONS_MAX 1024u /* that a client may send */
 #define NBD_HANDSHAKE_OUT_BYTES 32768u
-#define NBD_CONTEXT_ALLOCATION 1u   /* our id of base:allocation */
+#define NBD_CONTEXT_ALLOCATION 1u /* our id of base:allocation */
 #define NBD_REPLY_HEAD_BYTES (sizeof(struct nbd_chunk_header) + 8)
-#define NBD_DESCRIPTORS_MAX 64u     /* of one block status */
+#define NBD_DESCRIPTORS_MAX 64u /* of one block status */
 
 struct nbd_export {
     const char *name;
@@ -73,6 +73,7 @@ uint32_t nbd_request_check(const struct nbd_request *r, const struct nbd_export 
 uint32_t nbd_error_of(int code);
 
 /* The head of the answer; what follows it, `data_bytes`, is 0 after an error. Returns its length. */
-size_t nbd_reply_head(const struct nbd_request *r, bool structured, uint32_t error, uint32_t data_bytes, char head[NBD_REPLY_HEAD_BYTES]);
+size_t nbd_reply_head(const struct nbd_request *r, bool structured, uint32_t error, uint32_t data_bytes,
+                      char head[NBD_REPLY_HEAD_BYTES]);
 
 #endif

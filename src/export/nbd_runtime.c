@@ -12,16 +12,21 @@ struct nbd_exporter {
     struct nbd_server *server;
 };
 
-static int start(void *context, const struct runtime_ops *ops, struct runtime *runtime, const struct log *log, struct error *err)
+static int start(void *context, const struct runtime_ops *ops, struct runtime *runtime, const struct log *log,
+                 struct error *err)
 {
     struct nbd_exporter *x = context;
     struct block *blocks[NBD_MAX_EXPORTS];
     const char *names[NBD_MAX_EXPORTS];
-    struct nbd_server_options options = {
-        .socket_path = x->socket_path, .count = ops->volume_count(runtime), .blocks = blocks, .names = names, .log = log};
+    struct nbd_server_options options = {.socket_path = x->socket_path,
+                                         .count = ops->volume_count(runtime),
+                                         .blocks = blocks,
+                                         .names = names,
+                                         .log = log};
     char text[32];
     if (options.count > NBD_MAX_EXPORTS)
-        return error_set(err, -EINVAL, "cannot serve %zu volumes by NBD: %u at most", options.count, NBD_MAX_EXPORTS);
+        return error_set(err, -EINVAL, "cannot serve %zu volumes by NBD: %u at most", options.count,
+                         NBD_MAX_EXPORTS);
     for (size_t i = 0; i < options.count; i++) {
         blocks[i] = ops->volume_block(runtime, i);
         names[i] = ops->volume_name(runtime, i);
@@ -41,8 +46,8 @@ static void stop(void *context)
         unlink(x->pid_path);
 }
 
-int nbd_runtime_main(const struct runtime_ops *ops, const char *config_path, const char *socket_path, const char *pid_path,
-                     const struct log *log)
+int nbd_runtime_main(const struct runtime_ops *ops, const char *config_path, const char *socket_path,
+                     const char *pid_path, const struct log *log)
 {
     struct nbd_exporter x = {.socket_path = socket_path, .pid_path = pid_path};
     const struct exporter exporter = {.start = start, .stop = stop, .context = &x};

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Listens, and greets clients until they have chosen a volume, whose loop has them then. One thread; a client that dawdles
- * keeps nobody waiting, and is sent away after NBD_HANDSHAKE_MS. */
+/* Listens, and greets clients until they have chosen a volume, whose loop has them then. One thread; a client
+ * that dawdles keeps nobody waiting, and is sent away after NBD_HANDSHAKE_MS. */
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
@@ -39,7 +39,8 @@ struct nbd_server {
 
 /* ---- greeting ---- */
 
-/* Sends what the handshake has to say: little enough for the socket's buffer, unless the client takes nothing. */
+/* Sends what the handshake has to say: little enough for the socket's buffer, unless the client takes
+ * nothing. */
 static bool say(struct greeting *g)
 {
     struct nbd_handshake *h = &g->handshake;
@@ -108,7 +109,10 @@ static void greet(struct nbd_server *s)
     bool room = atomic_fetch_add(&s->connections, 1) < NBD_CONNECTIONS_MAX;
     struct greeting *g = room ? malloc(sizeof *g) : NULL;
     if (!g) {
-        log_warning(s->log, "an NBD client was sent away: there are %u connections, which is the most there can be, or no memory", NBD_CONNECTIONS_MAX);
+        log_warning(s->log,
+                    "an NBD client was sent away: there are %u connections, which is the most there can be, "
+                    "or no memory",
+                    NBD_CONNECTIONS_MAX);
         close(fd);
         atomic_fetch_sub(&s->connections, 1);
         return;
@@ -128,7 +132,8 @@ static void *server_main(void *context)
 {
     struct nbd_server *s = context;
     for (;;) {
-        struct pollfd fds[2 + NBD_CONNECTIONS_MAX] = {{.fd = s->stop_fd, .events = POLLIN}, {.fd = s->fd, .events = POLLIN}};
+        struct pollfd fds[2 + NBD_CONNECTIONS_MAX] = {{.fd = s->stop_fd, .events = POLLIN},
+                                                      {.fd = s->fd, .events = POLLIN}};
         nfds_t count = 2;
         for (struct greeting *g = s->greetings; g; g = g->next)
             fds[count++] = (struct pollfd){.fd = g->fd, .events = POLLIN};
@@ -152,7 +157,8 @@ static void *server_main(void *context)
 static bool is_served(const struct nbd_server *s)
 {
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    bool served = fd >= 0 && (connect(fd, (const struct sockaddr *)&s->address, sizeof s->address) == 0 || errno != ECONNREFUSED);
+    bool served = fd >= 0 && (connect(fd, (const struct sockaddr *)&s->address, sizeof s->address) == 0 ||
+                              errno != ECONNREFUSED);
     if (fd >= 0)
         close(fd);
     return served;
@@ -161,8 +167,8 @@ static bool is_served(const struct nbd_server *s)
 static int listen_at(struct nbd_server *s, const char *path, struct error *err)
 {
     if (strlen(path) >= sizeof s->address.sun_path)
-        return error_set(err, -ENAMETOOLONG, "the path of the NBD socket %s is longer than %zu characters", path,
-                         sizeof s->address.sun_path - 1);
+        return error_set(err, -ENAMETOOLONG, "the path of the NBD socket %s is longer than %zu characters",
+                         path, sizeof s->address.sun_path - 1);
     s->address.sun_family = AF_UNIX;
     memcpy(s->address.sun_path, path, strlen(path) + 1);
     const struct sockaddr *address = (const struct sockaddr *)&s->address;
@@ -183,10 +189,13 @@ int nbd_server_start(const struct nbd_server_options *options, struct nbd_server
         return error_errno(err, -ENOMEM, "cannot serve NBD");
     s->log = options->log;
     s->fd = s->stop_fd = -1;
-    int r = options->count > NBD_MAX_EXPORTS ? error_set(err, -E2BIG, "cannot serve more than %u volumes by NBD", NBD_MAX_EXPORTS) : 0;
+    int r = options->count > NBD_MAX_EXPORTS
+                ? error_set(err, -E2BIG, "cannot serve more than %u volumes by NBD", NBD_MAX_EXPORTS)
+                : 0;
     for (size_t i = 0; i < options->count && r == 0; i++) {
         struct block *b = options->blocks[i];
-        s->exports[i] = (struct nbd_export){.name = options->names[i], .size_bytes = b->size_bytes, .extents = b->ops->extents != NULL};
+        s->exports[i] = (struct nbd_export){
+            .name = options->names[i], .size_bytes = b->size_bytes, .extents = b->ops->extents != NULL};
         struct nbd_loop_options loop = {.block = b,
                                         .export = &s->exports[i],
                                         .spin_ns = NBD_DEFAULT_SPIN_US * NS_PER_US,

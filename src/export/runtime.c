@@ -27,8 +27,8 @@ static void lock_memory(const struct log *log)
         log_debug(log, "PR_SET_IO_FLUSHER: %s", strerrordesc_np(errno));
 }
 
-static int serve_until_signal(const struct runtime_ops *ops, struct runtime *runtime, const struct exporter *exporter,
-                              const sigset_t *signals, const struct log *log)
+static int serve_until_signal(const struct runtime_ops *ops, struct runtime *runtime,
+                              const struct exporter *exporter, const sigset_t *signals, const struct log *log)
 {
     struct error err = ERROR_INIT;
     int number = 0, r = exporter->start(exporter->context, ops, runtime, log, &err);
@@ -51,7 +51,8 @@ static int serve_until_signal(const struct runtime_ops *ops, struct runtime *run
     return r == -EINVAL ? RUNTIME_EXIT_REFUSED : RUNTIME_EXIT_FAILED;
 }
 
-int runtime_main(const struct runtime_ops *ops, const char *config_path, const struct exporter *exporter, const struct log *log)
+int runtime_main(const struct runtime_ops *ops, const char *config_path, const struct exporter *exporter,
+                 const struct log *log)
 {
     struct error err = ERROR_INIT;
     struct runtime *runtime = NULL;

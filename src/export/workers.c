@@ -58,7 +58,8 @@ void workers_wake(struct workers *w)
 }
 
 /* Works off a list until the end. */
-static void serve(struct workers *w, struct work_list *list, pthread_cond_t *there, bool (*act)(void *, struct work *))
+static void serve(struct workers *w, struct work_list *list, pthread_cond_t *there,
+                  bool (*act)(void *, struct work *))
 {
     pthread_mutex_lock(&w->mutex);
     for (;;) {

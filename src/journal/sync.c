@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Durability: fdatasync of the segments that are being written, by io_uring.
  *
- * One sync at a time, which answers all that was written before it began: whoever comes while one is under way shares the
- * next one. Who may block waits for its end in the kernel, or for whoever does; who may not asks (journal_sync_step). So a
- * sync that was begun by somebody who lost interest is ended by the next who needs it to be over. */
+ * One sync at a time, which answers all that was written before it began: whoever comes while one is under
+ * way shares the next one. Who may block waits for its end in the kernel, or for whoever does; who may not
+ * asks (journal_sync_step). So a sync that was begun by somebody who lost interest is ended by the next who
+ * needs it to be over. */
 #include <errno.h>
 #include <string.h>
 #include <unistd.h>
@@ -131,7 +132,8 @@ int journal_sync(struct journal *j, int also_fd, int *ret_also, struct error *er
     return r;
 }
 
-int journal_append_durable(struct journal *j, const struct journal_record *record, struct lsn *ret, struct error *err)
+int journal_append_durable(struct journal *j, const struct journal_record *record, struct lsn *ret,
+                           struct error *err)
 {
     struct journal_ticket ticket;
     int r = journal_append(j, record, &ticket, err);

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* FLUSH and FUA: fdatasync of the backing and of the journal, side by side.
  *
- * One fdatasync of a backing at a time, which answers all flushes that came before it was submitted; the journal does the
- * same (journal/sync.c). Whoever needs one and finds none under way leads it: a thread that may block, or a request of the
- * volume's queue.
+ * One fdatasync of a backing at a time, which answers all flushes that came before it was submitted; the
+ * journal does the same (journal/sync.c). Whoever needs one and finds none under way leads it: a thread that
+ * may block, or a request of the volume's queue.
  *
- * An fdatasync that failed has lost something, and the kernel tells it once: the volume counts as failed from then on, and
- * no flush succeeds. Since there is one at a time, nobody can miss it. */
+ * An fdatasync that failed has lost something, and the kernel tells it once: the volume counts as failed from
+ * then on, and no flush succeeds. Since there is one at a time, nobody can miss it. */
 #include <errno.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -61,7 +61,8 @@ static void backing_sync_end(struct volume *v, int result)
 {
     struct backing_sync *s = &v->sync;
     if (result < 0 && !atomic_exchange(&v->failed, true)) /* before it counts as ended */
-        log_error(v->group->log, "volume %s: fdatasync of the backing failed: %s", v->name, strerrordesc_np(-result));
+        log_error(v->group->log, "volume %s: fdatasync of the backing failed: %s", v->name,
+                  strerrordesc_np(-result));
     pthread_mutex_lock(&s->mutex);
     s->submitted = s->ended = s->begun;
     pthread_cond_broadcast(&s->ended_one);
@@ -117,7 +118,8 @@ int volume_flush_error(const struct volume *v, struct error *err)
 {
     if (!atomic_load(&v->failed))
         return 0;
-    return error_set(err, -EIO, "volume %s: an earlier flush failed; what was written since may be lost", v->name);
+    return error_set(err, -EIO, "volume %s: an earlier flush failed; what was written since may be lost",
+                     v->name);
 }
 
 int volume_flush_both(struct volume *v, struct error *err)
@@ -166,5 +168,6 @@ enum block_step flush_step(struct volume *v, struct flush *f, struct block_reque
         return BLOCK_STEP_BLOCKS; /* to tell the error */
     if (!journaled)
         return BLOCK_STEP_WAITS;
-    return lost && v->group->holds ? BLOCK_STEP_AGAIN : BLOCK_STEP_DONE; /* availability: the backing is what counts now */
+    return lost && v->group->holds ? BLOCK_STEP_AGAIN
+                                   : BLOCK_STEP_DONE; /* availability: the backing is what counts now */
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Whatever a client says: the handshake ends in a choice that exists or in a farewell, what it answers fits, and a request
- * that passes the check lies inside its export. */
+/* Whatever a client says: the handshake ends in a choice that exists or in a farewell, what it answers fits,
+ * and a request that passes the check lies inside its export. */
 #include <assert.h>
 #include <stdint.h>
 #include <stdlib.h>

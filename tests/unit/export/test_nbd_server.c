@@ -76,7 +76,8 @@ static void hear(int fd, void *data, size_t length)
 {
     for (size_t done = 0; done < length;) {
         ssize_t n = recv(fd, (char *)data + done, length - done, 0);
-        if (n < 0 && errno == EINTR) /* io_uring tells this thread, which has made the ring, that it has news */
+        if (n < 0 &&
+            errno == EINTR) /* io_uring tells this thread, which has made the ring, that it has news */
             continue;
         assert_true(n > 0);
         done += (size_t)n;
@@ -89,8 +90,9 @@ static int choose(const char *name)
     struct nbd_greeting greeting;
     struct nbd_export_name_reply reply;
     struct be32 flags = be32_of(NBD_FIXED_NEWSTYLE | NBD_NO_ZEROES);
-    struct nbd_option_header option = {
-        .magic = be64_of(NBD_OPTION_MAGIC), .option = be32_of(NBD_OPT_EXPORT_NAME), .length_bytes = be32_of((uint32_t)strlen(name))};
+    struct nbd_option_header option = {.magic = be64_of(NBD_OPTION_MAGIC),
+                                       .option = be32_of(NBD_OPT_EXPORT_NAME),
+                                       .length_bytes = be32_of((uint32_t)strlen(name))};
     int fd = dial();
     hear(fd, &greeting, sizeof greeting);
     assert_true(be64_get(greeting.magic) == NBD_MAGIC);
@@ -150,7 +152,8 @@ static void what_is_written_is_read(void **state)
     for (int v = 0; v < 2; v++) {
         int fd = choose(names[v]);
         uint64_t seed = 7, cookie;
-        const uint32_t lengths[] = {512, 4096, 65536, 128 << 10, 256 << 10, 512 << 10, 1 << 20}; /* some take the large slot */
+        const uint32_t lengths[] = {512,       4096,      65536,  128 << 10,
+                                    256 << 10, 512 << 10, 1 << 20}; /* some take the large slot */
         for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
             for (size_t k = 0; k < lengths[i]; k++)
                 data[k] = (char)check_random(&seed);
@@ -200,7 +203,8 @@ static void bad_requests_are_refused_and_the_next_is_served(void **state)
     is_closed(fd);
 }
 
-/* N3: one client stops in the middle of a request, one does not read its answers; a third is served all the same. */
+/* N3: one client stops in the middle of a request, one does not read its answers; a third is served all the
+ * same. */
 static void a_client_that_stops_harms_no_other(void **state)
 {
     (void)state;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Flushes by the queue: what they cover, who shares an fdatasync, and that one that failed has failed for good. */
+/* Flushes by the queue: what they cover, who shares an fdatasync, and that one that failed has failed for
+ * good. */
 #include "check.h"
 
 #include <errno.h>
@@ -32,8 +33,12 @@ static int set_up(void **state)
     snprintf(x.directory, sizeof x.directory, "/dev/shm/tidemark-flush-XXXXXX");
     assert_non_null(mkdtemp(x.directory));
     snprintf(x.ring, sizeof x.ring, "%s.ring", x.directory);
-    struct journal_options o = {.directory = x.directory, .segment_blocks = 96, .segment_records = 24, .fanout = 2,
-                                .ring_path = x.ring, .owner = "test_flush"};
+    struct journal_options o = {.directory = x.directory,
+                                .segment_blocks = 96,
+                                .segment_records = 24,
+                                .fanout = 2,
+                                .ring_path = x.ring,
+                                .owner = "test_flush"};
     char path[96];
     snprintf(path, sizeof path, "%s/v.img", x.directory);
     check_ok(journal_open(&o, &x.journal, &err));
@@ -82,7 +87,8 @@ static int end_all(void)
         if (!done)
             assert_true(poll(fds, count, 20000) > 0);
         for (; done; done = done->next) {
-            int r = done->outcome == BLOCK_STEP_BLOCKS ? block_finish(&x.volume->block, done, &err) : done->outcome;
+            int r = done->outcome == BLOCK_STEP_BLOCKS ? block_finish(&x.volume->block, done, &err)
+                                                       : done->outcome;
             assert_int_not_equal(r, BLOCK_STEP_AGAIN);
             result = result ? result : r;
         }
@@ -97,7 +103,8 @@ static uint64_t durable(void)
     return status.durable.n;
 }
 
-/* J3, in both modes: what was written before the flush is durable in the journal, and an fdatasync of the backing began after. */
+/* J3, in both modes: what was written before the flush is durable in the journal, and an fdatasync of the
+ * backing began after. */
 static void a_flush_covers_what_was_written_before(void **state)
 {
     (void)state;
@@ -195,8 +202,8 @@ static void a_failed_flush_has_failed_for_good(void **state)
 int main(void)
 {
     static int flush_mode;
-#define BOTH(test)                                                                                                     \
-    cmocka_unit_test_prestate_setup_teardown(test, set_up, tear_down, NULL),                                           \
+#define BOTH(test)                                                                                           \
+    cmocka_unit_test_prestate_setup_teardown(test, set_up, tear_down, NULL),                                 \
         cmocka_unit_test_prestate_setup_teardown(test, set_up, tear_down, &flush_mode)
     const struct CMUnitTest tests[] = {
         BOTH(a_flush_covers_what_was_written_before),
