@@ -3,7 +3,7 @@
 """How often encryption is noticed, and how often something else is taken for it: randomised trials with real programs on ext4.
 
     TIDEMARK_ENGINE=build/src/engine/tidemark-engine TIDEMARK_HOLDER=build/src/export/tidemark-holder \\
-    TIDEMARK_NBDKIT_PLUGIN=build/src/engine/nbdkit-tidemark-plugin.so bench/ransomware.py --trials 10
+    bench/ransomware.py --trials 10
 
 As root. Each trial has a volume of its own with new documents, and a seed; `--volumes` of them run at a time in one engine.
 An attack is noticed when the volume's alarm comes within 60 s of the first ciphertext that reaches the volume: Linux keeps new

@@ -297,10 +297,10 @@ class Bench:
 
     def engine_nbd(self, d):
         self.clear_sockets(d)
-        command = ["nbdkit", "-f", "-U", f"{d}/s", "-P", f"{d}/pid", "--threads", "16", f"{self.o.build}/src/engine/nbdkit-tidemark-plugin.so",
-                   f"config={d}/engine.json"]
+        command = [f"{self.o.build}/src/engine/tidemark-engine", "serve", "--config", f"{d}/engine.json", "--nbd", f"{d}/s",
+                   "--pid-file", f"{d}/pid"]
         p = self.daemon(command, f"{d}/log")
-        self.wait_for(lambda: os.path.exists(f"{d}/pid") and os.path.exists(f"{d}/engine.sock"), "nbdkit tidemark", p,
+        self.wait_for(lambda: os.path.exists(f"{d}/pid") and os.path.exists(f"{d}/engine.sock"), "tidemark-engine", p,
                       f"{d}/log", 120)
         shown = " ".join(command).replace(self.dir, "$DIR").replace(self.o.build, "$BUILD")
         self.commands.setdefault("server tidemark (nbd)", shown)
@@ -433,7 +433,7 @@ class Bench:
 
     @staticmethod
     def clear_sockets(d):
-        """nbdkit leaves its socket behind."""
+        """What a killed engine leaves behind."""
         for leftover in ("engine.sock", "engine.sock.pid", "pid", "s"):
             if os.path.exists(f"{d}/{leftover}"):
                 os.unlink(f"{d}/{leftover}")
@@ -688,7 +688,7 @@ def check(o):
             say(f"{c} is not installed ({package}): its rows will say FAILED")
     if not os.path.exists(f"{o.build}/build.ninja"):
         sys.exit(f"bench: {o.build} is not built: run make first, or give --build")
-    subprocess.run(["ninja", "-C", o.build, "src/engine/tidemark-engine", "src/engine/nbdkit-tidemark-plugin.so",
+    subprocess.run(["ninja", "-C", o.build, "src/engine/tidemark-engine",
                     "src/export/tidemark-holder", "bench/journal_fill", "bench/open_latency"], check=True, stdout=subprocess.DEVNULL)
 
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A block device as seen from above: synchronous and thread-safe, so that concurrency comes from the callers'
- * threads and layers read from top to bottom (the model is nbdkit's plugins).
+ * threads and layers read from top to bottom.
  *
  * Offsets and lengths are bytes, multiples of 512, inside the device; callers (exports) check them with
  * block_check_range first. Discarded ranges read as zeroes. */

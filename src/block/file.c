@@ -347,11 +347,15 @@ static void file_free(struct block *b)
 static int file_start(struct block *b, struct block_request *r)
 {
     const struct block_file *f = file_of(b);
-    bool locks = r->write && f->align_bytes != BLOCK_SECTOR_BYTES; /* F2 */
-    if (locks || (f->read_only && r->write) || !block_file_is_direct(b, r->length_bytes, r->offset_bytes))
+    if (r->op == BLOCK_OP_FLUSH) {
+        block_queue_sync(r, f->fd);
+        return BLOCK_STEP_TRANSFERS;
+    }
+    bool write = r->op == BLOCK_OP_WRITE, locks = write && f->align_bytes != BLOCK_SECTOR_BYTES; /* F2 */
+    if (locks || (f->read_only && write) || r->flags || !block_file_is_direct(b, r->length_bytes, r->offset_bytes))
         return -EAGAIN;
     block_queue_transfer(r, f->fd, r->data);
-    return 0;
+    return BLOCK_STEP_TRANSFERS;
 }
 
 static enum block_step file_step(struct block *b, struct block_request *r)
@@ -360,11 +364,13 @@ static enum block_step file_step(struct block *b, struct block_request *r)
     return r->transferred >= 0 && (size_t)r->transferred == r->length_bytes ? BLOCK_STEP_DONE : BLOCK_STEP_BLOCKS;
 }
 
-/* Repeats it whole, which says what is wrong, or was short only. */
+/* Repeats it whole, which says what is wrong, or was short only; but a flush that failed has failed for good. */
 static int file_finish(struct block *b, struct block_request *r, struct error *err)
 {
-    return r->write ? file_pwrite(b, r->data, r->length_bytes, r->offset_bytes, 0, err)
-                    : file_pread(b, r->data, r->length_bytes, r->offset_bytes, err);
+    if (r->op == BLOCK_OP_FLUSH)
+        return error_errno(err, r->transferred, "cannot flush %s", file_of(b)->path);
+    return r->op == BLOCK_OP_WRITE ? file_pwrite(b, r->data, r->length_bytes, r->offset_bytes, 0, err)
+                                   : file_pread(b, r->data, r->length_bytes, r->offset_bytes, err);
 }
 
 static const struct block_async_ops file_async_ops = {.start = file_start, .step = file_step, .finish = file_finish};

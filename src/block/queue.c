@@ -17,7 +17,7 @@ struct block_queue {
     struct block *block;
     struct io_uring ring;
     unsigned depth, busy, in_kernel, unsubmitted;
-    bool push; /* writes were begun since the last poll */
+    bool push; /* something was begun since the last poll */
     struct block_request *waiting;
 };
 
@@ -63,21 +63,36 @@ int block_queue_start(struct block_queue *q, struct block_request *r)
     if (result < 0)
         return result;
     q->busy++;
-    q->push |= r->write;
+    q->push |= r->op != BLOCK_OP_READ;
+    if (result == BLOCK_STEP_WAITS) {
+        r->next = q->waiting;
+        q->waiting = r;
+    }
     return 0;
+}
+
+static void put(struct block_request *r, struct io_uring_sqe *sqe)
+{
+    io_uring_sqe_set_data(sqe, r);
+    r->queue->unsubmitted++;
+    r->queue->in_kernel++;
 }
 
 void block_queue_transfer(struct block_request *r, int fd, void *data)
 {
-    struct block_queue *q = r->queue;
-    struct io_uring_sqe *sqe = io_uring_get_sqe(&q->ring);
-    if (r->write)
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&r->queue->ring);
+    if (r->op == BLOCK_OP_WRITE)
         io_uring_prep_write(sqe, fd, data, (unsigned)r->length_bytes, r->offset_bytes);
     else
         io_uring_prep_read(sqe, fd, data, (unsigned)r->length_bytes, r->offset_bytes);
-    io_uring_sqe_set_data(sqe, r);
-    q->unsubmitted++;
-    q->in_kernel++;
+    put(r, sqe);
+}
+
+void block_queue_sync(struct block_request *r, int fd)
+{
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&r->queue->ring);
+    io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
+    put(r, sqe);
 }
 
 /* Enables the ring in the thread that uses it: it is that thread's from then on. */
@@ -99,9 +114,13 @@ static void submit(struct block_queue *q)
     }
 }
 
-/* Where a request goes after its block's step: back to the caller, or to those that wait. */
+/* Where a request goes after its block's step: to the kernel, back to the caller, or to those that wait. */
 static void place(struct block_queue *q, struct block_request *r, enum block_step step, struct block_request **done)
 {
+    if (step == BLOCK_STEP_TRANSFERS) {
+        q->push = true;
+        return;
+    }
     struct block_request **list = step == BLOCK_STEP_WAITS ? &q->waiting : done;
     r->outcome = (int)step;
     r->next = *list;
@@ -117,11 +136,6 @@ struct block_request *block_queue_poll(struct block_queue *q)
     unsigned head, count = 0;
     submit(q);
     q->waiting = NULL;
-    while (waiting) {
-        struct block_request *r = waiting;
-        waiting = r->next;
-        place(q, r, q->block->ops->async->step(q->block, r), &done);
-    }
     io_uring_for_each_cqe(&q->ring, head, cqe) {
         struct block_request *r = io_uring_cqe_get_data(cqe);
         r->transferred = cqe->res;
@@ -130,6 +144,13 @@ struct block_request *block_queue_poll(struct block_queue *q)
         place(q, r, q->block->ops->async->step(q->block, r), &done);
     }
     io_uring_cq_advance(&q->ring, count);
+    while (waiting) { /* after the transfers: some wait for those of others */
+        struct block_request *r = waiting;
+        waiting = r->next;
+        place(q, r, q->block->ops->async->step(q->block, r), &done);
+    }
+    if (q->unsubmitted)
+        submit(q); /* before the caller may sleep */
     return done;
 }
 

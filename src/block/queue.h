@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Many reads and writes at once by one thread: they are started, submitted to the kernel together, and come back when they
+/* Many reads, writes and flushes at once by one thread: they are started, submitted to the kernel together, and come back when they
  * have ended. Where each request costs a thread's sleep and wake-up otherwise (some 10 us each in a virtual machine), this
  * is what carries a deep queue (docs/adr/0008).
  *
@@ -12,19 +12,26 @@
 
 #include "block/block.h"
 
-#define BLOCK_QUEUE_MAX_FDS 3u /* of block_queue_prepare_sleep */
+#define BLOCK_QUEUE_MAX_FDS 4u /* of block_queue_prepare_sleep */
 
 struct block_queue;
 
+enum block_op {
+    BLOCK_OP_READ,
+    BLOCK_OP_WRITE,
+    BLOCK_OP_FLUSH, /* of all that has ended before it is started; without data, range and flags */
+};
+
 struct block_request {
     /* By the caller: a range that block_check_range takes, not empty; page-aligned memory that stays until it has ended. */
-    bool write;
+    enum block_op op;
+    unsigned flags; /* BLOCK_FUA, of a write */
     void *data;
     size_t length_bytes;
     uint64_t offset_bytes;
     void *context; /* the caller's */
 
-    int outcome; /* any but BLOCK_STEP_WAITS; DONE: the request was carried out */
+    int outcome; /* any but WAITS and TRANSFERS; DONE: the request was carried out */
 
     /* Of the queue and the block. */
     struct block_queue *queue;
@@ -36,9 +43,10 @@ struct block_request {
 /* What a block says of a request whose transfer has ended. */
 enum block_step {
     BLOCK_STEP_DONE,
-    BLOCK_STEP_WAITS,  /* for something else: ask again */
-    BLOCK_STEP_BLOCKS, /* block_finish, by a thread that may block */
-    BLOCK_STEP_AGAIN,  /* nothing is held any more: block_pread or block_pwrite is to do it again, whole */
+    BLOCK_STEP_WAITS,     /* for something else: ask again */
+    BLOCK_STEP_TRANSFERS, /* another transfer was put into the queue */
+    BLOCK_STEP_BLOCKS,    /* block_finish, by a thread that may block */
+    BLOCK_STEP_AGAIN,     /* nothing is held any more: block_pread, block_pwrite or block_flush is to do it again, whole */
 };
 
 /* Room for `depth` requests at a time, of a block that block_can_queue and that outlives the queue; one queue a block.
@@ -49,7 +57,7 @@ void block_queue_free(struct block_queue *q);
 
 /* Whether the block has a way to do without blocking. */
 bool block_can_queue(const struct block *b);
-/* Begins a request. 0, or -EAGAIN: not this way, block_pread and block_pwrite can do it. */
+/* Begins a request. 0, or -EAGAIN: not this way, block_pread, block_pwrite and block_flush can do it. */
 int block_queue_start(struct block_queue *q, struct block_request *r) MUST_CHECK;
 /* Submits what was begun and returns those that have ended, linked by `next`; never blocks. */
 struct block_request *block_queue_poll(struct block_queue *q);
@@ -64,17 +72,18 @@ int block_finish(struct block *b, struct block_request *r, struct error *err) MU
 
 /* ---- for implementations: block_async_ops of struct block_ops ---- */
 struct block_async_ops {
-    /* As block_queue_start. Calls block_queue_transfer, once. */
+    /* As block_queue_start. BLOCK_STEP_TRANSFERS after block_queue_transfer or block_queue_sync, or BLOCK_STEP_WAITS. */
     int (*start)(struct block *b, struct block_request *r);
-    /* After the transfer, and again while it says BLOCK_STEP_WAITS; never after another answer. */
+    /* After each transfer, and again while it says BLOCK_STEP_WAITS; never after another answer. */
     enum block_step (*step)(struct block *b, struct block_request *r);
     int (*finish)(struct block *b, struct block_request *r, struct error *err);
-    /* NULL, or: several requests were started, what they wait for is to begin. */
+    /* NULL, or: what was started is submitted now; what else it waits for is to begin. */
     void (*push)(struct block *b);
     /* NULL, or: puts into `fds` what wakes requests that wait, at most BLOCK_QUEUE_MAX_FDS - 1, armed; the number. */
     unsigned (*prepare_sleep)(struct block *b, struct pollfd *fds);
 };
-/* Puts the transfer of `data` into the queue; there is always room for one a request. */
+/* Puts the transfer of `data`, or an fdatasync, into the queue; there is always room for one a request. */
 void block_queue_transfer(struct block_request *r, int fd, void *data);
+void block_queue_sync(struct block_request *r, int fd);
 
 #endif

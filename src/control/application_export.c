@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The export of an application: configurations, the holder or nbdkit, and waiting until it serves. */
+/* The export of an application: configurations, the holder or (NBD) the engine, and waiting until it serves. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -158,24 +158,12 @@ int application_write_configs(struct application *application, struct error *err
                                        "serve", path, volumes, true, err);
 }
 
-void export_nbdkit_argv(const struct control *control, const char *socket_path, const char *pid_path,
-                        const char *config_argument, bool view, const char *argv[16])
+void export_nbd_argv(const struct control *control, const char *role, const char *config_path, const char *socket_path,
+                     const char *pid_path, const char *argv[EXPORT_NBD_ARGUMENTS])
 {
-    size_t n = 0;
-    const char *const all[] = {"nbdkit",
-                               "-f",
-                               "-U",
-                               socket_path,
-                               "-P",
-                               pid_path,
-                               "--threads",
-                               "16",
-                               control->programs.plugin,
-                               config_argument,
-                               view ? "role=view" : "role=serve"};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        argv[n++] = all[i];
-    argv[n] = NULL;
+    const char *const all[EXPORT_NBD_ARGUMENTS] = {control->programs.engine, role,         "--config", config_path, "--nbd",
+                                                   socket_path,              "--pid-file", pid_path,   NULL};
+    memcpy(argv, all, sizeof all);
 }
 
 static bool listens(const char *socket_path)
@@ -215,7 +203,7 @@ int export_wait_ready(struct process *process, const char *socket_path, const ch
     }
 }
 
-/* Takes over what a former `up` has left running: holder or nbdkit, or an engine without its holder. */
+/* Takes over what a former `up` has left running: holder, or an engine without one. */
 static bool adopt(struct application *application, const char *pid_path, const char *word,
                   struct process *ret, bool *ret_orphaned)
 {
@@ -236,9 +224,9 @@ static int start_process(struct application *application, const char *pid_path, 
                          struct error *err)
 {
     const struct control *control = application->control;
-    char config[PATH_MAX], argument[PATH_MAX + 8], nbd[PATH_MAX], log_path[PATH_MAX];
+    char config[PATH_MAX], nbd[PATH_MAX], log_path[PATH_MAX];
     bool is_nbd = application->spec->export == APP_EXPORT_NBD;
-    const char *argv[16] = {control->programs.holder, "--config", config, NULL};
+    const char *argv[EXPORT_NBD_ARGUMENTS] = {control->programs.holder, "--config", config, NULL};
     int r = application_path(application, log_path, err, "engine.log");
     if (r == 0)
         r = application_path(application, nbd, err, "nbd.sock");
@@ -248,13 +236,9 @@ static int start_process(struct application *application, const char *pid_path, 
         r = application_write_configs(application, err);
     if (r < 0)
         return r;
-    snprintf(argument, sizeof argument, "config=%s", config);
-    if (is_nbd) {
-        unlink(nbd); /* nbdkit refuses a socket that is there already; nobody serves it */
-        export_nbdkit_argv(control, nbd, pid_path, argument, false, argv);
-    }
-    struct process_options options = {
-        .argv = argv, .log_path = log_path, .inherit_fd = -1, .detached = is_nbd};
+    if (is_nbd)
+        export_nbd_argv(control, "serve", config, nbd, pid_path, argv);
+    struct process_options options = {.argv = argv, .log_path = log_path, .inherit_fd = -1};
     return process_start(&options, ret, err);
 }
 
@@ -264,7 +248,7 @@ int application_export_start(struct application *application, struct error *err)
     bool is_nbd = application->spec->export == APP_EXPORT_NBD;
     bool orphaned;
     struct process process = PROCESS_NONE;
-    int r = application_path(application, pid_path, err, is_nbd ? "nbdkit.pid" : "holder.pid");
+    int r = application_path(application, pid_path, err, is_nbd ? "nbd.pid" : "holder.pid");
     if (r == 0)
         r = application_path(application, word, err, is_nbd ? "engine.json" : "holder.json");
     if (r == 0)

@@ -45,11 +45,10 @@ struct manifests;
 struct programs {
     char engine[PATH_MAX];
     char holder[PATH_MAX];
-    char plugin[PATH_MAX];
 };
 /* Fills what is found; missing ones are "". */
 void programs_find(struct programs *ret);
-/* -ENOENT with the places that were looked at, -ENOSYS without /dev/fuse or nbdkit. */
+/* -ENOENT with the places that were looked at, -ENOSYS without /dev/fuse. */
 int programs_check_export(const struct programs *programs, enum app_export export,
                           struct error *err) MUST_CHECK;
 
@@ -114,7 +113,7 @@ struct application {
     struct attached *volumes; /* busy; spec->volume_count of them */
     enum application_state state;
     char message[512];
-    struct process process; /* busy, main: holder or nbdkit, or an engine without a holder */
+    struct process process; /* busy, main: holder, or an engine without one */
     bool orphaned;          /* process is the engine: its holder is gone */
     unsigned restarts;
     uint64_t retry_ns;           /* boottime when a failed one is started again; 0: not */
@@ -173,9 +172,10 @@ int application_call(const struct application *application, const char *method, 
                      const json_t *body, unsigned timeout_ms, json_t **ret, struct error *err) MUST_CHECK;
 /* nbd+unix:///<volume>?socket=<path> */
 json_t *nbd_uri_json(const char *volume, const char *socket_path);
-/* argv of nbdkit for a configuration. Points into the arguments; 16 entries. */
-void export_nbdkit_argv(const struct control *control, const char *socket_path, const char *pid_path,
-                        const char *config_argument, bool view, const char *argv[16]);
+/* argv of an engine that serves NBD itself. Points into the arguments. */
+#define EXPORT_NBD_ARGUMENTS 9
+void export_nbd_argv(const struct control *control, const char *role, const char *config_path, const char *socket_path,
+                     const char *pid_path, const char *argv[EXPORT_NBD_ARGUMENTS]);
 /* Writes a holder.json; `volumes`: array of objects with "name". */
 int export_write_holder(const struct control *control, const char *directory, const char *name,
                         const char *role, const char *config_path, const json_t *volumes, bool restart,

@@ -108,81 +108,13 @@ static int start_with(const struct process_options *o, int log_fd, struct proces
     return 0;
 }
 
-/* In a process of its own that shares nothing to lock: only async-signal-safe calls from here on. */
-__attribute__((noreturn)) static void become(const struct process_options *o, int log_fd, int inherit_fd,
-                                             int go_fd, char **environment)
-{
-    char byte;
-    sigset_t none;
-    while (read(go_fd, &byte, 1) < 0 && errno == EINTR)
-        ;
-    setsid();
-    for (int i = 1; i < NSIG; i++)
-        signal(i, SIG_DFL);
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
-    int null_fd = open("/dev/null", O_RDONLY);
-    dup2(null_fd, 0);
-    dup2(log_fd, 1);
-    dup2(log_fd, 2);
-    if (inherit_fd >= 0)
-        dup2(inherit_fd, 3);
-    close_range(inherit_fd >= 0 ? 4 : 3, ~0u, 0);
-    if (chdir(o->directory ? o->directory : "/") == 0)
-        execvpe(o->argv[0], (char **)(uintptr_t)o->argv, environment);
-    static const char message[] = "cannot execute the program\n";
-    write(2, message, sizeof message - 1);
-    _exit(127);
-}
-
-/* By a process in between, whose end makes init the parent before the program is executed. */
-static int start_detached(const struct process_options *o, int log_fd, struct process *ret, struct error *err)
-{
-    _cleanup_close_ int log_high = move_high(log_fd), inherit_high = move_high(o->inherit_fd);
-    _cleanup_free_ char **environment = environment_with(o->environment);
-    int go[2], told[2];
-    pid_t pid = 0, between;
-    if (log_high < 0 || (o->inherit_fd >= 0 && inherit_high < 0) || !environment)
-        return error_set(err, -ENOMEM, "cannot start %s: out of memory or descriptors", o->argv[0]);
-    if (pipe2(go, O_CLOEXEC) < 0)
-        return error_errno(err, -errno, "cannot start %s", o->argv[0]);
-    if (pipe2(told, O_CLOEXEC) < 0) {
-        close(go[0]);
-        close(go[1]);
-        return error_errno(err, -errno, "cannot start %s", o->argv[0]);
-    }
-    between = fork();
-    if (between == 0) {
-        pid = fork();
-        if (pid == 0) {
-            close(go[1]);
-            become(o, log_high, inherit_high, go[0], environment);
-        }
-        write(told[1], &pid, sizeof pid);
-        _exit(0);
-    }
-    close(told[1]);
-    bool started = between > 0 && read(told[0], &pid, sizeof pid) == (ssize_t)sizeof pid && pid > 0;
-    while (between > 0 && waitpid(between, NULL, 0) < 0 && errno == EINTR)
-        ;
-    int fd = started ? pidfd_of(pid) : -1;
-    close(told[0]);
-    close(go[0]);
-    close(go[1]); /* now it executes the program */
-    if (fd < 0)
-        return error_set(err, -EAGAIN, "cannot start %s: no new process", o->argv[0]);
-    *ret = (struct process){.pid = pid, .fd = fd};
-    return 0;
-}
-
 int process_start(const struct process_options *options, struct process *ret, struct error *err)
 {
     const char *path = options->log_path ? options->log_path : "/dev/null";
     _cleanup_close_ int log_fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
     if (log_fd < 0)
         return error_errno(err, -errno, "cannot open the log %s", path);
-    return options->detached ? start_detached(options, log_fd, ret, err)
-                             : start_with(options, log_fd, ret, err);
+    return start_with(options, log_fd, ret, err);
 }
 
 static bool command_line_holds(pid_t pid, const char *word)

@@ -29,9 +29,6 @@ struct process_options {
     const char *const *environment; /* "K=V", NULL-terminated, in addition; NULL: none */
     const char *directory;          /* to run in; NULL: / */
     int output_fd;                  /* stdout goes there; 0: to log_path */
-    /* Not as a child: nbdkit -f asks for a SIGTERM when the thread that started it ends (PR_SET_PDEATHSIG).
-     */
-    bool detached;
 };
 
 /* Starts a process; stdin is /dev/null, no other descriptors, no blocked signals. -ENOENT when the program is

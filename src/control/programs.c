@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Finds the engine, the holder and the nbdkit plugin: $TIDEMARK_LIBEXEC (directories with ':' between),
+/* Finds the engine and the holder: $TIDEMARK_LIBEXEC (directories with ':' between),
  * beside the running binary, ../libexec/tidemark, ../lib/tidemark and ../lib/<triplet>/tidemark of it, and in
  * a build tree. */
 #include <errno.h>
@@ -18,8 +18,7 @@ static void try_directory(struct programs *p, const char *directory)
         const char *name;
         int mode;
     } all[] = {{p->engine, "tidemark-engine", X_OK},
-               {p->holder, "tidemark-holder", X_OK},
-               {p->plugin, "nbdkit-tidemark-plugin.so", R_OK}};
+               {p->holder, "tidemark-holder", X_OK}};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         char path[PATH_MAX];
         if (!all[i].path[0] &&
@@ -68,22 +67,6 @@ void programs_find(struct programs *ret)
         try_pattern(ret, self, places[i]);
 }
 
-static bool is_in_path(const char *name)
-{
-    const char *list = getenv("PATH");
-    if (!list)
-        list = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-    while (*list) {
-        char path[PATH_MAX];
-        size_t length = strcspn(list, ":");
-        if (snprintf(path, sizeof path, "%.*s/%s", (int)length, list, name) < (int)sizeof path &&
-            access(path, X_OK) == 0)
-            return true;
-        list += length + (list[length] == ':');
-    }
-    return false;
-}
-
 static int missing(const char *name, struct error *err)
 {
     return error_set(
@@ -97,12 +80,8 @@ int programs_check_export(const struct programs *programs, enum app_export expor
 {
     if (!programs->engine[0])
         return missing("tidemark-engine", err);
-    if (export == APP_EXPORT_NBD) {
-        if (!is_in_path("nbdkit"))
-            return error_set(err, -ENOSYS,
-                             "export nbd needs nbdkit, which is not installed: apt-get install nbdkit");
-        return programs->plugin[0] ? 0 : missing("nbdkit-tidemark-plugin.so", err);
-    }
+    if (export == APP_EXPORT_NBD)
+        return 0;
     if (access("/dev/fuse", R_OK | W_OK) < 0)
         return error_set(
             err, -ENOSYS,

@@ -3,7 +3,7 @@
  *
  * FUSE: the engine is killed and its holder starts the program at the same path again, which takes the volumes over and has
  * the kernel send again what was not answered: applications see a pause. A SIGTERM would end the holder and the mounts.
- * NBD: nbdkit, with the engine inside it, is stopped and started: clients are disconnected and must connect again.
+ * NBD: the engine is stopped and started: clients are disconnected and must connect again.
  * Nothing is killed before the new program has said that it can read configuration and journal: one that refuses them would
  * end the mounts. */
 #include <errno.h>
@@ -186,7 +186,7 @@ static int replace_engine(struct upgrade *u, json_t **ret_status, struct error *
     return r < 0 ? r : wait_for_next(u, old_pid, ret_status, err);
 }
 
-static int replace_nbdkit(struct upgrade *u, json_t **ret_status, struct error *err)
+static int restart_engine(struct upgrade *u, json_t **ret_status, struct error *err)
 {
     struct application *a = u->application;
     uint64_t start_ns = clock_boottime_ns(clock_system());
@@ -209,7 +209,7 @@ static int replace(struct upgrade *u, json_t **ret, struct error *err)
     _cleanup_json_ json_t *status = NULL;
     operation_step_begin(u->operation, STEP_REPLACE);
     manifests_pause(a->manifests);
-    int r = a->spec->export == APP_EXPORT_NBD ? replace_nbdkit(u, &status, err) : replace_engine(u, &status, err);
+    int r = a->spec->export == APP_EXPORT_NBD ? restart_engine(u, &status, err) : replace_engine(u, &status, err);
     manifests_resume(a->manifests);
     if (r < 0)
         return r;

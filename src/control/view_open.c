@@ -145,13 +145,12 @@ static int start_process(struct opening *o, struct error *err)
 {
     const struct control *control = o->application->control;
     char config[PATH_MAX], holder[PATH_MAX], pid_path[PATH_MAX], log_path[PATH_MAX], socket[PATH_MAX];
-    char argument[PATH_MAX + 8];
     operation_step_begin(o->operation, STEP_START);
     int r = views_path(o->directory, "view.json", config, err);
     if (r == 0)
         r = views_path(o->directory, "holder.json", holder, err);
     if (r == 0)
-        r = views_path(o->directory, "nbdkit.pid", pid_path, err);
+        r = views_path(o->directory, "nbd.pid", pid_path, err);
     if (r == 0)
         r = views_path(o->directory, "view.log", log_path, err);
     if (r == 0)
@@ -160,12 +159,11 @@ static int start_process(struct opening *o, struct error *err)
         r = write_configs(o, config, err);
     if (r < 0)
         return r;
-    snprintf(argument, sizeof argument, "config=%s", config);
-    const char *argv[16] = {control->programs.holder, "--config", holder, NULL};
+    const char *argv[EXPORT_NBD_ARGUMENTS] = {control->programs.holder, "--config", holder, NULL};
     if (o->is_nbd)
-        export_nbdkit_argv(control, o->nbd_socket, pid_path, argument, true, argv);
+        export_nbd_argv(control, "view", config, o->nbd_socket, pid_path, argv);
     struct process_options options = {
-        .argv = argv, .log_path = log_path, .inherit_fd = o->lock_fd, .detached = o->is_nbd};
+        .argv = argv, .log_path = log_path, .inherit_fd = o->lock_fd};
     r = process_start(&options, &o->process, err);
     if (r < 0)
         return r;

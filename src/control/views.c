@@ -75,7 +75,7 @@ void views_remove(const struct control *control, const char *directory, const js
     remove_created(state);
     const char *nbd = json_string_value(json_object_get(state, "nbd_socket"));
     if (nbd)
-        unlink(nbd); /* nbdkit leaves it */
+        unlink(nbd); /* a killed one leaves it */
     /* Nothing below may still be mounted when the tree is removed. */
     char source[256];
     for (size_t i = 0; i < json_array_size(json_object_get(state, "volumes")); i++) {
@@ -190,7 +190,7 @@ static void adopt_one(struct application *application, const char *id)
     snprintf(word, sizeof word, "views/%.30s/", id);
     bool runs =
         (views_path(directory, "holder.pid", path, &err) == 0 && process_adopt(path, word, &process) == 0) ||
-        (views_path(directory, "nbdkit.pid", path, &err) == 0 && process_adopt(path, word, &process) == 0);
+        (views_path(directory, "nbd.pid", path, &err) == 0 && process_adopt(path, word, &process) == 0);
     if (views_path(directory, "control.json", path, &err) < 0 || json_parse_file(path, &state, &err) < 0)
         state = NULL;
     struct view *view = runs && state ? calloc(1, sizeof *view) : NULL;

@@ -8,19 +8,23 @@
 
 #include "engine/engine.h"
 #include "export/fuse_runtime.h"
+#include "export/nbd.h"
 
 static const char help[] =
-    "usage: tidemark-engine serve|view --config FILE\n"
+    "usage: tidemark-engine serve|view --config FILE [--nbd SOCKET [--pid-file FILE]]\n"
     "       tidemark-engine verify --config FILE [--pin ID]\n"
     "       tidemark-engine check --config FILE\n"
     "\n"
-    "The data plane of one application. It is started by tidemark-holder, which is started by `tidemark up`;\n"
+    "The data plane of one application. It is started by `tidemark up`, or by tidemark-holder, which that starts;\n"
     "there is no need to run it by hand.\n"
     "\n"
     "  serve   journals and serves the volumes of engine.json over the descriptors in $TIDEMARK_FUSE\n"
     "  view    serves the volumes of a pinned point (view.json) in the same way\n"
     "  verify  reads the whole journal and prints what is damaged, one JSON object a line\n"
     "  check   whether this program could serve the configuration and its journal; changes nothing\n"
+    "\n"
+    "  --nbd SOCKET     serves the volumes by NBD at a Unix socket, one export name each, instead of FUSE\n"
+    "  --pid-file FILE  is written once clients can connect\n"
     "\n"
     "exit status: 0 ended in order, 1 failed, 2 usage, 6 damage was found, 78 configuration or journal refused\n";
 
@@ -34,17 +38,23 @@ int main(int argc, char **argv)
 {
     static const struct option options[] = {{"config", required_argument, NULL, 'c'},
                                             {"pin", required_argument, NULL, 'p'},
+                                            {"nbd", required_argument, NULL, 'n'},
+                                            {"pid-file", required_argument, NULL, 'P'},
                                             {"help", no_argument, NULL, 'h'},
                                             {"version", no_argument, NULL, 'V'},
                                             {0}};
     static const struct log log = {STDERR_FILENO, LOG_LEVEL_INFO, "engine"};
-    const char *config = NULL, *pin = NULL;
+    const char *config = NULL, *pin = NULL, *nbd = NULL, *pid_file = NULL;
     int option;
     while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
         if (option == 'c')
             config = optarg;
         else if (option == 'p')
             pin = optarg;
+        else if (option == 'n')
+            nbd = optarg;
+        else if (option == 'P')
+            pid_file = optarg;
         else if (option == 'h')
             return fputs(help, stdout) < 0;
         else if (option == 'V')
@@ -55,16 +65,19 @@ int main(int argc, char **argv)
     if (optind + 1 != argc || !config)
         return usage();
     const char *role = argv[optind];
-    if (strcmp(role, "serve") == 0)
-        return fuse_runtime_main(runtime_serve_ops(), config, &log);
-    if (strcmp(role, "view") == 0)
-        return fuse_runtime_main(runtime_view_ops(), config, &log);
+    bool serves = strcmp(role, "serve") == 0, views = strcmp(role, "view") == 0;
+    if ((nbd && !serves && !views) || (pid_file && !nbd))
+        return usage();
+    if (serves || views) {
+        const struct runtime_ops *ops = serves ? runtime_serve_ops() : runtime_view_ops();
+        return nbd ? nbd_runtime_main(ops, config, nbd, pid_file, &log) : fuse_runtime_main(ops, config, &log);
+    }
     struct error err = ERROR_INIT;
     if (strcmp(role, "check") == 0) {
         if (engine_check(config, &err) == 0)
             return 0;
         log_error(&log, "%s", err.message);
-        return FUSE_RUNTIME_EXIT_REFUSED;
+        return RUNTIME_EXIT_REFUSED;
     }
     if (strcmp(role, "verify") != 0)
         return usage();

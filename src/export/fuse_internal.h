@@ -83,7 +83,7 @@ struct fuse_answer {
  * `answer` or `buffer`. A request that is too short for its opcode is answered -EINVAL. */
 void fuse_protocol_handle(struct fuse_protocol *protocol, char *buffer, size_t length_bytes,
                           struct fuse_answer *answer);
-/* Whether it is a READ or WRITE that block_queue_start can be asked to carry out, which `r` then describes. */
+/* Whether it is a READ, WRITE or FSYNC that block_queue_start can be asked to carry out, which `r` then describes. */
 bool fuse_protocol_transfer(const struct fuse_protocol *protocol, char *buffer, size_t length_bytes, struct block_request *r);
 /* The answer to that; `err` with its code, or 0. */
 void fuse_protocol_transferred(struct fuse_protocol *protocol, const struct block_request *r, int code, const struct error *err,

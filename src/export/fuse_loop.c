@@ -1,58 +1,45 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Serves /dev/fuse by one thread that has many reads and writes under way (block/queue.h), and some that do what blocks:
- * flushes, discards, and what the queue refuses or hands back.
+/* Serves /dev/fuse by one thread that has many reads, writes and flushes under way (block/queue.h), and some (workers.h) that
+ * do what blocks: discards, and what the queue refuses or hands back.
  *
  * Invariants: F1 and F2 of fuse_server.c, F3 by its caller, and
- * L1  A slot has one owner: the free list, the queue, a job, or whoever handles it right now.
- * L2  A request that the queue handed back may hold what jobs wait for (its range). One thread does nothing else than
- *     finish those, so that jobs which wait can never keep it from ending.
- * L3  The loop sleeps only after it found nothing while what wakes it was armed.
- * L4  It asks without sleeping for spin_ns after its last progress: a sleep and a wake-up cost more than a request. */
+ * L1  A slot has one owner: the free list, the queue, the workers, or whoever handles it right now.
+ * L2  The loop sleeps only after it found nothing while what wakes it was armed.
+ * L3  It asks without sleeping for spin_ns after its last progress: a sleep and a wake-up cost more than a request. */
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "base/io.h"
 #include "base/thread.h"
 #include "export/fuse_internal.h"
+#include "export/workers.h"
 
 #define SLOTS 48u
 #define JOB_THREADS 8u
 #define READS_AT_ONCE 16u /* requests taken before what was begun is submitted */
 
 struct slot {
-    struct slot *next;
-    char *buffer; /* FUSE_BUFFER_BYTES */
+    struct work work; /* first; links the free list too */
+    char *buffer;     /* FUSE_BUFFER_BYTES */
     size_t length_bytes;
     struct block_request request;
 };
 
-struct slot_list {
-    struct slot *first, **last;
-};
-
 struct fuse_loop {
     struct fuse_protocol *protocol;
-    int fd, wake_fd;
+    int fd;
     uint64_t spin_ns;
     struct block_queue *queue;
+    struct workers *workers;
     struct slot slots[SLOTS];
-    struct slot *free; /* the loop's own */
+    struct work *free; /* the loop's own */
     bool gone;         /* nothing more can be read */
-
-    pthread_mutex_t mutex; /* guards what follows */
-    pthread_cond_t job_there, finish_there;
-    struct slot_list jobs, finishes;
-    struct slot *returned; /* by the threads, to the loop */
-    bool ending;
-    atomic_bool stopping, starved; /* the loop sleeps without a free slot */
-
-    pthread_t thread, finisher, threads[JOB_THREADS];
-    bool thread_runs, finisher_runs;
-    unsigned threads_run;
+    atomic_bool stopping;
+    pthread_t thread;
+    bool thread_runs;
 };
 
 static uint64_t unique_of(const struct slot *s)
@@ -60,68 +47,29 @@ static uint64_t unique_of(const struct slot *s)
     return ((const struct fuse_in_header *)(const void *)(s->buffer + FUSE_REQUEST_OFFSET))->unique;
 }
 
-/* ---- lists ---- */
-
-static void list_init(struct slot_list *l)
-{
-    l->first = NULL;
-    l->last = &l->first;
-}
-
-static void list_add(struct slot_list *l, struct slot *s)
-{
-    s->next = NULL;
-    *l->last = s;
-    l->last = &s->next;
-}
-
-static struct slot *list_take(struct slot_list *l)
-{
-    struct slot *s = l->first;
-    if (s && !(l->first = s->next))
-        l->last = &l->first;
-    return s;
-}
-
 /* A free slot for the loop, or NULL. */
 static struct slot *take_slot(struct fuse_loop *l)
 {
-    if (!l->free) {
-        pthread_mutex_lock(&l->mutex);
-        l->free = l->returned;
-        l->returned = NULL;
-        pthread_mutex_unlock(&l->mutex);
-    }
-    struct slot *s = l->free;
-    if (s)
-        l->free = s->next;
-    return s;
+    if (!l->free)
+        l->free = workers_take_returned(l->workers);
+    struct work *w = l->free;
+    if (w)
+        l->free = w->next;
+    return (struct slot *)w;
 }
 
 static void keep_slot(struct fuse_loop *l, struct slot *s)
 {
-    s->next = l->free;
-    l->free = s;
-}
-
-static void wake(struct fuse_loop *l)
-{
-    if (eventfd_write(l->wake_fd, 1) < 0)
-        log_error(l->protocol->log, "volume %s: cannot wake its thread: %s", l->protocol->name, strerrordesc_np(errno));
+    s->work.next = l->free;
+    l->free = &s->work;
 }
 
 /* ---- the threads that may block ---- */
 
-static void hand_over(struct fuse_loop *l, struct slot_list *list, pthread_cond_t *there, struct slot *s)
+static bool do_job(void *context, struct work *work)
 {
-    pthread_mutex_lock(&l->mutex);
-    list_add(list, s);
-    pthread_cond_signal(there);
-    pthread_mutex_unlock(&l->mutex);
-}
-
-static bool do_job(struct fuse_loop *l, struct slot *s)
-{
+    struct fuse_loop *l = context;
+    struct slot *s = (struct slot *)work;
     struct fuse_answer answer;
     fuse_protocol_handle(l->protocol, s->buffer, s->length_bytes, &answer);
     if (answer.wanted)
@@ -129,57 +77,20 @@ static bool do_job(struct fuse_loop *l, struct slot *s)
     return true;
 }
 
-static bool do_finish(struct fuse_loop *l, struct slot *s)
+static bool do_finish(void *context, struct work *work)
 {
+    struct fuse_loop *l = context;
+    struct slot *s = (struct slot *)work;
     struct error err = ERROR_INIT;
     struct fuse_answer answer;
     int r = block_finish(l->protocol->block, &s->request, &err);
     if (r == BLOCK_STEP_AGAIN) {
-        hand_over(l, &l->jobs, &l->job_there, s);
+        workers_job(l->workers, &s->work);
         return false;
     }
     fuse_protocol_transferred(l->protocol, &s->request, r, &err, &answer);
     fuse_send_answer(l->protocol, l->fd, unique_of(s), &answer);
     return true;
-}
-
-/* Works off a list until the loop ends. `act`: false when it has given the slot away. */
-static void work(struct fuse_loop *l, struct slot_list *list, pthread_cond_t *there, bool (*act)(struct fuse_loop *, struct slot *))
-{
-    pthread_mutex_lock(&l->mutex);
-    for (;;) {
-        struct slot *s = list_take(list);
-        if (!s && l->ending)
-            break;
-        if (!s) {
-            pthread_cond_wait(there, &l->mutex);
-            continue;
-        }
-        pthread_mutex_unlock(&l->mutex);
-        bool ours = act(l, s);
-        pthread_mutex_lock(&l->mutex);
-        if (!ours)
-            continue;
-        s->next = l->returned;
-        l->returned = s;
-        if (atomic_exchange(&l->starved, false))
-            wake(l);
-    }
-    pthread_mutex_unlock(&l->mutex);
-}
-
-static void *job_main(void *context)
-{
-    struct fuse_loop *l = context;
-    work(l, &l->jobs, &l->job_there, do_job);
-    return NULL;
-}
-
-static void *finisher_main(void *context)
-{
-    struct fuse_loop *l = context;
-    work(l, &l->finishes, &l->finish_there, do_finish);
-    return NULL;
 }
 
 /* ---- the loop ---- */
@@ -193,10 +104,10 @@ static void begin(struct fuse_loop *l, struct slot *s)
             return;
     }
     if (fuse_protocol_blocks(s->buffer)) {
-        hand_over(l, &l->jobs, &l->job_there, s);
+        workers_job(l->workers, &s->work);
         return;
     }
-    do_job(l, s);
+    do_job(l, &s->work);
     keep_slot(l, s);
 }
 
@@ -236,11 +147,11 @@ static bool end_requests(struct fuse_loop *l)
         struct fuse_answer answer;
         done = r->next;
         if (r->outcome == BLOCK_STEP_BLOCKS) {
-            hand_over(l, &l->finishes, &l->finish_there, s);
+            workers_finish(l->workers, &s->work);
             continue;
         }
         if (r->outcome == BLOCK_STEP_AGAIN) {
-            hand_over(l, &l->jobs, &l->job_there, s);
+            workers_job(l->workers, &s->work);
             continue;
         }
         fuse_protocol_transferred(l->protocol, r, 0, NULL, &answer);
@@ -262,20 +173,18 @@ static bool has_free_slot(struct fuse_loop *l)
 static void sleep_until_work(struct fuse_loop *l)
 {
     struct pollfd fds[BLOCK_QUEUE_MAX_FDS + 2];
-    eventfd_t ignored;
     unsigned count = block_queue_prepare_sleep(l->queue, fds);
-    atomic_store(&l->starved, true); /* before the look for a free slot (L3) */
+    workers_arm(l->workers, true); /* before the look for a free slot (L2) */
     bool reads = has_free_slot(l) && !l->gone && !atomic_load(&l->stopping);
     if (reads)
-        atomic_store(&l->starved, false);
+        workers_arm(l->workers, false);
     if (end_requests(l))
         return;
-    fds[count++] = (struct pollfd){.fd = l->wake_fd, .events = POLLIN};
+    fds[count++] = (struct pollfd){.fd = workers_fd(l->workers), .events = POLLIN};
     if (reads)
         fds[count++] = (struct pollfd){.fd = l->fd, .events = POLLIN};
     if (poll(fds, count, -1) > 0)
-        while (eventfd_read(l->wake_fd, &ignored) == 0)
-            ;
+        workers_drain(l->workers);
 }
 
 static void *loop_main(void *context)
@@ -298,20 +207,6 @@ static void *loop_main(void *context)
 
 /* ---- start and end ---- */
 
-static int start_threads(struct fuse_loop *l, struct error *err)
-{
-    int r = 0;
-    for (; l->threads_run < JOB_THREADS && r == 0; l->threads_run += r == 0)
-        r = thread_start(&l->threads[l->threads_run], "fuse-job", job_main, l, err);
-    if (r == 0)
-        r = thread_start(&l->finisher, "fuse-finish", finisher_main, l, err);
-    l->finisher_runs = r == 0;
-    if (r == 0)
-        r = thread_start(&l->thread, "fuse", loop_main, l, err);
-    l->thread_runs = r == 0;
-    return r;
-}
-
 int fuse_loop_start(struct fuse_protocol *protocol, int fd, uint64_t spin_ns, struct fuse_loop **ret, struct error *err)
 {
     struct fuse_loop *l = calloc(1, sizeof *l);
@@ -320,13 +215,9 @@ int fuse_loop_start(struct fuse_protocol *protocol, int fd, uint64_t spin_ns, st
     l->protocol = protocol;
     l->fd = fd;
     l->spin_ns = spin_ns;
-    l->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    pthread_mutex_init(&l->mutex, NULL);
-    pthread_cond_init(&l->job_there, NULL);
-    pthread_cond_init(&l->finish_there, NULL);
-    list_init(&l->jobs);
-    list_init(&l->finishes);
-    int r = l->wake_fd < 0 ? error_errno(err, -errno, "cannot make an eventfd") : block_queue_new(protocol->block, SLOTS, &l->queue, err);
+    struct workers_options workers = {
+        .name = "fuse", .threads = JOB_THREADS, .job = do_job, .finish = do_finish, .context = l, .log = protocol->log};
+    int r = block_queue_new(protocol->block, SLOTS, &l->queue, err);
     for (unsigned i = 0; i < SLOTS && r == 0; i++) {
         l->slots[i].buffer = io_alloc_pages(FUSE_BUFFER_BYTES);
         if (!l->slots[i].buffer)
@@ -334,7 +225,10 @@ int fuse_loop_start(struct fuse_protocol *protocol, int fd, uint64_t spin_ns, st
         keep_slot(l, &l->slots[i]);
     }
     if (r == 0)
-        r = start_threads(l, err);
+        r = workers_start(&workers, &l->workers, err);
+    if (r == 0)
+        r = thread_start(&l->thread, "fuse", loop_main, l, err);
+    l->thread_runs = r == 0;
     if (r < 0) {
         fuse_loop_free(l);
         return r;
@@ -348,24 +242,13 @@ void fuse_loop_free(struct fuse_loop *l)
     if (!l)
         return;
     atomic_store(&l->stopping, true);
-    wake(l);
+    if (l->workers)
+        workers_wake(l->workers);
     if (l->thread_runs)
         pthread_join(l->thread, NULL);
-    pthread_mutex_lock(&l->mutex);
-    l->ending = true;
-    pthread_cond_broadcast(&l->job_there);
-    pthread_cond_broadcast(&l->finish_there);
-    pthread_mutex_unlock(&l->mutex);
-    for (unsigned i = 0; i < l->threads_run; i++)
-        pthread_join(l->threads[i], NULL);
-    if (l->finisher_runs)
-        pthread_join(l->finisher, NULL);
+    workers_free(l->workers);
     block_queue_free(l->queue);
     for (unsigned i = 0; i < SLOTS; i++)
         io_free_pages(l->slots[i].buffer, FUSE_BUFFER_BYTES);
-    pthread_cond_destroy(&l->job_there);
-    pthread_cond_destroy(&l->finish_there);
-    pthread_mutex_destroy(&l->mutex);
-    close(l->wake_fd);
     free(l);
 }

@@ -350,6 +350,11 @@ bool fuse_protocol_transfer(const struct fuse_protocol *p, char *buffer, size_t 
     struct error ignored = ERROR_INIT;
     const struct fuse_in_header *header = (const void *)(buffer + FUSE_REQUEST_OFFSET);
     bool write = header->opcode == FUSE_WRITE;
+    if (header->len == length_bytes && (header->opcode == FUSE_FSYNC || header->opcode == FUSE_SYNCFS) &&
+        length_bytes >= sizeof *header + argument_bytes(header->opcode)) {
+        *r = (struct block_request){.op = BLOCK_OP_FLUSH};
+        return true;
+    }
     if ((!write && header->opcode != FUSE_READ) || header->nodeid != FUSE_NODE_FILE || header->len != length_bytes ||
         length_bytes < sizeof *header + argument_bytes(header->opcode))
         return false;
@@ -358,7 +363,7 @@ bool fuse_protocol_transfer(const struct fuse_protocol *p, char *buffer, size_t 
         (write && in->size != length_bytes - FUSE_WRITE_HEAD_BYTES) ||
         block_check_range(p->block, in->size, in->offset, &ignored) < 0)
         return false; /* fuse_protocol_handle says what is wrong */
-    *r = (struct block_request){.write = write,
+    *r = (struct block_request){.op = write ? BLOCK_OP_WRITE : BLOCK_OP_READ,
                                 .data = buffer + BLOCK_PAGE_BYTES,
                                 .length_bytes = in->size,
                                 .offset_bytes = in->offset};
@@ -368,11 +373,12 @@ bool fuse_protocol_transfer(const struct fuse_protocol *p, char *buffer, size_t 
 void fuse_protocol_transferred(struct fuse_protocol *p, const struct block_request *r, int code, const struct error *err,
                                struct fuse_answer *answer)
 {
+    static const char *const words[] = {[BLOCK_OP_READ] = "read", [BLOCK_OP_WRITE] = "write", [BLOCK_OP_FLUSH] = "flush"};
     answer->wanted = true;
-    answer->code = code < 0 ? report(p, r->write ? "write" : "read", r->length_bytes, r->offset_bytes, err) : 0;
+    answer->code = code < 0 ? report(p, words[r->op], r->length_bytes, r->offset_bytes, err) : 0;
     answer->payload = r->data;
-    answer->payload_bytes = r->length_bytes;
-    if (r->write) {
+    answer->payload_bytes = r->length_bytes; /* of a flush: none */
+    if (r->op == BLOCK_OP_WRITE) {
         answer->body.write = (struct fuse_write_out){.size = (uint32_t)r->length_bytes};
         answer_body(answer, sizeof answer->body.write);
     }

@@ -4,20 +4,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
 
 #include "base/cleanup.h"
 #include "base/units.h"
 #include "export/fuse.h"
-
-#ifndef PR_SET_IO_FLUSHER
-#define PR_SET_IO_FLUSHER 57
-#endif
 
 /* A descriptor number that is open. */
 static int parse_descriptor(const char *text, int *ret_fd, struct error *err)
@@ -68,20 +61,6 @@ int fuse_runtime_parse(char *text, struct fuse_runtime_descriptor *descriptors, 
     return 0;
 }
 
-/* Nothing here may wait for memory that needs write-back to our own volumes to be freed. What exists now is
- * locked whole; later mappings (journal files) when they are touched, since locking them whole would read
- * them whole. */
-static void lock_memory(const struct log *log)
-{
-    if (mlockall(MCL_CURRENT) < 0 || mlockall(MCL_FUTURE | MCL_ONFAULT) < 0)
-        log_warning(log,
-                    "cannot lock the memory of this process (%s): with little memory its volumes can hang. "
-                    "Allow it: ulimit -l unlimited, or CAP_IPC_LOCK",
-                    strerrordesc_np(errno));
-    if (prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) < 0)
-        log_debug(log, "PR_SET_IO_FLUSHER: %s", strerrordesc_np(errno));
-}
-
 static int start_exports(const struct runtime_ops *ops, struct runtime *runtime,
                          const struct fuse_runtime_descriptor *descriptors, size_t descriptor_count,
                          struct fuse_export **exports, const struct log *log, struct error *err)
@@ -112,65 +91,48 @@ static int start_exports(const struct runtime_ops *ops, struct runtime *runtime,
     return 0;
 }
 
-static int serve_until_signal(const struct runtime_ops *ops, struct runtime *runtime,
-                              const struct fuse_runtime_descriptor *descriptors, size_t descriptor_count,
-                              const sigset_t *signals, const struct log *log)
+struct fuse_exporter {
+    struct fuse_runtime_descriptor descriptors[FUSE_RUNTIME_MAX_VOLUMES];
+    size_t descriptor_count, count;
+    struct fuse_export **exports;
+};
+
+static int start(void *context, const struct runtime_ops *ops, struct runtime *runtime, const struct log *log, struct error *err)
 {
-    struct error err = ERROR_INIT;
-    size_t count = ops->volume_count(runtime);
-    int number = 0;
-    _cleanup_free_ struct fuse_export **exports = calloc(count + 1, sizeof(struct fuse_export *));
-    int r = exports ? start_exports(ops, runtime, descriptors, descriptor_count, exports, log, &err)
-                    : error_errno(&err, -ENOMEM, "cannot export %zu volumes", count);
-    if (r == 0) {
-        lock_memory(log);
-        log_info(log, "serving %zu volumes", count);
-        while (sigwait(signals, &number) != 0)
-            ;
-        log_info(log, "stopping: %s", strsignal(number));
-        if (ops->stopping)
-            ops->stopping(runtime);
-    } else {
-        log_error(log, "%s", err.message);
-    }
-    for (size_t i = 0; exports && i < count; i++)
-        fuse_export_free(exports[i]);
-    if (r == 0)
-        return EXIT_SUCCESS;
-    return r == -EINVAL ? FUSE_RUNTIME_EXIT_REFUSED : FUSE_RUNTIME_EXIT_FAILED;
+    struct fuse_exporter *x = context;
+    x->count = ops->volume_count(runtime);
+    x->exports = calloc(x->count + 1, sizeof(struct fuse_export *));
+    if (!x->exports)
+        return error_errno(err, -ENOMEM, "cannot export %zu volumes", x->count);
+    return start_exports(ops, runtime, x->descriptors, x->descriptor_count, x->exports, log, err);
+}
+
+static void stop(void *context)
+{
+    struct fuse_exporter *x = context;
+    for (size_t i = 0; x->exports && i < x->count; i++)
+        fuse_export_free(x->exports[i]);
+    free(x->exports);
 }
 
 int fuse_runtime_main(const struct runtime_ops *ops, const char *config_path, const struct log *log)
 {
     struct error err = ERROR_INIT;
-    struct fuse_runtime_descriptor descriptors[FUSE_RUNTIME_MAX_VOLUMES];
-    size_t descriptor_count = 0;
+    struct fuse_exporter x = {0};
+    const struct exporter exporter = {.start = start, .stop = stop, .context = &x};
     const char *environment = getenv(FUSE_RUNTIME_ENVIRONMENT);
     if (!environment) {
         log_error(log, FUSE_RUNTIME_ENVIRONMENT
                   " is not set: this program is started by tidemark-holder, which mounts "
                   "the volumes");
-        return FUSE_RUNTIME_EXIT_REFUSED;
+        return RUNTIME_EXIT_REFUSED;
     }
     _cleanup_free_ char *text = strdup(environment);
     if (!text)
-        return FUSE_RUNTIME_EXIT_FAILED;
-    if (fuse_runtime_parse(text, descriptors, FUSE_RUNTIME_MAX_VOLUMES, &descriptor_count, &err) < 0) {
+        return RUNTIME_EXIT_FAILED;
+    if (fuse_runtime_parse(text, x.descriptors, FUSE_RUNTIME_MAX_VOLUMES, &x.descriptor_count, &err) < 0) {
         log_error(log, "%s", err.message);
-        return FUSE_RUNTIME_EXIT_REFUSED;
+        return RUNTIME_EXIT_REFUSED;
     }
-    sigset_t signals;
-    sigemptyset(&signals);
-    sigaddset(&signals, SIGTERM);
-    sigaddset(&signals, SIGINT);
-    sigprocmask(SIG_BLOCK, &signals, NULL);
-    signal(SIGPIPE, SIG_IGN);
-    struct runtime *runtime = NULL;
-    if (ops->start(config_path, &runtime, &err) < 0) {
-        log_error(log, "%s", err.message);
-        return !ops->refused || ops->refused(&err) ? FUSE_RUNTIME_EXIT_REFUSED : FUSE_RUNTIME_EXIT_FAILED;
-    }
-    int status = serve_until_signal(ops, runtime, descriptors, descriptor_count, &signals, log);
-    ops->stop(runtime);
-    return status;
+    return runtime_main(ops, config_path, &exporter, log);
 }

@@ -10,8 +10,6 @@
 #define FUSE_RUNTIME_ENVIRONMENT "TIDEMARK_FUSE"          /* "data:5:6,wal:7:8": volume:descriptor:clone */
 #define FUSE_RUNTIME_ENVIRONMENT_RESUME "TIDEMARK_RESUME" /* "1": another process has served them before */
 #define FUSE_RUNTIME_MAX_VOLUMES 256u
-#define FUSE_RUNTIME_EXIT_FAILED 1
-#define FUSE_RUNTIME_EXIT_REFUSED 78 /* EX_CONFIG: the holder does not start the program again */
 
 /* Where one volume's requests come from. */
 struct fuse_runtime_descriptor {
@@ -25,11 +23,8 @@ struct fuse_runtime_descriptor {
 int fuse_runtime_parse(char *text, struct fuse_runtime_descriptor *descriptors, size_t capacity,
                        size_t *ret_count, struct error *err) MUST_CHECK;
 
-/* Starts the runtime and an export for each of its volumes, waits for SIGTERM or SIGINT, stops both and
- * returns the exit status of the process: 0, 1 for a failure, 78 for a refused configuration; errors are
- * logged. Call it from main before there are threads: it blocks both signals. Whatever in the process wants
- * it to end sends SIGTERM to getpid(). Locks the memory of the process. A volume without a descriptor is
- * refused, a descriptor without a volume is left alone (its requests wait). */
+/* runtime_main over them. A volume without a descriptor is refused, a descriptor without a volume is left alone (its
+ * requests wait). */
 int fuse_runtime_main(const struct runtime_ops *ops, const char *config_path, const struct log *log);
 
 #endif

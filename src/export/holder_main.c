@@ -278,13 +278,13 @@ static int supervise(struct holder *h)
         if (spawn(h, resume, &pid, &err) == 0) {
             int status = wait_for(h, pid, &stopping);
             bool clean = WIFEXITED(status) && WEXITSTATUS(status) == 0;
-            bool refused = WIFEXITED(status) && WEXITSTATUS(status) == FUSE_RUNTIME_EXIT_REFUSED;
+            bool refused = WIFEXITED(status) && WEXITSTATUS(status) == RUNTIME_EXIT_REFUSED;
             bool again = h->restart && !clean && !refused && !stopping;
             log_end(h, pid, status, again);
             if (clean || (stopping && !refused))
                 return EXIT_SUCCESS;
             if (refused)
-                return FUSE_RUNTIME_EXIT_REFUSED;
+                return RUNTIME_EXIT_REFUSED;
             if (!again)
                 return EXIT_FAILURE;
             resume = true;
@@ -333,7 +333,7 @@ static int run(const char *config_path)
     sigaddset(&h->signals, SIGHUP); /* a terminal that goes away is no reason to end */
     sigaddset(&h->signals, SIGCHLD);
     sigprocmask(SIG_BLOCK, &h->signals, NULL);
-    int status = FUSE_RUNTIME_EXIT_REFUSED;
+    int status = RUNTIME_EXIT_REFUSED;
     if (read_config(h, config_path, &err) == 0) {
         protect(h);
         status = EXIT_FAILURE;

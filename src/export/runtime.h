@@ -7,6 +7,7 @@
 #include <stddef.h>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "block/block.h"
 
 struct runtime;
@@ -29,6 +30,21 @@ struct runtime_ops {
      * NULL: there are none. */
     void (*stopping)(struct runtime *runtime);
 };
+
+/* A way out: FUSE or NBD. */
+struct exporter {
+    int (*start)(void *context, const struct runtime_ops *ops, struct runtime *runtime, const struct log *log, struct error *err);
+    void (*stop)(void *context); /* also after a start that failed */
+    void *context;
+};
+
+#define RUNTIME_EXIT_FAILED 1
+#define RUNTIME_EXIT_REFUSED 78 /* EX_CONFIG: starting again mends nothing */
+
+/* The body of a program: starts the runtime and the export of its volumes, waits for SIGTERM or SIGINT, stops both and
+ * returns the exit status of the process: 0 or the above; errors are logged. Call it from main before there are threads: it
+ * blocks both signals. Whatever in the process wants it to end sends SIGTERM to getpid(). Locks the memory of the process. */
+int runtime_main(const struct runtime_ops *ops, const char *config_path, const struct exporter *exporter, const struct log *log);
 
 /* Defined in src/engine: the data plane over engine.json, and a view over view.json. Static storage. */
 const struct runtime_ops *runtime_serve_ops(void);

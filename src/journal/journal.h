@@ -142,6 +142,12 @@ void journal_exclusive_end(struct journal *j);
 /* Makes all that was appended durable, with fdatasync of `also_fd` (-1: none) in parallel. An error of `also_fd` is
  * *ret_also (negative errno or 0). 0, or -ESHUTDOWN while suspended. */
 int journal_sync(struct journal *j, int also_fd, int *ret_also, struct error *err) MUST_CHECK;
+/* The same for a thread that must not block: begins it and returns what it is about; then, again and again (woken as by
+ * journal_poll_fd, and by journal_sync_poll_fd), asks whether it is durable. *ret_lost: it will not be, the journal is
+ * suspended. */
+struct lsn journal_sync_begin(struct journal *j);
+bool journal_sync_step(struct journal *j, struct lsn target, bool *ret_lost);
+int journal_sync_poll_fd(const struct journal *j);
 /* Appends one record without backing and makes it durable. */
 int journal_append_durable(struct journal *j, const struct journal_record *record, struct lsn *ret, struct error *err) MUST_CHECK;
 

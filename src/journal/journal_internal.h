@@ -77,8 +77,12 @@ struct journal {
 
     struct io_uring uring;        /* frames */
     pthread_mutex_t submit_mutex; /* guards its submission queue; taken last */
-    struct io_uring sync_uring; /* used by the sync leader */
-    bool syncing;
+    struct io_uring sync_uring;
+    bool syncing;             /* what follows is of the sync under way */
+    bool sync_taken;          /* somebody is at sync_uring without the mutex */
+    unsigned sync_left;       /* of its fdatasyncs, in the kernel */
+    int sync_result;
+    uint64_t sync_covered, sync_covered_realtime_ns;
 
     struct tail tails[2];
     unsigned active;  /* tails[active] */
@@ -126,6 +130,15 @@ void writer_push(struct journal *j, bool sync);
 uint64_t writer_write_all(struct journal *j);
 /* With the mutex held: waits for some progress of frame `number`, reaping when nobody else does. */
 void writer_wait_frame(struct journal *j, uint64_t number);
+
+/* With the mutex held: wakes those that sleep in poll(2). */
+void writer_wake_listeners(struct journal *j);
+
+/* ---- sync.c ---- */
+/* With the mutex held and no sync under way: begins to make durable what is written. The mutex is dropped meanwhile. */
+void sync_begin(struct journal *j);
+/* With the mutex held (dropped meanwhile) and a sync under way: waits until there is some progress of it. */
+void sync_await(struct journal *j);
 
 /* A test's fault at a step, or 0. */
 static inline int journal_fault_at(struct journal *j, const char *step)

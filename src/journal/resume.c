@@ -77,7 +77,10 @@ static void wait_for_others(struct journal *j)
     while (j->inflight)
         writer_wait_frame(j, j->complete_number);
     while (j->syncing || j->sealer_works)
-        pthread_cond_wait(&j->sealed, &j->mutex);
+        if (j->syncing)
+            sync_await(j);
+        else
+            pthread_cond_wait(&j->sealed, &j->mutex);
     pthread_mutex_unlock(&j->mutex);
 }
 

@@ -79,7 +79,7 @@ int sealer_seal_switched(struct journal *j, struct error *err)
     int r = sealer_seal(j, t, fd, err);
     pthread_mutex_lock(&j->mutex);
     while (j->syncing)
-        pthread_cond_wait(&j->sealed, &j->mutex);
+        sync_await(j);
     if (r == 0) {
         j->sealing = false;
         j->sealing_fd = -1;

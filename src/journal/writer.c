@@ -82,8 +82,7 @@ static void free_if_done(struct journal *j, struct frame *f)
         free_frame(j, f);
 }
 
-/* With the mutex: wakes those that sleep in poll(2). */
-static void wake_listeners(struct journal *j)
+void writer_wake_listeners(struct journal *j)
 {
     for (struct journal_listener *l = j->listeners; l; l = l->next)
         if (atomic_exchange(&l->asleep, false) && eventfd_write(l->fd, 1) < 0)
@@ -110,7 +109,7 @@ void writer_suspend(struct journal *j, const char *reason)
     pthread_cond_broadcast(&j->room);
     pthread_cond_broadcast(&j->sealed);
     pthread_cond_signal(&j->work);
-    wake_listeners(j);
+    writer_wake_listeners(j);
 }
 
 /* Moves on to the segment that is ready. false: there is none yet. */
@@ -244,7 +243,7 @@ static void complete(struct journal *j, struct frame *f, int result)
         signal_event(frame_of(j, j->complete_number), 1);
     if (j->room_waiters)
         pthread_cond_signal(&j->room);
-    wake_listeners(j);
+    writer_wake_listeners(j);
 }
 
 /* Without the mutex: waits for the frame in flight and completes it, unless somebody else does. */
@@ -643,97 +642,17 @@ uint64_t writer_write_all(struct journal *j)
     return target;
 }
 
-/* fdatasync of the segments that are being written, in parallel with also_fd. */
-static int sync_files(struct journal *j, int active_fd, int sealing_fd, int also_fd, int *ret_also)
-{
-    int count = 0, result = 0;
-    int fds[2] = {active_fd, sealing_fd};
-    for (int i = 0; i < 2; i++) {
-        if (fds[i] < 0)
-            continue;
-        struct io_uring_sqe *sqe = io_uring_get_sqe(&j->sync_uring);
-        io_uring_prep_fsync(sqe, fds[i], IORING_FSYNC_DATASYNC);
-        count++;
-    }
-    int r = io_uring_submit(&j->sync_uring);
-    if (also_fd >= 0)
-        *ret_also = fdatasync(also_fd) < 0 ? -errno : 0;
-    if (r < 0)
-        return r;
-    while (count) {
-        struct io_uring_cqe *cqe;
-        r = io_uring_wait_cqe(&j->sync_uring, &cqe);
-        if (r == -EINTR || r == -EAGAIN)
-            continue;
-        if (r < 0)
-            return r;
-        if (cqe->res < 0)
-            result = cqe->res;
-        io_uring_cqe_seen(&j->sync_uring, cqe);
-        count--;
-    }
-    return result;
-}
-
-/* With the mutex (dropped meanwhile) and nobody else syncing: makes durable what is written. */
-static void sync_once(struct journal *j, int also_fd, int *ret_also)
-{
-    j->syncing = true;
-    uint64_t covered = j->written_lsn, realtime = j->written_realtime_ns;
-    int active_fd = j->active_fd, sealing_fd = j->sealing ? j->sealing_fd : -1;
-    j->unsynced_since_ns = 0;
-    pthread_mutex_unlock(&j->mutex);
-    int synced = sync_files(j, active_fd, sealing_fd, also_fd, ret_also), fault = journal_fault_at(j, "sync");
-    pthread_mutex_lock(&j->mutex);
-    j->syncing = false;
-    if (synced < 0 || fault < 0) {
-        j->sync_failed = true;
-        writer_suspend(j, "fdatasync of the journal failed");
-    } else if (covered > j->durable_lsn)
-        j->durable_lsn = covered, j->durable_realtime_ns = realtime;
-    pthread_cond_broadcast(&j->sealed);
-}
-
 void writer_push(struct journal *j, bool sync)
 {
-    int ignored;
     j->demand_lsn = j->last_lsn;
     reap_if_ended(j);
     writer_try_submit(j);
-    if (sync && !j->syncing && !j->suspended)
-        sync_once(j, -1, &ignored);
-}
-
-int journal_sync(struct journal *j, int also_fd, int *ret_also, struct error *err)
-{
-    int ignored, r = 0;
-    bool also_done = also_fd < 0;
-    if (!ret_also)
-        ret_also = &ignored;
-    *ret_also = 0;
-    pthread_mutex_lock(&j->mutex);
-    uint64_t target = writer_write_all(j);
-    while (!j->suspended && j->durable_lsn < target) {
-        if (j->syncing) {
-            if (!also_done) { /* somebody else syncs the journal meanwhile */
-                pthread_mutex_unlock(&j->mutex);
-                *ret_also = fdatasync(also_fd) < 0 ? -errno : 0;
-                also_done = true;
-                pthread_mutex_lock(&j->mutex);
-            } else {
-                pthread_cond_wait(&j->sealed, &j->mutex);
-            }
-            continue;
-        }
-        sync_once(j, also_done ? -1 : also_fd, ret_also);
-        also_done = true;
-    }
-    if (j->suspended)
-        r = error_set(err, -ESHUTDOWN, "the journal is suspended: %s", j->reason);
-    pthread_mutex_unlock(&j->mutex);
-    if (!also_done)
-        *ret_also = fdatasync(also_fd) < 0 ? -errno : 0;
-    return r;
+    if (!sync || j->suspended)
+        return;
+    if (!j->syncing)
+        sync_begin(j);
+    while (j->syncing)
+        sync_await(j);
 }
 
 int journal_seal(struct journal *j, struct error *err)
@@ -757,18 +676,4 @@ int journal_seal(struct journal *j, struct error *err)
         r = error_set(err, -ESHUTDOWN, "the journal is suspended: %s", j->reason);
     pthread_mutex_unlock(&j->mutex);
     return r;
-}
-
-int journal_append_durable(struct journal *j, const struct journal_record *record, struct lsn *ret, struct error *err)
-{
-    struct journal_ticket ticket;
-    int r = journal_append(j, record, &ticket, err);
-    if (r < 0)
-        return r;
-    journal_backed(j, &ticket);
-    r = journal_sync(j, -1, NULL, err);
-    if (r < 0)
-        return r;
-    *ret = ticket.lsn;
-    return 0;
 }

@@ -67,6 +67,8 @@ int group_add_volume(struct group *g, const char *name, uint64_t size_bytes, con
         r = error_errno(err, -errno, "volume %s: cannot make an eventfd", name);
     if (r == 0)
         r = intents_open(v, backing, err);
+    if (r == 0 && (r = backing_sync_init(&v->sync, err)) < 0)
+        close(v->listener.fd);
     if (r < 0) { /* not counted: group_free does not see it */
         grain_map_release(&v->stale);
         grain_map_release(&v->unverified);
@@ -244,6 +246,7 @@ void group_free(struct group *g)
     for (size_t i = 0; i < g->volume_count; i++) {
         journal_unlisten(g->journal, &g->volumes[i].listener);
         close(g->volumes[i].listener.fd);
+        backing_sync_release(&g->volumes[i].sync);
         block_free(g->volumes[i].backing);
         intent_free(g->volumes[i].intent);
         grain_map_release(&g->volumes[i].stale);

@@ -5,6 +5,7 @@
 #include <limits.h>
 #include <stdatomic.h>
 
+#include "block/queue.h"
 #include "view/image.h"
 #include "volume/group.h"
 #include "volume/intent.h"
@@ -24,6 +25,13 @@ void grain_map_clear(struct grain_map *m, uint64_t grain);
 /* The first set grain at or after `from`, or m->grains. */
 uint64_t grain_map_next(const struct grain_map *m, uint64_t from);
 
+/* The fdatasyncs of a backing, by their numbers; flush.c. */
+struct backing_sync {
+    pthread_mutex_t mutex; /* taken last */
+    pthread_cond_t ended_one;
+    uint64_t begun, submitted, ended; /* begun: some request leads it; submitted: it covers no more than it does now */
+};
+
 struct volume {
     struct block block; /* first: what exports see */
     struct group *group;
@@ -35,7 +43,8 @@ struct volume {
     struct intent *intent;
     char marker[PATH_MAX]; /* beside the backing, there while the intent could not be written; "": the backing is a device */
     _Atomic bool marker_made;
-    _Atomic bool failed;
+    struct backing_sync sync;
+    _Atomic bool failed; /* an fdatasync of the backing did */
     struct journal_listener listener; /* of the thread that has the volume's queue */
     _Atomic uint64_t written_bytes, read_bytes, discarded_bytes, writes, reads, flushes;
 };
@@ -92,6 +101,26 @@ extern const struct block_ops volume_ops;
  * what the backing really holds. Both block. */
 int volume_change_backing(struct volume *v, const struct change *c, const void *data, struct error *err) MUST_CHECK;
 void volume_after_backing_error(struct volume *v, uint64_t lba, uint64_t length, const struct error *cause);
+
+/* ---- flush.c ---- */
+int backing_sync_init(struct backing_sync *s, struct error *err) MUST_CHECK;
+void backing_sync_release(struct backing_sync *s);
+/* What volume has made durable when it returns: all that has ended before. Blocks. */
+int volume_flush_both(struct volume *v, struct error *err) MUST_CHECK;
+/* Makes the backing durable; false: it failed, now or before. */
+bool volume_flush_backing(struct volume *v);
+/* -EIO once a flush has failed. */
+int volume_flush_error(const struct volume *v, struct error *err) MUST_CHECK;
+/* The same by a request of the volume's queue, which stands in `own` of it: `begin`, then `step` whenever the queue asks. */
+struct flush {
+    struct lsn lsn;  /* durable in the journal up to here */
+    uint64_t number; /* of the backing's fdatasync */
+    bool leads;      /* it is this request's */
+};
+void flush_begin(struct volume *v, struct flush *f);
+enum block_step flush_step(struct volume *v, struct flush *f, struct block_request *r) MUST_CHECK;
+/* What was begun in the queue is submitted now: later flushes need another one. */
+void backing_sync_submitted(struct volume *v);
 
 /* ---- group.c ---- */
 /* After a crash or a gap: points are refused until all volumes were compared. With no I/O under way. */

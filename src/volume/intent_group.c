@@ -136,19 +136,6 @@ static struct lsn sync_journal(struct group *g)
     return status.suspended ? LSN_NONE : status.durable;
 }
 
-static bool flush_backing(struct volume *v)
-{
-    struct error err = ERROR_INIT;
-    if (atomic_load(&v->failed))
-        return false;
-    if (block_flush(v->backing, &err) == 0)
-        return true;
-    journal_doubt(v->group->journal);
-    atomic_store(&v->failed, true);
-    log_error(v->group->log, "volume %s: %s", v->name, err.message);
-    return false;
-}
-
 /* While a comparison runs the marks are what it has to go over again after another crash. */
 static bool is_comparing(struct group *g)
 {
@@ -175,7 +162,7 @@ void group_clear_intents(struct group *g)
     if (!covered.n)
         return;
     for (size_t i = 0; i < g->volume_count; i++)
-        if (idle[i] && flush_backing(&g->volumes[i]))
+        if (idle[i] && volume_flush_backing(&g->volumes[i]))
             intent_clear(g->volumes[i].intent, covered);
 }
 
@@ -192,6 +179,6 @@ void intents_finish(struct group *g)
 {
     struct lsn covered = g->compare_image || journal_is_suspended(g->journal) ? LSN_NONE : sync_journal(g);
     for (size_t i = 0; covered.n && i < g->volume_count; i++)
-        if (flush_backing(&g->volumes[i]))
+        if (volume_flush_backing(&g->volumes[i]))
             intent_clear_all(g->volumes[i].intent, covered);
 }

@@ -170,24 +170,6 @@ static int change_parts(struct volume *v, const struct change *c, struct journal
     return r;
 }
 
-static int flush_both(struct volume *v, struct error *err)
-{
-    int also = 0, fd = block_file_fd(v->backing);
-    int r = journal_sync(v->group->journal, fd, &also, err);
-    while (r == -ESHUTDOWN && group_await_journal(v->group))
-        r = journal_sync(v->group->journal, -1, NULL, err);
-    if (r == -ESHUTDOWN && !v->group->holds) /* availability: the backing is what counts now */
-        r = grains_save_behind(v->group, err);
-    if (also < 0) {
-        journal_doubt(v->group->journal);
-        atomic_store(&v->failed, true);
-        log_error(v->group->log, "volume %s: fdatasync of the backing failed: %s", v->name, strerrordesc_np(-also));
-    }
-    if (atomic_load(&v->failed))
-        return error_set(err, -EIO, "volume %s: an earlier flush failed; what was written since may be lost", v->name);
-    return r;
-}
-
 static int change_once(struct volume *v, const struct change *c, struct error *err)
 {
     struct group *g = v->group;
@@ -220,7 +202,7 @@ static int change_range(struct volume *v, const struct change *c, struct error *
     int r = change_once(v, c, err);
     while (r == -ESHUTDOWN && group_await_journal(v->group))
         r = change_once(v, c, err);
-    return r == 0 && c->flags & BLOCK_FUA ? flush_both(v, err) : r;
+    return r == 0 && c->flags & BLOCK_FUA ? volume_flush_both(v, err) : r;
 }
 
 static int volume_pwrite(struct block *b, const void *data, size_t length_bytes, uint64_t offset_bytes, unsigned flags,
@@ -259,7 +241,7 @@ static int volume_flush(struct block *b, struct error *err)
 {
     struct volume *v = (struct volume *)b;
     atomic_fetch_add_explicit(&v->flushes, 1, memory_order_relaxed);
-    return flush_both(v, err);
+    return volume_flush_both(v, err);
 }
 
 static int volume_extents(struct block *b, uint64_t length_bytes, uint64_t offset_bytes, struct block_extent *extents,

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The way of a request that must not block (block/queue.h): the same steps and the same order as in volume.c. What would
+/* The way of a request that must not block (block/queue.h): the same steps and the same order as in volume.c and flush.c. What would
  * have to wait there is refused here before anything was done, or handed back to be finished by a thread.
  *
  * A write holds the gate (shared) and its range from its start until its backing is written, the gate until the journal has
- * it too; so a rewind waits for it, and an overlapping write comes later in both. */
+ * it too; so a rewind waits for it, and an overlapping write comes later in both. With FUA it goes on as a flush, without
+ * gate and range, once its backing is written. */
 #include <assert.h>
 #include <errno.h>
 #include <sys/eventfd.h>
@@ -13,9 +14,12 @@
 #include "volume/group_internal.h"
 
 struct async {
-    struct journal_ticket ticket;
+    union {
+        struct journal_ticket ticket;
+        struct flush flush; /* once `flushes` */
+    };
     uint32_t range;
-    bool backed;
+    bool backed, flushes;
 };
 static_assert(sizeof(struct async) <= sizeof((struct block_request *)0)->own, "the request has room for it");
 
@@ -31,7 +35,7 @@ static int start_read(struct volume *v, struct block_request *r)
     atomic_fetch_add_explicit(&v->reads, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&v->read_bytes, r->length_bytes, memory_order_relaxed);
     block_queue_transfer(r, block_file_fd(v->backing), r->data);
-    return 0;
+    return BLOCK_STEP_TRANSFERS;
 }
 
 /* With gate and range: gives the write its LSN. */
@@ -43,7 +47,7 @@ static int append(struct volume *v, struct block_request *r)
         return -EAGAIN;
     struct journal_record record = {
         .op = OP_WRITE,
-        .flags = RECORD_LAST,
+        .flags = RECORD_LAST | (r->flags & BLOCK_FUA ? RECORD_FUA : 0),
         .volume = v->id,
         .lba = r->offset_bytes / BLOCK_SECTOR_BYTES,
         .length = (uint32_t)(r->length_bytes / BLOCK_SECTOR_BYTES),
@@ -75,15 +79,28 @@ static int start_write(struct volume *v, struct block_request *r)
     atomic_fetch_add_explicit(&v->writes, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&v->written_bytes, r->length_bytes, memory_order_relaxed);
     block_queue_transfer(r, block_file_fd(v->backing), (void *)(uintptr_t)a->ticket.payload);
-    return 0;
+    return BLOCK_STEP_TRANSFERS;
+}
+
+static int start_flush(struct volume *v, struct block_request *r)
+{
+    struct async *a = async_of(r);
+    *a = (struct async){.flushes = true};
+    atomic_fetch_add_explicit(&v->flushes, 1, memory_order_relaxed);
+    flush_begin(v, &a->flush);
+    enum block_step step = flush_step(v, &a->flush, r);
+    /* Ended already, or has failed: rare enough for a thread. */
+    return step == BLOCK_STEP_TRANSFERS || step == BLOCK_STEP_WAITS ? (int)step : -EAGAIN;
 }
 
 static int async_start(struct block *b, struct block_request *r)
 {
     struct volume *v = (struct volume *)b;
+    if (r->op == BLOCK_OP_FLUSH)
+        return start_flush(v, r);
     if (!block_file_is_direct(v->backing, r->length_bytes, r->offset_bytes))
         return -EAGAIN;
-    return r->write ? start_write(v, r) : start_read(v, r);
+    return r->op == BLOCK_OP_WRITE ? start_write(v, r) : start_read(v, r);
 }
 
 static enum block_step async_step(struct block *b, struct block_request *r)
@@ -92,14 +109,22 @@ static enum block_step async_step(struct block *b, struct block_request *r)
     struct group *g = v->group;
     struct async *a = async_of(r);
     bool lost = false;
+    if (a->flushes && r->op != BLOCK_OP_READ)
+        return flush_step(v, &a->flush, r);
     if (r->transferred < 0 || (size_t)r->transferred != r->length_bytes)
         return BLOCK_STEP_BLOCKS;
-    if (!r->write)
+    if (r->op == BLOCK_OP_READ)
         return BLOCK_STEP_DONE;
     if (!a->backed) {
         a->backed = true;
         journal_backed(g->journal, &a->ticket);
         range_lock_drop(&g->ranges, a->range);
+    }
+    if (r->flags & BLOCK_FUA) {
+        pthread_rwlock_unlock(&g->gate);
+        a->flushes = true;
+        flush_begin(v, &a->flush);
+        return flush_step(v, &a->flush, r);
     }
     if (g->ack == GROUP_ACK_WRITE && !journal_is_written(g->journal, &a->ticket, &lost)) {
         journal_poll(g->journal);
@@ -126,25 +151,30 @@ static int finish_write(struct volume *v, struct block_request *r, struct error 
     if (result < 0)
         volume_after_backing_error(v, c.lba, c.length, err);
     range_lock_drop(&g->ranges, a->range);
-    bool lost = result == 0 && g->ack == GROUP_ACK_WRITE && journal_wait(g->journal, &a->ticket, &ignored) == -ESHUTDOWN;
+    bool fua = r->flags & BLOCK_FUA, waits = result == 0 && g->ack == GROUP_ACK_WRITE && !fua;
+    bool lost = waits && journal_wait(g->journal, &a->ticket, &ignored) == -ESHUTDOWN;
     pthread_rwlock_unlock(&g->gate);
     if (lost && g->holds)
         return BLOCK_STEP_AGAIN;
     if (lost)
         atomic_fetch_add(&g->unjournaled, 1);
-    return result;
+    return result == 0 && fua ? volume_flush_both(v, err) : result;
 }
 
-/* A transfer that failed or was short is repeated whole. */
+/* A transfer that failed or was short is repeated whole; a flush that failed has failed for good. */
 static int async_finish(struct block *b, struct block_request *r, struct error *err)
 {
     struct volume *v = (struct volume *)b;
-    return r->write ? finish_write(v, r, err) : block_pread(v->backing, r->data, r->length_bytes, r->offset_bytes, err);
+    if (r->op != BLOCK_OP_READ && async_of(r)->flushes)
+        return volume_flush_error(v, err);
+    return r->op == BLOCK_OP_WRITE ? finish_write(v, r, err) : block_pread(v->backing, r->data, r->length_bytes, r->offset_bytes, err);
 }
 
 static void async_push(struct block *b)
 {
-    struct group *g = ((struct volume *)b)->group;
+    struct volume *v = (struct volume *)b;
+    struct group *g = v->group;
+    backing_sync_submitted(v);
     if (g->ack == GROUP_ACK_WRITE)
         journal_push(g->journal);
 }
@@ -158,7 +188,8 @@ static unsigned async_prepare_sleep(struct block *b, struct pollfd *fds)
     atomic_store(&v->listener.asleep, true);
     fds[0] = (struct pollfd){.fd = v->listener.fd, .events = POLLIN};
     fds[1] = (struct pollfd){.fd = journal_poll_fd(v->group->journal), .events = POLLIN};
-    return 2;
+    fds[2] = (struct pollfd){.fd = journal_sync_poll_fd(v->group->journal), .events = POLLIN};
+    return 3;
 }
 
 const struct block_async_ops volume_async_ops = {

@@ -18,7 +18,8 @@ done
 meson setup "$work/build" "$work" -Dwerror=false >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
 
 build() {
-    ninja -C "$work/build" tests/sim/test_order tests/sim/test_history tests/sim/test_fault tests/sim/test_power tests/unit/journal/test_journal_damage >"$work/log" 2>&1
+    ninja -C "$work/build" tests/sim/test_order tests/sim/test_history tests/sim/test_fault tests/sim/test_power tests/unit/journal/test_journal_damage \
+        tests/unit/volume/test_volume_flush >"$work/log" 2>&1
 }
 
 # mutation NAME FILE SED-EXPRESSION TEST [ARGUMENT...]: tried up to three times, since a race shows by chance.
@@ -79,5 +80,8 @@ mutation intent-flush src/volume/intent.c \
 mutation compare-after-gap src/volume/group.c \
     's/    int r = journal_resume\(g->journal, err\);/    int r = journal_resume(g->journal, err); if (r == 0) { pthread_rwlock_unlock(\&g->gate); pthread_mutex_unlock(\&g->rewind_mutex); return 0; }/' \
     tests/sim/test_fault availability
+mutation flush-answered-by-an-older-one src/volume/flush.c \
+    's/return s->submitted < s->begun \? s->begun : s->begun \+ 1;/return s->begun > s->ended ? s->begun : s->begun + 1;/' tests/unit/volume/test_volume_flush
+mutation failed-flush-forgotten src/volume/flush.c 's/!atomic_exchange\(\&v->failed, true\)/false/' tests/unit/volume/test_volume_flush
 echo "$passed passed, $failed failed"
 ((failed == 0))

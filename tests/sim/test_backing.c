@@ -148,7 +148,7 @@ static int write_queued(struct block *b, const char *data, size_t length, uint64
 {
     static char aligned[65536] __attribute__((aligned(4096)));
     struct block_queue *q;
-    struct block_request request = {.write = true,
+    struct block_request request = {.op = BLOCK_OP_WRITE,
                                     .data = aligned,
                                     .length_bytes = length,
                                     .offset_bytes = offset},

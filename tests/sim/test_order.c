@@ -6,8 +6,8 @@
  * counters: J2. One thread writes k to volume A, another writes to B whatever k was acknowledged on A: no point, opened
  * while they run or afterwards, nor after a kill, may show B > A.
  * Both writers go by a queue (block/queue.h) half of the time.
- * stress: eight threads write, zero, discard and flush overlapping ranges of three volumes, two more have many requests
- * under way in a queue, while others seal, merge, drop
+ * stress: eight threads write, zero, discard and flush overlapping ranges of three volumes, two more have many writes and
+ * flushes under way in a queue, while others seal, merge, drop
  * history, rewind and read pinned points. J4: whenever everybody stands still, live = image(latest). J5: a pinned point
  * reads the same as long as it is pinned. J8: a rewind makes live what the point was. Meant for TSan too. */
 #include <errno.h>
@@ -147,6 +147,14 @@ static struct queued queue_new(struct setup *s, size_t volume)
     return q;
 }
 
+static void check_durable(struct setup *s, uint64_t lsn)
+{
+    struct journal_status status;
+    journal_status(s->journal, &status);
+    if (status.durable.n < lsn)
+        die(s, "J3", "a flush was answered before the journal had durable what came before it");
+}
+
 /* Looks for requests that have ended, asleep until there is one. */
 static void queue_wait(struct queued *q)
 {
@@ -159,8 +167,12 @@ static void queue_wait(struct queued *q)
     for (; done; done = done->next) {
         int r = done->outcome == BLOCK_STEP_BLOCKS ? block_finish(q->block, done, &err) : done->outcome;
         OK(q->s, r);
-        if (r == BLOCK_STEP_AGAIN)
-            OK(q->s, block_pwrite(q->block, done->data, done->length_bytes, done->offset_bytes, 0, &err));
+        if (r == BLOCK_STEP_AGAIN && done->op == BLOCK_OP_FLUSH)
+            OK(q->s, block_flush(q->block, &err));
+        else if (r == BLOCK_STEP_AGAIN)
+            OK(q->s, block_pwrite(q->block, done->data, done->length_bytes, done->offset_bytes, done->flags, &err));
+        if (r == BLOCK_STEP_DONE && (done->op == BLOCK_OP_FLUSH || done->flags & BLOCK_FUA))
+            check_durable(q->s, (uint64_t)(uintptr_t)done->context);
     }
 }
 
@@ -171,14 +183,25 @@ static void queue_drain(struct queued *q)
 }
 
 /* Begins it, or does it the blocking way, which may wait for what this thread has under way. */
-static void queue_write(struct queued *q, struct block_request *r, void *data, size_t bytes, uint64_t offset)
+static void queue_write(struct queued *q, struct block_request *r, void *data, size_t bytes, uint64_t offset, unsigned flags)
 {
     struct error err = ERROR_INIT;
-    *r = (struct block_request){.write = true, .data = data, .length_bytes = bytes, .offset_bytes = offset};
+    *r = (struct block_request){.op = BLOCK_OP_WRITE, .flags = flags, .data = data, .length_bytes = bytes, .offset_bytes = offset};
     if (block_queue_start(q->queue, r) == 0)
         return;
     queue_drain(q);
-    OK(q->s, block_pwrite(q->block, data, bytes, offset, 0, &err));
+    OK(q->s, block_pwrite(q->block, data, bytes, offset, flags, &err));
+}
+
+/* What the journal has written by now, it is to have durable when the flush is answered (J3). */
+static void queue_flush(struct queued *q, struct block_request *r)
+{
+    struct error err = ERROR_INIT;
+    *r = (struct block_request){.op = BLOCK_OP_FLUSH, .context = (void *)(uintptr_t)latest(q->s).n};
+    if (block_queue_start(q->queue, r) == 0)
+        return;
+    queue_drain(q);
+    OK(q->s, block_flush(q->block, &err));
 }
 
 /* ---- counters (J2) ---- */
@@ -195,7 +218,7 @@ static void *count_on_a(void *context)
         if (k / 64 % 2)
             OK(s, block_pwrite(q.block, block, sizeof block, k % COUNTERS * 4096, 0, &err));
         else
-            queue_write(&q, &request, block, sizeof block, k % COUNTERS * 4096);
+            queue_write(&q, &request, block, sizeof block, k % COUNTERS * 4096, 0);
         queue_drain(&q);
         atomic_store(&s->acknowledged, k);
         atomic_fetch_add(&s->operations, 1);
@@ -208,17 +231,19 @@ static void *count_on_b(void *context)
 {
     struct setup *s = context;
     struct error err = ERROR_INIT;
-    uint64_t block[512] __attribute__((aligned(4096))) = {0}, random = s->seed + 1;
-    struct queued q = queue_new(s, 1);
+    unsigned number = atomic_fetch_add(&s->queues, 1); /* a volume has one queue: the first thread's */
+    uint64_t block[512] __attribute__((aligned(4096))) = {0}, random = s->seed + 10 + number;
+    struct queued q = number == 0 ? queue_new(s, 1) : (struct queued){.block = group_volume_block(s->group, 1)};
     struct block_request request;
     while (running(s)) {
         uint64_t k = atomic_load(&s->acknowledged);
         block[0] = k;
-        if (next_random(&random) % 2)
-            queue_write(&q, &request, block, sizeof block, k % COUNTERS * 4096);
+        if (q.queue && next_random(&random) % 2)
+            queue_write(&q, &request, block, sizeof block, k % COUNTERS * 4096, next_random(&random) % 8 ? 0 : BLOCK_FUA);
         else
             OK(s, block_pwrite(q.block, block, sizeof block, k % COUNTERS * 4096, next_random(&random) % 8 ? 0 : BLOCK_FUA, &err));
-        queue_drain(&q);
+        if (q.queue)
+            queue_drain(&q);
     }
     block_queue_free(q.queue);
     return NULL;
@@ -362,7 +387,11 @@ static void *queue_at_random(void *context)
                 length = pages - page;
             for (uint64_t k = 0, word = next_random(&random); k < length * 512; k++)
                 ((uint64_t *)(void *)(data + i * 65536))[k] = word + k;
-            queue_write(&q, &requests[i], data + i * 65536, length * 4096, page * 4096);
+            uint64_t kind = next_random(&random) % 16;
+            if (kind < 2)
+                queue_flush(&q, &requests[i]);
+            else
+                queue_write(&q, &requests[i], data + i * 65536, length * 4096, page * 4096, kind == 2 ? BLOCK_FUA : 0);
             atomic_fetch_add(&s->operations, 1);
         }
         queue_drain(&q);

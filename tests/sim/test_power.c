@@ -354,7 +354,7 @@ static bool write_queued(struct block *b, const char *data, size_t length, uint6
 {
     static char aligned[SPOT_BYTES] __attribute__((aligned(4096)));
     struct block_queue *q;
-    struct block_request r = {.write = true, .data = aligned, .length_bytes = length, .offset_bytes = offset},
+    struct block_request r = {.op = BLOCK_OP_WRITE, .data = aligned, .length_bytes = length, .offset_bytes = offset},
                          *done = NULL;
     memcpy(aligned, data, length);
     OK(block_queue_new(b, 4, &q, &err));

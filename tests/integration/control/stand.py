@@ -170,7 +170,7 @@ class Stand:
         return found
 
     def processes(self):
-        """Processes of this stand other than `up`: holders, engines, nbdkit."""
+        """Processes of this stand other than `up`: holders and engines."""
         found = []
         for pid in filter(str.isdigit, os.listdir("/proc")):
             try:

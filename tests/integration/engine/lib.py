@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An application by hand: holder, engine, loop devices, views, nbdkit; and that nothing of it is left over.
+"""An application by hand: holder, engine, loop devices, views, NBD; and that nothing of it is left over.
 
     with lib.Test("name") as test:
         app = test.application(volumes={"data": 256 * lib.MIB}, ack="flush")
@@ -24,7 +24,6 @@ MIB = 1 << 20
 SEGMENT_BYTES = 64 * MIB
 ENGINE = os.environ["TIDEMARK_ENGINE"]
 HOLDER = os.environ["TIDEMARK_HOLDER"]
-PLUGIN = os.environ["TIDEMARK_NBDKIT_PLUGIN"]
 
 
 class Failure(Exception):
@@ -196,7 +195,7 @@ class Application(Served):
         directory = "%s/%s" % (test.work, name)
         os.makedirs(directory + "/backing")
         self.journal, self.socket, self.config = journal or directory + "/journal", directory + "/engine.sock", directory + "/engine.json"
-        self.nbdkit, self.nbd_socket, self.view_count = None, directory + "/nbd.sock", 0
+        self.nbd, self.nbd_socket, self.view_count = None, directory + "/nbd.sock", 0
         with open(self.config, "w") as f:
             json.dump({"application": name, "journal": self.journal, "socket": self.socket, "ack": ack, "quota_bytes": quota,
                        "thinning": list(thinning),
@@ -213,7 +212,7 @@ class Application(Served):
         return self.call("GET", "/v1/status")
 
     def running(self):
-        return (self.holder and self.holder.poll() is None) or (self.nbdkit and self.nbdkit.poll() is None)
+        return (self.holder and self.holder.poll() is None) or (self.nbd and self.nbd.poll() is None)
 
     def pid(self):
         """Of the engine that can be used; 0 if there is none."""
@@ -235,26 +234,25 @@ class Application(Served):
         os.kill(old, signal.SIGKILL)
         wait_for("the engine to come back", lambda: self.pid() not in (0, old))
 
-    def start_nbdkit(self):
-        for file in (self.nbd_socket, self.nbd_socket + ".pid"):
-            if os.path.exists(file):
-                os.unlink(file)
+    def start_nbd(self):
+        if os.path.exists(self.nbd_socket + ".pid"):
+            os.unlink(self.nbd_socket + ".pid")
         with open(self.log, "ab") as log:
-            self.nbdkit = subprocess.Popen(["nbdkit", "--foreground", "--unix", self.nbd_socket, "--pidfile", self.nbd_socket + ".pid",
-                                            PLUGIN, "config=" + self.config, "role=serve"], stdout=log, stderr=log)
-        wait_for("nbdkit", lambda: check(self.nbdkit.poll() is None, "nbdkit ended") or os.path.exists(self.nbd_socket + ".pid"))
-        wait_for("the engine in nbdkit", self.pid)
+            self.nbd = subprocess.Popen([ENGINE, "serve", "--config", self.config, "--nbd", self.nbd_socket, "--pid-file",
+                                         self.nbd_socket + ".pid"], stdout=log, stderr=log)
+        wait_for("NBD", lambda: check(self.nbd.poll() is None, "the engine ended") or os.path.exists(self.nbd_socket + ".pid"))
+        wait_for("the engine", self.pid)
 
-    def kill_nbdkit(self):
-        self.nbdkit.kill()
-        self.nbdkit.wait()
-        self.start_nbdkit()
+    def kill_nbd(self):
+        self.nbd.kill()
+        self.nbd.wait()
+        self.start_nbd()
 
-    def stop_nbdkit(self):
-        self.nbdkit.terminate()
-        status = self.nbdkit.wait(60)
-        self.nbdkit = None
-        check(status == 0, "nbdkit ended with status", status)
+    def stop_nbd(self):
+        self.nbd.terminate()
+        status = self.nbd.wait(60)
+        self.nbd = None
+        check(status == 0, "the engine ended with status", status)
 
     def uri(self, volume):
         return "nbd+unix:///%s?socket=%s" % (volume, self.nbd_socket)
@@ -292,9 +290,9 @@ class Application(Served):
         view.close()
 
     def force(self):
-        if self.nbdkit and self.nbdkit.poll() is None:
-            self.nbdkit.kill()
-            self.nbdkit.wait()
+        if self.nbd and self.nbd.poll() is None:
+            self.nbd.kill()
+            self.nbd.wait()
         super().force()
         try:
             with open(self.journal + "/manifest", "rb") as f:

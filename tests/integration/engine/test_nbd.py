@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NBD by nbdkit with the engine in it: fio verify, qemu-img and nbdinfo; then kills of nbdkit under writers that remember
+"""NBD by the engine: fio verify, qemu-img and nbdinfo; then kills of the engine under writers that remember
 what was acknowledged (J3); the live volume is image(latest) afterwards (J4). Views by FUSE."""
 import os
 
@@ -22,7 +22,7 @@ def check_latest(test, app):
 
 def plain(test):
     app = test.application({"data": 128 * lib.MIB, "wal": 64 * lib.MIB}, start=False, name="plain")
-    app.start_nbdkit()
+    app.start_nbd()
     uri = app.uri("data")
     for mode in ("randwrite", "write"):
         test.fio(uri, rw=mode, bsrange="4k-128k", size="64m", verify="crc32c", verify_fatal=1, fsync=64)
@@ -39,27 +39,27 @@ def plain(test):
     lib.run("qemu-img", "convert", "-f", "raw", "-O", "raw", wal, back)
     lib.run("cmp", image, back)
     check_latest(test, app)
-    app.stop_nbdkit()
+    app.stop_nbd()
 
 
 def crash(test, ack):
     app = test.application({"data": 64 * lib.MIB}, start=False, ack=ack, name="crash-" + ack)
-    app.start_nbdkit()
+    app.start_nbd()
     writer = test.process(os.environ["NBD_WRITER"], app.uri("data"), KILLS)
     print(writer.stdout.readline(), end="")
     for _ in range(KILLS):
         lib.wait_for("writes", lambda: writer.poll() is not None or app.status()["volumes"][0]["written_bytes"] > BYTES_BETWEEN, 60)
         lib.check(writer.poll() is None, "the writer ended")
-        app.kill_nbdkit()
+        app.kill_nbd()
         line = writer.stdout.readline()
         lib.check(line == "reconnected\n", ack, "after a kill:", line)
     output, _ = writer.communicate(timeout=120)
     lib.check(writer.returncode == 0 and "all is there" in output, ack, output)
     check_latest(test, app)
-    app.stop_nbdkit()
+    app.stop_nbd()
 
 
-with lib.Test("nbd", "fio", "nbdkit", "nbdinfo", "nbdcopy", "qemu-img") as test:
+with lib.Test("nbd", "fio", "nbdinfo", "nbdcopy", "qemu-img") as test:
     plain(test)
     crash(test, "write")
     crash(test, "flush")

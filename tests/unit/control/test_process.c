@@ -49,37 +49,33 @@ static void running(void **unused)
 static void starting(void **unused)
 {
     (void)unused;
-    for (int detached = 0; detached < 2; detached++) {
-        struct error err = ERROR_INIT;
-        struct process process = PROCESS_NONE, other = PROCESS_NONE;
-        const char *argv[4];
-        char log_path[] = "/tmp/tidemark-process-XXXXXX", tail[PROCESS_TAIL_BYTES], pid_path[64];
-        close(mkstemp(log_path));
-        int fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
-        struct process_options o =
-            shell(argv, "readlink /proc/self/fd/3; echo ready; read x; exec sleep 1000");
-        o.log_path = log_path;
-        o.inherit_fd = fd;
-        o.detached = detached;
-        check_ok(process_start(&o, &process, &err));
-        close(fd);
-        assert_true(getsid(process.pid) == process.pid || detached); /* detached: soon */
-        for (int i = 0; i < 1000 && !strstr((process_log_tail(log_path, 0, tail), tail), "ready"); i++)
-            usleep(10000);
-        assert_string_equal(tail, "/dev/null; ready");
-        assert_int_equal(getsid(process.pid), process.pid);
-        snprintf(pid_path, sizeof pid_path, "%s.pid", log_path);
-        char text[16];
-        int n = snprintf(text, sizeof text, "%d\n", (int)process.pid);
-        check_ok(io_replace_file(pid_path, text, (size_t)n, 0600, &err));
-        assert_int_equal(process_adopt(pid_path, "another-word", &other), -ESRCH);
-        assert_int_equal(process_wait(&process, 0, NULL), 0);
-        assert_true(process_stop(&process, 5000));
-        assert_false(process_exists(&process));
-        assert_int_equal(process_adopt(pid_path, "sleep", &other), -ESRCH);
-        unlink(pid_path);
-        unlink(log_path);
-    }
+    struct error err = ERROR_INIT;
+    struct process process = PROCESS_NONE, other = PROCESS_NONE;
+    const char *argv[4];
+    char log_path[] = "/tmp/tidemark-process-XXXXXX", tail[PROCESS_TAIL_BYTES], pid_path[64];
+    close(mkstemp(log_path));
+    int fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    struct process_options o =
+        shell(argv, "readlink /proc/self/fd/3; echo ready; read x; exec sleep 1000");
+    o.log_path = log_path;
+    o.inherit_fd = fd;
+    check_ok(process_start(&o, &process, &err));
+    close(fd);
+    for (int i = 0; i < 1000 && !strstr((process_log_tail(log_path, 0, tail), tail), "ready"); i++)
+        usleep(10000);
+    assert_string_equal(tail, "/dev/null; ready");
+    assert_int_equal(getsid(process.pid), process.pid);
+    snprintf(pid_path, sizeof pid_path, "%s.pid", log_path);
+    char text[16];
+    int n = snprintf(text, sizeof text, "%d\n", (int)process.pid);
+    check_ok(io_replace_file(pid_path, text, (size_t)n, 0600, &err));
+    assert_int_equal(process_adopt(pid_path, "another-word", &other), -ESRCH);
+    assert_int_equal(process_wait(&process, 0, NULL), 0);
+    assert_true(process_stop(&process, 5000));
+    assert_false(process_exists(&process));
+    assert_int_equal(process_adopt(pid_path, "sleep", &other), -ESRCH);
+    unlink(pid_path);
+    unlink(log_path);
 }
 
 static void adopting(void **unused)

@@ -376,7 +376,7 @@ static int failing_start(struct block *b, struct block_request *r)
 {
     (void)b;
     block_queue_transfer(r, -1, r->data);
-    return 0;
+    return BLOCK_STEP_TRANSFERS;
 }
 static enum block_step failing_step(struct block *b, struct block_request *r)
 {
@@ -387,7 +387,7 @@ static enum block_step failing_step(struct block *b, struct block_request *r)
 }
 static int failing_finish(struct block *b, struct block_request *r, struct error *err)
 {
-    return r->write ? failing_pwrite(b, r->data, r->length_bytes, r->offset_bytes, 0, err)
+    return r->op == BLOCK_OP_WRITE ? failing_pwrite(b, r->data, r->length_bytes, r->offset_bytes, 0, err)
                     : failing_pread(b, r->data, r->length_bytes, r->offset_bytes, err);
 }
 static const struct block_async_ops failing_async_ops = {.start = failing_start, .step = failing_step, .finish = failing_finish};

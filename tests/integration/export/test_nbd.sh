@@ -1,30 +1,25 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# The NBD shim: exports by name, data, holes, several connections, refusals.
+# NBD: exports by name, data, holes, several connections, refusals.
 . "$(dirname "$0")/common.sh"
-for program in nbdkit nbdinfo qemu-img; do command -v $program >/dev/null || skip "needs $program"; done
-start_nbdkit() { # VOLUME...
+for program in nbdinfo nbdcopy qemu-img qemu-io; do command -v $program >/dev/null || skip "needs $program"; done
+start_nbd() { # VOLUME...
     printf '%s\n' "$@" >"$work/config"
-    rm -f "$work/nbd.sock" "$work/nbdkit.pid"
-    nbdkit --foreground --unix "$work/nbd.sock" --pidfile "$work/nbdkit.pid" "$NBDKIT_PLUGIN" "config=$work/config" role=view \
-        2>>"$work/log" &
+    "$NBD_SERVER" "$work/config" "$work/nbd.sock" "$work/nbd.pid" 2>>"$work/log" &
     holder_pid=$!
-    wait_for 10 test -s "$work/nbdkit.pid" || fail "nbdkit did not start"
+    wait_for 10 test -s "$work/nbd.pid" || fail "it did not start"
 }
-stop_nbdkit() {
+stop_nbd() {
     kill -TERM "$holder_pid"
-    wait "$holder_pid" || fail "nbdkit ended with status $?"
+    wait "$holder_pid" || fail "it ended with status $?"
     holder_pid=
 }
 uri() { echo "nbd+unix:///$1?socket=$work/nbd.sock"; }
 
-nbdkit --dump-plugin "$NBDKIT_PLUGIN" | grep -q "^max_thread_model=parallel" || fail "thread model"
-! nbdkit --foreground --unix "$work/nbd.sock" "$NBDKIT_PLUGIN" 2>"$work/message" || fail "started without configuration"
-grep -q "config=FILE" "$work/message" || fail "message: $(cat "$work/message")"
-! nbdkit --foreground --unix "$work/nbd.sock" "$NBDKIT_PLUGIN" "config=$work/missing" 2>"$work/message" || fail "started"
+! "$NBD_SERVER" "$work/missing" "$work/nbd.sock" "$work/nbd.pid" 2>"$work/message" || fail "started without configuration"
 grep -q "cannot open" "$work/message" || fail "message: $(cat "$work/message")"
 
-start_nbdkit "data 134217728 $work/data.img" "wal 67108864 memory"
+start_nbd "data 134217728 $work/data.img" "wal 67108864 memory"
 nbdinfo --list "$(uri "")" >"$work/list"
 grep -q 'export="data"' "$work/list" && grep -q 'export="wal"' "$work/list" || fail "list: $(cat "$work/list")"
 nbdinfo "$(uri data)" >"$work/info"
@@ -65,12 +60,38 @@ for call in (lambda: h.pread(100, 0), lambda: h.pwrite(b"x" * 512, 134217728), l
         raise AssertionError("a bad range was taken")
 ' || fail "nbdsh"
 fi
-stop_nbdkit
+# Large requests, several connections, and a client that goes in the middle.
+nbdcopy --connections=4 --request-size=4194304 "$work/image" "$(uri data)" || fail "nbdcopy"
+nbdcopy --connections=2 "$(uri data)" - | cmp - "$work/image" || fail "nbdcopy back"
+for i in 1 2 3; do
+    nbdcopy "$work/image" "$(uri wal)" 2>/dev/null &
+    client=$!
+    kill -KILL $client
+    wait $client 2>/dev/null || true
+done
+nbdinfo "$(uri wal)" >/dev/null || fail "a killed client ended the server"
+if command -v nbdfuse >/dev/null && [[ -e /dev/fuse ]]; then
+    mkdir "$work/nbdfuse"
+    nbdfuse "$work/nbdfuse" "$(uri data)" &
+    client=$!
+    wait_for 10 test -e "$work/nbdfuse/nbd" || fail "nbdfuse"
+    cmp "$work/nbdfuse/nbd" "$work/image" || fail "nbdfuse reads something else"
+    umount "$work/nbdfuse"
+    wait $client || fail "nbdfuse ended with status $?"
+fi
+! "$NBD_SERVER" "$work/config" "$work/nbd.sock" "$work/pid2" 2>"$work/message" || fail "a second one served the same socket"
+grep -q "cannot listen" "$work/message" || fail "message: $(cat "$work/message")"
+stop_nbd
+[[ ! -e $work/nbd.sock && ! -e $work/nbd.pid ]] || fail "socket or pid file is left"
 # What was written is in the backing file.
 cmp -n 4096 -i 1048576 "$work/image" "$work/data.img" || fail "the data is not in the backing file"
 
-start_nbdkit "only 67108864 memory"
+start_nbd "only 67108864 memory"
+kill -KILL "$holder_pid"
+wait "$holder_pid" 2>/dev/null || true
+rm "$work/nbd.pid"
+start_nbd "only 67108864 memory" # over the socket that is left
 nbdinfo "$(uri "")" | grep -q "export-size: 67108864" || fail "one volume is not the default"
 # Killed by SIGTERM with a client connected: ends all the same.
 qemu-io -f raw -c "write 0 1M" -c "read 0 1M" "$(uri only)" >/dev/null || fail "qemu-io"
-stop_nbdkit
+stop_nbd

@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Listens, and greets clients until they have chosen a volume, whose loop has them then. One thread; a client
+ * that dawdles keeps nobody waiting, and is sent away after NBD_HANDSHAKE_MS. */
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/thread.h"
+#include "export/nbd_internal.h"
+
+struct greeting {
+    struct greeting *next;
+    int fd;
+    uint64_t until_ns;
+    struct nbd_handshake handshake;
+};
+
+struct nbd_server {
+    const struct log *log;
+    struct sockaddr_un address;
+    int fd, stop_fd;
+    bool bound;
+    size_t count;
+    struct nbd_export exports[NBD_MAX_EXPORTS];
+    struct nbd_loop *loops[NBD_MAX_EXPORTS];
+    atomic_uint connections;
+    struct greeting *greetings; /* the thread's own */
+    pthread_t thread;
+    bool thread_runs;
+};
+
+/* ---- greeting ---- */
+
+/* Sends what the handshake has to say: little enough for the socket's buffer, unless the client takes
+ * nothing. */
+static bool say(struct greeting *g)
+{
+    struct nbd_handshake *h = &g->handshake;
+    ssize_t n = h->out_bytes ? send(g->fd, h->out, h->out_bytes, MSG_NOSIGNAL | MSG_DONTWAIT) : 0;
+    bool whole = n == (ssize_t)h->out_bytes;
+    h->out_bytes = 0;
+    return whole;
+}
+
+/* Goes on with the handshake as far as there is input; false: the client is lost, or was sent away. */
+static bool listen_to(struct greeting *g)
+{
+    struct nbd_handshake *h = &g->handshake;
+    while (h->state != NBD_TRANSMISSION) {
+        if (h->state == NBD_CLOSED)
+            return false;
+        ssize_t n = recv(g->fd, h->in + h->in_bytes, h->want_bytes - h->in_bytes, MSG_DONTWAIT);
+        if (n < 0 && (errno == EAGAIN || errno == EINTR))
+            return true;
+        if (n <= 0)
+            return false;
+        h->in_bytes += (size_t)n;
+        if (h->in_bytes < h->want_bytes)
+            continue;
+        nbd_handshake_advance(h);
+        if (!say(g))
+            return false;
+    }
+    return true;
+}
+
+static void end_greeting(struct nbd_server *s, struct greeting *g)
+{
+    close(g->fd);
+    atomic_fetch_sub(&s->connections, 1);
+    free(g);
+}
+
+/* Moves all on; hands over those who have chosen. */
+static void go_on(struct nbd_server *s)
+{
+    uint64_t now = clock_boottime_ns(clock_system());
+    for (struct greeting **at = &s->greetings; *at;) {
+        struct greeting *g = *at;
+        const struct nbd_handshake *h = &g->handshake;
+        bool alive = listen_to(g) && (h->state == NBD_TRANSMISSION || now < g->until_ns);
+        if (alive && h->state != NBD_TRANSMISSION) {
+            at = &g->next;
+            continue;
+        }
+        *at = g->next;
+        if (alive) {
+            nbd_loop_add(s->loops[h->export], g->fd, h->structured, h->allocation);
+            free(g);
+        } else {
+            end_greeting(s, g);
+        }
+    }
+}
+
+static void greet(struct nbd_server *s)
+{
+    int fd = accept4(s->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd < 0)
+        return;
+    bool room = atomic_fetch_add(&s->connections, 1) < NBD_CONNECTIONS_MAX;
+    struct greeting *g = room ? malloc(sizeof *g) : NULL;
+    if (!g) {
+        log_warning(s->log,
+                    "an NBD client was sent away: there are %u connections, which is the most there can be, "
+                    "or no memory",
+                    NBD_CONNECTIONS_MAX);
+        close(fd);
+        atomic_fetch_sub(&s->connections, 1);
+        return;
+    }
+    g->fd = fd;
+    g->until_ns = clock_boottime_ns(clock_system()) + NBD_HANDSHAKE_MS * NS_PER_MS;
+    nbd_handshake_init(&g->handshake, s->exports, s->count);
+    if (!say(g)) {
+        end_greeting(s, g);
+        return;
+    }
+    g->next = s->greetings;
+    s->greetings = g;
+}
+
+static void *server_main(void *context)
+{
+    struct nbd_server *s = context;
+    for (;;) {
+        struct pollfd fds[2 + NBD_CONNECTIONS_MAX] = {{.fd = s->stop_fd, .events = POLLIN},
+                                                      {.fd = s->fd, .events = POLLIN}};
+        nfds_t count = 2;
+        for (struct greeting *g = s->greetings; g; g = g->next)
+            fds[count++] = (struct pollfd){.fd = g->fd, .events = POLLIN};
+        poll(fds, count, count > 2 ? 1000 : -1);
+        if (fds[0].revents)
+            break;
+        if (fds[1].revents)
+            greet(s);
+        go_on(s);
+    }
+    while (s->greetings) {
+        struct greeting *g = s->greetings;
+        s->greetings = g->next;
+        end_greeting(s, g);
+    }
+    return NULL;
+}
+
+/* ---- start and end ---- */
+
+static bool is_served(const struct nbd_server *s)
+{
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    bool served = fd >= 0 && (connect(fd, (const struct sockaddr *)&s->address, sizeof s->address) == 0 ||
+                              errno != ECONNREFUSED);
+    if (fd >= 0)
+        close(fd);
+    return served;
+}
+
+static int listen_at(struct nbd_server *s, const char *path, struct error *err)
+{
+    if (strlen(path) >= sizeof s->address.sun_path)
+        return error_set(err, -ENAMETOOLONG, "the path of the NBD socket %s is longer than %zu characters",
+                         path, sizeof s->address.sun_path - 1);
+    s->address.sun_family = AF_UNIX;
+    memcpy(s->address.sun_path, path, strlen(path) + 1);
+    const struct sockaddr *address = (const struct sockaddr *)&s->address;
+    s->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    int r = s->fd < 0 || bind(s->fd, address, sizeof s->address) < 0 ? -errno : 0;
+    if (r == -EADDRINUSE && !is_served(s) && unlink(path) == 0) /* left by a server that was killed */
+        r = bind(s->fd, address, sizeof s->address) < 0 ? -errno : 0;
+    s->bound = r == 0;
+    if (r == 0 && listen(s->fd, NBD_CONNECTIONS_MAX) < 0)
+        r = -errno;
+    return r < 0 ? error_errno(err, r, "cannot listen at the NBD socket %s", path) : 0;
+}
+
+int nbd_server_start(const struct nbd_server_options *options, struct nbd_server **ret, struct error *err)
+{
+    struct nbd_server *s = calloc(1, sizeof *s);
+    if (!s)
+        return error_errno(err, -ENOMEM, "cannot serve NBD");
+    s->log = options->log;
+    s->fd = s->stop_fd = -1;
+    int r = options->count > NBD_MAX_EXPORTS
+                ? error_set(err, -E2BIG, "cannot serve more than %u volumes by NBD", NBD_MAX_EXPORTS)
+                : 0;
+    for (size_t i = 0; i < options->count && r == 0; i++) {
+        struct block *b = options->blocks[i];
+        s->exports[i] = (struct nbd_export){
+            .name = options->names[i], .size_bytes = b->size_bytes, .extents = b->ops->extents != NULL};
+        struct nbd_loop_options loop = {.block = b,
+                                        .export = &s->exports[i],
+                                        .spin_ns = NBD_DEFAULT_SPIN_US * NS_PER_US,
+                                        .connections = &s->connections,
+                                        .log = s->log};
+        r = nbd_loop_start(&loop, &s->loops[i], err);
+        s->count += r == 0;
+    }
+    if (r == 0 && (s->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0)
+        r = error_errno(err, -errno, "cannot make an eventfd");
+    if (r == 0)
+        r = listen_at(s, options->socket_path, err);
+    if (r == 0)
+        r = thread_start(&s->thread, "nbd-greet", server_main, s, err);
+    s->thread_runs = r == 0;
+    if (r < 0) {
+        nbd_server_free(s);
+        return r;
+    }
+    *ret = s;
+    return 0;
+}
+
+void nbd_server_free(struct nbd_server *s)
+{
+    if (!s)
+        return;
+    if (s->bound)
+        unlink(s->address.sun_path);
+    if (s->thread_runs && eventfd_write(s->stop_fd, 1) == 0)
+        pthread_join(s->thread, NULL);
+    for (size_t i = 0; i < s->count; i++)
+        nbd_loop_free(s->loops[i]);
+    if (s->fd >= 0)
+        close(s->fd);
+    if (s->stop_fd >= 0)
+        close(s->stop_fd);
+    free(s);
+}

@@ -1,0 +1,290 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The NBD server over its socket, by a client that may say anything. Invariants N1 to N5 of nbd_loop.c. */
+#include "check.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "block/block.h"
+#include "block/queue.h"
+#include "export/nbd.h"
+#include "export/nbd_protocol.h"
+
+#define VOLUME_BYTES (4u << 20)
+
+static struct stand {
+    char path[64];
+    struct block *blocks[2];
+    struct nbd_server *server;
+} x;
+static struct error err;
+
+static int set_up(void **state)
+{
+    static const char *const names[] = {"data", "wal"};
+    (void)state;
+    snprintf(x.path, sizeof x.path, "/tmp/tidemark-nbd-%d.sock", getpid());
+    char file[80];
+    snprintf(file, sizeof file, "%s.img", x.path);
+    check_ok(block_file_open(file, VOLUME_BYTES, false, &x.blocks[0], &err)); /* has a queue */
+    unlink(file);
+    check_ok(block_memory_new(VOLUME_BYTES, &x.blocks[1], &err)); /* has none, as a view */
+    struct nbd_server_options o = {.socket_path = x.path, .count = 2, .blocks = x.blocks, .names = names};
+    check_ok(nbd_server_start(&o, &x.server, &err));
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    struct stat st;
+    (void)state;
+    nbd_server_free(x.server);
+    block_free(x.blocks[0]);
+    block_free(x.blocks[1]);
+    assert_int_equal(stat(x.path, &st), -1);
+    return 0;
+}
+
+static int dial(void)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct timeval limit = {.tv_sec = 20};
+    snprintf(address.sun_path, sizeof address.sun_path, "%s", x.path);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    assert_int_equal(connect(fd, (struct sockaddr *)&address, sizeof address), 0);
+    return fd;
+}
+
+static void say(int fd, const void *data, size_t length)
+{
+    for (size_t done = 0; done < length;) {
+        ssize_t n = send(fd, (const char *)data + done, length - done, MSG_NOSIGNAL);
+        if (n < 0 && errno == EINTR)
+            continue;
+        assert_true(n > 0);
+        done += (size_t)n;
+    }
+}
+
+static void hear(int fd, void *data, size_t length)
+{
+    for (size_t done = 0; done < length;) {
+        ssize_t n = recv(fd, (char *)data + done, length - done, 0);
+        if (n < 0 &&
+            errno == EINTR) /* io_uring tells this thread, which has made the ring, that it has news */
+            continue;
+        assert_true(n > 0);
+        done += (size_t)n;
+    }
+}
+
+/* By NBD_OPT_EXPORT_NAME, so that replies are simple. */
+static int choose(const char *name)
+{
+    struct nbd_greeting greeting;
+    struct nbd_export_name_reply reply;
+    struct be32 flags = be32_of(NBD_FIXED_NEWSTYLE | NBD_NO_ZEROES);
+    struct nbd_option_header option = {.magic = be64_of(NBD_OPTION_MAGIC),
+                                       .option = be32_of(NBD_OPT_EXPORT_NAME),
+                                       .length_bytes = be32_of((uint32_t)strlen(name))};
+    int fd = dial();
+    hear(fd, &greeting, sizeof greeting);
+    assert_true(be64_get(greeting.magic) == NBD_MAGIC);
+    say(fd, &flags, sizeof flags);
+    say(fd, &option, sizeof option);
+    say(fd, name, strlen(name));
+    hear(fd, &reply, 10);
+    assert_int_equal(be64_get(reply.size_bytes), VOLUME_BYTES);
+    return fd;
+}
+
+static void ask(int fd, uint16_t command, uint16_t flags, uint64_t cookie, uint64_t offset, uint32_t length)
+{
+    struct nbd_request_header h = {.magic = be32_of(NBD_REQUEST_MAGIC),
+                                   .flags = be16_of(flags),
+                                   .command = be16_of(command),
+                                   .cookie = be64_of(cookie),
+                                   .offset_bytes = be64_of(offset),
+                                   .length_bytes = be32_of(length)};
+    say(fd, &h, sizeof h);
+}
+
+static uint32_t answer(int fd, uint64_t *ret_cookie)
+{
+    struct nbd_simple_reply reply;
+    hear(fd, &reply, sizeof reply);
+    assert_true(be32_get(reply.magic) == NBD_SIMPLE_REPLY_MAGIC);
+    *ret_cookie = be64_get(reply.cookie);
+    return be32_get(reply.error);
+}
+
+static uint32_t call(int fd, uint16_t command, uint16_t flags, uint64_t offset, uint32_t length)
+{
+    uint64_t cookie;
+    ask(fd, command, flags, 42, offset, length);
+    uint32_t error = answer(fd, &cookie);
+    assert_int_equal(cookie, 42);
+    return error;
+}
+
+static void is_closed(int fd)
+{
+    char byte;
+    ssize_t n;
+    do
+        n = recv(fd, &byte, 1, 0);
+    while (n < 0 && errno == EINTR);
+    assert_true(n == 0 || (n < 0 && errno == ECONNRESET));
+    close(fd);
+}
+
+static void what_is_written_is_read(void **state)
+{
+    static char data[1u << 20], got[1u << 20];
+    static const char *const names[] = {"data", "wal"};
+    (void)state;
+    for (int v = 0; v < 2; v++) {
+        int fd = choose(names[v]);
+        uint64_t seed = 7, cookie;
+        const uint32_t lengths[] = {512,       4096,      65536,  128 << 10,
+                                    256 << 10, 512 << 10, 1 << 20}; /* some take the large slot */
+        for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+            for (size_t k = 0; k < lengths[i]; k++)
+                data[k] = (char)check_random(&seed);
+            ask(fd, NBD_CMD_WRITE, i % 2 ? NBD_CMD_FLAG_FUA : 0, i, 512 * i, lengths[i]);
+            say(fd, data, lengths[i]);
+            assert_int_equal(answer(fd, &cookie), 0);
+            assert_int_equal(cookie, i);
+            assert_int_equal(call(fd, NBD_CMD_FLUSH, 0, 0, 0), 0);
+            assert_int_equal(call(fd, NBD_CMD_READ, 0, 512 * i, lengths[i]), 0);
+            hear(fd, got, lengths[i]);
+            assert_memory_equal(data, got, lengths[i]);
+        }
+        assert_int_equal(call(fd, NBD_CMD_TRIM, 0, 0, 4096), 0);
+        assert_int_equal(call(fd, NBD_CMD_WRITE_ZEROES, NBD_CMD_FLAG_NO_HOLE, 4096, 4096), 0);
+        assert_int_equal(call(fd, NBD_CMD_CACHE, 0, 0, 4096), 0);
+        assert_int_equal(call(fd, NBD_CMD_READ, 0, 0, 8192), 0);
+        hear(fd, got, 8192);
+        memset(data, 0, 8192);
+        assert_memory_equal(data, got, 8192);
+        ask(fd, NBD_CMD_DISC, 0, 0, 0, 0);
+        is_closed(fd);
+    }
+}
+
+static void bad_requests_are_refused_and_the_next_is_served(void **state)
+{
+    static const char payload[4096];
+    (void)state;
+    int fd = choose("data");
+    uint64_t cookie;
+    assert_int_equal(call(fd, NBD_CMD_READ, 0, VOLUME_BYTES, 512), NBD_EINVAL);
+    assert_int_equal(call(fd, NBD_CMD_READ, 0, UINT64_MAX - 511, 1024), NBD_EINVAL);
+    assert_int_equal(call(fd, NBD_CMD_READ, 0, 1, 512), NBD_EINVAL);
+    assert_int_equal(call(fd, NBD_CMD_READ, 0xff00, 0, 512), NBD_EINVAL);
+    assert_int_equal(call(fd, NBD_CMD_WRITE_ZEROES, 0, 0, UINT32_MAX), NBD_ENOSPC);
+    assert_int_equal(call(fd, NBD_CMD_BLOCK_STATUS, 0, 0, 4096), NBD_EINVAL); /* not negotiated */
+    assert_int_equal(call(fd, 77, 0, 0, 0), NBD_EINVAL);
+    ask(fd, NBD_CMD_WRITE, 0, 5, VOLUME_BYTES - 512, sizeof payload); /* its data are skipped */
+    say(fd, payload, sizeof payload);
+    assert_int_equal(answer(fd, &cookie), NBD_ENOSPC);
+    assert_int_equal(cookie, 5);
+    assert_int_equal(call(fd, NBD_CMD_FLUSH, 0, 0, 0), 0);
+    ask(fd, NBD_CMD_WRITE, 0, 6, 0, NBD_MAX_REQUEST_BYTES + 512); /* too much to skip */
+    is_closed(fd);
+    fd = choose("data");
+    say(fd, payload, 28); /* no magic */
+    is_closed(fd);
+}
+
+/* N3: one client stops in the middle of a request, one does not read its answers; a third is served all the
+ * same. */
+static void a_client_that_stops_harms_no_other(void **state)
+{
+    (void)state;
+    static char got[256 << 10];
+    int half = choose("data"), deaf = choose("data"), dumb = dial(), fd = choose("data");
+    ask(half, NBD_CMD_WRITE, 0, 1, 0, 4096);
+    say(half, got, 100);
+    for (int i = 0; i < 100; i++)
+        ask(deaf, NBD_CMD_READ, 0, (uint64_t)i, 0, sizeof got);
+    for (int i = 0; i < 50; i++) {
+        assert_int_equal(call(fd, NBD_CMD_READ, 0, 0, sizeof got), 0);
+        hear(fd, got, sizeof got);
+    }
+    for (int i = 0; i < 100; i++) { /* it hears them all in the end */
+        uint64_t cookie;
+        assert_int_equal(answer(deaf, &cookie), 0);
+        hear(deaf, got, sizeof got);
+    }
+    close(half);
+    close(deaf);
+    close(dumb);
+    assert_int_equal(call(fd, NBD_CMD_FLUSH, 0, 0, 0), 0);
+    close(fd);
+}
+
+static void connections_are_limited(void **state)
+{
+    int fds[NBD_CONNECTIONS_MAX];
+    (void)state;
+    for (size_t i = 0; i < NBD_CONNECTIONS_MAX; i++)
+        fds[i] = i % 2 ? choose("wal") : dial();
+    int more = dial();
+    is_closed(more);
+    for (size_t i = 0; i < NBD_CONNECTIONS_MAX; i++)
+        close(fds[i]);
+    for (int i = 0; i < 1000; i++) { /* once they are gone there is room again */
+        struct nbd_greeting greeting;
+        more = dial();
+        bool room = recv(more, &greeting, sizeof greeting, 0) == sizeof greeting;
+        close(more);
+        if (room)
+            return;
+        usleep(10000);
+    }
+    fail_msg("no room although all clients have gone");
+}
+
+static void random_clients_are_survived(void **state)
+{
+    (void)state;
+    uint64_t random = check_seed();
+    for (int round = 0; round < 300; round++) {
+        unsigned char data[600];
+        int fd = check_random(&random) % 2 ? choose("data") : dial();
+        size_t length = check_random(&random) % sizeof data;
+        for (size_t i = 0; i < length; i++)
+            data[i] = (unsigned char)(check_random(&random) % 4 ? 0 : check_random(&random));
+        send(fd, data, length, MSG_NOSIGNAL);
+        if (check_random(&random) % 2) {
+            struct nbd_request_header h = {.magic = be32_of(NBD_REQUEST_MAGIC),
+                                           .command = be16_of((uint16_t)(check_random(&random) % 10)),
+                                           .offset_bytes = be64_of(check_random(&random) % 4 * 512),
+                                           .length_bytes = be32_of((uint32_t)check_random(&random) % 70000)};
+            send(fd, &h, sizeof h, MSG_NOSIGNAL);
+        }
+        close(fd);
+    }
+    int fd = choose("data");
+    assert_int_equal(call(fd, NBD_CMD_FLUSH, 0, 0, 0), 0);
+    close(fd);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(what_is_written_is_read, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(bad_requests_are_refused_and_the_next_is_served, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_client_that_stops_harms_no_other, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(connections_are_limited, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(random_clients_are_survived, set_up, tear_down),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

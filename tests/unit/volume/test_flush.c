@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Flushes by the queue: what they cover, who shares an fdatasync, and that one that failed has failed for
+ * good. */
+#include "check.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/io.h"
+#include "block/queue.h"
+#include "volume/group_internal.h"
+
+#define SIZE_BYTES (1u << 20)
+#define DEPTH 16u
+
+static struct stand {
+    char directory[64], ring[96];
+    struct journal *journal;
+    struct group *group;
+    struct volume *volume;
+    struct block_queue *queue;
+    struct block_request requests[DEPTH];
+    char *data;
+} x;
+static struct error err;
+
+static int set_up(void **state)
+{
+    enum group_ack ack = *state ? GROUP_ACK_FLUSH : GROUP_ACK_WRITE;
+    snprintf(x.directory, sizeof x.directory, "/dev/shm/tidemark-flush-XXXXXX");
+    assert_non_null(mkdtemp(x.directory));
+    snprintf(x.ring, sizeof x.ring, "%s.ring", x.directory);
+    struct journal_options o = {.directory = x.directory,
+                                .segment_blocks = 96,
+                                .segment_records = 24,
+                                .fanout = 2,
+                                .ring_path = x.ring,
+                                .owner = "test_flush"};
+    char path[96];
+    snprintf(path, sizeof path, "%s/v.img", x.directory);
+    check_ok(journal_open(&o, &x.journal, &err));
+    check_ok(group_new(x.journal, ack, NULL, &x.group, &err));
+    check_ok(group_add_volume(x.group, "v", SIZE_BYTES, path, &err));
+    check_ok(group_start(x.group, &err));
+    x.volume = (struct volume *)group_volume_block(x.group, 0);
+    check_ok(block_queue_new(&x.volume->block, DEPTH, &x.queue, &err));
+    x.data = io_alloc_pages(4096);
+    assert_non_null(x.data);
+    check_ok(block_pwrite(&x.volume->block, x.data, 4096, 0, 0, &err)); /* the first touch of a region is not queued */
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    block_queue_free(x.queue);
+    group_free(x.group);
+    check_ok(journal_close(x.journal, &err));
+    check_ok(io_remove_tree(x.directory, &err));
+    io_free_pages(x.data, 4096);
+    return 0;
+}
+
+static struct block_request *begin(unsigned i, enum block_op op, unsigned flags)
+{
+    struct block_request *r = &x.requests[i];
+    *r = (struct block_request){.op = op, .flags = flags, .outcome = -1};
+    if (op != BLOCK_OP_FLUSH) {
+        r->data = x.data;
+        r->length_bytes = 4096;
+        r->offset_bytes = 4096 * i;
+    }
+    check_ok(block_queue_start(x.queue, r));
+    return r;
+}
+
+/* Until all have ended; the first error of those that failed. */
+static int end_all(void)
+{
+    int result = 0;
+    while (block_queue_busy(x.queue)) {
+        struct pollfd fds[BLOCK_QUEUE_MAX_FDS];
+        unsigned count = block_queue_prepare_sleep(x.queue, fds);
+        struct block_request *done = block_queue_poll(x.queue);
+        if (!done)
+            assert_true(poll(fds, count, 20000) > 0);
+        for (; done; done = done->next) {
+            int r = done->outcome == BLOCK_STEP_BLOCKS ? block_finish(&x.volume->block, done, &err)
+                                                       : done->outcome;
+            assert_int_not_equal(r, BLOCK_STEP_AGAIN);
+            result = result ? result : r;
+        }
+    }
+    return result;
+}
+
+static uint64_t durable(void)
+{
+    struct journal_status status;
+    journal_status(x.journal, &status);
+    return status.durable.n;
+}
+
+/* J3, in both modes: what was written before the flush is durable in the journal, and an fdatasync of the
+ * backing began after. */
+static void a_flush_covers_what_was_written_before(void **state)
+{
+    (void)state;
+    for (unsigned round = 0; round < 20; round++) {
+        begin(0, BLOCK_OP_WRITE, 0);
+        assert_int_equal(end_all(), 0);
+        uint64_t last = x.volume->sync.begun;
+        begin(1, BLOCK_OP_FLUSH, 0);
+        uint64_t written = x.journal ? journal_sync_begin(x.journal).n : 0;
+        assert_int_equal(end_all(), 0);
+        assert_true(durable() >= written);
+        assert_true(x.volume->sync.ended > last);
+    }
+}
+
+static void fua_covers_its_write(void **state)
+{
+    (void)state;
+    for (unsigned i = 0; i < DEPTH; i++)
+        begin(i, BLOCK_OP_WRITE, i % 2 ? BLOCK_FUA : 0);
+    uint64_t written = journal_sync_begin(x.journal).n;
+    assert_int_equal(end_all(), 0);
+    assert_true(durable() >= written - 1); /* the last one has FUA; a rewind or seal adds none meanwhile */
+    assert_true(x.volume->sync.ended >= 1);
+}
+
+static void flushes_that_wait_together_share_one_fdatasync(void **state)
+{
+    (void)state;
+    uint64_t before = x.volume->sync.begun;
+    for (unsigned i = 0; i < DEPTH; i++)
+        begin(i, BLOCK_OP_FLUSH, 0);
+    assert_int_equal(end_all(), 0);
+    assert_int_equal(x.volume->sync.begun, before + 1);
+}
+
+static void a_flush_is_not_answered_by_one_submitted_before(void **state)
+{
+    (void)state;
+    uint64_t before = x.volume->sync.begun;
+    begin(0, BLOCK_OP_FLUSH, 0);
+    struct block_request *done = block_queue_poll(x.queue); /* submits it */
+    begin(1, BLOCK_OP_FLUSH, 0);
+    assert_int_equal(end_all(), 0);
+    assert_true(!done || !done->next);
+    assert_int_equal(x.volume->sync.ended, before + 2);
+}
+
+static void *flush_blocking(void *context)
+{
+    struct error e = ERROR_INIT;
+    int *result = context;
+    *result = block_flush(&x.volume->block, &e);
+    return NULL;
+}
+
+static void blocking_flushes_share_too(void **state)
+{
+    (void)state;
+    pthread_t threads[8];
+    int results[8];
+    for (int i = 0; i < 8; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, flush_blocking, &results[i]), 0);
+    for (unsigned i = 0; i < DEPTH; i++)
+        begin(i, BLOCK_OP_FLUSH, 0);
+    assert_int_equal(end_all(), 0);
+    for (int i = 0; i < 8; i++) {
+        pthread_join(threads[i], NULL);
+        assert_int_equal(results[i], 0);
+    }
+    assert_int_equal(x.volume->sync.begun, x.volume->sync.ended);
+}
+
+/* An fdatasync that fails, and then one that would not: no flush may succeed any more. */
+static void a_failed_flush_has_failed_for_good(void **state)
+{
+    int fd = block_file_fd(x.volume->backing), kept = dup(fd), pipe_fds[2];
+    (void)state;
+    assert_int_equal(pipe(pipe_fds), 0);
+    assert_int_equal(dup2(pipe_fds[0], fd), fd); /* cannot be synced: EINVAL */
+    for (unsigned i = 0; i < 4; i++)
+        begin(i, BLOCK_OP_FLUSH, 0);
+    assert_int_equal(end_all(), -EIO);
+    assert_int_equal(dup2(kept, fd), fd);
+    begin(0, BLOCK_OP_FLUSH, 0);
+    assert_int_equal(end_all(), -EIO);
+    begin(0, BLOCK_OP_WRITE, BLOCK_FUA);
+    assert_int_equal(end_all(), -EIO);
+    check_error(block_flush(&x.volume->block, &err), -EIO, "an earlier flush failed");
+    close(kept);
+    close(pipe_fds[0]);
+    close(pipe_fds[1]);
+}
+
+int main(void)
+{
+    static int flush_mode;
+#define BOTH(test)                                                                                           \
+    cmocka_unit_test_prestate_setup_teardown(test, set_up, tear_down, NULL),                                 \
+        cmocka_unit_test_prestate_setup_teardown(test, set_up, tear_down, &flush_mode)
+    const struct CMUnitTest tests[] = {
+        BOTH(a_flush_covers_what_was_written_before),
+        BOTH(fua_covers_its_write),
+        BOTH(flushes_that_wait_together_share_one_fdatasync),
+        BOTH(a_flush_is_not_answered_by_one_submitted_before),
+        BOTH(blocking_flushes_share_too),
+        BOTH(a_failed_flush_has_failed_for_good),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
