@@ -29,7 +29,15 @@ struct volume {
     char name[JOURNAL_NAME_BYTES];
     struct block *backing;
     struct signal *signal; /* NULL: not watched */
-    struct grain_map stale, unverified;
+    struct grain_map stale, unverified; /* sized for the volume; replaced with the gate held exclusively */
+    struct grain_map unseeded;          /* adopted: the base lacks what they held; words NULL: none */
+    struct {
+        _Atomic bool wanted; /* something is left to be seeded, or to be told so to the journal */
+        bool new;
+        _Atomic bool inexact; /* a before-image was lost: points since the adoption are refused when it is compared */
+        void *memory;         /* the mapping that holds unseeded.words */
+        size_t memory_bytes;
+    } seed;
     _Atomic bool failed;
     struct journal_listener listener; /* of the thread that has the volume's queue */
     _Atomic uint64_t written_bytes, read_bytes, discarded_bytes, writes, reads, flushes;
@@ -63,7 +71,16 @@ struct group {
     pthread_mutex_t worker_mutex;
     pthread_cond_t worker_work, worker_idle, resumed;
     _Atomic bool stop;
-    bool idle;
+    bool idle, abandoned;
+
+    pthread_t seeder; /* copies what adopted volumes held to the base */
+    bool seeder_made;
+    pthread_mutex_t seed_mutex; /* guards what follows */
+    pthread_cond_t seed_work;
+    bool seed_runs, seed_hurry;
+    uint64_t seed_bytes_per_second; /* 0: no limit */
+    uint64_t seed_due_ns, seed_told_ns;
+    char seed_trouble[256]; /* why it does not go on; "" if it does */
 };
 
 enum change_kind { CHANGE_WRITE, CHANGE_DISCARD, CHANGE_ZERO };
@@ -116,10 +133,39 @@ int grains_flush(struct group *g, struct error *err) MUST_CHECK;
 int grains_open_image(struct group *g, struct lsn lsn, char pin[24], struct image **ret, struct error *err) MUST_CHECK;
 void grains_close_image(struct group *g, char pin[24], struct image **image);
 
-static inline bool volume_is_plain(const struct volume *v)
+/* ---- resize.c ---- */
+/* The backing gets the new size, zero beyond the old one, then the journal. */
+int group_grow_backing(struct group *g, struct volume *v, uint32_t id, uint64_t old_bytes, uint64_t size_bytes,
+                       struct error *err) MUST_CHECK;
+
+/* ---- seed.c ---- */
+/* Finds out what is left to be seeded. *ret_inexact: before-images may be missing, the volumes have to be compared. */
+int seed_open(struct group *g, bool *ret_inexact, struct error *err) MUST_CHECK;
+/* `clean`: nothing was lost and nothing is written any more. */
+void seed_close(struct group *g, bool clean);
+int seed_start(struct group *g, struct error *err) MUST_CHECK;
+void seed_stop(struct group *g); /* g->stop is set */
+void seed_settle(struct group *g);
+/* Under the range lock of whole grains: gives the grain to the base, if that lacks it. */
+int seed_grain(struct volume *v, uint64_t grain, struct error *err) MUST_CHECK;
+/* The same before a write; when that fails journaling is suspended, and -ESHUTDOWN. */
+int seed_before_write(struct volume *v, uint64_t grain, struct error *err) MUST_CHECK;
+/* Lowers *low to before the adoption of volumes with missing before-images: what comes after it is to be refused. */
+int seed_exact_until(struct group *g, struct lsn *low, struct error *err) MUST_CHECK;
+/* Whether a write would have to wait for that. */
+bool seed_touches(const struct volume *v, uint64_t lba, uint64_t length);
+
+/* The backing is what the volume holds. */
+static inline bool volume_is_current(const struct volume *v)
 {
     return atomic_load_explicit(&v->stale.set_count, memory_order_acquire) == 0 &&
            atomic_load_explicit(&v->unverified.set_count, memory_order_acquire) == 0;
+}
+
+/* And nothing has to be done before a write. */
+static inline bool volume_is_plain(const struct volume *v)
+{
+    return volume_is_current(v) && atomic_load_explicit(&v->unseeded.set_count, memory_order_acquire) == 0;
 }
 
 #endif

@@ -38,7 +38,8 @@ static int start_read(struct volume *v, struct block_request *r)
 static int append(struct volume *v, struct block_request *r)
 {
     struct error ignored = ERROR_INIT;
-    if (!volume_is_plain(v))
+    /* The range lock is held: what is seeded now stays so. */
+    if (!volume_is_current(v) || seed_touches(v, r->offset_bytes / BLOCK_SECTOR_BYTES, r->length_bytes / BLOCK_SECTOR_BYTES))
         return -EAGAIN;
     struct journal_record record = {
         .op = OP_WRITE,

@@ -104,7 +104,7 @@ class Applications(Base):
                          "configured")
         three = ("data", "wal", "more")
         self.fails("EINVAL", ["volume more", "cannot be removed"], s.apply, s.yaml())
-        self.fails("EINVAL", ["size", "cannot change"], s.apply, s.yaml(volumes=three, size="128Mi"))
+        self.fails("EINVAL", ["cannot shrink", "64.0 MiB"], s.apply, s.yaml(volumes=three, size="32Mi"))
         self.fails("EINVAL", ["spec.export", "tidemark delete shop"], s.apply, s.yaml(export="nbd", volumes=three))
         self.assertEqual(s.status()["state"], "protected")
 
