@@ -202,6 +202,21 @@ static void remove_made(const struct app_spec *spec, const size_t existing[APP_V
     }
 }
 
+/* The journal of an application that was deleted is gone on with. Meanwhile anybody may have used its sources: what they hold
+ * now is compared with the journal (the engine looks for the file). */
+static int ask_for_comparison(const struct application *a, struct error *err)
+{
+    char path[PATH_MAX];
+    bool sources = false;
+    for (size_t i = 0; i < a->spec->volume_count; i++)
+        sources |= a->spec->volumes[i].source != NULL;
+    int r = application_path(a, path, err, "journal/manifest");
+    if (r < 0 || !sources || access(path, F_OK) < 0)
+        return r;
+    r = application_path(a, path, err, "journal/compare");
+    return r < 0 ? r : io_replace_file(path, "", 0, 0600, err);
+}
+
 /* U3: without a trace if it fails. */
 static int create(struct control *control, struct app_spec *spec, uint64_t quota_bytes, bool dry_run,
                   struct error *err)
@@ -221,6 +236,8 @@ static int create(struct control *control, struct app_spec *spec, uint64_t quota
     bool kept = stat(a->directory, &st) == 0;
     note_existing(a->spec, existing);
     r = io_mkdirs(a->directory, 0700, err);
+    if (r == 0)
+        r = ask_for_comparison(a, err);
     if (r == 0)
         r = application_begin(a, "apply", 0, err);
     if (r == 0)

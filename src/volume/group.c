@@ -2,6 +2,8 @@
 #include "volume/group.h"
 
 #include <errno.h>
+#include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -253,14 +255,19 @@ int group_start(struct group *g, struct error *err)
         return r;
     bool open_refusal = m.refused_count && m.refused[m.refused_count - 1].high.n == 0;
     manifest_release(&m);
+    char asked[PATH_MAX];
     bool inexact = false;
+    snprintf(asked, sizeof asked, "%s/" GROUP_COMPARE_FILE, journal_directory(g->journal));
+    bool compare = access(asked, F_OK) == 0;
     r = grains_load(g, err);
     if (r == 0)
         r = seed_open(g, &inexact, err);
     if (r == 0)
         r = resync_in_flight(g, err);
-    if (r == 0 && ((rec->compare_all && !rec->created) || open_refusal || inexact))
+    if (r == 0 && ((rec->compare_all && !rec->created) || open_refusal || inexact || compare))
         r = group_begin_compare(g, err);
+    if (r == 0 && compare && unlink(asked) < 0) /* the refused interval is on disk now */
+        log_warning(g->log, "cannot remove %s: %m", asked);
     bool stale = false;
     for (size_t i = 0; i < g->volume_count; i++)
         stale |= atomic_load(&g->volumes[i].stale.set_count) > 0;

@@ -242,6 +242,33 @@ class Adopting(Base):
         self.close(view)
         self.assertEqual(s.operate("/v1/applications/shop/verify", {})["damage"], [])
 
+    def test_changed_while_nobody_looked(self):
+        """After `delete` the image is its owner's; applied again, what was changed meanwhile is found and journaled."""
+        s = self.s.start()
+        image = self.image("old.img")
+        s.apply(self.yaml(image))
+        self.seeded()
+        os.sync()
+        before = s.call("POST", "/v1/applications/shop/tag", {"name": "before"})["lsn"]
+        self.assertEqual(s.call("DELETE", "/v1/applications/shop")["volumes"], [{"name": "data", "backing": image}])
+        where = s.path("outside")
+        os.mkdir(where)
+        run("mount", "-o", "loop", image, where)
+        s.write("outside/f", "outside")
+        run("umount", where)
+        s.apply(self.yaml(image))
+        self.assertEqual(s.read("mnt/shop/data/f"), "outside")
+        self.seeded()
+        os.sync()
+        for point, there in (("latest", True), (f"lsn:{before}", False)):
+            view, name = self.open(point)
+            self.assertEqual(os.path.exists(os.path.join(view, "f")), there, point)
+            self.check_old(view)
+            self.close(name)
+        # Destroying the history does not destroy what was adopted.
+        self.assertEqual(s.call("DELETE", "/v1/applications/shop?purge=true")["volumes"], [{"name": "data", "backing": image}])
+        self.assertTrue(os.path.exists(image))
+
     def test_new_volume_is_kept(self):
         """Detaching a volume without a source leaves an image too, which can be adopted again."""
         s = self.s.start()
