@@ -10,9 +10,11 @@ static enum cli_exit run(struct cli *cli)
     size_t i;
     json_t *volume;
     if (!cli_options_flag(cli, "yes") && cli_output_can_ask(cli)) {
-        snprintf(question, sizeof question, "Stop protecting %s and give up its history? Its data stay.", name);
+        snprintf(question, sizeof question, "Stop protecting %s and give up its history? Its data stay.",
+                 name);
         if (!cli_output_confirm(question))
-            return cli_output_fail(cli, CLI_EXIT_FAILED, NULL, "detach %s: not confirmed, nothing was changed", name);
+            return cli_output_fail(cli, CLI_EXIT_FAILED, NULL,
+                                   "detach %s: not confirmed, nothing was changed", name);
     }
     snprintf(what, sizeof what, "detach %s", name);
     cli_api_application_path(name, "/detach", path);
@@ -22,8 +24,8 @@ static enum cli_exit run(struct cli *cli)
     if (cli->format != CLI_FORMAT_TABLE)
         return cli_output_value(cli, answer);
     cli_output_say(cli, "%s detached; its history is gone, its data are complete in plain images", name);
-    json_array_foreach(json_object_get(answer, "volumes"), i, volume)
-        cli_output_say(cli, "  volume %s: %s", cli_field_text(volume, "name", "?"), cli_field_text(volume, "image", "?"));
+    json_array_foreach(json_object_get(answer, "volumes"), i, volume) cli_output_say(
+        cli, "  volume %s: %s", cli_field_text(volume, "name", "?"), cli_field_text(volume, "image", "?"));
     return CLI_EXIT_OK;
 }
 

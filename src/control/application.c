@@ -234,8 +234,8 @@ static void stop_manifests(struct application *application)
     manifests_stop(manifests);
 }
 
-/* An engine that was taken over may not know what was applied last, and a device may not have grown yet: a former `up` may
- * have ended in between. What is not possible now does not stop what runs. */
+/* An engine that was taken over may not know what was applied last, and a device may not have grown yet: a
+ * former `up` may have ended in between. What is not possible now does not stop what runs. */
 static int application_catch_up(struct application *application, struct error *err)
 {
     struct error why = ERROR_INIT;

@@ -76,7 +76,9 @@ int application_attach(struct application *application, struct error *err)
         struct error ignored = ERROR_INIT;
         int r = fuse_file(application, i, path, err);
         if (r == 0 && loop_find(path, device, &ignored) < 0)
-            r = loop_attach_blocks(path, false, application->spec->volumes[i].source ? LOOP_BLOCK_BYTES_ADOPTED : LOOP_BLOCK_BYTES,
+            r = loop_attach_blocks(path, false,
+                                   application->spec->volumes[i].source ? LOOP_BLOCK_BYTES_ADOPTED
+                                                                        : LOOP_BLOCK_BYTES,
                                    device, err);
         if (r < 0)
             return r;
@@ -99,7 +101,8 @@ int application_detach(struct application *application, bool force, struct error
     return 0;
 }
 
-int application_backing(const struct application *application, size_t i, char ret[PATH_MAX], struct error *err)
+int application_backing(const struct application *application, size_t i, char ret[PATH_MAX],
+                        struct error *err)
 {
     const struct app_volume *v = &application->spec->volumes[i];
     if (!v->source)
@@ -114,12 +117,13 @@ static bool is_untouched(const struct application *application, size_t i)
     char path[PATH_MAX];
     struct error ignored = ERROR_INIT;
     struct stat st;
-    return application_backing(application, i, path, &ignored) == 0 && stat(path, &st) == 0 && S_ISREG(st.st_mode) &&
-           st.st_blocks == 0;
+    return application_backing(application, i, path, &ignored) == 0 && stat(path, &st) == 0 &&
+           S_ISREG(st.st_mode) && st.st_blocks == 0;
 }
 
 /* U4: a file system is made only where there is no signature of anything, and never on what was adopted. */
-static int make_file_system(struct application *application, size_t i, char found[MOUNTS_TYPE_BYTES], struct error *err)
+static int make_file_system(struct application *application, size_t i, char found[MOUNTS_TYPE_BYTES],
+                            struct error *err)
 {
     const struct app_volume *volume = &application->spec->volumes[i];
     const char *device = application->volumes[i].device, *type = app_fs_type_name(volume->fs_type);
@@ -127,8 +131,11 @@ static int make_file_system(struct application *application, size_t i, char foun
     if (r < 0 || strcmp(found, type) == 0 || (found[0] && volume->fs_type == APP_FS_FOUND))
         return r;
     if (volume->source && !found[0])
-        return error_set(err, -EINVAL, "volume %s holds no file system that can be recognized; it was adopted, so none is made on it: "
-                         "leave out mountPath", volume->name);
+        return error_set(
+            err, -EINVAL,
+            "volume %s holds no file system that can be recognized; it was adopted, so none is made on it: "
+            "leave out mountPath",
+            volume->name);
     if (found[0])
         return error_set(err, -EEXIST,
                          "volume %s holds %s, but fsType is %s: nothing was changed; set fsType to what is "
@@ -244,5 +251,6 @@ int application_grow(struct application *application, struct error *err)
 int application_configure(struct application *application, struct error *err)
 {
     _cleanup_json_ json_t *answer = NULL, *body = json_object();
-    return application_call(application, "POST", "/v1/configure", body, CONTROL_REWIND_TIMEOUT_MS, &answer, err);
+    return application_call(application, "POST", "/v1/configure", body, CONTROL_REWIND_TIMEOUT_MS, &answer,
+                            err);
 }

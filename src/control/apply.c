@@ -59,13 +59,15 @@ int change_classify(const struct app_spec *old, const struct app_spec *new, enum
                              was->name, new->name);
         if (is->size_bytes && is->size_bytes < was->size_bytes)
             return error_set(err, -EINVAL,
-                             "volume %s of %s cannot shrink from %s to %s: its file system and its history need them; leave "
+                             "volume %s of %s cannot shrink from %s to %s: its file system and its history "
+                             "need them; leave "
                              "the size as it is, or copy the data to a new volume of the size you need",
                              was->name, new->name, units_format_bytes(was->size_bytes, from),
                              units_format_bytes(is->size_bytes, to));
         if (!same_text(is->source, was->source))
             return error_set(err, -EINVAL,
-                             "the source of volume %s of %s cannot change (it is %s): `tidemark detach %s` gives the data back, "
+                             "the source of volume %s of %s cannot change (it is %s): `tidemark detach %s` "
+                             "gives the data back, "
                              "then apply it anew",
                              was->name, new->name, was->source ? was->source : "a new volume", new->name);
         if (is->mount_path && was->mount_path && is->fs_type != was->fs_type)
@@ -202,8 +204,8 @@ static void remove_made(const struct app_spec *spec, const size_t existing[APP_V
     }
 }
 
-/* The journal of an application that was deleted is gone on with. Meanwhile anybody may have used its sources: what they hold
- * now is compared with the journal (the engine looks for the file). */
+/* The journal of an application that was deleted is gone on with. Meanwhile anybody may have used its
+ * sources: what they hold now is compared with the journal (the engine looks for the file). */
 static int ask_for_comparison(const struct application *a, struct error *err)
 {
     char path[PATH_MAX];
@@ -358,7 +360,8 @@ static int update(struct application *a, struct app_spec **spec, uint64_t quota_
     /* What has grown stays so: devices and file systems follow now, or at the next try. */
     if (r == 0 && !dry_run && a->state == APPLICATION_RUNNING && application_grow(a, &grown) < 0) {
         log_error(a->control->log, "%s: %s", a->name, grown.message);
-        *ret_message = "a volume has grown, but its device or file system could not follow: the log of `tidemark up` says why; "
+        *ret_message = "a volume has grown, but its device or file system could not follow: the log of "
+                       "`tidemark up` says why; "
                        "applying again tries it again";
     }
     if (r == 0 && kind != CHANGE_NONE && !*ret_message)
@@ -439,8 +442,10 @@ static json_t *deleted_json(const struct application *a, bool purge)
         char path[PATH_MAX];
         struct error ignored = ERROR_INIT;
         const struct app_volume *v = &a->spec->volumes[i];
-        bool kept = (!purge || v->source) && application_backing(a, i, path, &ignored) == 0; /* a source is never destroyed */
-        json_array_append_new(volumes, json_pack("{s:s, s:s?}", "name", v->name, "backing", kept ? path : NULL));
+        bool kept = (!purge || v->source) &&
+                    application_backing(a, i, path, &ignored) == 0; /* a source is never destroyed */
+        json_array_append_new(volumes,
+                              json_pack("{s:s, s:s?}", "name", v->name, "backing", kept ? path : NULL));
     }
     return json_pack("{s:s, s:b, s:o, s:o}", "name", a->name, "purged", purge, "journal",
                      purge ? json_null() : json_sprintf("%s/journal", a->directory), "volumes", volumes);
@@ -483,27 +488,36 @@ static int check_complete(struct application *a, struct error *err)
     char text[UNITS_TEXT_BYTES];
     _cleanup_json_ json_t *status = NULL;
     if (a->state != APPLICATION_RUNNING)
-        return error_set(err, -EBUSY, "%s does not run: its images may lack what a rewind has not copied back; start it (`tidemark "
-                         "apply`) and detach it then", a->name);
+        return error_set(
+            err, -EBUSY,
+            "%s does not run: its images may lack what a rewind has not copied back; start it (`tidemark "
+            "apply`) and detach it then",
+            a->name);
     int r = application_call(a, "GET", "/v1/status", NULL, CONTROL_CALL_TIMEOUT_MS, &status, err);
     if (r < 0)
         return r;
     const json_t *rewind = json_object_get(status, "rewind");
     if (json_is_object(rewind))
-        return error_set(err, -EBUSY, "a rewind of %s is still being copied back (%s are left): the image is not whole before; try "
-                         "again when `tidemark status %s` shows no rewind", a->name,
-                         units_format_bytes((uint64_t)json_integer_value(json_object_get(rewind, "pending_bytes")), text), a->name);
+        return error_set(
+            err, -EBUSY,
+            "a rewind of %s is still being copied back (%s are left): the image is not whole before; try "
+            "again when `tidemark status %s` shows no rewind",
+            a->name,
+            units_format_bytes((uint64_t)json_integer_value(json_object_get(rewind, "pending_bytes")), text),
+            a->name);
     return 0;
 }
 
-/* An image of the application's own moves out of its directory: <state>/detached/<application>[.n]/<volume>.img */
+/* An image of the application's own moves out of its directory:
+ * <state>/detached/<application>[.n]/<volume>.img */
 static int keep_images(struct application *a, json_t *volumes, struct error *err)
 {
     char directory[PATH_MAX], from[PATH_MAX], to[PATH_MAX];
     int r = 0, n = 1;
     snprintf(directory, sizeof directory, "%.2048s/detached/%s", a->control->state_directory, a->name);
     for (; access(directory, F_OK) == 0; n++)
-        snprintf(directory, sizeof directory, "%.2048s/detached/%s.%d", a->control->state_directory, a->name, n);
+        snprintf(directory, sizeof directory, "%.2048s/detached/%s.%d", a->control->state_directory, a->name,
+                 n);
     for (size_t i = 0; i < a->spec->volume_count && r == 0; i++) {
         const struct app_volume *v = &a->spec->volumes[i];
         const char *path = v->source;

@@ -50,7 +50,8 @@ int policy_load(const struct control *control, const char *name, struct app_poli
 }
 
 /* Those that use the policy, with references; the caller frees them. */
-static size_t users_of(struct control *control, const char *name, struct application *users[CONTROL_APPLICATIONS_MAX])
+static size_t users_of(struct control *control, const char *name,
+                       struct application *users[CONTROL_APPLICATIONS_MAX])
 {
     size_t count = 0;
     MUTEX_GUARD(guard, &control->mutex);
@@ -81,7 +82,8 @@ static bool tell_users(struct control *control, const char *name)
             application_end(users[i]);
         }
         if (r < 0)
-            log_warning(control->log, "%s has not taken the policy %s yet: %s", users[i]->name, name, err.message);
+            log_warning(control->log, "%s has not taken the policy %s yet: %s", users[i]->name, name,
+                        err.message);
         all &= r == 0;
         application_unref(users[i]);
     }
@@ -108,7 +110,8 @@ int policy_apply(struct control *control, const struct app_policy *policy, bool 
         return 0;
     r = io_replace_file(path, text, strlen(text), 0600, err);
     if (r == 0 && !tell_users(control, policy->name))
-        *ret_message = "an application that uses it has not taken it yet (see the log of up): it does when its engine starts the "
+        *ret_message = "an application that uses it has not taken it yet (see the log of up): it does when "
+                       "its engine starts the "
                        "next time";
     return r;
 }

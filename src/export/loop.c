@@ -101,8 +101,8 @@ int loop_attach(const char *path, bool read_only, char ret_device[LOOP_DEVICE_BY
     return loop_attach_blocks(path, read_only, LOOP_BLOCK_BYTES, ret_device, err);
 }
 
-int loop_attach_blocks(const char *path, bool read_only, unsigned block_bytes, char ret_device[LOOP_DEVICE_BYTES],
-                       struct error *err)
+int loop_attach_blocks(const char *path, bool read_only, unsigned block_bytes,
+                       char ret_device[LOOP_DEVICE_BYTES], struct error *err)
 {
     char device[LOOP_DEVICE_BYTES];
     _cleanup_close_ int file = open(path, (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC);
@@ -202,14 +202,15 @@ int loop_grow(const char *device, const char *path, uint64_t size_bytes, bool *r
         if ((uint64_t)st.st_size >= size_bytes)
             break;
         if (waited >= LOOP_DETACH_TIMEOUT_MS)
-            return error_set(err, -ETIMEDOUT, "%s has %llu bytes, not %llu", path, (unsigned long long)st.st_size,
-                             (unsigned long long)size_bytes);
+            return error_set(err, -ETIMEDOUT, "%s has %llu bytes, not %llu", path,
+                             (unsigned long long)st.st_size, (unsigned long long)size_bytes);
         sleep_ms(LOOP_POLL_MS);
     }
     if (ioctl(fd, LOOP_SET_CAPACITY, 0) < 0)
         return error_errno(err, -errno, "cannot make %s larger", device);
     if (ioctl(fd, BLKGETSIZE64, &now) < 0 || now < size_bytes)
-        return error_set(err, -EIO, "%s has %llu bytes, not %llu", device, (unsigned long long)now, (unsigned long long)size_bytes);
+        return error_set(err, -EIO, "%s has %llu bytes, not %llu", device, (unsigned long long)now,
+                         (unsigned long long)size_bytes);
     return 0;
 }
 

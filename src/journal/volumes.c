@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The volumes of a journal: created, adopted with what they hold, grown.
  *
- * A volume grows in steps that can each be repeated after a crash: the backing (the caller's), the base's files, the VOLUME
- * record, the manifest. Before the manifest has it the volume has its old size. */
+ * A volume grows in steps that can each be repeated after a crash: the backing (the caller's), the base's
+ * files, the VOLUME record, the manifest. Before the manifest has it the volume has its old size. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -34,27 +34,34 @@ static struct volume_info *find_volume(struct journal *j, uint32_t id)
     return NULL;
 }
 
-static int append_change(struct journal *j, const struct volume_info *v, const char *change, uint64_t old_bytes,
-                         uint64_t size_bytes, struct lsn *ret, struct error *err)
+static int append_change(struct journal *j, const struct volume_info *v, const char *change,
+                         uint64_t old_bytes, uint64_t size_bytes, struct lsn *ret, struct error *err)
 {
     char payload[256];
-    int n = snprintf(payload, sizeof payload, "{\"name\":\"%s\",\"change\":\"%s\",\"size_bytes\":%llu}", v->name, change,
-                     (unsigned long long)size_bytes);
-    struct journal_record record = {.op = OP_VOLUME, .flags = RECORD_LAST, .volume = v->id, .payload = payload,
-                                    .payload_bytes = (uint32_t)n, .tag = old_bytes, .aux = size_bytes};
+    int n = snprintf(payload, sizeof payload, "{\"name\":\"%s\",\"change\":\"%s\",\"size_bytes\":%llu}",
+                     v->name, change, (unsigned long long)size_bytes);
+    struct journal_record record = {.op = OP_VOLUME,
+                                    .flags = RECORD_LAST,
+                                    .volume = v->id,
+                                    .payload = payload,
+                                    .payload_bytes = (uint32_t)n,
+                                    .tag = old_bytes,
+                                    .aux = size_bytes};
     return journal_append_durable(j, &record, ret, err);
 }
 
 static int check_existing(const struct volume_info *v, bool adopt, struct error *err)
 {
     if (v->adopted != adopt)
-        return error_set(err, -EINVAL, "volume %s %s in this journal: its history does not belong to the backing that was named",
-                         v->name, v->adopted ? "was adopted" : "was made new");
+        return error_set(
+            err, -EINVAL,
+            "volume %s %s in this journal: its history does not belong to the backing that was named",
+            v->name, v->adopted ? "was adopted" : "was made new");
     return 0;
 }
 
-int journal_volume(struct journal *j, const char *name, uint64_t size_bytes, bool adopt, struct volume_info *ret,
-                   struct error *err)
+int journal_volume(struct journal *j, const char *name, uint64_t size_bytes, bool adopt,
+                   struct volume_info *ret, struct error *err)
 {
     struct volume_info volume = {.size_bytes = size_bytes, .adopted = adopt, .seeding = adopt};
     struct lsn lsn;
@@ -124,7 +131,8 @@ static int open_seed_store(struct journal *j, struct error *err)
     return j->seed_store ? 0 : base_store_open(path, true, &j->seed_store, err);
 }
 
-int journal_seed(struct journal *j, uint32_t volume, uint64_t lba, uint32_t length, const void *data, struct error *err)
+int journal_seed(struct journal *j, uint32_t volume, uint64_t lba, uint32_t length, const void *data,
+                 struct error *err)
 {
     MUTEX_GUARD(guard, &j->base_mutex);
     int r = journal_fault_at(j, "seed");

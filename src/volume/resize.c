@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A volume grows while it is used. A crash in any step leaves the old size, and the step is repeated: the backing first
- * (larger than the volume does no harm), then the journal, whose manifest says what counts, then what exports see. */
+/* A volume grows while it is used. A crash in any step leaves the old size, and the step is repeated: the
+ * backing first (larger than the volume does no harm), then the journal, whose manifest says what counts,
+ * then what exports see. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,8 +10,8 @@
 
 #define ZERO_BYTES (1ull << 30) /* at a time */
 
-int group_grow_backing(struct group *g, struct volume *v, uint32_t id, uint64_t old_bytes, uint64_t size_bytes,
-                       struct error *err)
+int group_grow_backing(struct group *g, struct volume *v, uint32_t id, uint64_t old_bytes,
+                       uint64_t size_bytes, struct error *err)
 {
     int r = block_file_grow(v->backing, size_bytes, err);
     for (uint64_t at = old_bytes; at < size_bytes && r == 0; at += ZERO_BYTES) {
@@ -69,13 +70,20 @@ static int check_growth(struct group *g, const struct volume *v, uint64_t size_b
         return error_set(err, -EINVAL, "volume %s: the size %llu is not a multiple of 4096 bytes", v->name,
                          (unsigned long long)size_bytes);
     if (size_bytes < now)
-        return error_set(err, -EINVAL, "volume %s has %llu bytes: a volume can be made larger, but not smaller (its file system "
-                         "and its history need them)", v->name, (unsigned long long)now);
+        return error_set(
+            err, -EINVAL,
+            "volume %s has %llu bytes: a volume can be made larger, but not smaller (its file system "
+            "and its history need them)",
+            v->name, (unsigned long long)now);
     if (size_bytes > now && atomic_load(&v->seed.wanted))
-        return error_set(err, -EBUSY, "volume %s cannot grow before all that it held is copied to the history: try again when "
-                         "`tidemark status` shows that it is seeded", v->name);
+        return error_set(
+            err, -EBUSY,
+            "volume %s cannot grow before all that it held is copied to the history: try again when "
+            "`tidemark status` shows that it is seeded",
+            v->name);
     if (status.suspended)
-        return error_set(err, -ESHUTDOWN, "volume %s cannot grow while journaling is suspended: %s", v->name, status.reason);
+        return error_set(err, -ESHUTDOWN, "volume %s cannot grow while journaling is suspended: %s", v->name,
+                         status.reason);
     return 0;
 }
 
@@ -95,8 +103,8 @@ int group_resize(struct group *g, const char *name, uint64_t size_bytes, struct 
             r = publish(v, size_bytes, err);
         pthread_rwlock_unlock(&g->gate);
         if (r == 0)
-            log_info(g->log, "volume %s has grown from %llu to %llu bytes", name, (unsigned long long)old_bytes,
-                     (unsigned long long)size_bytes);
+            log_info(g->log, "volume %s has grown from %llu to %llu bytes", name,
+                     (unsigned long long)old_bytes, (unsigned long long)size_bytes);
     }
     pthread_mutex_unlock(&g->rewind_mutex);
     return r < 0 ? error_context(err, "cannot make volume %s larger", name) : 0;

@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Adopted volumes: their backing held something before anything was journaled, and the history needs that in its base.
+/* Adopted volumes: their backing held something before anything was journaled, and the history needs that in
+ * its base.
  *
- * A thread copies grain after grain to the base, at a limited speed; a write to a grain that it has not come to copies it
- * first (its before-image). So the base has, for each grain with a journaled write, what was there before the first one:
- * once all grains are seeded every point since the adoption can be opened, and until then none.
+ * A thread copies grain after grain to the base, at a limited speed; a write to a grain that it has not come
+ * to copies it first (its before-image). So the base has, for each grain with a journaled write, what was
+ * there before the first one: once all grains are seeded every point since the adoption can be opened, and
+ * until then none.
  *
- * Which grains are not seeded yet is in two maps: in shared memory, exact, which survives a kill; and on disk, saved after
- * the base was synced, which may be older. After a loss of power only the older one is left: grains that it does not have
- * are seeded with what the backing holds now, all volumes are compared, and points from the adoption to the end of that are
- * refused (group_begin_compare). The same after a before-image that could not be kept while writes had to go on.
+ * Which grains are not seeded yet is in two maps: in shared memory, exact, which survives a kill; and on
+ * disk, saved after the base was synced, which may be older. After a loss of power only the older one is
+ * left: grains that it does not have are seeded with what the backing holds now, all volumes are compared,
+ * and points from the adoption to the end of that are refused (group_begin_compare). The same after a
+ * before-image that could not be kept while writes had to go on.
  *
  * Lock order: gate, range lock of the grain, the base's. */
 #include <errno.h>
@@ -36,7 +39,7 @@
 
 /* ---- the map in shared memory ---- */
 
-struct live_header { /* in the machine's byte order, for one boot */
+struct live_header {        /* in the machine's byte order, for one boot */
     _Atomic uint64_t magic; /* set last */
     uint64_t grains;
     uint8_t journal_id[16];
@@ -73,8 +76,8 @@ static int live_map(struct volume *v, const struct uuid *journal, bool *ret_vali
                  memcmp(h->journal_id, journal->bytes, 16) == 0;
     v->seed.memory = memory;
     v->seed.memory_bytes = length;
-    v->unseeded = (struct grain_map){.words = (_Atomic uint64_t *)(void *)((char *)memory + LIVE_WORDS_OFFSET),
-                                     .grains = v->stale.grains};
+    v->unseeded = (struct grain_map){
+        .words = (_Atomic uint64_t *)(void *)((char *)memory + LIVE_WORDS_OFFSET), .grains = v->stale.grains};
     return 0;
 }
 
@@ -99,7 +102,8 @@ static void saved_path(const struct volume *v, char path[PATH_MAX])
     snprintf(path, PATH_MAX, "%s/base/%u.seed", journal_directory(v->group->journal), v->id);
 }
 
-/* What is not set here is durable in the base. `exact`: nothing else is seeded either, and nothing will be. */
+/* What is not set here is durable in the base. `exact`: nothing else is seeded either, and nothing will be.
+ */
 static int save_map(struct volume *v, bool exact, struct error *err)
 {
     char path[PATH_MAX];
@@ -110,7 +114,9 @@ static int save_map(struct volume *v, bool exact, struct error *err)
     if (!data)
         return error_errno(err, -ENOMEM, "cannot write %s", path);
     struct seed_header *h = (struct seed_header *)data;
-    *h = (struct seed_header){.magic = le64_of(SEED_MAGIC), .flags = le32_of(exact ? SEED_EXACT : 0), .volume = le32_of(v->id),
+    *h = (struct seed_header){.magic = le64_of(SEED_MAGIC),
+                              .flags = le32_of(exact ? SEED_EXACT : 0),
+                              .volume = le32_of(v->id),
                               .grains = le64_of(v->unseeded.grains)};
     for (uint64_t w = 0; w < words; w++) {
         struct le64 word = le64_of(atomic_load(&v->unseeded.words[w]));
@@ -136,8 +142,8 @@ static void load_map(struct volume *v, bool *ret_exact)
         memcpy(&h, data, sizeof h);
         ((struct seed_header *)data)->crc = le32_of(0);
     }
-    bool usable = le64_get(h.magic) == SEED_MAGIC && crc32c(0, data, length) == le32_get(h.crc) && le32_get(h.volume) == v->id &&
-                  le64_get(h.grains) == v->unseeded.grains;
+    bool usable = le64_get(h.magic) == SEED_MAGIC && crc32c(0, data, length) == le32_get(h.crc) &&
+                  le32_get(h.volume) == v->id && le64_get(h.grains) == v->unseeded.grains;
     if (r == 0 && !usable)
         log_error(v->group->log, "%s is damaged: volume %s is seeded from the beginning", path, v->name);
     *ret_exact = usable && le32_get(h.flags) & SEED_EXACT;
@@ -181,8 +187,9 @@ static int open_volume(struct volume *v, const struct uuid *journal, bool new, s
     r = save_map(v, false, err); /* from now on the live one counts */
     atomic_store(&h->magic, (uint64_t)LIVE_MAGIC);
     if (r == 0)
-        log_info(v->group->log, "volume %s: %llu MiB of %llu MiB of what it held are still to be copied to the base", v->name,
-                 (unsigned long long)(v->unseeded.set_count * GROUP_GRAIN_BYTES >> 20),
+        log_info(v->group->log,
+                 "volume %s: %llu MiB of %llu MiB of what it held are still to be copied to the base",
+                 v->name, (unsigned long long)(v->unseeded.set_count * GROUP_GRAIN_BYTES >> 20),
                  (unsigned long long)(v->block.size_bytes >> 20));
     return r;
 }
@@ -232,7 +239,8 @@ static int copy_grain(struct volume *v, uint64_t offset, uint32_t bytes, struct 
     uint32_t length = bytes / BLOCK_SECTOR_BYTES;
     int r = block_pread(v->backing, data, bytes, offset, err);
     if (r < 0) { /* a bad sector: it is lost to the history too, and writing it may repair it */
-        log_error(v->group->log, "volume %s: %s; points before the next write there cannot be read there", v->name, err->message);
+        log_error(v->group->log, "volume %s: %s; points before the next write there cannot be read there",
+                  v->name, err->message);
         r = journal_seed(v->group->journal, v->id, lba, length, NULL, err);
     } else if (data[0] || memcmp(data, data + 1, bytes - 1) != 0) { /* zeroes are what the base has anyway */
         r = journal_seed(v->group->journal, v->id, lba, length, data, err);
@@ -328,8 +336,8 @@ static bool is_hole(struct volume *v, uint64_t grain)
     uint64_t offset = grain * GROUP_GRAIN_BYTES, left = v->block.size_bytes - offset;
     uint64_t bytes = left < GROUP_GRAIN_BYTES ? left : GROUP_GRAIN_BYTES;
     size_t count = 0;
-    return block_extents(v->backing, bytes, offset, &extent, 1, &count, &ignored) == 0 && count == 1 && extent.hole &&
-           extent.length_bytes == bytes;
+    return block_extents(v->backing, bytes, offset, &extent, 1, &count, &ignored) == 0 && count == 1 &&
+           extent.hole && extent.length_bytes == bytes;
 }
 
 /* Seeds up to SAVE_EVERY_GRAINS grains. 1: some are left. */
@@ -343,7 +351,8 @@ static int seed_some(struct volume *v, struct error *err)
         bool end = grain == v->unseeded.grains, hole = false;
         int r = 0;
         if (!end) {
-            uint32_t slot = range_lock_take(&g->ranges, v->id, grain * GROUP_GRAIN_SECTORS, GROUP_GRAIN_SECTORS);
+            uint32_t slot =
+                range_lock_take(&g->ranges, v->id, grain * GROUP_GRAIN_SECTORS, GROUP_GRAIN_SECTORS);
             hole = is_hole(v, grain);
             if (hole)
                 grain_map_clear(&v->unseeded, grain);
@@ -501,8 +510,10 @@ int group_check_seeded(struct group *g, struct lsn lsn, struct error *err)
         group_status(g, &s);
         unsigned percent = s.seed_total_bytes ? (unsigned)(100 * s.seed_done_bytes / s.seed_total_bytes) : 0;
         r = error_set(err, -EBUSY,
-                      "LSN %llu cannot be opened yet: what volume %s held when it was adopted is still being copied to the "
-                      "history (%u %%); every point since then can be opened once `tidemark status` shows that it is seeded",
+                      "LSN %llu cannot be opened yet: what volume %s held when it was adopted is still being "
+                      "copied to the "
+                      "history (%u %%); every point since then can be opened once `tidemark status` shows "
+                      "that it is seeded",
                       (unsigned long long)lsn.n, v->name, percent);
     }
     manifest_release(&m);

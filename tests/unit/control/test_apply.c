@@ -61,11 +61,13 @@ static void refused(void **unused)
     struct error err = ERROR_INIT;
     enum change_kind kind;
     (void)unused;
-    check_error(classify("volumes: [" A "]", "volumes: [{name: a, size: 512Mi, mountPath: /m/a}]", &kind, &err),
-                -EINVAL, "volume a of shop cannot shrink from 1.0 GiB to 512.0 MiB");
-    check_error(classify("volumes: [{name: a, source: /d}]", "volumes: [{name: a, source: /e}]", &kind, &err), -EINVAL,
-                "source of volume a of shop cannot change (it is /d)");
-    check_error(classify("volumes: [" A "]", "volumes: [{name: a, source: /e}]", &kind, &err), -EINVAL, "`tidemark detach shop`");
+    check_error(
+        classify("volumes: [" A "]", "volumes: [{name: a, size: 512Mi, mountPath: /m/a}]", &kind, &err),
+        -EINVAL, "volume a of shop cannot shrink from 1.0 GiB to 512.0 MiB");
+    check_error(classify("volumes: [{name: a, source: /d}]", "volumes: [{name: a, source: /e}]", &kind, &err),
+                -EINVAL, "source of volume a of shop cannot change (it is /d)");
+    check_error(classify("volumes: [" A "]", "volumes: [{name: a, source: /e}]", &kind, &err), -EINVAL,
+                "`tidemark detach shop`");
     check_error(classify("volumes: [" A ", " B "]", "volumes: [" B "]", &kind, &err), -EINVAL,
                 "cannot be removed or renamed");
     check_error(classify("volumes: [" A "]", "volumes: [{name: a, size: 1Gi, mountPath: /m/a, fsType: xfs}]",
