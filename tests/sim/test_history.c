@@ -64,7 +64,7 @@ struct history {
     uint64_t refused, thinned, history_ns, quota_bytes;
     uint64_t sizes[VOLUMES]; /* now */
     uint64_t seed_speed, exact_from; /* exact_from: points before it were lost to the history while a volume was being seeded */
-    bool lose_image;
+    _Atomic bool lose_image, lose_manifest;
     unsigned growths;
     struct image *view; /* open for a while; NULL: none */
     size_t view_point;
@@ -152,11 +152,13 @@ static bool test_fault(void *context, unsigned step)
     return true;
 }
 
-/* Of a before-image. */
-static int lose_image(void *context, const char *step)
+/* Of a before-image, or of the manifest. */
+static int test_io_fault(void *context, const char *step)
 {
     struct history *h = context;
-    return h->lose_image && strcmp(step, "seed") == 0 ? -ENOSPC : 0;
+    if (h->lose_image && strcmp(step, "seed") == 0)
+        return -ENOSPC;
+    return h->lose_manifest && strcmp(step, "save") == 0 ? -EIO : 0;
 }
 
 static bool is_adopted(int volume)
@@ -191,10 +193,8 @@ static void open_all(struct history *h)
                                       .fanout = h->fanout,
                                       .ring_path = h->ring,
                                       .owner = "test"};
-    if (adopt) {
-        options.fault = lose_image;
-        options.fault_context = h;
-    }
+    options.fault = test_io_fault;
+    options.fault_context = h;
     if (thin) {
         h->clock = (struct clock){test_time, test_time, h};
         options.clock = &h->clock;
@@ -565,7 +565,21 @@ static void grow(struct history *h)
     h->sizes[volume] += 4096 * (1 + below(h, room));
     h->growths++;
     snprintf(name, sizeof name, "v%d", volume);
-    OK(h, group_resize(h->group, name, h->sizes[volume], &err));
+    if (below(h, 3)) {
+        OK(h, group_resize(h->group, name, h->sizes[volume], &err));
+        return;
+    }
+    h->doing = "kill while growing"; /* journaled, and not in the manifest */
+    remember(h);
+    close_view(h);
+    h->lose_manifest = true;
+    if (group_resize(h->group, name, h->sizes[volume], &err) >= 0)
+        fail(h, "the volume has grown without a manifest");
+    group_abandon(h->group);
+    journal_abandon(h->journal);
+    h->lose_manifest = false;
+    open_all(h);
+    check_live(h);
 }
 
 static void grow_closed(struct history *h)

@@ -338,6 +338,30 @@ class Growing(Base):
         self.grow("xfs", 320, 448)
 
 
+    @unittest.skipUnless(shutil.which("nbdkit") and shutil.which("nbdinfo"), "no nbdkit or nbdinfo")
+    def test_nbd(self):
+        """An adopted image by NBD, and one that grows: clients see the size when they connect again."""
+        s = self.s.start()
+        image = self.image("old.img", None, 32)
+        with open(image, "r+b") as f:
+            f.seek(5 * MIB)
+            f.write(b"there" * 1000)
+        text = ("apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\nspec:\n  export: nbd\n"
+                f"  volumes:\n  - {{name: old, source: {image}}}\n  - {{name: new, size: NEW}}\n")
+        s.apply(text.replace("NEW", "32Mi"))
+        self.seeded()
+        uris = [v["nbd_uri"] for v in s.status()["volumes"]]
+        self.assertEqual([run("nbdinfo", "--size", uri).strip() for uri in uris], [str(32 * MIB)] * 2)
+        s.apply(text.replace("NEW", "48Mi").replace(f"source: {image}", f"source: {image}, size: 40Mi"))
+        self.assertEqual([run("nbdinfo", "--size", uri).strip() for uri in uris], [str(40 * MIB), str(48 * MIB)])
+        run("nbdcopy", uris[0], s.path("copy.img"))
+        with open(s.path("copy.img"), "rb") as f:
+            data = f.read()
+        self.assertEqual(data, bytes(5 * MIB) + b"there" * 1000 + bytes(35 * MIB - 5000))
+        answer = s.call("POST", "/v1/applications/shop/detach", {})
+        self.assertEqual(digest(answer["volumes"][0]["image"]), hashlib.sha256(data).hexdigest())
+
+
 class Trimming(Base):
     def trim(self, fs_type, size):
         s = self.s.start()
