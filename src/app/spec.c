@@ -22,6 +22,7 @@ void app_spec_free(struct app_spec *spec)
     for (size_t i = 0; i < spec->volume_count; i++) {
         free(spec->volumes[i].name);
         free(spec->volumes[i].mount_path);
+        free(spec->volumes[i].source);
     }
     free(spec->volumes);
     free(spec->name);
@@ -98,7 +99,7 @@ const char *app_export_name(enum app_export export)
 
 const char *app_fs_type_name(enum app_fs_type fs_type)
 {
-    return fs_type == APP_FS_XFS ? "xfs" : "ext4";
+    return fs_type == APP_FS_FOUND ? "auto" : fs_type == APP_FS_XFS ? "xfs" : "ext4";
 }
 
 const char *app_failure_mode_name(enum app_failure_mode mode)

@@ -10,6 +10,8 @@
  *     export: fuse                        # fuse (default) or nbd
  *     volumes:                            # 1..APP_VOLUMES_MAX; sizes: multiples of 4096 from 16Mi on
  *     - {name: data, size: 8Gi, mountPath: /srv/data, fsType: ext4}   # mountPath, fsType (ext4 by default):
+ *     - {name: old, source: /srv/old.img}   # an image or device that is there already is adopted with what it holds; size and
+ *                                           # fsType are its own
  * fuse only manifests: ./manifests              # optional directory lifecycle: {stop: ..., start: ...,
  * probe: ...}                  # optional, each of three forms: [systemctl, stop, shop]           # one
  * command, as words: run without a shell
@@ -20,6 +22,7 @@
  *   spec:
  *     journal:
  *       quota: 8Gi                        # largest size of the journal; default: by the disk
+ *       seedRate: 64Mi                    # bytes a second at which what an adopted volume holds is copied to the history
  *       history: 30d                      # what is older is dropped; default: only the quota counts
  *       thinning:                         # history older than `after` keeps one point in each `keep` of the calendar;
  *       - {after: 2h, keep: 1s}           # these are the default, [] keeps every write
@@ -60,7 +63,7 @@
 
 enum app_kind { APP_KIND_APPLICATION, APP_KIND_POLICY };
 enum app_export { APP_EXPORT_FUSE, APP_EXPORT_NBD };
-enum app_fs_type { APP_FS_EXT4, APP_FS_XFS };
+enum app_fs_type { APP_FS_EXT4, APP_FS_XFS, APP_FS_FOUND /* what is there: volumes with a source */ };
 enum app_ack_mode { APP_ACK_WRITE, APP_ACK_FLUSH };
 enum app_failure_mode { APP_FAILURE_AVAILABILITY, APP_FAILURE_PROTECTION };
 
@@ -77,7 +80,8 @@ struct app_commands {
 
 struct app_volume {
     char *name;
-    uint64_t size_bytes;
+    uint64_t size_bytes; /* 0 (only with a source): what the source has */
+    char *source;        /* absolute path of the image or device that is adopted; NULL: a new volume */
     char *mount_path; /* normalized absolute path; NULL: not mounted */
     enum app_fs_type fs_type;
 };
@@ -102,6 +106,7 @@ struct app_policy {
     char *name;
     uint64_t quota_bytes; /* 0: chosen by the disk */
     uint64_t history_ns;  /* 0: no limit but the quota */
+    uint64_t seed_bytes_per_second; /* of adopted volumes; 0: the engine's default */
     struct app_thinning thinning[APP_THINNING_MAX]; /* ascending */
     size_t thinning_count;
     enum app_ack_mode ack_mode;

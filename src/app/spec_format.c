@@ -108,12 +108,19 @@ static void put_spec(FILE *out, const struct app_spec *spec)
         const struct app_volume *volume = &spec->volumes[i];
         fputs("  - name: ", out);
         put_text(out, volume->name);
-        fputs("\n    size: ", out);
-        put_size(out, volume->size_bytes);
+        if (volume->source) {
+            fputs("\n    source: ", out);
+            put_text(out, volume->source);
+        }
+        if (volume->size_bytes) {
+            fputs("\n    size: ", out);
+            put_size(out, volume->size_bytes);
+        }
         if (volume->mount_path) {
             fputs("\n    mountPath: ", out);
             put_text(out, volume->mount_path);
-            fprintf(out, "\n    fsType: %s", app_fs_type_name(volume->fs_type));
+            if (volume->fs_type != APP_FS_FOUND)
+                fprintf(out, "\n    fsType: %s", app_fs_type_name(volume->fs_type));
         }
         fputc('\n', out);
     }
@@ -166,6 +173,11 @@ char *app_policy_to_yaml(const struct app_policy *policy)
         put_size(out, policy->quota_bytes);
         fputc('\n', out);
     }
+    if (policy->seed_bytes_per_second) {
+        fputs("    seedRate: ", out);
+        put_size(out, policy->seed_bytes_per_second);
+        fputc('\n', out);
+    }
     fprintf(out, "    thinning:%s\n", policy->thinning_count ? "" : " []");
     for (size_t i = 0; i < policy->thinning_count; i++) {
         fputs("    - after: ", out);
@@ -203,6 +215,8 @@ static json_t *volumes_to_json(const struct app_spec *spec)
         const struct app_volume *volume = &spec->volumes[i];
         json_t *one =
             json_pack("{s:s, s:I}", "name", volume->name, "sizeBytes", (json_int_t)volume->size_bytes);
+        if (volume->source)
+            json_object_set_new(one, "source", json_string_nocheck(volume->source));
         if (volume->mount_path) {
             json_object_set_new(one, "mountPath", json_string_nocheck(volume->mount_path));
             json_object_set_new(one, "fsType", json_string(app_fs_type_name(volume->fs_type)));
@@ -239,6 +253,8 @@ json_t *app_policy_to_json(const struct app_policy *policy)
         json_object_set_new(journal, "historySeconds", json_real((double)policy->history_ns / 1e9));
     if (policy->quota_bytes)
         json_object_set_new(journal, "quotaBytes", json_integer((json_int_t)policy->quota_bytes));
+    if (policy->seed_bytes_per_second)
+        json_object_set_new(journal, "seedBytesPerSecond", json_integer((json_int_t)policy->seed_bytes_per_second));
     for (size_t i = 0; i < policy->thinning_count; i++)
         json_array_append_new(thinning, json_pack("{s:f, s:I}", "afterSeconds", (double)policy->thinning[i].after_ns / 1e9,
                                                   "keepSeconds", (json_int_t)policy->thinning[i].keep_s));

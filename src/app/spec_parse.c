@@ -300,12 +300,52 @@ static int read_commands(const struct app_parse_options *options, const struct y
     return 0;
 }
 
-static int read_volume(const struct yaml_node *node, size_t index, struct app_spec *spec, struct error *err)
+/* Size and source: one of them is needed, since a source has a size. */
+static int read_extent(const struct app_parse_options *options, const struct yaml_node *node, const char *path,
+                       struct app_volume *volume, struct error *err)
+{
+    char field[PATH_BYTES + 16];
+    const struct yaml_node *source = optional(node, "source");
+    const struct yaml_node *size =
+        source ? optional(node, "size") : need(node, path, "size", "a size such as 8Gi", err);
+    if (!size && !source)
+        return err->code;
+    snprintf(field, sizeof field, "%s.source", path);
+    int r = source ? read_path(source, field, options->directory, false, &volume->source, err) : 0;
+    snprintf(field, sizeof field, "%s.size", path);
+    if (r == 0 && size)
+        r = read_size(size, field, APP_VOLUME_SIZE_BYTES_MIN, APP_VOLUME_SIZE_BYTES_MAX, &volume->size_bytes, err);
+    return r;
+}
+
+static int read_fs_type(const struct yaml_node *node, const char *path, struct app_volume *volume, struct error *err)
+{
+    char field[PATH_BYTES + 16];
+    const struct yaml_node *fs_type = optional(node, "fsType"), *size = optional(node, "size");
+    const char *text = fs_type && yaml_text(fs_type) ? fs_type->scalar : "";
+    volume->fs_type = volume->source ? APP_FS_FOUND : APP_FS_EXT4;
+    snprintf(field, sizeof field, "%s.fsType", path);
+    if (strcmp(text, "xfs") == 0)
+        volume->fs_type = APP_FS_XFS;
+    else if (strcmp(text, "ext4") == 0)
+        volume->fs_type = APP_FS_EXT4;
+    else if (fs_type)
+        return refuse(err, fs_type, field, volume->source ? "ext4 or xfs, or no such field for what is there" : "ext4 or xfs");
+    /* mkfs.xfs 6 refuses less than 300 MB. */
+    if (volume->fs_type == APP_FS_XFS && !volume->source && volume->size_bytes < (300ull << 20)) {
+        snprintf(field, sizeof field, "%s.size", path);
+        return refuse(err, size, field, "at least 300Mi, which xfs needs");
+    }
+    return 0;
+}
+
+static int read_volume(const struct app_parse_options *options, const struct yaml_node *node, size_t index,
+                       struct app_spec *spec, struct error *err)
 {
     struct app_volume *volume = &spec->volumes[index];
     char path[PATH_BYTES], field[PATH_BYTES + 16];
     snprintf(path, sizeof path, "spec.volumes[%zu]", index);
-    int r = CHECK_MAPPING(node, path, err, "name", "size", "mountPath", "fsType");
+    int r = CHECK_MAPPING(node, path, err, "name", "source", "size", "mountPath", "fsType");
     if (r < 0)
         return r;
     const struct yaml_node *name = need(node, path, "name", "a DNS label such as data", err);
@@ -318,12 +358,7 @@ static int read_volume(const struct yaml_node *node, size_t index, struct app_sp
     for (size_t i = 0; i < index; i++)
         if (strcmp(spec->volumes[i].name, volume->name) == 0)
             return refuse(err, name, field, "a name that no other volume of the application has");
-    const struct yaml_node *size = need(node, path, "size", "a size such as 8Gi", err);
-    if (!size)
-        return err->code;
-    snprintf(field, sizeof field, "%s.size", path);
-    r = read_size(size, field, APP_VOLUME_SIZE_BYTES_MIN, APP_VOLUME_SIZE_BYTES_MAX, &volume->size_bytes,
-                  err);
+    r = read_extent(options, node, path, volume, err);
     if (r < 0)
         return r;
     const struct yaml_node *mount = optional(node, "mountPath"), *fs_type = optional(node, "fsType");
@@ -336,18 +371,9 @@ static int read_volume(const struct yaml_node *node, size_t index, struct app_sp
     if (fs_type && !mount)
         return yaml_error(err, fs_type, -EINVAL,
                           "%s.fsType: found without mountPath; expected mountPath beside it", path);
-    snprintf(field, sizeof field, "%s.fsType", path);
-    if (fs_type && yaml_text(fs_type) && strcmp(fs_type->scalar, "xfs") == 0)
-        volume->fs_type = APP_FS_XFS;
-    else if (fs_type && !(yaml_text(fs_type) && strcmp(fs_type->scalar, "ext4") == 0))
-        return refuse(err, fs_type, field, "ext4 or xfs");
-    /* mkfs.xfs 6 refuses less than 300 MB. */
-    if (volume->fs_type == APP_FS_XFS && volume->size_bytes < (300ull << 20)) {
-        snprintf(field, sizeof field, "%s.size", path);
-        return refuse(err, size, field, "at least 300Mi, which xfs needs");
-    }
-    if (!mount)
-        return 0;
+    r = read_fs_type(node, path, volume, err);
+    if (r < 0 || !mount)
+        return r;
     snprintf(field, sizeof field, "%s.mountPath", path);
     r = read_path(mount, field, NULL, true, &volume->mount_path, err);
     if (r < 0)
@@ -370,7 +396,7 @@ static int read_export(const struct yaml_node *body, struct app_spec *spec, stru
     return 0;
 }
 
-static int read_volumes(const struct yaml_node *body, struct app_spec *spec, struct error *err)
+static int read_volumes(const struct app_parse_options *options, const struct yaml_node *body, struct app_spec *spec, struct error *err)
 {
     const struct yaml_node *volumes = need(body, "spec", "volumes", "a list of at least one volume", err);
     if (!volumes)
@@ -382,7 +408,7 @@ static int read_volumes(const struct yaml_node *body, struct app_spec *spec, str
         return error_set(err, -ENOMEM, "out of memory");
     for (size_t i = 0; i < volumes->count; i++) {
         spec->volume_count = i + 1; /* before: what is half filled is released too */
-        int r = read_volume(volumes->items[i], i, spec, err);
+        int r = read_volume(options, volumes->items[i], i, spec, err);
         if (r < 0)
             return r;
     }
@@ -414,7 +440,7 @@ static int read_application(const struct app_parse_options *options, const struc
     if (r >= 0)
         r = read_export(body, spec, err);
     if (r >= 0)
-        r = read_volumes(body, spec, err);
+        r = read_volumes(options, body, spec, err);
     if (r < 0)
         return r;
     const struct yaml_node *manifests = optional(body, "manifests");
@@ -512,12 +538,14 @@ static int read_thinning(const struct yaml_node *node, struct app_policy *policy
 
 static int read_journal(const struct yaml_node *journal, struct app_policy *policy, struct error *err)
 {
-    int r = CHECK_MAPPING(journal, "spec.journal", err, "history", "quota", "thinning");
+    int r = CHECK_MAPPING(journal, "spec.journal", err, "history", "quota", "seedRate", "thinning");
     if (r < 0)
         return r;
     const struct yaml_node *quota = optional(journal, "quota"), *history = optional(journal, "history");
-    const struct yaml_node *thinning = optional(journal, "thinning");
-    if (quota)
+    const struct yaml_node *thinning = optional(journal, "thinning"), *seed_rate = optional(journal, "seedRate");
+    if (seed_rate)
+        r = read_size(seed_rate, "spec.journal.seedRate", 1u << 20, APP_VOLUME_SIZE_BYTES_MAX, &policy->seed_bytes_per_second, err);
+    if (r == 0 && quota)
         r = read_size(quota, "spec.journal.quota", APP_QUOTA_BYTES_MIN, APP_VOLUME_SIZE_BYTES_MAX, &policy->quota_bytes, err);
     if (r == 0 && history)
         r = read_duration(history, "spec.journal.history", APP_HISTORY_NS_MIN, &policy->history_ns, err);

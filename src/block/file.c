@@ -17,9 +17,11 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -30,6 +32,7 @@
 #include "block/queue.h"
 
 #define ZEROES_BYTES (64u << 10)
+#define EXCLUSIVE_ATTEMPTS 150 /* 3 s */
 
 struct block_file {
     struct block block;
@@ -469,8 +472,19 @@ static int find_alignment(struct block_file *f, uint64_t file_bytes, struct erro
     return 0;
 }
 
-int block_file_open(const char *path, uint64_t create_bytes, bool read_only, struct block **ret,
-                    struct error *err)
+/* Against other engines (flock), and against virtual machines, which lock bytes of their images. */
+static int lock_file(const struct block_file *f, struct error *err)
+{
+    struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    if (flock(f->fd, LOCK_EX | LOCK_NB) < 0 || fcntl(f->fd, F_OFD_SETLK, &whole) < 0)
+        return error_set(err, errno == EAGAIN || errno == EACCES ? -EBUSY : -errno,
+                         "cannot use %s: another program has locked it (`lslocks` and `fuser -v %s` tell which one)", f->path,
+                         f->path);
+    return 0;
+}
+
+static int open_file(const char *path, uint64_t create_bytes, bool read_only, bool exclusive, struct block **ret,
+                     struct error *err)
 {
     uint64_t file_bytes = 0;
     if (create_bytes % BLOCK_SECTOR_BYTES || create_bytes > INT64_MAX)
@@ -492,6 +506,8 @@ int block_file_open(const char *path, uint64_t create_bytes, bool read_only, str
     if (r == 0)
         r = open_descriptor(
             f, O_CLOEXEC | (read_only ? O_RDONLY : O_RDWR) | (create_bytes && !read_only ? O_CREAT : 0), err);
+    if (r == 0 && exclusive)
+        r = lock_file(f, err);
     if (r == 0)
         r = find_size(f, read_only ? 0 : create_bytes, &file_bytes, err);
     if (r == 0)
@@ -501,6 +517,43 @@ int block_file_open(const char *path, uint64_t create_bytes, bool read_only, str
         return r;
     }
     *ret = &f->block;
+    return 0;
+}
+
+int block_file_open(const char *path, uint64_t create_bytes, bool read_only, struct block **ret,
+                    struct error *err)
+{
+    return open_file(path, create_bytes, read_only, false, ret, err);
+}
+
+int block_file_open_exclusive(const char *path, struct block **ret, struct error *err)
+{
+    struct timespec pause = {.tv_nsec = 20 * 1000000};
+    int r = open_file(path, 0, false, true, ret, err);
+    /* The kernel may still be letting go of what an engine that was killed had open. */
+    for (int i = 0; r == -EBUSY && i < EXCLUSIVE_ATTEMPTS; i++) {
+        nanosleep(&pause, NULL);
+        r = open_file(path, 0, false, true, ret, err);
+    }
+    return r;
+}
+
+int block_file_grow(struct block *b, uint64_t size_bytes, struct error *err)
+{
+    struct block_file *f = file_of(b);
+    struct stat st;
+    uint64_t now = 0;
+    if (fstat(f->fd, &st) < 0 || (f->device && ioctl(f->fd, BLKGETSIZE64, &now) < 0))
+        return error_errno(err, -errno, "cannot find the size of %s", f->path);
+    if (!f->device)
+        now = (uint64_t)st.st_size;
+    if (f->device && now < size_bytes)
+        return error_set(err, -ENOSPC, "%s has only %llu bytes, not %llu: make the device larger first", f->path,
+                         (unsigned long long)now, (unsigned long long)size_bytes);
+    if (now < size_bytes && (ftruncate(f->fd, (off_t)size_bytes) < 0 || fsync(f->fd) < 0))
+        return error_errno(err, -errno, "cannot give %s its size of %llu bytes", f->path, (unsigned long long)size_bytes);
+    if (b->size_bytes < size_bytes)
+        __atomic_store_n(&b->size_bytes, size_bytes, __ATOMIC_RELEASE);
     return 0;
 }
 

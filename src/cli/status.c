@@ -20,7 +20,7 @@ static enum health health_of(const json_t *application)
         return HEALTH_BAD;
     if (strcmp(state, "protected") == 0)
         return HEALTH_GOOD;
-    return strcmp(state, "resyncing") == 0 || strcmp(state, "starting") == 0 ? HEALTH_UNDER_WAY : HEALTH_BAD;
+    return strcmp(state, "resyncing") == 0 || strcmp(state, "seeding") == 0 || strcmp(state, "starting") == 0 ? HEALTH_UNDER_WAY : HEALTH_BAD;
 }
 
 static enum cli_colour colour_of(enum health health)
@@ -33,7 +33,9 @@ static enum cli_colour colour_of(enum health health)
 /* "shop is suspended: journal full" of an application that is not well. */
 static void describe(const json_t *application, char *text, size_t size)
 {
-    const json_t *resync = json_object_get(application, "resync");
+    const json_t *resync = json_object_get(application, "resync"), *seeding = json_object_get(application, "seeding");
+    if (!json_is_object(resync))
+        resync = seeding;
     const char *alarm = json_string_value(json_array_get(json_object_get(application, "alarms"), 0));
     const char *why = cli_field_text(application, "message", alarm);
     size_t used = (size_t)snprintf(text, size, "%s is %s", cli_field_text(application, "name", "?"),
@@ -159,6 +161,21 @@ static void print_history(const json_t *history)
     putchar('\n');
 }
 
+static void print_seeding(const json_t *application)
+{
+    char done[UNITS_TEXT_BYTES], total[UNITS_TEXT_BYTES];
+    size_t i;
+    json_t *volume;
+    json_array_foreach(json_object_get(application, "volumes"), i, volume)
+    {
+        const json_t *seeding = json_object_get(volume, "seeding");
+        if (json_is_object(seeding))
+            printf("adopting volume %s: %s of %s are in the history; its points can be opened when all are\n",
+                   cli_field_text(volume, "name", "?"), units_format_bytes(cli_field_u64(seeding, "done_bytes"), done),
+                   units_format_bytes(cli_field_u64(seeding, "total_bytes"), total));
+    }
+}
+
 /* What only the page of one application has room for. */
 static void print_details(const json_t *application)
 {
@@ -178,6 +195,7 @@ static void print_details(const json_t *application)
         printf("rewound to LSN %llu; %s still to be copied back behind it\n",
                (unsigned long long)cli_field_u64(rewind, "target_lsn"),
                units_format_bytes(cli_field_u64(rewind, "pending_bytes"), text));
+    print_seeding(application);
     if (json_is_string(json_object_get(application, "suspicious_since")))
         printf("suspicious since %s\n", cli_field_text(application, "suspicious_since", "?"));
     if (json_is_string(json_object_get(application, "operation")))
@@ -240,8 +258,9 @@ const struct cli_command cli_status = {
     .description = "Shows all applications, or one in more detail. The first line says at once whether\n"
                    "anything is wrong, and what. RPO is what a loss of power now would cost: the age of\n"
                    "the oldest write that is acknowledged and not yet durable in the journal.\n"
-                   "States: protected, resyncing (comparing after a crash), suspended (writes go on,\n"
-                   "unjournaled), starting, stopped, failed.",
+                   "States: protected, seeding (what an adopted volume held is being copied to the\n"
+                   "history), resyncing (comparing after a crash), suspended (writes go on, unjournaled),\n"
+                   "starting, stopped, failed.",
     .operands = (const struct cli_operand[]){{"APP", .kind = CLI_KIND_APPLICATION, .optional = true}, {0}},
     .options =
         (const struct cli_option[]){

@@ -58,6 +58,15 @@ static int do_delete(struct call *c, json_t **ret, struct error *err)
     return apply_delete(c->control, c->argument, query_flag(c, "purge"), ret, err);
 }
 
+static int do_detach(struct call *c, json_t **ret, struct error *err)
+{
+    _cleanup_json_ json_t *body = NULL;
+    int r = http_request_json(c->request, &body, err);
+    if (r == 0)
+        r = json_reject_unknown(body, err, NULL);
+    return r < 0 ? r : apply_detach(c->control, c->argument, ret, err);
+}
+
 static int do_points(struct call *c, json_t **ret, struct error *err)
 {
     const char *since = http_request_query(c->request, "since"),
@@ -269,6 +278,7 @@ static const struct {
     {{"GET", "/v1/status"}, do_status},
     {{"POST", "/v1/apply"}, do_apply},
     {{"DELETE", "/v1/applications/{app}"}, do_delete},
+    {{"POST", "/v1/applications/{app}/detach"}, do_detach},
     {{"GET", "/v1/applications/{app}/points"}, do_points},
     {{"GET", "/v1/applications/{app}/last-clean"}, do_last_clean},
     {{"POST", "/v1/applications/{app}/tag"}, do_tag},

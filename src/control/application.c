@@ -234,6 +234,17 @@ static void stop_manifests(struct application *application)
     manifests_stop(manifests);
 }
 
+/* An engine that was taken over may not know what was applied last, and a device may not have grown yet: a
+ * former `up` may have ended in between. What is not possible now does not stop what runs. */
+static int application_catch_up(struct application *application, struct error *err)
+{
+    struct error why = ERROR_INIT;
+    int r = application_write_configs(application, err);
+    if (r == 0 && (application_configure(application, &why) < 0 || application_grow(application, &why) < 0))
+        log_error(application->control->log, "%s: %s", application->name, why.message);
+    return r;
+}
+
 int application_start(struct application *application, struct error *err)
 {
     application_set_state(application, APPLICATION_STARTING, NULL);
@@ -246,6 +257,8 @@ int application_start(struct application *application, struct error *err)
         r = application_attach(application, err);
         if (r == 0)
             r = application_mount(application, err);
+        if (r == 0)
+            r = application_catch_up(application, err);
         if (r == 0)
             r = start_manifests(application, err);
         if (r < 0) {

@@ -68,9 +68,10 @@ static json_t *engine_volumes(const struct application *application)
     json_t *list = json_array();
     for (size_t i = 0; i < application->spec->volume_count; i++) {
         const struct app_volume *v = &application->spec->volumes[i];
-        json_array_append_new(
-            list, json_pack("{s:s, s:I, s:o}", "name", v->name, "size_bytes", (json_int_t)v->size_bytes,
-                            "backing", json_sprintf("%s/backing/%s.img", application->directory, v->name)));
+        json_t *backing = v->source ? json_string(v->source)
+                                    : json_sprintf("%s/backing/%s.img", application->directory, v->name);
+        json_array_append_new(list, json_pack("{s:s, s:I, s:o, s:b}", "name", v->name, "size_bytes",
+                                              (json_int_t)v->size_bytes, "backing", backing, "adopt", v->source != NULL));
     }
     return list;
 }
@@ -96,7 +97,7 @@ static int write_engine_config(struct application *application, struct error *er
         return r;
     r = choose_quota(application, policy, path, &quota_bytes, err);
     const char *ack = app_ack_mode_name(policy->ack_mode), *failure_mode = app_failure_mode_name(policy->failure_mode);
-    uint64_t history_ns = policy->history_ns;
+    uint64_t history_ns = policy->history_ns, seed_rate = policy->seed_bytes_per_second;
     json_t *thinning = engine_thinning(policy);
     app_policy_free(policy);
     if (r < 0) {
@@ -109,6 +110,8 @@ static int write_engine_config(struct application *application, struct error *er
                   json_sprintf("%s/journal", application->directory), "socket", application->socket, "ack",
                   ack, "failure_mode", failure_mode, "quota_bytes", (json_int_t)quota_bytes, "history_ns", (json_int_t)history_ns, "thinning", thinning,
                   "volumes", engine_volumes(application));
+    if (config && seed_rate)
+        json_object_set_new(config, "seed_bytes_per_second", json_integer((json_int_t)seed_rate));
     return write_json_file(path, config, err);
 }
 

@@ -30,6 +30,12 @@ static void set_mounted(struct application *application, size_t i, bool mounted)
     application->volumes[i].mounted = mounted;
 }
 
+static void set_fs_type(struct application *application, size_t i, const char *type)
+{
+    MUTEX_GUARD(guard, &application->mutex);
+    snprintf(application->volumes[i].fs_type, sizeof application->volumes[i].fs_type, "%s", type);
+}
+
 void application_clear_remains(struct application *application)
 {
     struct error err = ERROR_INIT;
@@ -70,7 +76,10 @@ int application_attach(struct application *application, struct error *err)
         struct error ignored = ERROR_INIT;
         int r = fuse_file(application, i, path, err);
         if (r == 0 && loop_find(path, device, &ignored) < 0)
-            r = loop_attach(path, false, device, err);
+            r = loop_attach_blocks(path, false,
+                                   application->spec->volumes[i].source ? LOOP_BLOCK_BYTES_ADOPTED
+                                                                        : LOOP_BLOCK_BYTES,
+                                   device, err);
         if (r < 0)
             return r;
         set_device(application, i, device);
@@ -92,26 +101,41 @@ int application_detach(struct application *application, bool force, struct error
     return 0;
 }
 
+int application_backing(const struct application *application, size_t i, char ret[PATH_MAX],
+                        struct error *err)
+{
+    const struct app_volume *v = &application->spec->volumes[i];
+    if (!v->source)
+        return application_path(application, ret, err, "backing/%s.img", v->name);
+    snprintf(ret, PATH_MAX, "%s", v->source);
+    return 0;
+}
+
 /* Whether nothing was ever written to the volume: its sparse backing file has no blocks. */
 static bool is_untouched(const struct application *application, size_t i)
 {
     char path[PATH_MAX];
     struct error ignored = ERROR_INIT;
     struct stat st;
-    return application_path(application, path, &ignored, "backing/%s.img",
-                            application->spec->volumes[i].name) == 0 &&
-           stat(path, &st) == 0 && st.st_blocks == 0;
+    return application_backing(application, i, path, &ignored) == 0 && stat(path, &st) == 0 &&
+           S_ISREG(st.st_mode) && st.st_blocks == 0;
 }
 
-/* U4: a file system is made only where there is no signature of anything. */
-static int make_file_system(struct application *application, size_t i, struct error *err)
+/* U4: a file system is made only where there is no signature of anything, and never on what was adopted. */
+static int make_file_system(struct application *application, size_t i, char found[MOUNTS_TYPE_BYTES],
+                            struct error *err)
 {
     const struct app_volume *volume = &application->spec->volumes[i];
     const char *device = application->volumes[i].device, *type = app_fs_type_name(volume->fs_type);
-    char found[MOUNTS_TYPE_BYTES];
     int r = mounts_probe(device, found, err);
-    if (r < 0 || strcmp(found, type) == 0)
+    if (r < 0 || strcmp(found, type) == 0 || (found[0] && volume->fs_type == APP_FS_FOUND))
         return r;
+    if (volume->source && !found[0])
+        return error_set(
+            err, -EINVAL,
+            "volume %s holds no file system that can be recognized; it was adopted, so none is made on it: "
+            "leave out mountPath",
+            volume->name);
     if (found[0])
         return error_set(err, -EEXIST,
                          "volume %s holds %s, but fsType is %s: nothing was changed; set fsType to what is "
@@ -120,6 +144,7 @@ static int make_file_system(struct application *application, size_t i, struct er
                          volume->name, found, type);
     log_info(application->control->log, "%s: making %s on volume %s (%s)", application->name, type,
              volume->name, device);
+    snprintf(found, MOUNTS_TYPE_BYTES, "%s", type);
     return mounts_make(device, type, is_untouched(application, i), err);
 }
 
@@ -127,22 +152,26 @@ static int mount_one(struct application *application, size_t i, struct error *er
 {
     const struct app_volume *volume = &application->spec->volumes[i];
     const char *device = application->volumes[i].device;
-    char source[256];
+    char source[256], type[MOUNTS_TYPE_BYTES] = "";
     bool created = false;
     if (mounts_source(volume->mount_path, source, sizeof source) == 0 && strcmp(source, device) == 0) {
+        struct error ignored = ERROR_INIT;
+        if (mounts_probe(device, type, &ignored) == 0)
+            set_fs_type(application, i, type);
         set_mounted(application, i, true); /* taken over */
         return 0;
     }
     int r = mounts_prepare(volume->mount_path, &created, err);
     if (r == 0)
-        r = make_file_system(application, i, err);
+        r = make_file_system(application, i, type, err);
     if (r == 0)
-        r = mounts_mount(device, volume->mount_path, app_fs_type_name(volume->fs_type), false, err);
+        r = mounts_mount(device, volume->mount_path, type, false, err);
     if (r < 0) {
         if (created)
             rmdir(volume->mount_path);
         return error_context(err, "volume %s", volume->name);
     }
+    set_fs_type(application, i, type);
     set_mounted(application, i, true);
     return 0;
 }
@@ -191,4 +220,37 @@ int application_unmount(struct application *application, bool force, struct erro
         set_mounted(application, i, false);
     }
     return 0;
+}
+
+/* ---- growing ---- */
+
+/* The FUSE file has the size at the next question for it, then the loop device; what is mounted follows. */
+static int grow_one(struct application *application, size_t i, struct error *err)
+{
+    const struct app_volume *volume = &application->spec->volumes[i];
+    const char *device = application->volumes[i].device;
+    char path[PATH_MAX];
+    bool larger = false;
+    int r = fuse_file(application, i, path, err);
+    if (r == 0)
+        r = loop_grow(device, path, volume->size_bytes, &larger, err);
+    if (r == 0 && application->volumes[i].mounted)
+        r = mounts_grow(device, volume->mount_path, larger, err);
+    return r < 0 ? error_context(err, "volume %s", volume->name) : 0;
+}
+
+int application_grow(struct application *application, struct error *err)
+{
+    int r = 0;
+    for (size_t i = 0; i < application->spec->volume_count && r == 0; i++)
+        if (application->spec->export == APP_EXPORT_FUSE && application->volumes[i].device[0])
+            r = grow_one(application, i, err);
+    return r;
+}
+
+int application_configure(struct application *application, struct error *err)
+{
+    _cleanup_json_ json_t *answer = NULL, *body = json_object();
+    return application_call(application, "POST", "/v1/configure", body, CONTROL_REWIND_TIMEOUT_MS, &answer,
+                            err);
 }

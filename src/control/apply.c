@@ -57,13 +57,19 @@ int change_classify(const struct app_spec *old, const struct app_spec *new, enum
                              "renamed, because the "
                              "history of the others goes through it; keep it, or delete the application",
                              was->name, new->name);
-        if (is->size_bytes != was->size_bytes)
+        if (is->size_bytes && is->size_bytes < was->size_bytes)
             return error_set(err, -EINVAL,
-                             "the size of volume %s of %s cannot change (it is %s, not %s): add another "
-                             "volume of the size "
-                             "you need",
+                             "volume %s of %s cannot shrink from %s to %s: its file system and its history "
+                             "need them; leave "
+                             "the size as it is, or copy the data to a new volume of the size you need",
                              was->name, new->name, units_format_bytes(was->size_bytes, from),
                              units_format_bytes(is->size_bytes, to));
+        if (!same_text(is->source, was->source))
+            return error_set(err, -EINVAL,
+                             "the source of volume %s of %s cannot change (it is %s): `tidemark detach %s` "
+                             "gives the data back, "
+                             "then apply it anew",
+                             was->name, new->name, was->source ? was->source : "a new volume", new->name);
         if (is->mount_path && was->mount_path && is->fs_type != was->fs_type)
             return error_set(err, -EINVAL, "fsType of volume %s of %s cannot change: it holds %s", was->name,
                              new->name, app_fs_type_name(was->fs_type));
@@ -71,6 +77,7 @@ int change_classify(const struct app_spec *old, const struct app_spec *new, enum
     _cleanup_free_ char *old_text = app_spec_to_yaml(old), *new_text = app_spec_to_yaml(new);
     if (!old_text || !new_text)
         return error_set(err, -ENOMEM, "out of memory");
+    /* One that grows and is mounted elsewhere at once grows at the start. */
     *ret = !same_volumes(old, new) ? CHANGE_REMOUNT : strcmp(old_text, new_text) ? CHANGE_LIGHT : CHANGE_NONE;
     return 0;
 }
@@ -95,8 +102,12 @@ int disk_check(const struct application *application, const struct app_spec *old
         if (r < 0)
             return r;
         uint64_t there = 0;
+        if (v->source) {
+            volumes_bytes += v->size_bytes; /* the base gets a copy of what it holds */
+            continue;
+        }
         if (stat(path, &st) == 0) { /* kept by a former delete */
-            if ((uint64_t)st.st_size != v->size_bytes && st.st_size)
+            if ((uint64_t)st.st_size > v->size_bytes && st.st_size)
                 return error_set(err, -EEXIST,
                                  "volume %s: its data was kept in %s, which has another size (%s): apply it "
                                  "with that size, or remove %s first",
@@ -193,6 +204,21 @@ static void remove_made(const struct app_spec *spec, const size_t existing[APP_V
     }
 }
 
+/* The journal of an application that was deleted is gone on with. Meanwhile anybody may have used its
+ * sources: what they hold now is compared with the journal (the engine looks for the file). */
+static int ask_for_comparison(const struct application *a, struct error *err)
+{
+    char path[PATH_MAX];
+    bool sources = false;
+    for (size_t i = 0; i < a->spec->volume_count; i++)
+        sources |= a->spec->volumes[i].source != NULL;
+    int r = application_path(a, path, err, "journal/manifest");
+    if (r < 0 || !sources || access(path, F_OK) < 0)
+        return r;
+    r = application_path(a, path, err, "journal/compare");
+    return r < 0 ? r : io_replace_file(path, "", 0, 0600, err);
+}
+
 /* U3: without a trace if it fails. */
 static int create(struct control *control, struct app_spec *spec, uint64_t quota_bytes, bool dry_run,
                   struct error *err)
@@ -212,6 +238,8 @@ static int create(struct control *control, struct app_spec *spec, uint64_t quota
     bool kept = stat(a->directory, &st) == 0;
     note_existing(a->spec, existing);
     r = io_mkdirs(a->directory, 0700, err);
+    if (r == 0)
+        r = ask_for_comparison(a, err);
     if (r == 0)
         r = application_begin(a, "apply", 0, err);
     if (r == 0)
@@ -263,6 +291,15 @@ static int remount(struct application *a, struct app_spec **spec, struct error *
     return r;
 }
 
+/* Tells the engine what its configuration says now: policy and larger volumes. */
+static int reconfigure(struct application *a, struct error *err)
+{
+    int r = application_write_configs(a, err);
+    if (r == 0 && a->state == APPLICATION_RUNNING)
+        r = application_configure(a, err);
+    return r;
+}
+
 static int change_light(struct application *a, struct app_spec **spec, struct error *err)
 {
     bool other_manifests = !same_text(a->spec->manifests, (*spec)->manifests);
@@ -274,8 +311,14 @@ static int change_light(struct application *a, struct app_spec **spec, struct er
         return r;
     swap_spec(a, spec);
     r = application_save(a, err);
-    if (r < 0)
+    if (r == 0)
+        r = reconfigure(a, err);
+    if (r < 0) {
+        struct error second = ERROR_INIT;
         swap_spec(a, spec);
+        if (application_save(a, &second) < 0 || application_write_configs(a, &second) < 0)
+            log_error(a->control->log, "%s: cannot go back to what it was: %s", a->name, second.message);
+    }
     if (r == 0 && other_manifests) {
         pthread_mutex_lock(&a->mutex);
         struct manifests *old = a->manifests;
@@ -292,11 +335,13 @@ static int update(struct application *a, struct app_spec **spec, uint64_t quota_
                   enum apply_result *ret, const char **ret_message, struct error *err)
 {
     enum change_kind kind = CHANGE_NONE;
+    struct error grown = ERROR_INIT;
     int r = application_begin(a, "apply", 0, err);
     if (r < 0)
         return r;
-    bool other_policy = strcmp(a->spec->policy, (*spec)->policy) != 0;
-    r = change_classify(a->spec, *spec, &kind, err);
+    r = sources_check(a->control, *spec, a->spec, err);
+    if (r == 0)
+        r = change_classify(a->spec, *spec, &kind, err);
     if (r == 0 && kind == CHANGE_REMOUNT) {
         struct app_spec *old = a->spec;
         struct app_spec *new = *spec;
@@ -312,8 +357,15 @@ static int update(struct application *a, struct app_spec **spec, uint64_t quota_
         r = remount(a, spec, err);
     else if (r == 0 && kind == CHANGE_LIGHT && !dry_run)
         r = change_light(a, spec, err);
-    if (r == 0 && other_policy && kind == CHANGE_LIGHT)
-        *ret_message = "the new policy applies when its engine starts the next time";
+    /* What has grown stays so: devices and file systems follow now, or at the next try. */
+    if (r == 0 && !dry_run && a->state == APPLICATION_RUNNING && application_grow(a, &grown) < 0) {
+        log_error(a->control->log, "%s: %s", a->name, grown.message);
+        *ret_message = "a volume has grown, but its device or file system could not follow: the log of "
+                       "`tidemark up` says why; "
+                       "applying again tries it again";
+    }
+    if (r == 0 && kind != CHANGE_NONE && !*ret_message)
+        *ret_message = source_warning(*spec);
     application_end(a);
     return r;
 }
@@ -331,6 +383,10 @@ static int apply_application(struct control *control, const struct app_documents
     if (a)
         return update(a, &document->spec, quota_bytes, dry_run, ret, ret_message, err);
     *ret = APPLY_CREATED;
+    r = sources_check(control, document->spec, NULL, err);
+    if (r < 0)
+        return r;
+    *ret_message = source_warning(document->spec);
     return create(control, take_ptr(document->spec), quota_bytes, dry_run, err);
 }
 
@@ -382,11 +438,15 @@ int apply_documents(struct control *control, const char *text, size_t length_byt
 static json_t *deleted_json(const struct application *a, bool purge)
 {
     json_t *volumes = json_array();
-    for (size_t i = 0; i < a->spec->volume_count; i++)
-        json_array_append_new(volumes, json_pack("{s:s, s:o}", "name", a->spec->volumes[i].name, "backing",
-                                                 purge ? json_null()
-                                                       : json_sprintf("%s/backing/%s.img", a->directory,
-                                                                      a->spec->volumes[i].name)));
+    for (size_t i = 0; i < a->spec->volume_count; i++) {
+        char path[PATH_MAX];
+        struct error ignored = ERROR_INIT;
+        const struct app_volume *v = &a->spec->volumes[i];
+        bool kept = (!purge || v->source) &&
+                    application_backing(a, i, path, &ignored) == 0; /* a source is never destroyed */
+        json_array_append_new(volumes,
+                              json_pack("{s:s, s:s?}", "name", v->name, "backing", kept ? path : NULL));
+    }
     return json_pack("{s:s, s:b, s:o, s:o}", "name", a->name, "purged", purge, "journal",
                      purge ? json_null() : json_sprintf("%s/journal", a->directory), "volumes", volumes);
 }
@@ -416,6 +476,95 @@ int apply_delete(struct control *control, const char *name, bool purge, json_t *
     }
     if (r == 0 && purge)
         r = io_remove_tree(a->directory, err);
+    application_end(a);
+    return r;
+}
+
+/* ---- giving the data back ---- */
+
+/* Everything that makes an image whole has to be through: the copy-back of a rewind. */
+static int check_complete(struct application *a, struct error *err)
+{
+    char text[UNITS_TEXT_BYTES];
+    _cleanup_json_ json_t *status = NULL;
+    if (a->state != APPLICATION_RUNNING)
+        return error_set(
+            err, -EBUSY,
+            "%s does not run: its images may lack what a rewind has not copied back; start it (`tidemark "
+            "apply`) and detach it then",
+            a->name);
+    int r = application_call(a, "GET", "/v1/status", NULL, CONTROL_CALL_TIMEOUT_MS, &status, err);
+    if (r < 0)
+        return r;
+    const json_t *rewind = json_object_get(status, "rewind");
+    if (json_is_object(rewind))
+        return error_set(
+            err, -EBUSY,
+            "a rewind of %s is still being copied back (%s are left): the image is not whole before; try "
+            "again when `tidemark status %s` shows no rewind",
+            a->name,
+            units_format_bytes((uint64_t)json_integer_value(json_object_get(rewind, "pending_bytes")), text),
+            a->name);
+    return 0;
+}
+
+/* An image of the application's own moves out of its directory:
+ * <state>/detached/<application>[.n]/<volume>.img */
+static int keep_images(struct application *a, json_t *volumes, struct error *err)
+{
+    char directory[PATH_MAX], from[PATH_MAX], to[PATH_MAX];
+    int r = 0, n = 1;
+    snprintf(directory, sizeof directory, "%.2048s/detached/%s", a->control->state_directory, a->name);
+    for (; access(directory, F_OK) == 0; n++)
+        snprintf(directory, sizeof directory, "%.2048s/detached/%s.%d", a->control->state_directory, a->name,
+                 n);
+    for (size_t i = 0; i < a->spec->volume_count && r == 0; i++) {
+        const struct app_volume *v = &a->spec->volumes[i];
+        const char *path = v->source;
+        if (!path) {
+            r = io_mkdirs(directory, 0700, err);
+            if (r == 0)
+                r = application_path(a, from, err, "backing/%s.img", v->name);
+            if (r == 0 && snprintf(to, sizeof to, "%s/%s.img", directory, v->name) >= (int)sizeof to)
+                r = error_set(err, -ENAMETOOLONG, "%s: path too long", directory);
+            if (r == 0 && rename(from, to) < 0)
+                r = error_errno(err, -errno, "cannot move %s to %s", from, to);
+            path = to;
+        }
+        if (r == 0)
+            json_array_append_new(volumes, json_pack("{s:s, s:s}", "name", v->name, "image", path));
+    }
+    return r;
+}
+
+int apply_detach(struct control *control, const char *name, json_t **ret, struct error *err)
+{
+    char path[PATH_MAX];
+    MUTEX_GUARD(guard, &control->apply_mutex);
+    _cleanup_json_ json_t *volumes = json_array();
+    _cleanup_application_ struct application *a = application_find(control, name, err);
+    if (!a)
+        return err->code;
+    int r = application_begin(a, "detach", 0, err);
+    if (r < 0)
+        return r;
+    r = check_complete(a, err);
+    if (r == 0)
+        r = views_close_all(control, name, false, err);
+    if (r == 0)
+        r = application_stop(a, false, err);
+    if (r == 0)
+        r = application_path(a, path, err, "application.yaml");
+    if (r == 0 && unlink(path) < 0 && errno != ENOENT)
+        r = error_errno(err, -errno, "cannot remove %s", path);
+    if (r == 0) {
+        application_unlist(a);
+        r = keep_images(a, volumes, err);
+        if (r == 0)
+            r = io_remove_tree(a->directory, err);
+        *ret = json_pack("{s:s, s:O}", "name", a->name, "volumes", volumes);
+        log_info(control->log, "%s: detached; its images are complete without Tidemark", name);
+    }
     application_end(a);
     return r;
 }

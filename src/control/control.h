@@ -53,7 +53,7 @@
  *          "started_time","duration_ms","steps":[{"name","state":"pending|running|done|failed|skipped","duration_ms","detail":null|TEXT}],
  *          "progress":null|{"done","total","unit"},"result":null|{...},"error":null|{"code","message"}}
  *   VIEW
- * {"id","application","lsn","time","note","open_ms","created_time","state":"open|expired|dead","overlay_bytes",
+ * {"id","application","lsn","time","note","open_ms","created_time","state":"open|dead","overlay_bytes",
  *          "salvage":null|{"complete","damaged_bytes","truncated","findings":[TEXT],
  *                          "damage":[{"volume","offset_bytes","length_bytes","reason"}]},
  *          "volumes":[{"name","size_bytes","device","mount","nbd_uri","note"}]}

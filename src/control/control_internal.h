@@ -98,6 +98,7 @@ enum application_state { APPLICATION_STARTING, APPLICATION_RUNNING, APPLICATION_
 struct attached {
     char device[LOOP_DEVICE_BYTES]; /* "" when not attached */
     bool mounted;
+    char fs_type[32]; /* what is mounted; "" when that is not known */
 };
 struct application {
     struct application *next;
@@ -158,6 +159,12 @@ int application_stop(struct application *application, bool force, struct error *
 void application_clear_remains(struct application *application);
 int application_export_start(struct application *application, struct error *err) MUST_CHECK;
 void application_export_stop(struct application *application);
+/* The running engine takes policy and sizes from its configuration. */
+int application_configure(struct application *application, struct error *err) MUST_CHECK;
+/* After it: loop devices and mounted file systems that are smaller than their volumes grow. */
+int application_grow(struct application *application, struct error *err) MUST_CHECK;
+/* Where the volume's data are. */
+int application_backing(const struct application *application, size_t i, char ret[PATH_MAX], struct error *err) MUST_CHECK;
 int application_attach(struct application *application, struct error *err) MUST_CHECK;
 int application_detach(struct application *application, bool force, struct error *err) MUST_CHECK;
 int application_mount(struct application *application, struct error *err) MUST_CHECK;
@@ -256,6 +263,8 @@ int apply_documents(struct control *control, const char *text, size_t length_byt
                     const char *directory, bool dry_run, json_t **ret, struct error *err) MUST_CHECK;
 int apply_delete(struct control *control, const char *name, bool purge, json_t **ret,
                  struct error *err) MUST_CHECK;
+/* Ends the protection and the history; the volumes' data stay as plain images, whose paths are told. */
+int apply_detach(struct control *control, const char *name, json_t **ret, struct error *err) MUST_CHECK;
 /* The named policy, or the default one. -ENOENT. Free with app_policy_free. */
 int policy_load(const struct control *control, const char *name, struct app_policy **ret,
                 struct error *err) MUST_CHECK;

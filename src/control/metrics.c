@@ -29,6 +29,10 @@ static const struct metric metrics[] = {
     {"tidemark_volume_size_bytes", "gauge", "Size of a volume.", "size_bytes", true, 1},
     {"tidemark_volume_written_bytes_total", "counter",
      "Bytes written to a volume since its engine was started.", "written_bytes", true, 1},
+    {"tidemark_volume_seeded_bytes", "gauge", "Adopted volumes that are being seeded: bytes that the history has.",
+     "done_bytes", true, 1},
+    {"tidemark_volume_seed_bytes", "gauge", "Adopted volumes that are being seeded: bytes that it needs.", "total_bytes", true,
+     1},
     {"tidemark_volume_high_entropy_bytes_total", "counter", "Bytes written that look encrypted or compressed.",
      "high_entropy_bytes", true, 1},
     {"tidemark_volume_high_entropy_rewrites_bytes_total", "counter",
@@ -58,6 +62,8 @@ static void put_value(FILE *out, const struct metric *m, const char *application
 static const json_t *volume_value(const json_t *volume, const char *field)
 {
     const json_t *value = json_object_get(volume, field);
+    if (!value)
+        value = json_object_get(json_object_get(volume, "seeding"), field);
     return value ? value : json_object_get(json_object_get(volume, "signal"), field);
 }
 

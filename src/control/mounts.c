@@ -10,6 +10,7 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
@@ -218,6 +219,38 @@ int mounts_unmount(const char *directory, bool force, struct error *err)
         r = -errno;
     }
     return error_errno(err, r, "cannot unmount %s", directory);
+}
+
+/* ext4 keeps some of its blocks for itself, never a sixteenth. */
+static bool fills_device(const char *device, const char *directory)
+{
+    struct statvfs fs;
+    uint64_t bytes = 0;
+    _cleanup_close_ int fd = open(device, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || ioctl(fd, BLKGETSIZE64, &bytes) < 0 || statvfs(directory, &fs) < 0)
+        return false;
+    return (uint64_t)fs.f_blocks * fs.f_frsize >= bytes - bytes / 16;
+}
+
+int mounts_grow(const char *device, const char *directory, bool sure, struct error *err)
+{
+    char type[MOUNTS_TYPE_BYTES], text[PROCESS_TAIL_BYTES + 64];
+    const char *const ext4[] = {"resize2fs", device, NULL}, *const xfs[] = {"xfs_growfs", "-d", directory, NULL};
+    struct process_result result;
+    if (!sure && fills_device(device, directory))
+        return 0;
+    int r = mounts_probe(device, type, err);
+    bool is_xfs = r == 0 && strcmp(type, "xfs") == 0;
+    if (r < 0 || (!is_xfs && strcmp(type, "ext4") != 0 && strcmp(type, "ext3") != 0))
+        return r;
+    struct process_options options = {.argv = is_xfs ? xfs : ext4, .inherit_fd = -1};
+    r = process_run(&options, MAKE_TIMEOUT_MS, &result, err);
+    if (r < 0)
+        return error_context(err, "the device %s has grown, but not its file system: %s", device, options.argv[0]);
+    if (result.exit_status != 0)
+        return error_set(err, -EIO, "the device %s has grown, but not its file system: %s: %s", device, options.argv[0],
+                         process_describe(&result, text, sizeof text));
+    return 0;
 }
 
 /* How process `pid` uses device `dev`: "cwd", "root", "exe", "an open file", "a mapped file"; NULL: it does

@@ -36,6 +36,9 @@ int mounts_mount_salvaged(const char *device, const char *directory, const char 
 /* Writes everything out and unmounts. 0 when nothing is mounted there. -EBUSY with the processes that use it;
  * `force` detaches then. */
 int mounts_unmount(const char *directory, bool force, struct error *err) MUST_CHECK;
+/* Makes the mounted file system as large as its device: ext4 and xfs; others are left as they are. Nothing to do is no error.
+ * `sure`: the device has grown; otherwise it is looked at first whether the file system fills it. */
+int mounts_grow(const char *device, const char *directory, bool sure, struct error *err) MUST_CHECK;
 /* The processes that use the file system at `directory`, "postgres (812: cwd), ...". Returns their number. */
 size_t mounts_users(const char *directory, char ret_text[MOUNTS_USERS_BYTES]);
 /* Drops what the kernel has cached of the device. */

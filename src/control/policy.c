@@ -9,6 +9,7 @@
 #include "control/apply_internal.h"
 
 #define POLICY_FILE_BYTES_MAX (64u << 10)
+#define TELL_WAIT_MS 5000u /* while something else is done with an application */
 
 static int policy_path(const struct control *control, const char *name, char path[PATH_MAX],
                        struct error *err)
@@ -48,15 +49,46 @@ int policy_load(const struct control *control, const char *name, struct app_poli
     return 0;
 }
 
-static bool is_used(struct control *control, const char *name)
+/* Those that use the policy, with references; the caller frees them. */
+static size_t users_of(struct control *control, const char *name,
+                       struct application *users[CONTROL_APPLICATIONS_MAX])
 {
-    bool used = false;
+    size_t count = 0;
     MUTEX_GUARD(guard, &control->mutex);
-    for (struct application *a = control->applications; a && !used; a = a->next) {
+    for (struct application *a = control->applications; a && count < CONTROL_APPLICATIONS_MAX; a = a->next) {
         MUTEX_GUARD(inner, &a->mutex);
-        used = strcmp(a->spec->policy, name) == 0;
+        if (strcmp(a->spec->policy, name) != 0)
+            continue;
+        a->refs++;
+        users[count++] = a;
     }
-    return used;
+    return count;
+}
+
+/* The running engines take it at once; one that cannot takes it when it starts the next time. */
+static bool tell_users(struct control *control, const char *name)
+{
+    struct application **users = calloc(CONTROL_APPLICATIONS_MAX, sizeof *users);
+    bool all = users != NULL;
+    size_t count = users ? users_of(control, name, users) : 0;
+    for (size_t i = 0; i < count; i++) {
+        struct error err = ERROR_INIT;
+        int r = application_begin(users[i], "policy", TELL_WAIT_MS, &err);
+        if (r == 0) {
+            if (users[i]->state == APPLICATION_RUNNING)
+                r = application_write_configs(users[i], &err);
+            if (r == 0 && users[i]->state == APPLICATION_RUNNING)
+                r = application_configure(users[i], &err);
+            application_end(users[i]);
+        }
+        if (r < 0)
+            log_warning(control->log, "%s has not taken the policy %s yet: %s", users[i]->name, name,
+                        err.message);
+        all &= r == 0;
+        application_unref(users[i]);
+    }
+    free(users);
+    return all;
 }
 
 int policy_apply(struct control *control, const struct app_policy *policy, bool dry_run,
@@ -74,7 +106,12 @@ int policy_apply(struct control *control, const struct app_policy *policy, bool 
         return 0;
     }
     *ret = exists ? APPLY_CONFIGURED : APPLY_CREATED;
-    if (is_used(control, policy->name))
-        *ret_message = "applies to running applications when their engine starts the next time";
-    return dry_run ? 0 : io_replace_file(path, text, strlen(text), 0600, err);
+    if (dry_run)
+        return 0;
+    r = io_replace_file(path, text, strlen(text), 0600, err);
+    if (r == 0 && !tell_users(control, policy->name))
+        *ret_message = "an application that uses it has not taken it yet (see the log of up): it does when "
+                       "its engine starts the "
+                       "next time";
+    return r;
 }

@@ -9,7 +9,7 @@
 static const char *const engine_fields[] = {"lsn",         "durable_lsn", "oldest_lsn",    "oldest_time",
                                             "latest_time", "rpo_ms",      "journal_bytes", "quota_bytes",
                                             "base_bytes",  "ack",         "rewind",        "resync",
-                                            "history",     "suspicious_since"};
+                                            "history",     "suspicious_since", "seeding"};
 
 static const json_t *engine_volume(const json_t *engine, const char *name)
 {
@@ -35,14 +35,19 @@ static json_t *volumes_json(const struct application *a, const json_t *engine)
         const struct attached *at = &a->volumes[i];
         json_t *written = json_object_get(engine_volume(engine, v->name), "written_bytes");
         bool nbd = a->spec->export == APP_EXPORT_NBD && a->state == APPLICATION_RUNNING;
+        const char *fs_type = !v->mount_path       ? NULL
+                              : at->fs_type[0]     ? at->fs_type
+                              : v->fs_type == APP_FS_FOUND ? NULL
+                                                   : app_fs_type_name(v->fs_type);
+        json_t *seeding = json_object_get(engine_volume(engine, v->name), "seeding");
         json_t *signal = json_object_get(engine_volume(engine, v->name), "signal");
         json_array_append_new(
-            list, json_pack("{s:s, s:I, s:s?, s:s?, s:o, s:O?, s:s?, s:O?}", "name", v->name, "size_bytes",
+            list, json_pack("{s:s, s:I, s:s?, s:s?, s:o, s:O?, s:s?, s:O?, s:s?, s:O?}", "name", v->name, "size_bytes",
                             (json_int_t)v->size_bytes, "device", at->device[0] ? at->device : NULL, "mount",
                             at->mounted ? v->mount_path : NULL, "nbd_uri",
                             nbd ? nbd_uri_json(v->name, socket) : json_null(), "written_bytes", written,
-                            "fs_type", v->mount_path ? app_fs_type_name(v->fs_type) : NULL,
-                            "signal", signal));
+                            "fs_type", fs_type,
+                            "signal", signal, "source", v->source, "seeding", seeding));
     }
     return list;
 }

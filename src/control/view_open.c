@@ -261,7 +261,10 @@ static int attach_volume(struct opening *o, const json_t *source, struct error *
     }
     if (snprintf(path, sizeof path, "%s/fuse/%s/vol", o->directory, name) >= (int)sizeof path)
         return error_set(err, -ENAMETOOLONG, "%s: path too long", o->directory);
-    int r = loop_attach(path, false, device, err);
+    bool adopted = false;
+    for (size_t i = 0; i < o->application->spec->volume_count; i++)
+        adopted |= o->application->spec->volumes[i].source && strcmp(o->application->spec->volumes[i].name, name) == 0;
+    int r = loop_attach_blocks(path, false, adopted ? LOOP_BLOCK_BYTES_ADOPTED : LOOP_BLOCK_BYTES, device, err);
     if (r == 0)
         json_object_set_new(volume, "device", json_string(device));
     return r;

@@ -67,6 +67,10 @@ static json_t *volumes_json(struct engine *e)
             (json_int_t)s.size_bytes, "written_bytes", (json_int_t)s.written_bytes, "read_bytes", (json_int_t)s.read_bytes,
             "writes", (json_int_t)s.writes, "reads", (json_int_t)s.reads, "flushes", (json_int_t)s.flushes, "discarded_bytes",
             (json_int_t)s.discarded_bytes, "stale_bytes", (json_int_t)s.stale_bytes, "failed", s.failed);
+        json_object_set_new(volume, "seeding",
+                            s.seeding ? json_pack("{s:I, s:I}", "done_bytes", (json_int_t)(s.size_bytes - s.unseeded_bytes),
+                                                  "total_bytes", (json_int_t)s.size_bytes)
+                                      : json_null());
         json_object_set_new(volume, "signal", signal_json(&signal));
         json_array_append_new(list, volume);
     }
@@ -89,6 +93,8 @@ static json_t *alarms_json(const struct journal_status *s, const struct group_st
     if (s->suspended)
         json_array_append_new(list, json_sprintf("journaling is suspended: %s; %llu writes were not journaled", s->reason,
                                                  (unsigned long long)g->unjournaled_writes));
+    if (g->seed_trouble[0])
+        json_array_append_new(list, json_sprintf("adopting does not go on: %s", g->seed_trouble));
     if (s->quota_blocked)
         json_array_append_new(list, json_string("the journal is over its quota: an open view needs the oldest history; close it"));
     for (size_t i = 0; i < group_volume_count(e->group); i++) {
@@ -136,7 +142,7 @@ json_t *engine_status_json(struct engine *e)
     struct group_status g;
     journal_status(e->journal, &s);
     group_status(e->group, &g);
-    const char *state = s.suspended ? "suspended" : g.resyncing ? "resyncing" : "protected";
+    const char *state = s.suspended ? "suspended" : g.resyncing ? "resyncing" : g.seeding ? "seeding" : "protected";
     json_t *status = json_pack(
         "{s:s, s:i, s:s, s:s, s:I, s:I, s:I, s:o, s:o, s:f, s:I, s:I, s:I, s:I}", "application", e->config->application,
         "pid", getpid(), "state", state, "ack", e->config->ack == GROUP_ACK_FLUSH ? "flush" : "write", "lsn",
@@ -153,6 +159,10 @@ json_t *engine_status_json(struct engine *e)
                         g.resyncing ? json_pack("{s:I, s:I}", "done_bytes", (json_int_t)g.resync_done_bytes, "total_bytes",
                                                 (json_int_t)g.resync_total_bytes)
                                     : json_null());
+    json_object_set_new(status, "seeding",
+                        g.seeding ? json_pack("{s:I, s:I}", "done_bytes", (json_int_t)g.seed_done_bytes, "total_bytes",
+                                              (json_int_t)g.seed_total_bytes)
+                                  : json_null());
     json_object_set_new(status, "history", history_json(e));
     json_t *alarms = alarms_json(&s, &g, e);
     json_object_set_new(status, "suspicious_since", suspicious_since_json(e, alarms));
@@ -351,8 +361,8 @@ static json_t *history_volumes_json(struct engine *e, struct lsn lsn)
         return list;
     for (size_t i = 0; i < m.volume_count; i++)
         if (m.volumes[i].deleted.n == 0 || m.volumes[i].deleted.n > lsn.n)
-            json_array_append_new(list, json_pack("{s:s, s:I, s:I}", "name", m.volumes[i].name, "id",
-                                                  (json_int_t)m.volumes[i].id, "size_bytes", (json_int_t)m.volumes[i].size_bytes));
+            json_array_append_new(list, json_pack("{s:s, s:I, s:I}", "name", m.volumes[i].name, "id", (json_int_t)m.volumes[i].id,
+                                                  "size_bytes", (json_int_t)manifest_size_at(&m, &m.volumes[i], lsn)));
     manifest_release(&m);
     return list;
 }
@@ -377,6 +387,8 @@ static int do_pin(struct call *c, json_t **ret, struct error *err)
                     : journal_resolve(c->e->journal, &point, &found, err);
     if (r == 0 && strncmp(pin, PIN_INTERNAL_PREFIX, strlen(PIN_INTERNAL_PREFIX)) == 0)
         r = error_set(err, -EINVAL, "the pin's name must not begin with " PIN_INTERNAL_PREFIX);
+    if (r == 0)
+        r = group_check_seeded(c->e->group, found.lsn, err);
     if (r == 0)
         r = journal_pin(c->e->journal, pin, found.lsn, false, err);
     if (r < 0)
@@ -514,6 +526,8 @@ static int do_diff(struct call *c, json_t **ret, struct error *err)
     if (r == 0)
         r = resolve_field(c, "to", &to, err);
     if (r == 0)
+        r = group_check_seeded(c->e->group, from.lsn.n > to.lsn.n ? from.lsn : to.lsn, err);
+    if (r == 0)
         r = group_diff(c->e->group, from.lsn, to.lsn, &change, err);
     if (r < 0)
         return r;
@@ -532,6 +546,8 @@ static int rewind_to(struct call *c, const struct journal_point *target, json_t 
     bool dry_run = false;
     int r = json_get_optional_bool(c->body, "dry_run", &dry_run, err);
     uint64_t start = clock_boottime_ns(clock_system());
+    if (r == 0)
+        r = group_check_seeded(c->e->group, LSN_MAX, err);
     if (r == 0)
         r = group_rewind(c->e->group, target->lsn, dry_run, &change, err);
     if (r < 0)
@@ -573,6 +589,15 @@ static int do_undo(struct call *c, json_t **ret, struct error *err)
     return r < 0 ? r : rewind_to(c, &target, ret, err);
 }
 
+static int do_configure(struct call *c, json_t **ret, struct error *err)
+{
+    int r = json_reject_unknown(c->body, err, NULL);
+    if (r == 0)
+        r = engine_configure(c->e, err);
+    *ret = json_object();
+    return r;
+}
+
 static int do_shutdown(struct call *c, json_t **ret, struct error *err)
 {
     (void)c, (void)err;
@@ -592,6 +617,7 @@ int engine_api_handle(void *context, const struct http_request *request, struct 
         {"POST", "/v1/unpin", do_unpin},    {"POST", "/v1/object", do_object},   {"GET", "/v1/objects", do_objects},
         {"POST", "/v1/diff", do_diff},      {"POST", "/v1/rewind", do_rewind},   {"POST", "/v1/undo", do_undo},
         {"GET", "/v1/last-clean", do_last_clean}, {"POST", "/v1/seal", do_seal}, {"POST", "/v1/shutdown", do_shutdown},
+        {"POST", "/v1/configure", do_configure},
     };
     if (strcmp(request->path, "/metrics") == 0) {
         http_response_text(response, 200, "text/plain; version=0.0.4; charset=utf-8", engine_metrics(context));

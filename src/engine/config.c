@@ -17,13 +17,15 @@ static int read_volume(json_t *object, struct engine_config *c, struct error *er
 {
     const char *name, *backing;
     size_t i = c->volume_count;
-    int r = json_reject_unknown(object, err, "name", "size_bytes", "backing", NULL);
+    int r = json_reject_unknown(object, err, "name", "size_bytes", "backing", "adopt", NULL);
     if (r == 0)
         r = json_get_string(object, "name", &name, err);
     if (r == 0)
         r = json_get_string(object, "backing", &backing, err);
     if (r == 0)
         r = json_get_u64(object, "size_bytes", &c->volumes[i].size_bytes, err);
+    if (r == 0)
+        r = json_get_optional_bool(object, "adopt", &c->volumes[i].adopt, err);
     if (r == 0)
         r = copy(c->volumes[i].name, sizeof c->volumes[i].name, name, "volumes[].name", err);
     if (r == 0)
@@ -66,7 +68,7 @@ static int read_config(json_t *object, struct engine_config *c, struct error *er
     json_t *volumes, *volume, *thinning = NULL;
     size_t i;
     int r = json_reject_unknown(object, err, "application", "journal", "socket", "ack", "failure_mode", "quota_bytes", "history_ns", "thinning",
-                                "volumes", NULL);
+                                "seed_bytes_per_second", "volumes", NULL);
     if (r == 0)
         r = json_get_string(object, "application", &application, err);
     if (r == 0)
@@ -81,6 +83,9 @@ static int read_config(json_t *object, struct engine_config *c, struct error *er
         r = json_get_optional_u64(object, "quota_bytes", &c->quota_bytes, err);
     if (r == 0)
         r = json_get_optional_u64(object, "history_ns", &c->history_ns, err);
+    c->seed_bytes_per_second = GROUP_SEED_BYTES_PER_SECOND;
+    if (r == 0)
+        r = json_get_optional_u64(object, "seed_bytes_per_second", &c->seed_bytes_per_second, err);
     if (r == 0)
         r = json_get_optional_array(object, "thinning", &thinning, err);
     if (r == 0 && thinning)

@@ -34,21 +34,65 @@ static int open_group(struct engine *e, struct error *err)
     if (r < 0)
         return r;
     group_set_holds(e->group, e->config->holds);
+    group_set_seed_speed(e->group, e->config->seed_bytes_per_second);
     for (size_t i = 0; i < e->config->volume_count && r == 0; i++)
-        r = group_add_volume(e->group, e->config->volumes[i].name, e->config->volumes[i].size_bytes,
-                             e->config->volumes[i].backing, err);
+        r = (e->config->volumes[i].adopt ? group_adopt_volume : group_add_volume)(
+            e->group, e->config->volumes[i].name, e->config->volumes[i].size_bytes, e->config->volumes[i].backing, err);
     return r < 0 ? r : group_start(e->group, err);
+}
+
+static struct journal_options journal_options_of(const struct engine *e, const struct engine_config *c)
+{
+    struct journal_options options = {.directory = c->journal,
+                                      .quota_bytes = c->quota_bytes,
+                                      .history_ns = c->history_ns,
+                                      .thinning_count = c->thinning_count,
+                                      .owner = "tidemark-engine",
+                                      .log = e->log};
+    memcpy(options.thinning, c->thinning, sizeof options.thinning);
+    return options;
+}
+
+static int check_same(const struct engine_config *old, const struct engine_config *new, struct error *err)
+{
+    bool same = strcmp(old->application, new->application) == 0 && strcmp(old->journal, new->journal) == 0 &&
+                strcmp(old->socket, new->socket) == 0 && old->volume_count == new->volume_count;
+    for (size_t i = 0; same && i < old->volume_count; i++)
+        same = strcmp(old->volumes[i].name, new->volumes[i].name) == 0 && old->volumes[i].adopt == new->volumes[i].adopt &&
+               strcmp(old->volumes[i].backing, new->volumes[i].backing) == 0;
+    return same ? 0 : error_set(err, -EINVAL, "only policy and sizes can change while the engine runs: the rest needs a restart");
+}
+
+int engine_configure(struct engine *e, struct error *err)
+{
+    _cleanup_free_ struct engine_config *new = calloc(1, sizeof *new);
+    if (!new)
+        return error_errno(err, -ENOMEM, "cannot read %s", e->config_path);
+    MUTEX_GUARD(guard, &e->config_mutex);
+    int r = engine_config_load(e->config_path, new, err);
+    if (r == 0)
+        r = check_same(e->config, new, err);
+    if (r < 0)
+        return r;
+    struct journal_options options = journal_options_of(e, new);
+    journal_configure(e->journal, &options);
+    group_configure(e->group, new->ack, new->holds);
+    group_set_seed_speed(e->group, new->seed_bytes_per_second);
+    e->config->ack = new->ack;
+    e->config->holds = new->holds;
+    e->config->quota_bytes = new->quota_bytes;
+    e->config->history_ns = new->history_ns;
+    for (size_t i = 0; i < new->volume_count && r == 0; i++) {
+        r = group_resize(e->group, new->volumes[i].name, new->volumes[i].size_bytes, err);
+        if (r == 0)
+            e->config->volumes[i].size_bytes = new->volumes[i].size_bytes;
+    }
+    return r;
 }
 
 static int start(struct engine *e, struct error *err)
 {
-    struct journal_options options = {.directory = e->config->journal,
-                                      .quota_bytes = e->config->quota_bytes,
-                                      .history_ns = e->config->history_ns,
-                                      .thinning_count = e->config->thinning_count,
-                                      .owner = "tidemark-engine",
-                                      .log = e->log};
-    memcpy(options.thinning, e->config->thinning, sizeof options.thinning);
+    struct journal_options options = journal_options_of(e, e->config);
     int r = journal_open(&options, &e->journal, err);
     if (r < 0)
         return r;
@@ -79,6 +123,8 @@ int engine_start(const char *config_path, const struct log *log, struct engine *
         return error_errno(err, -ENOMEM, "cannot start the engine");
     }
     e->log = log;
+    pthread_mutex_init(&e->config_mutex, NULL);
+    snprintf(e->config_path, sizeof e->config_path, "%s", config_path);
     e->started_boottime_ns = clock_boottime_ns(clock_system());
     int r = engine_config_load(config_path, e->config, err);
     if (r == 0)

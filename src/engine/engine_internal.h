@@ -16,7 +16,7 @@ struct engine_config {
     char socket[108];
     enum group_ack ack;
     bool holds; /* failure mode `protection` */
-    uint64_t quota_bytes, history_ns;
+    uint64_t quota_bytes, history_ns, seed_bytes_per_second;
     struct journal_thinning thinning[JOURNAL_MAX_THINNING];
     size_t thinning_count;
     size_t volume_count;
@@ -24,6 +24,7 @@ struct engine_config {
         char name[JOURNAL_NAME_BYTES];
         uint64_t size_bytes;
         char backing[PATH_MAX];
+        bool adopt; /* the backing holds something, which is the beginning of its history */
     } volumes[GROUP_MAX_VOLUMES];
 };
 int engine_config_load(const char *path, struct engine_config *ret, struct error *err) MUST_CHECK;
@@ -32,6 +33,8 @@ struct watch;
 
 struct engine {
     struct engine_config *config;
+    char config_path[PATH_MAX];
+    pthread_mutex_t config_mutex; /* one reconfiguration at a time, and what it changes of config */
     const struct log *log;
     struct journal *journal;
     struct group *group;
@@ -47,6 +50,8 @@ char *engine_metrics(struct engine *e);
 json_t *engine_status_json(struct engine *e);
 /* "2026-11-21T…Z", or null for 0. */
 json_t *engine_json_time(uint64_t realtime_ns);
+/* Reads the configuration again and does what can be done while it runs: policy, and larger volumes. */
+int engine_configure(struct engine *e, struct error *err) MUST_CHECK;
 /* Asks this process to end in order. */
 void engine_request_stop(void);
 

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/fs.h>
 #include <linux/loop.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -68,8 +69,8 @@ static int open_control(int *ret_fd, struct error *err)
 }
 
 /* One try: -EBUSY when another process was faster. */
-static int configure(int control, int file, const char *path, bool read_only, char device[LOOP_DEVICE_BYTES],
-                     struct error *err)
+static int configure(int control, int file, const char *path, bool read_only, unsigned block_bytes,
+                     char device[LOOP_DEVICE_BYTES], struct error *err)
 {
     int number = ioctl(control, LOOP_CTL_GET_FREE);
     if (number < 0)
@@ -81,7 +82,7 @@ static int configure(int control, int file, const char *path, bool read_only, ch
     _cleanup_close_ int fd = open(device, (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC);
     if (fd < 0) /* ENXIO: removed meanwhile */
         return error_errno(err, errno == ENXIO ? -EBUSY : -errno, "cannot open %s", device);
-    struct loop_config config = {.fd = (__u32)file, .block_size = LOOP_BLOCK_BYTES};
+    struct loop_config config = {.fd = (__u32)file, .block_size = block_bytes};
     config.info.lo_flags = LO_FLAGS_DIRECT_IO | (read_only ? LO_FLAGS_READ_ONLY : 0);
     snprintf((char *)config.info.lo_file_name, LO_NAME_SIZE, "%s", path);
     if (ioctl(fd, LOOP_CONFIGURE, &config) < 0)
@@ -97,6 +98,12 @@ static int configure(int control, int file, const char *path, bool read_only, ch
 
 int loop_attach(const char *path, bool read_only, char ret_device[LOOP_DEVICE_BYTES], struct error *err)
 {
+    return loop_attach_blocks(path, read_only, LOOP_BLOCK_BYTES, ret_device, err);
+}
+
+int loop_attach_blocks(const char *path, bool read_only, unsigned block_bytes,
+                       char ret_device[LOOP_DEVICE_BYTES], struct error *err)
+{
     char device[LOOP_DEVICE_BYTES];
     _cleanup_close_ int file = open(path, (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC);
     if (file < 0)
@@ -106,7 +113,7 @@ int loop_attach(const char *path, bool read_only, char ret_device[LOOP_DEVICE_BY
     if (r < 0)
         return r;
     for (unsigned i = 0; i < LOOP_ATTEMPTS; i++) {
-        r = configure(control, file, path, read_only, device, err);
+        r = configure(control, file, path, read_only, block_bytes, device, err);
         if (r != -EBUSY)
             break;
         sleep_ms(1 + i);
@@ -175,6 +182,36 @@ int loop_find(const char *path, char ret_device[LOOP_DEVICE_BYTES], struct error
         }
     }
     return error_set(err, -ENOENT, "no loop device is attached to %s", path);
+}
+
+int loop_grow(const char *device, const char *path, uint64_t size_bytes, bool *ret_grown, struct error *err)
+{
+    uint64_t now = 0;
+    struct stat st;
+    _cleanup_close_ int fd = open(device, O_RDWR | O_CLOEXEC);
+    if (fd < 0 || ioctl(fd, BLKGETSIZE64, &now) < 0)
+        return error_errno(err, -errno, "cannot find the size of %s", device);
+    *ret_grown = now < size_bytes;
+    if (!*ret_grown)
+        return 0;
+    /* The kernel may remember the file's old size for a second; the device takes what it remembers. */
+    for (unsigned waited = 0;; waited += LOOP_POLL_MS) {
+        struct statx fresh;
+        if (statx(AT_FDCWD, path, AT_STATX_FORCE_SYNC, STATX_SIZE, &fresh) < 0 || stat(path, &st) < 0)
+            return error_errno(err, -errno, "cannot find the size of %s", path);
+        if ((uint64_t)st.st_size >= size_bytes)
+            break;
+        if (waited >= LOOP_DETACH_TIMEOUT_MS)
+            return error_set(err, -ETIMEDOUT, "%s has %llu bytes, not %llu", path,
+                             (unsigned long long)st.st_size, (unsigned long long)size_bytes);
+        sleep_ms(LOOP_POLL_MS);
+    }
+    if (ioctl(fd, LOOP_SET_CAPACITY, 0) < 0)
+        return error_errno(err, -errno, "cannot make %s larger", device);
+    if (ioctl(fd, BLKGETSIZE64, &now) < 0 || now < size_bytes)
+        return error_set(err, -EIO, "%s has %llu bytes, not %llu", device, (unsigned long long)now,
+                         (unsigned long long)size_bytes);
+    return 0;
 }
 
 int loop_detach(const char *device, unsigned timeout_ms, struct error *err)

@@ -5,11 +5,13 @@
 #define TIDEMARK_EXPORT_LOOP_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "base/error.h"
 
 #define LOOP_DEVICE_BYTES 32          /* "/dev/loop1048575" and its NUL */
 #define LOOP_BLOCK_BYTES 4096         /* logical block size of the device */
+#define LOOP_BLOCK_BYTES_ADOPTED 512  /* of one that holds what was made elsewhere */
 #define LOOP_DETACH_TIMEOUT_MS 10000u /* enough for the last user to let go after an unmount */
 
 /* Attaches `path` to a free loop device and returns the device's path ("/dev/loop3"). The device node is made
@@ -17,9 +19,19 @@
 int loop_attach(const char *path, bool read_only, char ret_device[LOOP_DEVICE_BYTES],
                 struct error *err) MUST_CHECK;
 
+/* The same with another logical block size: a file system that was made on a device with 512 bytes cannot be
+ * mounted on one with more. */
+int loop_attach_blocks(const char *path, bool read_only, unsigned block_bytes,
+                       char ret_device[LOOP_DEVICE_BYTES], struct error *err) MUST_CHECK;
+
 /* The loop device whose backing file is `path` (which may be gone by now), by name, or by device and inode
  * where it was attached under another name. -ENOENT when there is none. */
 int loop_find(const char *path, char ret_device[LOOP_DEVICE_BYTES], struct error *err) MUST_CHECK;
+
+/* Gives `device` the size that its backing file `path` has now, which is waited for until it is `size_bytes`.
+ * *ret_grown: it had another one. */
+int loop_grow(const char *device, const char *path, uint64_t size_bytes, bool *ret_grown,
+              struct error *err) MUST_CHECK;
 
 /* Detaches `device` and waits until the kernel has let go of the file. 0 when it is not attached. -EBUSY when
  * the device is still used after `timeout_ms` (it goes away by itself then with its last user). */

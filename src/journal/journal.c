@@ -81,6 +81,8 @@ static void free_journal(struct journal *j)
     pthread_mutex_destroy(&j->save_mutex);
     pthread_mutex_destroy(&j->tag_mutex);
     pthread_mutex_destroy(&j->maintain_mutex);
+    pthread_mutex_destroy(&j->base_mutex);
+    base_store_free(j->seed_store);
     pthread_rwlock_destroy(&j->files_lock);
     free(j);
 }
@@ -110,6 +112,7 @@ static int new_journal(const struct journal_options *options, struct journal **r
     pthread_mutex_init(&j->save_mutex, NULL);
     pthread_mutex_init(&j->tag_mutex, NULL);
     pthread_mutex_init(&j->maintain_mutex, NULL);
+    pthread_mutex_init(&j->base_mutex, NULL);
     pthread_rwlock_init(&j->files_lock, NULL);
     pthread_cond_init(&j->room, NULL);
     pthread_cond_init(&j->work, NULL);
@@ -149,8 +152,10 @@ static int bring_up(struct journal *j, struct error *err)
         r = recovery_replay(j, err);
     if (r == 0)
         r = janitor_start(j, err);
-    if (r == 0)
+    if (r == 0) {
+        volumes_count_base(j);
         return 0;
+    }
     sealer_stop(j);
     writer_release(j);
     return r;
@@ -326,6 +331,8 @@ int journal_refuse_begin(struct journal *j, struct lsn low, struct error *err)
     size_t count = j->manifest.refused_count;
     bool open = count && j->manifest.refused[count - 1].high.n == 0;
     int r = open ? 0 : manifest_add_refused(&j->manifest, &refused, err);
+    if (open && low.n < j->manifest.refused[count - 1].low.n)
+        j->manifest.refused[count - 1].low = low;
     pthread_mutex_unlock(&j->mutex);
     return r < 0 ? r : sealer_save(j, err);
 }
@@ -339,56 +346,4 @@ int journal_refuse_end(struct journal *j, struct lsn high, struct error *err)
     j->manifest.suspended = j->suspended;
     pthread_mutex_unlock(&j->mutex);
     return sealer_save(j, err);
-}
-
-/* The base has each volume's files from the beginning, so that missing ones are known to be. */
-static int prepare_base(struct journal *j, const struct volume_info *volume, struct error *err)
-{
-    char path[JOURNAL_PATH_BYTES];
-    struct base_store *base = NULL;
-    journal_path(j, "base", path);
-    int r = base_store_open(path, true, &base, err);
-    if (r == 0)
-        r = base_store_prepare(base, volume->id, volume->size_bytes, err);
-    base_store_free(base);
-    return r;
-}
-
-int journal_volume(struct journal *j, const char *name, uint64_t size_bytes, struct volume_info *ret, struct error *err)
-{
-    struct volume_info volume = {.size_bytes = size_bytes};
-    char payload[256];
-    pthread_mutex_lock(&j->mutex);
-    for (size_t i = 0; i < j->manifest.volume_count; i++) {
-        const struct volume_info *v = &j->manifest.volumes[i];
-        if (v->deleted.n || strcmp(v->name, name) != 0)
-            continue;
-        *ret = *v;
-        pthread_mutex_unlock(&j->mutex);
-        if (ret->size_bytes != size_bytes)
-            return error_set(err, -EINVAL, "volume %s has %llu bytes, not %llu: its size cannot be changed yet", name,
-                             (unsigned long long)ret->size_bytes, (unsigned long long)size_bytes);
-        return 0;
-    }
-    snprintf(volume.name, sizeof volume.name, "%s", name);
-    volume.id = j->manifest.next_volume++;
-    pthread_mutex_unlock(&j->mutex);
-    int r = prepare_base(j, &volume, err);
-    pthread_mutex_lock(&j->mutex);
-    volume.created.n = j->next_lsn;
-    if (r == 0)
-        r = manifest_add_volume(&j->manifest, &volume, err);
-    pthread_mutex_unlock(&j->mutex);
-    if (r == 0)
-        r = sealer_save(j, err);
-    if (r < 0)
-        return r;
-    int n = snprintf(payload, sizeof payload, "{\"name\":\"%s\",\"change\":\"created\",\"size_bytes\":%llu}", name,
-                     (unsigned long long)size_bytes);
-    struct journal_record record = {.op = OP_VOLUME, .flags = RECORD_LAST, .volume = volume.id, .payload = payload,
-                                    .payload_bytes = (uint32_t)n, .aux = size_bytes};
-    struct lsn lsn;
-    r = journal_append_durable(j, &record, &lsn, err);
-    *ret = volume;
-    return r;
 }

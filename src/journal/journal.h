@@ -200,9 +200,26 @@ void journal_doubt(struct journal *j);
 /* A test's fault at a step of the journal's user, or 0. */
 int journal_step(struct journal *j, const char *step) MUST_CHECK;
 
+/* ---- policy ---- */
+/* What may change while it is open: quota, age and thinning, from `options`. */
+void journal_configure(struct journal *j, const struct journal_options *options);
+
 /* ---- volumes ---- */
-/* Finds the volume `name`, or journals its creation. -EINVAL if it has another size. */
-int journal_volume(struct journal *j, const char *name, uint64_t size_bytes, struct volume_info *ret, struct error *err) MUST_CHECK;
+/* Finds the volume `name`, or journals its creation; `adopt`: with what its backing holds, which journal_seed gives to the
+ * base. -EINVAL if it was not adopted though it should be, or the other way round. *ret has the size that it has: a smaller one has
+ * to be grown by journal_resize, a larger one stays. */
+int journal_volume(struct journal *j, const char *name, uint64_t size_bytes, bool adopt, struct volume_info *ret,
+                   struct error *err) MUST_CHECK;
+/* Journals that the volume is larger from now on; its backing is already. Repeated after a crash it does no harm. */
+int journal_resize(struct journal *j, uint32_t volume, uint64_t size_bytes, struct error *err) MUST_CHECK;
+/* What the backing of an adopted volume held before anything was written there (sectors; NULL: it cannot be read). Durable
+ * after journal_seed_sync. */
+int journal_seed(struct journal *j, uint32_t volume, uint64_t lba, uint32_t length, const void *data, struct error *err) MUST_CHECK;
+int journal_seed_sync(struct journal *j, struct error *err) MUST_CHECK;
+/* The base has all of it: points of the volume can be opened from now on. */
+int journal_seeded(struct journal *j, uint32_t volume, struct error *err) MUST_CHECK;
+/* A file beside the frame ring: in memory, it survives a kill and no loss of power. */
+void journal_memory_path(const struct journal *j, const char *suffix, char *path, size_t size);
 
 /* ---- refused intervals ---- */
 /* Opens an interval above `low`, or closes the open one at `high`; saved before it returns. */

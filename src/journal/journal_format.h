@@ -141,9 +141,14 @@ enum manifest_flags {
     MANIFEST_SUSPENDED = 1 << 1, /* writes went on unjournaled: compare everything before points count again */
 };
 
+enum manifest_volume_flags {
+    VOLUME_ADOPTED = 1 << 0, /* what its backing held when it was created is part of its history */
+    VOLUME_SEEDING = 1 << 1, /* and the base does not have all of that yet */
+};
+
 struct manifest_volume {
     struct le32 id;
-    struct le32 flags;
+    struct le32 flags; /* manifest_volume_flags */
     struct le64 size_bytes;
     struct le64 created_lsn;
     struct le64 deleted_lsn;
@@ -177,7 +182,11 @@ struct manifest_thinned { /* with MANIFEST_THINNED: one a segment, in the same o
     struct le16 flags;      /* MANIFEST_OPEN_END */
 };
 static_assert(sizeof(struct manifest_thinned) == 8, "manifest thinned");
-enum manifest_incompatible { MANIFEST_THINNED = 1 << 0 };
+enum manifest_incompatible {
+    MANIFEST_THINNED = 1 << 0,
+    MANIFEST_SEEDING = 1 << 4, /* a volume is VOLUME_SEEDING: its points cannot be opened yet */
+    MANIFEST_RESIZED = 1 << 5, /* the last table is that of the resizes */
+};
 enum manifest_thinned_flags { MANIFEST_OPEN_END = 1 << 0 }; /* it ends between two kept points */
 
 struct manifest_run { /* run-<level>-<first>.idx */
@@ -199,6 +208,14 @@ struct manifest_rewind {
     struct le64 target_lsn;
 };
 
+struct manifest_resize { /* with MANIFEST_RESIZED: a count (le64) and these, after all other tables; ascending LSNs */
+    struct le32 volume;
+    struct le32 reserved;
+    struct le64 lsn; /* of the VOLUME record: from it on the size is another one */
+    struct le64 old_bytes;
+};
+static_assert(sizeof(struct manifest_resize) == 24, "manifest resize");
+
 /* ---- rewind.pending: header; for each volume its entry, then a bitmap of its grains in 8-byte words ---- */
 struct pending_header {
     struct le64 magic;
@@ -214,6 +231,19 @@ struct pending_volume {
     struct le64 grains;
 };
 static_assert(sizeof(struct pending_volume) == 16, "pending volume");
+
+/* ---- base/<volume>.seed: header, then a bitmap of grains in 8-byte words: set where the base lacks what an adopted volume held ---- */
+#define SEED_MAGIC 0x3144454553544dull /* "MTSEED1" */
+struct seed_header {
+    struct le64 magic;
+    struct le32 crc; /* CRC32C of the whole file with this field zero */
+    struct le32 flags;
+    struct le32 volume;
+    struct le32 reserved;
+    struct le64 grains;
+};
+static_assert(sizeof(struct seed_header) == 32, "seed header");
+enum seed_flags { SEED_EXACT = 1 << 0 }; /* saved at a clean end: nothing that is set was written over since */
 
 /* ---- pin: what a view needs; pins/<pin> ---- */
 struct pin_header {

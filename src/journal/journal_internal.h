@@ -103,6 +103,9 @@ struct journal {
     int resume_fd;       /* -1, or the segment that journal_resume goes on with */
     char reason[256];
 
+    pthread_mutex_t base_mutex;    /* each change of the base's files; taken last, with none of the others below it */
+    struct base_store *seed_store; /* of journal_seed; NULL: not open */
+
     struct internal_pin pins[JOURNAL_MAX_PINS]; /* external ones too */
     size_t pin_count;
     uint64_t base_bytes;
@@ -182,6 +185,10 @@ int maintain_rescue(struct journal *j, uint32_t first_segment, uint32_t last_seg
 /* Remove the files of what is in the manifest no more. With files_lock held for writing. */
 void maintain_remove_segment(struct journal *j, const struct segment_info *s, bool may_recycle);
 void maintain_remove_run(struct journal *j, const struct run_info *run);
+
+/* ---- volumes.c ---- */
+/* Finds out how large the base is. */
+void volumes_count_base(struct journal *j);
 
 /* ---- pin.c ---- */
 /* The lowest LSN that a pin needs; LSN_MAX without pins. Removes pins whose holder is gone. */

@@ -277,7 +277,9 @@ static int repair_store(struct drop *d, struct base_store *store, struct lsn lsn
         lost[i] = is_damage(r);
         if (lost[i]) {
             log_error(d->j->log, "%s: what it held of volume %s is lost", err->message, v->name);
+            MUTEX_GUARD(guard, &d->j->base_mutex);
             r = base_store_renew(store, v->id, v->size_bytes, err);
+            base_store_free(take_ptr(d->j->seed_store)); /* it may have had the old files */
         }
     }
     return r;
@@ -369,16 +371,31 @@ static int rescue_rewind(struct drop *d, const struct rewind_info *rewind, struc
     return r;
 }
 
-static int apply_extent(struct drop *d, const struct extent *e, struct error *err)
+/* At most 1 MiB of data. */
+static int apply_part(struct drop *d, const struct extent *e, struct error *err)
 {
-    if (e->lsn.n <= d->m.base.n)
-        return 0; /* there already */
-    if (e->kind == EXTENT_ZERO)
-        return base_store_clear(d->store, e->volume, e->lba, e->length, d->repair, err);
     int r = payload_read(d->reader, e, d->buffer, err);
+    MUTEX_GUARD(guard, &d->j->base_mutex); /* journal_seed writes to the same files */
     if (is_damage(r))
         return lose(d, d->store, e->volume, e->lba, e->length, err);
     return r < 0 ? r : base_store_write(d->store, e->volume, e->lba, e->length, d->buffer, d->repair, err);
+}
+
+static int apply_extent(struct drop *d, const struct extent *e, struct error *err)
+{
+    int r = 0;
+    if (e->lsn.n <= d->m.base.n)
+        return 0; /* there already */
+    if (e->kind == EXTENT_ZERO) {
+        MUTEX_GUARD(guard, &d->j->base_mutex);
+        return base_store_clear(d->store, e->volume, e->lba, e->length, d->repair, err);
+    }
+    /* References of a rewind to the base are as long as what they refer to. */
+    for (uint64_t at = e->lba, end = e->lba + e->length; at < end && r == 0; at += EXTENT_DATA_MAX_SECTORS) {
+        struct extent part = extent_clip(*e, at, end - at < EXTENT_DATA_MAX_SECTORS ? end - at : EXTENT_DATA_MAX_SECTORS);
+        r = apply_part(d, &part, err);
+    }
+    return r;
 }
 
 static int apply_segments(struct drop *d, struct error *err)
@@ -426,6 +443,11 @@ static void forget(struct manifest *m, struct lsn base, uint32_t last_segment)
         if (m->refused[i].high.n == 0 || m->refused[i].high.n > base.n)
             m->refused[k++] = m->refused[i];
     m->refused_count = k;
+    k = 0;
+    for (size_t i = 0; i < m->resize_count; i++)
+        if (m->resizes[i].lsn.n > base.n)
+            m->resizes[k++] = m->resizes[i];
+    m->resize_count = k;
     m->base = base;
 }
 
@@ -620,9 +642,10 @@ int maintain_rescue(struct journal *j, uint32_t first_segment, uint32_t last_seg
 /* Drops what is older than wanted. */
 static int age_step(struct journal *j, bool *ret_done, struct error *err)
 {
-    uint64_t now = clock_realtime_ns(j->clock), age = j->options.history_ns;
+    uint64_t now = clock_realtime_ns(j->clock);
     struct lsn limit = LSN_NONE;
     pthread_mutex_lock(&j->mutex);
+    uint64_t age = j->options.history_ns;
     for (size_t i = 0; age && i < j->manifest.segment_count; i++) {
         const struct segment_info *s = &j->manifest.segments[i];
         if (s->last_realtime_ns >= now || now - s->last_realtime_ns <= age)

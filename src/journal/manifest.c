@@ -12,6 +12,7 @@
 #include "base/io.h"
 
 #define MANIFEST_LIMIT_BYTES (256u << 20)
+#define KNOWN_FLAGS ((uint32_t)(MANIFEST_THINNED | MANIFEST_SEEDING | MANIFEST_RESIZED))
 
 const char *journal_segment_file(uint32_t number, char text[JOURNAL_FILE_BYTES])
 {
@@ -76,6 +77,15 @@ ADD(manifest_add_segment, segment_info, segments, segment_count, MANIFEST_MAX_SE
 ADD(manifest_add_run, run_info, runs, run_count, MANIFEST_MAX_SEGMENTS, "runs")
 ADD(manifest_add_refused, refused_info, refused, refused_count, MANIFEST_MAX_REFUSED, "refused intervals")
 ADD(manifest_add_rewind, rewind_info, rewinds, rewind_count, MANIFEST_MAX_REWINDS, "rewinds")
+ADD(manifest_add_resize, resize_info, resizes, resize_count, MANIFEST_MAX_RESIZES, "resizes")
+
+uint64_t manifest_size_at(const struct manifest *m, const struct volume_info *v, struct lsn lsn)
+{
+    for (size_t i = 0; i < m->resize_count; i++)
+        if (m->resizes[i].volume == v->id && m->resizes[i].lsn.n > lsn.n)
+            return m->resizes[i].old_bytes;
+    return v->size_bytes;
+}
 
 void manifest_release(struct manifest *m)
 {
@@ -84,14 +94,15 @@ void manifest_release(struct manifest *m)
     free(m->runs);
     free(m->refused);
     free(m->rewinds);
+    free(m->resizes);
     *m = (struct manifest){0};
 }
 
 int manifest_copy(const struct manifest *m, struct manifest *ret, struct error *err)
 {
     struct manifest copy = *m;
-    copy.volumes = NULL, copy.segments = NULL, copy.runs = NULL, copy.refused = NULL, copy.rewinds = NULL;
-    copy.volume_count = copy.segment_count = copy.run_count = copy.refused_count = copy.rewind_count = 0;
+    copy.volumes = NULL, copy.segments = NULL, copy.runs = NULL, copy.refused = NULL, copy.rewinds = NULL, copy.resizes = NULL;
+    copy.volume_count = copy.segment_count = copy.run_count = copy.refused_count = copy.rewind_count = copy.resize_count = 0;
     int r = 0;
     for (size_t i = 0; i < m->volume_count && r == 0; i++)
         r = manifest_add_volume(&copy, &m->volumes[i], err);
@@ -103,6 +114,8 @@ int manifest_copy(const struct manifest *m, struct manifest *ret, struct error *
         r = manifest_add_refused(&copy, &m->refused[i], err);
     for (size_t i = 0; i < m->rewind_count && r == 0; i++)
         r = manifest_add_rewind(&copy, &m->rewinds[i], err);
+    for (size_t i = 0; i < m->resize_count && r == 0; i++)
+        r = manifest_add_resize(&copy, &m->resizes[i], err);
     if (r < 0) {
         manifest_release(&copy);
         return r;
@@ -119,12 +132,21 @@ static bool is_thinned(const struct manifest *m)
     return false;
 }
 
+static uint32_t incompatible_flags(const struct manifest *m)
+{
+    uint32_t flags = (is_thinned(m) ? MANIFEST_THINNED : 0) | (m->resize_count ? MANIFEST_RESIZED : 0);
+    for (size_t i = 0; i < m->volume_count; i++)
+        flags |= m->volumes[i].seeding ? MANIFEST_SEEDING : 0;
+    return flags;
+}
+
 static size_t encoded_bytes(const struct manifest *m)
 {
     return sizeof(struct manifest_header) + m->volume_count * sizeof(struct manifest_volume) +
            m->segment_count * sizeof(struct manifest_segment) + m->run_count * sizeof(struct manifest_run) +
            m->refused_count * sizeof(struct manifest_refused) + m->rewind_count * sizeof(struct manifest_rewind) +
-           (is_thinned(m) ? m->segment_count * sizeof(struct manifest_thinned) : 0);
+           (is_thinned(m) ? m->segment_count * sizeof(struct manifest_thinned) : 0) +
+           (m->resize_count ? sizeof(struct le64) + m->resize_count * sizeof(struct manifest_resize) : 0);
 }
 
 static void encode_header(const struct manifest *m, struct manifest_header *h)
@@ -132,7 +154,7 @@ static void encode_header(const struct manifest *m, struct manifest_header *h)
     *h = (struct manifest_header){
         .magic = le64_of(MANIFEST_MAGIC),
         .version = le32_of(JOURNAL_VERSION),
-        .incompatible = le32_of(is_thinned(m) ? MANIFEST_THINNED : 0),
+        .incompatible = le32_of(incompatible_flags(m)),
         .lsn_reserved = le64_of(m->lsn_reserved.n),
         .base_lsn = le64_of(m->base.n),
         .base_target = le64_of(m->base_target.n),
@@ -199,6 +221,41 @@ static struct segment_info decode_segment(const struct manifest_segment *d)
     return s;
 }
 
+static void encode_resizes(const struct manifest *m, char *at)
+{
+    struct le64 count = le64_of(m->resize_count);
+    if (!m->resize_count)
+        return;
+    memcpy(at, &count, sizeof count);
+    at += sizeof count;
+    for (size_t i = 0; i < m->resize_count; i++, at += sizeof(struct manifest_resize)) {
+        const struct resize_info *s = &m->resizes[i];
+        struct manifest_resize d = {.volume = le32_of(s->volume), .lsn = le64_of(s->lsn.n), .old_bytes = le64_of(s->old_bytes)};
+        memcpy(at, &d, sizeof d);
+    }
+}
+
+/* `length`: all that is left of the file. */
+static int decode_resizes(const char *at, size_t length, struct manifest *m, struct error *err)
+{
+    struct le64 count;
+    if (length < sizeof count)
+        return error_set(err, -EBADMSG, "the manifest is damaged (wrong length)");
+    memcpy(&count, at, sizeof count);
+    at += sizeof count;
+    length -= sizeof count;
+    if (le64_get(count) > MANIFEST_MAX_RESIZES || length != le64_get(count) * sizeof(struct manifest_resize))
+        return error_set(err, -EBADMSG, "the manifest is damaged (wrong length)");
+    int r = 0;
+    for (uint64_t i = 0; i < le64_get(count) && r == 0; i++, at += sizeof(struct manifest_resize)) {
+        struct manifest_resize d;
+        memcpy(&d, at, sizeof d);
+        struct resize_info s = {le32_get(d.volume), {le64_get(d.lsn)}, le64_get(d.old_bytes)};
+        r = manifest_add_resize(m, &s, err);
+    }
+    return r;
+}
+
 int manifest_save(const char *directory, const struct manifest *m, struct error *err)
 {
     size_t length = encoded_bytes(m);
@@ -211,6 +268,7 @@ int manifest_save(const char *directory, const struct manifest *m, struct error 
     for (size_t i = 0; i < m->volume_count; i++, at += sizeof(struct manifest_volume)) {
         const struct volume_info *v = &m->volumes[i];
         struct manifest_volume d = {.id = le32_of(v->id),
+                                    .flags = le32_of((v->adopted ? VOLUME_ADOPTED : 0) | (v->seeding ? VOLUME_SEEDING : 0)),
                                     .size_bytes = le64_of(v->size_bytes),
                                     .created_lsn = le64_of(v->created.n),
                                     .deleted_lsn = le64_of(v->deleted.n)};
@@ -241,13 +299,14 @@ int manifest_save(const char *directory, const struct manifest *m, struct error 
         struct manifest_thinned d = {le32_of(s->keep_s), le16_of(s->generation), le16_of(s->open_end ? MANIFEST_OPEN_END : 0)};
         memcpy(at, &d, sizeof d);
     }
+    encode_resizes(m, at);
     h->crc = le32_of(crc32c(0, data, length));
     char path[PATH_MAX];
     snprintf(path, sizeof path, "%s/manifest", directory);
     return io_replace_file(path, data, length, 0600, err);
 }
 
-static int decode_tables(const char *at, const struct manifest_header *h, struct manifest *m, struct error *err)
+static int decode_tables(const char *at, const char *end, const struct manifest_header *h, struct manifest *m, struct error *err)
 {
     int r = 0;
     for (uint32_t i = 0; i < le32_get(h->volume_count) && r == 0; i++, at += sizeof(struct manifest_volume)) {
@@ -255,6 +314,8 @@ static int decode_tables(const char *at, const struct manifest_header *h, struct
         memcpy(&d, at, sizeof d);
         struct volume_info v = {.id = le32_get(d.id),
                                 .size_bytes = le64_get(d.size_bytes),
+                                .adopted = le32_get(d.flags) & VOLUME_ADOPTED,
+                                .seeding = le32_get(d.flags) & VOLUME_SEEDING,
                                 .created = {le64_get(d.created_lsn)},
                                 .deleted = {le64_get(d.deleted_lsn)}};
         memcpy(v.name, d.name, sizeof v.name);
@@ -294,6 +355,8 @@ static int decode_tables(const char *at, const struct manifest_header *h, struct
         m->segments[i].generation = le16_get(d.generation);
         m->segments[i].open_end = le16_get(d.flags) & MANIFEST_OPEN_END;
     }
+    if (r == 0 && le32_get(h->incompatible) & MANIFEST_RESIZED)
+        r = decode_resizes(at, (size_t)(end - at), m, err);
     return r;
 }
 
@@ -306,7 +369,7 @@ static int check_header(const char *path, char *data, size_t length, struct erro
     h->crc = le32_of(0);
     if (crc32c(0, data, length) != crc)
         return error_set(err, -EBADMSG, "%s is damaged (wrong checksum)", path);
-    if (le32_get(h->version) != JOURNAL_VERSION || le32_get(h->incompatible) & ~(uint32_t)MANIFEST_THINNED)
+    if (le32_get(h->version) != JOURNAL_VERSION || le32_get(h->incompatible) & ~KNOWN_FLAGS)
         return error_set(err, -EPROTONOSUPPORT,
                          "%s has format version %u, flags %#x: this program reads version %u; use a newer tidemark",
                          path, le32_get(h->version), le32_get(h->incompatible), JOURNAL_VERSION);
@@ -317,7 +380,8 @@ static int check_header(const char *path, char *data, size_t length, struct erro
                         (uint64_t)le32_get(h->rewind_count) * sizeof(struct manifest_rewind);
     if (le32_get(h->incompatible) & MANIFEST_THINNED)
         expected += (uint64_t)le32_get(h->segment_count) * sizeof(struct manifest_thinned);
-    if (expected != length)
+    bool more = le32_get(h->incompatible) & MANIFEST_RESIZED; /* decode_resizes looks at the rest */
+    if (more ? length < expected : length != expected)
         return error_set(err, -EBADMSG, "%s is damaged (wrong length)", path);
     return 0;
 }
@@ -350,7 +414,7 @@ int manifest_load(const char *directory, struct manifest *ret, struct error *err
     };
     memcpy(m.journal_id.bytes, h->journal_id, 16);
     memcpy(m.boot.bytes, h->boot_id, 16);
-    r = decode_tables(data + sizeof *h, h, &m, err);
+    r = decode_tables(data + sizeof *h, data + length, h, &m, err);
     if (r < 0) {
         manifest_release(&m);
         return r;

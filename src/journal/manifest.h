@@ -16,12 +16,15 @@
 #define MANIFEST_MAX_SEGMENTS 1048576u
 #define MANIFEST_MAX_REWINDS 4096u
 #define MANIFEST_MAX_REFUSED 4096u
+#define MANIFEST_MAX_RESIZES 4096u
 
 struct volume_info {
     uint32_t id;
     uint64_t size_bytes;
     struct lsn created, deleted; /* deleted.n 0: in use */
     char name[JOURNAL_NAME_BYTES];
+    bool adopted; /* its backing held something when it was created */
+    bool seeding; /* what that was is still being copied to the base */
 };
 struct segment_info {
     uint32_t number, used_blocks, records, events, frames, index_kib, epoch, first_previous_crc;
@@ -43,6 +46,11 @@ struct refused_info {
 struct rewind_info {
     struct lsn lsn, target;
 };
+struct resize_info {
+    uint32_t volume;
+    struct lsn lsn;     /* before it the volume had: */
+    uint64_t old_bytes;
+};
 
 struct manifest {
     struct uuid journal_id, boot;
@@ -56,7 +64,8 @@ struct manifest {
     struct run_info *runs;
     struct refused_info *refused;
     struct rewind_info *rewinds; /* ascending LSNs, all above the base */
-    size_t volume_count, segment_count, run_count, refused_count, rewind_count;
+    struct resize_info *resizes; /* ascending LSNs, all above the base */
+    size_t volume_count, segment_count, run_count, refused_count, rewind_count, resize_count;
 };
 
 int manifest_load(const char *directory, struct manifest *ret, struct error *err) MUST_CHECK;
@@ -70,6 +79,9 @@ int manifest_add_segment(struct manifest *m, const struct segment_info *s, struc
 int manifest_add_run(struct manifest *m, const struct run_info *r, struct error *err) MUST_CHECK;
 int manifest_add_refused(struct manifest *m, const struct refused_info *r, struct error *err) MUST_CHECK;
 int manifest_add_rewind(struct manifest *m, const struct rewind_info *r, struct error *err) MUST_CHECK;
+int manifest_add_resize(struct manifest *m, const struct resize_info *r, struct error *err) MUST_CHECK;
+/* The size that volume `v` of the manifest had at `lsn`, a point of the history. */
+uint64_t manifest_size_at(const struct manifest *m, const struct volume_info *v, struct lsn lsn);
 
 /* File names below the journal's directory. Buffers of 64 bytes. */
 #define JOURNAL_FILE_BYTES 64

@@ -366,15 +366,19 @@ static int run_job(struct job *job, struct error *err)
 int thin_step(struct journal *j, bool *ret_done, struct error *err)
 {
     struct job *job = calloc(1, sizeof *job);
-    struct thin_policy policy = {.steps = j->options.thinning, .step_count = j->options.thinning_count,
-                                 .now_ns = clock_realtime_ns(j->clock), .max_bytes = j->options.quota_bytes / QUOTA_PART};
+    struct thin_policy policy = {.steps = j->options.thinning, .now_ns = clock_realtime_ns(j->clock)};
     *ret_done = false;
     if (!job)
         return error_errno(err, -ENOMEM, "cannot thin old history");
     *job = (struct job){.j = j, .output = {.j = j, .fd = -1}};
+    pthread_mutex_lock(&j->mutex); /* journal_configure may change them */
+    policy.step_count = j->options.thinning_count;
+    pthread_mutex_unlock(&j->mutex);
     if (policy.step_count)
         pin_floor(j); /* pins whose view is gone do not count */
     pthread_mutex_lock(&j->mutex);
+    policy.step_count = j->options.thinning_count;
+    policy.max_bytes = j->options.quota_bytes / QUOTA_PART;
     policy.above = pin_ceiling(j);
     if (j->thin_after.n > policy.above.n)
         policy.above = j->thin_after;

@@ -30,12 +30,16 @@ void signal_classes_release(struct signal_classes *c)
 static enum signal_class grain_get(const struct signal_classes *c, uint64_t grain)
 {
     unsigned at = grain % SIGNAL_CLASSES_PER_BYTE * 2;
+    if (grain / SIGNAL_CLASSES_PER_BYTE >= c->size_bytes)
+        return SIGNAL_CLASS_FREE; /* the volume has grown since */
     return atomic_load_explicit(&c->bytes[grain / SIGNAL_CLASSES_PER_BYTE], memory_order_relaxed) >> at & MASK;
 }
 
 static void grain_set(struct signal_classes *c, uint64_t grain, enum signal_class old, enum signal_class class)
 {
     unsigned at = grain % SIGNAL_CLASSES_PER_BYTE * 2;
+    if (grain / SIGNAL_CLASSES_PER_BYTE >= c->size_bytes)
+        return;
     _Atomic uint8_t *byte = &c->bytes[grain / SIGNAL_CLASSES_PER_BYTE];
     uint8_t was = atomic_load_explicit(byte, memory_order_relaxed);
     while (!atomic_compare_exchange_weak_explicit(byte, &was, (uint8_t)((was & ~(MASK << at)) | (unsigned)class << at),
@@ -76,7 +80,7 @@ uint64_t signal_classes_free_range(struct signal_classes *c, uint64_t block, uin
 uint64_t signal_classes_told(struct signal_classes *c, uint64_t block, uint64_t count, bool is_free)
 {
     uint64_t first = (block + ((uint64_t)1 << c->shift) - 1) >> c->shift, end = (block + count) >> c->shift, freed = 0;
-    for (uint64_t grain = first; grain < end; grain++) {
+    for (uint64_t grain = first; grain < end && grain / SIGNAL_CLASSES_PER_BYTE < c->size_bytes; grain++) {
         if (grain % SIGNAL_CLASSES_PER_BYTE == 0 && !atomic_load_explicit(&c->bytes[grain / SIGNAL_CLASSES_PER_BYTE], memory_order_relaxed)) {
             grain += SIGNAL_CLASSES_PER_BYTE - 1; /* nothing in these */
             continue;

@@ -139,7 +139,9 @@ int grains_verify(struct volume *v, uint64_t grain, struct error *err)
     if (!live)
         return error_errno(err, -ENOMEM, "cannot compare");
     struct error damage = ERROR_INIT;
-    int r = block_pread(v->backing, live, bytes, offset, err);
+    int r = seed_grain(v, grain, err); /* so that the image holds what nobody wrote */
+    if (r == 0)
+        r = block_pread(v->backing, live, bytes, offset, err);
     bool unknown = r == 0 && image_read(v->group->compare_image, v->id, offset / BLOCK_SECTOR_BYTES,
                                         bytes / BLOCK_SECTOR_BYTES, image, &damage) < 0;
     while (r == 0 && at < bytes) {
@@ -169,8 +171,8 @@ int grains_prepare(struct volume *v, uint64_t lba, uint64_t length, struct error
     uint64_t last = (lba + length - 1) / GROUP_GRAIN_SECTORS;
     int r = 0;
     for (uint64_t grain = lba / GROUP_GRAIN_SECTORS; grain <= last && r == 0; grain++) {
-        if (covered(v, grain, lba, length))
-            continue;
+        if (seed_before_write(v, grain, err) < 0 || covered(v, grain, lba, length))
+            continue; /* not kept: journaling is suspended, and whether the write waits for it is decided there */
         r = grains_copy_back(v, grain, err);
         if (r == 0)
             r = grains_verify(v, grain, err);
@@ -327,10 +329,13 @@ static int work_on(struct group *g, struct volume *v, struct grain_map *m, int (
 {
     uint64_t grain = 0;
     for (uint32_t done = 0; done < SAVE_EVERY_GRAINS; done++) {
+        pthread_rwlock_rdlock(&g->gate); /* the map may be replaced by a larger one otherwise */
         grain = grain_map_next(m, grain);
-        if (grain == m->grains || stopping(g))
-            return grain != m->grains;
-        pthread_rwlock_rdlock(&g->gate);
+        if (grain == m->grains || stopping(g)) {
+            bool left = grain != m->grains;
+            pthread_rwlock_unlock(&g->gate);
+            return left;
+        }
         uint32_t slot = range_lock_take(&g->ranges, v->id, grain * GROUP_GRAIN_SECTORS, GROUP_GRAIN_SECTORS);
         int r = work(v, grain, err);
         range_lock_drop(&g->ranges, slot);
@@ -395,6 +400,8 @@ static int end_resync(struct group *g, struct error *err)
     pthread_rwlock_wrlock(&g->gate);
     struct image *image = g->compare_image;
     g->compare_image = NULL;
+    for (size_t i = 0; i < g->volume_count && !journal_is_suspended(g->journal); i++)
+        atomic_store(&g->volumes[i].seed.inexact, false); /* what was is refused now */
     pthread_rwlock_unlock(&g->gate);
     grains_close_image(g, g->compare_pin, &image);
     intents_compared(g);
@@ -487,4 +494,5 @@ void grains_stop(struct group *g)
     pthread_mutex_unlock(&g->worker_mutex);
     pthread_join(g->worker, NULL);
     g->worker_runs = false;
+    seed_stop(g);
 }

@@ -2,6 +2,8 @@
 #include "volume/group.h"
 
 #include <errno.h>
+#include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -30,31 +32,81 @@ int group_new(struct journal *journal, enum group_ack ack, const struct log *log
     pthread_cond_init(&g->worker_work, NULL);
     pthread_cond_init(&g->worker_idle, NULL);
     pthread_cond_init(&g->resumed, NULL);
+    pthread_mutex_init(&g->seed_mutex, NULL);
+    pthread_cond_init(&g->seed_work, NULL);
+    g->seed_bytes_per_second = GROUP_SEED_BYTES_PER_SECOND;
     range_lock_init(&g->ranges);
     *ret = g;
     return 0;
 }
 
-int group_add_volume(struct group *g, const char *name, uint64_t size_bytes, const char *backing, struct error *err)
+struct volume_options {
+    const char *name;
+    uint64_t size_bytes;
+    const char *backing;
+    bool adopt;
+};
+
+static bool is_known(struct group *g, const char *name)
 {
-    struct volume_info info;
+    struct manifest m;
+    struct error ignored = ERROR_INIT;
+    bool known = false;
+    if (journal_manifest(g->journal, &m, &ignored) < 0)
+        return false;
+    for (size_t i = 0; i < m.volume_count; i++)
+        known |= m.volumes[i].deleted.n == 0 && strcmp(m.volumes[i].name, name) == 0;
+    manifest_release(&m);
+    return known;
+}
+
+/* The backing with at least the volume's size, and the journal's knowledge of it, grown to what is asked for. */
+static int open_backing(struct group *g, struct volume *v, const struct volume_options *options, struct volume_info *info,
+                        struct error *err)
+{
+    uint64_t size_bytes = options->size_bytes;
+    struct journal_status status;
+    journal_status(g->journal, &status);
+    int r = options->adopt ? block_file_open_exclusive(options->backing, &v->backing, err)
+                           : block_file_open(options->backing, size_bytes, false, &v->backing, err);
+    if (r == 0 && options->adopt && v->backing->size_bytes < size_bytes && !is_known(g, options->name))
+        return error_set(err, -EINVAL, "%s has %llu bytes, not %llu", options->backing,
+                         (unsigned long long)v->backing->size_bytes, (unsigned long long)size_bytes);
+    if (r == 0)
+        r = journal_volume(g->journal, options->name, size_bytes, options->adopt, info, err);
+    if (r == 0 && v->backing->size_bytes < info->size_bytes)
+        r = error_set(err, -EINVAL, "its backing %s has %llu bytes, not %llu", options->backing,
+                      (unsigned long long)v->backing->size_bytes, (unsigned long long)info->size_bytes);
+    if (r == 0 && info->size_bytes < size_bytes)
+        r = info->seeding ? error_set(err, -EBUSY, "it cannot grow before all that it held is copied to the history")
+                          : group_grow_backing(g, v, info->id, info->size_bytes, size_bytes, err);
+    if (r == 0 && info->size_bytes > size_bytes)
+        log_warning(g->log, "volume %s has grown to %llu bytes, more than the %llu that are asked for: it keeps them", options->name,
+                    (unsigned long long)info->size_bytes, (unsigned long long)size_bytes);
+    v->seed.wanted = info->seeding;
+    v->seed.new = info->seeding && info->created.n > status.latest.n;
+    return r;
+}
+
+static int add_volume(struct group *g, const struct volume_options *options, struct error *err)
+{
+    struct volume_info info = {.id = 0};
+    const char *name = options->name;
+    uint64_t size_bytes = options->size_bytes;
     if (g->volume_count == GROUP_MAX_VOLUMES)
         return error_set(err, -ENOSPC, "an application may have %u volumes at most", GROUP_MAX_VOLUMES);
     if (size_bytes == 0 || size_bytes % BLOCK_PAGE_BYTES)
         return error_set(err, -EINVAL, "volume %s: the size %llu is not a multiple of 4096 bytes", name,
                          (unsigned long long)size_bytes);
     struct volume *v = &g->volumes[g->volume_count];
-    int r = journal_volume(g->journal, name, size_bytes, &info, err);
-    if (r == 0)
-        r = block_file_open(backing, size_bytes, false, &v->backing, err);
-    if (r < 0)
-        return error_context(err, "volume %s", name);
-    if (v->backing->size_bytes != size_bytes) {
-        r = error_set(err, -EINVAL, "volume %s: its backing %s has %llu bytes, not %llu", name, backing,
-                      (unsigned long long)v->backing->size_bytes, (unsigned long long)size_bytes);
+    int r = open_backing(g, v, options, &info, err);
+    if (r < 0) {
         block_free(v->backing);
-        return r;
+        *v = (struct volume){0};
+        return error_context(err, "volume %s", name);
     }
+    if (info.size_bytes > size_bytes)
+        size_bytes = info.size_bytes;
     v->block = (struct block){.ops = &volume_ops, .size_bytes = size_bytes};
     v->group = g;
     v->id = info.id;
@@ -66,10 +118,12 @@ int group_add_volume(struct group *g, const char *name, uint64_t size_bytes, con
     if (r == 0 && (v->listener.fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) < 0)
         r = error_errno(err, -errno, "volume %s: cannot make an eventfd", name);
     if (r == 0)
-        r = intents_open(v, backing, err);
+        r = intents_open(v, options->backing, err);
     if (r == 0 && (r = backing_sync_init(&v->sync, err)) < 0)
-        close(v->listener.fd);
+        intent_free(v->intent);
     if (r < 0) { /* not counted: group_free does not see it */
+        if (v->listener.fd > 0)
+            close(v->listener.fd);
         grain_map_release(&v->stale);
         grain_map_release(&v->unverified);
         block_free(v->backing);
@@ -78,6 +132,18 @@ int group_add_volume(struct group *g, const char *name, uint64_t size_bytes, con
     journal_listen(g->journal, &v->listener);
     g->volume_count++;
     return 0;
+}
+
+int group_add_volume(struct group *g, const char *name, uint64_t size_bytes, const char *backing, struct error *err)
+{
+    struct volume_options options = {name, size_bytes, backing, false};
+    return add_volume(g, &options, err);
+}
+
+int group_adopt_volume(struct group *g, const char *name, uint64_t size_bytes, const char *backing, struct error *err)
+{
+    struct volume_options options = {name, size_bytes, backing, true};
+    return add_volume(g, &options, err);
 }
 
 static struct volume *find_volume(struct group *g, uint32_t id)
@@ -116,8 +182,11 @@ int group_begin_compare(struct group *g, struct error *err)
     struct journal_status status;
     grains_close_image(g, g->compare_pin, &g->compare_image); /* of a comparison that was not finished */
     journal_status(g->journal, &status);
-    struct journal_record begin = {.op = OP_RESYNC_BEGIN, .flags = RECORD_LAST, .aux = status.latest.n};
-    int r = journal_refuse_begin(g->journal, status.latest, err);
+    struct lsn low = status.latest;
+    int r = seed_exact_until(g, &low, err);
+    struct journal_record begin = {.op = OP_RESYNC_BEGIN, .flags = RECORD_LAST, .aux = low.n};
+    if (r == 0)
+        r = journal_refuse_begin(g->journal, low, err);
     if (r == 0)
         r = journal_append_durable(g->journal, &begin, &g->compare_begin, err);
     if (r == 0)
@@ -187,9 +256,9 @@ bool group_await_journal(struct group *g)
     if (!g->holds)
         return false;
     pthread_cond_signal(&g->worker_work); /* tries at once, then every second */
-    while (!g->stop && !g->gave_up && journal_is_suspended(g->journal))
+    while (!g->stop && g->holds && !g->gave_up && journal_is_suspended(g->journal))
         pthread_cond_wait(&g->resumed, &g->worker_mutex);
-    return !g->stop && !g->gave_up;
+    return !g->stop && g->holds && !g->gave_up;
 }
 
 void group_give_up(struct group *g)
@@ -208,14 +277,24 @@ int group_start(struct group *g, struct error *err)
         return r;
     bool open_refusal = m.refused_count && m.refused[m.refused_count - 1].high.n == 0;
     manifest_release(&m);
+    char asked[PATH_MAX];
+    bool inexact = false;
+    snprintf(asked, sizeof asked, "%s/" GROUP_COMPARE_FILE, journal_directory(g->journal));
+    bool whole = access(asked, F_OK) == 0;
     r = grains_load(g, err);
+    if (r == 0)
+        r = seed_open(g, &inexact, err);
     if (r == 0)
         r = resync_in_flight(g, err);
     bool compare = (rec->compare && !rec->created) || open_refusal;
     if (r == 0 && compare)
         r = intents_check(g, err);
-    if (r == 0 && (compare || (rec->clean && intents_left(g))))
+    if (r == 0 && (whole || inexact))
+        r = intents_mark_whole(g, err);
+    if (r == 0 && (compare || whole || inexact || (rec->clean && intents_left(g))))
         r = group_begin_compare(g, err);
+    if (r == 0 && whole && unlink(asked) < 0) /* the refused interval is on disk now */
+        log_warning(g->log, "cannot remove %s: %m", asked);
     bool stale = false;
     for (size_t i = 0; i < g->volume_count; i++)
         stale |= atomic_load(&g->volumes[i].stale.set_count) > 0;
@@ -228,7 +307,9 @@ int group_start(struct group *g, struct error *err)
         if (r == 0)
             log_info(g->log, "the copy-back of the rewind to LSN %llu goes on", (unsigned long long)g->rewind_target.n);
     }
-    return r < 0 ? r : grains_start(g, err);
+    if (r == 0)
+        r = grains_start(g, err);
+    return r < 0 ? r : seed_start(g, err);
 }
 
 void group_free(struct group *g)
@@ -237,6 +318,7 @@ void group_free(struct group *g)
     if (!g)
         return;
     grains_stop(g);
+    seed_close(g, !g->abandoned);
     if (g->stale_image && grains_save(g, &ignored) < 0)
         log_warning(g->log, "%s", ignored.message);
     if (!g->abandoned)
@@ -258,6 +340,7 @@ void group_free(struct group *g)
     pthread_mutex_destroy(&g->worker_mutex);
     pthread_mutex_destroy(&g->intent_mutex);
     pthread_mutex_destroy(&g->pending_mutex);
+    pthread_mutex_destroy(&g->seed_mutex);
     free(g);
 }
 
@@ -282,7 +365,7 @@ void group_volume_watch(struct group *g, size_t i, struct signal *signal)
 int group_volume_peek(struct group *g, size_t i, void *data, size_t length_bytes, uint64_t offset_bytes, struct error *err)
 {
     struct volume *v = &g->volumes[i];
-    if (!volume_is_plain(v))
+    if (!volume_is_current(v))
         return error_set(err, -EAGAIN, "volume %s: its backing is not its content now", v->name);
     return block_pread(v->backing, data, length_bytes, offset_bytes, err);
 }
@@ -302,7 +385,11 @@ void group_volume_status(struct group *g, size_t i, struct group_volume_status *
         .flushes = atomic_load(&v->flushes),
         .stale_bytes = atomic_load(&v->stale.set_count) * GROUP_GRAIN_BYTES,
         .failed = atomic_load(&v->failed),
+        .unseeded_bytes = atomic_load(&v->unseeded.set_count) * GROUP_GRAIN_BYTES,
+        .seeding = v->seed.wanted,
     };
+    if (ret->unseeded_bytes > ret->size_bytes)
+        ret->unseeded_bytes = ret->size_bytes;
 }
 
 void group_status(struct group *g, struct group_status *ret)
@@ -316,12 +403,23 @@ void group_status(struct group *g, struct group_status *ret)
     ret->rewind_target = g->rewind_target;
     ret->resyncing = g->compare_image != NULL;
     pthread_rwlock_unlock(&g->gate);
+    for (size_t i = 0; i < g->volume_count; i++) {
+        struct group_volume_status v;
+        group_volume_status(g, i, &v);
+        ret->seeding |= v.seeding;
+        ret->seed_total_bytes += v.seeding ? v.size_bytes : 0;
+        ret->seed_done_bytes += v.seeding ? v.size_bytes - v.unseeded_bytes : 0;
+    }
+    pthread_mutex_lock(&g->seed_mutex);
+    memcpy(ret->seed_trouble, g->seed_trouble, sizeof ret->seed_trouble);
+    pthread_mutex_unlock(&g->seed_mutex);
     for (size_t i = 0; i < g->volume_count; i++)
         ret->stale_bytes += atomic_load(&g->volumes[i].stale.set_count) * GROUP_GRAIN_BYTES;
 }
 
 void group_settle(struct group *g)
 {
+    seed_settle(g);
     grains_wake(g);
     pthread_mutex_lock(&g->worker_mutex);
     while (!g->idle)

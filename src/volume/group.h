@@ -19,6 +19,8 @@
 #define GROUP_GRAIN_BYTES 65536u
 #define GROUP_GRAIN_SECTORS 128u
 #define GROUP_MAX_VOLUMES 64u
+#define GROUP_COMPARE_FILE "compare" /* in the journal's directory: all is compared at the next start, backings may have changed */
+#define GROUP_SEED_BYTES_PER_SECOND (64ull << 20)
 
 struct group;
 struct signal;
@@ -30,8 +32,10 @@ enum group_ack {
 
 /* The journal is borrowed. */
 int group_new(struct journal *journal, enum group_ack ack, const struct log *log, struct group **ret, struct error *err) MUST_CHECK;
-/* Adds a volume with its backing file or device (created sparse when missing). Before group_start. */
+/* Adds a volume with its backing file or device (created sparse when missing); one that was smaller grows. Before group_start. */
 int group_add_volume(struct group *g, const char *name, uint64_t size_bytes, const char *backing, struct error *err) MUST_CHECK;
+/* The same with a backing that is there and holds something: that is the beginning of its history. Taken for itself (-EBUSY). */
+int group_adopt_volume(struct group *g, const char *name, uint64_t size_bytes, const char *backing, struct error *err) MUST_CHECK;
 /* `holds`: writes and flushes wait while the journal is suspended (mode `protection`), instead of going on unjournaled
  * (`availability`, the default). Before group_start. */
 void group_set_holds(struct group *g, bool holds);
@@ -62,6 +66,8 @@ struct group_volume_status {
     uint64_t size_bytes, written_bytes, read_bytes, discarded_bytes, writes, reads, flushes;
     uint64_t stale_bytes; /* still to be copied back */
     bool failed;          /* a flush failed: what was written may be lost */
+    bool seeding;         /* adopted: what it held is being copied to the base */
+    uint64_t unseeded_bytes; /* of that, still to be copied */
 };
 void group_volume_status(struct group *g, size_t i, struct group_volume_status *ret);
 
@@ -72,8 +78,21 @@ struct group_status {
     bool resyncing;
     uint64_t resync_done_bytes, resync_total_bytes;
     uint64_t unjournaled_writes; /* since the journal was suspended */
+    bool seeding;                /* adopted volumes: points cannot be opened yet */
+    uint64_t seed_done_bytes, seed_total_bytes;
+    char seed_trouble[256]; /* why that does not go on; "" if it does */
 };
 void group_status(struct group *g, struct group_status *ret);
+
+/* ---- adopting and growing ---- */
+/* How fast what adopted volumes held is copied; 0: without a limit. */
+void group_set_seed_speed(struct group *g, uint64_t bytes_per_second);
+/* -EBUSY with the reason while the point cannot be opened because an adopted volume is not seeded yet. */
+int group_check_seeded(struct group *g, struct lsn lsn, struct error *err) MUST_CHECK;
+/* Makes a volume larger while it is used: its backing, its history from the next LSN on, and what exports see. */
+int group_resize(struct group *g, const char *name, uint64_t size_bytes, struct error *err) MUST_CHECK;
+/* What may change while it is used: see group_new and group_set_holds. */
+void group_configure(struct group *g, enum group_ack ack, bool holds);
 
 /* ---- rewinding and comparing ---- */
 #define GROUP_MAX_RANGES 64u

@@ -39,7 +39,15 @@ struct volume {
     char name[JOURNAL_NAME_BYTES];
     struct block *backing;
     struct signal *signal; /* NULL: not watched */
-    struct grain_map stale, unverified;
+    struct grain_map stale, unverified; /* sized for the volume; replaced with the gate held exclusively */
+    struct grain_map unseeded;          /* adopted: the base lacks what they held; words NULL: none */
+    struct {
+        _Atomic bool wanted; /* something is left to be seeded, or to be told so to the journal */
+        bool new;
+        _Atomic bool inexact; /* a before-image was lost: points since the adoption are refused when it is compared */
+        void *memory;         /* the mapping that holds unseeded.words */
+        size_t memory_bytes;
+    } seed;
     struct intent *intent;
     char marker[PATH_MAX]; /* beside the backing, there while the intent could not be written; "": the backing is a device */
     _Atomic bool marker_made;
@@ -75,7 +83,6 @@ struct group {
     _Atomic uint64_t resync_done, resync_total;
     pthread_mutex_t intent_mutex; /* one round of clearing marks at a time */
     uint64_t intent_round_ns;     /* boottime of the last one */
-    bool abandoned;
     _Atomic bool gave_up;
 
     pthread_t worker;
@@ -83,7 +90,16 @@ struct group {
     pthread_mutex_t worker_mutex;
     pthread_cond_t worker_work, worker_idle, resumed;
     _Atomic bool stop;
-    bool idle;
+    bool idle, abandoned;
+
+    pthread_t seeder; /* copies what adopted volumes held to the base */
+    bool seeder_made;
+    pthread_mutex_t seed_mutex; /* guards what follows */
+    pthread_cond_t seed_work;
+    bool seed_runs, seed_hurry;
+    uint64_t seed_bytes_per_second; /* 0: no limit */
+    uint64_t seed_due_ns, seed_told_ns;
+    char seed_trouble[256]; /* why it does not go on; "" if it does */
 };
 
 enum change_kind { CHANGE_WRITE, CHANGE_DISCARD, CHANGE_ZERO };
@@ -134,6 +150,8 @@ bool group_await_journal(struct group *g);
 int intents_open(struct volume *v, const char *backing, struct error *err) MUST_CHECK;
 /* After an unclean end: marks everything where the bitmaps cannot be trusted. */
 int intents_check(struct group *g, struct error *err) MUST_CHECK;
+/* Everything is to be compared. */
+int intents_mark_whole(struct group *g, struct error *err) MUST_CHECK;
 /* Whether an end that looked clean left marks: a backing could not be flushed. */
 bool intents_left(struct group *g);
 /* Before journaling goes on: the bitmaps are in their files again. */
@@ -173,10 +191,39 @@ int grains_flush(struct group *g, struct error *err) MUST_CHECK;
 int grains_open_image(struct group *g, struct lsn lsn, char pin[24], struct image **ret, struct error *err) MUST_CHECK;
 void grains_close_image(struct group *g, char pin[24], struct image **image);
 
-static inline bool volume_is_plain(const struct volume *v)
+/* ---- resize.c ---- */
+/* The backing gets the new size, zero beyond the old one, then the journal. */
+int group_grow_backing(struct group *g, struct volume *v, uint32_t id, uint64_t old_bytes, uint64_t size_bytes,
+                       struct error *err) MUST_CHECK;
+
+/* ---- seed.c ---- */
+/* Finds out what is left to be seeded. *ret_inexact: before-images may be missing, the volumes have to be compared. */
+int seed_open(struct group *g, bool *ret_inexact, struct error *err) MUST_CHECK;
+/* `clean`: nothing was lost and nothing is written any more. */
+void seed_close(struct group *g, bool clean);
+int seed_start(struct group *g, struct error *err) MUST_CHECK;
+void seed_stop(struct group *g); /* g->stop is set */
+void seed_settle(struct group *g);
+/* Under the range lock of whole grains: gives the grain to the base, if that lacks it. */
+int seed_grain(struct volume *v, uint64_t grain, struct error *err) MUST_CHECK;
+/* The same before a write; when that fails journaling is suspended, and -ESHUTDOWN. */
+int seed_before_write(struct volume *v, uint64_t grain, struct error *err) MUST_CHECK;
+/* Lowers *low to before the adoption of volumes with missing before-images: what comes after it is to be refused. */
+int seed_exact_until(struct group *g, struct lsn *low, struct error *err) MUST_CHECK;
+/* Whether a write would have to wait for that. */
+bool seed_touches(const struct volume *v, uint64_t lba, uint64_t length);
+
+/* The backing is what the volume holds. */
+static inline bool volume_is_current(const struct volume *v)
 {
     return atomic_load_explicit(&v->stale.set_count, memory_order_acquire) == 0 &&
            atomic_load_explicit(&v->unverified.set_count, memory_order_acquire) == 0;
+}
+
+/* And nothing has to be done before a write. */
+static inline bool volume_is_plain(const struct volume *v)
+{
+    return volume_is_current(v) && atomic_load_explicit(&v->unseeded.set_count, memory_order_acquire) == 0;
 }
 
 #endif

@@ -80,6 +80,16 @@ int intents_open(struct volume *v, const char *backing, struct error *err)
     return intent_save(v->intent, err);
 }
 
+int intents_mark_whole(struct group *g, struct error *err)
+{
+    int r = 0;
+    for (size_t i = 0; i < g->volume_count && r == 0; i++) {
+        intent_mark_all(g->volumes[i].intent);
+        r = intent_save(g->volumes[i].intent, err);
+    }
+    return r;
+}
+
 int intents_check(struct group *g, struct error *err)
 {
     const struct journal_recovery *rec = journal_recovery(g->journal);
@@ -93,12 +103,7 @@ int intents_check(struct group *g, struct error *err)
                   (unsigned long long)rec->last.n, (unsigned long long)covered.n);
         all = true;
     }
-    int r = 0;
-    for (size_t i = 0; i < g->volume_count && all && r == 0; i++) {
-        intent_mark_all(g->volumes[i].intent);
-        r = intent_save(g->volumes[i].intent, err);
-    }
-    return r;
+    return all ? intents_mark_whole(g, err) : 0;
 }
 
 bool intents_left(struct group *g)

@@ -340,7 +340,9 @@ int group_rewind(struct group *g, struct lsn target, bool dry_run, struct group_
         return r < 0 ? r : group_diff(g, target, status.latest, ret, err);
     }
     MUTEX_GUARD(guard, &g->rewind_mutex);
-    int r = start_change(g, &change, err);
+    int r = group_check_seeded(g, LSN_MAX, err);
+    if (r == 0)
+        r = start_change(g, &change, err);
     if (r < 0)
         return r;
     journal_hold(g->journal);

@@ -42,8 +42,9 @@ static int start_read(struct volume *v, struct block_request *r)
 static int append(struct volume *v, struct block_request *r)
 {
     struct error ignored = ERROR_INIT;
-    if (!volume_is_plain(v) ||
-        !intent_is_marked(v->intent, r->offset_bytes / BLOCK_SECTOR_BYTES, r->length_bytes / BLOCK_SECTOR_BYTES))
+    uint64_t lba = r->offset_bytes / BLOCK_SECTOR_BYTES, sectors = r->length_bytes / BLOCK_SECTOR_BYTES;
+    /* The range lock is held: what is seeded now stays so. */
+    if (!volume_is_current(v) || seed_touches(v, lba, sectors) || !intent_is_marked(v->intent, lba, sectors))
         return -EAGAIN;
     struct journal_record record = {
         .op = OP_WRITE,

@@ -1,7 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* J1, J3, J4, J5, J8: random histories on three volumes with tiny segments against an array model; every LSN is compared.
  *
- *   test_history [--histories N] [--seed S] [--seconds T] [--thin] [--verbose]
+ *   test_history [--histories N] [--seed S] [--seconds T] [--thin] [--adopt] [--verbose]
+ *
+ * Volumes grow now and then: each point has the sizes of its time, and a rewind keeps the size with zeroes behind.
+ *
+ * With --adopt two volumes hold something before the journal sees them. Until that is seeded no point can be opened, afterwards
+ * every one since then; after a loss of power, or of a before-image, in between those are refused that are not known exactly.
  *
  * With --thin, time goes by between the steps, old history is thinned and dropped by its age, and killed in each step of
  * thinning: what is kept must be what it was, the rest must be refused, and each calendar interval must have its point.
@@ -25,13 +30,16 @@
 #define MAX_POINTS 600
 #define MAX_OBJECTS 4
 
-static uint64_t sizes[VOLUMES] = {192 * 1024, 64 * 1024 + 4096, 3 << 20};
+#define GROWTH (160 * 1024) /* at most */
+
+static uint64_t sizes[VOLUMES] = {192 * 1024 + GROWTH, 64 * 1024 + 4096 + GROWTH, (3 << 20) + GROWTH}; /* room for them */
 
 struct point_model {
     uint64_t lsn;
     char *data; /* all volumes one after the other */
     int objects[MAX_OBJECTS]; /* 0: absent, else version */
     uint64_t time_ns;
+    uint64_t sizes[VOLUMES];
 };
 
 struct history {
@@ -54,11 +62,15 @@ struct history {
     _Atomic unsigned fault; /* step of thinning in which it is killed; 0: none */
     _Atomic bool killed;
     uint64_t refused, thinned, history_ns, quota_bytes;
+    uint64_t sizes[VOLUMES]; /* now */
+    uint64_t seed_speed, exact_from; /* exact_from: points before it were lost to the history while a volume was being seeded */
+    _Atomic bool lose_image, lose_manifest;
+    unsigned growths;
     struct image *view; /* open for a while; NULL: none */
     size_t view_point;
 };
 
-static bool verbose, thin;
+static bool verbose, thin, adopt;
 static const struct journal_thinning thinning[] = {{20 * NS_PER_SECOND, 2}, {60 * NS_PER_SECOND, 10}, {300 * NS_PER_SECOND, 60}};
 #define THINNING_STEPS (sizeof thinning / sizeof *thinning)
 #define START_NS (1700000000ull * NS_PER_SECOND)
@@ -71,7 +83,8 @@ static void fail(struct history *h, const char *format, ...)
     va_start(args, format);
     vfprintf(stderr, format, args);
     va_end(args);
-    fprintf(stderr, "\nreplay: test_history --histories 1%s --seed %llu\n", thin ? " --thin" : "", (unsigned long long)h->seed);
+    fprintf(stderr, "\nreplay: test_history --histories 1%s%s --seed %llu\n", thin ? " --thin" : "", adopt ? " --adopt" : "",
+            (unsigned long long)h->seed);
     exit(1);
 }
 #define OK(h, call)                                                                                                    \
@@ -121,6 +134,7 @@ static void remember(struct history *h)
     memcpy(p->data, h->live, h->total);
     memcpy(p->objects, h->objects, sizeof p->objects);
     p->time_ns = h->now_ns;
+    memcpy(p->sizes, h->sizes, sizeof p->sizes);
 }
 
 static uint64_t test_time(void *context)
@@ -138,6 +152,39 @@ static bool test_fault(void *context, unsigned step)
     return true;
 }
 
+/* Of a before-image, or of the manifest. */
+static int test_io_fault(void *context, const char *step)
+{
+    struct history *h = context;
+    if (h->lose_image && strcmp(step, "seed") == 0)
+        return -ENOSPC;
+    return h->lose_manifest && strcmp(step, "save") == 0 ? -EIO : 0;
+}
+
+static bool is_adopted(int volume)
+{
+    return adopt && volume > 0;
+}
+
+/* What adopted volumes hold before. */
+static void fill_backings(struct history *h)
+{
+    for (int i = 0; i < VOLUMES; i++) {
+        char path[96], *at = h->live + volume_at(i);
+        if (!is_adopted(i))
+            continue;
+        for (uint64_t page = 0; page < h->sizes[i]; page += 4096)
+            for (uint64_t k = 0; below(h, 3) && k < 4096; k += 8) {
+                uint64_t word = next_random(h);
+                memcpy(at + page + k, &word, 8);
+            }
+        snprintf(path, sizeof path, "%s/v%d.img", h->directory, i);
+        FILE *f = fopen(path, "w");
+        if (!f || fwrite(at, 1, h->sizes[i], f) != h->sizes[i] || fclose(f) != 0)
+            fail(h, "cannot write %s", path);
+    }
+}
+
 static void open_all(struct history *h)
 {
     struct journal_options options = {.directory = h->directory,
@@ -146,6 +193,8 @@ static void open_all(struct history *h)
                                       .fanout = h->fanout,
                                       .ring_path = h->ring,
                                       .owner = "test"};
+    options.fault = test_io_fault;
+    options.fault_context = h;
     if (thin) {
         h->clock = (struct clock){test_time, test_time, h};
         options.clock = &h->clock;
@@ -162,17 +211,18 @@ static void open_all(struct history *h)
         char name[16], path[96];
         snprintf(name, sizeof name, "v%d", i);
         snprintf(path, sizeof path, "%s/v%d.img", h->directory, i);
-        OK(h, group_add_volume(h->group, name, sizes[i], path, &err));
+        OK(h, (is_adopted(i) ? group_adopt_volume : group_add_volume)(h->group, name, h->sizes[i], path, &err));
     }
+    group_set_seed_speed(h->group, h->seed_speed);
     OK(h, group_start(h->group, &err));
 }
 
 static void check_live(struct history *h)
 {
-    char *data = malloc(3 << 20);
+    char *data = malloc(sizes[2]);
     for (int i = 0; i < VOLUMES; i++) {
-        OK(h, block_pread(group_volume_block(h->group, (size_t)i), data, sizes[i], 0, &err));
-        if (memcmp(data, h->live + volume_at(i), sizes[i]) != 0)
+        OK(h, block_pread(group_volume_block(h->group, (size_t)i), data, h->sizes[i], 0, &err));
+        if (memcmp(data, h->live + volume_at(i), h->sizes[i]) != 0)
             fail(h, "J4: the live volume v%d is not what was written", i);
     }
     free(data);
@@ -215,12 +265,41 @@ static void check_interval(struct history *h, const struct point_model *p)
              (unsigned long long)(keep_ns / NS_PER_SECOND), (unsigned long long)p->lsn, (unsigned long long)found.lsn.n);
 }
 
+static bool is_seeding(struct history *h)
+{
+    struct group_status s;
+    group_status(h->group, &s);
+    return s.seeding;
+}
+
+/* With --adopt: what is not known exactly is refused, and only that. */
+static bool is_exact(struct history *h, const struct point_model *p)
+{
+    struct journal_point found;
+    struct point point = {.kind = POINT_LSN, .lsn = {p->lsn}};
+    bool seeding = is_seeding(h);
+    int r = group_check_seeded(h->group, (struct lsn){p->lsn}, &err);
+    if (r != 0) {
+        if (r != -EBUSY || !seeding)
+            fail(h, "LSN %llu: %s", (unsigned long long)p->lsn, err.message);
+        return false;
+    }
+    if (p->lsn >= h->exact_from)
+        return true;
+    r = journal_resolve(h->journal, &point, &found, &err);
+    if (r != -ERANGE)
+        fail(h, "J6: LSN %llu can be opened, but what v1 and v2 held then is lost", (unsigned long long)p->lsn);
+    return false;
+}
+
 /* Whether a point of the model can be opened. */
 static bool is_kept(struct history *h, const struct point_model *p)
 {
     struct journal_status s;
     struct journal_point found;
     struct point point = {.kind = POINT_LSN, .lsn = {p->lsn}};
+    if (adopt && !is_exact(h, p))
+        return false;
     if (!thin)
         return p->lsn >= h->base;
     journal_status(h->journal, &s);
@@ -247,7 +326,13 @@ static bool is_kept(struct history *h, const struct point_model *p)
 
 static void compare_image(struct history *h, struct image *image, const struct point_model *p)
 {
-    char *data = malloc(3 << 20);
+    char *data = malloc(sizes[2]);
+    struct manifest m;
+    OK(h, journal_manifest(h->journal, &m, &err));
+    for (size_t i = 0; i < m.volume_count; i++)
+        if (manifest_size_at(&m, &m.volumes[i], (struct lsn){p->lsn}) != p->sizes[i])
+            fail(h, "J1: at LSN %llu v%zu has another size than it had", (unsigned long long)p->lsn, i);
+    manifest_release(&m);
     for (int i = 0; i < VOLUMES; i++) {
         for (uint64_t at = 0; at < sizes[i];) { /* in uneven pieces */
             uint64_t part = 512 * (1 + below(h, 300));
@@ -371,7 +456,7 @@ static void thin_now(struct history *h)
 static void change(struct history *h)
 {
     int volume = (int)below(h, VOLUMES);
-    uint64_t sectors = sizes[volume] / 512, lba = below(h, sectors), length = 1 + below(h, 24);
+    uint64_t sectors = h->sizes[volume] / 512, lba = below(h, sectors), length = 1 + below(h, 24);
     if (below(h, 3)) { /* mostly aligned */
         lba = lba / 8 * 8;
         length = (length + 7) / 8 * 8;
@@ -463,17 +548,99 @@ static void leave_in_flight(struct history *h)
     }
     int volume = (int)below(h, VOLUMES);
     struct block *b = group_volume_block(h->group, (size_t)volume);
-    OK(h, block_pwrite(b, h->live + volume_at(volume), sizes[volume], 0, 0, &err)); /* a write marks its region first */
-    struct journal_record record = {.op = OP_WRITE, .volume = (uint32_t)volume + 1, .lba = below(h, sizes[volume] / 512 - 16),
+    OK(h, block_pwrite(b, h->live + volume_at(volume), h->sizes[volume], 0, 0, &err)); /* a write marks its region first */
+    struct journal_record record = {.op = OP_WRITE, .volume = (uint32_t)volume + 1, .lba = below(h, h->sizes[volume] / 512 - 16),
                                     .length = 16, .payload = data, .payload_bytes = sizeof data};
     OK(h, journal_append(h->journal, &record, &ticket, &err));
     if (below(h, 2))
         OK(h, journal_wait(h->journal, &ticket, &err));
 }
 
+static void grow(struct history *h)
+{
+    int volume = (int)below(h, VOLUMES);
+    char name[16];
+    uint64_t room = (sizes[volume] - h->sizes[volume]) / 4096;
+    h->doing = "grow";
+    if (room == 0 || (adopt && is_seeding(h)))
+        return;
+    h->sizes[volume] += 4096 * (1 + below(h, room));
+    h->growths++;
+    snprintf(name, sizeof name, "v%d", volume);
+    if (below(h, 3)) {
+        OK(h, group_resize(h->group, name, h->sizes[volume], &err));
+        return;
+    }
+    h->doing = "kill while growing"; /* journaled, and not in the manifest */
+    remember(h);
+    close_view(h);
+    h->lose_manifest = true;
+    if (group_resize(h->group, name, h->sizes[volume], &err) >= 0)
+        fail(h, "the volume has grown without a manifest");
+    group_abandon(h->group);
+    journal_abandon(h->journal);
+    h->lose_manifest = false;
+    open_all(h);
+    check_live(h);
+}
+
+static void grow_closed(struct history *h)
+{
+    int volume = (int)below(h, VOLUMES);
+    uint64_t room = (sizes[volume] - h->sizes[volume]) / 4096;
+    h->doing = "grow at opening";
+    if (room)
+        h->sizes[volume] += 4096 * (1 + below(h, room));
+}
+
+/* What was seeded since the map was saved cannot be told from what was not, and may be written over. */
+static void note_loss(struct history *h, bool seeding)
+{
+    struct journal_status s;
+    char path[96];
+    for (int i = 1; i <= VOLUMES; i++) {
+        snprintf(path, sizeof path, "%s.seed-%d", h->ring, i);
+        unlink(path);
+    }
+    if (!seeding)
+        return;
+    open_all(h);
+    check_live(h);
+    group_settle(h->group);
+    OK(h, journal_sync(h->journal, -1, NULL, &err));
+    journal_status(h->journal, &s);
+    h->exact_from = s.latest.n;
+    group_free(h->group);
+    OK(h, journal_close(h->journal, &err));
+}
+
+/* A before-image cannot be kept, and the write goes on (availability). */
+static void lose_before_image(struct history *h)
+{
+    struct journal_status s;
+    struct group_status g;
+    group_status(h->group, &g);
+    if (!g.seeding || g.resyncing)
+        return;
+    h->doing = "lose a before-image";
+    h->lose_image = true;
+    change(h);
+    h->lose_image = false;
+    group_settle(h->group);
+    OK(h, journal_sync(h->journal, -1, NULL, &err));
+    if (journal_is_suspended(h->journal))
+        fail(h, "journaling does not go on");
+    journal_status(h->journal, &s);
+    struct point point = {.kind = POINT_LSN, .lsn = {h->points[0].lsn}};
+    struct journal_point found;
+    if (h->points[0].lsn >= h->exact_from && h->points[0].lsn > h->base &&
+        journal_resolve(h->journal, &point, &found, &err) == -ERANGE && strstr(err.message, "gap")) /* else a grain that was seeded */
+        h->exact_from = s.latest.n;
+}
+
 static void reopen(struct history *h)
 {
-    bool kill = below(h, 2);
+    bool kill = below(h, 2), seeding = adopt && is_seeding(h);
     h->doing = kill ? "kill and reopen" : "close and reopen";
     remember(h);
     close_view(h);
@@ -487,6 +654,7 @@ static void reopen(struct history *h)
         if (below(h, 3) == 0) { /* as after a power loss: shared memory is gone, everything is compared */
             h->doing = "power loss and reopen";
             unlink(h->ring);
+            note_loss(h, seeding);
             open_all(h);
             check_live(h);
             group_settle(h->group);
@@ -496,6 +664,8 @@ static void reopen(struct history *h)
         group_free(h->group);
         OK(h, journal_close(h->journal, &err));
     }
+    if (below(h, 4) == 0 && !seeding)
+        grow_closed(h);
     open_all(h);
     check_live(h);
 }
@@ -525,7 +695,13 @@ static void step(struct history *h)
         else if (event == 3)
             verify(h);
     }
-    if (dice < 70)
+    if (dice < 2)
+        grow(h);
+    else if (adopt && dice == 3 && below(h, 8) == 0)
+        lose_before_image(h);
+    else if (adopt && dice == 4 && below(h, 4) == 0)
+        group_settle(h->group);
+    else if (dice < 70)
         change(h);
     else if (dice < 76)
         change_object(h);
@@ -569,18 +745,23 @@ static void run(uint64_t seed, uint64_t *checked, uint64_t *thinned, uint64_t *r
     h->blocks = 300 + (uint32_t)below(h, 100);
     h->fanout = 2 + (uint32_t)below(h, 2);
     h->total = volume_at(VOLUMES);
+    for (int i = 0; i < VOLUMES; i++)
+        h->sizes[i] = sizes[i] - GROWTH;
+    h->seed_speed = below(h, 2) ? 0 : 1 << (18 + below(h, 6)); /* 256 KiB to 8 MiB a second */
     h->live = calloc(1, h->total);
     h->doing = "open";
     h->now_ns = START_NS;
     h->history_ns = thin && below(h, 3) == 0 ? 400 * NS_PER_SECOND : 0;
     h->quota_bytes = thin && below(h, 3) == 0 ? (4 + below(h, 6)) * h->blocks * 4096 : 0;
+    fill_backings(h);
     open_all(h);
+    OK(h, journal_sync(h->journal, -1, NULL, &err));
     remember(h);
     uint64_t steps = thin ? 60 + below(h, 140) : 20 + below(h, 60);
     for (h->step = 0; h->step < (int)steps; h->step++)
         step(h);
     h->doing = "final check";
-    if (below(h, 2))
+    if (adopt || below(h, 2))
         group_settle(h->group);
     if (below(h, 2))
         OK(h, journal_seal(h->journal, &err));
@@ -613,6 +794,7 @@ int main(int argc, char **argv)
                                             {"seed", required_argument, NULL, 's'},
                                             {"seconds", required_argument, NULL, 't'},
                                             {"thin", no_argument, NULL, 'T'},
+                                            {"adopt", no_argument, NULL, 'A'},
                                             {"verbose", no_argument, NULL, 'v'},
                                             {0}};
     uint64_t histories = 200, seconds = 0, checked = 0, thinned = 0, refused = 0, seed;
@@ -629,13 +811,15 @@ int main(int argc, char **argv)
             seconds = strtoull(optarg, NULL, 10);
         else if (option == 'T')
             thin = true;
+        else if (option == 'A')
+            adopt = true;
         else if (option == 'v')
             verbose = true;
         else
             return 2;
     }
     if (thin)
-        sizes[2] = 3 << 19; /* longer histories, smaller copies of them */
+        sizes[2] = (3 << 19) + GROWTH; /* longer histories, smaller copies of them */
     time_t start = now.tv_sec;
     uint64_t done = 0;
     printf("first seed %llu\n", (unsigned long long)seed);

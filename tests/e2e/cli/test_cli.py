@@ -17,7 +17,7 @@ import fake_api
 
 TIDEMARK = os.environ.get("TIDEMARK", "tidemark")
 MAN = os.environ.get("TIDEMARK_MAN")
-COMMANDS = ["up", "apply", "policy", "delete", "status", "points", "tag", "open", "views", "close", "diff", "rewind", "undo",
+COMMANDS = ["up", "apply", "policy", "delete", "detach", "status", "points", "tag", "open", "views", "close", "diff", "rewind", "undo",
             "verify", "upgrade-engine", "version", "completion", "help"]
 READING = ["status", "points", "views", "diff", "verify", "upgrade-engine", "version", "tag", "open", "rewind", "undo"]
 try:
@@ -96,7 +96,7 @@ class Help(unittest.TestCase):
                 for part in ("Options of every command:", "--state DIR", "--socket PATH", "--no-color", "-q, --quiet",
                              "Examples:\n  "):
                     self.assertIn(part, result.stdout)
-                self.assertEqual("--output" in result.stdout, command in READING + ["apply", "delete", "close"])
+                self.assertEqual("--output" in result.stdout, command in READING + ["apply", "delete", "detach", "close"])
                 for line in result.stdout.splitlines():
                     self.assertLessEqual(len(line), 100, line)
 

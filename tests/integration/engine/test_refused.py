@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A second engine on the same journal is refused with status 78 and a message that names the first; so are a volume whose
-size was changed, a point outside of history, an unknown tag, and a pin without its lock."""
+journal is not of its backing, a point outside of history, an unknown tag, and a pin without its lock."""
 import json
 
 import lib
@@ -25,8 +25,8 @@ with lib.Test("refused") as test:
 
     with open(app.config) as f:
         config = json.load(f)
-    config["volumes"][0]["size_bytes"] *= 2
+    config["volumes"][0]["adopt"] = True
     with open(app.config, "w") as f:
         json.dump(config, f)
     log = lib.run(lib.HOLDER, "--config", app.directory + "/holder.json", status=78, timeout=30)
-    lib.check("size cannot be changed" in log, "the message:", log)
+    lib.check("was made new in this journal" in log, "the message:", log)

@@ -58,6 +58,30 @@ static void whole(void **unused)
     assert_string_equal(s->probe.items[0].argv[2], "x && y");
 }
 
+/* What is adopted has a size and a file system of its own. */
+static void sources(void **unused)
+{
+    (void)unused;
+    _cleanup_app_documents_ struct app_documents *d =
+        parse(HEAD "spec:\n  volumes:\n  - {name: a, source: ./old.img, mountPath: /a}\n"
+                   "  - {name: b, source: /dev/sdb1, size: 1Gi, mountPath: /b, fsType: xfs}\n");
+    const struct app_volume *v = d->items[0].spec->volumes;
+    assert_string_equal(v[0].source, "/dir/old.img");
+    assert_int_equal(v[0].size_bytes, 0);
+    assert_int_equal(v[0].fs_type, APP_FS_FOUND);
+    assert_int_equal(v[1].fs_type, APP_FS_XFS);
+    _cleanup_free_ char *text = app_spec_to_yaml(d->items[0].spec);
+    assert_non_null(strstr(text, "  - name: a\n    source: /dir/old.img\n    mountPath: /a\n"
+                                 "  - name: b\n    source: /dev/sdb1\n    size: 1Gi\n    mountPath: /b\n    fsType: xfs\n"));
+    _cleanup_app_documents_ struct app_documents *again = parse(text);
+    _cleanup_free_ char *second = app_spec_to_yaml(again->items[0].spec);
+    assert_string_equal(text, second);
+    refuse(HEAD "spec: {volumes: [{name: a}]}\n", "f.yaml:4:18: spec.volumes[0].size: missing; expected a size such as 8Gi");
+    refuse(HEAD "spec: {volumes: [{name: a, source: old.img}]}\n",
+           "f.yaml:4:36: spec.volumes[0].source: found 'old.img'; expected an absolute path, because it is not known where a "
+           "relative one starts");
+}
+
 static void canonical(void **unused)
 {
     (void)unused;
@@ -146,7 +170,7 @@ static void wrong_retention(void **unused)
            "f.yaml:4:27: spec.journal.history: found '30'; expected a duration such as 90s, 24h or 30d");
     refuse(POLICY "spec: {journal: {history: 1s}}\n", "f.yaml:4:27: spec.journal.history: found '1s'; expected at least 1 min");
     refuse(POLICY "spec: {journal: {histroy: 1d}}\n",
-           "f.yaml:4:18: spec.journal.histroy: unknown field; did you mean 'history'? (expected one of: history, quota, thinning)");
+           "f.yaml:4:18: spec.journal.histroy: unknown field; did you mean 'history'? (expected one of: history, quota, seedRate, thinning)");
     refuse(POLICY "spec: {journal: {thinning: 1h}}\n",
            "f.yaml:4:28: spec.journal.thinning: found '1h'; expected a list of steps such as {after: 24h, keep: 1m}");
     refuse(POLICY "spec: {journal: {thinning: [{after: 2h}]}}\n",
@@ -186,7 +210,7 @@ static void volumes(void **unused)
     refuse(HEAD "spec: {volumes: []}\n", "spec.volumes: found a list; expected a list of 1 to 32 volumes");
     refuse(HEAD "spec:\n  volumes:\n  - {nmae: a}\n",
            "f.yaml:6:6: spec.volumes[0].nmae: unknown field; did you mean 'name'? (expected one of: name, "
-           "size, mountPath, fsType)");
+           "source, size, mountPath, fsType)");
     refuse(HEAD "spec: {volumes: [{name: a_b, size: 1Gi}]}\n",
            "spec.volumes[0].name: found 'a_b'; expected a DNS label");
     refuse(HEAD "spec: {volumes: [{name: a}]}\n",
@@ -243,7 +267,7 @@ static void others(void **unused)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(whole),    cmocka_unit_test(canonical),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(whole),    cmocka_unit_test(sources), cmocka_unit_test(canonical),
                                        cmocka_unit_test(policies), cmocka_unit_test(retention), cmocka_unit_test(wrong_retention), cmocka_unit_test(envelope),
                                        cmocka_unit_test(volumes),  cmocka_unit_test(others)};
     return cmocka_run_group_tests(tests, NULL, NULL);

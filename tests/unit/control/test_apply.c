@@ -40,6 +40,8 @@ static void kinds(void **unused)
         {"volumes: [" A "]", "volumes: [" A "], lifecycle: {stop: x}", CHANGE_LIGHT},
         {"volumes: [" A "]", "volumes: [" A "], manifests: /x", CHANGE_LIGHT},
         {"volumes: [" A "]", "volumes: [" A "], policyRef: {name: gold}", CHANGE_LIGHT},
+        {"volumes: [" A "]", "volumes: [{name: a, size: 2Gi, mountPath: /m/a}]", CHANGE_LIGHT},
+        {"volumes: [{name: a, source: /d}]", "volumes: [{name: a, source: /d}]", CHANGE_NONE},
         {"volumes: [" A "]", "volumes: [" A ", " B "]", CHANGE_REMOUNT},
         {"volumes: [" A ", " B "]", "volumes: [" B ", " A "]", CHANGE_REMOUNT},
         {"volumes: [" A "]", "volumes: [{name: a, size: 1Gi, mountPath: /n}]", CHANGE_REMOUNT},
@@ -59,8 +61,13 @@ static void refused(void **unused)
     struct error err = ERROR_INIT;
     enum change_kind kind;
     (void)unused;
-    check_error(classify("volumes: [" A "]", "volumes: [{name: a, size: 2Gi, mountPath: /m/a}]", &kind, &err),
-                -EINVAL, "size of volume a of shop cannot change (it is 1.0 GiB, not 2.0 GiB)");
+    check_error(
+        classify("volumes: [" A "]", "volumes: [{name: a, size: 512Mi, mountPath: /m/a}]", &kind, &err),
+        -EINVAL, "volume a of shop cannot shrink from 1.0 GiB to 512.0 MiB");
+    check_error(classify("volumes: [{name: a, source: /d}]", "volumes: [{name: a, source: /e}]", &kind, &err),
+                -EINVAL, "source of volume a of shop cannot change (it is /d)");
+    check_error(classify("volumes: [" A "]", "volumes: [{name: a, source: /e}]", &kind, &err), -EINVAL,
+                "`tidemark detach shop`");
     check_error(classify("volumes: [" A ", " B "]", "volumes: [" B "]", &kind, &err), -EINVAL,
                 "cannot be removed or renamed");
     check_error(classify("volumes: [" A "]", "volumes: [{name: a, size: 1Gi, mountPath: /m/a, fsType: xfs}]",
