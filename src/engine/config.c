@@ -62,11 +62,11 @@ static int read_thinning(json_t *list, struct engine_config *c, struct error *er
 
 static int read_config(json_t *object, struct engine_config *c, struct error *err)
 {
-    const char *application, *journal, *socket, *ack = "write", *failure_mode = "availability";
+    const char *application, *journal, *socket, *ack = "write", *failure_mode = "availability", *key_file = "";
     json_t *volumes, *volume, *thinning = NULL;
     size_t i;
     int r = json_reject_unknown(object, err, "application", "journal", "socket", "ack", "failure_mode", "quota_bytes", "history_ns", "thinning",
-                                "volumes", NULL);
+                                "key_file", "volumes", NULL);
     if (r == 0)
         r = json_get_string(object, "application", &application, err);
     if (r == 0)
@@ -77,6 +77,8 @@ static int read_config(json_t *object, struct engine_config *c, struct error *er
         r = json_get_optional_string(object, "ack", &ack, err);
     if (r == 0)
         r = json_get_optional_string(object, "failure_mode", &failure_mode, err);
+    if (r == 0)
+        r = json_get_optional_string(object, "key_file", &key_file, err);
     if (r == 0)
         r = json_get_optional_u64(object, "quota_bytes", &c->quota_bytes, err);
     if (r == 0)
@@ -93,6 +95,8 @@ static int read_config(json_t *object, struct engine_config *c, struct error *er
         r = copy(c->journal, sizeof c->journal, journal, "journal", err);
     if (r == 0)
         r = copy(c->socket, sizeof c->socket, socket, "socket", err);
+    if (r == 0)
+        r = copy(c->key_file, sizeof c->key_file, key_file, "key_file", err);
     if (r < 0)
         return r;
     if (strcmp(ack, "write") != 0 && strcmp(ack, "flush") != 0)

@@ -12,6 +12,7 @@
 #include "base/cleanup.h"
 #include "base/io.h"
 #include "engine/watch_internal.h"
+#include "journal/seal.h"
 
 #define API_THREADS 3u
 
@@ -43,6 +44,7 @@ static int open_group(struct engine *e, struct error *err)
 static int start(struct engine *e, struct error *err)
 {
     struct journal_options options = {.directory = e->config->journal,
+                                      .key_file = e->config->key_file,
                                       .quota_bytes = e->config->quota_bytes,
                                       .history_ns = e->config->history_ns,
                                       .thinning_count = e->config->thinning_count,
@@ -121,6 +123,8 @@ int engine_check(const char *config_path, struct error *err)
         return error_errno(err, -ENOMEM, "cannot check the configuration");
     int r = engine_config_load(config_path, config, err);
     snprintf(path, sizeof path, "%s/manifest", config->journal);
+    if (r == 0)
+        r = seal_unlock(config->journal, config->key_file, err);
     if (r == 0 && access(path, F_OK) == 0)
         r = manifest_load(config->journal, &m, err);
     manifest_release(&m);

@@ -14,6 +14,7 @@ struct engine_config {
     char application[64];
     char journal[PATH_MAX];
     char socket[108];
+    char key_file[PATH_MAX]; /* "": the journal is not encrypted */
     enum group_ack ack;
     bool holds; /* failure mode `protection` */
     uint64_t quota_bytes, history_ns;

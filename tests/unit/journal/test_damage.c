@@ -4,6 +4,7 @@
  * an error; journal_verify reports what it covers. In the tail that was not sealed, damage (a later frame says that it was
  * durable) is told apart from a torn end. */
 #include "check.h"
+#include "check_key.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -62,7 +63,7 @@ static struct error err;
 
 static struct journal_options options(void)
 {
-    return (struct journal_options){.directory = x.directory, .segment_blocks = 160, .segment_records = 24, .fanout = 2,
+    return (struct journal_options){.directory = x.directory, .key_file = check_key_file(), .segment_blocks = 160, .segment_records = 24, .fanout = 2,
                                     .ring_path = x.ring, .owner = "test_damage", .log = &x.log};
 }
 
