@@ -40,6 +40,8 @@ int seal_create(const char *directory, const struct uuid *journal, const char *k
 int seal_add_key(const char *directory, const char *old_file, const char *new_file, struct error *err) MUST_CHECK;
 /* Leaves only what `key_file` opens. */
 int seal_keep_key(const char *directory, const char *key_file, struct error *err) MUST_CHECK;
+/* The id of the key that opens the journal. -ENOENT: it is not encrypted. */
+int seal_journal_key_id(const char *directory, char text[SEAL_KEY_ID_TEXT_BYTES]) MUST_CHECK;
 /* Whether the journal in `directory` is encrypted. */
 bool seal_exists(const char *directory);
 /* NULL, or what is wrong with the journal's `key` or `key.copy`, for verification. */

@@ -243,6 +243,16 @@ static int unwrap(const char *directory, struct seal_key_file *f, const struct s
     return 0;
 }
 
+int seal_journal_key_id(const char *directory, char text[SEAL_KEY_ID_TEXT_BYTES])
+{
+    struct seal_key_file f;
+    struct error ignored = ERROR_INIT;
+    int r = read_key(directory, &f, &ignored);
+    if (r == 0)
+        seal_key_id_format(slot_is_used(&f.slots[0]) ? f.slots[0].key_id : f.slots[1].key_id, text);
+    return r;
+}
+
 int seal_read_data_key(const char *directory, const char *key_file, uint8_t ret[AEAD_KEY_BYTES], struct error *err)
 {
     struct seal_key_file f;

@@ -17,7 +17,7 @@ import fake_api
 
 TIDEMARK = os.environ.get("TIDEMARK", "tidemark")
 MAN = os.environ.get("TIDEMARK_MAN")
-COMMANDS = ["up", "apply", "policy", "delete", "status", "points", "tag", "open", "views", "close", "diff", "rewind", "undo",
+COMMANDS = ["up", "apply", "policy", "key", "delete", "status", "points", "tag", "open", "views", "close", "diff", "rewind", "undo",
             "verify", "upgrade-engine", "version", "completion", "help"]
 READING = ["status", "points", "views", "diff", "verify", "upgrade-engine", "version", "tag", "open", "rewind", "undo"]
 try:
@@ -125,7 +125,7 @@ class Help(unittest.TestCase):
                     continue
                 with self.subTest(line=line):
                     result = run(*words, "--socket", "/nonexistent/s")
-                    expected = {"version": (0, 5), "policy": (1,)}.get(command, (5,))  # 1: there is no such file
+                    expected = {"version": (0, 5), "policy": (1,), "key": (1, 5)}.get(command, (5,))  # 1: there is no such file
                     self.assertIn(result.returncode, expected, result.stderr)
 
 
