@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The key file of a test's journals: with $TIDEMARK_ENCRYPTED set they are encrypted, so that each test can run either way. */
+/* The key file of a test's journals: with $TIDEMARK_ENCRYPTED set they are encrypted, so that each test can
+ * run either way. */
 #ifndef TIDEMARK_TESTS_CHECK_KEY_H
 #define TIDEMARK_TESTS_CHECK_KEY_H
 

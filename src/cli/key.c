@@ -32,8 +32,10 @@ static enum cli_exit generate(struct cli *cli, const char *file)
     struct error err = ERROR_INIT;
     if (seal_key_generate(file, &key, &err) < 0)
         return cli_output_fail(cli, err.code == -EEXIST ? CLI_EXIT_REFUSED : CLI_EXIT_FAILED,
-                               "a key file is never written over: name another one", "key generate: %s", err.message);
-    return say_key(cli, file, &key, "; keep a copy of it where the journals are not: without it they cannot be read");
+                               "a key file is never written over: name another one", "key generate: %s",
+                               err.message);
+    return say_key(cli, file, &key,
+                   "; keep a copy of it where the journals are not: without it they cannot be read");
 }
 
 static enum cli_exit show(struct cli *cli, const char *file)
@@ -62,8 +64,8 @@ static enum cli_exit rotate(struct cli *cli, const char *application, const char
         return code;
     if (cli->format != CLI_FORMAT_TABLE)
         return cli_output_value(cli, answer);
-    cli_output_say(cli, "%s: key %s of %s opens its journal now; the key file of before does not any more", application,
-                   cli_field_text(answer, "key_id", "?"), absolute);
+    cli_output_say(cli, "%s: key %s of %s opens its journal now; the key file of before does not any more",
+                   application, cli_field_text(answer, "key_id", "?"), absolute);
     return CLI_EXIT_OK;
 }
 

@@ -171,8 +171,10 @@ static int check_spec(struct control *control, const struct app_documents *docum
             "spec.manifests: there is no directory %s; create it (it may be empty), or leave the field out",
             spec->manifests);
     struct seal_user_key key;
-    if (spec->key_file && seal_key_load(spec->key_file, &key, err) < 0)
-        return error_context(err, "spec.journal.encryption.keyFile");
+    if (spec->key_file && seal_key_load(spec->key_file, &key, err) < 0) {
+        error_context(err, "spec.journal.encryption.keyFile");
+        return err->code = -EINVAL;
+    }
     aead_wipe(&key, sizeof key);
     r = programs_check_export(&control->programs, spec->export, err);
     return r < 0 ? r : check_conflicts(control, spec, err);

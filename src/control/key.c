@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* `key rotate`: another key file opens an application's journal from now on. Its data is not written again: only the data key is
- * wrapped anew. Each step leaves a journal that the configuration opens: both key files do, then the configuration names the
- * new one, then only that one does. Rotating again after a failure goes on with the next. */
+/* `key rotate`: another key file opens an application's journal from now on. Its data is not written again:
+ * only the data key is wrapped anew. Each step leaves a journal that the configuration opens: both key files
+ * do, then the configuration names the new one, then only that one does. Rotating again after a failure goes
+ * on with the next. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,7 +44,9 @@ int key_rotate(struct application *a, const char *key_file, json_t **ret, struct
     if (r < 0)
         return r;
     if (!a->spec->key_file)
-        r = error_set(err, -EINVAL, "the journal of %s is not encrypted: encryption is chosen when an application is made", a->name);
+        r = error_set(err, -EINVAL,
+                      "the journal of %s is not encrypted: encryption is chosen when an application is made",
+                      a->name);
     if (r == 0)
         r = seal_key_load(key_file, &key, err);
     if (r == 0)
@@ -64,6 +67,7 @@ json_t *key_to_json(const struct application *a)
     struct error ignored = ERROR_INIT;
     if (!a->spec->key_file)
         return json_null();
-    bool known = application_path(a, journal, &ignored, "journal") == 0 && seal_journal_key_id(journal, id) == 0;
+    bool known =
+        application_path(a, journal, &ignored, "journal") == 0 && seal_journal_key_id(journal, id) == 0;
     return json_pack("{s:s, s:s?}", "key_file", a->spec->key_file, "key_id", known ? id : NULL);
 }

@@ -43,7 +43,9 @@ struct seal *seal_of(const char *path)
 static int make_known(const char *directory, const uint8_t *data_key, struct error *err)
 {
     struct seal *before = seal_of(directory);
-    if (data_key ? before && strcmp(before->directory, directory) == 0 && memcmp(before->data_key, data_key, AEAD_KEY_BYTES) == 0 : !before)
+    if (data_key ? before && strcmp(before->directory, directory) == 0 &&
+                       memcmp(before->data_key, data_key, AEAD_KEY_BYTES) == 0
+                 : !before)
         return 0;
     struct seal *s = calloc(1, sizeof *s);
     if (!s)
@@ -73,11 +75,14 @@ int seal_unlock(const char *directory, const char *key_file, struct error *err)
     }
     if (exists && !sealed && wanted)
         return error_set(err, -EINVAL,
-                         "the journal %s is not encrypted: encryption is chosen when an application is made; take the key file "
+                         "the journal %s is not encrypted: encryption is chosen when an application is made; "
+                         "take the key file "
                          "out of its configuration",
                          directory);
     if (exists && sealed && !wanted)
-        return error_set(err, -EKEYREJECTED, "the journal %s is encrypted: name its key file (spec.journal.encryption.keyFile)", directory);
+        return error_set(err, -EKEYREJECTED,
+                         "the journal %s is encrypted: name its key file (spec.journal.encryption.keyFile)",
+                         directory);
     if (!wanted || !sealed)
         return make_known(directory, NULL, err);
     int r = seal_read_data_key(directory, key_file, data_key, err);
@@ -93,7 +98,8 @@ int seal_unlock_also(const char *directory, const char *other, struct error *err
     return make_known(other, s ? s->data_key : NULL, err);
 }
 
-int seal_derive(const struct seal *s, const char *purpose, const void *context, size_t context_bytes, uint8_t ret[AEAD_KEY_BYTES])
+int seal_derive(const struct seal *s, const char *purpose, const void *context, size_t context_bytes,
+                uint8_t ret[AEAD_KEY_BYTES])
 {
     /* HKDF-Expand (RFC 5869) of one block: the data key is uniformly random. */
     uint8_t info[CONTEXT_MAX_BYTES];
@@ -107,7 +113,8 @@ int seal_derive(const struct seal *s, const char *purpose, const void *context, 
     return aead_mac(s->data_key, sizeof s->data_key, info, used + context_bytes + 1, ret);
 }
 
-int seal_aead(const struct seal *s, const char *purpose, const void *context, size_t context_bytes, struct aead **ret, struct error *err)
+int seal_aead(const struct seal *s, const char *purpose, const void *context, size_t context_bytes,
+              struct aead **ret, struct error *err)
 {
     uint8_t key[AEAD_KEY_BYTES];
     int r = seal_derive(s, purpose, context, context_bytes, key);

@@ -7,9 +7,9 @@
 
 #include "base/endian.h"
 
-#define SEAL_KEY_MAGIC 0x3159454b4d54ull       /* "TMKEY1" */
-#define SEAL_FILE_MAGIC 0x314c4153454b4d54ull  /* "TMKESAL1" */
-#define SEAL_PAGES_MAGIC 0x315045534b4d54ull   /* "TMKSEP1" */
+#define SEAL_KEY_MAGIC 0x3159454b4d54ull      /* "TMKEY1" */
+#define SEAL_FILE_MAGIC 0x314c4153454b4d54ull /* "TMKESAL1" */
+#define SEAL_PAGES_MAGIC 0x315045534b4d54ull  /* "TMKSEP1" */
 #define SEAL_VERSION 1u
 #define SEAL_KEY_ID_BYTES 8u
 #define SEAL_SALT_BYTES 16u
@@ -19,7 +19,7 @@ struct seal_slot { /* the data key, wrapped by the key of one key file; key id a
     uint8_t key_id[SEAL_KEY_ID_BYTES];
     uint8_t nonce[12]; /* random */
     struct le32 zero;
-    uint8_t tag[16];   /* over the data key and, authenticated only, journal id and key id */
+    uint8_t tag[16]; /* over the data key and, authenticated only, journal id and key id */
     uint8_t wrapped[32];
 };
 static_assert(sizeof(struct seal_slot) == 72, "format");
@@ -43,11 +43,12 @@ struct sealed_file_header { /* of a file that is replaced as a whole; its conten
 };
 static_assert(sizeof(struct sealed_file_header) == 56, "format");
 
-/* An index file: this header, then its pages, each encrypted and followed by its tag. The nonce is the page's number. */
+/* An index file: this header, then its pages, each encrypted and followed by its tag. The nonce is the page's
+ * number. */
 struct sealed_pages_header {
     struct le64 magic;
     struct le32 version;
-    struct le32 crc; /* CRC32C of the header with this field zero */
+    struct le32 crc;               /* CRC32C of the header with this field zero */
     uint8_t salt[SEAL_SALT_BYTES]; /* random: the file has a key of its own */
     uint8_t zero[32];
 };

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Key files of users, and the journal's `key`: the data key wrapped by one or, during a rotation, two of them. */
+/* Key files of users, and the journal's `key`: the data key wrapped by one or, during a rotation, two of
+ * them. */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -49,7 +50,8 @@ int seal_key_generate(const char *path, struct seal_user_key *ret, struct error 
         return error_set(err, -EIO, "cannot make a key: no random bytes");
     to_hex(ret->key, sizeof ret->key, hex);
     int length = snprintf(text, sizeof text,
-                          "# Key %s of Tidemark. Whoever has it can read the journals that it protects; without it nobody can.\n"
+                          "# Key %s of Tidemark. Whoever has it can read the journals that it protects; "
+                          "without it nobody can.\n"
                           "# Keep a copy where the journals are not.\n" KEY_PREFIX "%s\n",
                           seal_key_id_format(ret->id, id), hex);
     int r = 0;
@@ -83,9 +85,10 @@ int seal_key_load(const char *path, struct seal_user_key *ret, struct error *err
     char *text = NULL;
     size_t length = 0;
     if (stat(path, &st) < 0)
-        return error_errno(err, -errno, "cannot read the key file %s", path);
+        return error_set(err, -ENOKEY, "cannot read the key file %s: %s", path, strerrordesc_np(errno));
     if (!S_ISREG(st.st_mode) || st.st_mode & 077)
-        return error_set(err, -EPERM, "the key file %s can be used by others than its owner: chmod 600 %s", path, path);
+        return error_set(err, -EKEYREJECTED,
+                         "the key file %s can be used by others than its owner: chmod 600 %s", path, path);
     int r = io_read_file(path, KEY_FILE_LIMIT_BYTES, &text, &length, err);
     if (r < 0)
         return error_context(err, "key file");
@@ -93,9 +96,11 @@ int seal_key_load(const char *path, struct seal_user_key *ret, struct error *err
     while (line && (*line == '#' || *line == '\n'))
         line = (line = strchr(line, '\n')) ? line + 1 : NULL;
     size_t digits = 2 * AEAD_KEY_BYTES;
-    bool good = line && strncmp(line, KEY_PREFIX, strlen(KEY_PREFIX)) == 0 && strlen(line) >= strlen(KEY_PREFIX) + digits &&
-                from_hex(line + strlen(KEY_PREFIX), ret->key, sizeof ret->key) &&
-                strspn(line + strlen(KEY_PREFIX) + digits, "\n") == strlen(line + strlen(KEY_PREFIX) + digits);
+    bool good =
+        line && strncmp(line, KEY_PREFIX, strlen(KEY_PREFIX)) == 0 &&
+        strlen(line) >= strlen(KEY_PREFIX) + digits &&
+        from_hex(line + strlen(KEY_PREFIX), ret->key, sizeof ret->key) &&
+        strspn(line + strlen(KEY_PREFIX) + digits, "\n") == strlen(line + strlen(KEY_PREFIX) + digits);
     aead_wipe(text, length);
     free(text);
     if (!good || set_id(ret) < 0)
@@ -135,7 +140,8 @@ static int read_one(const char *directory, size_t which, struct seal_key_file *r
         return error_set(err, -EBADMSG, "%s is damaged", path);
     memcpy(ret, data, sizeof *ret);
     if (le32_get(ret->version) != SEAL_VERSION)
-        return error_set(err, -EPROTONOSUPPORT, "%s has version %u; use a newer tidemark", path, le32_get(ret->version));
+        return error_set(err, -EPROTONOSUPPORT, "%s has version %u; use a newer tidemark", path,
+                         le32_get(ret->version));
     return 0;
 }
 
@@ -179,7 +185,8 @@ const char *seal_check_files(const char *directory, char text[128])
         return NULL;
     for (size_t i = 0; i < 2; i++)
         if (read_one(directory, i, i ? &other : &f, &err) < 0) {
-            snprintf(text, 128, "%s is damaged or missing: it is one of two copies of the wrapped key", key_names[i]);
+            snprintf(text, 128, "%s is damaged or missing: it is one of two copies of the wrapped key",
+                     key_names[i]);
             return text;
         }
     if (memcmp(&f, &other, sizeof f) == 0)
@@ -195,10 +202,12 @@ static int crypt_slot(struct seal_slot *slot, const uint8_t journal_id[16], cons
     int r = aead_new(user->key, &a, err);
     if (r < 0)
         return r;
-    struct aead_part parts[] = {{journal_id, NULL, 16},
-                                {slot->key_id, NULL, SEAL_KEY_ID_BYTES},
-                                {wrap ? data_key : slot->wrapped, wrap ? slot->wrapped : data_key, AEAD_KEY_BYTES}};
-    r = wrap ? aead_seal(a, slot->nonce, parts, 3, slot->tag) : aead_open(a, slot->nonce, parts, 3, slot->tag);
+    struct aead_part parts[] = {
+        {journal_id, NULL, 16},
+        {slot->key_id, NULL, SEAL_KEY_ID_BYTES},
+        {wrap ? data_key : slot->wrapped, wrap ? slot->wrapped : data_key, AEAD_KEY_BYTES}};
+    r = wrap ? aead_seal(a, slot->nonce, parts, 3, slot->tag)
+             : aead_open(a, slot->nonce, parts, 3, slot->tag);
     aead_free(a);
     return r;
 }
@@ -229,15 +238,18 @@ static struct seal_slot *find_slot(struct seal_key_file *f, const struct seal_us
 }
 
 /* The data key by the user's. */
-static int unwrap(const char *directory, struct seal_key_file *f, const struct seal_user_key *user, const char *key_file,
-                  uint8_t ret[AEAD_KEY_BYTES], struct error *err)
+static int unwrap(const char *directory, struct seal_key_file *f, const struct seal_user_key *user,
+                  const char *key_file, uint8_t ret[AEAD_KEY_BYTES], struct error *err)
 {
     char wanted[SEAL_KEY_ID_TEXT_BYTES], found[SEAL_KEY_ID_TEXT_BYTES];
     struct seal_slot *slot = find_slot(f, user);
     const struct seal_slot *first = slot_is_used(&f->slots[0]) ? &f->slots[0] : &f->slots[1];
     if (!slot)
-        return error_set(err, -EKEYREJECTED, "%s holds key %s, but the journal %s is encrypted with key %s: name the key file of that one",
-                         key_file, seal_key_id_format(user->id, found), directory, seal_key_id_format(first->key_id, wanted));
+        return error_set(
+            err, -EKEYREJECTED,
+            "%s holds key %s, but the journal %s is encrypted with key %s: name the key file of that one",
+            key_file, seal_key_id_format(user->id, found), directory,
+            seal_key_id_format(first->key_id, wanted));
     if (crypt_slot(slot, f->journal_id, user, ret, false, err) < 0)
         return error_set(err, -EKEYREJECTED, "the wrapped key of the journal %s is damaged", directory);
     return 0;
@@ -253,7 +265,8 @@ int seal_journal_key_id(const char *directory, char text[SEAL_KEY_ID_TEXT_BYTES]
     return r;
 }
 
-int seal_read_data_key(const char *directory, const char *key_file, uint8_t ret[AEAD_KEY_BYTES], struct error *err)
+int seal_read_data_key(const char *directory, const char *key_file, uint8_t ret[AEAD_KEY_BYTES],
+                       struct error *err)
 {
     struct seal_key_file f;
     struct seal_user_key user;

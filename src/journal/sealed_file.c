@@ -26,7 +26,9 @@ int sealed_wrap(const struct seal *s, const char *name, const void *data, size_t
     char *file = malloc(sizeof(struct sealed_file_header) + length_bytes);
     if (!file)
         return error_errno(err, -ENOMEM, "cannot encrypt %s", name);
-    struct sealed_file_header h = {.magic = le64_of(SEAL_FILE_MAGIC), .version = le32_of(SEAL_VERSION), .length_bytes = le64_of(length_bytes)};
+    struct sealed_file_header h = {.magic = le64_of(SEAL_FILE_MAGIC),
+                                   .version = le32_of(SEAL_VERSION),
+                                   .length_bytes = le64_of(length_bytes)};
     struct aead_part parts[] = {{name, NULL, strlen(name)}, {data, file + sizeof h, length_bytes}};
     int r = aead_random(h.nonce, sizeof h.nonce);
     if (r == 0)
@@ -59,16 +61,20 @@ int sealed_unwrap(const struct seal *s, const char *name, const void *data, size
         return error_set(err, -EBADMSG, "%s is damaged (it is not encrypted)", name);
     uint32_t crc = le32_get(h.crc);
     h.crc = le32_of(0);
-    if (crc32c(crc32c(0, &h, sizeof h), content, length_bytes - sizeof h) != crc || le64_get(h.length_bytes) != length_bytes - sizeof h)
+    if (crc32c(crc32c(0, &h, sizeof h), content, length_bytes - sizeof h) != crc ||
+        le64_get(h.length_bytes) != length_bytes - sizeof h)
         return error_set(err, -EBADMSG, "%s is damaged (wrong checksum)", name);
     if (le32_get(h.version) != SEAL_VERSION)
-        return error_set(err, -EPROTONOSUPPORT, "%s has version %u; use a newer tidemark", name, le32_get(h.version));
+        return error_set(err, -EPROTONOSUPPORT, "%s has version %u; use a newer tidemark", name,
+                         le32_get(h.version));
     size_t length = length_bytes - sizeof h;
     char *plain = malloc(length + 1);
     struct aead_part parts[] = {{name, NULL, strlen(name)}, {content, plain, length}};
-    int r = plain ? seal_aead(s, "file", NULL, 0, &a, err) : error_errno(err, -ENOMEM, "cannot read %s", name);
+    int r =
+        plain ? seal_aead(s, "file", NULL, 0, &a, err) : error_errno(err, -ENOMEM, "cannot read %s", name);
     if (r == 0 && aead_open(a, h.nonce, parts, length ? 2 : 1, h.tag) < 0)
-        r = error_set(err, -EBADMSG, "%s is not authentic: it is damaged, or was encrypted with another key", name);
+        r = error_set(err, -EBADMSG, "%s is not authentic: it is damaged, or was encrypted with another key",
+                      name);
     aead_free(a);
     if (r < 0) {
         free(plain);
@@ -80,7 +86,8 @@ int sealed_unwrap(const struct seal *s, const char *name, const void *data, size
     return 0;
 }
 
-int sealed_replace_file(const char *path, const void *data, size_t length_bytes, mode_t mode, struct error *err)
+int sealed_replace_file(const char *path, const void *data, size_t length_bytes, mode_t mode,
+                        struct error *err)
 {
     const struct seal *s = seal_of(path);
     if (!s)
@@ -91,7 +98,8 @@ int sealed_replace_file(const char *path, const void *data, size_t length_bytes,
     return r < 0 ? r : io_replace_file(path, file, length, mode, err);
 }
 
-int sealed_read_file(const char *path, size_t limit_bytes, char **ret_data, size_t *ret_length_bytes, struct error *err)
+int sealed_read_file(const char *path, size_t limit_bytes, char **ret_data, size_t *ret_length_bytes,
+                     struct error *err)
 {
     const struct seal *s = seal_of(path);
     if (!s)
@@ -119,10 +127,12 @@ static void page_nonce(uint64_t page, uint8_t nonce[AEAD_NONCE_BYTES])
     memcpy(nonce, &n, sizeof n);
 }
 
-static int new_pages(const struct seal *s, const uint8_t salt[SEAL_SALT_BYTES], struct sealed_pages **ret, struct error *err)
+static int new_pages(const struct seal *s, const uint8_t salt[SEAL_SALT_BYTES], struct sealed_pages **ret,
+                     struct error *err)
 {
     struct sealed_pages *p = calloc(1, sizeof *p);
-    int r = p ? seal_aead(s, "index", salt, SEAL_SALT_BYTES, &p->aead, err) : error_errno(err, -ENOMEM, "cannot open an index");
+    int r = p ? seal_aead(s, "index", salt, SEAL_SALT_BYTES, &p->aead, err)
+              : error_errno(err, -ENOMEM, "cannot open an index");
     if (r < 0) {
         free(p);
         return r;
@@ -149,10 +159,12 @@ int sealed_pages_create(const struct seal *s, int fd, struct sealed_pages **ret,
     return new_pages(s, h.salt, ret, err);
 }
 
-int sealed_pages_open(const struct seal *s, int fd, const char *path, struct sealed_pages **ret, struct error *err)
+int sealed_pages_open(const struct seal *s, int fd, const char *path, struct sealed_pages **ret,
+                      struct error *err)
 {
     struct sealed_pages_header h;
-    if (io_pread_full(fd, &h, sizeof h, 0) < 0 || le64_get(h.magic) != SEAL_PAGES_MAGIC || head_crc(h) != le32_get(h.crc))
+    if (io_pread_full(fd, &h, sizeof h, 0) < 0 || le64_get(h.magic) != SEAL_PAGES_MAGIC ||
+        head_crc(h) != le32_get(h.crc))
         return error_set(err, -EBADMSG, "%s is damaged (the header of its encryption)", path);
     if (le32_get(h.version) != SEAL_VERSION)
         return error_set(err, -ENOTSUP, "%s was written by a newer tidemark", path);
@@ -182,14 +194,18 @@ int sealed_pages_pwrite(struct sealed_pages *p, int fd, const void *data, uint64
         page_nonce(first + i, nonce);
         r = aead_seal(p->aead, nonce, &part, 1, (uint8_t *)to + PAGE_BYTES);
     }
-    return r < 0 ? r : io_pwrite_full(fd, buffer, (size_t)count * STRIDE_BYTES, HEAD_BYTES + first * STRIDE_BYTES);
+    return r < 0
+               ? r
+               : io_pwrite_full(fd, buffer, (size_t)count * STRIDE_BYTES, HEAD_BYTES + first * STRIDE_BYTES);
 }
 
 int sealed_pages_pread(struct sealed_pages *p, int fd, void *data, uint64_t first, uint32_t count)
 {
     _cleanup_free_ char *buffer = malloc((size_t)count * STRIDE_BYTES);
     uint8_t nonce[AEAD_NONCE_BYTES];
-    int r = buffer ? io_pread_full(fd, buffer, (size_t)count * STRIDE_BYTES, HEAD_BYTES + first * STRIDE_BYTES) : -ENOMEM;
+    int r = buffer
+                ? io_pread_full(fd, buffer, (size_t)count * STRIDE_BYTES, HEAD_BYTES + first * STRIDE_BYTES)
+                : -ENOMEM;
     for (uint32_t i = 0; i < count && r == 0; i++) {
         const char *from = buffer + (size_t)i * STRIDE_BYTES;
         char *to = (char *)data + (size_t)i * PAGE_BYTES;

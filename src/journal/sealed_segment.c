@@ -22,7 +22,8 @@ static void make_nonce(uint32_t at, enum domain domain, uint8_t nonce[AEAD_NONCE
     memcpy(nonce, parts, sizeof parts);
 }
 
-int sealed_segment_key(const struct seal *s, const uint8_t salt[SEAL_SALT_BYTES], struct aead **ret, struct error *err)
+int sealed_segment_key(const struct seal *s, const uint8_t salt[SEAL_SALT_BYTES], struct aead **ret,
+                       struct error *err)
 {
     return seal_aead(s, "segment", salt, SEAL_SALT_BYTES, ret, err);
 }
@@ -40,7 +41,8 @@ void sealed_segment_get_salt(const void *header_block, uint8_t ret[SEAL_SALT_BYT
 {
     const uint8_t *block = header_block;
     for (size_t i = 0; i < SEAL_SALT_BYTES; i++) {
-        uint8_t a = block[salt_offsets[0] + i], b = block[salt_offsets[1] + i], c = block[salt_offsets[2] + i];
+        uint8_t a = block[salt_offsets[0] + i], b = block[salt_offsets[1] + i],
+                c = block[salt_offsets[2] + i];
         ret[i] = (uint8_t)((a & b) | (a & c) | (b & c));
     }
 }
@@ -64,12 +66,15 @@ int sealed_segment_open(const char *path, int fd, struct aead **ret, struct erro
     return sealed_segment_key(s, salt, ret, err);
 }
 
-/* The parts of a header block: what tells whose frame it is and the digest are authenticated, the rest is encrypted too. */
+/* The parts of a header block: what tells whose frame it is and the digest are authenticated, the rest is
+ * encrypted too. */
 #define HEADER_PARTS 6u
 static void header_parts(const char *in, char *out, struct aead_part parts[HEADER_PARTS])
 {
-    const size_t crc = offsetof(struct frame_header, header_crc), id = offsetof(struct frame_header, journal_id);
-    const size_t count = offsetof(struct frame_header, record_count), digest = offsetof(struct frame_header, aead_digest);
+    const size_t crc = offsetof(struct frame_header, header_crc),
+                 id = offsetof(struct frame_header, journal_id);
+    const size_t count = offsetof(struct frame_header, record_count),
+                 digest = offsetof(struct frame_header, aead_digest);
     const size_t rest = offsetof(struct frame_header, reserved);
     struct aead_part all[HEADER_PARTS] = {{in, NULL, crc},
                                           {in + id, NULL, count - id},
@@ -88,7 +93,8 @@ static int make_digest(struct aead *key, uint32_t at, const seal_tag *tags, uint
     return aead_seal(key, nonce, &part, count ? 1 : 0, ret);
 }
 
-int sealed_frame_write(struct aead *key, uint32_t at, const void *frame, void *target, uint32_t blocks, seal_tag *tags)
+int sealed_frame_write(struct aead *key, uint32_t at, const void *frame, void *target, uint32_t blocks,
+                       seal_tag *tags)
 {
     uint8_t nonce[AEAD_NONCE_BYTES];
     const char *from = frame;
@@ -135,7 +141,8 @@ int sealed_read_header(struct aead *key, int fd, uint32_t at, void *block, seal_
     return r < 0 ? r : sealed_open_header(key, at, block, ret_digest);
 }
 
-int sealed_open_payload(struct aead *key, uint32_t at, void *frame, uint32_t blocks, const seal_tag digest, seal_tag *tags)
+int sealed_open_payload(struct aead *key, uint32_t at, void *frame, uint32_t blocks, const seal_tag digest,
+                        seal_tag *tags)
 {
     seal_tag own[FRAME_MAX_BLOCKS], found;
     uint32_t crcs[FRAME_MAX_BLOCKS];
@@ -162,13 +169,16 @@ int sealed_open_payload(struct aead *key, uint32_t at, void *frame, uint32_t blo
     return 0;
 }
 
-int sealed_read_payload(struct aead *key, int fd, uint32_t at, void *frame, uint32_t blocks, const seal_tag digest, seal_tag *tags)
+int sealed_read_payload(struct aead *key, int fd, uint32_t at, void *frame, uint32_t blocks,
+                        const seal_tag digest, seal_tag *tags)
 {
-    int r = io_pread_full(fd, (char *)frame + BLOCK, (size_t)(blocks - 1) * BLOCK, (uint64_t)(at + 1) * BLOCK);
+    int r =
+        io_pread_full(fd, (char *)frame + BLOCK, (size_t)(blocks - 1) * BLOCK, (uint64_t)(at + 1) * BLOCK);
     return r < 0 ? r : sealed_open_payload(key, at, frame, blocks, digest, tags);
 }
 
-int sealed_open_blocks(struct aead *key, uint32_t at, void *data, uint32_t count, const seal_tag *tags, uint32_t *ret_bad)
+int sealed_open_blocks(struct aead *key, uint32_t at, void *data, uint32_t count, const seal_tag *tags,
+                       uint32_t *ret_bad)
 {
     uint8_t nonce[AEAD_NONCE_BYTES];
     for (uint32_t i = 0; i < count; i++) {

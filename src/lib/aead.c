@@ -30,7 +30,8 @@ int aead_new(const uint8_t key[AEAD_KEY_BYTES], struct aead **ret, struct error 
     pthread_mutex_init(&a->mutex, NULL);
     a->encrypt = EVP_CIPHER_CTX_new();
     a->decrypt = EVP_CIPHER_CTX_new();
-    if (!a->encrypt || !a->decrypt || EVP_EncryptInit_ex(a->encrypt, EVP_aes_256_gcm(), NULL, key, NULL) != 1 ||
+    if (!a->encrypt || !a->decrypt ||
+        EVP_EncryptInit_ex(a->encrypt, EVP_aes_256_gcm(), NULL, key, NULL) != 1 ||
         EVP_DecryptInit_ex(a->decrypt, EVP_aes_256_gcm(), NULL, key, NULL) != 1) {
         aead_free(a);
         return error_set(err, -EIO, "cannot set up AES-256-GCM");
@@ -49,8 +50,8 @@ void aead_free(struct aead *a)
     free(a);
 }
 
-int aead_seal(struct aead *a, const uint8_t nonce[AEAD_NONCE_BYTES], const struct aead_part *parts, size_t count,
-              uint8_t tag[AEAD_TAG_BYTES])
+int aead_seal(struct aead *a, const uint8_t nonce[AEAD_NONCE_BYTES], const struct aead_part *parts,
+              size_t count, uint8_t tag[AEAD_TAG_BYTES])
 {
     MUTEX_GUARD(guard, &a->mutex);
     int n;
@@ -63,8 +64,8 @@ int aead_seal(struct aead *a, const uint8_t nonce[AEAD_NONCE_BYTES], const struc
     return good ? 0 : -EIO;
 }
 
-int aead_open(struct aead *a, const uint8_t nonce[AEAD_NONCE_BYTES], const struct aead_part *parts, size_t count,
-              const uint8_t tag[AEAD_TAG_BYTES])
+int aead_open(struct aead *a, const uint8_t nonce[AEAD_NONCE_BYTES], const struct aead_part *parts,
+              size_t count, const uint8_t tag[AEAD_TAG_BYTES])
 {
     MUTEX_GUARD(guard, &a->mutex);
     int n;
@@ -101,7 +102,8 @@ int aead_xts_new(const uint8_t key[2 * AEAD_KEY_BYTES], struct aead_xts **ret, s
     pthread_mutex_init(&x->mutex, NULL);
     x->encrypt = EVP_CIPHER_CTX_new();
     x->decrypt = EVP_CIPHER_CTX_new();
-    if (!x->encrypt || !x->decrypt || EVP_EncryptInit_ex(x->encrypt, EVP_aes_256_xts(), NULL, key, NULL) != 1 ||
+    if (!x->encrypt || !x->decrypt ||
+        EVP_EncryptInit_ex(x->encrypt, EVP_aes_256_xts(), NULL, key, NULL) != 1 ||
         EVP_DecryptInit_ex(x->decrypt, EVP_aes_256_xts(), NULL, key, NULL) != 1) {
         aead_xts_free(x);
         return error_set(err, -EIO, "cannot set up AES-256-XTS");
@@ -120,7 +122,8 @@ void aead_xts_free(struct aead_xts *x)
     free(x);
 }
 
-int aead_xts_crypt(struct aead_xts *x, bool encrypt, uint64_t unit, const void *in, void *out, size_t length_bytes)
+int aead_xts_crypt(struct aead_xts *x, bool encrypt, uint64_t unit, const void *in, void *out,
+                   size_t length_bytes)
 {
     MUTEX_GUARD(guard, &x->mutex);
     uint8_t tweak[16] = {0};
@@ -133,7 +136,8 @@ int aead_xts_crypt(struct aead_xts *x, bool encrypt, uint64_t unit, const void *
     return good ? 0 : -EIO;
 }
 
-int aead_mac(const uint8_t *key, size_t key_bytes, const void *data, size_t length_bytes, uint8_t ret[AEAD_MAC_BYTES])
+int aead_mac(const uint8_t *key, size_t key_bytes, const void *data, size_t length_bytes,
+             uint8_t ret[AEAD_MAC_BYTES])
 {
     return HMAC(EVP_sha256(), key, (int)key_bytes, data, length_bytes, ret, NULL) ? 0 : -EIO;
 }

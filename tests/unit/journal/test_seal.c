@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Encryption at rest. No content, name or tag stands in any file of the journal (SE2); what was forged so that its checksum still
- * holds is found (J6); salts differ (SE1); with the wrong key nothing is written (SE3); a rotation writes no data again. */
+/* Encryption at rest. No content, name or tag stands in any file of the journal (SE2); what was forged so
+ * that its checksum still holds is found (J6); salts differ (SE1); with the wrong key nothing is written
+ * (SE3); a rotation writes no data again. */
 #include "check.h"
 
 #include <dirent.h>
@@ -32,8 +33,13 @@ static struct error err;
 
 static struct journal_options options(const char *key)
 {
-    return (struct journal_options){.directory = x.directory, .key_file = key, .segment_blocks = 128, .segment_records = 24,
-                                    .fanout = 2, .ring_path = x.ring, .owner = "test_seal"};
+    return (struct journal_options){.directory = x.directory,
+                                    .key_file = key,
+                                    .segment_blocks = 128,
+                                    .segment_records = 24,
+                                    .fanout = 2,
+                                    .ring_path = x.ring,
+                                    .owner = "test_seal"};
 }
 
 static void begin(void)
@@ -236,9 +242,9 @@ static void test_wrong_key(void **state)
     refused(x.other, -EKEYREJECTED, "is encrypted with key");
     refused(NULL, -EKEYREJECTED, "name its key file");
     snprintf(missing, sizeof missing, "%s/none.key", x.root);
-    refused(missing, -ENOENT, "none.key");
+    refused(missing, -ENOKEY, "none.key");
     assert_int_equal(chmod(x.key, 0644), 0);
-    refused(x.key, -EPERM, "chmod 600");
+    refused(x.key, -EKEYREJECTED, "chmod 600");
     assert_int_equal(chmod(x.key, 0600), 0);
     check_content(x.key);
     end();
@@ -318,8 +324,8 @@ static uint32_t plain_crc(const char *data)
     return crc32c(0, data, JOURNAL_BLOCK_BYTES);
 }
 
-/* A change of a block that leaves its CRC32C as it is: the polynomial itself, bit for bit (the CRC is linear, and the cipher a
- * key stream). */
+/* A change of a block that leaves its CRC32C as it is: the polynomial itself, bit for bit (the CRC is linear,
+ * and the cipher a key stream). */
 static void forge(char *block)
 {
     uint64_t polynomial = (0x82f63b78ull << 1 | 1) << 3; /* reflected, with its x^32 */
@@ -409,7 +415,9 @@ static void test_salts(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_no_plaintext), cmocka_unit_test(test_wrong_key), cmocka_unit_test(test_rotation),
-                                       cmocka_unit_test(test_damaged_key), cmocka_unit_test(test_forgery), cmocka_unit_test(test_salts)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_no_plaintext), cmocka_unit_test(test_wrong_key),
+        cmocka_unit_test(test_rotation),     cmocka_unit_test(test_damaged_key),
+        cmocka_unit_test(test_forgery),      cmocka_unit_test(test_salts)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
