@@ -167,7 +167,7 @@ static int check_spec(struct control *control, const struct app_documents *docum
     app_policy_free(policy);
     if (spec->manifests && (stat(spec->manifests, &st) < 0 || !S_ISDIR(st.st_mode)))
         return error_set(
-            err, -ENOENT,
+            err, -ENOTDIR,
             "spec.manifests: there is no directory %s; create it (it may be empty), or leave the field out",
             spec->manifests);
     struct seal_user_key key;
