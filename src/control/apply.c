@@ -361,8 +361,11 @@ static int apply_one(struct control *control, const struct app_documents *docume
         return r;
     if (!dry_run && result != APPLY_UNCHANGED)
         log_info(control->log, "%s %s: %s", app_kind_name(document->kind), name, names[result]);
-    json_array_append_new(results, json_pack("{s:s, s:s, s:s, s:s?}", "kind", app_kind_name(document->kind),
-                                             "name", name, "result", names[result], "message", message));
+    json_t *told = json_pack("{s:s, s:s, s:s, s:s?}", "kind", app_kind_name(document->kind), "name", name, "result",
+                             names[result], "message", message);
+    if (told && is_policy && dry_run && result != APPLY_UNCHANGED)
+        json_object_set_new(told, "effects", policy_forecast(control, document->policy));
+    json_array_append_new(results, told);
     return 0;
 }
 

@@ -34,7 +34,7 @@ static int read_volume(json_t *object, struct engine_config *c, struct error *er
 }
 
 /* The steps must be as the policy's: ascending in both. */
-static int read_thinning(json_t *list, struct engine_config *c, struct error *err)
+int engine_config_thinning(json_t *list, struct engine_config *c, struct error *err)
 {
     json_t *object;
     size_t i;
@@ -86,7 +86,7 @@ static int read_config(json_t *object, struct engine_config *c, struct error *er
     if (r == 0)
         r = json_get_optional_array(object, "thinning", &thinning, err);
     if (r == 0 && thinning)
-        r = read_thinning(thinning, c, err);
+        r = engine_config_thinning(thinning, c, err);
     if (r == 0)
         r = json_get_array(object, "volumes", &volumes, err);
     if (r == 0)

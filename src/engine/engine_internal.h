@@ -27,6 +27,11 @@ struct engine_config {
         char backing[PATH_MAX];
     } volumes[GROUP_MAX_VOLUMES];
 };
+/* The steps of a list {after_ns, keep_s}. */
+int engine_config_thinning(json_t *list, struct engine_config *c, struct error *err) MUST_CHECK;
+/* What other limits would do to the history; body and answer as in docs/internals.md. */
+struct engine;
+int engine_forecast(struct engine *e, const json_t *body, json_t **ret, struct error *err) MUST_CHECK;
 int engine_config_load(const char *path, struct engine_config *ret, struct error *err) MUST_CHECK;
 
 struct watch;

@@ -19,7 +19,7 @@ TIDEMARK = os.environ.get("TIDEMARK", "tidemark")
 MAN = os.environ.get("TIDEMARK_MAN")
 COMMANDS = ["up", "apply", "policy", "key", "delete", "status", "points", "tag", "open", "views", "close", "diff", "rewind", "undo",
             "verify", "upgrade-engine", "version", "completion", "help"]
-READING = ["status", "points", "views", "diff", "verify", "upgrade-engine", "version", "tag", "open", "rewind", "undo"]
+READING = ["status", "key", "points", "views", "diff", "verify", "upgrade-engine", "version", "tag", "open", "rewind", "undo"]
 try:
     import yaml
 except ImportError:
