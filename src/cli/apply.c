@@ -169,7 +169,7 @@ const struct cli_command cli_apply = {
         (const struct cli_option[]){
             {"file", 'f', CLI_KIND_FILE, "FILE", .help = "YAML to apply; - reads stdin", .repeat = true,
              .required = true},
-            {"dry-run", 0, CLI_KIND_NONE, NULL, .help = "check and tell what would change, also what a policy would do to history; change nothing"},
+            {"dry-run", 0, CLI_KIND_NONE, NULL, .help = "check and tell what would change, in history too; change nothing"},
             {0},
         },
     .formats = true,
