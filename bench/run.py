@@ -284,13 +284,16 @@ class Bench:
         self.commands.setdefault("server nbdkit-file", " ".join(command).replace(self.dir, "$DIR"))
         self.measure("nbd", "nbdkit-file", "info", ("nbd", f"nbd+unix:///?socket={d}/s"), number)
 
-    def engine_config(self, d, ack, volumes, size, quota=0, names="data"):
+    def engine_config(self, d, ack, volumes, size, quota=0, names="data", encrypted=False):
         names = [names] if volumes == 1 else [f"v{i}" for i in range(volumes)]
         os.makedirs(f"{d}/backing", exist_ok=True)
         config = {"application": "bench", "journal": f"{d}/journal", "socket": f"{d}/engine.sock", "ack": ack,
                   "volumes": [{"name": n, "size_bytes": size, "backing": f"{d}/backing/{n}.img"} for n in names]}
         if quota:
             config["quota_bytes"] = quota
+        if encrypted:
+            config["key_file"] = f"{d}/key"
+            subprocess.run([f"{self.o.build}/src/cli/tidemark", "key", "generate", "-q", f"{d}/key"], check=True, stdout=subprocess.DEVNULL)
         with open(f"{d}/engine.json", "w") as f:
             json.dump(config, f)
         return names
@@ -306,9 +309,9 @@ class Bench:
         self.commands.setdefault("server tidemark (nbd)", shown)
         return p
 
-    def nbd_tidemark(self, number, ack, candidate, role="full", quota=0):
+    def nbd_tidemark(self, number, ack, candidate, role="full", quota=0, encrypted=False):
         d = self.place(candidate)
-        self.engine_config(d, ack, 1, self.o.size_bytes, quota)
+        self.engine_config(d, ack, 1, self.o.size_bytes, quota, encrypted=encrypted)
         self.engine_nbd(d)
         target = ("nbd", f"nbd+unix:///data?socket={d}/s")
         self.precondition(target)
@@ -369,6 +372,7 @@ class Bench:
             candidates += [("nbd", "qemu", self.nbd_qemu), ("nbd", "tidemark-write", lambda n: self.nbd_tidemark(n, "write", "tidemark-write")),
                            ("nbd", "qemu-cbw", self.nbd_qemu_cbw),
                            ("nbd", "tidemark-flush", lambda n: self.nbd_tidemark(n, "flush", "tidemark-flush")),
+                           ("nbd", "tidemark-encrypted", lambda n: self.nbd_tidemark(n, "write", "tidemark-encrypted", encrypted=True)),
                            ("nbd", "nbdkit-file", self.nbd_file), ("nbd", "tidemark-quota", self.nbd_tidemark_quota)]
         if "fuse" in self.o.only:
             candidates += [("fuse", "loop-file", self.fuse_loop), ("fuse", "tidemark-write", lambda n: self.fuse_tidemark(n, "write", "full")),

@@ -28,6 +28,7 @@ void app_spec_free(struct app_spec *spec)
     free(spec->name);
     free(spec->policy);
     free(spec->manifests);
+    free(spec->key_file);
     commands_release(&spec->stop);
     commands_release(&spec->start);
     commands_release(&spec->probe);

@@ -7,6 +7,7 @@
  *   metadata: {name: shop}                # a DNS label
  *   spec:
  *     policyRef: {name: default}          # default: default
+ *     journal: {encryption: {keyFile: /etc/tidemark/shop.key}}      # optional; chosen when it is made
  *     export: fuse                        # fuse (default) or nbd
  *     volumes:                            # 1..APP_VOLUMES_MAX; sizes: multiples of 4096 from 16Mi on
  *     - {name: data, size: 8Gi, mountPath: /srv/data, fsType: ext4}   # mountPath, fsType (ext4 by default):
@@ -93,6 +94,7 @@ struct app_spec {
     struct app_volume *volumes;
     size_t volume_count;
     char *manifests; /* absolute; NULL: none */
+    char *key_file;  /* absolute; NULL: the journal is not encrypted */
     struct app_commands stop, start, probe;
 };
 

@@ -129,6 +129,11 @@ static void put_spec(FILE *out, const struct app_spec *spec)
         put_text(out, spec->manifests);
         fputc('\n', out);
     }
+    if (spec->key_file) {
+        fputs("  journal:\n    encryption:\n      keyFile: ", out);
+        put_text(out, spec->key_file);
+        fputc('\n', out);
+    }
     if (spec->stop.count || spec->start.count || spec->probe.count)
         fputs("  lifecycle:\n", out);
     put_commands(out, "stop", &spec->stop);
@@ -232,6 +237,8 @@ json_t *app_spec_to_json(const struct app_spec *spec)
                              app_export_name(spec->export), "volumes", volumes_to_json(spec));
     if (body && spec->manifests)
         json_object_set_new(body, "manifests", json_string_nocheck(spec->manifests));
+    if (body && spec->key_file)
+        json_object_set_new(body, "journal", json_pack("{s:{s:s}}", "encryption", "keyFile", spec->key_file));
     json_t *lifecycle = json_object();
     if (spec->stop.count)
         json_object_set_new(lifecycle, "stop", app_commands_to_json(&spec->stop));

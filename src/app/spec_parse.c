@@ -431,10 +431,24 @@ static int read_policy_ref(const struct yaml_node *body, struct app_spec *spec, 
     return name ? read_name(name, "spec.policyRef.name", &spec->policy, err) : err->code;
 }
 
+static int read_encryption(const struct app_parse_options *options, const struct yaml_node *journal, struct app_spec *spec,
+                           struct error *err)
+{
+    int r = CHECK_MAPPING(journal, "spec.journal", err, "encryption");
+    const struct yaml_node *encryption = r < 0 ? NULL : optional(journal, "encryption");
+    if (!encryption)
+        return r;
+    r = CHECK_MAPPING(encryption, "spec.journal.encryption", err, "keyFile");
+    if (r < 0)
+        return r;
+    const struct yaml_node *file = need(encryption, "spec.journal.encryption", "keyFile", "the path of a key file", err);
+    return file ? read_path(file, "spec.journal.encryption.keyFile", options->directory, false, &spec->key_file, err) : err->code;
+}
+
 static int read_application(const struct app_parse_options *options, const struct yaml_node *body,
                             struct app_spec *spec, struct error *err)
 {
-    int r = CHECK_MAPPING(body, "spec", err, "policyRef", "export", "volumes", "manifests", "lifecycle");
+    int r = CHECK_MAPPING(body, "spec", err, "policyRef", "export", "volumes", "manifests", "journal", "lifecycle");
     if (r >= 0)
         r = read_policy_ref(body, spec, err);
     if (r >= 0)
@@ -456,6 +470,11 @@ static int read_application(const struct app_parse_options *options, const struc
             return refuse(err, manifests, "spec.manifests",
                           "a directory outside the application's volumes (they rewind by themselves)");
     }
+    const struct yaml_node *journal = optional(body, "journal");
+    if (journal)
+        r = read_encryption(options, journal, spec, err);
+    if (r < 0)
+        return r;
     const struct yaml_node *lifecycle = optional(body, "lifecycle");
     if (!lifecycle)
         return 0;

@@ -5,6 +5,7 @@
 
 #include "base/cleanup.h"
 #include "base/io.h"
+#include "base/units.h"
 #include "cli/cli_internal.h"
 #include "lib/http_client.h"
 #include "lib/json.h"
@@ -80,6 +81,39 @@ static enum cli_exit send_source(const struct cli *cli, const struct source *sou
     return code;
 }
 
+static void print_effect(const struct cli *cli, const json_t *effect)
+{
+    const char *name = cli_field_text(effect, "application", "?");
+    char one[UNITS_TEXT_BYTES], two[UNITS_TEXT_BYTES];
+    size_t i;
+    json_t *step;
+    if (json_is_string(json_object_get(effect, "message"))) {
+        cli_output_say(cli, "  %s: not known: %s", name, cli_field_text(effect, "message", "?"));
+        return;
+    }
+    uint64_t dropped = cli_field_u64(effect, "dropped_bytes");
+    if (dropped)
+        cli_output_say(cli, "  %s: the history begins at %s instead of %s: %llu points go, %s are freed", name,
+                       cli_field_text(effect, "oldest_time_after", "?"), cli_field_text(effect, "oldest_time", "?"),
+                       (unsigned long long)cli_field_u64(effect, "dropped_points"), units_format_bytes(dropped, one));
+    json_array_foreach(json_object_get(effect, "thinned"), i, step)
+        cli_output_say(cli, "  %s: from %s to %s a point each %s: about %llu points instead of %llu; of %s a part is freed", name,
+                       cli_field_text(step, "from", "?"), cli_field_text(step, "to", "?"),
+                       units_format_exact_duration(cli_field_u64(step, "granularity_seconds") * 1000000000ull, one),
+                       (unsigned long long)cli_field_u64(step, "points_after"), (unsigned long long)cli_field_u64(step, "points"),
+                       units_format_bytes(cli_field_u64(step, "bytes"), two));
+    if (!dropped && json_array_size(json_object_get(effect, "thinned")) == 0)
+        cli_output_say(cli, "  %s: its history stays as it is", name);
+}
+
+static void print_effects(const struct cli *cli, const json_t *effects)
+{
+    size_t i;
+    json_t *effect;
+    json_array_foreach(effects, i, effect)
+        print_effect(cli, effect);
+}
+
 static enum cli_exit print(const struct cli *cli, json_t *results, bool dry_run)
 {
     if (cli->format != CLI_FORMAT_TABLE) {
@@ -95,6 +129,7 @@ static enum cli_exit print(const struct cli *cli, json_t *results, bool dry_run)
                        cli_field_text(result, "name", "?"), cli_field_text(result, "result", "?"),
                        dry_run ? " (dry run)" : "", message ? " (" : "", message ? message : "",
                        message ? ")" : "");
+        print_effects(cli, json_object_get(result, "effects"));
     }
     return CLI_EXIT_OK;
 }
@@ -134,7 +169,7 @@ const struct cli_command cli_apply = {
         (const struct cli_option[]){
             {"file", 'f', CLI_KIND_FILE, "FILE", .help = "YAML to apply; - reads stdin", .repeat = true,
              .required = true},
-            {"dry-run", 0, CLI_KIND_NONE, NULL, .help = "check and tell what would change, change nothing"},
+            {"dry-run", 0, CLI_KIND_NONE, NULL, .help = "check and tell what would change, in history too; change nothing"},
             {0},
         },
     .formats = true,

@@ -216,7 +216,7 @@ enum cli_exit cli_api_operate(const struct cli *cli, const char *what, const cha
 /* "/v1/applications/<name><suffix>" of a name that the parser accepted. Returns `path`. */
 const char *cli_api_application_path(const char *application, const char *suffix, char path[CLI_PATH_BYTES]);
 
-extern const struct cli_command cli_up, cli_apply, cli_delete, cli_detach, cli_status, cli_policy, cli_points, cli_tag, cli_open,
+extern const struct cli_command cli_up, cli_apply, cli_delete, cli_detach, cli_status, cli_policy, cli_key, cli_points, cli_tag, cli_open,
     cli_views, cli_close, cli_diff, cli_rewind, cli_undo, cli_verify, cli_upgrade_engine, cli_version, cli_completion, cli_help;
 
 #endif

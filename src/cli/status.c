@@ -191,6 +191,10 @@ static void print_details(const json_t *application)
     print_history(json_object_get(application, "history"));
     printf("acknowledgement mode %s, export %s, policy %s\n", cli_field_text(application, "ack", "-"),
            cli_field_text(application, "export", "-"), cli_field_text(application, "policy", "-"));
+    const json_t *encryption = json_object_get(application, "encryption");
+    if (json_is_object(encryption))
+        printf("journal encrypted with key %s (%s)\n", cli_field_text(encryption, "key_id", "?"),
+               cli_field_text(encryption, "key_file", "?"));
     if (json_is_object(rewind))
         printf("rewound to LSN %llu; %s still to be copied back behind it\n",
                (unsigned long long)cli_field_u64(rewind, "target_lsn"),

@@ -223,6 +223,19 @@ static int do_upgrade(struct call *c, json_t **ret, struct error *err)
     return r < 0 ? r : start_work(c, a, WORK_UPGRADE, body, ret, err);
 }
 
+static int do_key(struct call *c, json_t **ret, struct error *err)
+{
+    const char *key_file;
+    _cleanup_json_ json_t *body = NULL;
+    _cleanup_application_ struct application *a = application_find(c->control, c->argument, err);
+    int r = a ? http_request_json(c->request, &body, err) : err->code;
+    if (r == 0)
+        r = json_reject_unknown(body, err, "key_file", NULL);
+    if (r == 0)
+        r = json_get_string(body, "key_file", &key_file, err);
+    return r < 0 ? r : key_rotate(a, key_file, ret, err);
+}
+
 static int do_views(struct call *c, json_t **ret, struct error *err)
 {
     (void)err;
@@ -288,6 +301,7 @@ static const struct {
     {{"POST", "/v1/applications/{app}/undo"}, do_undo},
     {{"POST", "/v1/applications/{app}/verify"}, do_verify},
     {{"POST", "/v1/applications/{app}/upgrade-engine"}, do_upgrade},
+    {{"POST", "/v1/applications/{app}/key"}, do_key},
     {{"GET", "/v1/views"}, do_views},
     {{"GET", "/v1/views/{id}"}, do_view},
     {{"DELETE", "/v1/views/{id}"}, do_close},

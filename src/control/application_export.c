@@ -85,7 +85,7 @@ static json_t *engine_thinning(const struct app_policy *policy)
     return list;
 }
 
-static int write_engine_config(struct application *application, struct error *err)
+int export_write_engine_config(struct application *application, struct error *err)
 {
     char path[PATH_MAX];
     struct app_policy *policy = NULL;
@@ -112,6 +112,8 @@ static int write_engine_config(struct application *application, struct error *er
                   "volumes", engine_volumes(application));
     if (config && seed_rate)
         json_object_set_new(config, "seed_bytes_per_second", json_integer((json_int_t)seed_rate));
+    if (config && application->spec->key_file)
+        json_object_set_new(config, "key_file", json_string_nocheck(application->spec->key_file));
     return write_json_file(path, config, err);
 }
 
@@ -151,7 +153,7 @@ int application_write_configs(struct application *application, struct error *err
             r = io_mkdirs(path, 0700, err);
     }
     if (r == 0)
-        r = write_engine_config(application, err);
+        r = export_write_engine_config(application, err);
     if (r < 0 || application->spec->export == APP_EXPORT_NBD)
         return r;
     _cleanup_json_ json_t *volumes = engine_volumes(application);

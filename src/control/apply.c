@@ -12,6 +12,7 @@
 
 #include "base/io.h"
 #include "base/units.h"
+#include "journal/seal.h"
 
 #define APPLICATION_FILE_BYTES_MAX (4u << 20)
 
@@ -74,6 +75,11 @@ int change_classify(const struct app_spec *old, const struct app_spec *new, enum
             return error_set(err, -EINVAL, "fsType of volume %s of %s cannot change: it holds %s", was->name,
                              new->name, app_fs_type_name(was->fs_type));
     }
+    if (!same_text(old->key_file, new->key_file))
+        return error_set(err, -EINVAL,
+                         "spec.journal.encryption of %s cannot change by apply (its key file is %s, not %s): whether a journal is "
+                         "encrypted is chosen when the application is made, and `tidemark key rotate %s FILE` takes another key file",
+                         new->name, old->key_file ? old->key_file : "none", new->key_file ? new->key_file : "none", new->name);
     _cleanup_free_ char *old_text = app_spec_to_yaml(old), *new_text = app_spec_to_yaml(new);
     if (!old_text || !new_text)
         return error_set(err, -ENOMEM, "out of memory");
@@ -175,6 +181,12 @@ static int check_spec(struct control *control, const struct app_documents *docum
             err, -ENOTDIR,
             "spec.manifests: there is no directory %s; create it (it may be empty), or leave the field out",
             spec->manifests);
+    struct seal_user_key key;
+    if (spec->key_file && seal_key_load(spec->key_file, &key, err) < 0) {
+        error_context(err, "spec.journal.encryption.keyFile");
+        return err->code = -EINVAL;
+    }
+    aead_wipe(&key, sizeof key);
     r = programs_check_export(&control->programs, spec->export, err);
     return r < 0 ? r : check_conflicts(control, spec, err);
 }
@@ -405,8 +417,11 @@ static int apply_one(struct control *control, const struct app_documents *docume
         return r;
     if (!dry_run && result != APPLY_UNCHANGED)
         log_info(control->log, "%s %s: %s", app_kind_name(document->kind), name, names[result]);
-    json_array_append_new(results, json_pack("{s:s, s:s, s:s, s:s?}", "kind", app_kind_name(document->kind),
-                                             "name", name, "result", names[result], "message", message));
+    json_t *told = json_pack("{s:s, s:s, s:s, s:s?}", "kind", app_kind_name(document->kind), "name", name, "result",
+                             names[result], "message", message);
+    if (told && is_policy && dry_run && result != APPLY_UNCHANGED)
+        json_object_set_new(told, "effects", policy_forecast(control, document->policy));
+    json_array_append_new(results, told);
     return 0;
 }
 

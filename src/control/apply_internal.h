@@ -28,6 +28,8 @@ const char *source_warning(const struct app_spec *spec);
 /* `ret_message`: a static string or left alone. */
 int policy_apply(struct control *control, const struct app_policy *policy, bool dry_run,
                  enum apply_result *ret, const char **ret_message, struct error *err) MUST_CHECK;
+/* What the policy would do to the history of each application that refers to it: [{application, ...}], or with a message. */
+json_t *policy_forecast(struct control *control, const struct app_policy *policy);
 /* What the disk must still be able to hold: free and needed bytes. -ENOSPC with both. */
 int disk_check(const struct application *application, const struct app_spec *old, uint64_t quota_bytes,
                struct error *err) MUST_CHECK;

@@ -190,6 +190,12 @@ int export_write_holder(const struct control *control, const char *directory, co
 /* Waits until GET /v1/status answers at the socket or the process ends. */
 int export_wait_ready(struct process *process, const char *socket_path, const char *also_socket,
                       const char *log_path, off_t log_from, struct error *err) MUST_CHECK;
+/* engine.json as the application's spec and its policy are now. */
+int export_write_engine_config(struct application *application, struct error *err) MUST_CHECK;
+/* Takes another key file for the journal. *ret: what the API answers. */
+int key_rotate(struct application *application, const char *key_file, json_t **ret, struct error *err) MUST_CHECK;
+/* Key file and key id, or null without encryption. */
+json_t *key_to_json(const struct application *application);
 int write_json_file(const char *path, const json_t *json, struct error *err) MUST_CHECK;
 
 /* ---- lifecycle.c ---- */

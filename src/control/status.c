@@ -98,6 +98,7 @@ static json_t *application_json(struct application *a)
     json_object_set_new(json, "policy", json_string(a->spec->policy));
     json_object_set_new(json, "manifests",
                         a->spec->manifests ? json_string(a->spec->manifests) : json_null());
+    json_object_set_new(json, "encryption", key_to_json(a));
     json_object_set_new(json, "engine_pid", pid ? json_incref(pid) : json_null());
     json_object_set_new(json, "restarts", json_integer(a->restarts));
     json_object_set_new(json, "alarms", alarms);

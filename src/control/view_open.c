@@ -120,6 +120,8 @@ static int write_configs(struct opening *o, const char *config, struct error *er
                   json_sprintf("%s/journal", o->application->directory), "pin", o->id, "lsn", lsn, "socket",
                   json_sprintf("%s/view.sock", o->directory), "overlay",
                   json_sprintf("%s/overlay", o->directory), "salvage", o->salvage, "volumes", volumes);
+    if (view && o->application->spec->key_file)
+        json_object_set_new(view, "key_file", json_string_nocheck(o->application->spec->key_file));
     int r = write_json_file(config, view, err);
     if (r < 0 || o->is_nbd)
         return r;

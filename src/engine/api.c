@@ -598,6 +598,11 @@ static int do_configure(struct call *c, json_t **ret, struct error *err)
     return r;
 }
 
+static int do_forecast(struct call *c, json_t **ret, struct error *err)
+{
+    return engine_forecast(c->e, c->body, ret, err);
+}
+
 static int do_shutdown(struct call *c, json_t **ret, struct error *err)
 {
     (void)c, (void)err;
@@ -616,6 +621,7 @@ int engine_api_handle(void *context, const struct http_request *request, struct 
         {"POST", "/v1/tag", do_tag},        {"GET", "/v1/points", do_points},    {"POST", "/v1/pin", do_pin},
         {"POST", "/v1/unpin", do_unpin},    {"POST", "/v1/object", do_object},   {"GET", "/v1/objects", do_objects},
         {"POST", "/v1/diff", do_diff},      {"POST", "/v1/rewind", do_rewind},   {"POST", "/v1/undo", do_undo},
+        {"POST", "/v1/forecast", do_forecast},
         {"GET", "/v1/last-clean", do_last_clean}, {"POST", "/v1/seal", do_seal}, {"POST", "/v1/shutdown", do_shutdown},
         {"POST", "/v1/configure", do_configure},
     };

@@ -36,7 +36,7 @@ static int read_volume(json_t *object, struct engine_config *c, struct error *er
 }
 
 /* The steps must be as the policy's: ascending in both. */
-static int read_thinning(json_t *list, struct engine_config *c, struct error *err)
+int engine_config_thinning(json_t *list, struct engine_config *c, struct error *err)
 {
     json_t *object;
     size_t i;
@@ -64,11 +64,11 @@ static int read_thinning(json_t *list, struct engine_config *c, struct error *er
 
 static int read_config(json_t *object, struct engine_config *c, struct error *err)
 {
-    const char *application, *journal, *socket, *ack = "write", *failure_mode = "availability";
+    const char *application, *journal, *socket, *ack = "write", *failure_mode = "availability", *key_file = "";
     json_t *volumes, *volume, *thinning = NULL;
     size_t i;
     int r = json_reject_unknown(object, err, "application", "journal", "socket", "ack", "failure_mode", "quota_bytes", "history_ns", "thinning",
-                                "seed_bytes_per_second", "volumes", NULL);
+                                "seed_bytes_per_second", "key_file", "volumes", NULL);
     if (r == 0)
         r = json_get_string(object, "application", &application, err);
     if (r == 0)
@@ -80,6 +80,8 @@ static int read_config(json_t *object, struct engine_config *c, struct error *er
     if (r == 0)
         r = json_get_optional_string(object, "failure_mode", &failure_mode, err);
     if (r == 0)
+        r = json_get_optional_string(object, "key_file", &key_file, err);
+    if (r == 0)
         r = json_get_optional_u64(object, "quota_bytes", &c->quota_bytes, err);
     if (r == 0)
         r = json_get_optional_u64(object, "history_ns", &c->history_ns, err);
@@ -89,7 +91,7 @@ static int read_config(json_t *object, struct engine_config *c, struct error *er
     if (r == 0)
         r = json_get_optional_array(object, "thinning", &thinning, err);
     if (r == 0 && thinning)
-        r = read_thinning(thinning, c, err);
+        r = engine_config_thinning(thinning, c, err);
     if (r == 0)
         r = json_get_array(object, "volumes", &volumes, err);
     if (r == 0)
@@ -98,6 +100,8 @@ static int read_config(json_t *object, struct engine_config *c, struct error *er
         r = copy(c->journal, sizeof c->journal, journal, "journal", err);
     if (r == 0)
         r = copy(c->socket, sizeof c->socket, socket, "socket", err);
+    if (r == 0)
+        r = copy(c->key_file, sizeof c->key_file, key_file, "key_file", err);
     if (r < 0)
         return r;
     if (strcmp(ack, "write") != 0 && strcmp(ack, "flush") != 0)

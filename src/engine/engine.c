@@ -12,6 +12,7 @@
 #include "base/cleanup.h"
 #include "base/io.h"
 #include "engine/watch_internal.h"
+#include "journal/seal.h"
 
 #define API_THREADS 3u
 
@@ -44,6 +45,7 @@ static int open_group(struct engine *e, struct error *err)
 static struct journal_options journal_options_of(const struct engine *e, const struct engine_config *c)
 {
     struct journal_options options = {.directory = c->journal,
+                                      .key_file = c->key_file,
                                       .quota_bytes = c->quota_bytes,
                                       .history_ns = c->history_ns,
                                       .thinning_count = c->thinning_count,
@@ -167,6 +169,8 @@ int engine_check(const char *config_path, struct error *err)
         return error_errno(err, -ENOMEM, "cannot check the configuration");
     int r = engine_config_load(config_path, config, err);
     snprintf(path, sizeof path, "%s/manifest", config->journal);
+    if (r == 0)
+        r = seal_unlock(config->journal, config->key_file, err);
     if (r == 0 && access(path, F_OK) == 0)
         r = manifest_load(config->journal, &m, err);
     manifest_release(&m);

@@ -14,6 +14,7 @@ struct engine_config {
     char application[64];
     char journal[PATH_MAX];
     char socket[108];
+    char key_file[PATH_MAX]; /* "": the journal is not encrypted */
     enum group_ack ack;
     bool holds; /* failure mode `protection` */
     uint64_t quota_bytes, history_ns, seed_bytes_per_second;
@@ -27,6 +28,11 @@ struct engine_config {
         bool adopt; /* the backing holds something, which is the beginning of its history */
     } volumes[GROUP_MAX_VOLUMES];
 };
+/* The steps of a list {after_ns, keep_s}. */
+int engine_config_thinning(json_t *list, struct engine_config *c, struct error *err) MUST_CHECK;
+/* What other limits would do to the history; body and answer as in docs/internals.md. */
+struct engine;
+int engine_forecast(struct engine *e, const json_t *body, json_t **ret, struct error *err) MUST_CHECK;
 int engine_config_load(const char *path, struct engine_config *ret, struct error *err) MUST_CHECK;
 
 struct watch;

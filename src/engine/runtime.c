@@ -3,6 +3,7 @@
 #include "export/runtime.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 #include "engine/engine.h"
@@ -62,6 +63,8 @@ static void view_stop(struct runtime *r)
 /* What starting again cannot mend. */
 static bool refused(const struct error *err)
 {
+    if (err->code == -ENOKEY || err->code == -EKEYREJECTED) /* the key file may come back; until then the volumes wait */
+        return !getenv("TIDEMARK_RESUME");
     return err->code == -EINVAL || err->code == -EBUSY || err->code == -EBADMSG || err->code == -EPROTONOSUPPORT ||
            err->code == -ENAMETOOLONG || err->code == -ENOENT || err->code == -EACCES;
 }

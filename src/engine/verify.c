@@ -5,6 +5,7 @@
 
 #include "base/cleanup.h"
 #include "engine/engine_internal.h"
+#include "journal/seal.h"
 #include "journal/verify.h"
 
 #define PROGRESS_INTERVAL_NS (500 * NS_PER_MS)
@@ -56,6 +57,8 @@ int engine_verify(const char *config_path, const char *pin, struct error *err)
     if (!config)
         return error_errno(err, -ENOMEM, "cannot verify");
     int r = engine_config_load(config_path, config, err);
+    if (r == 0)
+        r = seal_unlock(config->journal, config->key_file, err);
     if (r == 0)
         r = journal_verify(config->journal, &report, &s, err);
     if (r < 0 && r != -EBADMSG)

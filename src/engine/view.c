@@ -10,6 +10,7 @@
 #include "base/io.h"
 #include "engine/view_salvage_internal.h"
 #include "journal/pin.h"
+#include "journal/seal.h"
 
 struct view_volume {
     char name[JOURNAL_NAME_BYTES];
@@ -73,8 +74,8 @@ static int add_volume(struct engine_view *v, json_t *object, struct error *err)
 
 static int read_config(struct engine_view *v, json_t *config, struct error *err)
 {
-    const char *id, *journal, *pin, *socket, *overlay;
-    int r = json_reject_unknown(config, err, "id", "journal", "pin", "lsn", "socket", "overlay", "salvage", "volumes", NULL);
+    const char *id, *journal, *pin, *socket, *overlay, *key_file = "";
+    int r = json_reject_unknown(config, err, "id", "journal", "pin", "lsn", "socket", "overlay", "salvage", "key_file", "volumes", NULL);
     if (r == 0)
         r = json_get_string(config, "id", &id, err);
     if (r == 0)
@@ -88,6 +89,8 @@ static int read_config(struct engine_view *v, json_t *config, struct error *err)
     if (r == 0)
         r = json_get_u64(config, "lsn", &v->lsn.n, err);
     if (r == 0)
+        r = json_get_optional_string(config, "key_file", &key_file, err);
+    if (r == 0)
         r = json_get_optional_bool(config, "salvage", &v->for_salvage, err);
     if (r < 0)
         return r;
@@ -98,7 +101,10 @@ static int read_config(struct engine_view *v, json_t *config, struct error *err)
     snprintf(v->pin, sizeof v->pin, "%s", pin);
     snprintf(v->socket, sizeof v->socket, "%s", socket);
     snprintf(v->overlay, sizeof v->overlay, "%s", overlay);
-    return 0;
+    char scratch[PATH_MAX + 16];
+    snprintf(scratch, sizeof scratch, "%s/salvage", v->overlay);
+    r = seal_unlock(v->journal, key_file, err);
+    return r < 0 ? r : seal_unlock_also(v->journal, scratch, err);
 }
 
 static int open_image(struct engine_view *v, struct error *err)

@@ -16,6 +16,7 @@
 #include "base/crc32c.h"
 #include "base/endian.h"
 #include "base/io.h"
+#include "journal/seal.h"
 
 #define BLOCK_BYTES 4096u
 #define MAGIC "TMKBASE" /* and its NUL */
@@ -23,6 +24,7 @@
 #define HEADER_BYTES 4096u /* of the .crc file; its entries follow */
 #define BLOCK_SECTORS 8u
 #define SECTOR_BYTES 512u
+#define STORE_TAG_BYTES 16u
 #define MAX_VOLUMES 256u
 #define ENTRIES_AT_ONCE 512u
 #define SETTLE_NS 1000000 /* between two looks at a block that does not match its checksum */
@@ -44,7 +46,9 @@ struct store_header {
 
 struct store_volume {
     uint32_t id;
-    int data_fd, crc_fd;
+    int data_fd, crc_fd, mac_fd; /* mac_fd -1: plain */
+    struct aead_xts *xts;        /* NULL: plain */
+    uint8_t mac_key[AEAD_KEY_BYTES];
 };
 /* What is known of a block. Lost: it went into the store damaged, reading any of it is an error. */
 enum entry_state { ENTRY_SOUND, ENTRY_LOST, ENTRY_DAMAGED };
@@ -99,6 +103,10 @@ void base_store_free(struct base_store *s)
     for (size_t i = 0; i < s->count; i++) {
         close(s->volumes[i].data_fd);
         close(s->volumes[i].crc_fd);
+        if (s->volumes[i].mac_fd >= 0)
+            close(s->volumes[i].mac_fd);
+        aead_xts_free(s->volumes[i].xts);
+        aead_wipe(s->volumes[i].mac_key, AEAD_KEY_BYTES);
     }
     pthread_mutex_destroy(&s->mutex);
     free(s);
@@ -144,6 +152,74 @@ static int open_file(const struct base_store *s, uint32_t volume, const char *su
     return fd < 0 ? error_errno(err, -errno, "cannot open %s", path) : fd;
 }
 
+/* Keys of an encrypted volume: of its own, so that the same content looks different in each. */
+static int unlock_volume(const struct base_store *s, struct store_volume *v, struct error *err)
+{
+    const struct seal *seal = seal_of(s->directory);
+    const char *name = strrchr(s->directory, '/');
+    char context[64];
+    uint8_t keys[2 * AEAD_KEY_BYTES];
+    v->mac_fd = -1;
+    if (!seal)
+        return 0;
+    int n = snprintf(context, sizeof context, "%.40s/%u", name ? name + 1 : s->directory, v->id);
+    int r = seal_derive(seal, "store 1", context, (size_t)n, keys);
+    if (r == 0)
+        r = seal_derive(seal, "store 2", context, (size_t)n, keys + AEAD_KEY_BYTES);
+    if (r == 0)
+        r = seal_derive(seal, "store tags", context, (size_t)n, v->mac_key);
+    r = r < 0 ? error_set(err, r, "cannot derive the keys of %s", s->directory) : aead_xts_new(keys, &v->xts, err);
+    aead_wipe(keys, sizeof keys);
+    if (r < 0)
+        return r;
+    v->mac_fd = open_file(s, v->id, "tag", err);
+    if (v->mac_fd >= 0)
+        return 0;
+    aead_xts_free(take_ptr(v->xts));
+    return v->mac_fd;
+}
+
+/* The tag of an encrypted block, with what its entry says. */
+static int make_tag(const struct store_volume *v, uint64_t block, uint32_t mask, const char data[BLOCK_BYTES], uint8_t ret[STORE_TAG_BYTES])
+{
+    struct {
+        struct le64 block;
+        struct le32 mask;
+        char data[BLOCK_BYTES];
+    } covered = {le64_of(block), le32_of(mask), {0}};
+    uint8_t mac[AEAD_MAC_BYTES];
+    static_assert(sizeof covered == 12 + BLOCK_BYTES, "no padding");
+    memcpy(covered.data, data, BLOCK_BYTES);
+    int r = aead_mac(v->mac_key, sizeof v->mac_key, &covered, sizeof covered, mac);
+    memcpy(ret, mac, STORE_TAG_BYTES);
+    return r;
+}
+
+/* Encrypts a block in place and notes its tag. Nothing in a plain store. */
+static int seal_block(const struct store_volume *v, uint64_t block, uint32_t mask, char data[BLOCK_BYTES])
+{
+    uint8_t tag[STORE_TAG_BYTES];
+    if (!v->xts)
+        return 0;
+    int r = aead_xts_crypt(v->xts, true, block, data, data, BLOCK_BYTES);
+    if (r == 0)
+        r = make_tag(v, block, mask, data, tag);
+    return r < 0 ? r : io_pwrite_full(v->mac_fd, tag, sizeof tag, block * STORE_TAG_BYTES);
+}
+
+/* Decrypts a block in place; false: it is not authentic. Unchecked with `repair`: its sectors that were not being written are
+ * what they were. */
+static bool open_block(const struct store_volume *v, uint64_t block, uint32_t mask, bool repair, char data[BLOCK_BYTES])
+{
+    uint8_t tag[STORE_TAG_BYTES], expected[STORE_TAG_BYTES];
+    if (!v->xts)
+        return true;
+    if (!repair && (io_pread_full(v->mac_fd, tag, sizeof tag, block * STORE_TAG_BYTES) < 0 || make_tag(v, block, mask, data, expected) < 0 ||
+                    !aead_equal(tag, expected, sizeof tag)))
+        return false;
+    return aead_xts_crypt(v->xts, false, block, data, data, BLOCK_BYTES) == 0;
+}
+
 static int find_volume(struct base_store *s, uint32_t volume, struct store_volume *ret, struct error *err)
 {
     MUTEX_GUARD(guard, &s->mutex);
@@ -160,8 +236,10 @@ static int find_volume(struct base_store *s, uint32_t volume, struct store_volum
     _cleanup_close_ int crc_fd = open_file(s, volume, "crc", err);
     if (crc_fd < 0)
         return crc_fd;
-    struct store_volume v = {volume, data_fd, crc_fd};
+    struct store_volume v = {.id = volume, .data_fd = data_fd, .crc_fd = crc_fd, .mac_fd = -1};
     int r = check_files(s, &v, err);
+    if (r == 0)
+        r = unlock_volume(s, &v, err);
     if (r < 0)
         return r;
     data_fd = crc_fd = -1; /* the table's now */
@@ -181,6 +259,13 @@ int base_store_prepare(struct base_store *s, uint32_t volume, uint64_t size_byte
     _cleanup_close_ int crc_fd = open(crc, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (data_fd < 0 || crc_fd < 0)
         return error_errno(err, -errno, "cannot create %s", data_fd < 0 ? image : crc);
+    if (seal_of(s->directory)) {
+        char tag[PATH_MAX + 32];
+        file_path(s, volume, "tag", tag);
+        _cleanup_close_ int tag_fd = open(tag, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+        if (tag_fd < 0)
+            return error_errno(err, -errno, "cannot create %s", tag);
+    }
     int r = io_pread_full(crc_fd, &old, sizeof old, 0);
     if (r == 0 && le64_get(old.blocks) >= blocks)
         return 0; /* find_volume looks at it whole */
@@ -211,7 +296,7 @@ int base_store_check(struct base_store *s, uint32_t volume, struct error *err)
 int base_store_renew(struct base_store *s, uint32_t volume, uint64_t size_bytes, struct error *err)
 {
     char path[PATH_MAX + 32];
-    for (const char **suffix = (const char *[]){"img", "crc", NULL}; *suffix; suffix++) {
+    for (const char **suffix = (const char *[]){"img", "crc", "tag", NULL}; *suffix; suffix++) {
         file_path(s, volume, *suffix, path);
         if (unlink(path) < 0 && errno != ENOENT)
             return error_errno(err, -errno, "cannot remove %s", path);
@@ -253,6 +338,8 @@ static int read_block(const struct base_store *s, const struct store_volume *v, 
         return error_errno(err, r, "cannot read %s/%u.img at %llu", s->directory, v->id,
                            (unsigned long long)(block * BLOCK_BYTES));
     bool wrong = !repair && (state == ENTRY_DAMAGED || (present && crc32c(0, data, BLOCK_BYTES) != le32_get(entry->crc)));
+    if (!wrong && present && state != ENTRY_LOST)
+        wrong = !open_block(v, block, present, repair, data);
     if (wrong || state == ENTRY_LOST)
         return error_set(err, -EBADMSG, "%s/%u.img is damaged at %llu (%s)", s->directory, v->id,
                          (unsigned long long)(block * BLOCK_BYTES),
@@ -335,7 +422,11 @@ static int change_block(struct base_store *s, const struct store_volume *v, uint
     else
         memset(block + skip * SECTOR_BYTES, 0, (size_t)count * SECTOR_BYTES);
     uint32_t present = data ? le32_get(entry.present) | mask : le32_get(entry.present) & ~mask;
+    if (present)
+        r = seal_block(v, block_number, present & 0xff, block);
     entry = entry_make(ENTRY_SOUND, present ? crc32c(0, block, BLOCK_BYTES) : 0, present & 0xff, block_number);
+    if (r < 0)
+        return error_errno(err, r, "cannot encrypt a block of %s/%u.img", s->directory, v->id);
     if (present)
         r = io_pwrite_full(v->data_fd, block, BLOCK_BYTES, block_number * BLOCK_BYTES);
     else if (fallocate(v->data_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(block_number * BLOCK_BYTES),
@@ -353,6 +444,18 @@ static int write_blocks(const struct base_store *s, const struct store_volume *v
                         struct error *err)
 {
     struct entry entries[ENTRIES_AT_ONCE];
+    _cleanup_free_ char *sealed = v->xts ? malloc((size_t)count * BLOCK_BYTES) : NULL;
+    if (v->xts && !sealed)
+        return error_errno(err, -ENOMEM, "cannot write %s/%u.img", s->directory, v->id);
+    if (sealed) {
+        memcpy(sealed, data, (size_t)count * BLOCK_BYTES);
+        for (uint32_t i = 0; i < count; i++) {
+            int r = seal_block(v, first + i, 0xff, sealed + (size_t)i * BLOCK_BYTES);
+            if (r < 0)
+                return error_errno(err, r, "cannot write %s/%u.tag", s->directory, v->id);
+        }
+        data = sealed;
+    }
     for (uint32_t i = 0; i < count; i++)
         entries[i] = entry_make(ENTRY_SOUND, crc32c(0, data + (size_t)i * BLOCK_BYTES, BLOCK_BYTES), 0xff, first + i);
     int r = io_pwrite_full(v->data_fd, data, (size_t)count * BLOCK_BYTES, first * BLOCK_BYTES);
@@ -488,7 +591,8 @@ int base_store_sync(struct base_store *s, struct error *err)
 {
     MUTEX_GUARD(guard, &s->mutex);
     for (size_t i = 0; i < s->count; i++)
-        if (fdatasync(s->volumes[i].data_fd) < 0 || fdatasync(s->volumes[i].crc_fd) < 0)
+        if (fdatasync(s->volumes[i].data_fd) < 0 || fdatasync(s->volumes[i].crc_fd) < 0 ||
+            (s->volumes[i].mac_fd >= 0 && fdatasync(s->volumes[i].mac_fd) < 0))
             return error_errno(err, -errno, "cannot sync %s/%u.img", s->directory, s->volumes[i].id);
     return s->count ? io_sync_directory(s->directory, err) : 0;
 }
@@ -500,6 +604,8 @@ uint64_t base_store_used_bytes(struct base_store *s)
     for (size_t i = 0; i < s->count; i++) {
         struct stat st;
         if (fstat(s->volumes[i].data_fd, &st) == 0)
+            used += (uint64_t)st.st_blocks * SECTOR_BYTES;
+        if (s->volumes[i].mac_fd >= 0 && fstat(s->volumes[i].mac_fd, &st) == 0)
             used += (uint64_t)st.st_blocks * SECTOR_BYTES;
         if (fstat(s->volumes[i].crc_fd, &st) == 0)
             used += (uint64_t)st.st_blocks * SECTOR_BYTES;

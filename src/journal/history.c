@@ -166,7 +166,7 @@ static int load_chapter(const struct book *b, size_t i, struct chapter *ret, str
     return b->unreadable ? salvage_chapter(b, ret, err) : r;
 }
 
-/* Reads `bytes` from a block of a segment. CRCs are checked by the caller. */
+/* Reads `bytes` from a block of a segment: a frame's header, or payload of a plain segment. CRCs are checked by the caller. */
 static int read_blocks(const struct book *b, const struct segment_info *s, uint32_t block, void *data, size_t bytes,
                        struct error *err)
 {
@@ -178,7 +178,13 @@ static int read_blocks(const struct book *b, const struct segment_info *s, uint3
     int r = fd < 0 ? -errno : io_pread_full(fd, data, bytes, (uint64_t)block * JOURNAL_BLOCK_BYTES);
     if (r < 0)
         return error_errno(err, r, "cannot read segment %u at block %u", s->number, block);
-    return 0;
+    struct aead *key = NULL;
+    r = sealed_segment_open(path, fd, &key, err);
+    if (r < 0 || !key)
+        return r;
+    r = sealed_open_header(key, block, data, NULL);
+    aead_free(key);
+    return r < 0 ? error_set(err, -EBADMSG, "segment %u is damaged at block %u (frame header)", s->number, block) : 0;
 }
 
 static int read_frame_header(const struct book *b, const struct chapter *c, uint32_t frame, void *block, struct error *err)
@@ -558,6 +564,31 @@ int journal_resolve_salvage(struct journal *j, const struct point *point, struct
 
 /* ---- events ---- */
 
+/* Of an encrypted segment: the payload at `block` of the frame that begins at `at`. What is not authentic has a wrong CRC. */
+static int read_sealed_payload(const struct book *b, const struct segment_info *s, uint32_t at, uint32_t block, void *data, size_t bytes,
+                               struct error *err)
+{
+    char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
+    struct aead *key = NULL;
+    seal_tag digest;
+    journal_path(b->j, journal_segment_file_of(s->number, s->generation, name), path);
+    _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
+    char *frame = io_alloc_pages((size_t)FRAME_MAX_BLOCKS * JOURNAL_BLOCK_BYTES);
+    int r = fd < 0 ? -errno : frame ? sealed_segment_open(path, fd, &key, err) : -ENOMEM;
+    if (r == 0)
+        r = sealed_read_header(key, fd, at, frame, digest);
+    uint32_t blocks = r == 0 ? le32_get(((const struct frame_header *)frame)->blocks) : 0;
+    if (r == 0 && (blocks > FRAME_MAX_BLOCKS || block < at || block - at + bytes / JOURNAL_BLOCK_BYTES > blocks))
+        r = -EBADMSG;
+    if (r == 0)
+        r = sealed_read_payload(key, fd, at, frame, blocks, digest, NULL);
+    if (r == 0)
+        memcpy(data, frame + (size_t)(block - at) * JOURNAL_BLOCK_BYTES, bytes);
+    aead_free(key);
+    io_free_pages(frame, (size_t)FRAME_MAX_BLOCKS * JOURNAL_BLOCK_BYTES);
+    return r < 0 ? error_errno(err, r, "cannot read segment %u at block %u", s->number, block) : 0;
+}
+
 /* Reads an event's payload, checked against the segment's CRCs. NUL-terminated. */
 static int read_payload(const struct book *b, const struct chapter *c, const struct tail_event *e, char **ret, struct error *err)
 {
@@ -567,7 +598,7 @@ static int read_payload(const struct book *b, const struct chapter *c, const str
     size_t room = (size_t)blocks * JOURNAL_BLOCK_BYTES;
     char *pages = io_alloc_pages(room ? room : JOURNAL_BLOCK_BYTES), *text = calloc(1, (size_t)bytes + 1);
     int r = pages && text ? 0 : error_errno(err, -ENOMEM, "cannot read the history");
-    if (r == 0 && bytes)
+    if (r == 0 && bytes && !b->j->seal)
         r = read_blocks(b, &c->info, le32_get(e->payload_block), pages, room, err);
     /* The frame that holds it says its CRC. */
     uint32_t frame = c->frame_count;
@@ -576,6 +607,8 @@ static int read_payload(const struct book *b, const struct chapter *c, const str
     char *block = io_alloc_pages(JOURNAL_BLOCK_BYTES);
     if (r == 0 && bytes && (!block || frame == 0))
         r = error_set(err, -EBADMSG, "segment %u is damaged (frame of an event)", c->info.number);
+    if (r == 0 && bytes && b->j->seal)
+        r = read_sealed_payload(b, &c->info, le32_get(c->frames[frame - 1].block), le32_get(e->payload_block), pages, room, err);
     if (r == 0 && bytes)
         r = read_frame_header(b, c, frame - 1, block, err);
     if (r == 0 && bytes) {

@@ -19,6 +19,7 @@ enum index_section {
     INDEX_SECTION_EVENTS = 0,
     INDEX_SECTION_FRAMES = 1,
     INDEX_SECTION_CRCS = 2,
+    INDEX_SECTION_TAGS = 3, /* of an encrypted segment: AEAD tags by block */
     INDEX_SECTION_COUNT = 4,
 };
 

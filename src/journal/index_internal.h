@@ -5,6 +5,7 @@
 
 #include "journal/index.h"
 #include "journal/index_format.h"
+#include "journal/seal.h"
 
 /* ---- keys, and what a fence says of a child (see struct index_fence) ---- */
 struct index_key {
@@ -82,6 +83,7 @@ const char *index_page_check(const union index_page *page, uint32_t seed, uint32
 /* ---- the reader ---- */
 struct index {
     int fd;
+    struct sealed_pages *sealed; /* NULL: plain */
     char *path;
     struct index_info info;
     uint32_t seed; /* CRC32C of the index id */

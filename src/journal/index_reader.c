@@ -57,9 +57,15 @@ static int load_header(struct index *index, struct error *err)
     struct stat st;
     if (fstat(index->fd, &st) < 0)
         return error_errno(err, -errno, "cannot read index %s", index->path);
+    const struct seal *seal = seal_of(index->path);
+    int r = seal ? sealed_pages_open(seal, index->fd, index->path, &index->sealed, err) : 0;
+    if (r < 0)
+        return r;
     if (st.st_size < (off_t)sizeof h)
         return header_damaged(index, "the file is shorter than its header", err);
-    int r = io_pread_full(index->fd, &h, sizeof h, 0);
+    r = index->sealed ? sealed_pages_pread(index->sealed, index->fd, &h, 0, 1) : io_pread_full(index->fd, &h, sizeof h, 0);
+    if (r == -ENODATA)
+        return header_damaged(index, "the file is shorter than its header", err);
     if (r < 0)
         return error_errno(err, r, "cannot read index %s", index->path);
     if (memcmp(h.magic, INDEX_MAGIC, sizeof h.magic) != 0)
@@ -72,7 +78,7 @@ static int load_header(struct index *index, struct error *err)
                          index->path, le32_get(h.version), le32_get(h.incompatible));
     uint64_t pages = le64_get(h.pages), root = le64_get(h.root), extents = le64_get(h.extents);
     uint32_t height = le32_get(h.height), kind = le16_get(h.kind), flat = le16_get(h.flat);
-    if (pages > UINT32_MAX || (uint64_t)st.st_size != pages * INDEX_PAGE_BYTES)
+    if (pages > UINT32_MAX || (uint64_t)st.st_size != (index->sealed ? sealed_pages_file_bytes(pages) : pages * INDEX_PAGE_BYTES))
         return header_damaged(index, "the file does not have the length that it was written with", err);
     if (kind < INDEX_L0 || kind > INDEX_TAIL || flat > 1 || height > INDEX_HEIGHT_MAX || root >= pages ||
         (extents == 0) != (root == 0) || (height == 0) != (root == 0) || root < height)
@@ -136,6 +142,7 @@ void index_free(struct index *index)
         return;
     if (index->fd >= 0)
         close(index->fd);
+    sealed_pages_free(index->sealed);
     free(index->path);
     free(index);
 }
@@ -152,8 +159,8 @@ const char *index_path(const struct index *index)
 
 int index_read_pages(const struct index *index, uint32_t first, uint32_t count, void *data, struct error *err)
 {
-    int r =
-        io_pread_full(index->fd, data, (size_t)count * INDEX_PAGE_BYTES, (uint64_t)first * INDEX_PAGE_BYTES);
+    int r = index->sealed ? sealed_pages_pread(index->sealed, index->fd, data, first, count)
+                          : io_pread_full(index->fd, data, (size_t)count * INDEX_PAGE_BYTES, (uint64_t)first * INDEX_PAGE_BYTES);
     if (r == -ENODATA)
         return index_damaged(index, first, "the file ends before it", err);
     if (r < 0)

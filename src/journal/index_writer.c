@@ -34,6 +34,7 @@ struct index_writer {
     char *path;
     char *temporary;
     int fd; /* -1 after it was finished */
+    struct sealed_pages *sealed; /* NULL: plain */
     int failed;
     bool tree_closed;
     unsigned sections_done;
@@ -77,6 +78,10 @@ int index_writer_new(const char *path, const struct index_info *info, struct ind
         r = error_errno(err, -errno, "cannot create index %s", w->temporary);
         goto fail;
     }
+    const struct seal *seal = seal_of(path);
+    r = seal ? sealed_pages_create(seal, w->fd, &w->sealed, err) : 0;
+    if (r < 0)
+        goto fail;
     *ret = w;
     return 0;
 fail:
@@ -92,6 +97,7 @@ void index_writer_free(struct index_writer *w)
         close(w->fd);
         unlink(w->temporary);
     }
+    sealed_pages_free(w->sealed);
     free(w->buffer);
     free(w->temporary);
     free(w->path);
@@ -112,7 +118,8 @@ static int failed_before(struct index_writer *w, struct error *err)
 static int flush(struct index_writer *w, struct error *err)
 {
     uint64_t first = w->next_page - w->buffered_pages;
-    int r = io_pwrite_full(w->fd, w->buffer, w->buffered_pages * sizeof *w->buffer, first * INDEX_PAGE_BYTES);
+    int r = w->sealed ? sealed_pages_pwrite(w->sealed, w->fd, w->buffer, first, w->buffered_pages)
+                      : io_pwrite_full(w->fd, w->buffer, w->buffered_pages * sizeof *w->buffer, first * INDEX_PAGE_BYTES);
     if (r < 0) {
         w->failed = r;
         return error_errno(err, r, "cannot write index %s", w->temporary);
@@ -292,7 +299,7 @@ int index_writer_finish(struct index_writer *w, struct error *err)
     if (r < 0)
         return r;
     fill_header(w);
-    r = io_pwrite_full(w->fd, &w->header, sizeof w->header, 0);
+    r = w->sealed ? sealed_pages_pwrite(w->sealed, w->fd, &w->header, 0, 1) : io_pwrite_full(w->fd, &w->header, sizeof w->header, 0);
     if (r == 0 && fsync(w->fd) < 0)
         r = -errno;
     if (r == 0 && rename(w->temporary, w->path) < 0)

@@ -18,6 +18,8 @@
 #include "journal/journal_internal.h"
 #include "journal/pin.h"
 
+#define SEALED_FRAMES_BYTES ((size_t)JOURNAL_MAX_INFLIGHT * FRAME_MAX_BLOCKS * JOURNAL_BLOCK_BYTES)
+
 /* Takes the lock file; the holder's name is in it. */
 static int take_lock(struct journal *j, struct error *err)
 {
@@ -39,6 +41,29 @@ static int take_lock(struct journal *j, struct error *err)
     return 0;
 }
 
+/* Of a journal that is being made. */
+static int make_key(struct journal *j, const struct uuid *id, struct error *err)
+{
+    const char *key_file = j->options.key_file;
+    if (!key_file || !key_file[0])
+        return 0;
+    int r = seal_create(j->directory, id, key_file, err);
+    return r < 0 ? r : seal_unlock(j->directory, key_file, err);
+}
+
+/* The room that encryption takes. */
+static int reserve_sealed(struct journal *j, struct error *err)
+{
+    j->seal = seal_of(j->directory);
+    if (!j->seal)
+        return 0;
+    j->sealed_frames = io_alloc_pages(SEALED_FRAMES_BYTES);
+    int r = j->sealed_frames ? 0 : error_errno(err, -ENOMEM, "cannot open the journal %s", j->directory);
+    for (int i = 0; i < 2 && r == 0; i++)
+        r = tail_reserve_tags(&j->tails[i], err);
+    return r;
+}
+
 static int load_or_create(struct journal *j, struct error *err)
 {
     char path[JOURNAL_PATH_BYTES];
@@ -50,6 +75,9 @@ static int load_or_create(struct journal *j, struct error *err)
     if (r < 0)
         return r;
     m.base_realtime_ns = clock_realtime_ns(j->clock);
+    r = make_key(j, &m.journal_id, err);
+    if (r < 0)
+        return r;
     j->manifest = m;
     j->recovery.created = true;
     return 0;
@@ -72,6 +100,10 @@ static void free_journal(struct journal *j)
         io_free_pages(j->scratch, j->options.segment_records * sizeof *j->scratch);
     manifest_release(&j->manifest);
     index_cache_free(j->cache);
+    aead_free(j->active_key);
+    aead_free(j->ready_key);
+    aead_free(j->resume_key);
+    io_free_pages(j->sealed_frames, SEALED_FRAMES_BYTES);
     int fds[] = {j->active_fd, j->sealing_fd, j->ready_fd, j->resume_fd, j->lock_fd};
     for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
         if (fds[i] >= 0)
@@ -140,7 +172,7 @@ static int bring_up(struct journal *j, struct error *err)
         return r;
     uint32_t number = j->manifest.next_segment;
     tail_reset(&j->tails[0], number, j->manifest.epoch, &j->manifest.boot);
-    r = segment_prepare(j, number, false, &j->active_fd, err);
+    r = segment_prepare(j, number, false, &j->active_fd, &j->active_key, err);
     if (r < 0)
         return r;
     r = writer_init(j, err);
@@ -169,13 +201,17 @@ int journal_open(const struct journal_options *options, struct journal **ret, st
     if (r < 0)
         return r;
     journal_path(j, "pins", pins);
-    r = io_mkdirs(j->directory, 0700, err);
+    r = seal_unlock(j->directory, options->key_file, err); /* before anything is written */
+    if (r == 0)
+        r = io_mkdirs(j->directory, 0700, err);
     if (r == 0)
         r = take_lock(j, err);
     if (r == 0)
         r = io_mkdirs(pins, 0700, err);
     if (r == 0)
         r = load_or_create(j, err);
+    if (r == 0)
+        r = reserve_sealed(j, err);
     if (r == 0)
         r = open_ring(j, err);
     if (r == 0)

@@ -39,6 +39,7 @@ struct journal_thinning {
 
 struct journal_options {
     const char *directory;
+    const char *key_file;     /* NULL or "": a plain journal; else it is encrypted (journal/seal.h) */
     uint64_t quota_bytes;     /* of segments and indexes; history beyond it is dropped, oldest first. 0: no limit */
     uint64_t history_ns;      /* what is older is dropped. 0: no limit */
     struct journal_thinning thinning[JOURNAL_MAX_THINNING]; /* ascending */

@@ -52,6 +52,7 @@ enum frame_flags {
 
 enum segment_incompatible {
     SEGMENT_THINNED = 1 << 0, /* its frames are sparse */
+    SEGMENT_SEALED = 1 << 1,  /* encrypted; the header block has the salt of its key */
 };
 
 struct segment_header { /* in the first block of a segment */
@@ -85,7 +86,7 @@ struct frame_header { /* 128 bytes, then up to 82 records, in one block; payload
     struct le64 barrier;      /* for cuts over several streams */
     struct le32 previous_crc; /* header_crc of the frame before */
     struct le32 blocks;       /* length of the frame, header included */
-    uint8_t aead_nonce[16];
+    uint8_t aead_digest[16]; /* of the payload blocks' tags; zero in a plain journal */
     uint8_t aead_tag[16];
     struct le64 reserved;
 };
@@ -186,6 +187,7 @@ enum manifest_incompatible {
     MANIFEST_THINNED = 1 << 0,
     MANIFEST_SEEDING = 1 << 4, /* a volume is VOLUME_SEEDING: its points cannot be opened yet */
     MANIFEST_RESIZED = 1 << 5, /* the last table is that of the resizes */
+    MANIFEST_SEALED = 1 << 1, /* the header is followed by the whole manifest, encrypted; its other fields are zero */
 };
 enum manifest_thinned_flags { MANIFEST_OPEN_END = 1 << 0 }; /* it ends between two kept points */
 

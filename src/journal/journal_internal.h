@@ -8,6 +8,7 @@
 
 #include "journal/journal.h"
 #include "journal/ring.h"
+#include "journal/sealed_segment.h"
 #include "journal/tail.h"
 
 #define JOURNAL_LSN_RESERVE (1ull << 20) /* more than three segments' records */
@@ -32,6 +33,7 @@ struct frame {
     int result;
     uint64_t last_realtime_ns, last_boottime_ns;
     uint32_t crcs[FRAME_MAX_BLOCKS]; /* of its blocks; [0] unused until it is sealed */
+    uint32_t sealed; /* 1 + which of the encrypted frames it is; 0: none */
 };
 
 struct internal_pin {
@@ -89,6 +91,10 @@ struct journal {
     bool sealing;     /* tails[!active] is being sealed */
     struct extent *scratch;      /* of the sealer */
     int active_fd, sealing_fd, ready_fd;
+    struct seal *seal; /* NULL: the journal is plain; set before anything else runs */
+    struct aead *active_key, *ready_key, *resume_key; /* of the segments in active_fd, ready_fd and resume_fd */
+    char *sealed_frames; /* JOURNAL_MAX_INFLIGHT frames, encrypted */
+    uint32_t sealed_used; /* a bit each */
     uint32_t ready_number;
     _Atomic bool suspended;
     bool stop, quota_blocked;
@@ -151,11 +157,11 @@ static inline int journal_fault_at(struct journal *j, const char *step)
 
 /* ---- segment.c ---- */
 /* Makes segment `number` ready to be written (recycled or new, written with zeroes, header durable). `keep_room`: -ENOSPC
- * already when the disk has no room left for dropping history. */
-int segment_prepare(struct journal *j, uint32_t number, bool keep_room, int *ret_fd, struct error *err) MUST_CHECK;
+ * already when the disk has no room left for dropping history. *ret_key: NULL in a plain journal. */
+int segment_prepare(struct journal *j, uint32_t number, bool keep_room, int *ret_fd, struct aead **ret_key, struct error *err) MUST_CHECK;
 /* The header block of a segment: a new one, or one that thinning makes. */
 void segment_make_header(const struct journal *j, uint32_t number, void *block);
-void segment_make_thinned_header(const struct journal *j, const struct segment_info *s, void *block);
+void segment_make_thinned_header(const struct journal *j, const struct segment_info *s, const uint8_t *salt, void *block);
 /* Gives a dropped segment's file back: kept for recycling, or removed. */
 void segment_recycle(struct journal *j, uint32_t number, bool may_recycle);
 

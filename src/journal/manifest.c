@@ -10,9 +10,10 @@
 #include "base/cleanup.h"
 #include "base/crc32c.h"
 #include "base/io.h"
+#include "journal/seal.h"
 
 #define MANIFEST_LIMIT_BYTES (256u << 20)
-#define KNOWN_FLAGS ((uint32_t)(MANIFEST_THINNED | MANIFEST_SEEDING | MANIFEST_RESIZED))
+#define KNOWN_FLAGS ((uint32_t)(MANIFEST_THINNED | MANIFEST_SEALED | MANIFEST_SEEDING | MANIFEST_RESIZED))
 
 const char *journal_segment_file(uint32_t number, char text[JOURNAL_FILE_BYTES])
 {
@@ -256,6 +257,28 @@ static int decode_resizes(const char *at, size_t length, struct manifest *m, str
     return r;
 }
 
+/* Of an encrypted journal: a header that tells programs of before not to read on, and all of it encrypted. */
+static int write_file(const char *path, const struct manifest_header *h, const char *data, size_t length, struct error *err)
+{
+    const struct seal *s = seal_of(path);
+    if (!s)
+        return io_replace_file(path, data, length, 0600, err);
+    _cleanup_free_ void *sealed = NULL;
+    size_t sealed_length = 0;
+    int r = sealed_wrap(s, "manifest", data, length, &sealed, &sealed_length, err);
+    if (r < 0)
+        return r;
+    struct manifest_header clear = {.magic = h->magic, .version = h->version, .incompatible = le32_of(MANIFEST_SEALED)};
+    _cleanup_free_ char *file = malloc(sizeof clear + sealed_length);
+    if (!file)
+        return error_errno(err, -ENOMEM, "cannot write %s", path);
+    memcpy(clear.journal_id, h->journal_id, sizeof clear.journal_id);
+    memcpy(file + sizeof clear, sealed, sealed_length);
+    clear.crc = le32_of(crc32c(crc32c(0, &clear, sizeof clear), file + sizeof clear, sealed_length));
+    memcpy(file, &clear, sizeof clear);
+    return io_replace_file(path, file, sizeof clear + sealed_length, 0600, err);
+}
+
 int manifest_save(const char *directory, const struct manifest *m, struct error *err)
 {
     size_t length = encoded_bytes(m);
@@ -303,7 +326,7 @@ int manifest_save(const char *directory, const struct manifest *m, struct error 
     h->crc = le32_of(crc32c(0, data, length));
     char path[PATH_MAX];
     snprintf(path, sizeof path, "%s/manifest", directory);
-    return io_replace_file(path, data, length, 0600, err);
+    return write_file(path, h, data, length, err);
 }
 
 static int decode_tables(const char *at, const char *end, const struct manifest_header *h, struct manifest *m, struct error *err)
@@ -373,6 +396,8 @@ static int check_header(const char *path, char *data, size_t length, struct erro
         return error_set(err, -EPROTONOSUPPORT,
                          "%s has format version %u, flags %#x: this program reads version %u; use a newer tidemark",
                          path, le32_get(h->version), le32_get(h->incompatible), JOURNAL_VERSION);
+    if (le32_get(h->incompatible) & MANIFEST_SEALED)
+        return 0; /* its content tells */
     uint64_t expected = sizeof *h + (uint64_t)le32_get(h->volume_count) * sizeof(struct manifest_volume) +
                         (uint64_t)le32_get(h->segment_count) * sizeof(struct manifest_segment) +
                         (uint64_t)le32_get(h->run_count) * sizeof(struct manifest_run) +
@@ -386,6 +411,24 @@ static int check_header(const char *path, char *data, size_t length, struct erro
     return 0;
 }
 
+static bool is_sealed(const char *data)
+{
+    return le32_get(((const struct manifest_header *)data)->incompatible) & MANIFEST_SEALED;
+}
+
+static int open_sealed(const char *path, const char *data, size_t length, char **ret, size_t *ret_length, struct error *err)
+{
+    const struct seal *s = seal_of(path);
+    if (!s)
+        return error_set(err, -EKEYREJECTED, "%s is encrypted: name the journal's key file (spec.journal.encryption.keyFile)", path);
+    int r = sealed_unwrap(s, "manifest", data + sizeof(struct manifest_header), length - sizeof(struct manifest_header), ret, ret_length, err);
+    if (r == 0 && (*ret_length < sizeof(struct manifest_header) || is_sealed(*ret))) {
+        free(*ret);
+        return error_set(err, -EBADMSG, "%s is damaged (encrypted twice)", path);
+    }
+    return r;
+}
+
 int manifest_load(const char *directory, struct manifest *ret, struct error *err)
 {
     char path[PATH_MAX];
@@ -396,6 +439,19 @@ int manifest_load(const char *directory, struct manifest *ret, struct error *err
     if (r < 0)
         return r;
     r = check_header(path, data, length, err);
+    if (r == 0 && is_sealed(data)) {
+        char *plain = NULL;
+        size_t plain_length = 0;
+        r = open_sealed(path, data, length, &plain, &plain_length, err);
+        if (r == 0) {
+            free(data);
+            data = plain;
+            length = plain_length;
+            r = check_header(path, data, length, err);
+        }
+    } else if (r == 0 && seal_of(path)) {
+        r = error_set(err, -EBADMSG, "%s is not encrypted, and the journal is", path);
+    }
     if (r < 0)
         return r;
     const struct manifest_header *h = (const struct manifest_header *)data;

@@ -16,6 +16,7 @@
 #include "base/io.h"
 #include "journal/journal_format.h"
 #include "journal/manifest.h"
+#include "journal/sealed_segment.h"
 
 #define BOUNCE_BYTES ((1u << 20) + JOURNAL_BLOCK_BYTES)
 
@@ -23,6 +24,7 @@ struct open_segment {
     uint32_t number, generation; /* number 0: unused */
     int fd;
     struct index *index;
+    struct aead *key; /* NULL: plain */
     unsigned users;
     uint64_t used_at;
 };
@@ -87,6 +89,7 @@ static void close_segment(struct open_segment *s)
         return;
     close(s->fd);
     index_free(s->index);
+    aead_free(s->key);
     *s = (struct open_segment){0};
 }
 
@@ -177,6 +180,12 @@ static int open_files(struct payload_reader *p, uint32_t number, uint32_t genera
         index_free(s.index);
         return r;
     }
+    r = sealed_segment_open(path, s.fd, &s.key, err);
+    if (r < 0) {
+        close(s.fd);
+        index_free(s.index);
+        return r;
+    }
     *ret = s;
     return 0;
 }
@@ -216,6 +225,16 @@ static void release_segment(struct payload_reader *p, struct open_segment *s)
     s->users--;
 }
 
+static int decrypt(struct open_segment *s, uint32_t block, uint32_t count, char *data, struct error *err)
+{
+    seal_tag tags[BOUNCE_BYTES / JOURNAL_BLOCK_BYTES];
+    uint32_t bad = block;
+    int r = index_section_pread(s->index, INDEX_SECTION_TAGS, tags, count * sizeof *tags, (uint64_t)block * sizeof *tags, err);
+    if (r == 0 && sealed_open_blocks(s->key, block, data, count, (const seal_tag *)tags, &bad) < 0)
+        r = error_set(err, -EBADMSG, "segment %u is damaged at block %u (not authentic)", s->number, bad);
+    return r;
+}
+
 /* Reads `count` blocks from `block` and checks them. `data` is page-aligned. */
 static int read_checked(struct payload_reader *p, uint32_t segment, uint32_t generation, uint32_t block, uint32_t count,
                         char *data, struct error *err)
@@ -233,6 +252,8 @@ static int read_checked(struct payload_reader *p, uint32_t segment, uint32_t gen
         else if (r < 0)
             error_errno(err, r, "cannot read segment %u at block %u", segment, block);
     }
+    if (r == 0 && s->key)
+        r = decrypt(s, block, count, data, err);
     for (uint32_t i = 0; i < count && r == 0; i++)
         if (crc32c(0, data + (size_t)i * JOURNAL_BLOCK_BYTES, JOURNAL_BLOCK_BYTES) != le32_get(crcs[i]))
             r = error_set(err, -EBADMSG, "segment %u is damaged at block %u (wrong checksum)", segment, block + i);

@@ -93,12 +93,16 @@ static int add_sealed(struct sources *s, const struct manifest *m, struct lsn ls
 static int copy_tail(const struct tail *from, struct tail *to, struct error *err)
 {
     int r = tail_init(to, from->segment_blocks, from->max_records, err);
+    if (r == 0 && from->tags)
+        r = tail_reserve_tags(to, err);
     if (r < 0)
         return r;
     memcpy(to->extents, from->extents, from->extent_count * sizeof *to->extents);
     memcpy(to->events, from->events, from->event_count * sizeof *to->events);
     memcpy(to->frames, from->frames, from->frame_count * sizeof *to->frames);
     memcpy(to->crcs, from->crcs, from->info.used_blocks * sizeof *to->crcs);
+    if (from->tags)
+        memcpy(to->tags, from->tags, from->info.used_blocks * sizeof *to->tags);
     to->info = from->info;
     to->extent_count = from->extent_count;
     to->event_count = from->event_count;
@@ -186,7 +190,7 @@ static int write_pin(struct journal *j, const char *name, struct lsn lsn, const 
     h->crc = le32_of(crc32c(0, data, length));
     snprintf(file, sizeof file, "pins/%.40s", name);
     journal_path(j, file, path);
-    return io_replace_file(path, data, length, 0600, err);
+    return sealed_replace_file(path, data, length, 0600, err);
 }
 
 int pin_load(const char *directory, const char *name, struct pin *ret, struct error *err)
@@ -195,7 +199,7 @@ int pin_load(const char *directory, const char *name, struct pin *ret, struct er
     _cleanup_free_ char *data = NULL;
     size_t length;
     snprintf(path, sizeof path, "%s/pins/%s", directory, name);
-    int r = io_read_file(path, 16u << 20, &data, &length, err);
+    int r = sealed_read_file(path, 16u << 20, &data, &length, err);
     if (r < 0)
         return r;
     struct pin_header *h = (struct pin_header *)data;

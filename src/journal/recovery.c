@@ -22,9 +22,11 @@
 
 struct scan {
     struct journal *j;
+    struct aead *key; /* of the segment that is being scanned */
     struct frame_expectation expected;
     char *buffer; /* FRAME_MAX_BLOCKS blocks */
     uint32_t crcs[FRAME_MAX_BLOCKS];
+    seal_tag tags[FRAME_MAX_BLOCKS];
     uint64_t damaged_records;
     bool damaged; /* a header was: what follows is unknown */
     char loss[160]; /* what is lost of the segment that is being scanned; "": nothing */
@@ -36,7 +38,7 @@ static bool covered_later(struct scan *s, int fd, uint32_t at, uint32_t blocks, 
     char *block = io_alloc_pages(JOURNAL_BLOCK_BYTES);
     bool covered = false;
     for (uint32_t i = at; block && i < blocks && !covered; i++) {
-        if (io_pread_full(fd, block, JOURNAL_BLOCK_BYTES, (uint64_t)i * JOURNAL_BLOCK_BYTES) < 0)
+        if (sealed_read_header(s->key, fd, i, block, NULL) < 0)
             continue;
         const struct frame_header *h = (const struct frame_header *)block;
         covered = frame_is_intact(block, &s->expected.journal_id, s->expected.epoch) &&
@@ -49,6 +51,7 @@ static bool covered_later(struct scan *s, int fd, uint32_t at, uint32_t blocks, 
 static void accept_frame(struct scan *s, struct tail *t)
 {
     const struct frame_header *h = (const struct frame_header *)s->buffer;
+    tail_add_tags(t, s->tags, le32_get(h->blocks));
     tail_add_frame(t, s->buffer, s->crcs);
     s->expected.number++;
     s->expected.previous_crc = le32_get(h->header_crc);
@@ -65,8 +68,8 @@ static void scan_frames(struct scan *s, struct tail *t, int fd, uint32_t blocks)
         const char *why = "cannot be read";
         if (at >= blocks)
             return;
-        uint64_t offset = (uint64_t)at * JOURNAL_BLOCK_BYTES;
-        bool expected = io_pread_full(fd, s->buffer, JOURNAL_BLOCK_BYTES, offset) == 0 &&
+        seal_tag digest;
+        bool expected = sealed_read_header(s->key, fd, at, s->buffer, digest) == 0 &&
                         frame_is_expected(s->buffer, &s->expected, &why);
         struct lsn next = {s->expected.after.n + 1};
         if (!expected) {
@@ -81,7 +84,7 @@ static void scan_frames(struct scan *s, struct tail *t, int fd, uint32_t blocks)
         const struct frame_header *h = (const struct frame_header *)s->buffer;
         uint32_t count = le16_get(h->record_count), length = le32_get(h->blocks);
         if (!tail_fits(t, count, length) ||
-            io_pread_full(fd, s->buffer, (size_t)length * JOURNAL_BLOCK_BYTES, offset) < 0)
+            sealed_read_payload(s->key, fd, at, s->buffer, length, digest, s->tags) < 0)
             return;
         uint32_t damaged = frame_payload_crcs(s->buffer, s->crcs);
         if (damaged) {
@@ -145,7 +148,15 @@ static int scan_segment(struct scan *s, uint32_t number, struct error *err)
     struct tail *t = &j->tails[0];
     tail_reset(t, number, j->manifest.epoch, &boot);
     s->loss[0] = '\0';
+    int opened = sealed_segment_open(path, fd, &s->key, err);
+    if (opened == -EBADMSG) { /* it has no header: it was just being made */
+        log_warning(j->log, "%s: not used", err->message);
+        return 0;
+    }
+    if (opened < 0)
+        return opened;
     scan_frames(s, t, fd, le32_get(header.blocks));
+    aead_free(take_ptr(s->key));
     if (!intact && (t->frame_count || s->damaged)) {
         log_error(j->log, "the header of segment %u is damaged; its frames were followed without", number);
         s->damaged = true;

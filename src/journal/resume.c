@@ -16,7 +16,7 @@
 #include "journal/journal_internal.h"
 
 /* The header CRC of the last frame at or below `high`, from the segment's file; 0 without one. */
-static int read_last_crc(const struct tail *t, int fd, struct lsn high, uint32_t *ret_crc, struct error *err)
+static int read_last_crc(const struct tail *t, const char *path, int fd, struct lsn high, uint32_t *ret_crc, struct error *err)
 {
     uint32_t count = t->frame_count;
     *ret_crc = 0;
@@ -27,7 +27,11 @@ static int read_last_crc(const struct tail *t, int fd, struct lsn high, uint32_t
     char *block = io_alloc_pages(JOURNAL_BLOCK_BYTES);
     if (!block)
         return error_errno(err, -ENOMEM, "cannot look at segment %u", t->info.number);
-    int r = io_pread_full(fd, block, JOURNAL_BLOCK_BYTES, (uint64_t)le32_get(t->frames[count - 1].block) * JOURNAL_BLOCK_BYTES);
+    struct aead *key = NULL;
+    int r = sealed_segment_open(path, fd, &key, err);
+    if (r == 0)
+        r = sealed_read_header(key, fd, le32_get(t->frames[count - 1].block), block, NULL);
+    aead_free(key);
     *ret_crc = le32_get(((const struct frame_header *)block)->header_crc);
     io_free_pages(block, JOURNAL_BLOCK_BYTES);
     return r < 0 ? error_errno(err, r, "cannot read segment %u", t->info.number) : 0;
@@ -39,7 +43,8 @@ static int close_switched(struct journal *j, struct lsn high, struct error *err)
     struct tail *t = &j->tails[!j->active];
     char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
     uint32_t crc;
-    int r = read_last_crc(t, j->sealing_fd, high, &crc, err);
+    journal_path(j, journal_segment_file(t->info.number, name), path);
+    int r = read_last_crc(t, path, j->sealing_fd, high, &crc, err);
     if (r < 0)
         return r;
     pthread_mutex_lock(&j->mutex);
@@ -53,7 +58,6 @@ static int close_switched(struct journal *j, struct lsn high, struct error *err)
     pthread_mutex_unlock(&j->mutex);
     if (left)
         return sealer_seal_switched(j, err);
-    journal_path(j, journal_segment_file(t->info.number, name), path);
     unlink(path);
     return 0;
 }
@@ -106,6 +110,8 @@ static int close_old(struct journal *j, struct error *err)
         pthread_mutex_lock(&j->mutex);
         close(j->ready_fd);
         j->ready_fd = -1;
+        aead_free(j->ready_key);
+        j->ready_key = NULL;
         pthread_mutex_unlock(&j->mutex);
     }
     return r;
@@ -127,11 +133,13 @@ int journal_resume_prepare(struct journal *j, struct error *err)
     pthread_mutex_unlock(&j->mutex);
     r = sealer_save(j, err);
     int fd = -1;
+    struct aead *key = NULL;
     if (r == 0)
-        r = segment_prepare(j, number, false, &fd, err);
+        r = segment_prepare(j, number, false, &fd, &key, err);
     pthread_mutex_lock(&j->mutex);
     j->disk_full = r == -ENOSPC; /* the janitor drops the oldest history, then it is tried again */
     j->resume_fd = fd;
+    j->resume_key = key;
     pthread_cond_signal(&j->janitor_work);
     pthread_mutex_unlock(&j->mutex);
     return r < 0 ? error_context(err, "journaling cannot go on yet") : 0;
@@ -149,6 +157,8 @@ int journal_resume(struct journal *j, struct error *err)
         return error_set(err, -EAGAIN, "journaling cannot go on yet: writes are under way");
     j->active_fd = j->resume_fd;
     j->resume_fd = -1;
+    aead_free(j->active_key);
+    j->active_key = take_ptr(j->resume_key);
     j->written_lsn = j->last_lsn = j->durable_lsn;
     j->demand_lsn = 0;
     j->unsynced_since_ns = 0;

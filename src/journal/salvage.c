@@ -19,6 +19,9 @@
 
 struct scan {
     int fd;
+    struct aead *key;
+    seal_tag digest; /* of the frame whose header is in the buffer */
+    seal_tag tags[FRAME_MAX_BLOCKS];
     const struct uuid *journal;
     const struct segment_info *info;
     struct salvage_segment *found;
@@ -46,10 +49,10 @@ static bool is_frame(const struct scan *s, uint32_t at, uint64_t least)
 }
 
 /* Block of the next frame from `from` on, its header in the buffer; used_blocks when there is none. */
-static uint32_t find_frame(const struct scan *s, uint32_t from)
+static uint32_t find_frame(struct scan *s, uint32_t from)
 {
     for (uint32_t at = from; at < s->info->used_blocks; at++)
-        if (read_block(s, at, s->buffer) && is_frame(s, at, s->number + (at != from)))
+        if (sealed_read_header(s->key, s->fd, at, s->buffer, s->digest) == 0 && is_frame(s, at, s->number + (at != from)))
             return at;
     return s->info->used_blocks;
 }
@@ -84,8 +87,11 @@ static void take_frame(struct scan *s, uint32_t at)
     for (uint32_t i = 1; i < blocks; i++)
         if (!read_block(s, at + i, s->buffer + (size_t)i * JOURNAL_BLOCK_BYTES))
             memset(s->buffer + (size_t)i * JOURNAL_BLOCK_BYTES, 0, JOURNAL_BLOCK_BYTES);
+    if (sealed_open_payload(s->key, at, s->buffer, blocks, s->digest, s->tags) < 0)
+        memset(s->tags, 0, sizeof s->tags);
     frame_payload_crcs(s->buffer, s->crcs); /* inverted for a payload that does not match */
     s->found->tail.info.used_blocks = at;
+    tail_add_tags(&s->found->tail, s->tags, blocks);
     tail_add_frame(&s->found->tail, s->buffer, s->crcs);
     s->number = le64_get(h->number) + 1;
     s->after = s->found->tail.info.last;
@@ -125,10 +131,16 @@ int salvage_scan(const char *directory, const struct uuid *journal, const struct
     if (r < 0)
         return r;
     tail_reset(&ret->tail, info->number, info->epoch, &info->boot);
+    if (sealed_segment_open(path, fd, &s.key, err) < 0 || (s.key && tail_reserve_tags(&ret->tail, err) < 0)) {
+        aead_free(s.key);
+        salvage_release(ret);
+        return err->code;
+    }
     ret->tail.info.generation = info->generation;
     s.buffer = io_alloc_pages((size_t)FRAME_MAX_BLOCKS * JOURNAL_BLOCK_BYTES);
     r = s.buffer ? follow(&s, err) : error_errno(err, -ENOMEM, "cannot salvage %s", path);
     io_free_pages(s.buffer, (size_t)FRAME_MAX_BLOCKS * JOURNAL_BLOCK_BYTES);
+    aead_free(s.key);
     if (r < 0)
         salvage_release(ret);
     return r;

@@ -9,6 +9,7 @@
 #include "base/cleanup.h"
 #include "base/crc32c.h"
 #include "base/io.h"
+#include "journal/seal.h"
 
 #define SAVED_LIMIT_BYTES (256u << 20)
 #define SAVED_CRC_BYTES 10u
@@ -27,7 +28,7 @@ int saved_write(const char *path, const json_t *json, struct error *err)
     format_crc(text, strlen(text), crc);
     if (asprintf(&file, "%s%s", text, crc) < 0)
         return error_errno(err, -ENOMEM, "cannot write %s", path);
-    return io_replace_file(path, file, strlen(file), 0600, err);
+    return sealed_replace_file(path, file, strlen(file), 0600, err);
 }
 
 int saved_read(const char *path, json_t **ret, struct error *err)
@@ -35,7 +36,7 @@ int saved_read(const char *path, json_t **ret, struct error *err)
     _cleanup_free_ char *text = NULL;
     size_t length;
     char crc[SAVED_CRC_BYTES + 1];
-    int r = io_read_file(path, SAVED_LIMIT_BYTES, &text, &length, err);
+    int r = sealed_read_file(path, SAVED_LIMIT_BYTES, &text, &length, err);
     if (r < 0)
         return r;
     length = length >= SAVED_CRC_BYTES ? length - SAVED_CRC_BYTES : 0;

@@ -123,11 +123,13 @@ static int prepare_next(struct journal *j, struct error *err)
     }
     uint32_t number = j->tails[j->active].info.number + 1;
     pthread_mutex_unlock(&j->mutex);
-    int fd, r = segment_prepare(j, number, true, &fd, err);
+    struct aead *key = NULL;
+    int fd, r = segment_prepare(j, number, true, &fd, &key, err);
     pthread_mutex_lock(&j->mutex);
     if (r == 0) {
         j->disk_full = false;
         j->ready_fd = fd;
+        j->ready_key = key;
         j->ready_number = number;
         pthread_cond_broadcast(&j->sealed);
         writer_try_submit(j);

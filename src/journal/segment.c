@@ -41,7 +41,7 @@ void segment_make_header(const struct journal *j, uint32_t number, void *block)
     h->crc = le32_of(crc32c(0, block, JOURNAL_BLOCK_BYTES));
 }
 
-void segment_make_thinned_header(const struct journal *j, const struct segment_info *s, void *block)
+void segment_make_thinned_header(const struct journal *j, const struct segment_info *s, const uint8_t *salt, void *block)
 {
     segment_make_header(j, s->number, block);
     struct segment_header *h = block;
@@ -50,6 +50,8 @@ void segment_make_thinned_header(const struct journal *j, const struct segment_i
     h->blocks = le32_of(s->used_blocks);
     h->generation = le32_of(s->generation);
     memcpy(h->boot_id, s->boot.bytes, 16);
+    if (salt)
+        sealed_segment_salt(block, salt);
     h->crc = le32_of(0);
     h->crc = le32_of(crc32c(0, block, JOURNAL_BLOCK_BYTES));
 }
@@ -63,7 +65,7 @@ int segment_check_header(const struct uuid *journal, uint32_t number, const void
     h->crc = le32_of(0);
     if (le64_get(h->magic) != SEGMENT_MAGIC || crc32c(0, copy, sizeof copy) != crc)
         return error_set(err, -EBADMSG, "segment %u has no valid header", number);
-    if (le32_get(h->version) != JOURNAL_VERSION || le32_get(h->incompatible) & ~(uint32_t)SEGMENT_THINNED)
+    if (le32_get(h->version) != JOURNAL_VERSION || le32_get(h->incompatible) & ~(uint32_t)(SEGMENT_THINNED | SEGMENT_SEALED))
         return error_set(err, -EPROTONOSUPPORT, "segment %u has format version %u; use a newer tidemark", number,
                          le32_get(h->version));
     if (memcmp(h->journal_id, journal->bytes, 16) != 0 || le32_get(h->number) != number)
@@ -127,7 +129,24 @@ static void remove_free(const struct journal *j)
     }
 }
 
-int segment_prepare(struct journal *j, uint32_t number, bool keep_room, int *ret_fd, struct error *err)
+/* The header block; of an encrypted journal with a new salt, and the key that belongs to it. */
+static int make_header(const struct journal *j, uint32_t number, void *block, struct aead **ret_key, struct error *err)
+{
+    uint8_t salt[SEAL_SALT_BYTES];
+    struct segment_header *h = block;
+    segment_make_header(j, number, block);
+    *ret_key = NULL;
+    if (!j->seal)
+        return 0;
+    if (aead_random(salt, sizeof salt) < 0)
+        return error_set(err, -EIO, "cannot make segment %u: no random bytes", number);
+    sealed_segment_salt(block, salt);
+    h->crc = le32_of(0);
+    h->crc = le32_of(crc32c(0, block, JOURNAL_BLOCK_BYTES));
+    return sealed_segment_key(j->seal, salt, ret_key, err);
+}
+
+int segment_prepare(struct journal *j, uint32_t number, bool keep_room, int *ret_fd, struct aead **ret_key, struct error *err)
 {
     char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
     journal_path(j, journal_segment_file(number, name), path);
@@ -154,7 +173,12 @@ int segment_prepare(struct journal *j, uint32_t number, bool keep_room, int *ret
     void *block = io_alloc_pages(JOURNAL_BLOCK_BYTES);
     if (!block)
         return error_errno(err, -ENOMEM, "cannot make segment %u", number);
-    segment_make_header(j, number, block);
+    struct aead *key = NULL;
+    if (make_header(j, number, block, &key, err) < 0) {
+        io_free_pages(block, JOURNAL_BLOCK_BYTES);
+        unlink(path);
+        return err->code;
+    }
     int r = io_pwrite_full(fd, block, JOURNAL_BLOCK_BYTES, 0);
     /* The first frame's place must not look like a frame, whatever the file held before. */
     memset(block, 0, JOURNAL_BLOCK_BYTES);
@@ -165,12 +189,16 @@ int segment_prepare(struct journal *j, uint32_t number, bool keep_room, int *ret
         r = -errno;
     if (r < 0) {
         unlink(path);
+        aead_free(key);
         return error_errno(err, r, "cannot write the header of %s", path);
     }
     r = io_sync_directory(j->directory, err);
-    if (r < 0)
+    if (r < 0) {
+        aead_free(key);
         return r;
+    }
     *ret_fd = take_fd(fd);
+    *ret_key = key;
     return 0;
 }
 

@@ -27,7 +27,20 @@ void tail_release(struct tail *t)
     io_free_pages(t->events, TAIL_MAX_EVENTS * sizeof *t->events);
     io_free_pages(t->frames, t->segment_blocks * sizeof *t->frames);
     io_free_pages(t->crcs, t->segment_blocks * sizeof *t->crcs);
+    io_free_pages(t->tags, t->segment_blocks * sizeof *t->tags);
     *t = (struct tail){0};
+}
+
+int tail_reserve_tags(struct tail *t, struct error *err)
+{
+    t->tags = io_alloc_pages(t->segment_blocks * sizeof *t->tags);
+    return t->tags ? 0 : error_errno(err, -ENOMEM, "cannot reserve memory for the journal's index");
+}
+
+void tail_add_tags(struct tail *t, const seal_tag *tags, uint32_t blocks)
+{
+    if (t->tags)
+        memcpy(t->tags[t->info.used_blocks], tags, blocks * sizeof *tags);
 }
 
 void tail_reset(struct tail *t, uint32_t number, uint32_t epoch, const struct uuid *boot)
@@ -171,6 +184,8 @@ static int write_sections(const struct tail *t, struct index_writer *w, struct l
         r = index_writer_section(w, INDEX_SECTION_FRAMES, t->frames, frames * sizeof *t->frames, err);
     if (r == 0)
         r = index_writer_section(w, INDEX_SECTION_CRCS, t->crcs, t->info.used_blocks * sizeof *t->crcs, err);
+    if (r == 0 && t->tags)
+        r = index_writer_section(w, INDEX_SECTION_TAGS, t->tags, t->info.used_blocks * sizeof *t->tags, err);
     return r;
 }
 
@@ -199,7 +214,7 @@ int tail_write_index(const struct tail *t, const char *path, const struct uuid *
     if (r == 0)
         r = index_writer_finish(w, err);
     if (r == 0 && ret_kib)
-        *ret_kib = (count * 40u + t->info.used_blocks * 4u) / 1024u + 12u;
+        *ret_kib = (count * 40u + t->info.used_blocks * (t->tags ? 20u : 4u)) / 1024u + 12u;
     index_writer_free(w);
     return r;
 }

@@ -9,6 +9,7 @@
 #include "journal/index.h"
 #include "journal/journal_format.h"
 #include "journal/manifest.h"
+#include "journal/sealed_segment.h"
 
 #define TAIL_MAX_EVENTS 4096u
 
@@ -43,6 +44,7 @@ struct tail {
     struct tail_event *events;
     struct tail_frame *frames;
     uint32_t *crcs; /* by block of the segment */
+    seal_tag *tags; /* the same; NULL: the journal is plain */
     uint32_t extent_count, event_count, frame_count;
     uint32_t last_crc; /* header CRC of the last frame */
 };
@@ -50,6 +52,10 @@ struct tail {
 /* Memory for segments of `segment_blocks` blocks and `max_records` records, populated. */
 int tail_init(struct tail *t, uint32_t segment_blocks, uint32_t max_records, struct error *err) MUST_CHECK;
 void tail_release(struct tail *t);
+/* Room for the tags of an encrypted segment. */
+int tail_reserve_tags(struct tail *t, struct error *err) MUST_CHECK;
+/* The tags of the frame that is added next. */
+void tail_add_tags(struct tail *t, const seal_tag *tags, uint32_t blocks);
 /* Starts over for segment `number`. */
 void tail_reset(struct tail *t, uint32_t number, uint32_t epoch, const struct uuid *boot);
 /* Whether a frame of so many records and blocks at block `at` still fits. */

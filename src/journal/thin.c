@@ -45,6 +45,7 @@ struct source {
     struct job *job;
     const struct segment_info *info;
     int fd;
+    struct aead *key; /* NULL: plain */
     struct frame_expectation expected;
     uint32_t block;                  /* of the next frame */
     uint32_t window_at, window_blocks; /* what job->window holds */
@@ -62,6 +63,10 @@ static int open_source(struct job *job, size_t i, struct source *ret, struct err
     if (fd < 0)
         return error_errno(err, -errno, "cannot open %s", path);
     *ret = (struct source){.job = job, .info = s, .fd = fd, .block = 1};
+    if (sealed_segment_open(path, fd, &ret->key, err) < 0) {
+        close(fd);
+        return err->code;
+    }
     ret->expected = (struct frame_expectation){.journal_id = job->m.journal_id, .epoch = s->epoch, .number = s->first_frame,
                                                .previous_crc = s->first_previous_crc, .after = {s->first.n - 1}};
     return 0;
@@ -89,7 +94,11 @@ static int next_frame(struct source *s, struct error *err)
         const struct frame_header *h = (const struct frame_header *)(s->job->window + (size_t)skip * JOURNAL_BLOCK_BYTES);
         const char *why = "it is cut off";
         s->expected.room_blocks = s->info->used_blocks - s->block;
+        seal_tag digest;
+        why = there && sealed_open_header(s->key, s->block, (void *)h, digest) < 0 ? "not authentic" : why;
         if (there && frame_is_expected(h, &s->expected, &why) && skip + le32_get(h->blocks) <= s->window_blocks) {
+            if (sealed_open_payload(s->key, s->block, (void *)h, le32_get(h->blocks), digest, NULL) < 0)
+                return error_set(err, -EIO, "cannot decrypt segment %u", s->info->number);
             s->frame = h;
             s->block += le32_get(h->blocks);
             s->expected.number++;
@@ -161,6 +170,7 @@ static int visit_frames(struct job *job, frame_visit visit, struct error *err)
         }
         if (s.fd >= 0)
             close(s.fd);
+        aead_free(s.key);
     }
     return r;
 }

@@ -28,6 +28,9 @@ struct thin_output {
     struct tail tail;
     int fd; /* of the segment being written; -1: none */
     char *frame;    /* being filled, FRAME_MAX_BLOCKS blocks */
+    struct aead *key; /* of the segment being written; NULL: plain */
+    uint8_t salt[SEAL_SALT_BYTES];
+    char *sealed; /* the frame, encrypted */
     uint32_t count, blocks;
     uint64_t frame_number;
     uint32_t previous_crc;

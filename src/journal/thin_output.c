@@ -32,7 +32,12 @@ int thin_output_init(struct thin_output *o, struct journal *j, struct error *err
     o->frame = io_alloc_pages((size_t)FRAME_MAX_BLOCKS * JOURNAL_BLOCK_BYTES);
     o->scratch = io_alloc_pages(j->options.segment_records * sizeof *o->scratch);
     int r = o->frame && o->scratch ? 0 : error_errno(err, -ENOMEM, "cannot thin old history");
-    return r == 0 ? tail_init(&o->tail, output_blocks(j), j->options.segment_records, err) : r;
+    if (r == 0)
+        r = tail_init(&o->tail, output_blocks(j), j->options.segment_records, err);
+    if (r < 0 || !j->seal)
+        return r;
+    o->sealed = io_alloc_pages((size_t)FRAME_MAX_BLOCKS * JOURNAL_BLOCK_BYTES);
+    return o->sealed ? tail_reserve_tags(&o->tail, err) : error_errno(err, -ENOMEM, "cannot thin old history");
 }
 
 static void remove_output(struct thin_output *o, uint32_t number)
@@ -54,6 +59,8 @@ void thin_output_release(struct thin_output *o)
         remove_output(o, o->segments[i].number);
     tail_release(&o->tail);
     io_free_pages(o->frame, (size_t)FRAME_MAX_BLOCKS * JOURNAL_BLOCK_BYTES);
+    io_free_pages(o->sealed, (size_t)FRAME_MAX_BLOCKS * JOURNAL_BLOCK_BYTES);
+    aead_free(o->key);
     io_free_pages(o->scratch, o->j->options.segment_records * sizeof *o->scratch);
     *o = (struct thin_output){.fd = -1, .j = o->j};
 }
@@ -77,6 +84,11 @@ static int begin_segment(struct thin_output *o, struct error *err)
         o->fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (o->fd < 0)
         return error_errno(err, -errno, "cannot create %s", path);
+    aead_free(take_ptr(o->key));
+    if (o->j->seal && aead_random(o->salt, sizeof o->salt) < 0)
+        return error_set(err, -EIO, "cannot thin old history: no random bytes");
+    if (o->j->seal && sealed_segment_key(o->j->seal, o->salt, &o->key, err) < 0)
+        return err->code;
     tail_reset(&o->tail, o->number++, o->epoch, &o->boot);
     o->tail.info.generation = (uint16_t)o->generation;
     o->tail.info.keep_s = o->keep_s;
@@ -101,7 +113,7 @@ static int end_segment(struct thin_output *o, const struct segment_info *last, s
     char *block = io_alloc_pages(JOURNAL_BLOCK_BYTES);
     if (!block)
         return error_errno(err, -ENOMEM, "cannot thin old history");
-    segment_make_thinned_header(o->j, info, block);
+    segment_make_thinned_header(o->j, info, o->key ? o->salt : NULL, block);
     int r = io_pwrite_full(o->fd, block, JOURNAL_BLOCK_BYTES, 0);
     io_free_pages(block, JOURNAL_BLOCK_BYTES);
     if (r == 0 && fsync(o->fd) < 0)
@@ -139,8 +151,16 @@ static int end_frame(struct thin_output *o, struct error *err)
     frame_seal(h);
     o->previous_crc = le32_get(h->header_crc);
     frame_payload_crcs(h, crcs); /* what was damaged before gets a wrong CRC in the index, and stays so */
-    r = io_pwrite_full(o->fd, o->frame, (size_t)o->blocks * JOURNAL_BLOCK_BYTES,
-                       (uint64_t)o->tail.info.used_blocks * JOURNAL_BLOCK_BYTES);
+    const char *written = o->frame;
+    if (o->key) {
+        seal_tag tags[FRAME_MAX_BLOCKS];
+        r = sealed_frame_write(o->key, o->tail.info.used_blocks, o->frame, o->sealed, o->blocks, tags);
+        tail_add_tags(&o->tail, tags, o->blocks);
+        written = o->sealed;
+    }
+    if (r == 0)
+        r = io_pwrite_full(o->fd, written, (size_t)o->blocks * JOURNAL_BLOCK_BYTES,
+                           (uint64_t)o->tail.info.used_blocks * JOURNAL_BLOCK_BYTES);
     if (r < 0)
         return error_errno(err, r, "cannot write the thinned segment %u", o->tail.info.number);
     tail_add_frame(&o->tail, h, crcs);

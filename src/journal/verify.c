@@ -22,6 +22,7 @@
 #include "journal/manifest.h"
 #include "journal/pin.h"
 #include "journal/saved.h"
+#include "journal/sealed_segment.h"
 
 #define CACHE_BYTES (2u << 20)
 #define BASE_STEP_SECTORS 2048u
@@ -122,6 +123,11 @@ static void check_payloads(struct verification *v, const char *name, uint32_t bl
     }
 }
 
+static void free_key(struct aead **key)
+{
+    aead_free(*key);
+}
+
 static void check_segment(struct verification *v, const struct segment_info *s)
 {
     char name[JOURNAL_FILE_BYTES], path[PATH_MAX];
@@ -137,13 +143,18 @@ static void check_segment(struct verification *v, const struct segment_info *s)
     if (io_pread_full(fd, v->buffer, JOURNAL_BLOCK_BYTES, 0) < 0 ||
         segment_check_header(&v->m.journal_id, s->number, v->buffer, &err) < 0)
         damaged(v, (struct verify_damage){.file = name, .what = "has no valid header", .low = s->first, .high = s->last});
+    struct aead *key __attribute__((cleanup(free_key))) = NULL;
+    if (sealed_segment_open(path, fd, &key, &err) < 0) {
+        damaged(v, (struct verify_damage){.file = name, .what = "cannot be decrypted", .low = s->first, .high = s->last});
+        return;
+    }
     struct frame_expectation expected = {.journal_id = v->m.journal_id, .epoch = s->epoch, .number = s->first_frame,
                                          .previous_crc = s->first_previous_crc, .after = {s->first.n - 1}};
     for (uint32_t block = 1; block < s->used_blocks;) {
         const char *why = "cannot be read";
-        uint64_t offset = (uint64_t)block * JOURNAL_BLOCK_BYTES;
+        seal_tag digest;
         expected.room_blocks = s->used_blocks - block;
-        if (io_pread_full(fd, v->buffer, JOURNAL_BLOCK_BYTES, offset) < 0 || !frame_is_expected(v->buffer, &expected, &why)) {
+        if (sealed_read_header(key, fd, block, v->buffer, digest) < 0 || !frame_is_expected(v->buffer, &expected, &why)) {
             char what[128];
             if (was_dropped(v, s->number, s->generation))
                 return;
@@ -153,7 +164,7 @@ static void check_segment(struct verification *v, const struct segment_info *s)
         }
         const struct frame_header *h = (const struct frame_header *)v->buffer;
         uint32_t blocks = le32_get(h->blocks);
-        if (io_pread_full(fd, v->buffer, (size_t)blocks * JOURNAL_BLOCK_BYTES, offset) < 0) {
+        if (sealed_read_payload(key, fd, block, v->buffer, blocks, digest, NULL) < 0) {
             damaged(v, (struct verify_damage){.file = name, .what = "cannot be read", .low = {le64_get(h->first_lsn)}, .high = s->last});
             return;
         }
@@ -336,7 +347,7 @@ static void check_pending(struct verification *v)
     _cleanup_free_ char *data = NULL;
     size_t length = 0;
     snprintf(path, sizeof path, "%s/rewind.pending", v->directory);
-    int r = io_read_file(path, PENDING_LIMIT_BYTES, &data, &length, &err);
+    int r = sealed_read_file(path, PENDING_LIMIT_BYTES, &data, &length, &err);
     if (r == -ENOENT)
         return;
     const char *problem = r < 0 ? err.message : pending_problem(data, length);
@@ -391,6 +402,10 @@ static void check_all(struct verification *v)
         check_objects(v, "base", v->m.base, false);
     check_pins(v);
     check_pending(v);
+    char text[128];
+    const char *key = seal_check_files(v->directory, text);
+    if (key)
+        damaged(v, (struct verify_damage){.file = "key", .what = key});
     if (losses_visit(v->directory, report_loss, v, &err) < 0)
         damaged(v, (struct verify_damage){.file = LOSSES_FILE, .what = err.message});
 }

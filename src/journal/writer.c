@@ -68,6 +68,13 @@ void writer_release(struct journal *j)
 
 /* ---- writing frames ---- */
 
+static void release_sealed(struct journal *j, struct frame *f)
+{
+    if (f->sealed)
+        j->sealed_used &= ~(1u << (f->sealed - 1));
+    f->sealed = 0;
+}
+
 static void free_frame(struct journal *j, struct frame *f)
 {
     atomic_store(&ring_slot(&j->ring, slot_of(f->number))->number, 0);
@@ -122,6 +129,8 @@ static bool switch_segment(struct journal *j)
     j->active = !j->active;
     j->active_fd = j->ready_fd;
     j->ready_fd = -1;
+    aead_free(j->active_key); /* no frame is in flight */
+    j->active_key = take_ptr(j->ready_key);
     tail_reset(&j->tails[j->active], j->ready_number, j->manifest.epoch, &j->manifest.boot);
     pthread_cond_signal(&j->work);
     return true;
@@ -148,6 +157,23 @@ static void seal_frame(struct journal *j, struct frame *f, char *block)
     memcpy(h->journal_id, j->manifest.journal_id.bytes, 16);
     j->previous_crc = crc32c(0, block, JOURNAL_BLOCK_BYTES);
     h->header_crc = le32_of(j->previous_crc);
+}
+
+/* Encrypts a frame that was given its place, `at`, and counts as in flight, so that its segment stays. With the mutex, which is
+ * dropped meanwhile. Returns what is written in its stead. */
+static char *encrypt_frame(struct journal *j, struct frame *f, struct tail *t, uint32_t at, uint32_t blocks, const char *block)
+{
+    seal_tag tags[FRAME_MAX_BLOCKS];
+    uint32_t which = (uint32_t)__builtin_ctz(~j->sealed_used);
+    assert(which < JOURNAL_MAX_INFLIGHT);
+    j->sealed_used |= 1u << which;
+    f->sealed = which + 1;
+    char *target = j->sealed_frames + (size_t)which * FRAME_MAX_BLOCKS * JOURNAL_BLOCK_BYTES;
+    pthread_mutex_unlock(&j->mutex);
+    int r = sealed_frame_write(j->active_key, at, block, target, blocks, tags);
+    pthread_mutex_lock(&j->mutex);
+    memcpy(t->tags[at], tags, blocks * sizeof *tags);
+    return r < 0 ? NULL : target;
 }
 
 void writer_try_submit(struct journal *j)
@@ -183,6 +209,14 @@ void writer_try_submit(struct journal *j)
     j->inflight++;
     int fd = j->active_fd;
     uint32_t bytes = f->blocks * JOURNAL_BLOCK_BYTES; /* the frame may be another's once it is submitted */
+    if (j->active_key)
+        block = encrypt_frame(j, f, t, (uint32_t)(offset / JOURNAL_BLOCK_BYTES), f->blocks, block);
+    if (!block) {
+        j->inflight--;
+        release_sealed(j, f);
+        writer_suspend(j, "encrypting a frame failed");
+        return;
+    }
     pthread_mutex_unlock(&j->mutex);
     pthread_mutex_lock(&j->submit_mutex);
     struct io_uring_sqe *sqe = io_uring_get_sqe(&j->uring);
@@ -193,6 +227,7 @@ void writer_try_submit(struct journal *j)
     pthread_mutex_lock(&j->mutex);
     if (r < 0) {
         j->inflight--;
+        release_sealed(j, f);
         writer_suspend(j, "io_uring_submit failed");
     }
     if (!j->reaping) { /* somebody who waits for it, or for room, has to reap */
@@ -227,6 +262,7 @@ static void complete_frame(struct journal *j, struct frame *f)
 /* With the mutex: the kernel has ended a frame, which is no longer in flight. Frames count as written in their order. */
 static void complete(struct journal *j, struct frame *f, int result)
 {
+    release_sealed(j, f);
     int fault = journal_fault_at(j, "write");
     f->ended = true;
     f->result = fault < 0 ? fault : result;

@@ -20,6 +20,7 @@
 #include "base/thread.h"
 #include "journal/journal_format.h"
 #include "journal/pin.h"
+#include "journal/seal.h"
 #include "volume/group_internal.h"
 
 #define SAVE_EVERY_GRAINS 1024u
@@ -241,7 +242,7 @@ static int save_pending(struct group *g, struct error *err)
     }
     h->crc = le32_of(crc32c(0, data, length));
     int r = grains_flush(g, err); /* after the bits were read: what they call copied is durable */
-    return r < 0 ? r : io_replace_file(path, data, length, 0600, err);
+    return r < 0 ? r : sealed_replace_file(path, data, length, 0600, err);
 }
 
 int grains_save(struct group *g, struct error *err)
@@ -280,7 +281,7 @@ int grains_load(struct group *g, struct error *err)
     pending_path(g, path);
     if (access(path, F_OK) < 0)
         return 0;
-    int r = io_read_file(path, 1u << 30, &data, &length, err);
+    int r = sealed_read_file(path, 1u << 30, &data, &length, err);
     if (r < 0)
         return r;
     struct pending_header *h = (struct pending_header *)data;

@@ -8,6 +8,7 @@
  *   test_fault [availability|protection]     $TIDEMARK_SEED; $TIDEMARK_FAULT=n: only the nth call; all: each call, else
  *                                            every third */
 #include "check.h"
+#include "check_key.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -57,7 +58,7 @@ static int inject(void *context, const char *step)
 
 static void open_all(void)
 {
-    struct journal_options o = {.directory = x.directory, .segment_blocks = 96, .segment_records = 24, .fanout = 2,
+    struct journal_options o = {.directory = x.directory, .key_file = check_key_file(), .segment_blocks = 96, .segment_records = 24, .fanout = 2,
                                 .ring_path = x.ring, .owner = "test_fault", .fault = inject};
     check_ok(journal_open(&o, &x.journal, &err));
     check_ok(group_new(x.journal, GROUP_ACK_WRITE, NULL, &x.group, &err));

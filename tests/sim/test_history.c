@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "base/io.h"
+#include "check_key.h"
 #include "journal/journal.h"
 #include "view/image.h"
 #include "volume/group.h"
@@ -187,7 +188,7 @@ static void fill_backings(struct history *h)
 
 static void open_all(struct history *h)
 {
-    struct journal_options options = {.directory = h->directory,
+    struct journal_options options = {.directory = h->directory, .key_file = check_key_file(),
                                       .segment_blocks = h->blocks,
                                       .segment_records = h->records,
                                       .fanout = h->fanout,

@@ -22,6 +22,7 @@
 #include "base/crc32c.h"
 #include "base/io.h"
 #include "block/queue.h"
+#include "check_key.h"
 #include "journal/journal.h"
 #include "view/image.h"
 #include "volume/group.h"
@@ -77,7 +78,7 @@ static bool running(struct setup *s)
 static void open_all(struct setup *s)
 {
     struct error err = ERROR_INIT;
-    struct journal_options options = {.directory = s->directory,
+    struct journal_options options = {.directory = s->directory, .key_file = check_key_file(),
                                       .segment_blocks = 1024,
                                       .segment_records = 256,
                                       .fanout = 3,

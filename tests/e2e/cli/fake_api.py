@@ -24,7 +24,7 @@ SHOP = {
         {"from": "2026-11-20T00:00:00Z", "to": "2026-11-21T00:00:00Z", "granularity_seconds": 60},
         {"from": "2026-11-21T00:00:00Z", "to": "2026-11-21T02:00:00Z", "granularity_seconds": 0}]},
     "ack": "write", "export": "fuse",
-    "policy": "default", "manifests": None, "engine_pid": 1, "restarts": 0, "alarms": [], "rewind": None,
+    "policy": "default", "manifests": None, "encryption": None, "engine_pid": 1, "restarts": 0, "alarms": [], "rewind": None,
     "resync": None, "suspicious_since": None, "operation": None, "views": ["v-1"], "volumes": VOLUMES,
 }
 BROKEN = dict(SHOP, name="bank", state="suspended", message="journal full", alarms=["journal full"], views=[])

@@ -17,9 +17,9 @@ import fake_api
 
 TIDEMARK = os.environ.get("TIDEMARK", "tidemark")
 MAN = os.environ.get("TIDEMARK_MAN")
-COMMANDS = ["up", "apply", "policy", "delete", "detach", "status", "points", "tag", "open", "views", "close", "diff", "rewind", "undo",
+COMMANDS = ["up", "apply", "policy", "key", "delete", "detach", "status", "points", "tag", "open", "views", "close", "diff", "rewind", "undo",
             "verify", "upgrade-engine", "version", "completion", "help"]
-READING = ["status", "points", "views", "diff", "verify", "upgrade-engine", "version", "tag", "open", "rewind", "undo"]
+READING = ["status", "key", "points", "views", "diff", "verify", "upgrade-engine", "version", "tag", "open", "rewind", "undo"]
 try:
     import yaml
 except ImportError:
@@ -125,7 +125,7 @@ class Help(unittest.TestCase):
                     continue
                 with self.subTest(line=line):
                     result = run(*words, "--socket", "/nonexistent/s")
-                    expected = {"version": (0, 5), "policy": (1,)}.get(command, (5,))  # 1: there is no such file
+                    expected = {"version": (0, 5), "policy": (1,), "key": (1, 5)}.get(command, (5,))  # 1: there is no such file
                     self.assertIn(result.returncode, expected, result.stderr)
 
 

@@ -4,6 +4,7 @@
  * an error; journal_verify reports what it covers. In the tail that was not sealed, damage (a later frame says that it was
  * durable) is told apart from a torn end. */
 #include "check.h"
+#include "check_key.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -16,6 +17,7 @@
 #include "journal/frame.h"
 #include "journal/journal.h"
 #include "journal/pin.h"
+#include "journal/sealed_segment.h"
 #include "journal/verify.h"
 #include "view/image.h"
 #include "volume/group.h"
@@ -62,7 +64,7 @@ static struct error err;
 
 static struct journal_options options(void)
 {
-    return (struct journal_options){.directory = x.directory, .segment_blocks = 160, .segment_records = 24, .fanout = 2,
+    return (struct journal_options){.directory = x.directory, .key_file = check_key_file(), .segment_blocks = 160, .segment_records = 24, .fanout = 2,
                                     .ring_path = x.ring, .owner = "test_damage", .log = &x.log};
 }
 
@@ -420,6 +422,30 @@ static void try_range(const struct file *f, size_t from, size_t to, size_t step,
 
 /* ---- sealed ---- */
 
+/* A segment's frames as they were before they were encrypted, at the same places; free it. */
+static char *open_segment(const struct file *f)
+{
+    char path[192];
+    struct aead *key = NULL;
+    seal_tag digest;
+    char *plain = malloc(f->size);
+    memcpy(plain, f->data, f->size);
+    snprintf(path, sizeof path, "%s/%s", x.directory, f->name);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    check_ok(sealed_segment_open(path, fd, &key, &err));
+    close(fd);
+    for (uint32_t at = 1; key && at < f->size / JOURNAL_BLOCK_BYTES;) {
+        char *frame = plain + (size_t)at * JOURNAL_BLOCK_BYTES;
+        if (sealed_open_header(key, at, frame, digest) < 0)
+            break;
+        uint32_t blocks = le32_get(((struct frame_header *)frame)->blocks);
+        assert_int_equal(sealed_open_payload(key, at, frame, blocks, digest, NULL), 0);
+        at += blocks;
+    }
+    aead_free(key);
+    return plain;
+}
+
 /* Every byte of one frame's header and of one record of each kind; samples of the other frames and of the payloads. */
 static void flip_segments(void)
 {
@@ -430,20 +456,22 @@ static void flip_segments(void)
         char name[JOURNAL_FILE_BYTES];
         const struct file *f = find_file(journal_segment_file(m.segments[i].number, name));
         assert_non_null(f);
-        try_range(f, 0, sizeof(struct segment_header), i ? 9 : 1, true);
+        try_range(f, 0, sizeof(struct segment_header) + SEAL_SALT_BYTES, i ? 9 : 1, true);
+        char *plain = open_segment(f);
         for (size_t at = JOURNAL_BLOCK_BYTES, n = 0; at < (size_t)m.segments[i].used_blocks * JOURNAL_BLOCK_BYTES; n++) {
-            const struct frame_header *h = (const struct frame_header *)(f->data + at);
+            const struct frame_header *h = (const struct frame_header *)(plain + at);
             bool first = i == 0 && n == 0;
             try_range(f, at, at + sizeof *h, first ? 1 : 40, true);
             for (uint32_t k = 0; k < le16_get(h->record_count); k++) {
                 const struct frame_record *r = &frame_records(h)[k];
-                size_t place = (size_t)((const char *)r - f->data);
+                size_t place = (size_t)((const char *)r - plain);
                 try_range(f, place, place + sizeof *r, seen[r->op & 15]++ ? 48 : 1, true);
             }
             try_range(f, at + sizeof *h + le16_get(h->record_count) * sizeof(struct frame_record), at + JOURNAL_BLOCK_BYTES, 3000, true);
             try_range(f, at + JOURNAL_BLOCK_BYTES, at + (size_t)le32_get(h->blocks) * JOURNAL_BLOCK_BYTES, 6000, true);
             at += (size_t)le32_get(h->blocks) * JOURNAL_BLOCK_BYTES;
         }
+        free(plain);
     }
     manifest_release(&m);
     static const enum journal_op all[] = {OP_WRITE, OP_ZERO, OP_DISCARD, OP_RESYNC_BEGIN, OP_RESYNC, OP_RESYNC_END,
@@ -455,13 +483,20 @@ static void flip_segments(void)
 
 static void flip_files(void)
 {
-    unsigned images = 0, rescues = 0, runs = 0, rewinds = 0, pins = 0, objects = 0;
+    unsigned images = 0, rescues = 0, runs = 0, rewinds = 0, pins = 0, objects = 0, keys = 0;
     for (size_t i = 0; i < x.file_count; i++) {
         const struct file *f = &x.files[i];
         const char *suffix = strrchr(f->name, '.');
         if (strcmp(f->name, "manifest") == 0) {
             try_range(f, 0, sizeof(struct manifest_header), 1, true);
             try_range(f, sizeof(struct manifest_header), f->size, 3, true);
+        } else if (strncmp(f->name, "key", 3) == 0) {
+            keys++;
+            try_range(f, 0, f->size, 1, true);
+        } else if (suffix && strcmp(suffix, ".tag") == 0) {
+            for (size_t at = 0; at < f->size; at++)
+                if (f->data[at]) /* of a block that is there */
+                    try_range(f, at, at + 1, 3, true);
         } else if (strncmp(f->name, "pins/", 5) == 0 && !suffix) {
             pins++;
             try_range(f, 0, 64, i % 4 ? 16 : 1, true);
@@ -495,6 +530,7 @@ static void flip_files(void)
         }
     }
     assert_true(images > 0 && rescues > 0 && runs > 0 && rewinds > 0 && pins > 0 && objects > 1);
+    assert_int_equal(keys, check_key_file() ? 2 : 0);
 }
 
 /* Opened by the engine: refused with a message, or what it then says of each point is right or an error. */
@@ -685,12 +721,14 @@ static void test_tail(void **state)
     check_ok(manifest_load(x.directory, &m, &err));
     const struct file *f = find_file(journal_segment_file(m.next_segment, name));
     assert_non_null(f);
-    for (size_t at = JOURNAL_BLOCK_BYTES; at < f->size && frame_is_intact(f->data + at, &m.journal_id, m.epoch);) {
-        const struct frame_header *h = (const struct frame_header *)(f->data + at);
+    char *plain = open_segment(f);
+    for (size_t at = JOURNAL_BLOCK_BYTES; at < f->size && frame_is_intact(plain + at, &m.journal_id, m.epoch);) {
+        const struct frame_header *h = (const struct frame_header *)(plain + at);
         frames[count++] = (struct frame_place){at, le64_get(h->first_lsn), le64_get(h->durable_lsn), le16_get(h->record_count),
                                                le32_get(h->blocks)};
         at += (size_t)le32_get(h->blocks) * JOURNAL_BLOCK_BYTES;
     }
+    free(plain);
     assert_true(count >= 7);
     manifest_release(&m);
     uint64_t all = frames[count - 1].first + frames[count - 1].count - 1;
@@ -948,7 +986,7 @@ static void test_pending(void **state)
     snprintf(path, sizeof path, "%s/rewind.pending", x.directory);
     file.words[0] = le64_of(0x55);
     file.header.crc = le32_of(crc32c(0, &file, sizeof file));
-    check_ok(io_replace_file(path, &file, sizeof file, 0600, &err));
+    check_ok(sealed_replace_file(path, &file, sizeof file, 0600, &err));
     assert_false(verify_finds());
     collect("");
     const struct file *f = find_file("rewind.pending");

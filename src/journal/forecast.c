@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "journal/forecast.h"
+
+#include "journal/thin.h"
+
+static uint64_t bytes_of(const struct segment_info *s)
+{
+    return (uint64_t)s->used_blocks * JOURNAL_BLOCK_BYTES + s->index_kib * 1024ull;
+}
+
+static uint64_t span_points(const struct segment_info *s, uint32_t keep_s)
+{
+    uint64_t span = s->last_realtime_ns > s->first_realtime_ns ? s->last_realtime_ns - s->first_realtime_ns : 0;
+    return span / (keep_s * NS_PER_SECOND) + 1;
+}
+
+/* At most: parts of a request are no points, and tags stay. */
+static uint64_t points_of(const struct segment_info *s, uint32_t keep_s)
+{
+    uint64_t all = s->records, kept = keep_s ? span_points(s, keep_s) : all;
+    return kept < all ? kept : all;
+}
+
+/* How many of the oldest segments would go; the last one stays. */
+static size_t count_dropped(const struct manifest *m, const struct forecast_limits *limits, uint64_t now_ns)
+{
+    uint64_t total = 0, oldest_ns = limits->history_ns && now_ns > limits->history_ns ? now_ns - limits->history_ns : 0;
+    size_t dropped = 0;
+    for (size_t i = 0; i < m->segment_count; i++)
+        total += bytes_of(&m->segments[i]);
+    while (dropped + 1 < m->segment_count) {
+        const struct segment_info *s = &m->segments[dropped];
+        bool old = s->last_realtime_ns < oldest_ns, over = limits->quota_bytes && total > limits->quota_bytes;
+        if (!old && !over)
+            break;
+        total -= bytes_of(s);
+        dropped++;
+    }
+    return dropped;
+}
+
+static void add_thinned(struct forecast *f, const struct segment_info *s, uint32_t keep_s)
+{
+    struct forecast_step *step = NULL;
+    for (size_t i = 0; i < f->step_count; i++)
+        if (f->steps[i].keep_s == keep_s)
+            step = &f->steps[i];
+    if (!step) {
+        step = &f->steps[f->step_count++];
+        *step = (struct forecast_step){.keep_s = keep_s, .from_ns = s->first_realtime_ns};
+    }
+    step->to_ns = s->last_realtime_ns;
+    step->points += points_of(s, s->keep_s);
+    step->points_after += points_of(s, keep_s);
+    step->bytes += bytes_of(s);
+}
+
+void forecast_make(const struct manifest *m, const struct forecast_limits *limits, uint64_t now_ns, struct forecast *ret)
+{
+    size_t dropped = count_dropped(m, limits, now_ns);
+    *ret = (struct forecast){.oldest_ns = m->base_realtime_ns, .oldest = m->base, .oldest_after_ns = m->base_realtime_ns, .oldest_after = m->base};
+    for (size_t i = 0; i < m->segment_count; i++) {
+        const struct segment_info *s = &m->segments[i];
+        if (i < dropped) {
+            ret->oldest_after_ns = s->last_realtime_ns;
+            ret->oldest_after = s->last;
+            ret->dropped_bytes += bytes_of(s);
+            ret->dropped_points += points_of(s, s->keep_s);
+            continue;
+        }
+        uint32_t wanted = thin_wanted(limits->thinning, limits->thinning_count, now_ns, s->last_realtime_ns);
+        if (wanted > s->keep_s)
+            add_thinned(ret, s, wanted);
+    }
+}
