@@ -583,6 +583,7 @@ static void grow(struct history *h)
     h->lose_manifest = false;
     open_all(h);
     check_live(h);
+    group_settle(h->group); /* the sealer may have failed to save it as well: then the volumes are compared */
 }
 
 static void grow_closed(struct history *h)
