@@ -10,9 +10,10 @@
 
 struct kube_exec {
     const char *namespace, *pod;
-    const char *container; /* NULL: the only one, or the pod's default */
+    const char *container;   /* NULL: the only one, or the pod's default */
     const char *const *argv; /* ends with NULL */
-    const void *input;       /* standard input, then its end; NULL: none. With v4 the command does not see the end. */
+    const void
+        *input; /* standard input, then its end; NULL: none. With v4 the command does not see the end. */
     size_t input_bytes;
     unsigned timeout_ms; /* 0: KUBE_TIMEOUT_MS. The command goes on in the container when it is over. */
     const struct kube_user *as;
@@ -21,9 +22,11 @@ struct kube_exec {
     void *context;
 };
 /* *ret_status: the command's exit status. An error when it could not be run; -ETIMEDOUT. */
-int kube_exec(struct kube_client *client, const struct kube_exec *exec, int *ret_status, struct error *err) MUST_CHECK;
-/* The same with the first KUBE_EXEC_COLLECT_BYTES of both streams as text (`exec.output` is ignored). Free *ret_output. */
-int kube_exec_collect(struct kube_client *client, const struct kube_exec *exec, int *ret_status, char **ret_output,
-                      struct error *err) MUST_CHECK;
+int kube_exec(struct kube_client *client, const struct kube_exec *exec, int *ret_status,
+              struct error *err) MUST_CHECK;
+/* The same with the first KUBE_EXEC_COLLECT_BYTES of both streams as text (`exec.output` is ignored). Free
+ * *ret_output. */
+int kube_exec_collect(struct kube_client *client, const struct kube_exec *exec, int *ret_status,
+                      char **ret_output, struct error *err) MUST_CHECK;
 
 #endif

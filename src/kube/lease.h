@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Leader election by a Lease of coordination.k8s.io, with the rules of client-go: who holds it renews; the others take it once
- * they have seen no renewal for its duration by their own clock, so that clocks need not agree.
+/* Leader election by a Lease of coordination.k8s.io, with the rules of client-go: who holds it renews; the
+ * others take it once they have seen no renewal for its duration by their own clock, so that clocks need not
+ * agree.
  *
- * Invariant: L1 a holder that could not renew for `renew_deadline_ms` (< the duration) no longer counts itself as holder
- * before anybody else can take it.
- * Threads: one thread a lease, which makes the callbacks; kube_lease_held from any. */
+ * Invariant: L1 a holder that could not renew for `renew_deadline_ms` (< the duration) no longer counts
+ * itself as holder before anybody else can take it. Threads: one thread a lease, which makes the callbacks;
+ * kube_lease_held from any. */
 #ifndef TIDEMARK_KUBE_LEASE_H
 #define TIDEMARK_KUBE_LEASE_H
 
@@ -24,8 +25,8 @@ struct kube_lease_options {
     const struct log *log;
 };
 /* Begins to try for it. Copies the options. */
-int kube_lease_start(struct kube_client *client, const struct kube_lease_options *options, struct kube_lease **ret,
-                     struct error *err) MUST_CHECK;
+int kube_lease_start(struct kube_client *client, const struct kube_lease_options *options,
+                     struct kube_lease **ret, struct error *err) MUST_CHECK;
 /* Gives it back (the next one need not wait) when it is held; `lost` is not called. NULL allowed. */
 void kube_lease_stop(struct kube_lease *lease);
 bool kube_lease_held(struct kube_lease *lease);
