@@ -171,7 +171,7 @@ static int take_chunk(struct kube_informer *i, struct error *err)
     free(take_ptr(i->next_chunk));
     if (next)
         return (i->next_chunk = strdup(next)) ? 0 : error_errno(err, -ENOMEM, "list of %s", i->path);
-    informer_sweep(i);
+    informer_sweep(i, version);
     i->must_list = false;
     return informer_set_version(i, version, err);
 }

@@ -34,10 +34,11 @@ struct kube_informer_ops {
     /* Cuts `object` down to what counts, in place. false: it does not count; it is then as if it were not
      * there. NULL: all but metadata.managedFields counts. */
     bool (*reduce)(void *context, const struct kube_resource *resource, json_t *object);
-    /* `object` is what reduce left (borrowed). When deleted: its last form, or NULL where only its name is
-     * known (it was gone in a list, and texts are not kept). */
+    /* `object` is what reduce left (borrowed), `version` its resourceVersion (versions of a kind are numbers
+     * that grow). When deleted: its last form, or NULL where only its name is known (it was gone in a list,
+     * and texts are not kept). */
     void (*event)(void *context, const struct kube_resource *resource, enum kube_event event,
-                  const char *namespace, const char *name, json_t *object);
+                  const char *namespace, const char *name, uint64_t version, json_t *object);
     /* The cache is what the server has. `count` objects. May be NULL. */
     void (*synced)(void *context, const struct kube_resource *resource, size_t count);
     /* Changes between the last event and now may have passed unseen; a list follows. May be NULL. */

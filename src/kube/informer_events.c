@@ -17,12 +17,18 @@ static int make_key(const json_t *object, char key[KEY_BYTES], struct error *err
     return 0;
 }
 
-static void tell(struct kube_informer *i, enum kube_event event, const char *key, json_t *object)
+static uint64_t version_of(const char *text)
+{
+    return text ? strtoull(text, NULL, 10) : 0;
+}
+
+static void tell(struct kube_informer *i, enum kube_event event, const char *key, uint64_t version,
+                 json_t *object)
 {
     char namespace[KEY_BYTES];
     const char *slash = strchr(key, '/');
     snprintf(namespace, sizeof namespace, "%.*s", (int)(slash - key), key);
-    i->options.ops.event(i->options.ops.context, &i->resource, event, namespace, slash + 1, object);
+    i->options.ops.event(i->options.ops.context, &i->resource, event, namespace, slash + 1, version, object);
 }
 
 static bool reduce(struct kube_informer *i, json_t *object)
@@ -35,6 +41,7 @@ int informer_object(struct kube_informer *i, json_t *object, struct error *err)
 {
     char key[KEY_BYTES];
     enum cache_change change;
+    uint64_t version = version_of(kube_object_version(object));
     int r = make_key(object, key, err);
     if (r < 0)
         return r;
@@ -42,17 +49,17 @@ int informer_object(struct kube_informer *i, json_t *object, struct error *err)
         pthread_mutex_lock(&i->set->mutex);
         bool known = cache_find(&i->cache, key) != NULL;
         pthread_mutex_unlock(&i->set->mutex);
-        return known ? informer_deleted(i, object, err) : 0;
+        return known ? informer_deleted(i, object, version, err) : 0;
     }
     pthread_mutex_lock(&i->set->mutex);
     r = cache_put(&i->cache, key, object, &change, err);
     pthread_mutex_unlock(&i->set->mutex);
     if (r == 0 && change != CACHE_SAME) /* I2 */
-        tell(i, change == CACHE_ADDED ? KUBE_ADDED : KUBE_CHANGED, key, object);
+        tell(i, change == CACHE_ADDED ? KUBE_ADDED : KUBE_CHANGED, key, version, object);
     return r;
 }
 
-static void drop(struct kube_informer *i, struct cache_entry *entry, json_t *object)
+static void drop(struct kube_informer *i, struct cache_entry *entry, uint64_t version, json_t *object)
 {
     _cleanup_json_ json_t *kept = NULL;
     char key[KEY_BYTES];
@@ -62,10 +69,10 @@ static void drop(struct kube_informer *i, struct cache_entry *entry, json_t *obj
     pthread_mutex_lock(&i->set->mutex);
     cache_remove(&i->cache, entry);
     pthread_mutex_unlock(&i->set->mutex);
-    tell(i, KUBE_DELETED, key, kept ? kept : object);
+    tell(i, KUBE_DELETED, key, version, kept ? kept : object);
 }
 
-int informer_deleted(struct kube_informer *i, json_t *object, struct error *err)
+int informer_deleted(struct kube_informer *i, json_t *object, uint64_t version, struct error *err)
 {
     char key[KEY_BYTES];
     int r = make_key(object, key, err);
@@ -73,16 +80,16 @@ int informer_deleted(struct kube_informer *i, json_t *object, struct error *err)
         return r;
     struct cache_entry *entry = cache_find(&i->cache, key); /* only this thread changes it */
     if (entry)
-        drop(i, entry, object);
+        drop(i, entry, version, object);
     return 0;
 }
 
-void informer_sweep(struct kube_informer *i)
+void informer_sweep(struct kube_informer *i, const char *version)
 {
     for (struct cache_entry *e = i->cache.entries, *next; e; e = next) {
         next = e->next;
         if (e->generation != i->cache.generation)
-            drop(i, e, NULL);
+            drop(i, e, version_of(version), NULL);
     }
 }
 
@@ -125,7 +132,7 @@ int informer_line(void *context, const char *text, size_t length_bytes)
     else if (strcmp(type, "DELETED") == 0) {
         bool counts = reduce(i, object);
         (void)counts; /* what is in the cache goes, whatever is said of its last form */
-        r = informer_deleted(i, object, &i->trouble);
+        r = informer_deleted(i, object, version_of(kept), &i->trouble);
     }
     i->failures = 0;
     /* Only after the event was passed on: what a watch goes on from has been seen. */

@@ -57,9 +57,9 @@ struct kube_informers {
 
 /* ---- informer_events.c: objects into the cache and to the callbacks ---- */
 int informer_object(struct kube_informer *i, json_t *object, struct error *err) MUST_CHECK;
-int informer_deleted(struct kube_informer *i, json_t *object, struct error *err) MUST_CHECK;
-/* After a list: what it had not is gone. */
-void informer_sweep(struct kube_informer *i);
+int informer_deleted(struct kube_informer *i, json_t *object, uint64_t version, struct error *err) MUST_CHECK;
+/* After a list (of this version): what it had not is gone. */
+void informer_sweep(struct kube_informer *i, const char *version);
 /* One line of a watch. */
 int informer_line(void *context, const char *text, size_t length_bytes);
 int informer_set_version(struct kube_informer *i, const char *version, struct error *err) MUST_CHECK;
