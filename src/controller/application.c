@@ -15,6 +15,7 @@ struct application {
     const char *namespace, *name, *group;
     json_t *conditions, *volumes, *findings;
     size_t captured, pods, objects;
+    bool paused;
 };
 
 static const json_t *old_condition(const struct application *a, const char *type)
@@ -174,7 +175,9 @@ static void judge_ready(struct application *a, const struct error *capture_error
         json_object_get(json_object_get(json_object_get(a->papp, "spec"), "policyRef"), "name"));
     policy = policy ? policy : "default";
     _cleanup_json_ json_t *found = kube_informer_get(a->c->policies, NULL, policy);
-    if (capture_error->code)
+    if (a->paused)
+        set_condition(a, "ObjectsCaptured", false, "Paused", "spec.paused is true: changes of its objects are not journaled");
+    else if (capture_error->code)
         set_condition(a, "ObjectsCaptured", false, "JournalFailed", "its objects cannot be journaled: %s",
                       capture_error->message);
     else
@@ -210,7 +213,10 @@ int application_reconcile(struct controller *c, const char *namespace, const cha
                             .conditions = conditions};
     if (!conditions)
         return error_errno(err, -ENOMEM, "%s/%s", namespace, name);
-    r = capture_add(c->capture, namespace, name, a.group, &capture_error);
+    a.paused = json_is_true(json_object_get(json_object_get(papp, "spec"), "paused"));
+    if (a.paused)
+        capture_remove(c->capture, namespace, name);
+    r = a.paused ? 0 : capture_add(c->capture, namespace, name, a.group, &capture_error);
     if (r == 0)
         r = find_outside(&a, &capture_error);
     findings = a.findings;

@@ -79,7 +79,7 @@ static bool look_at_pod(void *context, json_t *pod)
             json_object_set_new(l->mounted, claim, json_true());
             mounts = true;
         } else if (path) {
-            snprintf(name, sizeof name, "hostPath:%s", path);
+            snprintf(name, sizeof name, "hostPath:%.240s", path);
             if (!json_object_get(l->mounted, name))
                 add(l, name, NULL, false, "HostPath",
                     "the pod %s uses the directory %s of its node, which nothing protects: use a claim of a "
