@@ -243,6 +243,11 @@ class Capture(ControllerTest):
         ns = make_namespace("sealed", **{"tidemark.io/policy": "gold"})
         controller = self.start()
         self.captured(ns)
+        # Not even where somebody asks for it.
+        system = "tidemark-system"
+        SERVER.apply({"apiVersion": "tidemark.io/v1alpha1", "kind": "ProtectedApplication", "metadata": {"name": system, "namespace": system},
+                      "spec": {"policyRef": {"name": "gold"}}})
+        self.captured(system)
         text = "correct-horse-battery-staple"
         SERVER.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "namespace": ns},
                                                              "stringData": {"password": text}}))
@@ -254,7 +259,8 @@ class Capture(ControllerTest):
         for needle in (text, base64.b64encode(text.encode()).decode()):
             found = subprocess.run(["grep", "-rlaF", needle, self.state], stdout=subprocess.PIPE, text=True).stdout
             self.assertEqual(found, "")
-        self.assertFalse([n for n in read(self.state, ns) if "tidemark-object-key" in n])
+        self.assertFalse([n for n in read(self.state, system) if "tidemark-object-key" in n])
+        SERVER.kubectl("-n", system, "delete", "papp", system)
 
     def test_a_kind_that_is_defined_later_is_captured_and_noise_is_not(self):
         ns = make_namespace("later", **{"tidemark.io/policy": "gold"})
