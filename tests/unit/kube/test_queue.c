@@ -27,6 +27,7 @@ static void test_a_key_is_there_once_and_again_when_added_while_worked_on(void *
     assert_true(kube_queue_get(q, key));
     assert_string_equal(key, "a");
     check_ok(kube_queue_add(q, "a", 0, &err)); /* Q1 */
+    fake_now += NS_PER_MS;                     /* a is due before b */
     check_ok(kube_queue_add(q, "b", 0, &err));
     assert_true(kube_queue_get(q, key));
     assert_string_equal(key, "b"); /* Q2: a is being worked on */
