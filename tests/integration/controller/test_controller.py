@@ -42,6 +42,7 @@ def claim(name, namespace, storage_class=None, **metadata):
 class Controller:
     def __init__(self, state, identity="one"):
         self.state = state
+        self.rings = set()
         self.log = open(f"{state}/{identity}.log", "a")
         self.child = subprocess.Popen([PROBE, "run", state, identity], stderr=self.log, env={**os.environ, "KUBECONFIG": SERVER.kubeconfig})
 
@@ -54,6 +55,9 @@ class Controller:
             return int(next(line.split()[1] for line in f if line.startswith(field)))
 
     def kill(self):
+        # A journal that is killed leaves its ring in memory for the next one that opens it; the last one's is removed by the test.
+        with open(f"/proc/{self.child.pid}/maps") as f:
+            self.rings |= {line.split()[-1] for line in f if line.rstrip().endswith(".ring")}
         self.child.kill()
         self.child.wait()
         self.log.close()
@@ -119,6 +123,9 @@ class ControllerTest(unittest.TestCase):
         for c in self.controllers:
             if c.child.poll() is None:
                 c.kill()
+            for ring in c.rings:
+                if os.path.exists(ring):
+                    os.unlink(ring)
         shutil.rmtree(self.state)
 
     def captured(self, namespace, name=None):
