@@ -113,6 +113,21 @@ int restore_prepare(const json_t *normalized, enum restore_mode mode, bool exist
     return 0;
 }
 
+void restore_adopt_binding(json_t *wanted, const json_t *live)
+{
+    static const char *const fields[] = {"volumeName", "dataSource", "dataSourceRef", "selector"};
+    json_t *spec = json_object_get(wanted, "spec"), *there = json_object_get(live, "spec");
+    if (strcmp(objects_text(wanted, "kind"), "PersistentVolumeClaim") != 0 || strcmp(objects_text(wanted, "apiVersion"), "v1") != 0)
+        return;
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+        json_t *value = json_object_get(there, fields[i]);
+        if (value)
+            json_object_set(spec, fields[i], value);
+        else
+            json_object_del(spec, fields[i]);
+    }
+}
+
 bool restore_drop_allocated(json_t *object)
 {
     json_t *spec = json_object_get(object, "spec"), *port;

@@ -34,6 +34,9 @@ const char *verdict_name(enum verdict verdict);
 int restore_prepare(const json_t *normalized, enum restore_mode mode, bool exists, json_t **ret, char reason[RESTORE_REASON_BYTES],
                     struct error *err) MUST_CHECK;
 
+/* A claim that is there stays bound to what it is bound to: its volume may have been exchanged (adopted, released) since the point. */
+void restore_adopt_binding(json_t *wanted, const json_t *live);
+
 /* `live` (as the API server has it) changed to what `wanted` (normalized, prepared) says: fields that normalizing leaves out stay as
  * they are. The resourceVersion stays, so that a change in between is a conflict. */
 int restore_merge(const json_t *live, const json_t *wanted, json_t **ret, struct error *err) MUST_CHECK;
