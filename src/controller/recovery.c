@@ -100,7 +100,7 @@ static int stop_pods(struct recovery_run *run, struct error *err)
     _cleanup_json_ json_t *all = json_array();
     size_t i, k;
     json_t *object, *volume;
-    int r = has_data(run) ? run->c->cluster->list(run->c->cluster_context, run->target_namespace, NULL, all, err) : 0;
+    int r = has_data(run) ? run->c->cluster->list(run->c->cluster_context, run->target_namespace, all, err) : 0;
     json_array_foreach(all, i, object)
     {
         struct object_id id;
@@ -366,7 +366,7 @@ static int drive(struct recovery_run *run, struct error *err)
     return r == 0 ? go(run, STEP_CLOSE_GATE, 0, err) : r > 0 ? 0 : r;
 }
 
-int recovery_run(const struct recovery_context *context, const char *namespace, const char *name, struct error *err)
+int recovery_advance(const struct recovery_context *context, const char *namespace, const char *name, struct error *err)
 {
     struct recovery_run run = {.c = context, .clock = context->clock ? context->clock : clock_system(), .namespace = namespace, .name = name};
     int r = open_run(&run, err);

@@ -20,7 +20,7 @@
  *   R5 a gate that was closed is opened again whatever happens: when a step fails, when it is cancelled.
  *   R6 claims, namespaces and definitions are never deleted, nor are cluster-scoped objects that are there changed.
  *
- * Threads: recovery_run is called by one thread a Recovery; cluster ops are called by up to RECOVERY_WORKERS at once. Everything blocks. */
+ * Threads: recovery_advance is called by one thread a Recovery; cluster ops are called by up to RECOVERY_WORKERS at once. Everything blocks. */
 #ifndef TIDEMARK_CONTROLLER_RECOVERY_H
 #define TIDEMARK_CONTROLLER_RECOVERY_H
 
@@ -49,8 +49,8 @@ struct recovery_cluster_ops {
     int (*replace)(void *context, const json_t *object, struct error *err); /* -EBUSY: it changed since it was read */
     /* propagation NULL: the kind's own. 0 also when it is not there any more; -EBUSY: another one has its name. */
     int (*remove)(void *context, const char *name, const char *uid, const char *propagation, struct error *err);
-    /* Adds all objects of the namespace to the array, noise and all; labels: a map that they must have, or NULL. */
-    int (*list)(void *context, const char *namespace, const json_t *labels, json_t *array, struct error *err);
+    /* Adds all objects of the namespace to the array, noise and all. */
+    int (*list)(void *context, const char *namespace, json_t *array, struct error *err);
     /* Whether the cluster knows the kind (asks again when it seems not to). */
     int (*knows)(void *context, const char *group, const char *version, const char *kind, bool *ret, struct error *err);
 };
@@ -69,11 +69,11 @@ struct recovery_point {
     uint64_t lsn, realtime_ns;
     char note[256];
 };
-/* The objects as of a point. `labels` gets the application's selector (NULL: all of its namespace); the caller releases both. */
+/* The objects as of a point; and which of those that are there now (raw, in an array) belong to the application: others are taken out. */
 struct recovery_source_ops {
     int (*objects)(void *context, const char *namespace, const char *application, const char *point, json_t **ret_set,
                    struct recovery_point *ret_point, struct error *err);
-    int (*selector)(void *context, const char *namespace, const char *application, json_t **ret_labels, struct error *err);
+    int (*select)(void *context, const char *namespace, const char *application, json_t *objects, struct error *err);
 };
 
 /* The application's streams on their nodes. NULL: there are none. Each may be asked again after a kill. */
@@ -103,7 +103,7 @@ struct recovery_context {
 
 /* Carries the Recovery as far as it goes. 0: it has ended (its phase says how); -EAGAIN: call again later (status says what it waits for);
  * other codes: the API server cannot be reached, or somebody else carries it on (-ESTALE): call again later. */
-int recovery_run(const struct recovery_context *context, const char *namespace, const char *name, struct error *err) MUST_CHECK;
+int recovery_advance(const struct recovery_context *context, const char *namespace, const char *name, struct error *err) MUST_CHECK;
 /* Whether the phase is one that does not change any more. */
 bool recovery_has_ended(const json_t *recovery);
 

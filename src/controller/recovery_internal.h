@@ -83,8 +83,6 @@ int recovery_add_entry(struct recovery_run *run, enum recovery_action action, in
                        struct error *err);
 void recovery_free_entries(struct recovery_run *run);
 const char *recovery_action_name(enum recovery_action action);
-/* The objects of the plan's target as they are now: {journal name: raw object}. */
-int recovery_list_live(struct recovery_run *run, const char *namespace, const json_t *labels, json_t **ret_raw, struct error *err);
 
 /* ---- recovery_apply.c ---- */
 /* Does what the entries of the wave say, and gives each its verdict. Errors that concern one object are verdicts. */

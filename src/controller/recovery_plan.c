@@ -295,12 +295,11 @@ int recovery_check_target(struct recovery_run *run, const char **ret_reason, str
 
 /* ---- what differs ---- */
 
-int recovery_list_live(struct recovery_run *run, const char *namespace, const json_t *labels, json_t **ret_raw, struct error *err)
+/* {journal name: raw object} of what is worth keeping. */
+static json_t *by_name(const json_t *array)
 {
-    _cleanup_json_ json_t *array = json_array(), *raw = json_object();
+    json_t *raw = json_object(), *object;
     size_t i;
-    json_t *object;
-    int r = run->c->cluster->list(run->c->cluster_context, namespace, labels, array, err);
     json_array_foreach(array, i, object)
     {
         struct object_id id;
@@ -309,9 +308,7 @@ int recovery_list_live(struct recovery_run *run, const char *namespace, const js
         if (object_identify(object, &id, &unused) == 0 && !object_noise(object) && object_journal_name(&id, name, &unused) == 0)
             json_object_set(raw, name, object);
     }
-    if (r == 0)
-        *ret_raw = take_ptr(raw);
-    return r;
+    return raw;
 }
 
 /* Raw object of the same kind and name, whatever version the list came in. */
@@ -413,22 +410,21 @@ static int note_plan(struct recovery_run *run, struct error *err)
 
 int recovery_make_plan(struct recovery_run *run, struct error *err)
 {
-    _cleanup_json_ json_t *raw = NULL, *index = NULL, *labels = NULL;
+    _cleanup_json_ json_t *array = json_array(), *raw = NULL, *own = NULL, *index = NULL;
     size_t i, k;
     json_t *wave, *name;
     recovery_free_entries(run);
-    /* Whatever the selector: an object of a wanted name may be there without the label. */
-    int r = recovery_list_live(run, run->target_namespace, NULL, &raw, err);
-    if (r == 0 && run->mode == RESTORE_REWIND)
-        r = run->c->source->selector(run->c->source_context, run->source_namespace, run->application, &labels, err);
+    /* Whatever belongs to the application: an object of a wanted name may be there without the mark. */
+    int r = run->c->cluster->list(run->c->cluster_context, run->target_namespace, array, err);
     if (r < 0)
         return r;
+    raw = by_name(array);
     index = references_index(raw);
     if (run->mode == RESTORE_REWIND) {
-        _cleanup_json_ json_t *selected = NULL;
-        r = labels ? recovery_list_live(run, run->target_namespace, labels, &selected, err) : 0;
+        r = run->c->source->select(run->c->source_context, run->source_namespace, run->application, array, err);
+        own = by_name(array);
         if (r == 0)
-            r = plan_deletions(run, labels ? selected : raw, err);
+            r = plan_deletions(run, own, err);
     }
     json_array_foreach(json_object_get(run->order, "waves"), i, wave)
     {

@@ -36,8 +36,8 @@ void sealing_release(struct sealing *s)
 }
 
 /* `data` is changed in place; `tag` is made or checked. */
-static int crypt_text(const struct sealing *s, bool seal, const char *name, const uint8_t nonce[NONCE_BYTES], uint8_t *data,
-                      size_t length, uint8_t tag[TAG_BYTES])
+static int crypt_text(const struct sealing *s, bool seal, const char *name, const uint8_t nonce[NONCE_BYTES],
+                      uint8_t *data, size_t length, uint8_t tag[TAG_BYTES])
 {
     EVP_CIPHER_CTX *c __attribute__((cleanup(cleanup_cipher))) = EVP_CIPHER_CTX_new();
     int n;
@@ -77,7 +77,8 @@ static int decode(const char *text, uint8_t **ret, size_t *ret_length, struct er
     return 0;
 }
 
-int sealing_seal(const struct sealing *s, const char *journal_name, const json_t *object, json_t **ret, struct error *err)
+int sealing_seal(const struct sealing *s, const char *journal_name, const json_t *object, json_t **ret,
+                 struct error *err)
 {
     _cleanup_free_ char *plain = json_dumps(object, JSON_COMPACT | JSON_SORT_KEYS);
     uint8_t nonce[NONCE_BYTES];
@@ -92,21 +93,25 @@ int sealing_seal(const struct sealing *s, const char *journal_name, const json_t
     int r = crypt_text(s, true, journal_name, nonce, sealed, length, sealed + length);
     if (r < 0)
         return error_errno(err, r, "sealing %s", journal_name);
-    _cleanup_free_ char *nonce_text = encode(nonce, sizeof nonce), *data_text = encode(sealed, length + TAG_BYTES);
+    _cleanup_free_ char *nonce_text = encode(nonce, sizeof nonce),
+                        *data_text = encode(sealed, length + TAG_BYTES);
     json_t *metadata = json_object_get(object, "metadata");
-    json_t *stored = !nonce_text || !data_text
-                         ? NULL
-                         : json_pack("{s:O?, s:O?, s:{s:O?, s:O?}, s:{s:i, s:s, s:s, s:s}}", "apiVersion",
-                                     json_object_get(object, "apiVersion"), "kind", json_object_get(object, "kind"), "metadata", "name",
-                                     json_object_get(metadata, "name"), "namespace", json_object_get(metadata, "namespace"), "sealed",
-                                     "version", VERSION, "key", s->id, "nonce", nonce_text, "data", data_text);
+    json_t *stored =
+        !nonce_text || !data_text
+            ? NULL
+            : json_pack("{s:O?, s:O?, s:{s:O?, s:O?}, s:{s:i, s:s, s:s, s:s}}", "apiVersion",
+                        json_object_get(object, "apiVersion"), "kind", json_object_get(object, "kind"),
+                        "metadata", "name", json_object_get(metadata, "name"), "namespace",
+                        json_object_get(metadata, "namespace"), "sealed", "version", VERSION, "key", s->id,
+                        "nonce", nonce_text, "data", data_text);
     if (!stored)
         return error_errno(err, -ENOMEM, "sealing %s", journal_name);
     *ret = stored;
     return 0;
 }
 
-int sealing_open(const struct sealing *s, const char *journal_name, const json_t *stored, json_t **ret, struct error *err)
+int sealing_open(const struct sealing *s, const char *journal_name, const json_t *stored, json_t **ret,
+                 struct error *err)
 {
     const json_t *box = json_object_get(stored, "sealed");
     const char *key, *nonce_text, *data_text;
@@ -118,15 +123,20 @@ int sealing_open(const struct sealing *s, const char *journal_name, const json_t
         *ret = json_deep_copy(stored);
         return *ret ? 0 : error_errno(err, -ENOMEM, "%s", journal_name);
     }
-    if ((r = json_get_u64(box, "version", &version, err)) < 0 || (r = json_get_string(box, "key", &key, err)) < 0 ||
-        (r = json_get_string(box, "nonce", &nonce_text, err)) < 0 || (r = json_get_string(box, "data", &data_text, err)) < 0)
+    if ((r = json_get_u64(box, "version", &version, err)) < 0 ||
+        (r = json_get_string(box, "key", &key, err)) < 0 ||
+        (r = json_get_string(box, "nonce", &nonce_text, err)) < 0 ||
+        (r = json_get_string(box, "data", &data_text, err)) < 0)
         return error_context(err, "sealed object %s", journal_name);
     if (version != VERSION)
         return error_set(err, -EOPNOTSUPP, "%s was sealed by a newer Tidemark", journal_name);
     if (strcmp(key, s->id) != 0)
-        return error_set(err, -EKEYREJECTED, "%s was sealed by the key %s, and the cluster has the key %s: restore the Secret that held it",
-                         journal_name, key, s->id);
-    if ((r = decode(nonce_text, &nonce, &nonce_length, err)) < 0 || (r = decode(data_text, &data, &length, err)) < 0)
+        return error_set(
+            err, -EKEYREJECTED,
+            "%s was sealed by the key %s, and the cluster has the key %s: restore the Secret that held it",
+            journal_name, key, s->id);
+    if ((r = decode(nonce_text, &nonce, &nonce_length, err)) < 0 ||
+        (r = decode(data_text, &data, &length, err)) < 0)
         return error_context(err, "%s", journal_name);
     if (nonce_length != NONCE_BYTES || length < TAG_BYTES)
         return error_set(err, -EBADMSG, "sealed object %s is too short", journal_name);

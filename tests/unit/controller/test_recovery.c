@@ -120,7 +120,7 @@ static int delete(void *context, const char *name, const char *uid, const char *
     ANSWER(0);
 }
 
-static int list(void *context, const char *namespace, const json_t *labels, json_t *array, struct error *err)
+static int list(void *context, const char *namespace, json_t *array, struct error *err)
 {
     struct cluster *c = context;
     CALL(c);
@@ -129,11 +129,8 @@ static int list(void *context, const char *namespace, const json_t *labels, json
     json_object_foreach(c->objects, name, object)
     {
         const json_t *metadata = json_object_get(object, "metadata");
-        const char *key;
-        json_t *value;
-        bool all = strcmp(json_string_value(json_object_get(metadata, "namespace")) ?: "", namespace) == 0;
-        json_object_foreach((json_t *)(uintptr_t)labels, key, value) all = all && json_equal(value, json_object_get(json_object_get(metadata, "labels"), key));
-        if (all)
+        const char *its = json_string_value(json_object_get(metadata, "namespace"));
+        if (its && strcmp(its, namespace) == 0)
             json_array_append_new(array, json_deep_copy(object));
     }
     ANSWER(0);
@@ -217,10 +214,15 @@ static int objects_of(void *context, const char *namespace, const char *applicat
     return 0;
 }
 
-static int selector(void *context, const char *namespace, const char *application, json_t **ret, struct error *err)
+/* What is named "others" is another application's. */
+static int select_own(void *context, const char *namespace, const char *application, json_t *objects, struct error *err)
 {
     (void)context, (void)namespace, (void)application, (void)err;
-    *ret = NULL;
+    for (size_t i = json_array_size(objects); i-- > 0;) {
+        const json_t *metadata = json_object_get(json_array_get(objects, i), "metadata");
+        if (strcmp(json_string_value(json_object_get(metadata, "name")), "others") == 0)
+            json_array_remove(objects, i);
+    }
     return 0;
 }
 
@@ -270,7 +272,7 @@ static void no_pause(void *context, unsigned ms)
 
 static const struct recovery_cluster_ops cluster_ops = {get, create, replace, delete, list, knows};
 static const struct recovery_store_ops store_ops = {read_recovery, write_status, write_plan, read_plan};
-static const struct recovery_source_ops source_ops = {objects_of, selector};
+static const struct recovery_source_ops source_ops = {objects_of, select_own};
 static const struct data_ops data_ops = {streams, plan_data, gate, rewind_data};
 
 static int run(struct cluster *c, bool data, struct error *err)
@@ -278,7 +280,7 @@ static int run(struct cluster *c, bool data, struct error *err)
     struct recovery_context context = {.cluster = &cluster_ops, .cluster_context = c, .store = &store_ops, .store_context = c,
                                        .source = &source_ops, .source_context = c, .data = data ? &data_ops : NULL, .data_context = c,
                                        .pause = no_pause, .pause_context = c};
-    return recovery_run(&context, "n", "r", err);
+    return recovery_advance(&context, "n", "r", err);
 }
 
 #define POINT                                                                                                                               \
@@ -294,6 +296,7 @@ static int run(struct cluster *c, bool data, struct error *err)
     "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: settings, namespace: n, labels: {later: x}}\ndata: {release: bad, more: x}\n---\n"   \
     "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: same, namespace: n}\ndata: {a: b}\n---\n"                                            \
     "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: later, namespace: n}\n---\n"                                                         \
+    "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: others, namespace: n}\n---\n"                                                        \
     "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: later, namespace: n}\n---\n"                                             \
     "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web, namespace: n}\nspec: {replicas: 0, selector: {matchLabels: {a: c}}, template: {spec: {containers: [{name: w, image: 'w:2'}]}}}\n---\n" \
     "apiVersion: v1\nkind: Pod\nmetadata: {name: db-0, namespace: n, ownerReferences: [{kind: StatefulSet, name: db, controller: true}]}\nspec: {volumes: [{persistentVolumeClaim: {claimName: data-db-0}}]}\n---\n" \
@@ -373,6 +376,7 @@ static void assert_rewound(const struct cluster *c)
         assert_string_equal(a, b);
     }
     assert_null(json_object_get(c->objects, "core/v1/ConfigMap/n/later"));
+    assert_non_null(json_object_get(c->objects, "core/v1/ConfigMap/n/others"));
     assert_non_null(json_object_get(c->objects, "core/v1/PersistentVolumeClaim/n/later")); /* R6 */
     const json_t *owner = json_array_get(
         json_object_get(json_object_get(json_object_get(c->objects, "core/v1/Secret/n/gone"), "metadata"), "ownerReferences"), 0);
