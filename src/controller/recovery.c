@@ -2,8 +2,18 @@
 /* States and steps of a recovery; the invariants R1..R6 stand in recovery.h. */
 #include "controller/recovery_internal.h"
 
-enum step { STEP_PLAN, STEP_CLOSE_GATE, STEP_STOP_PODS, STEP_REWIND_DATA, STEP_DELETE, STEP_APPLY, STEP_OPEN_GATE, STEPS };
-static const char *const step_names[STEPS] = {"Plan", "CloseGate", "StopPods", "RewindData", "Delete", "Apply", "OpenGate"};
+enum step {
+    STEP_PLAN,
+    STEP_CLOSE_GATE,
+    STEP_STOP_PODS,
+    STEP_REWIND_DATA,
+    STEP_DELETE,
+    STEP_APPLY,
+    STEP_OPEN_GATE,
+    STEPS
+};
+static const char *const step_names[STEPS] = {"Plan",   "CloseGate", "StopPods", "RewindData",
+                                              "Delete", "Apply",     "OpenGate"};
 
 bool recovery_has_ended(const json_t *recovery)
 {
@@ -19,13 +29,14 @@ bool recovery_has_ended(const json_t *recovery)
 /* An error of the way to the server rather than of what was asked: tried again later. */
 static bool passes(int code)
 {
-    return code == -ECONNREFUSED || code == -ECONNRESET || code == -EHOSTUNREACH || code == -ETIMEDOUT || code == -ECANCELED || code == -EAGAIN ||
-           code == -ENOMEM || code == -ESTALE || code == -EBUSY;
+    return code == -ECONNREFUSED || code == -ECONNRESET || code == -EHOSTUNREACH || code == -ETIMEDOUT ||
+           code == -ECANCELED || code == -EAGAIN || code == -ENOMEM || code == -ESTALE || code == -EBUSY;
 }
 
 static bool has_data(const struct recovery_run *run)
 {
-    return run->c->data && run->mode == RESTORE_REWIND && !json_is_true(json_object_get(run->spec, "objectsOnly"));
+    return run->c->data && run->mode == RESTORE_REWIND &&
+           !json_is_true(json_object_get(run->spec, "objectsOnly"));
 }
 
 /* ---- volumes ---- */
@@ -37,7 +48,9 @@ static int each_stream(struct recovery_run *run, stream_visit visit, struct erro
     _cleanup_json_ json_t *streams = NULL;
     size_t i;
     json_t *stream;
-    int r = has_data(run) ? run->c->data->streams(run->c->data_context, run->source_namespace, run->application, &streams, err) : 0;
+    int r = has_data(run) ? run->c->data->streams(run->c->data_context, run->source_namespace,
+                                                  run->application, &streams, err)
+                          : 0;
     json_array_foreach(streams, i, stream)
     {
         if (r == 0)
@@ -58,10 +71,12 @@ static const char *data_point(const struct recovery_run *run)
 
 static int plan_stream(struct recovery_run *run, const json_t *stream, struct error *err)
 {
-    json_t *plan = json_object_get(recovery_status(run), "plan"), *volumes = json_object_get(plan, "volumes"), *claim;
+    json_t *plan = json_object_get(recovery_status(run), "plan"), *volumes = json_object_get(plan, "volumes"),
+           *claim;
     uint64_t bytes = 0;
     size_t i;
-    int r = run->c->data->plan(run->c->data_context, recovery_text(stream, "stream"), data_point(run), &bytes, err);
+    int r = run->c->data->plan(run->c->data_context, recovery_text(stream, "stream"), data_point(run), &bytes,
+                               err);
     if (r < 0)
         return r;
     if (!volumes) {
@@ -71,7 +86,8 @@ static int plan_stream(struct recovery_run *run, const json_t *stream, struct er
     json_array_foreach(json_object_get(stream, "claims"), i, claim)
     {
         /* The bytes are the stream's: they stand beside its first claim. */
-        json_t *entry = json_pack("{s:O, s:I}", "claim", claim, "changedBytes", (json_int_t)(i == 0 ? bytes : 0));
+        json_t *entry =
+            json_pack("{s:O, s:I}", "claim", claim, "changedBytes", (json_int_t)(i == 0 ? bytes : 0));
         if (json_array_size(volumes) < 100)
             json_array_append(volumes, entry);
         json_decref(entry);
@@ -91,7 +107,8 @@ static int open_stream(struct recovery_run *run, const json_t *stream, struct er
 
 static int rewind_stream(struct recovery_run *run, const json_t *stream, struct error *err)
 {
-    return run->c->data->rewind(run->c->data_context, recovery_text(stream, "stream"), data_point(run), object_uid(run->recovery), err);
+    return run->c->data->rewind(run->c->data_context, recovery_text(stream, "stream"), data_point(run),
+                                object_uid(run->recovery), err);
 }
 
 /* Deletes the pods that hold claims: their controllers make them again, and those wait at the gate. */
@@ -100,7 +117,8 @@ static int stop_pods(struct recovery_run *run, struct error *err)
     _cleanup_json_ json_t *all = json_array();
     size_t i, k;
     json_t *object, *volume;
-    int r = has_data(run) ? run->c->cluster->list(run->c->cluster_context, run->target_namespace, all, err) : 0;
+    int r =
+        has_data(run) ? run->c->cluster->list(run->c->cluster_context, run->target_namespace, all, err) : 0;
     json_array_foreach(all, i, object)
     {
         struct object_id id;
@@ -136,7 +154,8 @@ static int fail(struct recovery_run *run, enum step reached, const char *reason,
         *err = gate;
         return r;
     }
-    snprintf(message, sizeof message, "%s%s%s", err->message, r < 0 ? "; and the volumes' gate stays closed: " : "", r < 0 ? gate.message : "");
+    snprintf(message, sizeof message, "%s%s%s", err->message,
+             r < 0 ? "; and the volumes' gate stays closed: " : "", r < 0 ? gate.message : "");
     *err = ERROR_INIT;
     return recovery_end(run, "Failed", reason, message, err);
 }
@@ -151,8 +170,8 @@ static int cancel(struct recovery_run *run, enum step reached, struct error *err
     if (reached <= STEP_STOP_PODS)
         snprintf(message, sizeof message, "cancelled before anything was changed");
     else
-        snprintf(message, sizeof message, "cancelled in step %s: what was put back stays so%s%s", step_names[reached],
-                 before[0] ? "; a Recovery to this point takes it back: " : "", before);
+        snprintf(message, sizeof message, "cancelled in step %s: what was put back stays so%s%s",
+                 step_names[reached], before[0] ? "; a Recovery to this point takes it back: " : "", before);
     r = recovery_count(run, err);
     return r == 0 ? recovery_end(run, "Cancelled", "Cancelled", message, err) : r;
 }
@@ -174,10 +193,13 @@ static int finish(struct recovery_run *run, struct error *err)
     if (r < 0)
         return r;
     if (failed)
-        snprintf(message, sizeof message, "%zu of %zu objects could not be put back; the first: %.300s: %.700s", failed, run->entry_count, first, why);
+        snprintf(message, sizeof message,
+                 "%zu of %zu objects could not be put back; the first: %.300s: %.700s", failed,
+                 run->entry_count, first, why);
     else
         snprintf(message, sizeof message, "%zu objects are as they were at the point", run->entry_count);
-    return recovery_end(run, failed ? "Failed" : "Completed", failed ? "ObjectsFailed" : "Completed", message, err);
+    return recovery_end(run, failed ? "Failed" : "Completed", failed ? "ObjectsFailed" : "Completed", message,
+                        err);
 }
 
 /* ---- steps ---- */
@@ -196,7 +218,8 @@ static int plan(struct recovery_run *run, struct error *err)
         struct error failed = ERROR_INIT;
         json_object_set_new(recovery_status(run), "phase", json_string("Pending"));
         json_object_set_new(recovery_status(run), "message", json_string(err->message));
-        if (recovery_condition(run, "Ready", false, reason, err->message) == 0 && recovery_write(run, &failed) < 0)
+        if (recovery_condition(run, "Ready", false, reason, err->message) == 0 &&
+            recovery_write(run, &failed) < 0)
             *err = failed;
         return r;
     }
@@ -232,9 +255,12 @@ static int note_before(struct recovery_run *run, struct error *err)
     json_t *status = recovery_status(run);
     if (run->mode != RESTORE_REWIND || json_object_get(status, "before"))
         return 0;
-    int r = run->c->source->objects(run->c->source_context, run->source_namespace, run->application, "latest", &unused, &now, err);
+    int r = run->c->source->objects(run->c->source_context, run->source_namespace, run->application, "latest",
+                                    &unused, &now, err);
     snprintf(text, sizeof text, "lsn:%llu", (unsigned long long)now.lsn);
-    return r == 0 && json_object_set_new(status, "before", json_string(text)) < 0 ? error_set(err, -ENOMEM, "out of memory") : r;
+    return r == 0 && json_object_set_new(status, "before", json_string(text)) < 0
+               ? error_set(err, -ENOMEM, "out of memory")
+               : r;
 }
 
 static int apply(struct recovery_run *run, int first_wave, struct error *err)
@@ -322,10 +348,12 @@ static int open_run(struct recovery_run *run, struct error *err)
     if (r < 0)
         return r;
     recovery_remember(run);
-    const char *source = recovery_text(run->spec, "sourceNamespace"), *target = recovery_text(run->spec, "targetNamespace");
+    const char *source = recovery_text(run->spec, "sourceNamespace"),
+               *target = recovery_text(run->spec, "targetNamespace");
     snprintf(run->application, sizeof run->application, "%s", recovery_text(run->spec, "application"));
     snprintf(run->source_namespace, sizeof run->source_namespace, "%s", source[0] ? source : run->namespace);
-    snprintf(run->target_namespace, sizeof run->target_namespace, "%s", target[0] ? target : run->source_namespace);
+    snprintf(run->target_namespace, sizeof run->target_namespace, "%s",
+             target[0] ? target : run->source_namespace);
     return restore_mode_parse(recovery_text(run->spec, "mode"), &run->mode, err);
 }
 
@@ -347,7 +375,8 @@ static int drive(struct recovery_run *run, struct error *err)
     const char *reason;
     enum step step = step_of(run, &wave);
     if (step > STEP_PLAN) { /* R1, R2: go on with what was planned */
-        log_info(run->c->log, "recovery %s/%s: going on at step %s", run->namespace, run->name, step_names[step]);
+        log_info(run->c->log, "recovery %s/%s: going on at step %s", run->namespace, run->name,
+                 step_names[step]);
         r = recovery_read_wanted(run, &reason, err);
         if (r == 0)
             r = recovery_load_plan(run, err);
@@ -366,9 +395,13 @@ static int drive(struct recovery_run *run, struct error *err)
     return r == 0 ? go(run, STEP_CLOSE_GATE, 0, err) : r > 0 ? 0 : r;
 }
 
-int recovery_advance(const struct recovery_context *context, const char *namespace, const char *name, struct error *err)
+int recovery_advance(const struct recovery_context *context, const char *namespace, const char *name,
+                     struct error *err)
 {
-    struct recovery_run run = {.c = context, .clock = context->clock ? context->clock : clock_system(), .namespace = namespace, .name = name};
+    struct recovery_run run = {.c = context,
+                               .clock = context->clock ? context->clock : clock_system(),
+                               .namespace = namespace,
+                               .name = name};
     int r = open_run(&run, err);
     if (r == 0 && !recovery_has_ended(run.recovery))
         r = drive(&run, err);

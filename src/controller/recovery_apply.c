@@ -45,11 +45,12 @@ static void decide(struct job *job, enum verdict verdict, const char *reason)
 /* An error that says nothing about the object, but about the way to the server: the wave is tried again. */
 static bool concerns_server(int code)
 {
-    return code == -ECONNREFUSED || code == -ECONNRESET || code == -EHOSTUNREACH || code == -ETIMEDOUT || code == -ECANCELED || code == -EAGAIN ||
-           code == -ENOMEM;
+    return code == -ECONNREFUSED || code == -ECONNRESET || code == -EHOSTUNREACH || code == -ETIMEDOUT ||
+           code == -ECANCELED || code == -EAGAIN || code == -ENOMEM;
 }
 
-static const char *uid_of(void *context, const char *group, const char *kind, const char *namespace, const char *name)
+static const char *uid_of(void *context, const char *group, const char *kind, const char *namespace,
+                          const char *name)
 {
     struct job *job = context;
     static _Thread_local char uid[64];
@@ -63,10 +64,12 @@ static const char *uid_of(void *context, const char *group, const char *kind, co
         json_array_foreach(owners, k, owner)
         {
             const char *api_version = recovery_text(owner, "apiVersion"), *slash = strchr(api_version, '/');
-            if (strcmp(recovery_text(owner, "name"), name) == 0 && strcmp(recovery_text(owner, "kind"), kind) == 0)
+            if (strcmp(recovery_text(owner, "name"), name) == 0 &&
+                strcmp(recovery_text(owner, "kind"), kind) == 0)
                 version = slash ? slash + 1 : api_version;
         }
-        struct object_id id = {.group = group, .version = version, .kind = kind, .namespace = namespaces[i], .name = name};
+        struct object_id id = {
+            .group = group, .version = version, .kind = kind, .namespace = namespaces[i], .name = name};
         char journal_name[OBJECT_NAME_BYTES];
         struct error unused = ERROR_INIT;
         _cleanup_json_ json_t *live = NULL;
@@ -111,8 +114,11 @@ static int await_gone(struct job *job, const char *uid, struct error *err)
         if (r < 0)
             return r;
         if (waited >= RECOVERY_GONE_MS) {
-            _cleanup_free_ char *finalizers = json_to_text(json_object_get(json_object_get(live, "metadata"), "finalizers"));
-            return error_set(err, -EBUSY, "it is being deleted and does not go (finalizers %.200s); remove what holds it, and make the recovery again",
+            _cleanup_free_ char *finalizers =
+                json_to_text(json_object_get(json_object_get(live, "metadata"), "finalizers"));
+            return error_set(err, -EBUSY,
+                             "it is being deleted and does not go (finalizers %.200s); remove what holds it, "
+                             "and make the recovery again",
                              finalizers ? finalizers : "none");
         }
         recovery_pause(job->run, LOOK_MS);
@@ -123,7 +129,8 @@ static int recreate(struct job *job, const json_t *live, struct error *err)
 {
     char uid[64];
     snprintf(uid, sizeof uid, "%s", object_uid(live));
-    int r = job->run->c->cluster->remove(job->run->c->cluster_context, job->entry->name, uid, restore_recreate_propagation(job->wanted), err);
+    int r = job->run->c->cluster->remove(job->run->c->cluster_context, job->entry->name, uid,
+                                         restore_recreate_propagation(job->wanted), err);
     if (r == 0)
         r = await_gone(job, uid, err);
     if (r == 0 && !job->note[0])
@@ -137,7 +144,9 @@ static int change(struct job *job, const json_t *live, struct error *err)
     _cleanup_json_ json_t *normal = NULL, *merged = NULL;
     char field[RESTORE_REASON_BYTES], reason[RESTORE_REASON_BYTES];
     const struct recovery_cluster_ops *ops = job->run->c->cluster;
-    enum verdict done = job->entry->action == ACTION_CREATE ? VERDICT_CREATED : job->entry->action == ACTION_SAME ? VERDICT_SAME : VERDICT_CHANGED;
+    enum verdict done = job->entry->action == ACTION_CREATE ? VERDICT_CREATED
+                        : job->entry->action == ACTION_SAME ? VERDICT_SAME
+                                                            : VERDICT_CHANGED;
     if (json_object_get(json_object_get(live, "metadata"), "deletionTimestamp")) {
         int r = await_gone(job, object_uid(live), err);
         return r < 0 ? r : 1;
@@ -157,7 +166,8 @@ static int change(struct job *job, const json_t *live, struct error *err)
     }
     switch (restore_way_of(normal, job->plain, field)) {
     case RESTORE_KEEP:
-        snprintf(reason, sizeof reason, "%.100s cannot be changed, and it is not deleted since it has data", field);
+        snprintf(reason, sizeof reason, "%.100s cannot be changed, and it is not deleted since it has data",
+                 field);
         return error_set(err, -EPERM, "%s", reason);
     case RESTORE_RECREATE:
         return recreate(job, live, err);
@@ -218,7 +228,8 @@ static int perform(struct job *job, struct error *err)
     case ACTION_DELETE:
         r = job->run->c->cluster->remove(job->run->c->cluster_context, e->name, e->uid, "Background", err);
         if (r == 0 || r == -EBUSY) /* another one has its name: not the one that came after the point */
-            decide(job, r == 0 ? VERDICT_DELETED : VERDICT_SKIPPED, r == 0 ? NULL : "it was made again meanwhile");
+            decide(job, r == 0 ? VERDICT_DELETED : VERDICT_SKIPPED,
+                   r == 0 ? NULL : "it was made again meanwhile");
         return r == -EBUSY ? 0 : r;
     case ACTION_CREATE:
     case ACTION_CHANGE:
@@ -270,7 +281,8 @@ static int run_jobs(struct job *jobs, size_t count, struct error *err)
     pthread_t threads[RECOVERY_WORKERS];
     size_t started = 0;
     struct error unused = ERROR_INIT;
-    while (started + 1 < RECOVERY_WORKERS && started + 1 < count && thread_start(&threads[started], "recovery", worker, &work, &unused) == 0)
+    while (started + 1 < RECOVERY_WORKERS && started + 1 < count &&
+           thread_start(&threads[started], "recovery", worker, &work, &unused) == 0)
         started++;
     (void)worker(&work);
     for (size_t i = 0; i < started; i++)
@@ -337,7 +349,8 @@ static bool is_established(const json_t *definition)
     return false;
 }
 
-/* The endpoints of a service are Endpoints of its name (still served beside EndpointSlices, and enough for a yes or no). */
+/* The endpoints of a service are Endpoints of its name (still served beside EndpointSlices, and enough for a
+ * yes or no). */
 static bool has_endpoints(const json_t *endpoints)
 {
     size_t i;

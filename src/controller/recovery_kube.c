@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Recoveries and the API server: objects with the rights of whoever asked (R4), the Recovery and its plan with our own. */
+/* Recoveries and the API server: objects with the rights of whoever asked (R4), the Recovery and its plan
+ * with our own. */
 #include "controller/recovery_kube.h"
 
 #include <errno.h>
@@ -13,7 +14,8 @@
 #define MANAGER "tidemark-recovery"
 enum { KINDS_MAX = 8 };
 
-const struct kube_resource controller_recoveries = {"tidemark.io", "v1alpha1", "recoveries", "Recovery", true, 0};
+const struct kube_resource controller_recoveries = {"tidemark.io", "v1alpha1", "recoveries",
+                                                    "Recovery",    true,       0};
 
 /* ---- who asked ---- */
 
@@ -33,7 +35,8 @@ static int read_requester(struct recovery_kube *k, const char *text, struct erro
     json_array_foreach(groups, i, value)
     {
         if (k->user.group_count == KUBE_MAX_GROUPS || !json_is_string(value))
-            return error_set(err, -EPERM, "whoever asked for the recovery has more than %u groups", KUBE_MAX_GROUPS);
+            return error_set(err, -EPERM, "whoever asked for the recovery has more than %u groups",
+                             KUBE_MAX_GROUPS);
         k->groups[k->user.group_count++] = json_string_value(value);
     }
     json_object_foreach(extra, key, values)
@@ -41,7 +44,8 @@ static int read_requester(struct recovery_kube *k, const char *text, struct erro
         json_array_foreach(values, i, value)
         {
             if (k->user.extra_count == KUBE_MAX_EXTRA || !json_is_string(value))
-                return error_set(err, -EPERM, "whoever asked for the recovery has more than %u extra fields", KUBE_MAX_EXTRA);
+                return error_set(err, -EPERM, "whoever asked for the recovery has more than %u extra fields",
+                                 KUBE_MAX_EXTRA);
             k->extra[k->user.extra_count++] = (struct kube_extra){key, json_string_value(value)};
         }
     }
@@ -50,14 +54,16 @@ static int read_requester(struct recovery_kube *k, const char *text, struct erro
     return 0;
 }
 
-int recovery_kube_init(struct recovery_kube *k, struct kube_client *client, const json_t *recovery, const struct log *log, struct error *err)
+int recovery_kube_init(struct recovery_kube *k, struct kube_client *client, const json_t *recovery,
+                       const struct log *log, struct error *err)
 {
     const char *text = kube_object_annotation(recovery, RECOVERY_REQUESTER_ANNOTATION);
     *k = (struct recovery_kube){.client = client, .log = log, .mutex = PTHREAD_MUTEX_INITIALIZER};
     if (!text)
-        return error_set(err, -EPERM,
-                         "nobody is recorded as having asked for it (annotation " RECOVERY_REQUESTER_ANNOTATION
-                         "): the admission webhook was not there; see to it, and make the recovery again");
+        return error_set(
+            err, -EPERM,
+            "nobody is recorded as having asked for it (annotation " RECOVERY_REQUESTER_ANNOTATION
+            "): the admission webhook was not there; see to it, and make the recovery again");
     int r = read_requester(k, text, err);
     return r < 0 ? error_context(err, "annotation " RECOVERY_REQUESTER_ANNOTATION) : 0;
 }
@@ -88,8 +94,8 @@ static int discover(struct recovery_kube *k, struct error *err)
     return r;
 }
 
-static int find_kind(struct recovery_kube *k, const char *group, const char *version, const char *kind, const struct kube_resource **ret,
-                     struct error *err)
+static int find_kind(struct recovery_kube *k, const char *group, const char *version, const char *kind,
+                     const struct kube_resource **ret, struct error *err)
 {
     char api_version[320];
     int r = 0;
@@ -102,23 +108,29 @@ static int find_kind(struct recovery_kube *k, const char *group, const char *ver
         if (*ret)
             return 0;
     }
-    return r < 0 ? r : error_set(err, -ENOENT, "the cluster does not know the kind %s of %s", kind, api_version);
+    return r < 0 ? r
+                 : error_set(err, -ENOENT, "the cluster does not know the kind %s of %s", kind, api_version);
 }
 
 /* The resource in the version of the object: the one that is served may be another. */
-static int target_of(struct recovery_kube *k, const struct object_id *id, struct kube_resource *resource, struct kube_target *ret, struct error *err)
+static int target_of(struct recovery_kube *k, const struct object_id *id, struct kube_resource *resource,
+                     struct kube_target *ret, struct error *err)
 {
     const struct kube_resource *found;
     int r = find_kind(k, id->group, id->version, id->kind, &found, err);
     if (r < 0)
         return r;
     *resource = *found;
-    *ret = (struct kube_target){.resource = resource, .namespace = id->namespace[0] ? id->namespace : NULL, .name = id->name, .as = &k->user,
+    *ret = (struct kube_target){.resource = resource,
+                                .namespace = id->namespace[0] ? id->namespace : NULL,
+                                .name = id->name,
+                                .as = &k->user,
                                 .field_manager = MANAGER};
     return 0;
 }
 
-static int knows(void *context, const char *group, const char *version, const char *kind, bool *ret, struct error *err)
+static int knows(void *context, const char *group, const char *version, const char *kind, bool *ret,
+                 struct error *err)
 {
     const struct kube_resource *found;
     int r = find_kind(context, group, version, kind, &found, err);
@@ -164,7 +176,8 @@ static int replace(void *context, const json_t *object, struct error *err)
     return put(context, object, false, err);
 }
 
-static int remove_object(void *context, const char *name, const char *uid, const char *propagation, struct error *err)
+static int remove_object(void *context, const char *name, const char *uid, const char *propagation,
+                         struct error *err)
 {
     struct recovery_kube *k = context;
     struct object_id id;
@@ -187,7 +200,8 @@ static int add_items(void *context, json_t *items, bool first, struct error *err
     return json_array_extend(chunk, items) < 0 ? error_set(err, -ENOMEM, "out of memory") : 0;
 }
 
-/* What somebody may not list she may not put back either: it is passed over, and each such object fails by itself. */
+/* What somebody may not list she may not put back either: it is passed over, and each such object fails by
+ * itself. */
 static int list(void *context, const char *namespace, json_t *array, struct error *err)
 {
     struct recovery_kube *k = context;
@@ -203,8 +217,8 @@ static int list(void *context, const char *namespace, json_t *array, struct erro
         const struct kube_resource *resource = &kinds->resources[i];
         const struct kube_target target = {.resource = resource, .namespace = namespace, .as = &k->user};
         _cleanup_json_ json_t *chunk = json_array();
-        if (!resource->namespaced || !(resource->verbs & KUBE_VERB_LIST) || !(resource->verbs & KUBE_VERB_DELETE) ||
-            (strcmp(resource->kind, "Event") == 0))
+        if (!resource->namespaced || !(resource->verbs & KUBE_VERB_LIST) ||
+            !(resource->verbs & KUBE_VERB_DELETE) || (strcmp(resource->kind, "Event") == 0))
             continue;
         int r = kube_list(k->client, &target, NULL, add_items, chunk, NULL, err);
         if (r == -EACCES || r == -ENOENT)
@@ -220,18 +234,23 @@ const struct recovery_cluster_ops recovery_kube_cluster = {get, create, replace,
 
 /* ---- the Recovery ---- */
 
-static int read_recovery(void *context, const char *namespace, const char *name, json_t **ret, struct error *err)
+static int read_recovery(void *context, const char *namespace, const char *name, json_t **ret,
+                         struct error *err)
 {
     const struct recovery_kube *k = context;
-    const struct kube_target target = {.resource = &controller_recoveries, .namespace = namespace, .name = name};
+    const struct kube_target target = {
+        .resource = &controller_recoveries, .namespace = namespace, .name = name};
     return kube_get(k->client, &target, ret, err);
 }
 
 static int write_status(void *context, const json_t *recovery, json_t **ret, struct error *err)
 {
     const struct recovery_kube *k = context;
-    const struct kube_target target = {.resource = &controller_recoveries, .namespace = kube_object_namespace(recovery),
-                                       .name = kube_object_name(recovery), .subresource = "status", .field_manager = MANAGER};
+    const struct kube_target target = {.resource = &controller_recoveries,
+                                       .namespace = kube_object_namespace(recovery),
+                                       .name = kube_object_name(recovery),
+                                       .subresource = "status",
+                                       .field_manager = MANAGER};
     return kube_update(k->client, &target, recovery, ret, err);
 }
 
@@ -243,19 +262,24 @@ static void plan_name(const json_t *recovery, size_t number, char *name, size_t 
         snprintf(name, size, "tidemark-recovery-%.200s", kube_object_name(recovery));
 }
 
-static int write_plan(void *context, const json_t *recovery, size_t number, const char *text, struct error *err)
+static int write_plan(void *context, const json_t *recovery, size_t number, const char *text,
+                      struct error *err)
 {
     const struct recovery_kube *k = context;
     char name[256];
     plan_name(recovery, number, name, sizeof name);
-    _cleanup_json_ json_t *object = json_pack(
-        "{s:s, s:s, s:{s:s, s:s, s:{s:s}, s:[{s:s, s:s, s:s, s:s}]}, s:{s:s}}", "apiVersion", "v1", "kind", "ConfigMap", "metadata", "name", name,
-        "namespace", kube_object_namespace(recovery), "labels", "tidemark.io/recovery-plan", kube_object_name(recovery), "ownerReferences",
-        "apiVersion", "tidemark.io/v1alpha1", "kind", "Recovery", "name", kube_object_name(recovery), "uid", kube_object_uid(recovery), "data",
-        "objects", text);
-    const struct kube_target target = {.resource = &kube_configmaps, .namespace = kube_object_namespace(recovery), .name = name,
+    _cleanup_json_ json_t *object =
+        json_pack("{s:s, s:s, s:{s:s, s:s, s:{s:s}, s:[{s:s, s:s, s:s, s:s}]}, s:{s:s}}", "apiVersion", "v1",
+                  "kind", "ConfigMap", "metadata", "name", name, "namespace", kube_object_namespace(recovery),
+                  "labels", "tidemark.io/recovery-plan", kube_object_name(recovery), "ownerReferences",
+                  "apiVersion", "tidemark.io/v1alpha1", "kind", "Recovery", "name",
+                  kube_object_name(recovery), "uid", kube_object_uid(recovery), "data", "objects", text);
+    const struct kube_target target = {.resource = &kube_configmaps,
+                                       .namespace = kube_object_namespace(recovery),
+                                       .name = name,
                                        .field_manager = MANAGER};
-    return object ? kube_apply(k->client, &target, object, true, NULL, err) : error_set(err, -ENOMEM, "out of memory");
+    return object ? kube_apply(k->client, &target, object, true, NULL, err)
+                  : error_set(err, -ENOMEM, "out of memory");
 }
 
 static int read_plan(void *context, const json_t *recovery, size_t number, char **ret, struct error *err)
@@ -264,7 +288,8 @@ static int read_plan(void *context, const json_t *recovery, size_t number, char 
     char name[256];
     _cleanup_json_ json_t *object = NULL;
     plan_name(recovery, number, name, sizeof name);
-    const struct kube_target target = {.resource = &kube_configmaps, .namespace = kube_object_namespace(recovery), .name = name};
+    const struct kube_target target = {
+        .resource = &kube_configmaps, .namespace = kube_object_namespace(recovery), .name = name};
     int r = kube_get(k->client, &target, &object, err);
     if (r < 0)
         return r;

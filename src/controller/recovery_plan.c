@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a recovery will do (R2, R3, R6): the objects of the point, what stands against putting them there, what differs. */
+/* What a recovery will do (R2, R3, R6): the objects of the point, what stands against putting them there,
+ * what differs. */
 #include "app/order.h"
 #include "app/references.h"
 #include "app/transform.h"
 #include "controller/recovery_internal.h"
 
-static const char *const action_names[RECOVERY_ACTIONS] = {"create", "change", "recreate", "delete", "same", "skip"};
+static const char *const action_names[RECOVERY_ACTIONS] = {"create", "change", "recreate",
+                                                           "delete", "same",   "skip"};
 
 const char *recovery_action_name(enum recovery_action action)
 {
@@ -25,17 +27,22 @@ void recovery_free_entries(struct recovery_run *run)
     run->waves = 0;
 }
 
-int recovery_add_entry(struct recovery_run *run, enum recovery_action action, int wave, const char *name, const char *reason, const char *uid,
-                       struct error *err)
+int recovery_add_entry(struct recovery_run *run, enum recovery_action action, int wave, const char *name,
+                       const char *reason, const char *uid, struct error *err)
 {
     if ((run->entry_count & (run->entry_count - 1)) == 0) {
-        struct recovery_entry *entries = reallocarray(run->entries, run->entry_count ? run->entry_count * 2 : 1, sizeof *entries);
+        struct recovery_entry *entries =
+            reallocarray(run->entries, run->entry_count ? run->entry_count * 2 : 1, sizeof *entries);
         if (!entries)
             return error_set(err, -ENOMEM, "out of memory");
         run->entries = entries;
     }
-    struct recovery_entry e = {.action = action, .wave = wave, .name = strdup(name), .reason = reason ? strdup(reason) : NULL,
-                               .uid = uid ? strdup(uid) : NULL, .verdict = -1};
+    struct recovery_entry e = {.action = action,
+                               .wave = wave,
+                               .name = strdup(name),
+                               .reason = reason ? strdup(reason) : NULL,
+                               .uid = uid ? strdup(uid) : NULL,
+                               .verdict = -1};
     run->entries[run->entry_count++] = e;
     if (wave > run->waves)
         run->waves = wave;
@@ -56,10 +63,12 @@ static int rename_cluster_bindings(struct recovery_run *run, json_t *transforms)
         struct object_id id;
         struct error unused = ERROR_INIT;
         char fresh[600];
-        if (object_id_parse(name, &id, &unused) < 0 || strcmp(id.kind, "ClusterRoleBinding") != 0 || id.namespace[0])
+        if (object_id_parse(name, &id, &unused) < 0 || strcmp(id.kind, "ClusterRoleBinding") != 0 ||
+            id.namespace[0])
             continue;
         snprintf(fresh, sizeof fresh, "%.200s-%s", id.name, run->target_namespace);
-        json_t *one = json_pack("{s:{s:s, s:s}, s:{s:s, s:s}}", "target", "kind", id.kind, "name", id.name, "rename", "from", id.name, "to", fresh);
+        json_t *one = json_pack("{s:{s:s, s:s}, s:{s:s, s:s}}", "target", "kind", id.kind, "name", id.name,
+                                "rename", "from", id.name, "to", fresh);
         if (json_array_append_new(transforms, one) < 0)
             return -ENOMEM;
     }
@@ -77,7 +86,8 @@ static int transform_wanted(struct recovery_run *run, struct error *err)
     if (run->mode == RESTORE_CLONE && rename_cluster_bindings(run, transforms) < 0)
         return error_set(err, -ENOMEM, "out of memory");
     if (moved && json_object_size(run->wanted) > 0 &&
-        json_array_append_new(transforms, json_pack("{s:{s:s, s:s}}", "namespace", "from", run->source_namespace, "to", run->target_namespace)) < 0)
+        json_array_append_new(transforms, json_pack("{s:{s:s, s:s}}", "namespace", "from",
+                                                    run->source_namespace, "to", run->target_namespace)) < 0)
         return error_set(err, -ENOMEM, "out of memory");
     if (json_array_size(transforms) == 0)
         return 0;
@@ -89,17 +99,19 @@ static int transform_wanted(struct recovery_run *run, struct error *err)
     return 0;
 }
 
-/* A namespace that is gone is made again even when the journal has only what was in it; a clone's may be isolated. */
+/* A namespace that is gone is made again even when the journal has only what was in it; a clone's may be
+ * isolated. */
 static int complete_wanted(struct recovery_run *run, struct error *err)
 {
     char name[OBJECT_NAME_BYTES];
-    struct object_id id = {.group = "", .version = "v1", .kind = "Namespace", .namespace = "", .name = run->target_namespace};
+    struct object_id id = {
+        .group = "", .version = "v1", .kind = "Namespace", .namespace = "", .name = run->target_namespace};
     int r = object_journal_name(&id, name, err);
     if (r < 0)
         return r;
     if (run->mode != RESTORE_REWIND && !json_object_get(run->wanted, name)) {
-        _cleanup_json_ json_t *made = json_pack("{s:s, s:s, s:{s:s}}", "apiVersion", "v1", "kind", "Namespace", "metadata", "name",
-                                                run->target_namespace);
+        _cleanup_json_ json_t *made = json_pack("{s:s, s:s, s:{s:s}}", "apiVersion", "v1", "kind",
+                                                "Namespace", "metadata", "name", run->target_namespace);
         r = objects_add(run->wanted, made, NULL, err);
     }
     if (r == 0 && json_is_true(json_object_get(run->spec, "isolated"))) {
@@ -116,16 +128,19 @@ int recovery_read_wanted(struct recovery_run *run, const char **ret_reason, stru
     char resolved[64], time[CLOCK_TEXT_BYTES];
     const char *asked = recovery_text(run->spec, "point");
     if (point) { /* R2 */
-        snprintf(resolved, sizeof resolved, "lsn:%lld", (long long)json_integer_value(json_object_get(point, "objectsLsn")));
+        snprintf(resolved, sizeof resolved, "lsn:%lld",
+                 (long long)json_integer_value(json_object_get(point, "objectsLsn")));
         asked = resolved;
     }
     *ret_reason = "PointNotAvailable";
-    int r = run->c->source->objects(run->c->source_context, run->source_namespace, run->application, asked, &run->wanted, &found, err);
+    int r = run->c->source->objects(run->c->source_context, run->source_namespace, run->application, asked,
+                                    &run->wanted, &found, err);
     if (r < 0)
         return r;
     if (!point) {
         clock_format_rfc3339(found.realtime_ns, time);
-        point = json_pack("{s:s, s:I, s:s}", "time", time, "objectsLsn", (json_int_t)found.lsn, "note", found.note);
+        point = json_pack("{s:s, s:I, s:s}", "time", time, "objectsLsn", (json_int_t)found.lsn, "note",
+                          found.note);
         if (json_object_set_new(status, "point", point) < 0)
             return error_set(err, -ENOMEM, "out of memory");
     }
@@ -163,12 +178,14 @@ static int check_namespace(struct recovery_run *run, const char **ret_reason, st
     {
         const char *type = recovery_text(condition, "type");
         if (strcmp(recovery_text(condition, "status"), "True") == 0 &&
-            (strcmp(type, "NamespaceFinalizersRemaining") == 0 || strcmp(type, "NamespaceContentRemaining") == 0 || !why[0]))
+            (strcmp(type, "NamespaceFinalizersRemaining") == 0 ||
+             strcmp(type, "NamespaceContentRemaining") == 0 || !why[0]))
             why = recovery_text(condition, "message");
     }
     *ret_reason = "NamespaceTerminating";
     return error_set(err, -EAGAIN,
-                     "namespace %s is being deleted, and nothing can be made in it; the recovery begins when it is gone. %.300s%sIf it stays, "
+                     "namespace %s is being deleted, and nothing can be made in it; the recovery begins when "
+                     "it is gone. %.300s%sIf it stays, "
                      "look which finalizers keep it: kubectl get namespace %s -o yaml",
                      run->target_namespace, why, why[0] ? " " : "", run->target_namespace);
 }
@@ -197,7 +214,8 @@ static int check_kinds(struct recovery_run *run, const char **ret_reason, struct
         if (!known) {
             *ret_reason = "DefinitionMissing";
             return error_set(err, -ENOENT,
-                             "the cluster does not know the kind %s of %s/%s, which %s has; install its CustomResourceDefinition (its operator) first",
+                             "the cluster does not know the kind %s of %s/%s, which %s has; install its "
+                             "CustomResourceDefinition (its operator) first",
                              id.kind, id.group[0] ? id.group : "v1", id.version, id.name);
         }
     }
@@ -216,12 +234,14 @@ struct checking {
 static int check_class(void *context, const struct reference *r)
 {
     struct checking *c = context;
-    const char *version = strcmp(r->group, "storage.k8s.io") == 0 ? "storage.k8s.io/v1" : strcmp(r->group, "scheduling.k8s.io") == 0
-                                                                                            ? "scheduling.k8s.io/v1"
-                                                                                            : "node.k8s.io/v1";
+    const char *version = strcmp(r->group, "storage.k8s.io") == 0      ? "storage.k8s.io/v1"
+                          : strcmp(r->group, "scheduling.k8s.io") == 0 ? "scheduling.k8s.io/v1"
+                                                                       : "node.k8s.io/v1";
     char name[OBJECT_NAME_BYTES];
-    bool checked = strcmp(r->kind, "StorageClass") == 0 || strcmp(r->kind, "PriorityClass") == 0 || strcmp(r->kind, "RuntimeClass") == 0;
-    if (!checked || r->optional || object_is_bootstrap(r->group, r->kind, r->name) || references_find(c->index, r))
+    bool checked = strcmp(r->kind, "StorageClass") == 0 || strcmp(r->kind, "PriorityClass") == 0 ||
+                   strcmp(r->kind, "RuntimeClass") == 0;
+    if (!checked || r->optional || object_is_bootstrap(r->group, r->kind, r->name) ||
+        references_find(c->index, r))
         return 0;
     snprintf(name, sizeof name, "%s/%s/_/%s", version, r->kind, r->name);
     if (json_object_get(c->seen, name))
@@ -233,8 +253,12 @@ static int check_class(void *context, const struct reference *r)
         return result;
     bool storage = strcmp(r->kind, "StorageClass") == 0;
     *c->ret_reason = storage ? "StorageClassMissing" : "ClassMissing";
-    return error_set(c->err, -ENOENT, "%s needs the %s '%s' (%s), which the cluster does not have; make it%s%s%s", c->object, r->kind, r->name,
-                     r->path, storage && c->run->mode != RESTORE_REWIND ? ", or name another with the transform {storageClass: {from: " : "",
+    return error_set(c->err, -ENOENT,
+                     "%s needs the %s '%s' (%s), which the cluster does not have; make it%s%s%s", c->object,
+                     r->kind, r->name, r->path,
+                     storage && c->run->mode != RESTORE_REWIND
+                         ? ", or name another with the transform {storageClass: {from: "
+                         : "",
                      storage && c->run->mode != RESTORE_REWIND ? r->name : "",
                      storage && c->run->mode != RESTORE_REWIND ? ", to: ...}}" : "");
 }
@@ -268,16 +292,20 @@ static int check_reconcilers(struct recovery_run *run, const char **ret_reason, 
         json_array_remove(list, json_array_size(list) - 1);
     if (json_object_set(recovery_status(run), "reconcilers", list) < 0)
         return error_set(err, -ENOMEM, "out of memory");
-    if (run->mode != RESTORE_REWIND || json_is_true(json_object_get(run->spec, "force")) || json_is_true(json_object_get(run->spec, "dryRun")))
+    if (run->mode != RESTORE_REWIND || json_is_true(json_object_get(run->spec, "force")) ||
+        json_is_true(json_object_get(run->spec, "dryRun")))
         return 0;
     json_array_foreach(list, i, one)
     {
         if (!json_is_true(json_object_get(one, "reverts")))
             continue;
         *ret_reason = "ReconcilerWouldRevert";
-        return error_set(err, -EPERM, "%s '%s' would put the newer state back (%lld objects): %s; then make the recovery with force: true",
+        return error_set(err, -EPERM,
+                         "%s '%s' would put the newer state back (%lld objects): %s; then make the recovery "
+                         "with force: true",
                          recovery_text(one, "reconciler"), recovery_text(one, "name"),
-                         (long long)json_integer_value(json_object_get(one, "objects")), recovery_text(one, "remedy"));
+                         (long long)json_integer_value(json_object_get(one, "objects")),
+                         recovery_text(one, "remedy"));
     }
     return 0;
 }
@@ -305,7 +333,8 @@ static json_t *by_name(const json_t *array)
         struct object_id id;
         struct error unused = ERROR_INIT;
         char name[OBJECT_NAME_BYTES];
-        if (object_identify(object, &id, &unused) == 0 && !object_noise(object) && object_journal_name(&id, name, &unused) == 0)
+        if (object_identify(object, &id, &unused) == 0 && !object_noise(object) &&
+            object_journal_name(&id, name, &unused) == 0)
             json_object_set(raw, name, object);
     }
     return raw;
@@ -323,14 +352,16 @@ static const json_t *live_of(const json_t *raw, const json_t *index, const char 
     return found ? json_object_get(raw, found) : NULL;
 }
 
-static int plan_object(struct recovery_run *run, int wave, const char *name, const json_t *live, struct error *err)
+static int plan_object(struct recovery_run *run, int wave, const char *name, const json_t *live,
+                       struct error *err)
 {
     char reason[RESTORE_REASON_BYTES], field[RESTORE_REASON_BYTES];
     _cleanup_json_ json_t *prepared = NULL, *normal = NULL;
     struct object_id id;
     int r = object_id_parse(name, &id, err);
     if (r == 0)
-        r = restore_prepare(json_object_get(run->wanted, name), run->mode, live != NULL, &prepared, reason, err);
+        r = restore_prepare(json_object_get(run->wanted, name), run->mode, live != NULL, &prepared, reason,
+                            err);
     if (r < 0)
         return r;
     if (!prepared)
@@ -338,13 +369,15 @@ static int plan_object(struct recovery_run *run, int wave, const char *name, con
     if (!live)
         return recovery_add_entry(run, ACTION_CREATE, wave, name, NULL, NULL, err);
     if (!id.namespace[0]) /* R6 */
-        return recovery_add_entry(run, ACTION_SKIP, wave, name, "it is there, and others may use it", NULL, err);
+        return recovery_add_entry(run, ACTION_SKIP, wave, name, "it is there, and others may use it", NULL,
+                                  err);
     r = object_normalize(live, &normal, err);
     if (r < 0)
         return r;
     restore_adopt_binding(prepared, normal);
     if (strcmp(recovery_text(live, "apiVersion"), recovery_text(prepared, "apiVersion")) != 0)
-        return recovery_add_entry(run, ACTION_CHANGE, wave, name, NULL, NULL, err); /* compared in the version of the point then */
+        return recovery_add_entry(run, ACTION_CHANGE, wave, name, NULL, NULL,
+                                  err); /* compared in the version of the point then */
     if (json_equal(normal, prepared))
         return recovery_add_entry(run, ACTION_SAME, wave, name, NULL, NULL, err);
     if (restore_way_of(normal, prepared, field) != RESTORE_RECREATE)
@@ -384,11 +417,14 @@ static int plan_deletions(struct recovery_run *run, const json_t *raw, struct er
         int r = object_id_parse(name, &id, err);
         if (r < 0)
             return r;
-        struct reference wanted = {.group = id.group, .kind = id.kind, .namespace = id.namespace, .name = id.name};
-        if (references_find(index, &wanted) || json_object_get(json_object_get(object, "metadata"), "deletionTimestamp"))
+        struct reference wanted = {
+            .group = id.group, .kind = id.kind, .namespace = id.namespace, .name = id.name};
+        if (references_find(index, &wanted) ||
+            json_object_get(json_object_get(object, "metadata"), "deletionTimestamp"))
             continue;
         const char *stays = reason_to_stay(object, &id);
-        r = recovery_add_entry(run, stays ? ACTION_SKIP : ACTION_DELETE, 0, name, stays ? stays : "it came after the point", object_uid(object), err);
+        r = recovery_add_entry(run, stays ? ACTION_SKIP : ACTION_DELETE, 0, name,
+                               stays ? stays : "it came after the point", object_uid(object), err);
         if (r < 0)
             return r;
     }
@@ -404,8 +440,11 @@ static int note_plan(struct recovery_run *run, struct error *err)
     snprintf(config_map, sizeof config_map, "tidemark-recovery-%s", run->name);
     json_t *plan = json_pack("{s:i, s:s}", "waves", run->waves, "configMap", config_map);
     for (int a = 0; a < RECOVERY_ACTIONS; a++)
-        json_object_set_new(plan, recovery_action_name((enum recovery_action)a), json_integer((json_int_t)counts[a]));
-    return json_object_set_new(recovery_status(run), "plan", plan) < 0 ? error_set(err, -ENOMEM, "out of memory") : 0;
+        json_object_set_new(plan, recovery_action_name((enum recovery_action)a),
+                            json_integer((json_int_t)counts[a]));
+    return json_object_set_new(recovery_status(run), "plan", plan) < 0
+               ? error_set(err, -ENOMEM, "out of memory")
+               : 0;
 }
 
 int recovery_make_plan(struct recovery_run *run, struct error *err)
@@ -421,7 +460,8 @@ int recovery_make_plan(struct recovery_run *run, struct error *err)
     raw = by_name(array);
     index = references_index(raw);
     if (run->mode == RESTORE_REWIND) {
-        r = run->c->source->select(run->c->source_context, run->source_namespace, run->application, array, err);
+        r = run->c->source->select(run->c->source_context, run->source_namespace, run->application, array,
+                                   err);
         own = by_name(array);
         if (r == 0)
             r = plan_deletions(run, own, err);

@@ -8,8 +8,8 @@
 #include "controller/recovery_kube.h"
 #include "lib/json.h"
 
-static int objects(void *context, const char *namespace, const char *application, const char *text, json_t **ret_set,
-                   struct recovery_point *ret_point, struct error *err)
+static int objects(void *context, const char *namespace, const char *application, const char *text,
+                   json_t **ret_set, struct recovery_point *ret_point, struct error *err)
 {
     struct controller *c = context;
     struct point point;
@@ -26,10 +26,12 @@ static int objects(void *context, const char *namespace, const char *application
     return 0;
 }
 
-static int select_own(void *context, const char *namespace, const char *application, json_t *all, struct error *err)
+static int select_own(void *context, const char *namespace, const char *application, json_t *all,
+                      struct error *err)
 {
     struct controller *c = context;
-    const struct kube_target target = {.resource = &controller_applications, .namespace = namespace, .name = application};
+    const struct kube_target target = {
+        .resource = &controller_applications, .namespace = namespace, .name = application};
     _cleanup_json_ json_t *papp = NULL;
     int r = kube_get(c->client, &target, &papp, err);
     if (r < 0)
@@ -47,13 +49,16 @@ static int select_own(void *context, const char *namespace, const char *applicat
 static const struct recovery_source_ops source = {objects, select_own};
 
 /* A Recovery that cannot even begin. */
-static int refuse(struct controller *c, struct recovery_kube *k, json_t *recovery, const struct error *why, struct error *err)
+static int refuse(struct controller *c, struct recovery_kube *k, json_t *recovery, const struct error *why,
+                  struct error *err)
 {
     char now[CLOCK_TEXT_BYTES];
     clock_format_rfc3339(clock_realtime_ns(clock_system()), now);
-    json_t *status = json_pack("{s:s, s:s, s:[{s:s, s:s, s:s, s:s, s:s}]}", "phase", "Failed", "message", why->message, "conditions", "type",
-                               "Ready", "status", "False", "reason", "RequesterUnknown", "message", why->message, "lastTransitionTime", now);
-    int r = json_object_set_new(recovery, "status", status) < 0 ? error_set(err, -ENOMEM, "out of memory") : 0;
+    json_t *status = json_pack("{s:s, s:s, s:[{s:s, s:s, s:s, s:s, s:s}]}", "phase", "Failed", "message",
+                               why->message, "conditions", "type", "Ready", "status", "False", "reason",
+                               "RequesterUnknown", "message", why->message, "lastTransitionTime", now);
+    int r =
+        json_object_set_new(recovery, "status", status) < 0 ? error_set(err, -ENOMEM, "out of memory") : 0;
     _cleanup_json_ json_t *written = NULL;
     (void)c;
     return r == 0 ? recovery_kube_store.write_status(k, recovery, &written, err) : r;
@@ -72,15 +77,22 @@ int recovery_reconcile(struct controller *c, const char *namespace, const char *
     if (recovery_kube_init(&k, c->client, recovery, c->log, &why) < 0) {
         r = refuse(c, &k, recovery, &why, err);
     } else {
-        const struct recovery_context context = {.cluster = &recovery_kube_cluster, .cluster_context = &k, .store = &recovery_kube_store,
-                                                 .store_context = &k, .source = &source, .source_context = c, .log = c->log};
+        const struct recovery_context context = {.cluster = &recovery_kube_cluster,
+                                                 .cluster_context = &k,
+                                                 .store = &recovery_kube_store,
+                                                 .store_context = &k,
+                                                 .source = &source,
+                                                 .source_context = c,
+                                                 .log = c->log};
         r = recovery_advance(&context, namespace, name, err);
         _cleanup_json_ json_t *after = NULL;
         struct error unused = ERROR_INIT;
         if (r == 0 && recovery_kube_store.read(&k, namespace, name, &after, &unused) == 0) {
             const char *phase = json_string_value(json_object_get(json_object_get(after, "status"), "phase"));
-            const char *message = json_string_value(json_object_get(json_object_get(after, "status"), "message"));
-            event_record(c, after, phase && strcmp(phase, "Failed") == 0 ? "Warning" : "Normal", phase ? phase : "Ended", message ? message : "");
+            const char *message =
+                json_string_value(json_object_get(json_object_get(after, "status"), "message"));
+            event_record(c, after, phase && strcmp(phase, "Failed") == 0 ? "Warning" : "Normal",
+                         phase ? phase : "Ended", message ? message : "");
         }
     }
     recovery_kube_release(&k);

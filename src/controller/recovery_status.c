@@ -17,9 +17,11 @@ void recovery_now(const struct recovery_run *run, char text[CLOCK_TEXT_BYTES])
     clock_format_rfc3339(clock_realtime_ns(run->clock), text);
 }
 
-int recovery_condition(struct recovery_run *run, const char *type, bool holds, const char *reason, const char *message)
+int recovery_condition(struct recovery_run *run, const char *type, bool holds, const char *reason,
+                       const char *message)
 {
-    json_t *status = recovery_status(run), *conditions = json_object_get(status, "conditions"), *condition, *found = NULL;
+    json_t *status = recovery_status(run), *conditions = json_object_get(status, "conditions"), *condition,
+           *found = NULL;
     char now[CLOCK_TEXT_BYTES];
     size_t i;
     if (!json_is_array(conditions)) {
@@ -79,7 +81,8 @@ int recovery_write(struct recovery_run *run, struct error *err)
         const json_t *step = json_object_get(json_object_get(now, "status"), "step");
         const json_t *last = run->last_step;
         if ((step || last) && (!step || !last || !json_equal(step, last)))
-            return error_set(err, -ESTALE, "another controller carries recovery %s/%s on", run->namespace, run->name);
+            return error_set(err, -ESTALE, "another controller carries recovery %s/%s on", run->namespace,
+                             run->name);
         json_object_set(run->recovery, "metadata", json_object_get(now, "metadata"));
     }
 }
@@ -90,7 +93,8 @@ int recovery_step(struct recovery_run *run, const char *step, int wave, struct e
     json_t *status = recovery_status(run), *entry;
     recovery_now(run, now);
     entry = json_pack("{s:s, s:i, s:s}", "name", step, "wave", wave, "time", now);
-    if (json_object_set_new(status, "step", entry) < 0 || json_object_set_new(status, "phase", json_string("Running")) < 0)
+    if (json_object_set_new(status, "step", entry) < 0 ||
+        json_object_set_new(status, "phase", json_string("Running")) < 0)
         return error_set(err, -ENOMEM, "out of memory");
     if (!json_object_get(status, "startTime"))
         json_object_set_new(status, "startTime", json_string(now));
@@ -99,7 +103,8 @@ int recovery_step(struct recovery_run *run, const char *step, int wave, struct e
     return recovery_write(run, err);
 }
 
-int recovery_end(struct recovery_run *run, const char *phase, const char *reason, const char *message, struct error *err)
+int recovery_end(struct recovery_run *run, const char *phase, const char *reason, const char *message,
+                 struct error *err)
 {
     char now[CLOCK_TEXT_BYTES];
     json_t *status = recovery_status(run);
@@ -111,7 +116,9 @@ int recovery_end(struct recovery_run *run, const char *phase, const char *reason
     json_object_set_new(status, "message", json_string(message));
     json_object_set_new(status, "completionTime", json_string(now));
     if (clock_parse_rfc3339(recovery_text(status, "startTime"), &start_ns, &unused) == 0)
-        json_object_set_new(status, "rtoMs", json_integer((json_int_t)((clock_realtime_ns(run->clock) - start_ns) / NS_PER_MS)));
+        json_object_set_new(
+            status, "rtoMs",
+            json_integer((json_int_t)((clock_realtime_ns(run->clock) - start_ns) / NS_PER_MS)));
     if (recovery_condition(run, "Ready", good, reason, message) < 0)
         return error_set(err, -ENOMEM, "out of memory");
     log_info(run->c->log, "recovery %s/%s: %s: %s", run->namespace, run->name, phase, message);
@@ -141,11 +148,13 @@ int recovery_count(struct recovery_run *run, struct error *err)
             continue;
         counts[e->verdict]++;
         if (e->verdict == VERDICT_FAILED && counts[VERDICT_FAILED] <= RECOVERY_FAILURES_MAX)
-            json_array_append_new(failures, json_pack("{s:s, s:s}", "object", e->name, "reason", e->reason ? e->reason : "unknown"));
+            json_array_append_new(failures, json_pack("{s:s, s:s}", "object", e->name, "reason",
+                                                      e->reason ? e->reason : "unknown"));
     }
     for (int v = 0; v < VERDICTS; v++)
         json_object_set_new(verdicts, verdict_name((enum verdict)v), json_integer((json_int_t)counts[v]));
-    if (json_object_set_new(status, "verdicts", verdicts) < 0 || json_object_set_new(status, "failures", failures) < 0)
+    if (json_object_set_new(status, "verdicts", verdicts) < 0 ||
+        json_object_set_new(status, "failures", failures) < 0)
         return error_set(err, -ENOMEM, "out of memory");
     return 0;
 }
@@ -159,7 +168,8 @@ static char *plan_text(const struct recovery_run *run, size_t first)
     FILE *out = open_memstream(&text, &size);
     for (size_t i = first; out && i < run->entry_count && i < first + RECOVERY_PLAN_CHUNK; i++) {
         const struct recovery_entry *e = &run->entries[i];
-        json_t *line = json_pack("{s:i, s:s, s:s}", "w", e->wave, "a", recovery_action_name(e->action), "o", e->name);
+        json_t *line =
+            json_pack("{s:i, s:s, s:s}", "w", e->wave, "a", recovery_action_name(e->action), "o", e->name);
         if (e->reason)
             json_object_set_new(line, "r", json_string(e->reason));
         if (e->uid)
@@ -193,7 +203,8 @@ int recovery_save_plan(struct recovery_run *run, int wave, struct error *err)
     do {
         if (wave < 0 || chunk_has_wave(run, first, wave)) {
             _cleanup_free_ char *text = plan_text(run, first);
-            r = text ? run->c->store->write_plan(run->c->store_context, run->recovery, first / RECOVERY_PLAN_CHUNK, text, err)
+            r = text ? run->c->store->write_plan(run->c->store_context, run->recovery,
+                                                 first / RECOVERY_PLAN_CHUNK, text, err)
                      : error_set(err, -ENOMEM, "out of memory");
         }
         first += RECOVERY_PLAN_CHUNK;
@@ -207,14 +218,17 @@ static int load_line(struct recovery_run *run, const char *line, size_t length, 
     int r = json_parse("plan", line, length, &json, err), action = 0, verdict = 0;
     if (r < 0)
         return r;
-    while (action < RECOVERY_ACTIONS && strcmp(recovery_text(json, "a"), recovery_action_name((enum recovery_action)action)) != 0)
+    while (action < RECOVERY_ACTIONS &&
+           strcmp(recovery_text(json, "a"), recovery_action_name((enum recovery_action)action)) != 0)
         action++;
     while (verdict < VERDICTS && strcmp(recovery_text(json, "v"), verdict_name((enum verdict)verdict)) != 0)
         verdict++;
     if (action == RECOVERY_ACTIONS || !recovery_text(json, "o")[0])
-        return error_set(err, -EINVAL, "the plan of recovery %s/%s has been changed: %.*s", run->namespace, run->name, (int)length, line);
+        return error_set(err, -EINVAL, "the plan of recovery %s/%s has been changed: %.*s", run->namespace,
+                         run->name, (int)length, line);
     const char *reason = recovery_text(json, "r"), *uid = recovery_text(json, "u");
-    r = recovery_add_entry(run, (enum recovery_action)action, (int)json_integer_value(json_object_get(json, "w")), recovery_text(json, "o"),
+    r = recovery_add_entry(run, (enum recovery_action)action,
+                           (int)json_integer_value(json_object_get(json, "w")), recovery_text(json, "o"),
                            reason[0] ? reason : NULL, uid[0] ? uid : NULL, err);
     if (r == 0)
         run->entries[run->entry_count - 1].verdict = verdict < VERDICTS ? verdict : -1;

@@ -33,8 +33,10 @@ static void tell(struct kube_informer *i, enum kube_event event, const char *key
 
 static bool reduce(struct kube_informer *i, json_t *object)
 {
+    bool counts = !i->options.ops.reduce || i->options.ops.reduce(i->options.ops.context, &i->resource, object);
+    /* Only now: they say who asked for a field, which reduce may want to know. */
     json_object_del(json_object_get(object, "metadata"), "managedFields");
-    return !i->options.ops.reduce || i->options.ops.reduce(i->options.ops.context, &i->resource, object);
+    return counts;
 }
 
 int informer_object(struct kube_informer *i, json_t *object, struct error *err)
