@@ -85,6 +85,9 @@ const char *object_noise(const json_t *object)
     if (strcmp(id.group, "tidemark.io") == 0)
         return "Tidemark's own";
     if (strcmp(text, "/ConfigMap") == 0 &&
+        json_object_get(objects_at(object, "metadata/labels"), "tidemark.io/recovery-plan"))
+        return "Tidemark's own";
+    if (strcmp(text, "/ConfigMap") == 0 &&
         (strcmp(id.name, "kube-root-ca.crt") == 0 || strcmp(id.name, "openshift-service-ca.crt") == 0))
         return "the control plane makes it in every namespace";
     if (strcmp(text, "/ConfigMap") == 0 && json_object_get(objects_at(object, "metadata/annotations"),

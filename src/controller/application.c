@@ -176,7 +176,8 @@ static void judge_ready(struct application *a, const struct error *capture_error
     policy = policy ? policy : "default";
     _cleanup_json_ json_t *found = kube_informer_get(a->c->policies, NULL, policy);
     if (a->paused)
-        set_condition(a, "ObjectsCaptured", false, "Paused", "spec.paused is true: changes of its objects are not journaled");
+        set_condition(a, "ObjectsCaptured", false, "Paused",
+                      "spec.paused is true: changes of its objects are not journaled");
     else if (capture_error->code)
         set_condition(a, "ObjectsCaptured", false, "JournalFailed", "its objects cannot be journaled: %s",
                       capture_error->message);

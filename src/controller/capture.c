@@ -71,7 +71,8 @@ static bool normalize(void *context, const struct kube_resource *resource, json_
     _cleanup_json_ json_t *normalized = NULL;
     struct error err = ERROR_INIT;
     (void)resource;
-    if (object_noise(object))
+    const char *type = json_string_value(json_object_get(object, "type"));
+    if (object_noise(object) || (type && object_is_secret(object) && strcmp(type, CONTROLLER_KEY_TYPE) == 0))
         return false;
     if (object_normalize(object, &normalized, &err) < 0) {
         log_warning(kind->capture->c->log, "%s %s/%s is not journaled: %s", resource->kind,

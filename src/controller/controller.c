@@ -67,8 +67,8 @@ static int load_key(struct controller *c, struct error *err)
         EVP_EncodeBlock(text, key, sizeof key);
         _cleanup_json_ json_t *fresh =
             json_pack("{s:s, s:s, s:{s:s, s:s}, s:s, s:b, s:{s:s}}", "apiVersion", "v1", "kind", "Secret",
-                      "metadata", "name", KEY_SECRET, "namespace", c->namespace, "type",
-                      "tidemark.io/object-key", "immutable", 1, "data", "key", text);
+                      "metadata", "name", KEY_SECRET, "namespace", c->namespace, "type", CONTROLLER_KEY_TYPE,
+                      "immutable", 1, "data", "key", text);
         explicit_bzero(key, sizeof key);
         explicit_bzero(text, sizeof text);
         r = fresh ? kube_create(c->client, &target, fresh, &secret, err)

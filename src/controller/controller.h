@@ -14,10 +14,10 @@
 #define CONTROLLER_LEASE "tidemark-controller"
 
 struct controller_options {
-    struct kube_client *client;
-    const char *state;     /* directory; journals lie in STATE/objects */
-    const char *namespace; /* of the driver; NULL: CONTROLLER_NAMESPACE */
-    const char *identity;  /* in the Lease; NULL: host name and a random part */
+    struct kube_client *client; /* one of its own: it is interrupted at the end of a term as leader */
+    const char *state;          /* directory; journals lie in STATE/objects */
+    const char *namespace;      /* of the driver; NULL: CONTROLLER_NAMESPACE */
+    const char *identity;       /* in the Lease; NULL: host name and a random part */
     const struct log *log;
     const atomic_bool *stop; /* set, and kube_interrupt called or not: controller_run ends within a second */
 };

@@ -21,6 +21,7 @@
 #define CREATED_BY_ANNOTATION "annotation"
 #define CSI_DRIVER "csi.tidemark.io"
 #define FIELD_MANAGER "tidemark-controller"
+#define CONTROLLER_KEY_TYPE "tidemark.io/object-key" /* of the Secret that seals Secrets: never captured */
 #define KINDS_KEY "#kinds"
 
 extern const struct kube_resource controller_applications, controller_policies, controller_recoveries;

@@ -7,7 +7,8 @@
 #include "controller/controller_internal.h"
 #include "lib/json.h"
 
-#define MAX_VOLUMES 100u
+#define MAX_VOLUMES 100u /* told */
+#define MAX_LOOKED_AT 2000u
 
 struct look {
     struct controller *c;
@@ -50,7 +51,7 @@ static void add(struct look *l, const char *claim, const char *class, bool captu
     va_start(list, format);
     vsnprintf(message, sizeof message, format, list);
     va_end(list);
-    if (json_array_size(l->volumes) < MAX_VOLUMES)
+    if (json_array_size(l->volumes) < MAX_LOOKED_AT)
         json_array_append_new(l->volumes, json_pack("{s:s, s:b, s:s, s:s, s:s*}", "claim", claim, "captured",
                                                     (int)captured, "reason", reason, "message", message,
                                                     "storageClass", class));
@@ -115,6 +116,8 @@ static void judge(struct look *l, const json_t *claim)
     const char *name = kube_object_name(claim), *namespace = kube_object_namespace(claim);
     const char *class = text_at(claim, "spec", "storageClassName"),
                *volume_name = text_at(claim, "spec", "volumeName");
+    if (class && !*class) /* without one, on purpose */
+        class = NULL;
     _cleanup_json_ json_t *volume = volume_name ? kube_informer_get(l->c->volumes, NULL, volume_name) : NULL;
     _cleanup_json_ json_t *of_class = class ? kube_informer_get(l->c->classes, NULL, class) : NULL;
     const char *driver =
@@ -152,7 +155,16 @@ int volumes_of(struct controller *c, const char *namespace, const char *applicat
     kube_informer_each(c->pods, namespace, look_at_pod, &l);
     kube_informer_each(c->claims, namespace, look_at_claim, &l);
     json_array_foreach(claims, i, claim) judge(&l, claim);
-    *ret = take_ptr(volumes);
+    /* Those that are not captured first: what is cut off is what needs nobody's attention. */
+    _cleanup_json_ json_t *sorted = json_array();
+    for (int captured = 0; captured < 2; captured++)
+        for (i = 0; i < json_array_size(volumes); i++)
+            if (json_is_true(json_object_get(json_array_get(volumes, i), "captured")) == captured &&
+                json_array_size(sorted) < MAX_VOLUMES)
+                json_array_append(sorted, json_array_get(volumes, i));
+    if (!sorted)
+        return error_errno(err, -ENOMEM, "volumes of %s", namespace);
+    *ret = take_ptr(sorted);
     *ret_pods = l.pods;
     return 0;
 }

@@ -146,7 +146,11 @@ static int refused(struct session *s, const char *path, struct error *err)
         end = strstr(s->input.data, "\r\n\r\n");
         body = end ? strchr(end, '{') : NULL;
     }
-    return kube_status_error(code, status, "exec", path, NULL, err);
+    int r = kube_status_error(code, status, "exec", path, NULL, err);
+    /* What the kubelet says comes as plain text. */
+    const char *text = end && !status ? end + 4 : "";
+    size_t length = strcspn(text, "\r\n");
+    return length ? error_set(err, r, "%.*s (%ld)", (int)(length < 500 ? length : 500), text, code) : r;
 }
 
 static int upgrade(struct session *s, const char *path, const char *query, const struct curl_slist *headers,

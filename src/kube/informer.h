@@ -32,7 +32,7 @@ enum kube_keep { KUBE_KEEP_HASH, KUBE_KEEP_TEXT };
 
 struct kube_informer_ops {
     /* Cuts `object` down to what counts, in place. false: it does not count; it is then as if it were not
-     * there. NULL: all but metadata.managedFields counts. */
+     * there. NULL: all but metadata.managedFields counts (they are dropped after it). */
     bool (*reduce)(void *context, const struct kube_resource *resource, json_t *object);
     /* `object` is what reduce left (borrowed), `version` its resourceVersion (versions of a kind are numbers
      * that grow). When deleted: its last form, or NULL where only its name is known (it was gone in a list,

@@ -126,6 +126,7 @@ static void noise_is_what_controllers_make_again(void **unused)
         {true, "apiVersion: coordination.k8s.io/v1\nkind: Lease\nmetadata: {name: a, namespace: n}\n"},
         {true, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: kube-root-ca.crt, namespace: n}\n"},
         {false, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: ca, namespace: n}\n"},
+        {true, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: p, namespace: n, labels: {tidemark.io/recovery-plan: r}}\n"},
         {true, "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: n, ownerReferences: [{kind: "
                "ReplicaSet, name: r, controller: true}]}\n"},
         {false, "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: n, ownerReferences: [{kind: "
