@@ -18,33 +18,73 @@ struct finder {
 
 static const struct {
     const char *scheme, *type;
-} schemes[] = {{"s3", "object storage"},       {"gs", "object storage"},      {"wasb", "object storage"},   {"abfs", "object storage"},
-               {"postgres", "database"},       {"postgresql", "database"},    {"mysql", "database"},        {"mariadb", "database"},
-               {"sqlserver", "database"},      {"mongodb", "database"},       {"mongodb+srv", "database"},  {"cassandra", "database"},
-               {"clickhouse", "database"},     {"cockroachdb", "database"},   {"oracle", "database"},       {"redis", "cache"},
-               {"rediss", "cache"},            {"memcached", "cache"},        {"amqp", "queue"},            {"amqps", "queue"},
-               {"kafka", "queue"},             {"nats", "queue"},             {"mqtt", "queue"},            {"mqtts", "queue"},
-               {"pulsar", "queue"},            {"elasticsearch", "search"},   {"nfs", "file share"},        {"smb", "file share"},
-               {"http", NULL},                 {"https", NULL},               {"tcp", NULL},                {"sftp", "file share"},
+} schemes[] = {{"s3", "object storage"},
+               {"gs", "object storage"},
+               {"wasb", "object storage"},
+               {"abfs", "object storage"},
+               {"postgres", "database"},
+               {"postgresql", "database"},
+               {"mysql", "database"},
+               {"mariadb", "database"},
+               {"sqlserver", "database"},
+               {"mongodb", "database"},
+               {"mongodb+srv", "database"},
+               {"cassandra", "database"},
+               {"clickhouse", "database"},
+               {"cockroachdb", "database"},
+               {"oracle", "database"},
+               {"redis", "cache"},
+               {"rediss", "cache"},
+               {"memcached", "cache"},
+               {"amqp", "queue"},
+               {"amqps", "queue"},
+               {"kafka", "queue"},
+               {"nats", "queue"},
+               {"mqtt", "queue"},
+               {"mqtts", "queue"},
+               {"pulsar", "queue"},
+               {"elasticsearch", "search"},
+               {"nfs", "file share"},
+               {"smb", "file share"},
+               {"http", NULL},
+               {"https", NULL},
+               {"tcp", NULL},
+               {"sftp", "file share"},
                {"ftp", "file share"}};
 
 static const struct {
     int port;
     const char *type;
-} ports[] = {{5432, "database"}, {3306, "database"}, {1433, "database"}, {1521, "database"}, {27017, "database"}, {9042, "database"},
-             {6379, "cache"},    {11211, "cache"},   {5672, "queue"},    {5671, "queue"},    {9092, "queue"},     {4222, "queue"},
-             {1883, "queue"},    {9200, "search"},   {2049, "file share"}, {445, "file share"}};
+} ports[] = {{5432, "database"},  {3306, "database"}, {1433, "database"},   {1521, "database"},
+             {27017, "database"}, {9042, "database"}, {6379, "cache"},      {11211, "cache"},
+             {5672, "queue"},     {5671, "queue"},    {9092, "queue"},      {4222, "queue"},
+             {1883, "queue"},     {9200, "search"},   {2049, "file share"}, {445, "file share"}};
 
 /* What the host or the field's name says about an address whose scheme says nothing. */
 static const char *type_by_words(const char *host, const char *field, int port)
 {
     static const struct {
         const char *word, *type;
-    } words[] = {{"s3", "object storage"},   {"minio", "object storage"},  {"blob.core", "object storage"}, {"storage.googleapis", "object storage"},
-                 {"bucket", "object storage"}, {"rds.amazonaws", "database"}, {"postgres", "database"},      {"mysql", "database"},
-                 {"mongo", "database"},      {"database", "database"},     {"db_", "database"},             {"redis", "cache"},
-                 {"memcache", "cache"},      {"kafka", "queue"},           {"amqp", "queue"},               {"rabbit", "queue"},
-                 {"sqs.", "queue"},          {"broker", "queue"},          {"nats", "queue"},               {"elastic", "search"},
+    } words[] = {{"s3", "object storage"},
+                 {"minio", "object storage"},
+                 {"blob.core", "object storage"},
+                 {"storage.googleapis", "object storage"},
+                 {"bucket", "object storage"},
+                 {"rds.amazonaws", "database"},
+                 {"postgres", "database"},
+                 {"mysql", "database"},
+                 {"mongo", "database"},
+                 {"database", "database"},
+                 {"db_", "database"},
+                 {"redis", "cache"},
+                 {"memcache", "cache"},
+                 {"kafka", "queue"},
+                 {"amqp", "queue"},
+                 {"rabbit", "queue"},
+                 {"sqs.", "queue"},
+                 {"broker", "queue"},
+                 {"nats", "queue"},
+                 {"elastic", "search"},
                  {"opensearch", "search"}};
     for (size_t i = 0; i < sizeof ports / sizeof *ports; i++) {
         if (ports[i].port == port)
@@ -69,7 +109,8 @@ static size_t read_host(const char *text, char host[HOST_BYTES], int *ret_port)
     *ret_port = 0;
     if (text[0] == '[') {
         n = strcspn(text + 1, "]");
-        if (text[n + 1] != ']' || n == 0 || n >= HOST_BYTES || strspn(text + 1, "0123456789abcdefABCDEF:.") < n)
+        if (text[n + 1] != ']' || n == 0 || n >= HOST_BYTES ||
+            strspn(text + 1, "0123456789abcdefABCDEF:.") < n)
             return 0;
         snprintf(host, HOST_BYTES, "%.*s", (int)n, text + 1);
         length = n + 2;
@@ -99,9 +140,11 @@ static bool is_inside(const struct finder *f, const char *host)
     for (const char *c = host; *c; c++)
         dots += *c == '.';
     labels += dots;
-    if (strcasecmp(host, "localhost") == 0 || objects_has_prefix(host, "127.") || strcmp(host, "0.0.0.0") == 0 || strcmp(host, "::1") == 0)
+    if (strcasecmp(host, "localhost") == 0 || objects_has_prefix(host, "127.") ||
+        strcmp(host, "0.0.0.0") == 0 || strcmp(host, "::1") == 0)
         return true;
-    if (objects_has_suffix(host, ".svc") || strstr(host, ".svc.") || objects_has_suffix(host, ".cluster.local"))
+    if (objects_has_suffix(host, ".svc") || strstr(host, ".svc.") ||
+        objects_has_suffix(host, ".cluster.local"))
         return true;
     if (labels == 1) /* a name of the own namespace, or of the pod's own hosts file */
         return true;
@@ -137,7 +180,8 @@ static int note(struct finder *f, const char *field, const char *type, const cha
 }
 
 /* A URL whose scheme ends at `colon` ("://"). Returns where to read on. */
-static const char *scan_url(struct finder *f, const char *field, const char *text, const char *colon, int *ret)
+static const char *scan_url(struct finder *f, const char *field, const char *text, const char *colon,
+                            int *ret)
 {
     const char *begin = colon, *at = colon + 3, *type = NULL;
     char scheme[24], host[HOST_BYTES];
@@ -154,8 +198,8 @@ static const char *scan_url(struct finder *f, const char *field, const char *tex
     }
     if (!known)
         return at;
-    /* What stands before the last @ of the authority is user and password: never told. A password may hold '/' or '?' where it
-     * ought to be escaped; an @ behind them is then still its end. */
+    /* What stands before the last @ of the authority is user and password: never told. A password may hold
+     * '/' or '?' where it ought to be escaped; an @ behind them is then still its end. */
     size_t authority = strcspn(at, " \t\r\n\"'<>`,;");
     for (size_t i = authority; i-- > 0;) {
         if (at[i] == '@') {
@@ -185,13 +229,25 @@ static const char *scan_url(struct finder *f, const char *field, const char *tex
 
 static bool key_says_host(const char *key)
 {
-    static const char *const ends[] = {"host", "hostname", "endpoint", "endpoints", "server", "servers", "broker", "brokers", "addr",
-                                       "address", "addresses", "bootstrap_servers", "bootstrap.servers"};
+    static const char *const ends[] = {"host",
+                                       "hostname",
+                                       "endpoint",
+                                       "endpoints",
+                                       "server",
+                                       "servers",
+                                       "broker",
+                                       "brokers",
+                                       "addr",
+                                       "address",
+                                       "addresses",
+                                       "bootstrap_servers",
+                                       "bootstrap.servers"};
     if (objects_key_is_sensitive(key))
         return false;
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
         size_t n = strlen(key), m = strlen(ends[i]);
-        if (n >= m && strcasecmp(key + n - m, ends[i]) == 0 && (n == m || !isalnum((unsigned char)key[n - m - 1])))
+        if (n >= m && strcasecmp(key + n - m, ends[i]) == 0 &&
+            (n == m || !isalnum((unsigned char)key[n - m - 1])))
             return true;
         /* dbHost */
         if (n > m && strcasecmp(key + n - m, ends[i]) == 0 && isupper((unsigned char)key[n - m]))
@@ -299,7 +355,9 @@ static int scan_data(struct finder *f, json_t *data, const char *where, bool enc
 static int scan_service(struct finder *f, const json_t *spec)
 {
     const char *name = objects_text(spec, "externalName");
-    return strcmp(objects_text(spec, "type"), "ExternalName") == 0 && name[0] ? note(f, "spec.externalName", NULL, name, 0) : 0;
+    return strcmp(objects_text(spec, "type"), "ExternalName") == 0 && name[0]
+               ? note(f, "spec.externalName", NULL, name, 0)
+               : 0;
 }
 
 /* Addresses that a person wrote down for a service without a selector. */
@@ -334,7 +392,9 @@ static int scan_object(struct finder *f, json_t *object, const struct object_id 
     if (pod && r == 0)
         r = objects_walk(pod, "volumes[]", scan_volume, f);
     if (r < 0 || id->group[0])
-        return r == 0 && strcmp(id->kind, "EndpointSlice") == 0 ? objects_walk(object, "endpoints[]/addresses[]", scan_address, f) : r;
+        return r == 0 && strcmp(id->kind, "EndpointSlice") == 0
+                   ? objects_walk(object, "endpoints[]/addresses[]", scan_address, f)
+                   : r;
     if (strcmp(id->kind, "ConfigMap") == 0)
         r = scan_data(f, json_object_get(object, "data"), "data", false);
     else if (strcmp(id->kind, "Secret") == 0)
@@ -359,7 +419,8 @@ int findings_of_set(const json_t *set, json_t **ret, struct error *err)
     json_array_foreach(names, i, name)
     {
         char key[OBJECT_NAME_BYTES];
-        if (object_id_parse(json_string_value(name), &id, &unused) < 0 || strcmp(id.kind, "Service") != 0 || id.group[0])
+        if (object_id_parse(json_string_value(name), &id, &unused) < 0 || strcmp(id.kind, "Service") != 0 ||
+            id.group[0])
             continue;
         snprintf(key, sizeof key, "%s.%s", id.name, id.namespace);
         if (json_object_set_new(services, key, json_true()) < 0)

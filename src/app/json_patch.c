@@ -17,7 +17,8 @@ struct operation {
 
 static int refuse(struct error *err, int code, const struct operation *op, const char *reason)
 {
-    return error_set(err, code, "patch operation %zu (path '%.200s'): %s", op->number, op->path ? op->path : "", reason);
+    return error_set(err, code, "patch operation %zu (path '%.200s'): %s", op->number,
+                     op->path ? op->path : "", reason);
 }
 
 static int check_pointer(const struct operation *op, const char *pointer, struct error *err)
@@ -37,8 +38,10 @@ static int read_operation(const json_t *json, size_t number, struct operation *r
 {
     static const char *const names[] = {"add", "remove", "replace", "move", "copy", "test"};
     const char *name = objects_text(json, "op");
-    struct operation op = {.number = number, .path = json_string_value(json_object_get(json, "path")),
-                           .from = json_string_value(json_object_get(json, "from")), .value = json_object_get(json, "value")};
+    struct operation op = {.number = number,
+                           .path = json_string_value(json_object_get(json, "path")),
+                           .from = json_string_value(json_object_get(json, "from")),
+                           .value = json_object_get(json, "value")};
     size_t kind = 0;
     while (kind < 6 && strcmp(name, names[kind]) != 0)
         kind++;
@@ -95,7 +98,8 @@ static json_t *child(json_t *at, const char *token)
 }
 
 /* What stands at the pointer (NULL when nothing does), what holds it, and the last token. */
-static json_t *find(json_t *root, const char *pointer, json_t **ret_parent, char last[JSON_PATCH_POINTER_BYTES])
+static json_t *find(json_t *root, const char *pointer, json_t **ret_parent,
+                    char last[JSON_PATCH_POINTER_BYTES])
 {
     json_t *at = root;
     *ret_parent = NULL;
@@ -135,7 +139,8 @@ static int put(json_t **root, const struct operation *op, json_t *value, bool re
         long index = strcmp(last, "-") == 0 && !replace ? (long)size : index_of(last);
         if (index < 0 || (size_t)index > size)
             return refuse(err, -ENOENT, op, "the list has no such place");
-        r = replace ? json_array_set(parent, (size_t)index, value) : json_array_insert(parent, (size_t)index, value);
+        r = replace ? json_array_set(parent, (size_t)index, value)
+                    : json_array_insert(parent, (size_t)index, value);
     } else {
         return refuse(err, -ENOENT, op, "what should hold it is neither an object nor a list");
     }
@@ -150,7 +155,8 @@ static int take_out(json_t *root, const struct operation *op, const char *pointe
         return refuse(err, -EINVAL, op, "the whole document cannot be taken out");
     if (!there)
         return refuse(err, -ENOENT, op, "there is nothing at the path");
-    int r = json_is_object(parent) ? json_object_del(parent, last) : json_array_remove(parent, (size_t)index_of(last));
+    int r = json_is_object(parent) ? json_object_del(parent, last)
+                                   : json_array_remove(parent, (size_t)index_of(last));
     return r < 0 ? refuse(err, -ENOENT, op, "there is nothing at the path") : 0;
 }
 
@@ -217,7 +223,8 @@ static int perform(json_t **root, const struct operation *op, struct error *err)
         there = find(*root, op->path, &parent, last);
         if (!there)
             return refuse(err, -ENOENT, op, "there is nothing to test");
-        return equal(there, op->value) ? 0 : refuse(err, -EBADMSG, op, "the test failed: there is another value");
+        return equal(there, op->value) ? 0
+                                       : refuse(err, -EBADMSG, op, "the test failed: there is another value");
     }
     return refuse(err, -EINVAL, op, "unknown operation");
 }

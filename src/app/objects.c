@@ -88,8 +88,8 @@ bool object_kind_is_cluster_scoped(const char *group, const char *kind)
             return true;
     }
     /* By custom, kinds of others that begin so have a namespaced twin without the prefix. */
-    return !object_group_is_builtin(group) && objects_has_prefix(kind, "Cluster") && isupper((unsigned char)kind[7]) &&
-           strcmp(kind, "Cluster") != 0;
+    return !object_group_is_builtin(group) && objects_has_prefix(kind, "Cluster") &&
+           isupper((unsigned char)kind[7]) && strcmp(kind, "Cluster") != 0;
 }
 
 const char *objects_group_of(const char *api_version, char *buffer, size_t size)
@@ -152,8 +152,8 @@ int object_id_parse(const char *journal_name, struct object_id *ret, struct erro
 
 int object_journal_name(const struct object_id *id, char name[OBJECT_NAME_BYTES], struct error *err)
 {
-    int n = snprintf(name, OBJECT_NAME_BYTES, "%s/%s/%s/%s/%s", id->group[0] ? id->group : "core", id->version, id->kind,
-                     id->namespace[0] ? id->namespace : "_", id->name);
+    int n = snprintf(name, OBJECT_NAME_BYTES, "%s/%s/%s/%s/%s", id->group[0] ? id->group : "core",
+                     id->version, id->kind, id->namespace[0] ? id->namespace : "_", id->name);
     if (n < 0 || n >= (int)OBJECT_NAME_BYTES)
         return error_set(err, -ENAMETOOLONG, "%.100s %.200s: its names are too long", id->kind, id->name);
     return 0;
@@ -171,7 +171,8 @@ char *object_canonical(const json_t *normalized)
 
 bool object_is_secret(const json_t *object)
 {
-    return strcmp(objects_text(object, "kind"), "Secret") == 0 && strcmp(objects_text(object, "apiVersion"), "v1") == 0;
+    return strcmp(objects_text(object, "kind"), "Secret") == 0 &&
+           strcmp(objects_text(object, "apiVersion"), "v1") == 0;
 }
 
 int objects_add(json_t *set, const json_t *object, bool *ret_kept, struct error *err)
@@ -373,8 +374,8 @@ int objects_leaf_set(const struct objects_leaf *leaf, const char *text)
 
 const char *objects_pod_spec_path(const char *group, const char *kind)
 {
-    static const char *const templated[] = {"apps/Deployment", "apps/StatefulSet", "apps/DaemonSet", "apps/ReplicaSet",
-                                            "batch/Job", "/ReplicationController"};
+    static const char *const templated[] = {"apps/Deployment", "apps/StatefulSet", "apps/DaemonSet",
+                                            "apps/ReplicaSet", "batch/Job",        "/ReplicationController"};
     char text[OBJECT_PATH_BYTES];
     snprintf(text, sizeof text, "%s/%s", group, kind);
     if (strcmp(text, "/Pod") == 0)
@@ -391,16 +392,18 @@ const char *objects_pod_spec_path(const char *group, const char *kind)
 json_t *objects_pod_spec(const json_t *object)
 {
     char group[128];
-    const char *path = objects_pod_spec_path(objects_group_of(objects_text(object, "apiVersion"), group, sizeof group),
-                                             objects_text(object, "kind"));
+    const char *path =
+        objects_pod_spec_path(objects_group_of(objects_text(object, "apiVersion"), group, sizeof group),
+                              objects_text(object, "kind"));
     return path ? objects_at(object, path) : NULL;
 }
 
 bool objects_key_is_sensitive(const char *key)
 {
-    static const char *const words[] = {"password", "passwd",      "passphrase", "secret", "token",
-                                        "apikey",   "api_key",     "api-key",    "credential", "privatekey",
-                                        "private_key", "private-key", "accesskey", "access_key", "access-key"};
+    static const char *const words[] = {"password",   "passwd",     "passphrase",  "secret",
+                                        "token",      "apikey",     "api_key",     "api-key",
+                                        "credential", "privatekey", "private_key", "private-key",
+                                        "accesskey",  "access_key", "access-key"};
     for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
         if (strcasestr(key, words[i]))
             return true;

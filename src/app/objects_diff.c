@@ -30,7 +30,8 @@ static int note(struct differ *d, const json_t *from, const json_t *to, bool hid
     if (hidden || hides(d)) {
         r = json_object_set_new(entry, "hidden", json_true());
         /* Whether it is there may be known, what it is not. */
-        json_t *from_shown = from ? json_string("(hidden)") : NULL, *to_shown = to ? json_string("(hidden)") : NULL;
+        json_t *from_shown = from ? json_string("(hidden)") : NULL,
+               *to_shown = to ? json_string("(hidden)") : NULL;
         if (from_shown)
             r |= json_object_set_new(entry, "from", from_shown);
         if (to_shown)
@@ -71,15 +72,17 @@ static int differ_objects(struct differ *d, json_t *from, json_t *to, bool hidde
         bool text = json_is_string(value) || json_is_string(json_object_get(to, key));
         if (r == 0)
             r = differ_key(d, key, value, json_object_get(to, key),
-                           hidden || (env && strcmp(key, "value") == 0) || (text && objects_key_is_sensitive(key) &&
-                           strcmp(key, "secretName") != 0 && !objects_has_suffix(key, "Name")));
+                           hidden || (env && strcmp(key, "value") == 0) ||
+                               (text && objects_key_is_sensitive(key) && strcmp(key, "secretName") != 0 &&
+                                !objects_has_suffix(key, "Name")));
     }
     json_object_foreach(to, key, value)
     {
         if (r == 0 && !json_object_get(from, key))
             r = differ_key(d, key, NULL, value,
-                           hidden || (env && strcmp(key, "value") == 0) || (json_is_string(value) && objects_key_is_sensitive(key) &&
-                           strcmp(key, "secretName") != 0 && !objects_has_suffix(key, "Name")));
+                           hidden || (env && strcmp(key, "value") == 0) ||
+                               (json_is_string(value) && objects_key_is_sensitive(key) &&
+                                strcmp(key, "secretName") != 0 && !objects_has_suffix(key, "Name")));
     }
     return r;
 }
@@ -148,7 +151,8 @@ static int differ_lists(struct differ *d, json_t *from, json_t *to, bool hidden)
             if (json_is_string(value))
                 snprintf(label, sizeof label, "%s", json_string_value(value));
             else
-                snprintf(label, sizeof label, "%lld", value ? (long long)json_integer_value(value) : (long long)i);
+                snprintf(label, sizeof label, "%lld",
+                         value ? (long long)json_integer_value(value) : (long long)i);
             if (r == 0 && side == 0)
                 r = differ_element(d, label, element, twin, hidden);
             else if (r == 0 && !twin)
@@ -184,7 +188,8 @@ static int differ_value(struct differ *d, json_t *from, json_t *to, bool hidden)
     if (from && to && json_equal(from, to))
         return 0;
     if ((json_is_object(from) && json_is_object(to)) ||
-        (!hidden && (json_is_object(from) || json_is_object(to)) && (!from || !to) && holds_sensitive(from ? from : to)))
+        (!hidden && (json_is_object(from) || json_is_object(to)) && (!from || !to) &&
+         holds_sensitive(from ? from : to)))
         return differ_objects(d, from, to, hidden);
     if (json_is_array(from) && json_is_array(to))
         return differ_lists(d, from, to, hidden);
@@ -209,7 +214,8 @@ static int diff_one(const char *name, json_t *from, json_t *to, json_t *objects,
     if (json_object_set_new(entry, "fields", d.fields) < 0)
         r = -ENOMEM;
     if (r == 0 && d.count > OBJECTS_DIFF_FIELDS_MAX &&
-        json_object_set_new(entry, "moreFields", json_integer((json_int_t)(d.count - OBJECTS_DIFF_FIELDS_MAX))) < 0)
+        json_object_set_new(entry, "moreFields",
+                            json_integer((json_int_t)(d.count - OBJECTS_DIFF_FIELDS_MAX))) < 0)
         r = -ENOMEM;
     return r;
 }
@@ -219,7 +225,8 @@ int objects_diff(const json_t *from, const json_t *to, json_t **ret, struct erro
     _cleanup_json_ json_t *all = json_object(), *names = NULL, *objects = json_array();
     size_t counts[4] = {0}, i;
     json_t *name;
-    int r = json_object_update(all, (json_t *)(uintptr_t)from) < 0 || json_object_update(all, (json_t *)(uintptr_t)to) < 0 || !objects
+    int r = json_object_update(all, (json_t *)(uintptr_t)from) < 0 ||
+                    json_object_update(all, (json_t *)(uintptr_t)to) < 0 || !objects
                 ? -ENOMEM
                 : 0;
     names = r == 0 ? objects_sorted_names(all) : NULL;
@@ -231,9 +238,9 @@ int objects_diff(const json_t *from, const json_t *to, json_t **ret, struct erro
         if (r == 0)
             r = diff_one(text, json_object_get(from, text), json_object_get(to, text), objects, counts);
     }
-    json_t *result = r == 0 ? json_pack("{s:I, s:I, s:I, s:I, s:O}", "created", (json_int_t)counts[0], "changed",
-                                        (json_int_t)counts[1], "deleted", (json_int_t)counts[2], "same",
-                                        (json_int_t)counts[3], "objects", objects)
+    json_t *result = r == 0 ? json_pack("{s:I, s:I, s:I, s:I, s:O}", "created", (json_int_t)counts[0],
+                                        "changed", (json_int_t)counts[1], "deleted", (json_int_t)counts[2],
+                                        "same", (json_int_t)counts[3], "objects", objects)
                             : NULL;
     if (!result)
         return objects_no_memory(err);
@@ -266,7 +273,10 @@ char *objects_diff_text(const json_t *diff)
     json_array_foreach(json_object_get(diff, "objects"), i, entry)
     {
         const char *change = objects_text(entry, "change");
-        fprintf(out, "%c %s\n", strcmp(change, "created") == 0 ? '+' : strcmp(change, "deleted") == 0 ? '-' : '~',
+        fprintf(out, "%c %s\n",
+                strcmp(change, "created") == 0   ? '+'
+                : strcmp(change, "deleted") == 0 ? '-'
+                                                 : '~',
                 objects_text(entry, "object"));
         json_array_foreach(json_object_get(entry, "fields"), k, field)
         {
@@ -277,7 +287,8 @@ char *objects_diff_text(const json_t *diff)
             fputc('\n', out);
         }
         if (json_object_get(entry, "moreFields"))
-            fprintf(out, "    and %lld more fields\n", (long long)json_integer_value(json_object_get(entry, "moreFields")));
+            fprintf(out, "    and %lld more fields\n",
+                    (long long)json_integer_value(json_object_get(entry, "moreFields")));
     }
     if (fclose(out) != 0) {
         free(text);

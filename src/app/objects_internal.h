@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Ways through the trees of objects, for this module. A path is "spec/template/containers[]/env[]": keys between
- * slashes, [] for every element, * for every value of an object. */
+/* Ways through the trees of objects, for this module. A path is "spec/template/containers[]/env[]": keys
+ * between slashes, [] for every element, * for every value of an object. */
 #ifndef TIDEMARK_APP_OBJECTS_INTERNAL_H
 #define TIDEMARK_APP_OBJECTS_INTERNAL_H
 
@@ -30,13 +30,14 @@ bool objects_has_suffix(const char *text, const char *suffix);
 /* "apps/v1" -> "apps"; "v1" -> "". Cut to the buffer. */
 const char *objects_group_of(const char *api_version, char *buffer, size_t size);
 
-/* Calls visit with each value that the path leads to and its dotted path ("spec.containers[app]" with the element's name
- * where it has one). What visit returns other than 0 ends the walk and is returned. The visited value may be changed. */
+/* Calls visit with each value that the path leads to and its dotted path ("spec.containers[app]" with the
+ * element's name where it has one). What visit returns other than 0 ends the walk and is returned. The
+ * visited value may be changed. */
 typedef int (*objects_visit)(void *context, json_t *value, const char *path);
 int objects_walk(json_t *root, const char *path, objects_visit visit, void *context);
 
-/* Calls visit with each text of the tree, and what holds it: an object and the key, or an array and the index. visit may
- * replace the text. Depth is bounded by OBJECT_DEPTH_MAX. */
+/* Calls visit with each text of the tree, and what holds it: an object and the key, or an array and the
+ * index. visit may replace the text. Depth is bounded by OBJECT_DEPTH_MAX. */
 struct objects_leaf {
     json_t *holder;
     const char *key; /* NULL in an array */
@@ -68,7 +69,8 @@ const char *objects_list_key(json_t *a, json_t *b);
 /* The element whose `key` has the value, or NULL. Borrowed. */
 json_t *objects_list_find(json_t *list, const char *key, const json_t *value);
 
-/* Base64 of the standard alphabet. NULL when it isn't (or out of memory); NUL-terminated. The caller frees it. */
+/* Base64 of the standard alphabet. NULL when it isn't (or out of memory); NUL-terminated. The caller frees
+ * it. */
 char *objects_base64_decode(const char *text, size_t *ret_length);
 char *objects_base64_encode(const char *data, size_t length);
 

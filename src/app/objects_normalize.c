@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What of an object is kept (O1..O3 in objects.h), and which objects are not.
  *
- * Status is dropped: by the API's conventions it can be observed again, and an object whose status alone changed is not a change
- * of the application. The one exception is that a Job or a bare pod has ended (keep_end). */
+ * Status is dropped: by the API's conventions it can be observed again, and an object whose status alone
+ * changed is not a change of the application. The one exception is that a Job or a bare pod has ended
+ * (keep_end). */
 #include <errno.h>
 #include <stdio.h>
 
@@ -45,7 +46,8 @@ static const char *noise_of_owned(const struct object_id *id, const json_t *owne
 {
     if (!owner)
         return NULL;
-    if (strcmp(id->kind, "Pod") == 0 || strcmp(id->kind, "ReplicaSet") == 0 || strcmp(id->kind, "ControllerRevision") == 0)
+    if (strcmp(id->kind, "Pod") == 0 || strcmp(id->kind, "ReplicaSet") == 0 ||
+        strcmp(id->kind, "ControllerRevision") == 0)
         return "its controller makes it again";
     if (strcmp(id->kind, "Job") == 0 && strcmp(objects_text(owner, "kind"), "CronJob") == 0)
         return "a run of a CronJob";
@@ -57,9 +59,16 @@ static const char *noise_of_owned(const struct object_id *id, const json_t *owne
 
 const char *object_noise(const json_t *object)
 {
-    static const char *const never[] = {"/Event", "events.k8s.io/Event", "coordination.k8s.io/Lease", "/Binding", "/ComponentStatus",
-                                        "/Node", "storage.k8s.io/VolumeAttachment", "storage.k8s.io/CSINode",
-                                        "storage.k8s.io/CSIStorageCapacity", "coordination.k8s.io/LeaseCandidate",
+    static const char *const never[] = {"/Event",
+                                        "events.k8s.io/Event",
+                                        "coordination.k8s.io/Lease",
+                                        "/Binding",
+                                        "/ComponentStatus",
+                                        "/Node",
+                                        "storage.k8s.io/VolumeAttachment",
+                                        "storage.k8s.io/CSINode",
+                                        "storage.k8s.io/CSIStorageCapacity",
+                                        "coordination.k8s.io/LeaseCandidate",
                                         "networking.k8s.io/IPAddress"};
     struct object_id id;
     struct error unused = ERROR_INIT;
@@ -74,6 +83,9 @@ const char *object_noise(const json_t *object)
     if (objects_has_suffix(id.group, "metrics.k8s.io"))
         return "a measurement";
     if (strcmp(id.group, "tidemark.io") == 0)
+        return "Tidemark's own";
+    if (strcmp(text, "/ConfigMap") == 0 &&
+        json_object_get(objects_at(object, "metadata/labels"), "tidemark.io/recovery-plan"))
         return "Tidemark's own";
     if (strcmp(text, "/ConfigMap") == 0 &&
         (strcmp(id.name, "kube-root-ca.crt") == 0 || strcmp(id.name, "openshift-service-ca.crt") == 0))
@@ -135,14 +147,19 @@ static bool generated_annotation(const char *key)
         if (strcmp(key, exact[i]) == 0)
             return true;
     }
-    return objects_has_prefix(key, "pv.kubernetes.io/") || objects_has_prefix(key, "autoscaling.alpha.kubernetes.io/");
+    return objects_has_prefix(key, "pv.kubernetes.io/") ||
+           objects_has_prefix(key, "autoscaling.alpha.kubernetes.io/");
 }
 
 static bool system_finalizer(const char *name)
 {
-    static const char *const exact[] = {"kubernetes.io/pvc-protection", "kubernetes.io/pv-protection", "foregroundDeletion",
-                                        "orphan", "service.kubernetes.io/load-balancer-cleanup",
-                                        "batch.kubernetes.io/job-tracking", "kubernetes",
+    static const char *const exact[] = {"kubernetes.io/pvc-protection",
+                                        "kubernetes.io/pv-protection",
+                                        "foregroundDeletion",
+                                        "orphan",
+                                        "service.kubernetes.io/load-balancer-cleanup",
+                                        "batch.kubernetes.io/job-tracking",
+                                        "kubernetes",
                                         "customresourcecleanup.apiextensions.k8s.io"};
     for (size_t i = 0; i < sizeof exact / sizeof *exact; i++) {
         if (strcmp(name, exact[i]) == 0)
@@ -153,8 +170,15 @@ static bool system_finalizer(const char *name)
 
 static void normalize_metadata(json_t *metadata)
 {
-    static const char *const dropped[] = {"managedFields", "resourceVersion", "uid", "generation", "creationTimestamp", "selfLink",
-                                          "deletionTimestamp", "deletionGracePeriodSeconds", "generateName"};
+    static const char *const dropped[] = {"managedFields",
+                                          "resourceVersion",
+                                          "uid",
+                                          "generation",
+                                          "creationTimestamp",
+                                          "selfLink",
+                                          "deletionTimestamp",
+                                          "deletionGracePeriodSeconds",
+                                          "generateName"};
     for (size_t i = 0; i < sizeof dropped / sizeof *dropped; i++)
         json_object_del(metadata, dropped[i]);
     const char *key;
@@ -180,8 +204,9 @@ static void normalize_metadata(json_t *metadata)
     delete_if_empty(metadata, "ownerReferences");
 }
 
-/* Whether somebody asked for the field: the API server puts down what came with a request, not what it allocates.
- * `port` is NULL, or the key of an element of spec.ports. Without managed fields (as after normalizing) it counts as asked for. */
+/* Whether somebody asked for the field: the API server puts down what came with a request, not what it
+ * allocates. `port` is NULL, or the key of an element of spec.ports. Without managed fields (as after
+ * normalizing) it counts as asked for. */
 static bool asked_for(const json_t *object, const char *port, const char *field)
 {
     const json_t *entries = objects_at(object, "metadata/managedFields");
@@ -216,7 +241,8 @@ static void normalize_service(const json_t *object, json_t *spec)
         char key[96];
         const char *protocol = objects_text(port, "protocol");
         snprintf(key, sizeof key, "k:{\"port\":%lld,\"protocol\":\"%.16s\"}",
-                 (long long)json_integer_value(json_object_get(port, "port")), protocol[0] ? protocol : "TCP");
+                 (long long)json_integer_value(json_object_get(port, "port")),
+                 protocol[0] ? protocol : "TCP");
         if (!asked_for(object, key, "nodePort"))
             json_object_del(port, "nodePort");
     }
@@ -250,8 +276,8 @@ static void normalize_pod(json_t *spec)
 
 static void normalize_job(json_t *spec)
 {
-    static const char *const generated[] = {"controller-uid", "job-name", "batch.kubernetes.io/controller-uid",
-                                            "batch.kubernetes.io/job-name"};
+    static const char *const generated[] = {
+        "controller-uid", "job-name", "batch.kubernetes.io/controller-uid", "batch.kubernetes.io/job-name"};
     if (json_is_true(json_object_get(spec, "manualSelector")))
         return;
     json_object_del(spec, "selector");
@@ -346,14 +372,16 @@ static void normalize_kind(const json_t *object, json_t *out)
     normalize_injected(out);
 }
 
-/* That a Job or a bare pod has ended is not only observed: nobody can find out again, and it must not run twice. */
+/* That a Job or a bare pod has ended is not only observed: nobody can find out again, and it must not run
+ * twice. */
 static int keep_end(const json_t *object, json_t *out, const struct object_id *id)
 {
     const json_t *status = json_object_get(object, "status");
     const char *phase = objects_text(status, "phase");
     size_t i;
     json_t *condition;
-    if (strcmp(id->kind, "Pod") == 0 && !id->group[0] && (strcmp(phase, "Succeeded") == 0 || strcmp(phase, "Failed") == 0))
+    if (strcmp(id->kind, "Pod") == 0 && !id->group[0] &&
+        (strcmp(phase, "Succeeded") == 0 || strcmp(phase, "Failed") == 0))
         return json_object_set_new(out, "status", json_pack("{s:s}", "phase", phase));
     if (strcmp(id->kind, "Job") != 0 || strcmp(id->group, "batch") != 0)
         return 0;
@@ -362,7 +390,8 @@ static int keep_end(const json_t *object, json_t *out, const struct object_id *i
         const char *type = objects_text(condition, "type");
         if ((strcmp(type, "Complete") == 0 || strcmp(type, "Failed") == 0) &&
             strcmp(objects_text(condition, "status"), "True") == 0)
-            return json_object_set_new(out, "status", json_pack("{s:[{s:s, s:s}]}", "conditions", "type", type, "status", "True"));
+            return json_object_set_new(
+                out, "status", json_pack("{s:[{s:s, s:s}]}", "conditions", "type", type, "status", "True"));
     }
     return 0;
 }
@@ -374,7 +403,8 @@ int object_normalize(const json_t *object, json_t **ret, struct error *err)
     if (r < 0)
         return r;
     if (objects_too_deep(object, 0))
-        return error_set(err, -EFBIG, "%s '%s' is nested deeper than %u levels", id.kind, id.name, OBJECT_DEPTH_MAX);
+        return error_set(err, -EFBIG, "%s '%s' is nested deeper than %u levels", id.kind, id.name,
+                         OBJECT_DEPTH_MAX);
     _cleanup_json_ json_t *out = json_deep_copy(object);
     if (!out)
         return objects_no_memory(err);
@@ -387,8 +417,8 @@ int object_normalize(const json_t *object, json_t **ret, struct error *err)
     if (!text)
         return objects_no_memory(err);
     if (strlen(text) > OBJECT_BYTES_MAX)
-        return error_set(err, -EFBIG, "%s '%s' has %zu bytes, more than the %u that an object may have", id.kind, id.name,
-                         strlen(text), OBJECT_BYTES_MAX);
+        return error_set(err, -EFBIG, "%s '%s' has %zu bytes, more than the %u that an object may have",
+                         id.kind, id.name, strlen(text), OBJECT_BYTES_MAX);
     *ret = take_ptr(out);
     return 0;
 }

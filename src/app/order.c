@@ -130,7 +130,8 @@ static const char *definition_of(const struct graph *g, const struct object_id *
     return references_find(g->index, &r);
 }
 
-/* References of what points at workloads are no reason to wait for more than the workload: they keep their rank's place. */
+/* References of what points at workloads are no reason to wait for more than the workload: they keep their
+ * rank's place. */
 static int read_reference(void *context, const struct reference *r)
 {
     struct graph *g = context;
@@ -139,7 +140,8 @@ static int read_reference(void *context, const struct reference *r)
     const struct node *to = name ? node_of(g, name) : NULL;
     if (!to)
         return 0;
-    /* A definition with a conversion webhook comes before its server; a volume's claimRef is no need of the volume. */
+    /* A definition with a conversion webhook comes before its server; a volume's claimRef is no need of the
+     * volume. */
     if (g->from->rank == RANK_DEFINITION || (g->from->rank == RANK_VOLUME && to->rank == RANK_CLAIM))
         return 0;
     bool hard = r->owner || definition || strcmp(r->kind, "Namespace") == 0;
@@ -188,7 +190,8 @@ static bool webhook_matches(const json_t *configuration, const char *group, cons
     {
         json_array_foreach(json_object_get(webhook, "rules"), k, rule)
         {
-            if (lists(json_object_get(rule, "apiGroups"), group) && lists(json_object_get(rule, "resources"), plural))
+            if (lists(json_object_get(rule, "apiGroups"), group) &&
+                lists(json_object_get(rule, "resources"), plural))
                 return true;
         }
     }
@@ -288,7 +291,8 @@ static int connect_guarded(struct graph *g)
     for (size_t h = 0; h < g->count && r == 0; h++) {
         struct services services;
         struct node *hook = &g->nodes[h];
-        if (hook->rank != RANK_WEBHOOK && !json_object_get(json_object_get(hook->object, "spec"), "conversion"))
+        if (hook->rank != RANK_WEBHOOK &&
+            !json_object_get(json_object_get(hook->object, "spec"), "conversion"))
             continue;
         services_of(g, hook, &services);
         r = connect_servers(g, hook, &services);
@@ -304,7 +308,8 @@ static int connect_guarded(struct graph *g)
                 continue;
             plural_of(g, &node->id, plural, sizeof plural);
             if (webhook_matches(hook->object, node->id.group, plural)) {
-                /* Only what other people's controllers check waits: what the server's own kind needs is made before. */
+                /* Only what other people's controllers check waits: what the server's own kind needs is made
+                 * before. */
                 if (!object_group_is_builtin(node->id.group))
                     node->rank = RANK_GUARDED;
                 if (node->rank > RANK_SERVICE)
@@ -339,7 +344,8 @@ static void settle(struct graph *g, struct node *node)
     node->done = true;
 }
 
-/* Whether the node needs itself, over nodes that are not done. Notes the nodes on the way in `trail` (for the message). */
+/* Whether the node needs itself, over nodes that are not done. Notes the nodes on the way in `trail` (for the
+ * message). */
 static bool on_cycle(const struct graph *g, size_t start, bool hard_only, size_t *stack, bool *seen)
 {
     size_t depth = 0;
@@ -362,7 +368,8 @@ static bool on_cycle(const struct graph *g, size_t start, bool hard_only, size_t
     return false;
 }
 
-/* Opens one cycle: at the first node whose hard needs are met, by passing over its others; else at the first of all. */
+/* Opens one cycle: at the first node whose hard needs are met, by passing over its others; else at the first
+ * of all. */
 static int open_cycle(struct graph *g)
 {
     _cleanup_free_ size_t *stack = malloc((g->count + 1) * sizeof *stack);
@@ -480,7 +487,8 @@ static int make_waves(struct graph *g, json_t **ret)
         if (i == 0 || order[i]->level != order[i - 1]->level) {
             objects = json_array();
             awaits = json_array();
-            if (json_array_append_new(waves, json_pack("{s:o, s:o}", "objects", objects, "awaits", awaits)) < 0)
+            if (json_array_append_new(waves, json_pack("{s:o, s:o}", "objects", objects, "awaits", awaits)) <
+                0)
                 return -ENOMEM;
         }
         r = json_array_append_new(objects, json_string(order[i]->name)) < 0 ? -ENOMEM : 0;

@@ -18,25 +18,27 @@ static const struct {
      "revert the change in Git, or turn off automated sync of the Application"},
     {"Argo CD", false, "argocd.argoproj.io/instance", NULL, true,
      "revert the change in Git, or turn off automated sync of the Application"},
-    {"Flux Kustomization", false, "kustomize.toolkit.fluxcd.io/name", "kustomize.toolkit.fluxcd.io/namespace", true,
-     "revert the change in Git, or set spec.suspend of the Kustomization"},
+    {"Flux Kustomization", false, "kustomize.toolkit.fluxcd.io/name", "kustomize.toolkit.fluxcd.io/namespace",
+     true, "revert the change in Git, or set spec.suspend of the Kustomization"},
     {"Flux HelmRelease", false, "helm.toolkit.fluxcd.io/name", "helm.toolkit.fluxcd.io/namespace", true,
      "revert the change in Git, or set spec.suspend of the HelmRelease"},
-    {"Fleet", true, "objectset.rio.cattle.io/id", NULL, true, "revert the change in Git, or pause the bundle"},
+    {"Fleet", true, "objectset.rio.cattle.io/id", NULL, true,
+     "revert the change in Git, or pause the bundle"},
     {"Operator Lifecycle Manager", false, "olm.owner", "olm.owner.namespace", true,
      "pin the operator's version in its Subscription"},
     {"Helm", true, "meta.helm.sh/release-name", "meta.helm.sh/release-namespace", false,
      "the next helm upgrade puts the newer values back: roll the release back as well"},
 };
 
-static int count_object(json_t *found, const char *reconciler, const char *namespace, const char *name, bool reverts, const char *remedy)
+static int count_object(json_t *found, const char *reconciler, const char *namespace, const char *name,
+                        bool reverts, const char *remedy)
 {
     char key[OBJECT_NAME_BYTES];
     snprintf(key, sizeof key, "%s|%s|%s", reconciler, namespace, name);
     json_t *entry = json_object_get(found, key);
     if (!entry) {
-        entry = json_pack("{s:s, s:s, s:s, s:i, s:b, s:s}", "reconciler", reconciler, "name", name, "namespace", namespace, "objects", 0,
-                          "reverts", (int)reverts, "remedy", remedy);
+        entry = json_pack("{s:s, s:s, s:s, s:i, s:b, s:s}", "reconciler", reconciler, "name", name,
+                          "namespace", namespace, "objects", 0, "reverts", (int)reverts, "remedy", remedy);
         if (json_object_set_new(found, key, entry) < 0)
             return -ENOMEM;
     }
@@ -67,7 +69,8 @@ static int look_at_marks(const json_t *object, json_t *found)
 static int look_at_scaler(const struct object_id *id, json_t *found)
 {
     bool keda = strcmp(id->group, "keda.sh") == 0 && strcmp(id->kind, "ScaledObject") == 0;
-    bool horizontal = strcmp(id->group, "autoscaling") == 0 && strcmp(id->kind, "HorizontalPodAutoscaler") == 0;
+    bool horizontal =
+        strcmp(id->group, "autoscaling") == 0 && strcmp(id->kind, "HorizontalPodAutoscaler") == 0;
     if (!keda && !horizontal)
         return 0;
     return count_object(found, keda ? "KEDA" : "HorizontalPodAutoscaler", id->namespace, id->name, false,

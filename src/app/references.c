@@ -11,9 +11,9 @@
 #define POD "POD" /* in `where`: the pod's spec of any kind that has one */
 
 enum rule_flags {
-    OPTIONAL = 1,     /* the object works without */
-    DYNAMIC = 2,      /* the holder says the kind, and perhaps the group; the rule's are the default */
-    CLUSTER = 4,      /* what is referred to has no namespace */
+    OPTIONAL = 1, /* the object works without */
+    DYNAMIC = 2,  /* the holder says the kind, and perhaps the group; the rule's are the default */
+    CLUSTER = 4,  /* what is referred to has no namespace */
     OWNER = 8,
     NO_OTHER_KIND = 16 /* with DYNAMIC: other kinds than the rule's are no objects (users and groups) */
 };
@@ -41,7 +41,8 @@ static const struct rule rules[] = {
     {POD, "volumes[]/projected/sources[]/secret", "name", "", "Secret", 0, NULL},
     {POD, "volumes[]/csi/nodePublishSecretRef", "name", "", "Secret", 0, NULL},
     {POD, "volumes[]/*/secretRef", "name", "", "Secret", 0, NULL},
-    {POD, "volumes[]/ephemeral/volumeClaimTemplate/spec", "storageClassName", STORAGE, "StorageClass", CLUSTER, NULL},
+    {POD, "volumes[]/ephemeral/volumeClaimTemplate/spec", "storageClassName", STORAGE, "StorageClass",
+     CLUSTER, NULL},
     {POD, "resourceClaims[]", "resourceClaimName", "resource.k8s.io", "ResourceClaim", 0, NULL},
     {POD, "containers[]/env[]/valueFrom/configMapKeyRef", "name", "", "ConfigMap", 0, NULL},
     {POD, "containers[]/env[]/valueFrom/secretKeyRef", "name", "", "Secret", 0, NULL},
@@ -52,11 +53,14 @@ static const struct rule rules[] = {
     {POD, "initContainers[]/envFrom[]/configMapRef", "name", "", "ConfigMap", 0, NULL},
     {POD, "initContainers[]/envFrom[]/secretRef", "name", "", "Secret", 0, NULL},
     {"apps/StatefulSet", "spec", "serviceName", "", "Service", OPTIONAL, NULL},
-    {"apps/StatefulSet", "spec/volumeClaimTemplates[]/spec", "storageClassName", STORAGE, "StorageClass", CLUSTER, NULL},
+    {"apps/StatefulSet", "spec/volumeClaimTemplates[]/spec", "storageClassName", STORAGE, "StorageClass",
+     CLUSTER, NULL},
     {"/PersistentVolumeClaim", "spec", "storageClassName", STORAGE, "StorageClass", CLUSTER, NULL},
-    {"/PersistentVolumeClaim", "spec", "volumeAttributesClassName", STORAGE, "VolumeAttributesClass", CLUSTER, NULL},
+    {"/PersistentVolumeClaim", "spec", "volumeAttributesClassName", STORAGE, "VolumeAttributesClass", CLUSTER,
+     NULL},
     {"/PersistentVolumeClaim", "spec", "volumeName", "", "PersistentVolume", CLUSTER | OPTIONAL, NULL},
-    {"/PersistentVolumeClaim", "spec/dataSourceRef", "name", "", "PersistentVolumeClaim", DYNAMIC | OPTIONAL, "namespace"},
+    {"/PersistentVolumeClaim", "spec/dataSourceRef", "name", "", "PersistentVolumeClaim", DYNAMIC | OPTIONAL,
+     "namespace"},
     {"/PersistentVolume", "spec", "storageClassName", STORAGE, "StorageClass", CLUSTER | OPTIONAL, NULL},
     {"/PersistentVolume", "spec/claimRef", "name", "", "PersistentVolumeClaim", OPTIONAL, "namespace"},
     {"/PersistentVolume", "spec/csi/nodeStageSecretRef", "name", "", "Secret", 0, "namespace"},
@@ -73,26 +77,32 @@ static const struct rule rules[] = {
     {RBAC "/RoleBinding", "roleRef", "name", RBAC, "Role", DYNAMIC, NULL},
     {RBAC "/RoleBinding", "subjects[]", "name", "", "ServiceAccount", DYNAMIC | NO_OTHER_KIND, "namespace"},
     {RBAC "/ClusterRoleBinding", "roleRef", "name", RBAC, "ClusterRole", DYNAMIC | CLUSTER, NULL},
-    {RBAC "/ClusterRoleBinding", "subjects[]", "name", "", "ServiceAccount", DYNAMIC | NO_OTHER_KIND, "namespace"},
-    {"networking.k8s.io/Ingress", "spec", "ingressClassName", "networking.k8s.io", "IngressClass", CLUSTER, NULL},
+    {RBAC "/ClusterRoleBinding", "subjects[]", "name", "", "ServiceAccount", DYNAMIC | NO_OTHER_KIND,
+     "namespace"},
+    {"networking.k8s.io/Ingress", "spec", "ingressClassName", "networking.k8s.io", "IngressClass", CLUSTER,
+     NULL},
     {"networking.k8s.io/Ingress", "spec/defaultBackend/service", "name", "", "Service", 0, NULL},
     {"networking.k8s.io/Ingress", "spec/defaultBackend/resource", "name", "", "", DYNAMIC, NULL},
-    {"networking.k8s.io/Ingress", "spec/rules[]/http/paths[]/backend/service", "name", "", "Service", 0, NULL},
-    {"networking.k8s.io/Ingress", "spec/rules[]/http/paths[]/backend/resource", "name", "", "", DYNAMIC, NULL},
+    {"networking.k8s.io/Ingress", "spec/rules[]/http/paths[]/backend/service", "name", "", "Service", 0,
+     NULL},
+    {"networking.k8s.io/Ingress", "spec/rules[]/http/paths[]/backend/resource", "name", "", "", DYNAMIC,
+     NULL},
     {"networking.k8s.io/Ingress", "spec/tls[]", "secretName", "", "Secret", OPTIONAL, NULL},
-    {"networking.k8s.io/Ingress", "metadata/annotations", "cert-manager.io/issuer", "cert-manager.io", "Issuer", 0, NULL},
-    {"networking.k8s.io/Ingress", "metadata/annotations", "cert-manager.io/cluster-issuer", "cert-manager.io", "ClusterIssuer",
-     CLUSTER, NULL},
+    {"networking.k8s.io/Ingress", "metadata/annotations", "cert-manager.io/issuer", "cert-manager.io",
+     "Issuer", 0, NULL},
+    {"networking.k8s.io/Ingress", "metadata/annotations", "cert-manager.io/cluster-issuer", "cert-manager.io",
+     "ClusterIssuer", CLUSTER, NULL},
     {"networking.k8s.io/IngressClass", "spec/parameters", "name", "", "", DYNAMIC | OPTIONAL, "namespace"},
-    {"autoscaling/HorizontalPodAutoscaler", "spec/scaleTargetRef", "name", "apps", "Deployment", DYNAMIC, NULL},
-    {"admissionregistration.k8s.io/ValidatingWebhookConfiguration", "webhooks[]/clientConfig/service", "name", "", "Service", 0,
-     "namespace"},
-    {"admissionregistration.k8s.io/MutatingWebhookConfiguration", "webhooks[]/clientConfig/service", "name", "", "Service", 0,
-     "namespace"},
-    {"admissionregistration.k8s.io/ValidatingAdmissionPolicyBinding", "spec", "policyName", "admissionregistration.k8s.io",
-     "ValidatingAdmissionPolicy", CLUSTER, NULL},
-    {"apiextensions.k8s.io/CustomResourceDefinition", "spec/conversion/webhook/clientConfig/service", "name", "", "Service", 0,
-     "namespace"},
+    {"autoscaling/HorizontalPodAutoscaler", "spec/scaleTargetRef", "name", "apps", "Deployment", DYNAMIC,
+     NULL},
+    {"admissionregistration.k8s.io/ValidatingWebhookConfiguration", "webhooks[]/clientConfig/service", "name",
+     "", "Service", 0, "namespace"},
+    {"admissionregistration.k8s.io/MutatingWebhookConfiguration", "webhooks[]/clientConfig/service", "name",
+     "", "Service", 0, "namespace"},
+    {"admissionregistration.k8s.io/ValidatingAdmissionPolicyBinding", "spec", "policyName",
+     "admissionregistration.k8s.io", "ValidatingAdmissionPolicy", CLUSTER, NULL},
+    {"apiextensions.k8s.io/CustomResourceDefinition", "spec/conversion/webhook/clientConfig/service", "name",
+     "", "Service", 0, "namespace"},
     {"apiregistration.k8s.io/APIService", "spec/service", "name", "", "Service", 0, "namespace"},
     {"cert-manager.io/Certificate", "spec/issuerRef", "name", "cert-manager.io", "Issuer", DYNAMIC, NULL},
     {"cert-manager.io/Certificate", "spec", "secretName", "", "Secret", OPTIONAL, NULL},
@@ -101,21 +111,28 @@ static const struct rule rules[] = {
     {"argoproj.io/Application", "spec", "project", "argoproj.io", "AppProject", 0, NULL},
     {"argoproj.io/Application", "spec/destination", "namespace", "", "Namespace", CLUSTER | OPTIONAL, NULL},
     {"keda.sh/ScaledObject", "spec/scaleTargetRef", "name", "apps", "Deployment", DYNAMIC, NULL},
-    {"keda.sh/ScaledObject", "spec/triggers[]/authenticationRef", "name", "keda.sh", "TriggerAuthentication", DYNAMIC, NULL},
+    {"keda.sh/ScaledObject", "spec/triggers[]/authenticationRef", "name", "keda.sh", "TriggerAuthentication",
+     DYNAMIC, NULL},
     {"keda.sh/TriggerAuthentication", "spec/secretTargetRef[]", "name", "", "Secret", 0, NULL},
-    {"gateway.networking.k8s.io/Gateway", "spec", "gatewayClassName", "gateway.networking.k8s.io", "GatewayClass", CLUSTER, NULL},
-    {"gateway.networking.k8s.io/Gateway", "spec/listeners[]/tls/certificateRefs[]", "name", "", "Secret", DYNAMIC, "namespace"},
-    {"gateway.networking.k8s.io/HTTPRoute", "spec/parentRefs[]", "name", "gateway.networking.k8s.io", "Gateway", DYNAMIC,
+    {"gateway.networking.k8s.io/Gateway", "spec", "gatewayClassName", "gateway.networking.k8s.io",
+     "GatewayClass", CLUSTER, NULL},
+    {"gateway.networking.k8s.io/Gateway", "spec/listeners[]/tls/certificateRefs[]", "name", "", "Secret",
+     DYNAMIC, "namespace"},
+    {"gateway.networking.k8s.io/HTTPRoute", "spec/parentRefs[]", "name", "gateway.networking.k8s.io",
+     "Gateway", DYNAMIC, "namespace"},
+    {"gateway.networking.k8s.io/HTTPRoute", "spec/rules[]/backendRefs[]", "name", "", "Service", DYNAMIC,
      "namespace"},
-    {"gateway.networking.k8s.io/HTTPRoute", "spec/rules[]/backendRefs[]", "name", "", "Service", DYNAMIC, "namespace"},
-    {"kustomize.toolkit.fluxcd.io/Kustomization", "spec/sourceRef", "name", "source.toolkit.fluxcd.io", "", DYNAMIC, "namespace"},
-    {"helm.toolkit.fluxcd.io/HelmRelease", "spec/chart/spec/sourceRef", "name", "source.toolkit.fluxcd.io", "", DYNAMIC, "namespace"},
-    {"external-secrets.io/ExternalSecret", "spec/secretStoreRef", "name", "external-secrets.io", "SecretStore", DYNAMIC, NULL},
+    {"kustomize.toolkit.fluxcd.io/Kustomization", "spec/sourceRef", "name", "source.toolkit.fluxcd.io", "",
+     DYNAMIC, "namespace"},
+    {"helm.toolkit.fluxcd.io/HelmRelease", "spec/chart/spec/sourceRef", "name", "source.toolkit.fluxcd.io",
+     "", DYNAMIC, "namespace"},
+    {"external-secrets.io/ExternalSecret", "spec/secretStoreRef", "name", "external-secrets.io",
+     "SecretStore", DYNAMIC, NULL},
     {"external-secrets.io/ExternalSecret", "spec/target", "name", "", "Secret", OPTIONAL, NULL},
-    {"snapshot.storage.k8s.io/VolumeSnapshot", "spec", "volumeSnapshotClassName", "snapshot.storage.k8s.io", "VolumeSnapshotClass",
-     CLUSTER, NULL},
-    {"snapshot.storage.k8s.io/VolumeSnapshot", "spec/source", "persistentVolumeClaimName", "", "PersistentVolumeClaim", OPTIONAL,
-     NULL},
+    {"snapshot.storage.k8s.io/VolumeSnapshot", "spec", "volumeSnapshotClassName", "snapshot.storage.k8s.io",
+     "VolumeSnapshotClass", CLUSTER, NULL},
+    {"snapshot.storage.k8s.io/VolumeSnapshot", "spec/source", "persistentVolumeClaimName", "",
+     "PersistentVolumeClaim", OPTIONAL, NULL},
 };
 
 bool object_is_bootstrap(const char *group, const char *kind, const char *name)
@@ -155,8 +172,13 @@ static int visit_holder(void *context, json_t *holder, const char *path)
     char group[128], full[OBJECT_PATH_BYTES * 2 + 64];
     if (!name[0])
         return 0;
-    struct reference r = {.group = rule->group, .kind = rule->kind, .name = name, .optional = rule->flags & OPTIONAL,
-                          .owner = rule->flags & OWNER, .holder = holder, .key = rule->key};
+    struct reference r = {.group = rule->group,
+                          .kind = rule->kind,
+                          .name = name,
+                          .optional = rule->flags & OPTIONAL,
+                          .owner = rule->flags & OWNER,
+                          .holder = holder,
+                          .key = rule->key};
     if (rule->flags & DYNAMIC) {
         const char *kind = objects_text(holder, "kind"), *api_version = objects_text(holder, "apiVersion");
         if (kind[0] && strcmp(kind, rule->kind) != 0) {
@@ -198,12 +220,21 @@ static int guess_leaf(void *context, const struct objects_leaf *leaf)
 {
     static const struct {
         const char *key, *kind;
-    } direct[] = {{"secretName", "Secret"}, {"existingSecret", "Secret"}, {"configMapName", "ConfigMap"},
-                  {"serviceAccountName", "ServiceAccount"}, {"storageClassName", "StorageClass"}, {"storageClass", "StorageClass"},
+    } direct[] = {{"secretName", "Secret"},
+                  {"existingSecret", "Secret"},
+                  {"configMapName", "ConfigMap"},
+                  {"serviceAccountName", "ServiceAccount"},
+                  {"storageClassName", "StorageClass"},
+                  {"storageClass", "StorageClass"},
                   {"priorityClassName", "PriorityClass"}};
     const struct guessing *g = context;
-    struct reference r = {.group = "", .name = leaf->text, .path = leaf->path, .optional = true, .namespace = g->id->namespace,
-                          .holder = leaf->holder, .key = leaf->key};
+    struct reference r = {.group = "",
+                          .name = leaf->text,
+                          .path = leaf->path,
+                          .optional = true,
+                          .namespace = g->id->namespace,
+                          .holder = leaf->holder,
+                          .key = leaf->key};
     if (!leaf->key || !leaf->text[0] || !objects_has_prefix(leaf->path, "spec."))
         return 0;
     for (size_t i = 0; i < sizeof direct / sizeof *direct; i++) {
@@ -236,11 +267,18 @@ static int guess_leaf(void *context, const struct objects_leaf *leaf)
 /* What follows from the object's kind alone: its namespace, its definition. */
 static int visit_implied(const struct object_id *id, reference_visit visit, void *context)
 {
-    struct reference r = {.group = "", .kind = "Namespace", .namespace = "", .name = id->namespace, .path = "metadata.namespace"};
+    struct reference r = {.group = "",
+                          .kind = "Namespace",
+                          .namespace = "",
+                          .name = id->namespace,
+                          .path = "metadata.namespace"};
     int result = id->namespace[0] ? visit(context, &r) : 0;
     if (result || object_group_is_builtin(id->group))
         return result;
-    struct reference definition = {.group = "apiextensions.k8s.io", .kind = "CustomResourceDefinition", .namespace = "", .name = "",
+    struct reference definition = {.group = "apiextensions.k8s.io",
+                                   .kind = "CustomResourceDefinition",
+                                   .namespace = "",
+                                   .name = "",
                                    .path = "apiVersion"};
     return visit(context, &definition);
 }
@@ -266,7 +304,8 @@ int references_visit(json_t *object, reference_visit visit, void *context)
         if (pod ? !pod_path : rules[i].where[0] && strcmp(rules[i].where, where) != 0)
             continue;
         known = known || rules[i].where[0];
-        struct visiting v = {.rule = &rules[i], .id = &id, .prefix = pod ? prefix : "", .visit = visit, .context = context};
+        struct visiting v = {
+            .rule = &rules[i], .id = &id, .prefix = pod ? prefix : "", .visit = visit, .context = context};
         r = objects_walk(pod ? objects_at(object, pod_path) : object, rules[i].path, visit_holder, &v);
     }
     struct guessing g = {&id, visit, context};
@@ -275,7 +314,8 @@ int references_visit(json_t *object, reference_visit visit, void *context)
 
 /* ---- finding them in a set ---- */
 
-static void index_key(char *key, size_t size, const char *group, const char *kind, const char *namespace, const char *name)
+static void index_key(char *key, size_t size, const char *group, const char *kind, const char *namespace,
+                      const char *name)
 {
     snprintf(key, size, "%s|%s|%s|%s", group, kind, namespace, name);
 }
@@ -298,7 +338,8 @@ json_t *references_index(const json_t *set)
         if (strcmp(id.kind, "CustomResourceDefinition") != 0)
             continue;
         /* By what it defines, for the instances. */
-        index_key(key, sizeof key, objects_text_at(object, "spec/group"), objects_text_at(object, "spec/names/kind"), "*", "*");
+        index_key(key, sizeof key, objects_text_at(object, "spec/group"),
+                  objects_text_at(object, "spec/names/kind"), "*", "*");
         if (json_object_set_new(index, key, json_string(name)) < 0)
             return NULL;
     }
@@ -338,7 +379,8 @@ static int reach(struct closure *c, const char *name)
 {
     if (json_object_get(c->reached, name))
         return 0;
-    if (json_object_set_new(c->reached, name, json_true()) < 0 || json_array_append_new(c->queue, json_string(name)) < 0)
+    if (json_object_set_new(c->reached, name, json_true()) < 0 ||
+        json_array_append_new(c->queue, json_string(name)) < 0)
         return -ENOMEM;
     return 0;
 }
@@ -366,8 +408,9 @@ static int note_missing(struct closure *c, const struct reference *r)
         return -ENOMEM;
     if (json_array_size(c->missing) >= REFERENCES_MISSING_MAX)
         return 0;
-    json_t *entry = json_pack("{s:s, s:s, s:s, s:s, s:b, s:s, s:s}", "group", r->group, "kind", r->kind, "namespace", r->namespace,
-                              "name", name, "optional", (int)r->optional, "from", c->from, "field", r->path);
+    json_t *entry = json_pack("{s:s, s:s, s:s, s:s, s:b, s:s, s:s}", "group", r->group, "kind", r->kind,
+                              "namespace", r->namespace, "name", name, "optional", (int)r->optional, "from",
+                              c->from, "field", r->path);
     return json_array_append_new(c->missing, entry) < 0 ? -ENOMEM : 0;
 }
 
@@ -404,9 +447,11 @@ static int reach_backwards(struct closure *c)
     {
         struct object_id id;
         struct error unused = ERROR_INIT;
-        if (r < 0 || json_object_get(c->reached, name) || object_id_parse(name, &id, &unused) < 0 || id.namespace[0])
+        if (r < 0 || json_object_get(c->reached, name) || object_id_parse(name, &id, &unused) < 0 ||
+            id.namespace[0])
             continue;
-        bool can = strcmp(id.kind, "ClusterRoleBinding") == 0 || strcmp(id.group, "admissionregistration.k8s.io") == 0 ||
+        bool can = strcmp(id.kind, "ClusterRoleBinding") == 0 ||
+                   strcmp(id.group, "admissionregistration.k8s.io") == 0 ||
                    strcmp(id.kind, "APIService") == 0;
         if (!can || object_is_bootstrap(id.group, id.kind, id.name))
             continue;
@@ -447,8 +492,8 @@ static int closure_result(struct closure *c, json_t **ret)
         if (!own && json_array_append(cluster, name) < 0)
             return -ENOMEM;
     }
-    *ret = json_pack("{s:O, s:O, s:O, s:I}", "objects", objects, "cluster", cluster, "missing", c->missing, "missingCount",
-                     (json_int_t)c->missing_count);
+    *ret = json_pack("{s:O, s:O, s:O, s:I}", "objects", objects, "cluster", cluster, "missing", c->missing,
+                     "missingCount", (json_int_t)c->missing_count);
     return *ret ? 0 : -ENOMEM;
 }
 

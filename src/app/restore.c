@@ -37,7 +37,8 @@ static bool is_kind(const struct object_id *id, const char *group, const char *k
 /* ---- preparing ---- */
 
 /* Why it is not created, or NULL. */
-static const char *reason_to_skip(const json_t *object, const struct object_id *id, enum restore_mode mode, bool exists)
+static const char *reason_to_skip(const json_t *object, const struct object_id *id, enum restore_mode mode,
+                                  bool exists)
 {
     const char *phase = objects_text_at(object, "status/phase");
     if (is_kind(id, "", "PersistentVolume"))
@@ -82,8 +83,8 @@ static void prepare_claim(json_t *spec)
     json_object_del(spec, "selector");
 }
 
-int restore_prepare(const json_t *normalized, enum restore_mode mode, bool exists, json_t **ret, char reason[RESTORE_REASON_BYTES],
-                    struct error *err)
+int restore_prepare(const json_t *normalized, enum restore_mode mode, bool exists, json_t **ret,
+                    char reason[RESTORE_REASON_BYTES], struct error *err)
 {
     struct object_id id;
     int r = object_identify(normalized, &id, err);
@@ -113,6 +114,22 @@ int restore_prepare(const json_t *normalized, enum restore_mode mode, bool exist
     return 0;
 }
 
+void restore_adopt_binding(json_t *wanted, const json_t *live)
+{
+    static const char *const fields[] = {"volumeName", "dataSource", "dataSourceRef", "selector"};
+    json_t *spec = json_object_get(wanted, "spec"), *there = json_object_get(live, "spec");
+    if (strcmp(objects_text(wanted, "kind"), "PersistentVolumeClaim") != 0 ||
+        strcmp(objects_text(wanted, "apiVersion"), "v1") != 0)
+        return;
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+        json_t *value = json_object_get(there, fields[i]);
+        if (value)
+            json_object_set(spec, fields[i], value);
+        else
+            json_object_del(spec, fields[i]);
+    }
+}
+
 bool restore_drop_allocated(json_t *object)
 {
     json_t *spec = json_object_get(object, "spec"), *port;
@@ -125,7 +142,8 @@ bool restore_drop_allocated(json_t *object)
         json_object_del(spec, "clusterIPs");
     }
     dropped |= json_object_del(spec, "healthCheckNodePort") == 0;
-    json_array_foreach(json_object_get(spec, "ports"), i, port) dropped |= json_object_del(port, "nodePort") == 0;
+    json_array_foreach(json_object_get(spec, "ports"), i, port) dropped |=
+        json_object_del(port, "nodePort") == 0;
     return dropped;
 }
 
@@ -149,7 +167,8 @@ static json_t *merge_objects(json_t *raw, json_t *normal, json_t *wanted)
         /* Nobody wants it any more, but for what was left out inside. */
         _cleanup_json_ json_t *nothing = json_is_object(value) ? json_object() : json_array();
         _cleanup_json_ json_t *rest = merge(value, known, nothing);
-        if (!rest || ((json_object_size(rest) || json_array_size(rest)) && json_object_set(out, key, rest) < 0))
+        if (!rest ||
+            ((json_object_size(rest) || json_array_size(rest)) && json_object_set(out, key, rest) < 0))
             return NULL;
     }
     json_object_foreach(wanted, key, value)
@@ -185,7 +204,8 @@ static bool all_objects(const json_t *list)
     return true;
 }
 
-/* Lists are the wanted one, with what normalizing left out of elements, and with elements that it left out as a whole. */
+/* Lists are the wanted one, with what normalizing left out of elements, and with elements that it left out as
+ * a whole. */
 static json_t *merge_lists(json_t *raw, json_t *normal, json_t *wanted)
 {
     _cleanup_json_ json_t *out = json_array();
@@ -195,16 +215,20 @@ static json_t *merge_lists(json_t *raw, json_t *normal, json_t *wanted)
     json_array_foreach(wanted, i, value)
     {
         const json_t *name = key ? json_object_get(value, key) : NULL;
-        json_t *merged = name ? merge(objects_list_find(raw, key, name), objects_list_find(normal, key, name), value)
-                              : json_deep_copy(value);
+        json_t *merged =
+            name ? merge(objects_list_find(raw, key, name), objects_list_find(normal, key, name), value)
+                 : json_deep_copy(value);
         if (!merged || json_array_append_new(out, merged) < 0)
             return NULL;
     }
     json_array_foreach(raw, i, value)
     {
-        bool kept = key ? !objects_list_find(normal, key, json_object_get(value, key)) : !holds(normal, value);
-        bool wanted_already = key ? objects_list_find(wanted, key, json_object_get(value, key)) != NULL : holds(wanted, value);
-        /* Without a key an element of objects cannot be known again: what differs in it is what was wanted. */
+        bool kept =
+            key ? !objects_list_find(normal, key, json_object_get(value, key)) : !holds(normal, value);
+        bool wanted_already =
+            key ? objects_list_find(wanted, key, json_object_get(value, key)) != NULL : holds(wanted, value);
+        /* Without a key an element of objects cannot be known again: what differs in it is what was wanted.
+         */
         if (kept && !wanted_already && (key || !json_is_object(value)) && json_array_append(out, value) < 0)
             return NULL;
     }
@@ -228,7 +252,8 @@ int restore_merge(const json_t *live, const json_t *wanted, json_t **ret, struct
     int r = object_normalize(live, &normal, err);
     if (r < 0)
         return r;
-    /* The annotations' and finalizers' generated ones may be all there is: then normalizing took the whole map away, and it stays. */
+    /* The annotations' and finalizers' generated ones may be all there is: then normalizing took the whole
+     * map away, and it stays. */
     _cleanup_json_ json_t *merged = merge((json_t *)(uintptr_t)live, normal, (json_t *)(uintptr_t)wanted);
     if (!merged)
         return objects_no_memory(err);
@@ -241,7 +266,8 @@ int restore_merge(const json_t *live, const json_t *wanted, json_t **ret, struct
 
 /* ---- what cannot be changed ---- */
 
-/* "group/Kind", and either the fields that cannot be changed, or (with a leading !) those below spec that alone can. */
+/* "group/Kind", and either the fields that cannot be changed, or (with a leading !) those below spec that
+ * alone can. */
 static const struct {
     const char *kind;
     const char *const fields[14];
@@ -249,9 +275,11 @@ static const struct {
     {"apps/Deployment", {"spec/selector"}},
     {"apps/DaemonSet", {"spec/selector"}},
     {"apps/ReplicaSet", {"spec/selector"}},
-    {"apps/StatefulSet", {"!", "replicas", "ordinals", "template", "updateStrategy", "revisionHistoryLimit",
-                          "persistentVolumeClaimRetentionPolicy", "minReadySeconds"}},
-    {"batch/Job", {"!", "parallelism", "suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "backoffLimit"}},
+    {"apps/StatefulSet",
+     {"!", "replicas", "ordinals", "template", "updateStrategy", "revisionHistoryLimit",
+      "persistentVolumeClaimRetentionPolicy", "minReadySeconds"}},
+    {"batch/Job",
+     {"!", "parallelism", "suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "backoffLimit"}},
     {"/Pod", {"!", "activeDeadlineSeconds", "terminationGracePeriodSeconds"}},
     {"/PersistentVolumeClaim", {"!", "resources", "volumeAttributesClassName"}},
     {"rbac.authorization.k8s.io/RoleBinding", {"roleRef"}},
@@ -262,7 +290,8 @@ static const struct {
     {"scheduling.k8s.io/PriorityClass", {"value", "preemptionPolicy"}},
     {"networking.k8s.io/IngressClass", {"spec/controller"}},
     {"node.k8s.io/RuntimeClass", {"handler"}},
-    {"apiextensions.k8s.io/CustomResourceDefinition", {"spec/group", "spec/scope", "spec/names/plural", "spec/names/kind"}},
+    {"apiextensions.k8s.io/CustomResourceDefinition",
+     {"spec/group", "spec/scope", "spec/names/plural", "spec/names/kind"}},
     {"snapshot.storage.k8s.io/VolumeSnapshot", {"spec/source"}},
     {"policy/PodDisruptionBudget", {NULL}},
 };
@@ -291,7 +320,8 @@ static const char *changed_beyond(const json_t *live, const json_t *wanted, cons
     return NULL;
 }
 
-static bool find_immutable(const json_t *live, const json_t *wanted, const char *kind, char field[RESTORE_REASON_BYTES])
+static bool find_immutable(const json_t *live, const json_t *wanted, const char *kind,
+                           char field[RESTORE_REASON_BYTES])
 {
     for (size_t i = 0; i < sizeof immutable / sizeof *immutable; i++) {
         const char *const *fields = immutable[i].fields;
@@ -321,12 +351,14 @@ static bool find_immutable(const json_t *live, const json_t *wanted, const char 
 /* A pod's image may change, its other fields not. */
 static bool pod_changed(const json_t *live, const json_t *wanted)
 {
-    _cleanup_json_ json_t *a = json_deep_copy(json_object_get(live, "spec")), *b = json_deep_copy(json_object_get(wanted, "spec"));
+    _cleanup_json_ json_t *a = json_deep_copy(json_object_get(live, "spec")),
+                          *b = json_deep_copy(json_object_get(wanted, "spec"));
     json_t *both[2] = {a, b};
     for (int side = 0; side < 2; side++) {
         size_t i;
         json_t *container;
-        json_array_foreach(json_object_get(both[side], "containers"), i, container) json_object_del(container, "image");
+        json_array_foreach(json_object_get(both[side], "containers"), i, container)
+            json_object_del(container, "image");
         json_object_del(both[side], "activeDeadlineSeconds");
         json_object_del(both[side], "terminationGracePeriodSeconds");
     }
@@ -342,13 +374,15 @@ enum restore_way restore_way_of(const json_t *live, const json_t *wanted, char f
     if (object_identify(wanted, &id, &unused) < 0)
         return RESTORE_UPDATE;
     snprintf(kind, sizeof kind, "%s/%s", id.group, id.kind);
-    bool frozen = json_is_true(json_object_get(live, "immutable")) && (is_kind(&id, "", "ConfigMap") || is_kind(&id, "", "Secret")) &&
+    bool frozen = json_is_true(json_object_get(live, "immutable")) &&
+                  (is_kind(&id, "", "ConfigMap") || is_kind(&id, "", "Secret")) &&
                   (!same(json_object_get(live, "data"), json_object_get(wanted, "data")) ||
                    !same(json_object_get(live, "binaryData"), json_object_get(wanted, "binaryData")) ||
                    !json_is_true(json_object_get(wanted, "immutable")));
     if (frozen)
         snprintf(field, RESTORE_REASON_BYTES, "immutable");
-    else if (is_kind(&id, "", "Pod") ? !pod_changed(live, wanted) : !find_immutable(live, wanted, kind, field))
+    else if (is_kind(&id, "", "Pod") ? !pod_changed(live, wanted)
+                                     : !find_immutable(live, wanted, kind, field))
         return RESTORE_UPDATE;
     if (is_kind(&id, "", "Pod"))
         snprintf(field, RESTORE_REASON_BYTES, "spec");
@@ -364,16 +398,19 @@ const char *restore_recreate_propagation(const json_t *wanted)
 
 /* ---- owners ---- */
 
-int restore_owners(json_t *object, restore_uid_of uid_of, void *context, size_t *ret_dropped, struct error *err)
+int restore_owners(json_t *object, restore_uid_of uid_of, void *context, size_t *ret_dropped,
+                   struct error *err)
 {
-    json_t *metadata = json_object_get(object, "metadata"), *owners = json_object_get(metadata, "ownerReferences");
+    json_t *metadata = json_object_get(object, "metadata"),
+           *owners = json_object_get(metadata, "ownerReferences");
     const char *namespace = objects_text(metadata, "namespace");
     *ret_dropped = 0;
     for (size_t i = json_array_size(owners); i-- > 0;) {
         char group[128];
         json_t *owner = json_array_get(owners, i);
         objects_group_of(objects_text(owner, "apiVersion"), group, sizeof group);
-        const char *uid = uid_of(context, group, objects_text(owner, "kind"), namespace, objects_text(owner, "name"));
+        const char *uid =
+            uid_of(context, group, objects_text(owner, "kind"), namespace, objects_text(owner, "name"));
         if (!uid || !uid[0]) {
             json_array_remove(owners, i);
             ++*ret_dropped;
@@ -388,10 +425,11 @@ int restore_owners(json_t *object, restore_uid_of uid_of, void *context, size_t 
 
 json_t *restore_isolation_policy(const char *namespace)
 {
-    return json_pack("{s:s, s:s, s:{s:s, s:s, s:{s:s}}, s:{s:{}, s:[s, s], s:[{s:[{s:{}}]}], s:[{s:[{s:{}}]}, "
-                     "{s:[{s:s, s:i}, {s:s, s:i}]}]}}",
-                     "apiVersion", "networking.k8s.io/v1", "kind", "NetworkPolicy", "metadata", "name", "tidemark-isolated", "namespace",
-                     namespace, "labels", "app.kubernetes.io/managed-by", "tidemark", "spec", "podSelector", "policyTypes", "Ingress",
-                     "Egress", "ingress", "from", "podSelector", "egress", "to", "podSelector", "ports", "protocol", "UDP", "port", 53,
-                     "protocol", "TCP", "port", 53);
+    return json_pack(
+        "{s:s, s:s, s:{s:s, s:s, s:{s:s}}, s:{s:{}, s:[s, s], s:[{s:[{s:{}}]}], s:[{s:[{s:{}}]}, "
+        "{s:[{s:s, s:i}, {s:s, s:i}]}]}}",
+        "apiVersion", "networking.k8s.io/v1", "kind", "NetworkPolicy", "metadata", "name",
+        "tidemark-isolated", "namespace", namespace, "labels", "app.kubernetes.io/managed-by", "tidemark",
+        "spec", "podSelector", "policyTypes", "Ingress", "Egress", "ingress", "from", "podSelector", "egress",
+        "to", "podSelector", "ports", "protocol", "UDP", "port", 53, "protocol", "TCP", "port", 53);
 }

@@ -8,7 +8,8 @@
 #include "app/references.h"
 #include "app/transform_internal.h"
 
-static const char *const actions[] = {"namespace", "rename", "host", "storageClass", "image", "replicas", "labels", "annotations", "patch"};
+static const char *const actions[] = {"namespace", "rename", "host",        "storageClass", "image",
+                                      "replicas",  "labels", "annotations", "patch"};
 enum { ACTIONS = sizeof actions / sizeof *actions };
 
 /* ---- form ---- */
@@ -25,7 +26,8 @@ static const char *action_of(const json_t *transform, size_t place, struct error
             if (strcmp(key, actions[i]) != 0)
                 continue;
             if (found) {
-                error_set(err, -EINVAL, "transform %zu has both '%s' and '%s'; make two of it", place, found, key);
+                error_set(err, -EINVAL, "transform %zu has both '%s' and '%s'; make two of it", place, found,
+                          key);
                 return NULL;
             }
             known = true;
@@ -38,7 +40,8 @@ static const char *action_of(const json_t *transform, size_t place, struct error
     }
     if (!found)
         error_set(err, -EINVAL,
-                  "transform %zu says nothing to do; one of namespace, rename, host, storageClass, image, replicas, labels, annotations, patch",
+                  "transform %zu says nothing to do; one of namespace, rename, host, storageClass, image, "
+                  "replicas, labels, annotations, patch",
                   place);
     return found;
 }
@@ -56,14 +59,16 @@ static int check_target(const json_t *target, const char *action, size_t place, 
         for (size_t i = 0; i < 4; i++)
             good = good || (strcmp(key, fields[i]) == 0 && json_is_string(value));
         if (!good)
-            return error_set(err, -EINVAL, "transform %zu: target.%.100s is not known, or not a text", place, key);
+            return error_set(err, -EINVAL, "transform %zu: target.%.100s is not known, or not a text", place,
+                             key);
     }
     if (strcmp(action, "rename") == 0 && !objects_text(target, "kind")[0])
         return error_set(err, -EINVAL, "transform %zu: rename needs target.kind", place);
     if (strcmp(action, "patch") == 0 && !objects_text(target, "kind")[0] && !objects_text(target, "name")[0])
         return error_set(err, -EINVAL, "transform %zu: patch needs target.kind or target.name", place);
     if (strcmp(action, "namespace") == 0 && target)
-        return error_set(err, -EINVAL, "transform %zu: namespace is of all objects and takes no target", place);
+        return error_set(err, -EINVAL, "transform %zu: namespace is of all objects and takes no target",
+                         place);
     return 0;
 }
 
@@ -76,7 +81,8 @@ static int check_pair(const json_t *pair, const char *action, size_t place, stru
         return error_set(err, -EINVAL, "transform %zu: %s from '%s' to itself", place, action, from);
     if (strlen(from) > 253 || strlen(to) > 253)
         return error_set(err, -EINVAL, "transform %zu: %s is longer than 253 characters", place, action);
-    if (strcmp(action, "namespace") == 0 && (strlen(to) > 63 || strspn(to, "abcdefghijklmnopqrstuvwxyz0123456789-") != strlen(to)))
+    if (strcmp(action, "namespace") == 0 &&
+        (strlen(to) > 63 || strspn(to, "abcdefghijklmnopqrstuvwxyz0123456789-") != strlen(to)))
         return error_set(err, -EINVAL, "transform %zu: '%s' is no name of a namespace", place, to);
     if (strcmp(action, "rename") == 0 && strspn(to, "abcdefghijklmnopqrstuvwxyz0123456789-.") != strlen(to))
         return error_set(err, -EINVAL, "transform %zu: '%s' is no name of an object", place, to);
@@ -89,11 +95,15 @@ static int check_map_change(const json_t *change, const char *action, size_t pla
     const char *key;
     json_t *value;
     size_t i;
-    bool good = json_is_object(change) && (set || remove) && (!set || json_is_object(set)) && (!remove || json_is_array(remove)) &&
-                json_object_size(change) == (size_t)!!set + (size_t)!!remove;
+    bool good = json_is_object(change) && (set || remove) && (!set || json_is_object(set)) &&
+                (!remove || json_is_array(remove)) &&
+                json_object_size(change) == (size_t) !!set + (size_t) !!remove;
     json_object_foreach((json_t *)(uintptr_t)set, key, value) good = good && json_is_string(value);
     json_array_foreach(remove, i, value) good = good && json_is_string(value);
-    return good ? 0 : error_set(err, -EINVAL, "transform %zu: %s has set (a map of texts), remove (a list of keys), or both", place, action);
+    return good ? 0
+                : error_set(err, -EINVAL,
+                            "transform %zu: %s has set (a map of texts), remove (a list of keys), or both",
+                            place, action);
 }
 
 static int check_one(const json_t *transform, size_t place, struct error *err)
@@ -110,7 +120,8 @@ static int check_one(const json_t *transform, size_t place, struct error *err)
     if (strcmp(action, "replicas") == 0)
         return json_is_integer(value) && json_integer_value(value) >= 0 && json_integer_value(value) <= 10000
                    ? 0
-                   : error_set(err, -EINVAL, "transform %zu: replicas must be a number from 0 to 10000", place);
+                   : error_set(err, -EINVAL, "transform %zu: replicas must be a number from 0 to 10000",
+                               place);
     if (strcmp(action, "labels") == 0 || strcmp(action, "annotations") == 0)
         return check_map_change(value, action, place, err);
     if (strcmp(action, "patch") == 0) {
@@ -188,7 +199,8 @@ static int replace_image(void *context, json_t *container, const char *path)
     const char *image = objects_text(container, "image");
     size_t n = strlen(p->from);
     (void)path;
-    if (strncmp(image, p->from, n) != 0 || !(strchr("/:@", p->from[n - 1]) || !image[n] || strchr("/:@", image[n])))
+    if (strncmp(image, p->from, n) != 0 ||
+        !(strchr("/:@", p->from[n - 1]) || !image[n] || strchr("/:@", image[n])))
         return 0;
     _cleanup_free_ char *fresh = NULL;
     if (asprintf(&fresh, "%s%s", p->to, image + n) < 0)
@@ -236,7 +248,8 @@ static long apply_map_change(json_t *object, const char *which, const json_t *ch
             return -ENOMEM;
         count++;
     }
-    json_array_foreach(json_object_get(change, "remove"), i, value) count += json_object_del(map, json_string_value(value)) == 0;
+    json_array_foreach(json_object_get(change, "remove"), i, value) count +=
+        json_object_del(map, json_string_value(value)) == 0;
     if (json_object_size(map) == 0)
         json_object_del(metadata, which);
     return count;
@@ -251,9 +264,11 @@ static long apply_patch(json_t *objects, const char *name, const json_t *patch, 
         r = json_patch_apply(object, patch, &patched, err);
     if (r == 0) {
         r = object_identify(patched, &after, err);
-        if (r == 0 && (strcmp(before.name, after.name) != 0 || strcmp(before.namespace, after.namespace) != 0 ||
-                       strcmp(before.kind, after.kind) != 0 || strcmp(before.group, after.group) != 0))
-            r = error_set(err, -EINVAL, "a patch may not change kind, name or namespace; use rename or namespace");
+        if (r == 0 &&
+            (strcmp(before.name, after.name) != 0 || strcmp(before.namespace, after.namespace) != 0 ||
+             strcmp(before.kind, after.kind) != 0 || strcmp(before.group, after.group) != 0))
+            r = error_set(err, -EINVAL,
+                          "a patch may not change kind, name or namespace; use rename or namespace");
         if (r == 0 && json_object_set(objects, name, patched) < 0)
             r = objects_no_memory(err);
         json_decref(patched);
@@ -265,7 +280,8 @@ static long apply_patch(json_t *objects, const char *name, const json_t *patch, 
     return 1;
 }
 
-static long apply_to_object(json_t *objects, const char *name, const char *action, const json_t *value, struct error *err)
+static long apply_to_object(json_t *objects, const char *name, const char *action, const json_t *value,
+                            struct error *err)
 {
     json_t *object = json_object_get(objects, name);
     struct pair pair = {objects_text(value, "from"), objects_text(value, "to"), 0};
@@ -296,7 +312,8 @@ static long apply_rename(json_t *objects, const json_t *target, const json_t *va
         struct object_id id;
         struct error unused = ERROR_INIT;
         char key[OBJECT_NAME_BYTES];
-        if (!is_target(target, object) || object_identify(object, &id, &unused) < 0 || strcmp(id.name, from) != 0)
+        if (!is_target(target, object) || object_identify(object, &id, &unused) < 0 ||
+            strcmp(id.name, from) != 0)
             continue;
         snprintf(key, sizeof key, "%s|%s", id.group, id.namespace);
         if (json_object_get(done, key))
@@ -361,7 +378,8 @@ static int collect(json_t *objects, json_t **ret_set, json_t **ret_names, struct
         }
         if (json_object_get(set, name))
             return error_set(err, -EEXIST, "after the transforms two objects are called %s", name);
-        if (json_object_set(set, name, object) < 0 || json_object_set_new(names, before, json_string(name)) < 0)
+        if (json_object_set(set, name, object) < 0 ||
+            json_object_set_new(names, before, json_string(name)) < 0)
             return objects_no_memory(err);
     }
     *ret_set = take_ptr(set);
@@ -370,7 +388,8 @@ static int collect(json_t *objects, json_t **ret_set, json_t **ret_names, struct
     return 0;
 }
 
-int transforms_apply(const json_t *set, const json_t *transforms, json_t **ret_set, json_t **ret_names, struct error *err)
+int transforms_apply(const json_t *set, const json_t *transforms, json_t **ret_set, json_t **ret_names,
+                     struct error *err)
 {
     int r = transforms_check(transforms, err);
     if (r < 0)
@@ -396,8 +415,9 @@ int transforms_apply(const json_t *set, const json_t *transforms, json_t **ret_s
         _cleanup_free_ char *text = n == 0 ? json_dumps(transform, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
         if (n == 0)
             return error_set(err, -ENOENT,
-                             "transform %zu matches nothing in the application at this point: %.300s; correct it or leave it out", i,
-                             text ? text : action);
+                             "transform %zu matches nothing in the application at this point: %.300s; "
+                             "correct it or leave it out",
+                             i, text ? text : action);
     }
     return collect(objects, ret_set, ret_names, err);
 }

@@ -56,8 +56,8 @@ long transform_replace_name(const char *text, const char *from, const char *to, 
 /* Names to be replaced in every text of an object. */
 struct rewriting {
     const char *from, *to;
-    bool tail;                  /* a '.' may follow */
-    const char *services_of;    /* of a namespace: NAME.from, too, for these services */
+    bool tail;                   /* a '.' may follow */
+    const char *services_of;     /* of a namespace: NAME.from, too, for these services */
     const json_t *service_names; /* {name: true} */
     bool secret;
     long count;
@@ -129,7 +129,8 @@ static long rewrite_text(const struct rewriting *w, const char *key, const char 
         return *ret ? 1 : -ENOMEM;
     }
     size_t n = strlen(w->services_of);
-    if (key && objects_has_prefix(key, "cert-manager.io/inject-ca-from") && strncmp(text, w->services_of, n) == 0 && text[n] == '/')
+    if (key && objects_has_prefix(key, "cert-manager.io/inject-ca-from") &&
+        strncmp(text, w->services_of, n) == 0 && text[n] == '/')
         return asprintf(ret, "%s%s", w->to, text + n) < 0 ? -ENOMEM : 1;
     return rewrite_namespace_text(w, text, ret);
 }
@@ -140,8 +141,8 @@ static int rewrite_leaf(void *context, const struct objects_leaf *leaf)
     _cleanup_free_ char *plain = NULL, *changed = NULL, *encoded = NULL;
     const char *text = leaf->text;
     size_t length;
-    if (strcmp(leaf->path, "apiVersion") == 0 || strcmp(leaf->path, "kind") == 0 || strcmp(leaf->path, "metadata.name") == 0 ||
-        strcmp(leaf->path, "metadata.namespace") == 0)
+    if (strcmp(leaf->path, "apiVersion") == 0 || strcmp(leaf->path, "kind") == 0 ||
+        strcmp(leaf->path, "metadata.name") == 0 || strcmp(leaf->path, "metadata.namespace") == 0)
         return 0;
     bool sealed = w->secret && objects_has_prefix(leaf->path, "data.");
     if (sealed) {
@@ -193,7 +194,8 @@ static int rename_reference(void *context, const struct reference *r)
             key = r->namespace_key;
         else if (strcmp(r->kind, "Namespace") == 0 && strcmp(r->name, n->from) == 0)
             key = r->key;
-    } else if (strcmp(r->kind, n->kind) == 0 && strcmp(r->group, n->group) == 0 && strcmp(r->name, n->from) == 0 &&
+    } else if (strcmp(r->kind, n->kind) == 0 && strcmp(r->group, n->group) == 0 &&
+               strcmp(r->name, n->from) == 0 &&
                (!n->namespace[0] || strcmp(r->namespace, n->namespace) == 0)) {
         key = r->key;
     }
@@ -210,7 +212,8 @@ static json_t *services_in(const json_t *objects, const char *namespace)
     json_t *object;
     json_object_foreach((json_t *)(uintptr_t)objects, name, object)
     {
-        if (strcmp(objects_text(object, "kind"), "Service") != 0 || strcmp(objects_text(object, "apiVersion"), "v1") != 0 ||
+        if (strcmp(objects_text(object, "kind"), "Service") != 0 ||
+            strcmp(objects_text(object, "apiVersion"), "v1") != 0 ||
             strcmp(objects_text_at(object, "metadata/namespace"), namespace) != 0)
             continue;
         if (json_object_set_new(names, objects_text_at(object, "metadata/name"), json_true()) < 0)
@@ -225,7 +228,8 @@ static int rename_namespace_of(json_t *object, const char *from, const char *to,
     const char *key = NULL;
     if (strcmp(objects_text(metadata, "namespace"), from) == 0)
         key = "namespace";
-    else if (strcmp(objects_text(object, "kind"), "Namespace") == 0 && strcmp(objects_text(metadata, "name"), from) == 0)
+    else if (strcmp(objects_text(object, "kind"), "Namespace") == 0 &&
+             strcmp(objects_text(metadata, "name"), from) == 0)
         key = "name";
     if (!key)
         return 0;
@@ -274,9 +278,11 @@ static long rename_claims(json_t *objects, json_t *set, const char *from, const 
             char prefix[512], fresh[512];
             snprintf(prefix, sizeof prefix, "%s-%s-", objects_text_at(template, "metadata/name"), from);
             const char *ordinal = claim_name + strlen(prefix);
-            if (!objects_has_prefix(claim_name, prefix) || !*ordinal || strspn(ordinal, "0123456789") != strlen(ordinal))
+            if (!objects_has_prefix(claim_name, prefix) || !*ordinal ||
+                strspn(ordinal, "0123456789") != strlen(ordinal))
                 continue;
-            snprintf(fresh, sizeof fresh, "%s-%s-%s", objects_text_at(template, "metadata/name"), to, ordinal);
+            snprintf(fresh, sizeof fresh, "%s-%s-%s", objects_text_at(template, "metadata/name"), to,
+                     ordinal);
             if (json_object_set_new(renames, claim_name, json_string(fresh)) < 0)
                 return -ENOMEM;
             break;
@@ -284,7 +290,8 @@ static long rename_claims(json_t *objects, json_t *set, const char *from, const 
     }
     json_object_foreach(renames, old, new)
     {
-        long n = transform_rename(objects, "", "PersistentVolumeClaim", namespace, old, json_string_value(new));
+        long n =
+            transform_rename(objects, "", "PersistentVolumeClaim", namespace, old, json_string_value(new));
         if (n < 0)
             return n;
         count += n;
@@ -292,7 +299,8 @@ static long rename_claims(json_t *objects, json_t *set, const char *from, const 
     return count;
 }
 
-/* Names by which a renamed service is spoken to: NAME.NS... anywhere, and the short one behind "://" or as the whole value. */
+/* Names by which a renamed service is spoken to: NAME.NS... anywhere, and the short one behind "://" or as
+ * the whole value. */
 static long rename_service_texts(json_t *objects, const char *namespace, const char *from, const char *to)
 {
     char long_from[600], long_to[600], url_from[300], url_to[300];
@@ -309,9 +317,11 @@ static long rename_service_texts(json_t *objects, const char *namespace, const c
         int r = rewrite(object, &w);
         count += w.count;
         if (r == 0 && strcmp(objects_text_at(object, "metadata/namespace"), namespace) == 0) {
-            /* stands_alone looks at what is before ':', which is a letter of the scheme: replace by the longer text */
-            static const char *const schemes[] = {"http", "https", "tcp", "redis", "postgres", "postgresql", "mysql", "amqp", "mongodb",
-                                                  "nats", "grpc"};
+            /* stands_alone looks at what is before ':', which is a letter of the scheme: replace by the
+             * longer text */
+            static const char *const schemes[] = {"http",     "https",      "tcp",   "redis",
+                                                  "postgres", "postgresql", "mysql", "amqp",
+                                                  "mongodb",  "nats",       "grpc"};
             for (size_t i = 0; i < sizeof schemes / sizeof *schemes && r == 0; i++) {
                 char scheme_from[340], scheme_to[340];
                 snprintf(scheme_from, sizeof scheme_from, "%s%s", schemes[i], url_from);
@@ -327,7 +337,8 @@ static long rename_service_texts(json_t *objects, const char *namespace, const c
     return count;
 }
 
-long transform_rename(json_t *objects, const char *group, const char *kind, const char *namespace, const char *from, const char *to)
+long transform_rename(json_t *objects, const char *group, const char *kind, const char *namespace,
+                      const char *from, const char *to)
 {
     struct renaming n = {.group = group, .kind = kind, .namespace = namespace, .from = from, .to = to};
     const char *name;
@@ -340,8 +351,9 @@ long transform_rename(json_t *objects, const char *group, const char *kind, cons
         struct error unused = ERROR_INIT;
         if (r == 0)
             r = references_visit(object, rename_reference, &n);
-        if (r < 0 || object_identify(object, &id, &unused) < 0 || strcmp(id.group, group) != 0 || strcmp(id.kind, kind) != 0 ||
-            strcmp(id.name, from) != 0 || (namespace[0] && strcmp(id.namespace, namespace) != 0))
+        if (r < 0 || object_identify(object, &id, &unused) < 0 || strcmp(id.group, group) != 0 ||
+            strcmp(id.kind, kind) != 0 || strcmp(id.name, from) != 0 ||
+            (namespace[0] && strcmp(id.namespace, namespace) != 0))
             continue;
         count++;
         long below = 0;

@@ -97,7 +97,12 @@ static int reconcile(struct controller *c, const char *key, struct error *err)
     }
     if (!slash)
         return protect_reconcile(c, key, err);
+    bool recovery = strncmp(key, RECOVERY_KEY, strlen(RECOVERY_KEY)) == 0;
+    if (recovery)
+        key += strlen(RECOVERY_KEY);
     snprintf(namespace, sizeof namespace, "%.*s", (int)(slash - key), key);
+    if (recovery)
+        return recovery_reconcile(c, namespace, slash + 1, err);
     return application_reconcile(c, namespace, slash + 1, err);
 }
 

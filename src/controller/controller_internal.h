@@ -24,7 +24,7 @@
 #define CONTROLLER_KEY_TYPE "tidemark.io/object-key" /* of the Secret that seals Secrets: never captured */
 #define KINDS_KEY "#kinds"
 
-extern const struct kube_resource controller_applications, controller_policies;
+extern const struct kube_resource controller_applications, controller_policies, controller_recoveries;
 
 struct capture;
 
@@ -37,7 +37,7 @@ struct controller {
     struct kube_queue *queue;
     struct kube_informers *informers;
     struct kube_informer *namespaces, *claims, *workloads[3], *pods, *volumes, *classes, *applications,
-        *policies;
+        *policies, *recoveries;
     struct capture *capture;
 };
 
@@ -73,6 +73,11 @@ int capture_add(struct capture *capture, const char *namespace, const char *name
                 struct error *err) MUST_CHECK;
 void capture_remove(struct capture *capture, const char *namespace, const char *name);
 int capture_update_kinds(struct capture *capture, struct error *err) MUST_CHECK;
+
+/* ---- recovery_reconcile.c ---- */
+/* Carries a Recovery as far as it goes; its key is RECOVERY_KEY "NAMESPACE/NAME". */
+#define RECOVERY_KEY "@"
+int recovery_reconcile(struct controller *c, const char *namespace, const char *name, struct error *err) MUST_CHECK;
 
 /* ---- events.c ---- */
 /* An Event about the object; failures are logged. `type`: "Normal" or "Warning". */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The input is {"objects": [...], "transforms": [...], "patch": [...]}: whatever it holds, transforms give a set that is in order,
- * can be compared and printed, or an error with a message; a patch leaves its document as it was. */
+/* The input is {"objects": [...], "transforms": [...], "patch": [...]}: whatever it holds, transforms give a
+ * set that is in order, can be compared and printed, or an error with a message; a patch leaves its document
+ * as it was. */
 #include <assert.h>
 #include <stdint.h>
 
@@ -31,7 +32,8 @@ static void check_patch(json_t *document, const json_t *patch)
 static void check_set(const json_t *set)
 {
     struct error err = ERROR_INIT;
-    _cleanup_json_ json_t *order = NULL, *closure = NULL, *findings = NULL, *diff = NULL, *reconcilers = NULL, *empty = json_object();
+    _cleanup_json_ json_t *order = NULL, *closure = NULL, *findings = NULL, *diff = NULL, *reconcilers = NULL,
+                          *empty = json_object();
     assert(objects_order(set, &order, &err) == 0);
     assert(references_closure(set, "", &closure, &err) == 0);
     assert(findings_of_set(set, &findings, &err) == 0);
@@ -39,7 +41,8 @@ static void check_set(const json_t *set)
     assert(objects_diff(empty, set, &diff, &err) == 0);
     size_t ordered = 0, i;
     json_t *wave;
-    json_array_foreach(json_object_get(order, "waves"), i, wave) ordered += json_array_size(json_object_get(wave, "objects"));
+    json_array_foreach(json_object_get(order, "waves"), i, wave) ordered +=
+        json_array_size(json_object_get(wave, "objects"));
     assert(ordered == json_object_size(set));
 }
 
@@ -52,7 +55,8 @@ static void check_restore(const json_t *set)
         struct error err = ERROR_INIT;
         char reason[RESTORE_REASON_BYTES];
         _cleanup_json_ json_t *prepared = NULL, *merged = NULL;
-        assert(restore_prepare(object, RESTORE_CLONE, false, &prepared, reason, &err) == 0 && (prepared || reason[0]));
+        assert(restore_prepare(object, RESTORE_CLONE, false, &prepared, reason, &err) == 0 &&
+               (prepared || reason[0]));
         assert(restore_merge(object, object, &merged, &err) == 0 && json_equal(object, merged));
         (void)restore_way_of(object, object, reason);
     }

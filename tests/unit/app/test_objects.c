@@ -46,19 +46,20 @@ static void o1_equal_objects_are_equal_bytes(void **unused)
     (void)unused;
     struct error err = ERROR_INIT;
     _cleanup_json_ json_t *a = manifests_one(
-        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, namespace: n, uid: x, resourceVersion: '5', generation: 2, "
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, namespace: n, uid: x, resourceVersion: '5', "
+        "generation: 2, "
         "annotations: {kubectl.kubernetes.io/last-applied-configuration: '{}'}}\ndata: {b: '1', a: '2'}\n");
-    _cleanup_json_ json_t *b = manifests_one(
-        "kind: ConfigMap\ndata: {a: '2', b: '1'}\nmetadata: {namespace: n, name: a, uid: y, creationTimestamp: null, labels: {}}\n"
-        "apiVersion: v1\nstatus: {seen: true}\n");
+    _cleanup_json_ json_t *b = manifests_one("kind: ConfigMap\ndata: {a: '2', b: '1'}\nmetadata: {namespace: "
+                                             "n, name: a, uid: y, creationTimestamp: null, labels: {}}\n"
+                                             "apiVersion: v1\nstatus: {seen: true}\n");
     _cleanup_json_ json_t *x = NULL, *y = NULL;
     check_ok(object_normalize(a, &x, &err));
     check_ok(object_normalize(b, &y, &err));
     _cleanup_free_ char *first = object_canonical(x), *second = object_canonical(y);
     assert_string_equal(first, second);
-    assert_string_equal(first,
-                        "{\"apiVersion\":\"v1\",\"data\":{\"a\":\"2\",\"b\":\"1\"},\"kind\":\"ConfigMap\",\"metadata\":{\"name\":\"a\","
-                        "\"namespace\":\"n\"}}");
+    assert_string_equal(first, "{\"apiVersion\":\"v1\",\"data\":{\"a\":\"2\",\"b\":\"1\"},\"kind\":"
+                               "\"ConfigMap\",\"metadata\":{\"name\":\"a\","
+                               "\"namespace\":\"n\"}}");
     assert_string_equal(object_uid(a), "x");
 }
 
@@ -66,7 +67,8 @@ static void what_was_allocated_or_generated_is_not_kept(void **unused)
 {
     (void)unused;
     _cleanup_json_ json_t *set = manifests_set("shop.yaml");
-    const json_t *web = find(set, "core/v1/Service/shop/shop-web"), *db = find(set, "core/v1/Service/shop/shop-db");
+    const json_t *web = find(set, "core/v1/Service/shop/shop-web"),
+                 *db = find(set, "core/v1/Service/shop/shop-db");
     assert_absent(web, "spec/clusterIP");
     assert_absent(web, "spec/clusterIPs");
     assert_string_equal(objects_text_at(db, "spec/clusterIP"), "None");
@@ -77,7 +79,8 @@ static void what_was_allocated_or_generated_is_not_kept(void **unused)
     const json_t *job = find(set, "batch/v1/Job/shop/migrate-41");
     assert_absent(job, "spec/selector");
     assert_string_equal(objects_text_at(job, "spec/template/metadata/labels/step"), "schema");
-    assert_null(json_object_get(objects_at(job, "spec/template/metadata/labels"), "batch.kubernetes.io/controller-uid"));
+    assert_null(json_object_get(objects_at(job, "spec/template/metadata/labels"),
+                                "batch.kubernetes.io/controller-uid"));
     const json_t *claim = find(set, "core/v1/PersistentVolumeClaim/shop/data-shop-db-0");
     assert_absent(claim, "metadata/annotations");
     assert_absent(claim, "metadata/finalizers");
@@ -86,10 +89,13 @@ static void what_was_allocated_or_generated_is_not_kept(void **unused)
     assert_int_equal(json_array_size(json_object_get(account, "secrets")), 1);
     assert_absent(find(set, "core/v1/Namespace/_/shop"), "spec");
     _cleanup_json_ json_t *operators = manifests_set("operator.yaml");
-    assert_absent(find(operators, "apiextensions.k8s.io/v1/CustomResourceDefinition/_/certificates.certs.example.com"),
-                  "spec/conversion/webhook/clientConfig/caBundle");
-    const json_t *hook = find(operators, "admissionregistration.k8s.io/v1/ValidatingWebhookConfiguration/_/certs-webhook");
-    assert_null(json_object_get(json_object_get(json_array_get(json_object_get(hook, "webhooks"), 0), "clientConfig"), "caBundle"));
+    assert_absent(
+        find(operators, "apiextensions.k8s.io/v1/CustomResourceDefinition/_/certificates.certs.example.com"),
+        "spec/conversion/webhook/clientConfig/caBundle");
+    const json_t *hook =
+        find(operators, "admissionregistration.k8s.io/v1/ValidatingWebhookConfiguration/_/certs-webhook");
+    assert_null(json_object_get(
+        json_object_get(json_array_get(json_object_get(hook, "webhooks"), 0), "clientConfig"), "caBundle"));
 }
 
 static void o3_status_does_not_count_but_that_a_job_has_ended(void **unused)
@@ -97,7 +103,8 @@ static void o3_status_does_not_count_but_that_a_job_has_ended(void **unused)
     (void)unused;
     _cleanup_json_ json_t *set = manifests_set("shop.yaml");
     assert_absent(find(set, "apps/v1/Deployment/shop/shop-web"), "status");
-    _cleanup_free_ char *status = json_to_text(json_object_get(find(set, "batch/v1/Job/shop/migrate-41"), "status"));
+    _cleanup_free_ char *status =
+        json_to_text(json_object_get(find(set, "batch/v1/Job/shop/migrate-41"), "status"));
     assert_string_equal(status, "{\"conditions\":[{\"type\":\"Complete\",\"status\":\"True\"}]}");
 }
 
@@ -119,15 +126,23 @@ static void noise_is_what_controllers_make_again(void **unused)
         {true, "apiVersion: coordination.k8s.io/v1\nkind: Lease\nmetadata: {name: a, namespace: n}\n"},
         {true, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: kube-root-ca.crt, namespace: n}\n"},
         {false, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: ca, namespace: n}\n"},
-        {true, "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: n, ownerReferences: [{kind: ReplicaSet, name: r, controller: true}]}\n"},
-        {false, "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: n, ownerReferences: [{kind: ReplicaSet, name: r}]}\n"},
+        {true, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: p, namespace: n, labels: {tidemark.io/recovery-plan: r}}\n"},
+        {true, "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: n, ownerReferences: [{kind: "
+               "ReplicaSet, name: r, controller: true}]}\n"},
+        {false, "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: n, ownerReferences: [{kind: "
+                "ReplicaSet, name: r}]}\n"},
         {false, "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: n}\n"},
-        {true, "apiVersion: apps/v1\nkind: ReplicaSet\nmetadata: {name: a, namespace: n, ownerReferences: [{kind: Deployment, name: r, controller: true}]}\n"},
-        {false, "apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: a, namespace: n, ownerReferences: [{kind: Postgres, name: r, controller: true}]}\n"},
-        {true, "apiVersion: batch/v1\nkind: Job\nmetadata: {name: a, namespace: n, ownerReferences: [{kind: CronJob, name: r, controller: true}]}\n"},
-        {true, "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: a, namespace: n, labels: {endpointslice.kubernetes.io/managed-by: endpointslice-controller.k8s.io}}\n"},
+        {true, "apiVersion: apps/v1\nkind: ReplicaSet\nmetadata: {name: a, namespace: n, ownerReferences: "
+               "[{kind: Deployment, name: r, controller: true}]}\n"},
+        {false, "apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: a, namespace: n, ownerReferences: "
+                "[{kind: Postgres, name: r, controller: true}]}\n"},
+        {true, "apiVersion: batch/v1\nkind: Job\nmetadata: {name: a, namespace: n, ownerReferences: [{kind: "
+               "CronJob, name: r, controller: true}]}\n"},
+        {true, "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: a, namespace: n, "
+               "labels: {endpointslice.kubernetes.io/managed-by: endpointslice-controller.k8s.io}}\n"},
         {false, "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: a, namespace: n}\n"},
-        {true, "apiVersion: v1\nkind: Endpoints\nmetadata: {name: a, namespace: n, labels: {endpoints.kubernetes.io/managed-by: endpoint-controller}}\n"},
+        {true, "apiVersion: v1\nkind: Endpoints\nmetadata: {name: a, namespace: n, labels: "
+               "{endpoints.kubernetes.io/managed-by: endpoint-controller}}\n"},
         {false, "apiVersion: v1\nkind: Endpoints\nmetadata: {name: a, namespace: n}\n"},
         {true, "apiVersion: tidemark.io/v1alpha1\nkind: Recovery\nmetadata: {name: a, namespace: n}\n"},
         {true, "apiVersion: metrics.k8s.io/v1beta1\nkind: PodMetrics\nmetadata: {name: a, namespace: n}\n"},
@@ -163,7 +178,8 @@ static void budgets_are_kept(void **unused)
 {
     (void)unused;
     struct error err = ERROR_INIT;
-    _cleanup_json_ json_t *object = manifests_one("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n"), *out = NULL;
+    _cleanup_json_ json_t *object = manifests_one("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n"),
+                          *out = NULL;
     _cleanup_free_ char *big = calloc(1, OBJECT_BYTES_MAX + 2);
     memset(big, 'x', OBJECT_BYTES_MAX + 1);
     json_object_set_new(object, "data", json_pack("{s:s}", "a", big));
@@ -215,7 +231,8 @@ static void the_closure_has_what_the_application_needs_and_no_more(void **unused
     struct error err = ERROR_INIT;
     _cleanup_json_ json_t *set = manifests_set("shop.yaml"), *closure = NULL;
     check_ok(references_closure(set, "shop", &closure, &err));
-    const json_t *cluster = json_object_get(closure, "cluster"), *missing = json_object_get(closure, "missing");
+    const json_t *cluster = json_object_get(closure, "cluster"),
+                 *missing = json_object_get(closure, "missing");
     assert_true(has(cluster, "storage.k8s.io/v1/StorageClass/_/fast"));
     assert_true(has(cluster, "scheduling.k8s.io/v1/PriorityClass/_/data"));
     assert_true(has(cluster, "core/v1/Namespace/_/shop"));
@@ -241,7 +258,8 @@ static void the_closure_has_what_the_application_needs_and_no_more(void **unused
         assert_int_equal(optional, strcmp(name, "shop-tls") == 0 || strcmp(name, "shop-feature-flags") == 0 ||
                                        strcmp(name, "shop-db-extra") == 0);
         if (strcmp(name, "shop-feature-flags") == 0)
-            assert_string_equal(objects_text(one, "field"), "spec.template.spec.containers[web].envFrom[1].secretRef.name");
+            assert_string_equal(objects_text(one, "field"),
+                                "spec.template.spec.containers[web].envFrom[1].secretRef.name");
     }
 }
 
@@ -251,9 +269,12 @@ static void a_custom_resource_needs_its_definition_and_guessed_secrets(void **un
     struct error err = ERROR_INIT;
     _cleanup_json_ json_t *set = manifests_set("operator.yaml"), *closure = NULL, *without = NULL;
     check_ok(references_closure(set, "certs", &closure, &err));
-    const json_t *cluster = json_object_get(closure, "cluster"), *missing = json_object_get(closure, "missing");
-    assert_true(has(cluster, "apiextensions.k8s.io/v1/CustomResourceDefinition/_/certificates.certs.example.com"));
-    assert_true(has(cluster, "admissionregistration.k8s.io/v1/ValidatingWebhookConfiguration/_/certs-webhook"));
+    const json_t *cluster = json_object_get(closure, "cluster"),
+                 *missing = json_object_get(closure, "missing");
+    assert_true(
+        has(cluster, "apiextensions.k8s.io/v1/CustomResourceDefinition/_/certificates.certs.example.com"));
+    assert_true(
+        has(cluster, "admissionregistration.k8s.io/v1/ValidatingWebhookConfiguration/_/certs-webhook"));
     assert_true(has(missing, "root-key")); /* spec.issuer.keySecretRef.name */
     assert_int_equal(json_array_size(missing), 1);
     json_object_del(set, "apiextensions.k8s.io/v1/CustomResourceDefinition/_/certificates.certs.example.com");
@@ -283,9 +304,10 @@ static void state_outside_the_cluster_is_found(void **unused)
     static const struct {
         const char *host, *type;
         int port;
-    } expected[] = {{"shop-wal.s3", "object storage", 0},          {"s3.eu-central-1.amazonaws.com", "object storage", 0},
-                    {"kafka-0.mq.example.net", "queue", 9092},     {"kafka-1.mq.example.net", "queue", 9092},
-                    {"reports.db.example.com", "database", 6432}, {"shop.example.com", "service", 0}};
+    } expected[] = {
+        {"shop-wal.s3", "object storage", 0},         {"s3.eu-central-1.amazonaws.com", "object storage", 0},
+        {"kafka-0.mq.example.net", "queue", 9092},    {"kafka-1.mq.example.net", "queue", 9092},
+        {"reports.db.example.com", "database", 6432}, {"shop.example.com", "service", 0}};
     check_ok(findings_of_set(set, &result, &err));
     for (size_t i = 0; i < sizeof expected / sizeof *expected; i++) {
         const json_t *one = finding(result, expected[i].host);
@@ -304,7 +326,8 @@ static void a_finding_never_holds_a_secret(void **unused)
     _cleanup_json_ json_t *set = manifests_set("shop.yaml"), *result = NULL;
     check_ok(findings_of_set(set, &result, &err));
     _cleanup_free_ char *text = json_to_text(result);
-    const char *const never[] = {"hunter2", "aHVudGVy", "wo?rd", "pa/ss", "t0p-s3cret", "report:", "sslmode", "dwh"};
+    const char *const never[] = {"hunter2",    "aHVudGVy", "wo?rd",   "pa/ss",
+                                 "t0p-s3cret", "report:",  "sslmode", "dwh"};
     for (size_t i = 0; i < sizeof never / sizeof *never; i++) {
         if (strstr(text, never[i]))
             fail_msg("'%s' is in %s", never[i], text);
@@ -317,10 +340,14 @@ static void services_without_selectors_point_outside(void **unused)
     struct error err = ERROR_INIT;
     _cleanup_json_ json_t *result = NULL,
                           *set = manifests_set_text(
-                              "apiVersion: v1\nkind: Service\nmetadata: {name: db, namespace: n}\nspec: {type: ExternalName, externalName: db.example.org}\n"
-                              "---\napiVersion: v1\nkind: Endpoints\nmetadata: {name: old, namespace: n}\nsubsets: [{addresses: [{ip: 192.0.2.7}], ports: [{port: 5432}]}]\n"
-                              "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: c, namespace: n}\ndata: {A: 'redis://localhost:6379', B: 'http://db.n/', "
-                              "C: 'http://db.n.svc.cluster.local/x', D: 'https://pg-0.db.n:1', SMTP_HOST: mail, 'PASSWORD_HOST': 'a.b.c'}\n");
+                              "apiVersion: v1\nkind: Service\nmetadata: {name: db, namespace: n}\nspec: "
+                              "{type: ExternalName, externalName: db.example.org}\n"
+                              "---\napiVersion: v1\nkind: Endpoints\nmetadata: {name: old, namespace: "
+                              "n}\nsubsets: [{addresses: [{ip: 192.0.2.7}], ports: [{port: 5432}]}]\n"
+                              "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: c, namespace: "
+                              "n}\ndata: {A: 'redis://localhost:6379', B: 'http://db.n/', "
+                              "C: 'http://db.n.svc.cluster.local/x', D: 'https://pg-0.db.n:1', SMTP_HOST: "
+                              "mail, 'PASSWORD_HOST': 'a.b.c'}\n");
     check_ok(findings_of_set(set, &result, &err));
     assert_non_null(finding(result, "db.example.org"));
     assert_non_null(finding(result, "192.0.2.7"));

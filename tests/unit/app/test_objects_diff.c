@@ -24,10 +24,12 @@ static void a_change_is_told_by_field(void **unused)
     (void)unused;
     _cleanup_json_ json_t *diff = NULL;
     _cleanup_free_ char *text = text_of(
-        DEPLOYMENT "{replicas: 2, template: {spec: {containers: [{name: a, image: x:1}, {name: b, image: y:1}]}}}\n---\n"
-                   "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: gone, namespace: n}\n---\n"
-                   "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: stays, namespace: n}\n",
-        DEPLOYMENT "{replicas: 3, paused: true, template: {spec: {containers: [{name: b, image: y:2}, {name: a, image: x:1}]}}}\n---\n"
+        DEPLOYMENT
+        "{replicas: 2, template: {spec: {containers: [{name: a, image: x:1}, {name: b, image: y:1}]}}}\n---\n"
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: gone, namespace: n}\n---\n"
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: stays, namespace: n}\n",
+        DEPLOYMENT "{replicas: 3, paused: true, template: {spec: {containers: [{name: b, image: y:2}, {name: "
+                   "a, image: x:1}]}}}\n---\n"
                    "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: fresh, namespace: n}\n---\n"
                    "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: stays, namespace: n}\n",
         &diff);
@@ -48,10 +50,13 @@ static void values_of_secrets_are_never_in_it(void **unused)
     (void)unused;
     _cleanup_json_ json_t *diff = NULL;
     _cleanup_free_ char *text = text_of(
-        "apiVersion: v1\nkind: Secret\nmetadata: {name: s, namespace: n}\ndata: {a: b2xkLXNlY3JldA==, same: eA==}\n---\n" DEPLOYMENT
-        "{template: {spec: {containers: [{name: a, env: [{name: DB_PASSWORD, value: old-secret}, {name: X, value: plain}]}]}}}\n",
-        "apiVersion: v1\nkind: Secret\nmetadata: {name: s, namespace: n}\ndata: {a: bmV3LXNlY3JldA==, b: bmV3LXNlY3JldA==, same: eA==}\n---\n" DEPLOYMENT
-        "{template: {spec: {containers: [{name: a, env: [{name: DB_PASSWORD, value: new-secret}, {name: X, value: plain2}, {name: NEW_TOKEN, value: new-secret}]}, "
+        "apiVersion: v1\nkind: Secret\nmetadata: {name: s, namespace: n}\ndata: {a: b2xkLXNlY3JldA==, same: "
+        "eA==}\n---\n" DEPLOYMENT "{template: {spec: {containers: [{name: a, env: [{name: DB_PASSWORD, "
+                                  "value: old-secret}, {name: X, value: plain}]}]}}}\n",
+        "apiVersion: v1\nkind: Secret\nmetadata: {name: s, namespace: n}\ndata: {a: bmV3LXNlY3JldA==, b: "
+        "bmV3LXNlY3JldA==, same: eA==}\n---\n" DEPLOYMENT
+        "{template: {spec: {containers: [{name: a, env: [{name: DB_PASSWORD, value: new-secret}, {name: X, "
+        "value: plain2}, {name: NEW_TOKEN, value: new-secret}]}, "
         "{name: b, env: [{name: API_KEY, value: new-secret}]}]}}}\n",
         &diff);
     _cleanup_free_ char *json = json_to_text(diff);
@@ -68,8 +73,9 @@ static void values_of_secrets_are_never_in_it(void **unused)
 static void a_secret_that_becomes_empty_is_hidden_too(void **unused)
 {
     (void)unused;
-    _cleanup_free_ char *text = text_of("apiVersion: v1\nkind: Secret\nmetadata: {name: s, namespace: n}\ndata: {a: b2xkLXNlY3JldA==}\n",
-                                        "apiVersion: v1\nkind: Secret\nmetadata: {name: s, namespace: n}\n", NULL);
+    _cleanup_free_ char *text = text_of(
+        "apiVersion: v1\nkind: Secret\nmetadata: {name: s, namespace: n}\ndata: {a: b2xkLXNlY3JldA==}\n",
+        "apiVersion: v1\nkind: Secret\nmetadata: {name: s, namespace: n}\n", NULL);
     assert_string_equal(text, "~ core/v1/Secret/n/s\n    data: \"(hidden)\" -> (none)\n");
 }
 
@@ -77,7 +83,8 @@ static void fields_are_limited_and_counted(void **unused)
 {
     (void)unused;
     struct error err = ERROR_INIT;
-    _cleanup_json_ json_t *a = manifests_set_text("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c, namespace: n}\ndata: {}\n");
+    _cleanup_json_ json_t *a =
+        manifests_set_text("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c, namespace: n}\ndata: {}\n");
     _cleanup_json_ json_t *b = json_deep_copy(a), *diff = NULL;
     json_t *data = json_object_get(json_object_get(b, "core/v1/ConfigMap/n/c"), "data");
     for (int i = 0; i < (int)OBJECTS_DIFF_FIELDS_MAX + 7; i++) {

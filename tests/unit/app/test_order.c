@@ -27,9 +27,11 @@ static bool awaits(const json_t *order, int wave, const char *condition, const c
 {
     size_t i;
     json_t *one;
-    json_array_foreach(json_object_get(json_array_get(json_object_get(order, "waves"), (size_t)wave), "awaits"), i, one)
+    json_array_foreach(
+        json_object_get(json_array_get(json_object_get(order, "waves"), (size_t)wave), "awaits"), i, one)
     {
-        if (strcmp(objects_text(one, "condition"), condition) == 0 && strcmp(objects_text(one, "object"), object) == 0)
+        if (strcmp(objects_text(one, "condition"), condition) == 0 &&
+            strcmp(objects_text(one, "object"), object) == 0)
             return true;
     }
     return false;
@@ -66,11 +68,13 @@ static void what_is_needed_stands_before_what_needs_it(void **unused)
     };
     for (size_t i = 1; i < sizeof chain / sizeof *chain; i++)
         assert_before(order, chain[i - 1], chain[i]);
-    assert_before(order, "apps/v1/Deployment/shop/shop-web", "autoscaling/v2/HorizontalPodAutoscaler/shop/shop-web");
+    assert_before(order, "apps/v1/Deployment/shop/shop-web",
+                  "autoscaling/v2/HorizontalPodAutoscaler/shop/shop-web");
     assert_int_equal(json_array_size(json_object_get(order, "cycles")), 0);
     size_t count = 0, i;
     json_t *wave;
-    json_array_foreach(json_object_get(order, "waves"), i, wave) count += json_array_size(json_object_get(wave, "objects"));
+    json_array_foreach(json_object_get(order, "waves"), i, wave) count +=
+        json_array_size(json_object_get(wave, "objects"));
     assert_int_equal(count, json_object_size(set));
 }
 
@@ -78,9 +82,11 @@ static void what_a_webhook_guards_waits_for_its_server(void **unused)
 {
     (void)unused;
     _cleanup_json_ json_t *set = manifests_set("operator.yaml"), *order = order_of(set);
-    const char *definition = "apiextensions.k8s.io/v1/CustomResourceDefinition/_/certificates.certs.example.com";
+    const char *definition =
+        "apiextensions.k8s.io/v1/CustomResourceDefinition/_/certificates.certs.example.com";
     const char *hook = "admissionregistration.k8s.io/v1/ValidatingWebhookConfiguration/_/certs-webhook";
-    const char *instance = "certs.example.com/v1/Certificate/certs/a-site", *service = "core/v1/Service/certs/webhook";
+    const char *instance = "certs.example.com/v1/Certificate/certs/a-site",
+               *service = "core/v1/Service/certs/webhook";
     assert_before(order, definition, "apps/v1/Deployment/certs/webhook");
     assert_before(order, "apps/v1/Deployment/certs/webhook", hook);
     assert_before(order, hook, instance);
@@ -97,15 +103,20 @@ static void the_servers_own_kind_does_not_wait_for_itself(void **unused)
     /* A webhook that guards pods and deployments of everybody, its own server among them. */
     _cleanup_json_ json_t *set = manifests_set_text(
         "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: n}\nspec: {selector: {a: b}}\n---\n"
-        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: server, namespace: n}\nspec: {template: {metadata: {labels: {a: b}}, spec: {containers: []}}}\n---\n"
-        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: other, namespace: n}\nspec: {template: {metadata: {labels: {a: c}}, spec: {containers: []}}}\n---\n"
-        "apiVersion: admissionregistration.k8s.io/v1\nkind: MutatingWebhookConfiguration\nmetadata: {name: h}\n"
-        "webhooks: [{clientConfig: {service: {name: s, namespace: n}}, rules: [{apiGroups: ['*'], resources: ['*/*']}]}]\n");
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: server, namespace: n}\nspec: {template: "
+        "{metadata: {labels: {a: b}}, spec: {containers: []}}}\n---\n"
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: other, namespace: n}\nspec: {template: "
+        "{metadata: {labels: {a: c}}, spec: {containers: []}}}\n---\n"
+        "apiVersion: admissionregistration.k8s.io/v1\nkind: MutatingWebhookConfiguration\nmetadata: {name: "
+        "h}\n"
+        "webhooks: [{clientConfig: {service: {name: s, namespace: n}}, rules: [{apiGroups: ['*'], resources: "
+        "['*/*']}]}]\n");
     _cleanup_json_ json_t *order = order_of(set);
     const char *hook = "admissionregistration.k8s.io/v1/MutatingWebhookConfiguration/_/h";
     assert_before(order, "apps/v1/Deployment/n/server", hook);
     assert_before(order, hook, "apps/v1/Deployment/n/other");
-    assert_true(awaits(order, wave_of(order, "apps/v1/Deployment/n/other"), "Endpoints", "core/v1/Service/n/s"));
+    assert_true(
+        awaits(order, wave_of(order, "apps/v1/Deployment/n/other"), "Endpoints", "core/v1/Service/n/s"));
     assert_int_equal(json_array_size(json_object_get(order, "cycles")), 0);
 }
 
@@ -114,24 +125,29 @@ static void a_cycle_is_opened_where_no_owner_is_lost(void **unused)
     (void)unused;
     /* The deployment mounts a secret that it owns. */
     _cleanup_json_ json_t *set = manifests_set_text(
-        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d, namespace: n}\nspec: {template: {spec: {containers: [], volumes: [{name: v, secret: {secretName: s}}]}}}\n---\n"
-        "apiVersion: v1\nkind: Secret\nmetadata: {name: s, namespace: n, ownerReferences: [{apiVersion: apps/v1, kind: Deployment, name: d}]}\n");
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d, namespace: n}\nspec: {template: {spec: "
+        "{containers: [], volumes: [{name: v, secret: {secretName: s}}]}}}\n---\n"
+        "apiVersion: v1\nkind: Secret\nmetadata: {name: s, namespace: n, ownerReferences: [{apiVersion: "
+        "apps/v1, kind: Deployment, name: d}]}\n");
     _cleanup_json_ json_t *order = order_of(set);
     assert_before(order, "apps/v1/Deployment/n/d", "core/v1/Secret/n/s");
     assert_int_equal(json_array_size(json_object_get(order, "cycles")), 1);
     /* Owners in a ring: impossible, and yet in some order. */
-    _cleanup_json_ json_t *ring = manifests_set_text(
-        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, namespace: n, ownerReferences: [{apiVersion: v1, kind: ConfigMap, name: b}]}\n---\n"
-        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: b, namespace: n, ownerReferences: [{apiVersion: v1, kind: ConfigMap, name: a}]}\n---\n"
-        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c, namespace: n, ownerReferences: [{apiVersion: v1, kind: ConfigMap, name: a}]}\n");
+    _cleanup_json_ json_t *ring =
+        manifests_set_text("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, namespace: n, "
+                           "ownerReferences: [{apiVersion: v1, kind: ConfigMap, name: b}]}\n---\n"
+                           "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: b, namespace: n, "
+                           "ownerReferences: [{apiVersion: v1, kind: ConfigMap, name: a}]}\n---\n"
+                           "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c, namespace: n, "
+                           "ownerReferences: [{apiVersion: v1, kind: ConfigMap, name: a}]}\n");
     _cleanup_json_ json_t *second = order_of(ring);
     assert_before(second, "core/v1/ConfigMap/n/a", "core/v1/ConfigMap/n/b");
     assert_before(second, "core/v1/ConfigMap/n/a", "core/v1/ConfigMap/n/c");
     assert_int_equal(json_array_size(json_object_get(second, "cycles")), 1);
 }
 
-/* Random owners and mounts: every owner is before what it owns, unless a cycle says otherwise; the order is the same however the set
- * was put together. */
+/* Random owners and mounts: every owner is before what it owns, unless a cycle says otherwise; the order is
+ * the same however the set was put together. */
 static void random_graphs_are_ordered_the_same_each_time(void **unused)
 {
     (void)unused;
@@ -141,8 +157,8 @@ static void random_graphs_are_ordered_the_same_each_time(void **unused)
         int count = 2 + (int)(check_random(&seed) % 40);
         json_t *objects = json_array();
         for (int i = 0; i < count; i++) {
-            json_t *object = json_pack("{s:s, s:s, s:{s:s}}", "apiVersion", "v1", "kind", i % 3 ? "ConfigMap" : "Service", "metadata",
-                                       "namespace", "n");
+            json_t *object = json_pack("{s:s, s:s, s:{s:s}}", "apiVersion", "v1", "kind",
+                                       i % 3 ? "ConfigMap" : "Service", "metadata", "namespace", "n");
             char name[16];
             snprintf(name, sizeof name, "o%d", i);
             json_object_set_new(json_object_get(object, "metadata"), "name", json_string(name));
@@ -150,7 +166,8 @@ static void random_graphs_are_ordered_the_same_each_time(void **unused)
                 int to = (int)(check_random(&seed) % (uint64_t)i);
                 snprintf(name, sizeof name, "o%d", to);
                 json_object_set_new(json_object_get(object, "metadata"), "ownerReferences",
-                                    json_pack("[{s:s, s:s, s:s}]", "apiVersion", "v1", "kind", to % 3 ? "ConfigMap" : "Service", "name", name));
+                                    json_pack("[{s:s, s:s, s:s}]", "apiVersion", "v1", "kind",
+                                              to % 3 ? "ConfigMap" : "Service", "name", name));
             }
             json_array_append_new(objects, object);
         }
@@ -168,8 +185,10 @@ static void random_graphs_are_ordered_the_same_each_time(void **unused)
             char mine[64], its[64];
             if (!owner)
                 continue;
-            snprintf(mine, sizeof mine, "core/v1/%s/n/%s", objects_text(object, "kind"), objects_text_at(object, "metadata/name"));
-            snprintf(its, sizeof its, "core/v1/%s/n/%s", objects_text(owner, "kind"), objects_text(owner, "name"));
+            snprintf(mine, sizeof mine, "core/v1/%s/n/%s", objects_text(object, "kind"),
+                     objects_text_at(object, "metadata/name"));
+            snprintf(its, sizeof its, "core/v1/%s/n/%s", objects_text(owner, "kind"),
+                     objects_text(owner, "name"));
             assert_before(a, its, mine);
         }
         json_decref(forward);

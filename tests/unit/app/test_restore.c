@@ -7,7 +7,8 @@
 #include "app/objects_internal.h"
 #include "app/restore.h"
 
-static json_t *prepare(const json_t *set, const char *name, enum restore_mode mode, bool exists, char reason[RESTORE_REASON_BYTES])
+static json_t *prepare(const json_t *set, const char *name, enum restore_mode mode, bool exists,
+                       char reason[RESTORE_REASON_BYTES])
 {
     struct error err = ERROR_INIT;
     json_t *out = NULL;
@@ -23,7 +24,8 @@ static void claims_are_made_unbound(void **unused)
     char reason[RESTORE_REASON_BYTES];
     _cleanup_json_ json_t *set = manifests_set("shop.yaml");
     const char *name = "core/v1/PersistentVolumeClaim/shop/data-shop-db-0";
-    _cleanup_json_ json_t *fresh = prepare(set, name, RESTORE_RESTORE, false, reason), *there = prepare(set, name, RESTORE_REWIND, true, reason);
+    _cleanup_json_ json_t *fresh = prepare(set, name, RESTORE_RESTORE, false, reason),
+                          *there = prepare(set, name, RESTORE_REWIND, true, reason);
     assert_null(objects_at(fresh, "spec/volumeName"));
     assert_non_null(objects_at(there, "spec/volumeName"));
     assert_string_equal(objects_text_at(fresh, "spec/storageClassName"), "fast");
@@ -34,14 +36,18 @@ static void a_clone_takes_nothing_from_the_original(void **unused)
     (void)unused;
     char reason[RESTORE_REASON_BYTES];
     _cleanup_json_ json_t *set = manifests_set("shop.yaml"), *operators = manifests_set("operator.yaml");
-    _cleanup_json_ json_t *clone = prepare(set, "core/v1/Service/shop/shop-web", RESTORE_CLONE, false, reason);
-    _cleanup_json_ json_t *restored = prepare(set, "core/v1/Service/shop/shop-web", RESTORE_RESTORE, false, reason);
-    _cleanup_json_ json_t *headless = prepare(set, "core/v1/Service/shop/shop-db", RESTORE_CLONE, false, reason);
+    _cleanup_json_ json_t *clone =
+        prepare(set, "core/v1/Service/shop/shop-web", RESTORE_CLONE, false, reason);
+    _cleanup_json_ json_t *restored =
+        prepare(set, "core/v1/Service/shop/shop-web", RESTORE_RESTORE, false, reason);
+    _cleanup_json_ json_t *headless =
+        prepare(set, "core/v1/Service/shop/shop-db", RESTORE_CLONE, false, reason);
     assert_null(json_object_get(json_array_get(objects_at(clone, "spec/ports"), 1), "nodePort"));
     assert_non_null(json_object_get(json_array_get(objects_at(restored, "spec/ports"), 1), "nodePort"));
     assert_string_equal(objects_text_at(headless, "spec/clusterIP"), "None");
-    assert_null(prepare(operators, "admissionregistration.k8s.io/v1/ValidatingWebhookConfiguration/_/certs-webhook", RESTORE_CLONE, false,
-                        reason));
+    assert_null(prepare(operators,
+                        "admissionregistration.k8s.io/v1/ValidatingWebhookConfiguration/_/certs-webhook",
+                        RESTORE_CLONE, false, reason));
     assert_non_null(strstr(reason, "must not check the objects of others"));
 }
 
@@ -60,14 +66,18 @@ static void merging_keeps_what_nobody_asked_for_and_drops_what_came_later(void *
     struct error err = ERROR_INIT;
     _cleanup_json_ json_t *set = manifests_set("shop.yaml"), *merged = NULL, *normal = NULL;
     const json_t *wanted = json_object_get(set, "core/v1/Service/shop/shop-web");
-    _cleanup_json_ json_t *live = manifests_one(
-        "apiVersion: v1\nkind: Service\n"
-        "metadata: {name: shop-web, namespace: shop, uid: u1, resourceVersion: '900', annotations: {added: later, pv.kubernetes.io/x: y}, labels: {new: label}, "
-        "finalizers: [service.kubernetes.io/load-balancer-cleanup, late.example.com/hook], "
-        "managedFields: [{manager: kubectl, fieldsV1: {'f:spec': {'f:ports': {'k:{\"port\":443,\"protocol\":\"TCP\"}': {'f:nodePort': {}}}}}}]}\n"
-        "spec: {type: NodePort, clusterIP: 10.96.0.9, clusterIPs: [10.96.0.9], selector: {app: broken, tier: x}, "
-        "ports: [{name: debug, port: 9999, protocol: TCP, nodePort: 32000}, {name: http, port: 80, protocol: TCP, targetPort: http, nodePort: 31999}]}\n"
-        "status: {loadBalancer: {ingress: [{ip: 192.0.2.1}]}}\n");
+    _cleanup_json_ json_t *live =
+        manifests_one("apiVersion: v1\nkind: Service\n"
+                      "metadata: {name: shop-web, namespace: shop, uid: u1, resourceVersion: '900', "
+                      "annotations: {added: later, pv.kubernetes.io/x: y}, labels: {new: label}, "
+                      "finalizers: [service.kubernetes.io/load-balancer-cleanup, late.example.com/hook], "
+                      "managedFields: [{manager: kubectl, fieldsV1: {'f:spec': {'f:ports': "
+                      "{'k:{\"port\":443,\"protocol\":\"TCP\"}': {'f:nodePort': {}}}}}}]}\n"
+                      "spec: {type: NodePort, clusterIP: 10.96.0.9, clusterIPs: [10.96.0.9], selector: {app: "
+                      "broken, tier: x}, "
+                      "ports: [{name: debug, port: 9999, protocol: TCP, nodePort: 32000}, {name: http, port: "
+                      "80, protocol: TCP, targetPort: http, nodePort: 31999}]}\n"
+                      "status: {loadBalancer: {ingress: [{ip: 192.0.2.1}]}}\n");
     check_ok(restore_merge(live, wanted, &merged, &err));
     check_ok(object_normalize(merged, &normal, &err));
     _cleanup_free_ char *a = object_canonical(normal), *b = object_canonical(wanted);
@@ -75,13 +85,16 @@ static void merging_keeps_what_nobody_asked_for_and_drops_what_came_later(void *
     assert_string_equal(objects_text_at(merged, "spec/clusterIP"), "10.96.0.9");
     assert_string_equal(objects_text_at(merged, "metadata/resourceVersion"), "900");
     assert_string_equal(objects_text_at(merged, "metadata/uid"), "u1");
-    assert_int_equal(json_integer_value(json_object_get(json_array_get(objects_at(merged, "spec/ports"), 0), "nodePort")), 31999);
+    assert_int_equal(
+        json_integer_value(json_object_get(json_array_get(objects_at(merged, "spec/ports"), 0), "nodePort")),
+        31999);
     assert_int_equal(json_array_size(objects_at(merged, "metadata/finalizers")), 1);
     assert_non_null(objects_at(merged, "metadata/annotations"));
     assert_non_null(objects_at(merged, "status/loadBalancer"));
 }
 
-/* Whatever was changed in an object after the point, merging the point's form into it gives the point's form. */
+/* Whatever was changed in an object after the point, merging the point's form into it gives the point's form.
+ */
 static void merging_gives_what_was_wanted_whatever_is_there(void **unused)
 {
     (void)unused;
@@ -105,7 +118,8 @@ static void merging_gives_what_was_wanted_whatever_is_there(void **unused)
             void *next;
             json_object_foreach_safe(live, next, key, value)
             {
-                if (strcmp(key, "metadata") == 0 || strcmp(key, "kind") == 0 || strcmp(key, "apiVersion") == 0 || strcmp(key, "status") == 0 ||
+                if (strcmp(key, "metadata") == 0 || strcmp(key, "kind") == 0 ||
+                    strcmp(key, "apiVersion") == 0 || strcmp(key, "status") == 0 ||
                     strcmp(id.kind, "Namespace") == 0)
                     continue;
                 if (check_random(&seed) % 3 == 0)
@@ -113,7 +127,8 @@ static void merging_gives_what_was_wanted_whatever_is_there(void **unused)
                 else if (json_is_object(value))
                     json_object_set_new(value, "later", json_pack("{s:[i,i]}", "x", 1, 2));
             }
-            json_object_set_new(json_object_get(live, "metadata"), "annotations", json_pack("{s:s}", "later", "x"));
+            json_object_set_new(json_object_get(live, "metadata"), "annotations",
+                                json_pack("{s:s}", "later", "x"));
             _cleanup_json_ json_t *merged = NULL, *normal = NULL;
             check_ok(restore_merge(live, wanted, &merged, &err));
             check_ok(object_normalize(merged, &normal, &err));
@@ -130,26 +145,43 @@ static void immutable_fields_mean_recreate_but_never_for_data(void **unused)
         const char *live, *wanted, *field;
         enum restore_way way;
     } cases[] = {
-        {"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\nspec: {replicas: 1, selector: {matchLabels: {a: b}}}\n",
-         "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\nspec: {replicas: 2, selector: {matchLabels: {a: b}}}\n", "", RESTORE_UPDATE},
-        {"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\nspec: {selector: {matchLabels: {a: b}}}\n",
-         "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\nspec: {selector: {matchLabels: {a: c}}}\n", "spec.selector", RESTORE_RECREATE},
+        {"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\nspec: {replicas: 1, selector: "
+         "{matchLabels: {a: b}}}\n",
+         "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\nspec: {replicas: 2, selector: "
+         "{matchLabels: {a: b}}}\n",
+         "", RESTORE_UPDATE},
+        {"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\nspec: {selector: {matchLabels: {a: "
+         "b}}}\n",
+         "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\nspec: {selector: {matchLabels: {a: "
+         "c}}}\n",
+         "spec.selector", RESTORE_RECREATE},
         {"apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: a}\nspec: {replicas: 1, serviceName: a}\n",
-         "apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: a}\nspec: {replicas: 3, serviceName: a}\n", "", RESTORE_UPDATE},
+         "apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: a}\nspec: {replicas: 3, serviceName: a}\n",
+         "", RESTORE_UPDATE},
         {"apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: a}\nspec: {serviceName: a}\n",
-         "apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: a}\nspec: {serviceName: b}\n", "spec.serviceName", RESTORE_RECREATE},
+         "apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: a}\nspec: {serviceName: b}\n",
+         "spec.serviceName", RESTORE_RECREATE},
         {"apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: a}\nspec: {storageClassName: a}\n",
-         "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: a}\nspec: {storageClassName: b}\n", "spec.storageClassName", RESTORE_KEEP},
+         "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: a}\nspec: {storageClassName: b}\n",
+         "spec.storageClassName", RESTORE_KEEP},
         {"apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\nimmutable: true\ndata: {a: b}\n",
-         "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\nimmutable: true\ndata: {a: c}\n", "immutable", RESTORE_RECREATE},
+         "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\nimmutable: true\ndata: {a: c}\n", "immutable",
+         RESTORE_RECREATE},
         {"apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, image: x}]}\n",
-         "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, image: y}]}\n", "", RESTORE_UPDATE},
+         "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, image: y}]}\n", "",
+         RESTORE_UPDATE},
         {"apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, image: x}]}\n",
-         "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, image: x, args: [y]}]}\n", "spec", RESTORE_RECREATE},
-        {"apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata: {name: a}\nroleRef: {name: a}\n",
-         "apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata: {name: a}\nroleRef: {name: b}\n", "roleRef", RESTORE_RECREATE},
+         "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, image: x, args: "
+         "[y]}]}\n",
+         "spec", RESTORE_RECREATE},
+        {"apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata: {name: a}\nroleRef: {name: "
+         "a}\n",
+         "apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata: {name: a}\nroleRef: {name: "
+         "b}\n",
+         "roleRef", RESTORE_RECREATE},
         {"apiVersion: batch/v1\nkind: Job\nmetadata: {name: a}\nspec: {template: {a: b}, suspend: true}\n",
-         "apiVersion: batch/v1\nkind: Job\nmetadata: {name: a}\nspec: {template: {a: c}, suspend: false}\n", "spec.template", RESTORE_RECREATE},
+         "apiVersion: batch/v1\nkind: Job\nmetadata: {name: a}\nspec: {template: {a: c}, suspend: false}\n",
+         "spec.template", RESTORE_RECREATE},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char field[RESTORE_REASON_BYTES];
@@ -160,11 +192,14 @@ static void immutable_fields_mean_recreate_but_never_for_data(void **unused)
     }
 }
 
-static const char *uid_of(void *context, const char *group, const char *kind, const char *namespace, const char *name)
+static const char *uid_of(void *context, const char *group, const char *kind, const char *namespace,
+                          const char *name)
 {
     (void)context;
-    return strcmp(group, "apps") == 0 && strcmp(kind, "Deployment") == 0 && strcmp(namespace, "n") == 0 && strcmp(name, "here") == 0 ? "new-uid"
-                                                                                                                                    : NULL;
+    return strcmp(group, "apps") == 0 && strcmp(kind, "Deployment") == 0 && strcmp(namespace, "n") == 0 &&
+                   strcmp(name, "here") == 0
+               ? "new-uid"
+               : NULL;
 }
 
 static void owners_get_the_new_uid_and_lost_ones_are_dropped(void **unused)
@@ -172,9 +207,10 @@ static void owners_get_the_new_uid_and_lost_ones_are_dropped(void **unused)
     (void)unused;
     struct error err = ERROR_INIT;
     size_t dropped;
-    _cleanup_json_ json_t *object = manifests_one(
-        "apiVersion: v1\nkind: Secret\nmetadata: {name: a, namespace: n, ownerReferences: [{apiVersion: apps/v1, kind: Deployment, name: gone}, "
-        "{apiVersion: apps/v1, kind: Deployment, name: here, uid: old}]}\n");
+    _cleanup_json_ json_t *object =
+        manifests_one("apiVersion: v1\nkind: Secret\nmetadata: {name: a, namespace: n, ownerReferences: "
+                      "[{apiVersion: apps/v1, kind: Deployment, name: gone}, "
+                      "{apiVersion: apps/v1, kind: Deployment, name: here, uid: old}]}\n");
     check_ok(restore_owners(object, uid_of, NULL, &dropped, &err));
     assert_int_equal(dropped, 1);
     const json_t *owners = objects_at(object, "metadata/ownerReferences");
@@ -203,8 +239,10 @@ static void isolation_lets_nothing_out_but_names(void **unused)
     _cleanup_json_ json_t *policy = restore_isolation_policy("test");
     assert_non_null(policy);
     _cleanup_free_ char *text = json_to_text(json_object_get(policy, "spec"));
-    assert_string_equal(text, "{\"podSelector\":{},\"policyTypes\":[\"Ingress\",\"Egress\"],\"ingress\":[{\"from\":[{\"podSelector\":{}}]}],"
-                              "\"egress\":[{\"to\":[{\"podSelector\":{}}]},{\"ports\":[{\"protocol\":\"UDP\",\"port\":53},{\"protocol\":\"TCP\",\"port\":53}]}]}");
+    assert_string_equal(text, "{\"podSelector\":{},\"policyTypes\":[\"Ingress\",\"Egress\"],\"ingress\":[{"
+                              "\"from\":[{\"podSelector\":{}}]}],"
+                              "\"egress\":[{\"to\":[{\"podSelector\":{}}]},{\"ports\":[{\"protocol\":\"UDP\","
+                              "\"port\":53},{\"protocol\":\"TCP\",\"port\":53}]}]}");
 }
 
 int main(void)

@@ -45,52 +45,64 @@ static void a_clone_in_another_namespace_knows_nothing_of_the_first(void **unuse
     (void)unused;
     struct error err = ERROR_INIT;
     _cleanup_json_ json_t *set = manifests_set("shop.yaml");
-    _cleanup_json_ json_t *clone = apply(set, "[{namespace: {from: shop, to: shop-test}}]"), *closure = NULL, *original = NULL;
+    _cleanup_json_ json_t *clone = apply(set, "[{namespace: {from: shop, to: shop-test}}]"), *closure = NULL,
+                          *original = NULL;
     const char *name;
     json_t *object;
     json_object_foreach(clone, name, object) assert_null(strstr(name, "/shop/"));
     find(clone, "core/v1/Namespace/_/shop-test");
     const json_t *config = find(clone, "core/v1/ConfigMap/shop-test/shop-web");
     assert_string_equal(objects_text_at(config, "data/DB_HOST"), "shop-db.shop-test");
-    assert_string_equal(objects_text_at(config, "data/BASE_URL"), "https://shop.example.com/"); /* a host, not a namespace */
-    assert_non_null(strstr(objects_text_at(config, "data/application.yaml"), "redis://cache.shop-test.svc:6379/0"));
-    _cleanup_free_ char *url = secret_text(find(clone, "core/v1/Secret/shop-test/shop-db-credentials"), "url");
+    assert_string_equal(objects_text_at(config, "data/BASE_URL"),
+                        "https://shop.example.com/"); /* a host, not a namespace */
+    assert_non_null(
+        strstr(objects_text_at(config, "data/application.yaml"), "redis://cache.shop-test.svc:6379/0"));
+    _cleanup_free_ char *url =
+        secret_text(find(clone, "core/v1/Secret/shop-test/shop-db-credentials"), "url");
     assert_string_equal(url, "postgres://app:hunter2@shop-db.shop-test.svc.cluster.local:5432/orders");
     _cleanup_free_ char *web = json_to_text(find(clone, "apps/v1/Deployment/shop-test/shop-web"));
     assert_non_null(strstr(web, "--upstream=http://shop-db.shop-test.svc:5432"));
     assert_non_null(strstr(web, "\"shop-db.shop-test\"")); /* command of the init container */
-    const json_t *subjects = json_object_get(find(clone, "rbac.authorization.k8s.io/v1/RoleBinding/shop-test/leader"), "subjects");
+    const json_t *subjects =
+        json_object_get(find(clone, "rbac.authorization.k8s.io/v1/RoleBinding/shop-test/leader"), "subjects");
     assert_string_equal(objects_text(json_array_get(subjects, 0), "namespace"), "shop-test");
-    _cleanup_free_ char *policy = json_to_text(find(clone, "networking.k8s.io/v1/NetworkPolicy/shop-test/only-shop"));
+    _cleanup_free_ char *policy =
+        json_to_text(find(clone, "networking.k8s.io/v1/NetworkPolicy/shop-test/only-shop"));
     assert_non_null(strstr(policy, "\"kubernetes.io/metadata.name\":\"shop-test\""));
     /* It lacks what the original lacks, and nothing else. */
     check_ok(references_closure(set, "shop", &original, &err));
     check_ok(references_closure(clone, "shop-test", &closure, &err));
     assert_int_equal(json_integer_value(json_object_get(closure, "missingCount")),
                      json_integer_value(json_object_get(original, "missingCount")));
-    assert_int_equal(json_array_size(json_object_get(closure, "objects")), json_array_size(json_object_get(original, "objects")));
+    assert_int_equal(json_array_size(json_object_get(closure, "objects")),
+                     json_array_size(json_object_get(original, "objects")));
 }
 
 static void webhooks_of_a_namespace_follow_it(void **unused)
 {
     (void)unused;
-    _cleanup_json_ json_t *set = manifests_set("operator.yaml"), *clone = apply(set, "[{namespace: {from: certs, to: c2}}]");
-    const json_t *hook = find(clone, "admissionregistration.k8s.io/v1/ValidatingWebhookConfiguration/_/certs-webhook");
+    _cleanup_json_ json_t *set = manifests_set("operator.yaml"),
+                          *clone = apply(set, "[{namespace: {from: certs, to: c2}}]");
+    const json_t *hook =
+        find(clone, "admissionregistration.k8s.io/v1/ValidatingWebhookConfiguration/_/certs-webhook");
     _cleanup_free_ char *text = json_to_text(hook);
     assert_non_null(strstr(text, "\"namespace\":\"c2\""));
     assert_non_null(strstr(text, "\"c2/webhook-ca\""));
-    assert_string_equal(objects_text_at(find(clone, "apiextensions.k8s.io/v1/CustomResourceDefinition/_/certificates.certs.example.com"),
-                                        "spec/conversion/webhook/clientConfig/service/namespace"),
-                        "c2");
+    assert_string_equal(
+        objects_text_at(
+            find(clone, "apiextensions.k8s.io/v1/CustomResourceDefinition/_/certificates.certs.example.com"),
+            "spec/conversion/webhook/clientConfig/service/namespace"),
+        "c2");
 }
 
 static void a_renamed_object_is_found_by_those_that_refer_to_it(void **unused)
 {
     (void)unused;
     _cleanup_json_ json_t *set = manifests_set("shop.yaml");
-    _cleanup_json_ json_t *out = apply(set, "[{target: {kind: StatefulSet}, rename: {from: shop-db, to: pg}}, "
-                                            "{target: {kind: Service}, rename: {from: shop-db, to: pg}}, "
-                                            "{target: {kind: Secret}, rename: {from: shop-db-credentials, to: keys}}]");
+    _cleanup_json_ json_t *out =
+        apply(set, "[{target: {kind: StatefulSet}, rename: {from: shop-db, to: pg}}, "
+                   "{target: {kind: Service}, rename: {from: shop-db, to: pg}}, "
+                   "{target: {kind: Secret}, rename: {from: shop-db-credentials, to: keys}}]");
     const json_t *stateful = find(out, "apps/v1/StatefulSet/shop/pg");
     assert_string_equal(objects_text_at(stateful, "spec/serviceName"), "pg");
     find(out, "core/v1/PersistentVolumeClaim/shop/data-pg-0");
@@ -98,7 +110,8 @@ static void a_renamed_object_is_found_by_those_that_refer_to_it(void **unused)
     const json_t *secret = find(out, "core/v1/Secret/shop/keys");
     _cleanup_free_ char *url = secret_text(secret, "url");
     assert_string_equal(url, "postgres://app:hunter2@pg.shop.svc.cluster.local:5432/orders");
-    assert_string_equal(objects_text_at(find(out, "core/v1/ConfigMap/shop/shop-web"), "data/DB_HOST"), "pg.shop");
+    assert_string_equal(objects_text_at(find(out, "core/v1/ConfigMap/shop/shop-web"), "data/DB_HOST"),
+                        "pg.shop");
     _cleanup_free_ char *text = json_to_text(out);
     assert_null(strstr(text, "shop-db-credentials"));
     /* the service account has the same name, and keeps it */
@@ -112,13 +125,16 @@ static void hosts_classes_images_replicas_and_labels(void **unused)
     _cleanup_json_ json_t *set = manifests_set("shop.yaml");
     _cleanup_json_ json_t *out = apply(
         set, "[{host: {from: shop.example.com, to: t.example.org}}, {storageClass: {from: fast, to: slow}}, "
-             "{image: {from: registry.example.com, to: mirror.local/x}}, {replicas: 1, target: {kind: Deployment}}, "
-             "{labels: {set: {env: test}, remove: [app]}, target: {kind: PersistentVolumeClaim}}, {annotations: {set: {a: b}}, target: {kind: Ingress}}]");
+             "{image: {from: registry.example.com, to: mirror.local/x}}, {replicas: 1, target: {kind: "
+             "Deployment}}, "
+             "{labels: {set: {env: test}, remove: [app]}, target: {kind: PersistentVolumeClaim}}, "
+             "{annotations: {set: {a: b}}, target: {kind: Ingress}}]");
     _cleanup_free_ char *ingress = json_to_text(find(out, "networking.k8s.io/v1/Ingress/shop/shop"));
     assert_non_null(strstr(ingress, "\"hosts\":[\"t.example.org\"]"));
     assert_non_null(strstr(ingress, "\"host\":\"api.shop.example.com\"")); /* another host */
     assert_non_null(strstr(ingress, "\"a\":\"b\""));
-    assert_string_equal(objects_text_at(find(out, "core/v1/ConfigMap/shop/shop-web"), "data/BASE_URL"), "https://t.example.org/");
+    assert_string_equal(objects_text_at(find(out, "core/v1/ConfigMap/shop/shop-web"), "data/BASE_URL"),
+                        "https://t.example.org/");
     const json_t *claim = find(out, "core/v1/PersistentVolumeClaim/shop/data-shop-db-0");
     assert_string_equal(objects_text_at(claim, "spec/storageClassName"), "slow");
     assert_string_equal(objects_text_at(claim, "metadata/labels/env"), "test");
@@ -126,8 +142,10 @@ static void hosts_classes_images_replicas_and_labels(void **unused)
     find(out, "storage.k8s.io/v1/StorageClass/_/fast"); /* the class itself is not renamed */
     _cleanup_free_ char *text = json_to_text(out);
     assert_non_null(strstr(text, "mirror.local/x/db/postgres:16.4"));
-    assert_non_null(strstr(text, "registry.example.com:5000/tools/wait:1") ? NULL : text); /* ':' ends a prefix, too */
-    assert_int_equal(json_integer_value(objects_at(find(out, "apps/v1/Deployment/shop/shop-web"), "spec/replicas")), 1);
+    assert_non_null(
+        strstr(text, "registry.example.com:5000/tools/wait:1") ? NULL : text); /* ':' ends a prefix, too */
+    assert_int_equal(
+        json_integer_value(objects_at(find(out, "apps/v1/Deployment/shop/shop-web"), "spec/replicas")), 1);
 }
 
 static void a_transform_that_matches_nothing_is_an_error(void **unused)
@@ -135,11 +153,13 @@ static void a_transform_that_matches_nothing_is_an_error(void **unused)
     (void)unused;
     _cleanup_json_ json_t *set = manifests_set("shop.yaml");
     refuse(set, "[{image: {from: registry.example.co, to: x}}]", -ENOENT, "transform 0 matches nothing");
-    refuse(set, "[{replicas: 1, target: {kind: Deployment}}, {host: {from: nowhere.example.com, to: x}}]", -ENOENT, "transform 1 matches nothing");
+    refuse(set, "[{replicas: 1, target: {kind: Deployment}}, {host: {from: nowhere.example.com, to: x}}]",
+           -ENOENT, "transform 1 matches nothing");
     refuse(set, "[{namespace: {from: stop, to: x}}]", -ENOENT, "matches nothing");
     refuse(set, "[{storageClass: {from: unknown, to: x}}]", -ENOENT, "matches nothing");
     refuse(set, "[{target: {kind: Service}, rename: {from: nothing, to: x}}]", -ENOENT, "matches nothing");
-    refuse(set, "[{target: {kind: Service, name: none}, patch: [{op: remove, path: /spec/type}]}]", -ENOENT, "matches nothing");
+    refuse(set, "[{target: {kind: Service, name: none}, patch: [{op: remove, path: /spec/type}]}]", -ENOENT,
+           "matches nothing");
     refuse(set, "[{labels: {remove: [nobody-has-it]}}]", -ENOENT, "matches nothing");
 }
 
@@ -157,10 +177,14 @@ static void what_is_no_transform_is_refused(void **unused)
     refuse(set, "[{rename: {from: a, to: b}}]", -EINVAL, "needs target.kind");
     refuse(set, "[{patch: []}]", -EINVAL, "needs target.kind or target.name");
     refuse(set, "[{target: {kind: Service}, patch: [{op: jump, path: /a}]}]", -EINVAL, "op must be one of");
-    refuse(set, "[{target: {kind: Service, name: shop-web}, patch: [{op: replace, path: /metadata/name, value: x}]}]", -EINVAL,
-           "use rename or namespace");
-    refuse(set, "[{target: {kind: Service}, rename: {from: shop-web, to: shop-db}}]", -EEXIST, "two objects are called");
-    refuse(set, "[{target: {kind: Service, name: shop-web}, patch: [{op: remove, path: /spec/nothing}]}]", -ENOENT, "nothing at the path");
+    refuse(
+        set,
+        "[{target: {kind: Service, name: shop-web}, patch: [{op: replace, path: /metadata/name, value: x}]}]",
+        -EINVAL, "use rename or namespace");
+    refuse(set, "[{target: {kind: Service}, rename: {from: shop-web, to: shop-db}}]", -EEXIST,
+           "two objects are called");
+    refuse(set, "[{target: {kind: Service, name: shop-web}, patch: [{op: remove, path: /spec/nothing}]}]",
+           -ENOENT, "nothing at the path");
 }
 
 /* ---- RFC 6902 ---- */
@@ -203,15 +227,20 @@ static void patches_do_as_the_rfc_says(void **unused)
     patch("{\"a\":1}", "[{\"op\":\"remove\",\"path\":\"/b\"}]", NULL);
     patch("{\"a\":1}", "[{\"op\":\"replace\",\"path\":\"/a\",\"value\":{\"x\":1}}]", "{\"a\":{\"x\":1}}");
     patch("{\"a\":1}", "[{\"op\":\"replace\",\"path\":\"/b\",\"value\":1}]", NULL);
-    patch("{\"a\":{\"b\":1},\"c\":{}}", "[{\"op\":\"move\",\"from\":\"/a/b\",\"path\":\"/c/d\"}]", "{\"a\":{},\"c\":{\"d\":1}}");
+    patch("{\"a\":{\"b\":1},\"c\":{}}", "[{\"op\":\"move\",\"from\":\"/a/b\",\"path\":\"/c/d\"}]",
+          "{\"a\":{},\"c\":{\"d\":1}}");
     patch("{\"a\":[1,2,3]}", "[{\"op\":\"move\",\"from\":\"/a/0\",\"path\":\"/a/2\"}]", "{\"a\":[2,3,1]}");
     patch("{\"a\":{\"b\":1}}", "[{\"op\":\"move\",\"from\":\"/a\",\"path\":\"/a/b\"}]", NULL);
-    patch("{\"a\":{\"b\":1}}", "[{\"op\":\"copy\",\"from\":\"/a\",\"path\":\"/a/c\"}]", "{\"a\":{\"b\":1,\"c\":{\"b\":1}}}");
-    patch("{\"a/b\":1,\"m~n\":2}", "[{\"op\":\"test\",\"path\":\"/a~1b\",\"value\":1},{\"op\":\"remove\",\"path\":\"/m~0n\"}]", "{\"a/b\":1}");
+    patch("{\"a\":{\"b\":1}}", "[{\"op\":\"copy\",\"from\":\"/a\",\"path\":\"/a/c\"}]",
+          "{\"a\":{\"b\":1,\"c\":{\"b\":1}}}");
+    patch("{\"a/b\":1,\"m~n\":2}",
+          "[{\"op\":\"test\",\"path\":\"/a~1b\",\"value\":1},{\"op\":\"remove\",\"path\":\"/m~0n\"}]",
+          "{\"a/b\":1}");
     patch("{\"~1\":10}", "[{\"op\":\"test\",\"path\":\"/~01\",\"value\":10}]", "{\"~1\":10}");
     patch("{\"a\":1}", "[{\"op\":\"test\",\"path\":\"/a\",\"value\":1.0}]", "{\"a\":1}");
     patch("{\"a\":1}", "[{\"op\":\"test\",\"path\":\"/a\",\"value\":\"1\"}]", NULL);
-    patch("{\"a\":1}", "[{\"op\":\"remove\",\"path\":\"/a\"},{\"op\":\"test\",\"path\":\"/a\",\"value\":1}]", NULL); /* all or none */
+    patch("{\"a\":1}", "[{\"op\":\"remove\",\"path\":\"/a\"},{\"op\":\"test\",\"path\":\"/a\",\"value\":1}]",
+          NULL); /* all or none */
     patch("{\"a\":1}", "[{\"op\":\"remove\",\"path\":\"a\"}]", NULL);
     patch("{\"a\":1}", "[{\"op\":\"remove\",\"path\":\"/~2\"}]", NULL);
     patch("{\"a\":1}", "[{\"op\":\"add\",\"path\":\"/a\"}]", NULL);
@@ -223,12 +252,15 @@ static void a_patch_cannot_grow_without_bound(void **unused)
 {
     (void)unused;
     struct error err = ERROR_INIT;
-    _cleanup_json_ json_t *document = json_pack("{s:[s]}", "a", "0123456789"), *operations = json_array(), *out = NULL;
+    _cleanup_json_ json_t *document = json_pack("{s:[s]}", "a", "0123456789"), *operations = json_array(),
+                          *out = NULL;
     for (unsigned i = 0; i < 60; i++)
-        json_array_append_new(operations, json_pack("{s:s, s:s, s:s}", "op", "copy", "from", "/a", "path", "/a/-"));
+        json_array_append_new(operations,
+                              json_pack("{s:s, s:s, s:s}", "op", "copy", "from", "/a", "path", "/a/-"));
     check_error(json_patch_apply(document, operations, &out, &err), -EFBIG, "too large");
     for (unsigned i = 0; i < 60; i++)
-        json_array_append_new(operations, json_pack("{s:s, s:s, s:s}", "op", "copy", "from", "/a", "path", "/a/-"));
+        json_array_append_new(operations,
+                              json_pack("{s:s, s:s, s:s}", "op", "copy", "from", "/a", "path", "/a/-"));
     check_error(json_patch_apply(document, operations, &out, &err), -EFBIG, "at most 100");
 }
 
