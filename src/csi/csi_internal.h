@@ -7,7 +7,7 @@
 #include <stdbool.h>
 #include <string.h>
 
-#include "csi.pb-c.h"
+#include <csi.pb-c.h> /* generated from csi.proto */
 #include "csi/csi.h"
 #include "rpc/rpc.h"
 

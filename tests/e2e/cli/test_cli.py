@@ -18,7 +18,7 @@ import fake_api
 TIDEMARK = os.environ.get("TIDEMARK", "tidemark")
 MAN = os.environ.get("TIDEMARK_MAN")
 COMMANDS = ["up", "apply", "policy", "delete", "status", "points", "tag", "open", "views", "close", "diff", "rewind", "undo",
-            "verify", "upgrade-engine", "version", "completion", "help"]
+            "verify", "upgrade-engine", "data", "node", "controller", "version", "completion", "help"]
 READING = ["status", "points", "views", "diff", "verify", "upgrade-engine", "version", "tag", "open", "rewind", "undo"]
 try:
     import yaml
