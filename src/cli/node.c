@@ -67,7 +67,7 @@ const struct cli_command cli_node = {
         },
     .examples =
         (const char *const[]){
-            "tidemark node --csi-socket /csi/csi.sock --data-socket /run/tidemark/data.sock "
+            "tidemark node --csi-socket /csi/csi.sock --data-socket /run/data.sock "
             "--node-name worker-1",
             NULL},
     .run = run,
