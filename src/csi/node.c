@@ -17,7 +17,7 @@ static void cleanup_volume(struct node_volume *volume)
 {
     node_volume_release(volume);
 }
-#define _cleanup_volume_ __attribute__((cleanup(cleanup_volume)))
+#define _cleanup_volume_ __attribute__((cleanup(cleanup_volume), unused))
 
 /* Ends what node_begin began. */
 struct begun {
@@ -29,7 +29,7 @@ static void cleanup_begun(struct begun *b)
     if (b->node)
         node_end(b->node, b->handle);
 }
-#define _cleanup_begun_ __attribute__((cleanup(cleanup_begun)))
+#define _cleanup_begun_ __attribute__((cleanup(cleanup_begun), unused))
 
 /* ---- NodeStageVolume, NodeUnstageVolume ---- */
 

@@ -421,11 +421,12 @@ static int remove_stale(const char *path, const struct sockaddr_un *address, str
     return 0;
 }
 
-static int listen_unix(struct http_server *server, struct error *err)
+static int listen_unix(struct http_server *server, const char *path, struct error *err)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    const char *path = server->socket_path;
-    size_t length = strlen(path);
+    size_t length = path ? strlen(path) : 0;
+    if (!length)
+        return error_set(err, -EINVAL, "cannot listen: the socket's path is empty");
     if (length >= sizeof address.sun_path)
         return error_set(
             err, -ENAMETOOLONG,
@@ -565,7 +566,7 @@ int http_server_start(const struct http_server_options *options, struct http_ser
     int r = 0;
     if (options->socket_path) {
         server->socket_path = strdup(options->socket_path);
-        r = server->socket_path ? listen_unix(server, err)
+        r = server->socket_path ? listen_unix(server, options->socket_path, err)
                                 : error_errno(err, -ENOMEM, "cannot listen at %s", options->socket_path);
     }
     if (r == 0 && options->tcp_address)
