@@ -202,7 +202,7 @@ class Kills(Case):
         v.stage()
         target = v.publish()
         fio = subprocess.Popen(["fio", "--name=j", f"--directory={target}", "--size=16m", "--rw=randwrite", "--bs=4k", "--direct=1",
-                                "--iodepth=4", "--ioengine=libaio", "--time_based", "--runtime=4", "--verify=crc32c",
+                                "--iodepth=4", "--ioengine=libaio", "--time_based", "--runtime=4", "--verify=crc32c", "--verify_state_save=0",
                                 "--output-format=json", f"--output={self.stand.path('fio.json')}"])
         while fio.poll() is None:
             for name, start in (("node", self.stand.start_node), ("controller", self.stand.start_controller)):
