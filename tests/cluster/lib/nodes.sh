@@ -80,7 +80,6 @@ cgroup_hierarchies() {
 node_cgroup_up() { # N
     local root
     for root in $(cgroup_hierarchies); do
-        [[ $root != */systemd ]] || continue
         if [[ $root == /sys/fs/cgroup && -e $root/cgroup.subtree_control ]]; then
             mkdir -p "$root/tidemark-test"
             echo "+cpu +cpuset +memory +pids +io" >"$root/cgroup.subtree_control" 2>/dev/null
@@ -224,18 +223,20 @@ node_boot() {
 
 # spawn_in_node N NAME COMMAND...: a daemon of the node, in the cgroup of its system.
 spawn_in_node() {
-    local n=$1 name=$2 pid='' outer
+    local n=$1 name=$2 pid='' outer groups
     shift 2
     alive "$name" && return 0
+    groups=$(cgroup_hierarchies | sed "s|\$|/tidemark-test/node$n/system/cgroup.procs|" | tr '\n' ' ')
     setsid nsenter --target "$(pid_of "node$n")" --mount --net --pid --uts --ipc bash -c '
-        for file in '"$(cgroup_hierarchies | grep -v '/systemd$' | sed "s|\$|/tidemark-test/node$n/system/cgroup.procs|" | tr '\n' ' ')"'; do
+        for file in $1; do
             echo $$ >"$file"
         done
-        exec "$@"' daemon "$@" >>"$LOG/$name.log" 2>&1 </dev/null &
+        shift
+        exec "$@"' daemon "$groups" "$@" >>"$LOG/$name.log" 2>&1 </dev/null &
     outer=$!
     disown
     # nsenter forks to enter the process namespace: the daemon is its child.
-    until [[ -n $pid ]]; do
+    until [[ -n $pid && $(cat "/proc/$pid/comm" 2>/dev/null) != bash ]]; do
         pid=$(ps -o pid= --ppid "$outer" | tr -d ' ')
         [[ -n $pid ]] || kill -0 "$outer" 2>/dev/null || die "$name: see $LOG/$name.log"
         sleep 0.02
