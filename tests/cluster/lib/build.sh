@@ -71,7 +71,16 @@ build() {
     for program in kube-apiserver kubectl kube-controller-manager; do
         go_build kubernetes "$program" "k8s.io/kubernetes/cmd/$program"
     done
-    [[ ${1:-} != api ]] || return 0
+    if [[ ${1:-} != api ]]; then
+        build_the_rest
+    fi
+    rm -f "$CACHE/.building"
+    exec 9>&- # the daemons that `up` starts must not inherit the lock
+    say "everything is built after $(seconds_since "$started") s: programs $(du -sh "$BIN" | cut -f1), images $(du -sh "$IMAGES" | cut -f1)"
+}
+
+build_the_rest() {
+    local program
     go_build tools csi-sanity github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity
     for program in kube-scheduler kubelet kube-proxy; do
         go_build kubernetes "$program" "k8s.io/kubernetes/cmd/$program"
@@ -88,5 +97,4 @@ build() {
     done
     build_from_debian
     build_images
-    say "built after $(seconds_since "$started") s: programs $(du -sh "$BIN" | cut -f1), images $(du -sh "$IMAGES" | cut -f1)"
 }

@@ -54,8 +54,7 @@ build_images() {
     program_image node-driver-registrar localhost/node-driver-registrar:1
     debian_image toolbox localhost/toolbox:1 \
         e2fsprogs,xfsprogs,util-linux,mount,procps,iproute2,curl,netcat-openbsd,fio,libc-bin,ca-certificates \
-        '["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]'
-    # csi-shared attaches with losetup: the toolbox with one program more would be a second 150 MB; it mounts its program instead.
+        '["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]' --customize-hook="copy-in '$BIN/csi-shared' /usr/bin" # it needs mkfs, losetup, mount
     debian_image postgres localhost/postgres:15 postgresql-15 \
         '["PATH=/usr/lib/postgresql/15/bin:/usr/sbin:/usr/bin:/sbin:/bin","PGDATA=/data/pg","LANG=C.UTF-8"]' \
         --dpkgopt='path-exclude=*/libLLVM*' --dpkgopt='path-exclude=*/postgresql/15/lib/bitcode/*' \
