@@ -25,7 +25,7 @@ fi
 NAMESPACE=tidemark-system
 release() { # VERB OPTION...
     helm "$1" tidemark $chart --namespace $NAMESPACE --set sidecars.provisioner=localhost/csi-provisioner:1 \
-        --set sidecars.registrar=localhost/node-driver-registrar:1 --wait --timeout 120s "${@:2}" >/dev/null 2>&1
+        --set sidecars.registrar=localhost/node-driver-registrar:1 --wait --timeout 120s "${@:2}" >/dev/null
 }
 clean() {
     status=$?
