@@ -25,7 +25,7 @@ fi
 NAMESPACE=tidemark-system
 release() { # VERB OPTION...
     helm "$1" tidemark $chart --namespace $NAMESPACE --set sidecars.provisioner=localhost/csi-provisioner:1 \
-        --set sidecars.registrar=localhost/node-driver-registrar:1 --wait --timeout 120s "${@:2}" >/dev/null
+        --set sidecars.registrar=localhost/node-driver-registrar:1 "${@:2}" >/dev/null
 }
 clean() {
     status=$?
@@ -44,13 +44,21 @@ all_nodes_have_it() {
     [[ $(kubectl get csinodes -o json | jq '[.items[] | select(any(.spec.drivers[]?; .name == "csi.tidemark.io"))] | length') == \
         $(kubectl get nodes -o name | wc -l) ]]
 }
-expect "it installs" release install --create-namespace
-expect "its kinds are served" within 30 kubectl get protectedapplications -A
+kinds_are_served() { kubectl get protectedapplications -A >/dev/null 2>&1; }
+expect "it installs" release install --create-namespace --wait --timeout 120s
+expect "its kinds are served" within 30 kinds_are_served
 expect "the driver is on every node" within 60 all_nodes_have_it
 certificate() { kubectl -n $NAMESPACE get secret tidemark-node-tls -o jsonpath='{.data.tls\.crt}'; }
 before=$(certificate)
-expect "helm test passes" helm test tidemark --namespace $NAMESPACE --timeout 120s
+tested() { helm test tidemark --namespace $NAMESPACE --timeout 120s >/dev/null; }
+expect "helm test passes" tested
+data_pods() { kubectl -n $NAMESPACE get pods -l app.kubernetes.io/component=data -o jsonpath='{.items[*].metadata.uid}'; }
+data_before=$(data_pods)
+# Without --wait: that would wait for the data pods, which an upgrade does not replace.
 expect "it upgrades" release upgrade --set logLevel=debug
+expect "the node agents are replaced" kubectl -n $NAMESPACE rollout status daemonset/tidemark-node --timeout=90s
+expect "the controller is replaced" kubectl -n $NAMESPACE rollout status deployment/tidemark-controller --timeout=90s
+expect "the data pods are left alone" test "$(data_pods)" = "$data_before"
 expect "with the same certificates" test "$(certificate)" = "$before"
 expect "it uninstalls" helm uninstall tidemark --namespace $NAMESPACE --wait --timeout 120s
 nothing_left() { [[ -z $(kubectl get csidriver,clusterrole,clusterrolebinding,storageclass -l app.kubernetes.io/instance=tidemark -o name) ]]; }

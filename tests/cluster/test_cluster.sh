@@ -8,6 +8,8 @@ source lib/test.sh
 
 namespace_for_test cluster
 
+quoted() { jq -n --arg text "$1" '$text'; }
+
 # pod NAME NODE COMMAND: a pod of the toolbox on a node.
 pod() {
     kubectl apply -f - >/dev/null <<EOF
@@ -18,11 +20,11 @@ spec:
   nodeName: $2
   terminationGracePeriodSeconds: 0
   containers:
-  - {name: main, image: localhost/toolbox:1, imagePullPolicy: IfNotPresent, command: [sh, -c, "$3"]}
+  - {name: main, image: localhost/toolbox:1, imagePullPolicy: IfNotPresent, command: [sh, -c, $(quoted "$3")]}
 EOF
 }
 
-read -r node1 node2 _ < <(kubectl get nodes -o jsonpath='{.items[*].metadata.name}')
+read -r node1 node2 _ <<<"$(kubectl get nodes -o jsonpath='{.items[*].metadata.name}')"
 expect "there are two nodes" test -n "$node2"
 
 pod server "$node1" 'echo listening; while true; do printf "HTTP/1.0 200 OK\r\n\r\nhello\n" | nc -l -p 8080 -q 1; done'
@@ -64,7 +66,7 @@ spec:
   restartPolicy: Never
   terminationGracePeriodSeconds: 0
   containers:
-  - {name: main, image: localhost/toolbox:1, command: [sh, -c, "$3"], volumeDevices: [{name: raw, devicePath: /dev/raw0}]}
+  - {name: main, image: localhost/toolbox:1, command: [sh, -c, $(quoted "$3")], volumeDevices: [{name: raw, devicePath: /dev/raw0}]}
   volumes: [{name: raw, persistentVolumeClaim: {claimName: raw}}]
 EOF
         kubectl -n "$NAMESPACE" wait --for=jsonpath='{.status.phase}'=Succeeded "pod/$1" --timeout=90s >/dev/null
