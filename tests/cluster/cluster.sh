@@ -103,15 +103,24 @@ need_commands() {
     need_packages iptables conntrack iproute2 util-linux openssl curl procps
 }
 
-# Loop devices outlive their node: those whose file lies below one of its directories are ours.
+# Loop devices outlive their node. Ours are those of a file that has a path of a node and is not what this machine has there (a
+# Tidemark of the machine's own is left alone), and those of a FUSE file system that is mounted nowhere any more.
 detach_loops() {
-    local device file
-    while read -r device file; do
-        # A file seen from inside a node has the name it has there, which the machine may not know.
+    local device inode number file
+    while read -r device inode number file; do
         case $file in
-        "$STATE"/* | /var/lib/kubelet/* | /var/lib/tidemark/* | /var/lib/tidemark-shared/* | /csi-shared/*) losetup --detach "$device" ;;
+        "$STATE"/*) ;;
+        /var/lib/kubelet/* | /var/lib/tidemark/* | /var/lib/tidemark-shared/*)
+            [[ $(stat -c %i "$file" 2>/dev/null) != "$inode" ]] || continue
+            ;;
+        /vol)
+            [[ $number == 0:* ]] || continue
+            ! cat /proc/[0-9]*/mountinfo 2>/dev/null | awk -v number="$number" '$3 == number { found = 1 } END { exit !found }' || continue
+            ;;
+        *) continue ;;
         esac
-    done < <(losetup --noheadings --output NAME,BACK-FILE)
+        losetup --detach "$device"
+    done < <(losetup --noheadings --output NAME,BACK-INO,BACK-MAJ:MIN,BACK-FILE)
 }
 
 down() {

@@ -98,7 +98,8 @@ node_cgroup_up() { # N
 }
 cgroups_down() {
     local root
-    for root in $(cgroup_hierarchies); do
+    # runc makes groups in v2's hierarchy too where both are mounted.
+    for root in $(awk '$3 ~ /^cgroup2?$/ { print $2 }' /proc/self/mounts); do
         [[ ! -d $root/tidemark-test ]] || find "$root/tidemark-test" -depth -type d -exec rmdir {} + 2>/dev/null
     done
     return 0
