@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Time from asking for a random point of a filled journal to its first 4 KiB:
+/* Time from asking for a random point of a filled journal to its first 4 KiB, of a random block that had been
+ * written:
  *
  *   open_latency --directory DIR [--socket PATH] [--opens 200] [--tail 10000] [--cold]
  *                [--volumes 4] [--volume-bytes N] [--seed S]
  *
- * Without --socket this process has the journal open (after --tail more writes, so that a part of it is not sealed yet):
- * journal_pin + image_open + image_read. With --socket another process has it: POST /v1/pin there, the rest here.
+ * Without --socket this process has the journal open (after --tail more writes, so that a part of it is not
+ * sealed yet): journal_pin + image_open + image_read. With --socket another process has it: POST /v1/pin
+ * there, the rest here.
  * --cold drops the machine's page cache before each open (root). Prints one JSON object, times in us. */
 #include <errno.h>
 #include <fcntl.h>
@@ -89,32 +91,80 @@ static int take_lock(struct run *r, int *ret_fd, struct error *err)
     return 0;
 }
 
+struct moment {
+    uint64_t lsn;
+    uint32_t volume;
+    uint64_t lba;
+};
+
+/* Whether the moment's block was written before it; another image is asked, so that what is measured starts
+ * anew. */
+static int is_written(struct run *r, const struct moment *m, bool *ret, struct error *err)
+{
+    _cleanup_close_ int lock = -1;
+    _cleanup_free_ struct extent *pieces = NULL;
+    struct image *image = NULL;
+    size_t count = 0;
+    int result = r->journal ? 0 : take_lock(r, &lock, err);
+    if (result == 0)
+        result = pin(r, m->lsn, err);
+    if (result < 0)
+        return result;
+    result = image_open(r->directory, r->journal ? PIN_INTERNAL : PIN_SOCKET, &image, err);
+    if (result == 0)
+        result = image_resolve(image, m->volume, m->lba, 8, &pieces, &count, err);
+    image_free(image);
+    if (result < 0)
+        return result;
+    *ret = count > 0 && pieces[0].kind == EXTENT_DATA;
+    return unpin(r, err);
+}
+
+/* A random LSN, and a block that was written before it: a read of what was never written has nothing to find.
+ */
+static int choose(struct run *r, struct moment *ret, struct error *err)
+{
+    const struct bench_group_options *g = &r->o->group;
+    bool written = false;
+    int result = 0;
+    while (result == 0 && !written) {
+        uint64_t lsn = r->oldest.n + bench_random(&r->random) % (r->latest.n - r->oldest.n + 1);
+        *ret = (struct moment){.lsn = lsn < g->volume_count ? g->volume_count
+                                                            : lsn, /* before all volumes were there */
+                               .volume = 1 + (uint32_t)(bench_random(&r->random) % g->volume_count),
+                               .lba = bench_random(&r->random) % (g->volume_bytes / 4096) * 8};
+        result = is_written(r, ret, &written, err);
+    }
+    if (result == 0 && r->o->cold)
+        result = drop_caches(err);
+    return result;
+}
+
 static int open_once(struct run *r, uint64_t i, void *data, struct error *err)
 {
     _cleanup_close_ int lock = -1;
-    const struct bench_group_options *g = &r->o->group;
-    uint64_t lsn = r->oldest.n + bench_random(&r->random) % (r->latest.n - r->oldest.n + 1);
-    uint32_t volume = 1 + (uint32_t)(bench_random(&r->random) % g->volume_count);
-    uint64_t lba = bench_random(&r->random) % (g->volume_bytes / 4096) * 8;
     struct image *image = NULL;
-    if (lsn < g->volume_count) /* before all volumes were there */
-        lsn = g->volume_count;
+    struct moment m;
+    int result = choose(r, &m, err);
+    if (result < 0)
+        return error_context(err, "choosing a block");
     double start = now_us();
-    int result = r->journal ? 0 : take_lock(r, &lock, err);
+    if (!r->journal)
+        result = take_lock(r, &lock, err);
     if (result == 0)
-        result = pin(r, lsn, err);
+        result = pin(r, m.lsn, err);
     double pinned = now_us(), opened = pinned, done = pinned;
     if (result == 0) {
         result = image_open(r->directory, r->journal ? PIN_INTERNAL : PIN_SOCKET, &image, err);
         opened = now_us();
     }
     if (result == 0) {
-        result = image_read(image, volume, lba, 8, data, err);
+        result = image_read(image, m.volume, m.lba, 8, data, err);
         done = now_us();
     }
     image_free(image);
     if (result < 0)
-        return error_context(err, "LSN %" PRIu64, lsn);
+        return error_context(err, "LSN %" PRIu64, m.lsn);
     const double times[STEPS] = {pinned - start, opened - pinned, done - opened, done - start};
     for (int s = 0; s < STEPS; s++)
         r->samples[s][i] = times[s];
@@ -130,15 +180,16 @@ static int compare(const void *a, const void *b)
 static void print(struct run *r, const struct journal_status *s)
 {
     uint64_t n = r->o->opens;
-    printf("{\"opens\": %" PRIu64 ", \"lsn\": %" PRIu64 ", \"oldest_lsn\": %" PRIu64, n, r->latest.n, r->oldest.n);
+    printf("{\"opens\": %" PRIu64 ", \"lsn\": %" PRIu64 ", \"oldest_lsn\": %" PRIu64, n, r->latest.n,
+           r->oldest.n);
     if (s)
-        printf(", \"journal_bytes\": %" PRIu64 ", \"segments\": %" PRIu64 ", \"runs\": %" PRIu64, s->journal_bytes, s->segments,
-               s->runs);
+        printf(", \"journal_bytes\": %" PRIu64 ", \"segments\": %" PRIu64 ", \"runs\": %" PRIu64,
+               s->journal_bytes, s->segments, s->runs);
     for (int i = 0; i < STEPS; i++) {
         double *x = r->samples[i];
         qsort(x, n, sizeof *x, compare);
-        printf(", \"%s_us\": {\"p50\": %.1f, \"p99\": %.1f, \"max\": %.1f}", step_names[i], x[(n + 1) / 2 - 1],
-               x[(n * 99 + 99) / 100 - 1], x[n - 1]); /* nearest rank */
+        printf(", \"%s_us\": {\"p50\": %.1f, \"p99\": %.1f, \"max\": %.1f}", step_names[i],
+               x[(n + 1) / 2 - 1], x[(n * 99 + 99) / 100 - 1], x[n - 1]); /* nearest rank */
     }
     printf("}\n");
 }
@@ -153,12 +204,8 @@ static int measure(struct run *r, struct error *err)
     for (int s = 0; s < STEPS; s++)
         if (!(r->samples[s] = calloc(r->o->opens, sizeof(double))))
             result = error_set(err, -ENOMEM, "no memory for %" PRIu64 " samples", r->o->opens);
-    for (uint64_t i = 0; result == 0 && i < r->o->opens; i++) {
-        if (r->o->cold)
-            result = drop_caches(err);
-        if (result == 0)
-            result = open_once(r, i, data, err);
-    }
+    for (uint64_t i = 0; result == 0 && i < r->o->opens; i++)
+        result = open_once(r, i, data, err);
     io_free_pages(data, 4096);
     return result;
 }
@@ -213,14 +260,19 @@ static int run_outside(struct run *r, struct error *err)
 
 int main(int argc, char **argv)
 {
-    static const struct option long_options[] = {
-        {"directory", required_argument, NULL, 'd'}, {"socket", required_argument, NULL, 'k'},
-        {"opens", required_argument, NULL, 'n'},     {"tail", required_argument, NULL, 't'},
-        {"volumes", required_argument, NULL, 'v'},   {"volume-bytes", required_argument, NULL, 'b'},
-        {"seed", required_argument, NULL, 's'},      {"cold", no_argument, NULL, 'c'},
-        {0}};
+    static const struct option long_options[] = {{"directory", required_argument, NULL, 'd'},
+                                                 {"socket", required_argument, NULL, 'k'},
+                                                 {"opens", required_argument, NULL, 'n'},
+                                                 {"tail", required_argument, NULL, 't'},
+                                                 {"volumes", required_argument, NULL, 'v'},
+                                                 {"volume-bytes", required_argument, NULL, 'b'},
+                                                 {"seed", required_argument, NULL, 's'},
+                                                 {"cold", no_argument, NULL, 'c'},
+                                                 {0}};
     struct error err = ERROR_INIT;
-    struct options o = {.group = {.volume_bytes = 1ull << 30, .volume_count = 4, .ack = GROUP_ACK_FLUSH}, .opens = 200, .seed = 1};
+    struct options o = {.group = {.volume_bytes = 1ull << 30, .volume_count = 4, .ack = GROUP_ACK_FLUSH},
+                        .opens = 200,
+                        .seed = 1};
     uint64_t volumes = 4;
     int option, r = 0;
     while (r == 0 && (option = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
@@ -243,9 +295,11 @@ int main(int argc, char **argv)
         else
             return 2;
     }
-    if (r == 0 && (!o.group.directory || !o.opens || !volumes || o.group.volume_bytes < 4096 || optind != argc))
-        r = error_set(&err, -EINVAL, "usage: open_latency --directory DIR [--socket PATH] [--opens N] [--tail N] [--cold] "
-                                     "[--volumes N] [--volume-bytes N] [--seed N]");
+    if (r == 0 &&
+        (!o.group.directory || !o.opens || !volumes || o.group.volume_bytes < 4096 || optind != argc))
+        r = error_set(&err, -EINVAL,
+                      "usage: open_latency --directory DIR [--socket PATH] [--opens N] [--tail N] [--cold] "
+                      "[--volumes N] [--volume-bytes N] [--seed N]");
     o.group.volume_count = (unsigned)volumes;
     struct run run = {.o = &o};
     if (r == 0) {

@@ -161,7 +161,7 @@ static int check_spec(struct control *control, const struct app_documents *docum
     app_policy_free(policy);
     if (spec->manifests && (stat(spec->manifests, &st) < 0 || !S_ISDIR(st.st_mode)))
         return error_set(
-            err, -ENOENT,
+            err, -ENOTDIR,
             "spec.manifests: there is no directory %s; create it (it may be empty), or leave the field out",
             spec->manifests);
     r = programs_check_export(&control->programs, spec->export, err);

@@ -11,7 +11,7 @@
 #include "base/cleanup.h"
 #include "view/image_internal.h"
 
-#define MAX_WINNERS 8192u
+#define MAX_WINNERS (4 * IMAGE_REGION_SECTORS)
 
 /* A resolved region; pieces are relative to nothing: plain clipped extents. */
 struct region {

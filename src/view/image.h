@@ -13,7 +13,7 @@
 #include "journal/extent.h"
 #include "journal/index.h"
 
-#define IMAGE_REGION_SECTORS 2048u
+#define IMAGE_REGION_SECTORS 256u
 #define IMAGE_CACHE_BYTES (8u << 20)  /* index pages */
 #define IMAGE_REGION_BYTES (8u << 20) /* resolved regions */
 
