@@ -23,6 +23,7 @@ archive=$(readlink -m "${archive:-$build/tidemark-image.tar}")
 command -v mmdebstrap >/dev/null || { echo "mmdebstrap is needed: apt-get install mmdebstrap" >&2; exit 1; }
 [[ -x $build/src/cli/tidemark ]] || { echo "$build has no programs: run 'make' first" >&2; exit 1; }
 
+prefix=$(meson introspect "$build" --buildoptions | python3 -c 'import json, sys; print(next(o["value"] for o in json.load(sys.stdin) if o["name"] == "prefix"))')
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 chmod 755 "$work"
@@ -45,9 +46,9 @@ mmdebstrap --quiet --mode=root --variant=essential "--include=$(IFS=,; echo "${p
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
     --dpkgopt='path-exclude=/usr/share/info/*' --dpkgopt='path-exclude=/usr/share/zoneinfo/*' \
-    --customize-hook="sync-in '$work/install' /" --customize-hook='rm -rf "$1"/var/cache/apt "$1"/var/lib/apt "$1"/var/log/*' \
+    --customize-hook="sync-in '$work/install' /" --customize-hook="'$PWD/packaging/image/shrink.sh' \"\$1\"" \
+    --customize-hook="chroot \"\$1\" sh -ec '$prefix/bin/tidemark version; mkfs.ext4 -V; mkfs.xfs -V; losetup -V; blkid -V' >/dev/null 2>&1" \
     bookworm "$work/root.tar"
-prefix=$(meson introspect "$build" --buildoptions | python3 -c 'import json, sys; print(next(o["value"] for o in json.load(sys.stdin) if o["name"] == "prefix"))')
 mkdir -p "$(dirname "$archive")"
 packaging/image/mkimage.sh "$name" "$work/root.tar" "$archive" "[\"$prefix/bin/tidemark\"]" \
     "[\"PATH=$prefix/bin:/usr/sbin:/usr/bin:/sbin:/bin\",\"LANG=C.UTF-8\"]"
