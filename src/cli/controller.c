@@ -16,7 +16,7 @@
 
 /* The reconcilers, in a thread of their own. */
 struct reconcilers {
-    struct controller_options options;
+    struct controller_options options; /* with a client of their own */
     atomic_bool stop;
     pthread_t thread;
     bool running;
@@ -50,15 +50,20 @@ static void block_signals(sigset_t *ret)
     signal(SIGPIPE, SIG_IGN);
 }
 
-/* With a cluster: --kubeconfig, or in a pod. */
-static int connect_cluster(struct service *s, struct error *err)
+static int open_client(const struct service *s, struct kube_client **ret, struct error *err)
 {
     const struct kube_options options = {.kubeconfig = cli_options_value(s->cli, "kubeconfig", NULL),
                                          .log = &s->log};
-    if (!options.kubeconfig && !getenv("KUBERNETES_SERVICE_HOST"))
+    return kube_open(&options, ret, err);
+}
+
+/* With a cluster: --kubeconfig, or in a pod. */
+static int connect_cluster(struct service *s, struct error *err)
+{
+    if (!cli_options_value(s->cli, "kubeconfig", NULL) && !getenv("KUBERNETES_SERVICE_HOST"))
         return 0;
     s->cluster.namespace = cli_options_value(s->cli, "namespace", CONTROLLER_NAMESPACE);
-    return kube_open(&options, &s->cluster.client, err);
+    return open_client(s, &s->cluster.client, err);
 }
 
 static int start_csi(struct service *s, struct error *err)
@@ -84,23 +89,28 @@ static int start_reconcilers(struct service *s, struct error *err)
     struct reconcilers *r = &s->reconcilers;
     if (!s->cluster.client)
         return 0;
-    r->options = (struct controller_options){.client = s->cluster.client,
-                                             .state = s->state,
-                                             .namespace = s->cluster.namespace,
-                                             .log = &s->log,
-                                             .stop = &r->stop};
-    int result = thread_start(&r->thread, "controller", reconcile, r, err);
+    r->options = (struct controller_options){
+        .state = s->state, .namespace = s->cluster.namespace, .log = &s->log, .stop = &r->stop};
+    /* Theirs is interrupted when they cease to be the leader: calls of CSI go on then. */
+    int result = open_client(s, &r->options.client, err);
+    if (result < 0)
+        return result;
+    result = thread_start(&r->thread, "controller", reconcile, r, err);
     r->running = result == 0;
     return result;
 }
 
 static void stop_reconcilers(struct service *s)
 {
-    atomic_store(&s->reconcilers.stop, true);
+    struct reconcilers *r = &s->reconcilers;
+    atomic_store(&r->stop, true);
     if (s->cluster.client)
         kube_interrupt(s->cluster.client, true);
-    if (s->reconcilers.running)
-        pthread_join(s->reconcilers.thread, NULL);
+    if (r->options.client)
+        kube_interrupt(r->options.client, true);
+    if (r->running)
+        pthread_join(r->thread, NULL);
+    kube_close(r->options.client);
 }
 
 static int serve(struct service *s, const sigset_t *stop, struct error *err)
