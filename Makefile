@@ -5,7 +5,7 @@ DESTDIR ?=
 BUILD ?= build
 UNIT_DIR ?= $(PREFIX)/lib/systemd/system
 
-.PHONY: all deps check demo bench soak fuzz format tidy install uninstall clean
+.PHONY: all deps check check-cluster image demo bench soak fuzz format tidy install uninstall clean
 
 all: $(BUILD)/build.ninja
 	meson compile -C $(BUILD)
@@ -20,6 +20,15 @@ deps:
 # Builds and tests with gcc, clang and the sanitizers; the last line is "N passed, N failed".
 check: deps
 	scripts/check
+
+# The tests in a real Kubernetes of two nodes, which is built (the first time about a quarter of an hour) and started for
+# them; or in the cluster of KUBECONFIG. Needs root and Go. Ends with "N passed, N failed".
+check-cluster: deps image
+	scripts/check-cluster
+
+# The container image of all roles, $(BUILD)/tidemark-image.tar.
+image: all
+	packaging/image/build.sh -b $(BUILD)
 
 # A database that is rewound while you watch. Needs root.
 demo: deps

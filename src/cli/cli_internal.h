@@ -13,6 +13,7 @@
 #include <stdio.h>
 
 #include "base/error.h"
+#include "base/log.h"
 
 #define CLI_OPTIONS_MAX 32  /* options given on one command line */
 #define CLI_OPERANDS_MAX 8  /* operands given on one command line */
@@ -216,6 +217,15 @@ enum cli_exit cli_api_operate(const struct cli *cli, const char *what, const cha
 /* "/v1/applications/<name><suffix>" of a name that the parser accepted. Returns `path`. */
 const char *cli_api_application_path(const char *application, const char *suffix, char path[CLI_PATH_BYTES]);
 
+/* service.c: of the commands that run until a signal ends them. Tells the service manager, sd_notify(3). */
+void cli_service_notify(const char *text);
+/* Of --log-level. */
+enum log_level cli_service_level(const struct cli *cli);
+/* --state and --socket made absolute. */
+int cli_service_paths(const struct cli *cli, char ret_state[CLI_PATH_BYTES], char ret_socket[CLI_PATH_BYTES],
+                      struct error *err) MUST_CHECK;
+
+extern const struct cli_command cli_data, cli_node, cli_controller;
 extern const struct cli_command cli_up, cli_apply, cli_delete, cli_detach, cli_status, cli_policy, cli_key, cli_points, cli_tag, cli_open,
     cli_views, cli_close, cli_diff, cli_rewind, cli_undo, cli_verify, cli_upgrade_engine, cli_version, cli_completion, cli_help;
 

@@ -8,7 +8,7 @@ const struct cli_command *const *cli_commands(void)
     static const struct cli_command *const commands[] = {
         &cli_up,     &cli_apply,   &cli_policy, &cli_key, &cli_delete, &cli_detach, &cli_status, &cli_points, &cli_tag,
         &cli_open,   &cli_views,   &cli_close,      &cli_diff,   &cli_rewind, &cli_undo,
-        &cli_verify, &cli_upgrade_engine, &cli_version, &cli_completion, &cli_help, NULL,
+        &cli_verify, &cli_upgrade_engine, &cli_data, &cli_node, &cli_controller, &cli_version, &cli_completion, &cli_help, NULL,
     };
     return commands;
 }

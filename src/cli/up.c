@@ -1,48 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
-#include <stddef.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
-#include "base/cleanup.h"
 #include "base/log.h"
 #include "cli/cli_internal.h"
 #include "control/control.h"
 
-/* sd_notify(3) without its library: one datagram to $NOTIFY_SOCKET. */
-static void notify_service_manager(const char *text)
-{
-    const char *path = getenv("NOTIFY_SOCKET");
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    if (!path || (*path != '/' && *path != '@') || strlen(path) >= sizeof address.sun_path)
-        return;
-    memcpy(address.sun_path, path, strlen(path));
-    if (*path == '@')
-        address.sun_path[0] = '\0';
-    _cleanup_close_ int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    if (fd < 0)
-        return;
-    sendto(fd, text, strlen(text), MSG_NOSIGNAL, (struct sockaddr *)&address,
-           (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path)));
-}
-
 static void ready(void *context, const char *socket_path)
 {
     const struct cli *cli = context;
-    notify_service_manager("READY=1");
+    cli_service_notify("READY=1");
     cli_output_note(cli, "up: everything is attached, the API answers on %s", socket_path);
-}
-
-static enum log_level level_of(const char *name)
-{
-    static const char *const names[] = {"error", "warning", "info", "debug"};
-    for (size_t i = 0; i < 4; i++)
-        if (strcmp(names[i], name) == 0)
-            return (enum log_level)i;
-    return LOG_LEVEL_INFO;
 }
 
 static enum cli_exit run(struct cli *cli)
@@ -50,9 +18,8 @@ static enum cli_exit run(struct cli *cli)
     struct error err = ERROR_INIT;
     char state[CLI_PATH_BYTES], socket_path[CLI_PATH_BYTES];
     const struct log log = {
-        .fd = STDERR_FILENO, .level = level_of(cli_options_value(cli, "log-level", "info")), .name = "up"};
-    if (cli_options_absolute(cli->state_directory, state, &err) < 0 ||
-        cli_options_absolute(cli->socket_path, socket_path, &err) < 0)
+        .fd = STDERR_FILENO, .level = cli_service_level(cli), .name = "up"};
+    if (cli_service_paths(cli, state, socket_path, &err) < 0)
         return cli_output_fail(cli, CLI_EXIT_FAILED, NULL, "up: %s", err.message);
     const struct control_options options = {
         .state_directory = state,

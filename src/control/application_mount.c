@@ -1,17 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Loop devices, file systems and mounts of an application's volumes. */
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "control/control_internal.h"
-#include "control/mounts_internal.h"
+#include "control/mounts.h"
 #include "export/fuse_mount.h"
 
 #define ENGINE_END_TIMEOUT_MS 5000
+#define CLAIM_WAIT_MS 1000u /* of probes by others, udev's say */
+#define CLAIM_POLL_MS 20u
 
 static int fuse_file(const struct application *application, size_t i, char ret[PATH_MAX], struct error *err)
 {
@@ -87,8 +91,34 @@ int application_attach(struct application *application, struct error *err)
     return 0;
 }
 
+/* Whether somebody has a claim on the device: what is mounted from it, in any mount namespace. */
+static bool is_claimed(const char *device)
+{
+    _cleanup_close_ int fd = open(device, O_RDONLY | O_EXCL | O_CLOEXEC);
+    return fd < 0 && errno == EBUSY;
+}
+
+/* Before anything is changed: a loop device that is detached while it is used goes away with its last user. */
+static int check_unclaimed(const struct application *application, struct error *err)
+{
+    for (size_t i = 0; i < application->spec->volume_count; i++) {
+        const char *device = application->volumes[i].device;
+        for (unsigned waited_ms = 0; *device && is_claimed(device); waited_ms += CLAIM_POLL_MS) {
+            if (waited_ms >= CLAIM_WAIT_MS)
+                return error_set(err, -EBUSY, "volume %s (%s) is mounted by somebody else (findmnt %s, also in other mount "
+                                 "namespaces); unmount it first",
+                                 application->spec->volumes[i].name, device, device);
+            nanosleep(&(struct timespec){.tv_nsec = CLAIM_POLL_MS * 1000000L}, NULL);
+        }
+    }
+    return 0;
+}
+
 int application_detach(struct application *application, bool force, struct error *err)
 {
+    int claimed = force ? 0 : check_unclaimed(application, err);
+    if (claimed < 0)
+        return claimed;
     for (size_t n = application->spec->volume_count; n-- > 0;) {
         const char *device = application->volumes[n].device;
         if (!device[0])

@@ -68,6 +68,8 @@
 #ifndef TIDEMARK_CONTROL_CONTROL_H
 #define TIDEMARK_CONTROL_CONTROL_H
 
+#include <stdbool.h>
+
 #include "base/error.h"
 #include "base/log.h"
 
@@ -80,7 +82,10 @@ struct control_options {
     const char *state_directory; /* NULL: CONTROL_STATE_DIRECTORY_DEFAULT; created when missing */
     const char *socket_path;     /* NULL: <state_directory>/tidemark.sock */
     const char *metrics_address; /* "host:port" that serves GET /metrics; NULL: none */
-    const struct log *log;       /* borrowed; may be NULL */
+    /* The first signal waits until nobody uses a volume, however long that takes; a second one forces. For volumes that
+     * others mount: `tidemark data`. */
+    bool wait_for_users;
+    const struct log *log; /* borrowed; may be NULL */
     /* Called once when everything is attached and the API answers (may be NULL), on control_up's thread. */
     void (*ready)(void *context, const char *socket_path);
     void *context;

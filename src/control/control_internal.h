@@ -18,7 +18,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "control/control.h"
-#include "control/process_internal.h"
+#include "control/process.h"
 #include "export/loop.h"
 #include "lib/http_server.h"
 #include "lib/json.h"
@@ -313,6 +313,7 @@ struct control {
     enum control_resend { CONTROL_RESEND_UNKNOWN, CONTROL_RESEND_NO, CONTROL_RESEND_YES } resend; /* of the kernel's FUSE */
     int lock_fd, wake_fd; /* eventfd: the main thread looks again */
     uint64_t started_realtime_ns;
+    bool wait_for_users; /* control_options */
     struct http_server *server;
     atomic_bool stopping;
     atomic_uint workers;         /* operation threads */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "control/mounts_internal.h"
+#include "control/mounts.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -16,7 +16,7 @@
 
 #include "base/cleanup.h"
 #include "base/io.h"
-#include "control/process_internal.h"
+#include "control/process.h"
 
 #define MAKE_TIMEOUT_MS 300000
 #define PROBE_TIMEOUT_MS 60000

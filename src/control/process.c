@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "control/process_internal.h"
+#include "control/process.h"
 
 #include <errno.h>
 #include <fcntl.h>

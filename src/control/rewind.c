@@ -13,7 +13,7 @@
 #include "base/io.h"
 #include "base/units.h"
 #include "control/control_internal.h"
-#include "control/mounts_internal.h"
+#include "control/mounts.h"
 
 enum {
     STEP_RESOLVE,

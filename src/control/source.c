@@ -16,7 +16,7 @@
 #include "base/io.h"
 #include "base/units.h"
 #include "control/apply_internal.h"
-#include "control/mounts_internal.h"
+#include "control/mounts.h"
 
 /* Where the device, or one made from it, is mounted. */
 static bool is_mounted(const char *device, char text[MOUNTS_USERS_BYTES])

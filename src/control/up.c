@@ -125,6 +125,7 @@ static int init(struct control *control, const struct control_options *options, 
 {
     pthread_condattr_t attributes;
     control->log = options->log;
+    control->wait_for_users = options->wait_for_users;
     control->lock_fd = -1;
     control->started_realtime_ns = clock_realtime_ns(clock_system());
     pthread_mutex_init(&control->mutex, NULL);
@@ -342,6 +343,16 @@ static int stop_one(struct application *a, bool force, struct error *err)
     return r;
 }
 
+/* Somebody uses a volume: looks again after a while. True: forced. */
+static bool wait_a_moment(const struct application *a, int signal_fd, struct error *err)
+{
+    struct pollfd polled = {.fd = signal_fd, .events = POLLIN};
+    log_info(a->control->log, "%s: in use, waiting: %s", a->name, err->message);
+    *err = ERROR_INIT;
+    poll(&polled, 1, LOOK_INTERVAL_MS);
+    return second_signal(signal_fd);
+}
+
 static int stop_all(struct control *control, int signal_fd, struct error *err)
 {
     bool force = wait_for_workers(control, signal_fd);
@@ -354,6 +365,8 @@ static int stop_all(struct control *control, int signal_fd, struct error *err)
         int r = views_close_all(control, list[i]->name, force, &one);
         if (r == 0)
             r = stop_one(list[i], force, &one);
+        while (r == -EBUSY && !force && control->wait_for_users && !(force = wait_a_moment(list[i], signal_fd, &one)))
+            r = stop_one(list[i], false, &one);
         if (r < 0 && (force |= second_signal(signal_fd))) {
             one = ERROR_INIT;
             r = views_close_all(control, list[i]->name, true, &one);

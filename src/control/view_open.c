@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 #include "base/io.h"
-#include "control/mounts_internal.h"
+#include "control/mounts.h"
 #include "control/views_internal.h"
 #include "lib/http_client.h"
 

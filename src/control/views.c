@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 #include "base/io.h"
-#include "control/mounts_internal.h"
+#include "control/mounts.h"
 #include "export/fuse_mount.h"
 #include "lib/http_client.h"
 

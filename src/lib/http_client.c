@@ -158,16 +158,10 @@ static int answer_error(const struct answer *answer, const char *method, const c
     return json_to_error(json, errno_of_status(answer->status), fallback, err);
 }
 
-int http_client_call_with(const struct http_client_options *options, const char *method, const char *path,
-                          const json_t *body, unsigned timeout_ms, json_t **ret_body, struct error *err)
+static int call_text(const struct http_client_options *options, const char *method, const char *path,
+                     const char *text, unsigned timeout_ms, json_t **ret_body, struct error *err)
 {
     struct answer answer __attribute__((cleanup(cleanup_answer))) = {0};
-    _cleanup_free_ char *text = NULL;
-    if (body) {
-        text = json_to_text(body);
-        if (!text)
-            return error_errno(err, -ENOMEM, "%s %s at %s", method, path, options->socket_path);
-    }
     int r = perform(options, method, path, text, timeout_ms, &answer, err);
     if (r < 0)
         return r;
@@ -180,6 +174,37 @@ int http_client_call_with(const struct http_client_options *options, const char 
         return err->code = -EPROTO;
     }
     return 0;
+}
+
+int http_client_call_with(const struct http_client_options *options, const char *method, const char *path,
+                          const json_t *body, unsigned timeout_ms, json_t **ret_body, struct error *err)
+{
+    _cleanup_free_ char *text = NULL;
+    if (body) {
+        text = json_to_text(body);
+        if (!text)
+            return error_errno(err, -ENOMEM, "%s %s at %s", method, path, options->socket_path);
+    }
+    return call_text(options, method, path, text, timeout_ms, ret_body, err);
+}
+
+int http_client_post_text(const struct http_client_options *options, const char *path, const char *text,
+                          unsigned timeout_ms, json_t **ret_body, struct error *err)
+{
+    return call_text(options, "POST", path, text, timeout_ms, ret_body, err);
+}
+
+int http_client_exchange(const struct http_client_options *options, const char *method, const char *path,
+                         const char *body, unsigned timeout_ms, int *ret_status, char **ret_text,
+                         struct error *err)
+{
+    struct answer answer __attribute__((cleanup(cleanup_answer))) = {0};
+    int r = perform(options, method, path, body, timeout_ms, &answer, err);
+    if (r < 0)
+        return r;
+    *ret_status = (int)answer.status;
+    *ret_text = answer.data ? take_ptr(answer.data) : strdup("");
+    return *ret_text ? 0 : error_errno(err, -ENOMEM, "%s %s at %s", method, path, options->socket_path);
 }
 
 int http_client_call(const char *socket_path, const char *method, const char *path, const json_t *body,

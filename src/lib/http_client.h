@@ -32,6 +32,14 @@ int http_client_call(const char *socket_path, const char *method, const char *pa
 /* GET with the answer as it is (NUL-terminated, the caller frees it), for /metrics. */
 int http_client_get_text(const struct http_client_options *options, const char *path, unsigned timeout_ms,
                          char **ret_text, struct error *err) MUST_CHECK;
+/* POST of `text` as it is (YAML, say); otherwise as http_client_call_with. */
+int http_client_post_text(const struct http_client_options *options, const char *path, const char *text,
+                          unsigned timeout_ms, json_t **ret_body, struct error *err) MUST_CHECK;
+/* Hands a request on: `body` (NULL: none) as it is, and the answer as it is whatever its status; *ret_text is
+ * NUL-terminated, the caller frees it. */
+int http_client_exchange(const struct http_client_options *options, const char *method, const char *path,
+                         const char *body, unsigned timeout_ms, int *ret_status, char **ret_text,
+                         struct error *err) MUST_CHECK;
 /* `text` percent-encoded for a path segment or a query value (RFC 3986 unreserved characters stay). The
  * caller frees it. NULL when out of memory. */
 char *http_client_encode(const char *text);

@@ -10,6 +10,8 @@
 #include "lib/http_server.h"
 
 #include <errno.h>
+#include <gnutls/gnutls.h>
+#include <gnutls/x509.h>
 #include <microhttpd.h>
 #include <netdb.h>
 #include <netinet/in.h>
@@ -26,16 +28,20 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/io.h"
 #include "lib/json.h"
 
 #define IDLE_TIMEOUT_S 30u
 #define DRAIN_MS 2000u
 #define LISTEN_BACKLOG 64
+#define TLS_FILE_BYTES_MAX (1u << 20)
+#define TLS_PRIORITIES "SECURE128:+SECURE192:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2"
 
 struct listener {
     struct http_server *server;
     struct MHD_Daemon *daemon; /* NULL: not there */
     bool metrics_only;
+    bool tls;
 };
 
 struct http_server {
@@ -43,9 +49,11 @@ struct http_server {
     char *socket_path;
     dev_t socket_device; /* of the socket's file, so that stop removes this server's own only */
     ino_t socket_inode;
-    unsigned tcp_port;
+    unsigned tcp_port, tls_port;
     struct listener unix_listener;
     struct listener tcp_listener;
+    struct listener tls_listener;
+    char *tls_files[3]; /* certificate, key, CA */
     atomic_uint active;
 };
 
@@ -132,6 +140,56 @@ int http_status_of_errno(int code)
     }
 }
 
+static bool is_plain(unsigned char c, const char *also)
+{
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || (c && strchr(also, c));
+}
+
+static void encode(FILE *out, const char *text, const char *also)
+{
+    for (; *text; text++)
+        if (is_plain((unsigned char)*text, also))
+            fputc(*text, out);
+        else
+            fprintf(out, "%%%02X", (unsigned char)*text);
+}
+
+struct target {
+    FILE *out;
+    bool any;
+};
+
+static enum MHD_Result encode_argument(void *context, enum MHD_ValueKind kind, const char *key, const char *value)
+{
+    struct target *target = context;
+    (void)kind;
+    fputc(target->any ? '&' : '?', target->out);
+    target->any = true;
+    encode(target->out, key, "-._~");
+    if (value) {
+        fputc('=', target->out);
+        encode(target->out, value, "-._~");
+    }
+    return MHD_YES;
+}
+
+int http_request_target(const struct http_request *request, char **ret_target, struct error *err)
+{
+    _cleanup_free_ char *text = NULL;
+    size_t size = 0;
+    struct target target = {.out = open_memstream(&text, &size)};
+    if (!target.out)
+        return error_errno(err, -ENOMEM, "cannot hand on the request");
+    encode(target.out, request->path, "-._~/");
+    if (request->connection)
+        MHD_get_connection_values(request->connection, MHD_GET_ARGUMENT_KIND, encode_argument, &target);
+    bool failed = ferror(target.out);
+    if (fclose(target.out) != 0 || failed)
+        return error_errno(err, -ENOMEM, "cannot hand on the request");
+    *ret_target = take_ptr(text);
+    return 0;
+}
+
 void http_response_error(struct http_response *response, const struct error *err)
 {
     http_response_json(response, http_status_of_errno(err->code), json_of_error(err));
@@ -183,6 +241,22 @@ static void read_peer(struct MHD_Connection *connection, struct http_request *re
     }
 }
 
+/* A certificate of the CA's, for client authentication. */
+static int check_client(struct MHD_Connection *connection, struct error *err)
+{
+    const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_GNUTLS_SESSION);
+    gnutls_session_t session = info ? info->tls_session : NULL;
+    char purpose[] = GNUTLS_KP_TLS_WWW_CLIENT;
+    gnutls_typed_vdata_st data = {.type = GNUTLS_DT_KEY_PURPOSE_OID, .data = (unsigned char *)purpose, .size = sizeof purpose - 1};
+    unsigned status = 0, count = 0;
+    if (!session || !gnutls_certificate_get_peers(session, &count) || !count)
+        return error_set(err, -EACCES, "a client certificate is required here");
+    if (gnutls_certificate_verify_peers(session, &data, 1, &status) < 0 || status)
+        return error_set(err, -EACCES, "the client certificate is not accepted: it has to be signed by this server's CA, be "
+                         "valid now, and be for client authentication");
+    return 0;
+}
+
 static int answer(struct listener *listener, struct MHD_Connection *connection, const char *path,
                   const char *method, const struct request_state *state)
 {
@@ -196,7 +270,9 @@ static int answer(struct listener *listener, struct MHD_Connection *connection, 
     struct error err = ERROR_INIT;
     int r;
     read_peer(connection, &request);
-    if (state->no_memory)
+    if (listener->tls && check_client(connection, &err) < 0)
+        r = err.code;
+    else if (state->no_memory)
         r = error_errno(&err, -ENOMEM, "cannot take the request's body");
     else if (state->received_bytes > HTTP_SERVER_BODY_LIMIT_BYTES)
         r = error_set(&err, -EFBIG, "the request's body is larger than %u bytes",
@@ -247,6 +323,7 @@ static enum MHD_Result on_access(void *context, struct MHD_Connection *connectio
 {
     struct listener *listener = context;
     struct request_state *state = *request_context;
+    struct error ignored = ERROR_INIT;
     (void)version;
     if (!state) {
         state = calloc(1, sizeof *state);
@@ -257,7 +334,8 @@ static enum MHD_Result on_access(void *context, struct MHD_Connection *connectio
         return MHD_YES;
     }
     if (*data_bytes) {
-        take_body(state, data, *data_bytes);
+        if (!listener->tls || check_client(connection, &ignored) == 0)
+            take_body(state, data, *data_bytes);
         *data_bytes = 0;
         /* Somewhat too large is read to its end, so that the sender sees the 413; without end is not. */
         return state->received_bytes > 4 * (size_t)HTTP_SERVER_BODY_LIMIT_BYTES ? MHD_NO : MHD_YES;
@@ -302,6 +380,13 @@ static int start_daemon(struct listener *listener, int listen_fd, unsigned threa
 #else
     size_t stack_bytes = HTTP_SERVER_STACK_BYTES;
 #endif
+    struct MHD_OptionItem tls[] = {{MHD_OPTION_HTTPS_MEM_CERT, 0, listener->server->tls_files[0]},
+                                   {MHD_OPTION_HTTPS_MEM_KEY, 0, listener->server->tls_files[1]},
+                                   {MHD_OPTION_HTTPS_MEM_TRUST, 0, listener->server->tls_files[2]},
+                                   {MHD_OPTION_HTTPS_PRIORITIES, 0, TLS_PRIORITIES},
+                                   {MHD_OPTION_END, 0, NULL}};
+    if (listener->tls)
+        flags |= MHD_USE_TLS;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     listener->daemon = MHD_start_daemon(
@@ -309,7 +394,7 @@ static int start_daemon(struct listener *listener, int listen_fd, unsigned threa
         MHD_OPTION_LISTEN_SOCKET, listen_fd, MHD_OPTION_THREAD_POOL_SIZE, threads > 1 ? threads : 0,
         MHD_OPTION_THREAD_STACK_SIZE, stack_bytes, MHD_OPTION_CONNECTION_LIMIT, HTTP_SERVER_CONNECTION_LIMIT,
         MHD_OPTION_CONNECTION_TIMEOUT, IDLE_TIMEOUT_S, MHD_OPTION_NOTIFY_COMPLETED, request_completed,
-        listener, MHD_OPTION_END);
+        listener, MHD_OPTION_ARRAY, listener->tls ? tls : tls + 4, MHD_OPTION_END);
     int r = listener->daemon ? 0 : -(errno ? errno : EIO);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     return r < 0 ? error_errno(err, r, "cannot start the HTTP server") : 0;
@@ -336,11 +421,12 @@ static int remove_stale(const char *path, const struct sockaddr_un *address, str
     return 0;
 }
 
-static int listen_unix(struct http_server *server, struct error *err)
+static int listen_unix(struct http_server *server, const char *path, struct error *err)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    const char *path = server->socket_path;
-    size_t length = strlen(path);
+    size_t length = path ? strlen(path) : 0;
+    if (!length)
+        return error_set(err, -EINVAL, "cannot listen: the socket's path is empty");
     if (length >= sizeof address.sun_path)
         return error_set(
             err, -ENAMETOOLONG,
@@ -424,7 +510,7 @@ static unsigned bound_port(int fd)
     return ntohs(address.any.sa_family == AF_INET6 ? address.v6.sin6_port : address.v4.sin_port);
 }
 
-static int listen_tcp(struct http_server *server, const char *text, struct error *err)
+static int listen_tcp(struct listener *listener, const char *text, unsigned threads, unsigned *ret_port, struct error *err)
 {
     char host[256];
     const char *port = NULL;
@@ -443,12 +529,26 @@ static int listen_tcp(struct http_server *server, const char *text, struct error
     freeaddrinfo(found);
     if (r < 0)
         return error_errno(err, r, "cannot listen at %s", text);
-    server->tcp_port = bound_port(fd);
-    r = start_daemon(&server->tcp_listener, fd, 1, err);
+    *ret_port = bound_port(fd);
+    r = start_daemon(listener, fd, threads, err);
     if (r < 0)
         return error_context(err, "cannot listen at %s", text);
     take_fd(fd);
     return 0;
+}
+
+static int listen_tls(struct http_server *server, const struct http_server_options *options, struct error *err)
+{
+    const char *const paths[] = {options->tls_certificate, options->tls_key, options->tls_ca};
+    size_t length;
+    for (size_t i = 0; i < 3; i++) {
+        int r = io_read_file(paths[i], TLS_FILE_BYTES_MAX, &server->tls_files[i], &length, err);
+        if (r < 0)
+            return error_context(err, "cannot serve HTTPS at %s", options->tls_address);
+    }
+    int r = listen_tcp(&server->tls_listener, options->tls_address, options->threads ? options->threads : HTTP_SERVER_THREADS_DEFAULT,
+                       &server->tls_port, err);
+    return r < 0 ? error_context(err, "HTTPS with the certificate %s and the key %s", paths[0], paths[1]) : r;
 }
 
 int http_server_start(const struct http_server_options *options, struct http_server **ret_server,
@@ -459,16 +559,20 @@ int http_server_start(const struct http_server_options *options, struct http_ser
         return error_errno(err, -ENOMEM, "cannot start the HTTP server");
     server->options = *options;
     server->options.socket_path = server->options.tcp_address = NULL;
-    server->unix_listener.server = server->tcp_listener.server = server;
+    server->options.tls_address = server->options.tls_certificate = server->options.tls_key = server->options.tls_ca = NULL;
+    server->unix_listener.server = server->tcp_listener.server = server->tls_listener.server = server;
     server->tcp_listener.metrics_only = true;
+    server->tls_listener.tls = true;
     int r = 0;
     if (options->socket_path) {
         server->socket_path = strdup(options->socket_path);
-        r = server->socket_path ? listen_unix(server, err)
+        r = server->socket_path ? listen_unix(server, options->socket_path, err)
                                 : error_errno(err, -ENOMEM, "cannot listen at %s", options->socket_path);
     }
     if (r == 0 && options->tcp_address)
-        r = listen_tcp(server, options->tcp_address, err);
+        r = listen_tcp(&server->tcp_listener, options->tcp_address, 1, &server->tcp_port, err);
+    if (r == 0 && options->tls_address)
+        r = listen_tls(server, options, err);
     if (r < 0) {
         http_server_stop(server);
         return r;
@@ -482,13 +586,20 @@ unsigned http_server_tcp_port(const struct http_server *server)
     return server->tcp_port;
 }
 
+unsigned http_server_tls_port(const struct http_server *server)
+{
+    return server->tls_port;
+}
+
 void http_server_stop(struct http_server *server)
 {
     if (!server)
         return;
-    struct MHD_Daemon *unix_daemon = server->unix_listener.daemon, *tcp_daemon = server->tcp_listener.daemon;
+    struct MHD_Daemon *unix_daemon = server->unix_listener.daemon, *tcp_daemon = server->tcp_listener.daemon,
+                      *tls_daemon = server->tls_listener.daemon;
     _cleanup_close_ int unix_fd = unix_daemon ? MHD_quiesce_daemon(unix_daemon) : -1;
     _cleanup_close_ int tcp_fd = tcp_daemon ? MHD_quiesce_daemon(tcp_daemon) : -1;
+    _cleanup_close_ int tls_fd = tls_daemon ? MHD_quiesce_daemon(tls_daemon) : -1;
     struct stat st;
     /* The name goes away now: whoever comes later shall be told that nobody is here. */
     if (unix_daemon && server->socket_path && lstat(server->socket_path, &st) == 0 &&
@@ -500,6 +611,10 @@ void http_server_stop(struct http_server *server)
         MHD_stop_daemon(unix_daemon);
     if (tcp_daemon)
         MHD_stop_daemon(tcp_daemon);
+    if (tls_daemon)
+        MHD_stop_daemon(tls_daemon);
+    for (size_t i = 0; i < 3; i++)
+        free(server->tls_files[i]);
     free(server->socket_path);
     free(server);
 }

@@ -51,6 +51,9 @@ struct http_response {
 void http_response_json(struct http_response *response, int status, json_t *json);
 /* Takes the text, which is from malloc; `content_type` is static. */
 void http_response_text(struct http_response *response, int status, const char *content_type, char *text);
+/* Path and query as they have to be encoded to ask another server for the same. The caller frees it. */
+int http_request_target(const struct http_request *request, char **ret_target, struct error *err) MUST_CHECK;
+
 /* Body {"error": {"code", "message"}} with the status for err->code: EINVAL 400, EACCES and EPERM 403, ENOENT
  * 404, EEXIST and EBUSY 409, ERANGE 422, ENOSPC 507, anything else 500. Replaces what was set before. */
 void http_response_error(struct http_response *response, const struct error *err);
@@ -60,6 +63,10 @@ struct http_server_options {
     const char *socket_path; /* Unix socket, created with mode 0600; a stale one is replaced; NULL: none */
     const char
         *tcp_address; /* "host:port" or "[v6]:port" that serves GET /metrics only; port 0: any; NULL: none */
+    /* "host:port" that serves the handler by HTTPS to clients with a certificate of `tls_ca` for client
+     * authentication; others get a 403. With it the three files (PEM), which are read once. NULL: none. */
+    const char *tls_address;
+    const char *tls_certificate, *tls_key, *tls_ca;
     unsigned threads; /* of the pool; 0: HTTP_SERVER_THREADS_DEFAULT */
     const struct log *log; /* borrowed, may be NULL */
     /* Answers the request: returns 0 with `response` filled, or a negative errno with `err` set, which
@@ -74,6 +81,7 @@ struct http_server_options {
 int http_server_start(const struct http_server_options *options, struct http_server **ret_server,
                       struct error *err) MUST_CHECK;
 /* The port that the TCP address got, 0 without one. */
+unsigned http_server_tls_port(const struct http_server *server);
 unsigned http_server_tcp_port(const struct http_server *server);
 /* Waits for the running handlers, closes all connections, removes the socket. Not from a handler. NULL is
  * allowed. */

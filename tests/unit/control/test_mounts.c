@@ -7,7 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "control/mounts_internal.h"
+#include "control/mounts.h"
 
 static void sources(void **unused)
 {

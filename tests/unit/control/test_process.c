@@ -7,7 +7,7 @@
 #include <string.h>
 #include <sys/wait.h>
 
-#include "control/process_internal.h"
+#include "control/process.h"
 
 static struct process_options shell(const char *argv[4], const char *text)
 {

@@ -3,8 +3,8 @@
  * waited for by pidfd, and commands that are run to their end.
  *
  * Threads: all thread-safe; process_run and process_wait block. */
-#ifndef TIDEMARK_CONTROL_PROCESS_INTERNAL_H
-#define TIDEMARK_CONTROL_PROCESS_INTERNAL_H
+#ifndef TIDEMARK_CONTROL_PROCESS_H
+#define TIDEMARK_CONTROL_PROCESS_H
 
 #include <stdbool.h>
 #include <stddef.h>

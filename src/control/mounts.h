@@ -2,8 +2,8 @@
 /* File systems on block devices: what is there, making, mounting, unmounting, and who holds one.
  *
  * Threads: thread-safe. All of it may block. */
-#ifndef TIDEMARK_CONTROL_MOUNTS_INTERNAL_H
-#define TIDEMARK_CONTROL_MOUNTS_INTERNAL_H
+#ifndef TIDEMARK_CONTROL_MOUNTS_H
+#define TIDEMARK_CONTROL_MOUNTS_H
 
 #include <stdbool.h>
 #include <stddef.h>

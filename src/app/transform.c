@@ -1,0 +1,423 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "app/transform.h"
+
+#include <errno.h>
+#include <stdio.h>
+
+#include "app/json_patch.h"
+#include "app/references.h"
+#include "app/transform_internal.h"
+
+static const char *const actions[] = {"namespace", "rename", "host",        "storageClass", "image",
+                                      "replicas",  "labels", "annotations", "patch"};
+enum { ACTIONS = sizeof actions / sizeof *actions };
+
+/* ---- form ---- */
+
+/* The one action of a transform, or NULL with err set. */
+static const char *action_of(const json_t *transform, size_t place, struct error *err)
+{
+    const char *found = NULL, *key;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)transform, key, value)
+    {
+        bool known = strcmp(key, "target") == 0;
+        for (size_t i = 0; i < ACTIONS; i++) {
+            if (strcmp(key, actions[i]) != 0)
+                continue;
+            if (found) {
+                error_set(err, -EINVAL, "transform %zu has both '%s' and '%s'; make two of it", place, found,
+                          key);
+                return NULL;
+            }
+            known = true;
+            found = key;
+        }
+        if (!known) {
+            error_set(err, -EINVAL, "transform %zu: unknown field '%.100s'", place, key);
+            return NULL;
+        }
+    }
+    if (!found)
+        error_set(err, -EINVAL,
+                  "transform %zu says nothing to do; one of namespace, rename, host, storageClass, image, "
+                  "replicas, labels, annotations, patch",
+                  place);
+    return found;
+}
+
+static int check_target(const json_t *target, const char *action, size_t place, struct error *err)
+{
+    static const char *const fields[] = {"group", "kind", "name", "namespace"};
+    const char *key;
+    json_t *value;
+    if (target && !json_is_object(target))
+        return error_set(err, -EINVAL, "transform %zu: target must be an object", place);
+    json_object_foreach((json_t *)(uintptr_t)target, key, value)
+    {
+        bool good = strcmp(key, "labels") == 0 && json_is_object(value);
+        for (size_t i = 0; i < 4; i++)
+            good = good || (strcmp(key, fields[i]) == 0 && json_is_string(value));
+        if (!good)
+            return error_set(err, -EINVAL, "transform %zu: target.%.100s is not known, or not a text", place,
+                             key);
+    }
+    if (strcmp(action, "rename") == 0 && !objects_text(target, "kind")[0])
+        return error_set(err, -EINVAL, "transform %zu: rename needs target.kind", place);
+    if (strcmp(action, "patch") == 0 && !objects_text(target, "kind")[0] && !objects_text(target, "name")[0])
+        return error_set(err, -EINVAL, "transform %zu: patch needs target.kind or target.name", place);
+    if (strcmp(action, "namespace") == 0 && target)
+        return error_set(err, -EINVAL, "transform %zu: namespace is of all objects and takes no target",
+                         place);
+    return 0;
+}
+
+static int check_pair(const json_t *pair, const char *action, size_t place, struct error *err)
+{
+    const char *from = objects_text(pair, "from"), *to = objects_text(pair, "to");
+    if (!from[0] || !to[0] || json_object_size(pair) != 2)
+        return error_set(err, -EINVAL, "transform %zu: %s needs from and to", place, action);
+    if (strcmp(from, to) == 0)
+        return error_set(err, -EINVAL, "transform %zu: %s from '%s' to itself", place, action, from);
+    if (strlen(from) > 253 || strlen(to) > 253)
+        return error_set(err, -EINVAL, "transform %zu: %s is longer than 253 characters", place, action);
+    if (strcmp(action, "namespace") == 0 &&
+        (strlen(to) > 63 || strspn(to, "abcdefghijklmnopqrstuvwxyz0123456789-") != strlen(to)))
+        return error_set(err, -EINVAL, "transform %zu: '%s' is no name of a namespace", place, to);
+    if (strcmp(action, "rename") == 0 && strspn(to, "abcdefghijklmnopqrstuvwxyz0123456789-.") != strlen(to))
+        return error_set(err, -EINVAL, "transform %zu: '%s' is no name of an object", place, to);
+    return 0;
+}
+
+static int check_map_change(const json_t *change, const char *action, size_t place, struct error *err)
+{
+    const json_t *set = json_object_get(change, "set"), *remove = json_object_get(change, "remove");
+    const char *key;
+    json_t *value;
+    size_t i;
+    bool good = json_is_object(change) && (set || remove) && (!set || json_is_object(set)) &&
+                (!remove || json_is_array(remove)) &&
+                json_object_size(change) == (size_t) !!set + (size_t) !!remove;
+    json_object_foreach((json_t *)(uintptr_t)set, key, value) good = good && json_is_string(value);
+    json_array_foreach(remove, i, value) good = good && json_is_string(value);
+    return good ? 0
+                : error_set(err, -EINVAL,
+                            "transform %zu: %s has set (a map of texts), remove (a list of keys), or both",
+                            place, action);
+}
+
+static int check_one(const json_t *transform, size_t place, struct error *err)
+{
+    const char *action = json_is_object(transform) ? action_of(transform, place, err) : NULL;
+    if (!json_is_object(transform))
+        return error_set(err, -EINVAL, "transform %zu is not an object", place);
+    if (!action)
+        return err->code;
+    const json_t *value = json_object_get(transform, action);
+    int r = check_target(json_object_get(transform, "target"), action, place, err);
+    if (r < 0)
+        return r;
+    if (strcmp(action, "replicas") == 0)
+        return json_is_integer(value) && json_integer_value(value) >= 0 && json_integer_value(value) <= 10000
+                   ? 0
+                   : error_set(err, -EINVAL, "transform %zu: replicas must be a number from 0 to 10000",
+                               place);
+    if (strcmp(action, "labels") == 0 || strcmp(action, "annotations") == 0)
+        return check_map_change(value, action, place, err);
+    if (strcmp(action, "patch") == 0) {
+        r = json_patch_check(value, err);
+        return r < 0 ? (error_context(err, "transform %zu", place), r) : 0;
+    }
+    return check_pair(value, action, place, err);
+}
+
+int transforms_check(const json_t *transforms, struct error *err)
+{
+    size_t i;
+    json_t *transform;
+    if (!transforms)
+        return 0;
+    if (!json_is_array(transforms))
+        return error_set(err, -EINVAL, "transforms must be a list");
+    if (json_array_size(transforms) > TRANSFORMS_MAX)
+        return error_set(err, -EINVAL, "more than %u transforms", TRANSFORMS_MAX);
+    json_array_foreach(transforms, i, transform)
+    {
+        int r = check_one(transform, i, err);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+/* ---- what they do ---- */
+
+static bool is_target(const json_t *target, const json_t *object)
+{
+    struct object_id id;
+    struct error unused = ERROR_INIT;
+    const char *key;
+    json_t *value;
+    if (!target)
+        return true;
+    if (object_identify(object, &id, &unused) < 0)
+        return false;
+    const json_t *group = json_object_get(target, "group");
+    if (group && strcmp(json_string_value(group), id.group) != 0)
+        return false;
+    if (objects_text(target, "kind")[0] && strcmp(objects_text(target, "kind"), id.kind) != 0)
+        return false;
+    if (objects_text(target, "name")[0] && strcmp(objects_text(target, "name"), id.name) != 0)
+        return false;
+    if (objects_text(target, "namespace")[0] && strcmp(objects_text(target, "namespace"), id.namespace) != 0)
+        return false;
+    json_object_foreach(json_object_get(target, "labels"), key, value)
+    {
+        if (!json_equal(value, json_object_get(objects_at(object, "metadata/labels"), key)))
+            return false;
+    }
+    return true;
+}
+
+struct pair {
+    const char *from, *to;
+    long count;
+};
+
+static int replace_class(void *context, const struct reference *r)
+{
+    struct pair *p = context;
+    if (!r->key || strcmp(r->kind, "StorageClass") != 0 || strcmp(r->name, p->from) != 0)
+        return 0;
+    p->count++;
+    return json_object_set_new(r->holder, r->key, json_string(p->to)) < 0 ? -ENOMEM : 0;
+}
+
+static int replace_image(void *context, json_t *container, const char *path)
+{
+    struct pair *p = context;
+    const char *image = objects_text(container, "image");
+    size_t n = strlen(p->from);
+    (void)path;
+    if (strncmp(image, p->from, n) != 0 ||
+        !(strchr("/:@", p->from[n - 1]) || !image[n] || strchr("/:@", image[n])))
+        return 0;
+    _cleanup_free_ char *fresh = NULL;
+    if (asprintf(&fresh, "%s%s", p->to, image + n) < 0)
+        return -ENOMEM;
+    p->count++;
+    return json_object_set_new(container, "image", json_string(fresh)) < 0 ? -ENOMEM : 0;
+}
+
+static long apply_image(json_t *object, struct pair *p)
+{
+    static const char *const lists[] = {"containers[]", "initContainers[]", "ephemeralContainers[]"};
+    json_t *pod = objects_pod_spec(object);
+    int r = 0;
+    for (size_t i = 0; pod && i < 3 && r == 0; i++)
+        r = objects_walk(pod, lists[i], replace_image, p);
+    return r;
+}
+
+static long apply_replicas(json_t *object, const json_t *value)
+{
+    static const char *const kinds[] = {"Deployment", "StatefulSet", "ReplicaSet", "ReplicationController"};
+    json_t *spec = json_object_get(object, "spec");
+    bool scales = json_is_integer(json_object_get(spec, "replicas"));
+    for (size_t i = 0; i < 4; i++)
+        scales = scales || (json_is_object(spec) && strcmp(objects_text(object, "kind"), kinds[i]) == 0);
+    if (!scales)
+        return 0;
+    return json_object_set(spec, "replicas", (json_t *)(uintptr_t)value) < 0 ? -ENOMEM : 1;
+}
+
+static long apply_map_change(json_t *object, const char *which, const json_t *change)
+{
+    json_t *metadata = json_object_get(object, "metadata"), *map = json_object_get(metadata, which), *value;
+    long count = 0;
+    const char *key;
+    size_t i;
+    if (!json_is_object(map)) {
+        map = json_object();
+        if (json_object_set_new(metadata, which, map) < 0)
+            return -ENOMEM;
+    }
+    json_object_foreach(json_object_get(change, "set"), key, value)
+    {
+        if (json_object_set(map, key, value) < 0)
+            return -ENOMEM;
+        count++;
+    }
+    json_array_foreach(json_object_get(change, "remove"), i, value) count +=
+        json_object_del(map, json_string_value(value)) == 0;
+    if (json_object_size(map) == 0)
+        json_object_del(metadata, which);
+    return count;
+}
+
+static long apply_patch(json_t *objects, const char *name, const json_t *patch, struct error *err)
+{
+    json_t *object = json_object_get(objects, name), *patched = NULL;
+    struct object_id before, after;
+    int r = object_identify(object, &before, err);
+    if (r == 0)
+        r = json_patch_apply(object, patch, &patched, err);
+    if (r == 0) {
+        r = object_identify(patched, &after, err);
+        if (r == 0 &&
+            (strcmp(before.name, after.name) != 0 || strcmp(before.namespace, after.namespace) != 0 ||
+             strcmp(before.kind, after.kind) != 0 || strcmp(before.group, after.group) != 0))
+            r = error_set(err, -EINVAL,
+                          "a patch may not change kind, name or namespace; use rename or namespace");
+        if (r == 0 && json_object_set(objects, name, patched) < 0)
+            r = objects_no_memory(err);
+        json_decref(patched);
+    }
+    if (r < 0) {
+        error_context(err, "object %.300s", name);
+        return r;
+    }
+    return 1;
+}
+
+static long apply_to_object(json_t *objects, const char *name, const char *action, const json_t *value,
+                            struct error *err)
+{
+    json_t *object = json_object_get(objects, name);
+    struct pair pair = {objects_text(value, "from"), objects_text(value, "to"), 0};
+    long r = 0;
+    if (strcmp(action, "host") == 0)
+        return transform_host(object, pair.from, pair.to);
+    if (strcmp(action, "storageClass") == 0)
+        r = references_visit(object, replace_class, &pair);
+    else if (strcmp(action, "image") == 0)
+        r = apply_image(object, &pair);
+    else if (strcmp(action, "replicas") == 0)
+        return apply_replicas(object, value);
+    else if (strcmp(action, "patch") == 0)
+        return apply_patch(objects, name, value, err);
+    else
+        return apply_map_change(object, action, value);
+    return r < 0 ? r : pair.count;
+}
+
+static long apply_rename(json_t *objects, const json_t *target, const json_t *value)
+{
+    const char *from = objects_text(value, "from"), *to = objects_text(value, "to"), *name;
+    json_t *object;
+    long count = 0;
+    _cleanup_json_ json_t *done = json_object(); /* group and namespace, where each is renamed once */
+    json_object_foreach(objects, name, object)
+    {
+        struct object_id id;
+        struct error unused = ERROR_INIT;
+        char key[OBJECT_NAME_BYTES];
+        if (!is_target(target, object) || object_identify(object, &id, &unused) < 0 ||
+            strcmp(id.name, from) != 0)
+            continue;
+        snprintf(key, sizeof key, "%s|%s", id.group, id.namespace);
+        if (json_object_get(done, key))
+            continue;
+        json_object_set_new(done, key, json_true());
+        char group[128], kind[128], namespace[256];
+        snprintf(group, sizeof group, "%s", id.group);
+        snprintf(kind, sizeof kind, "%s", id.kind);
+        snprintf(namespace, sizeof namespace, "%s", id.namespace);
+        long n = transform_rename(objects, group, kind, namespace, from, to);
+        if (n < 0)
+            return n;
+        count += n;
+    }
+    return count;
+}
+
+static long apply_one(json_t *objects, const json_t *transform, const char *action, struct error *err)
+{
+    const json_t *target = json_object_get(transform, "target"), *value = json_object_get(transform, action);
+    if (strcmp(action, "namespace") == 0)
+        return transform_namespace(objects, objects_text(value, "from"), objects_text(value, "to"));
+    if (strcmp(action, "rename") == 0)
+        return apply_rename(objects, target, value);
+    _cleanup_json_ json_t *names = objects_sorted_names(objects);
+    long count = 0;
+    size_t i;
+    json_t *name;
+    if (!names)
+        return -ENOMEM;
+    json_array_foreach(names, i, name)
+    {
+        const char *text = json_string_value(name);
+        if (!is_target(target, json_object_get(objects, text)))
+            continue;
+        long n = apply_to_object(objects, text, action, value, err);
+        if (n < 0)
+            return n;
+        count += n;
+    }
+    return count;
+}
+
+/* The set by the names that the objects have now. */
+static int collect(json_t *objects, json_t **ret_set, json_t **ret_names, struct error *err)
+{
+    _cleanup_json_ json_t *set = json_object(), *names = json_object();
+    const char *before;
+    json_t *object;
+    if (!set || !names)
+        return objects_no_memory(err);
+    json_object_foreach(objects, before, object)
+    {
+        struct object_id id;
+        char name[OBJECT_NAME_BYTES];
+        int r = object_identify(object, &id, err);
+        if (r == 0)
+            r = object_journal_name(&id, name, err);
+        if (r < 0) {
+            error_context(err, "after the transforms, %.300s", before);
+            return r;
+        }
+        if (json_object_get(set, name))
+            return error_set(err, -EEXIST, "after the transforms two objects are called %s", name);
+        if (json_object_set(set, name, object) < 0 ||
+            json_object_set_new(names, before, json_string(name)) < 0)
+            return objects_no_memory(err);
+    }
+    *ret_set = take_ptr(set);
+    if (ret_names)
+        *ret_names = take_ptr(names);
+    return 0;
+}
+
+int transforms_apply(const json_t *set, const json_t *transforms, json_t **ret_set, json_t **ret_names,
+                     struct error *err)
+{
+    int r = transforms_check(transforms, err);
+    if (r < 0)
+        return r;
+    _cleanup_json_ json_t *objects = json_deep_copy(set);
+    size_t i;
+    json_t *transform;
+    if (!objects)
+        return objects_no_memory(err);
+    json_array_foreach(transforms, i, transform)
+    {
+        const char *action = action_of(transform, i, err);
+        if (!action)
+            return err->code;
+        *err = ERROR_INIT;
+        long n = apply_one(objects, transform, action, err);
+        if (n < 0) {
+            if (!err->code)
+                return error_set(err, (int)n, "transform %zu (%s): %s", i, action, strerror((int)-n));
+            error_context(err, "transform %zu (%s)", i, action);
+            return (int)n;
+        }
+        _cleanup_free_ char *text = n == 0 ? json_dumps(transform, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
+        if (n == 0)
+            return error_set(err, -ENOENT,
+                             "transform %zu matches nothing in the application at this point: %.300s; "
+                             "correct it or leave it out",
+                             i, text ? text : action);
+    }
+    return collect(objects, ret_set, ret_names, err);
+}

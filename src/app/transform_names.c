@@ -1,0 +1,370 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* New names for namespaces, objects and hosts, wherever others know them by the old ones. */
+#include <ctype.h>
+#include <errno.h>
+#include <stdio.h>
+
+#include "app/references.h"
+#include "app/transform_internal.h"
+
+static bool of_name(char c)
+{
+    return isalnum((unsigned char)c) || c == '-' || c == '_';
+}
+
+static bool stands_alone(const char *text, const char *at, size_t length, bool tail)
+{
+    char after = at[length];
+    if (at > text && (of_name(at[-1]) || at[-1] == '.'))
+        return false;
+    if (of_name(after))
+        return false;
+    return tail || after != '.' || !of_name(at[length + 1]);
+}
+
+long transform_replace_name(const char *text, const char *from, const char *to, bool tail, char **ret)
+{
+    size_t length = strlen(from), size;
+    long count = 0;
+    FILE *out = NULL;
+    *ret = NULL;
+    if (!length)
+        return 0;
+    const char *done = text;
+    for (const char *at = strstr(text, from); at; at = strstr(at + 1, from)) {
+        if (at < done || !stands_alone(text, at, length, tail))
+            continue;
+        if (!out)
+            out = open_memstream(ret, &size);
+        if (!out)
+            return -ENOMEM;
+        fprintf(out, "%.*s%s", (int)(at - done), done, to);
+        done = at + length;
+        count++;
+    }
+    if (out) {
+        fputs(done, out);
+        if (fclose(out) != 0) {
+            free(*ret);
+            *ret = NULL;
+            return -ENOMEM;
+        }
+    }
+    return count;
+}
+
+/* Names to be replaced in every text of an object. */
+struct rewriting {
+    const char *from, *to;
+    bool tail;                   /* a '.' may follow */
+    const char *services_of;     /* of a namespace: NAME.from, too, for these services */
+    const json_t *service_names; /* {name: true} */
+    bool secret;
+    long count;
+};
+
+static bool key_ends_with_namespace(const char *key)
+{
+    size_t n = key ? strlen(key) : 0;
+    return n >= 9 && strcasecmp(key + n - 9, "namespace") == 0;
+}
+
+/* ".shop.svc" behind any name -> ".test.svc". */
+static long rewrite_service_domains(const struct rewriting *w, const char *text, char **ret)
+{
+    char from[300];
+    size_t length = (size_t)snprintf(from, sizeof from, ".%s.svc", w->services_of), size;
+    long count = 0;
+    FILE *out = NULL;
+    const char *done = text;
+    for (const char *at = strstr(text, from); at; at = strstr(at + 1, from)) {
+        if (at == text || !of_name(at[-1]) || of_name(at[length]))
+            continue;
+        if (!out && !(out = open_memstream(ret, &size)))
+            return -ENOMEM;
+        fprintf(out, "%.*s.%s.svc", (int)(at - done), done, w->to);
+        done = at + length;
+        count++;
+    }
+    if (out)
+        fputs(done, out);
+    return out && fclose(out) != 0 ? -ENOMEM : count;
+}
+
+/* And "db.shop" for each service db of the namespace. */
+static long rewrite_namespace_text(const struct rewriting *w, const char *text, char **ret)
+{
+    const char *name;
+    json_t *unused;
+    _cleanup_free_ char *now = NULL;
+    long count = rewrite_service_domains(w, text, &now);
+    json_object_foreach((json_t *)(uintptr_t)w->service_names, name, unused)
+    {
+        char from[600], to[600], *next = NULL;
+        snprintf(from, sizeof from, "%s.%s", name, w->services_of);
+        snprintf(to, sizeof to, "%s.%s", name, w->to);
+        if (count < 0 || !strstr(now ? now : text, from))
+            continue;
+        long n = transform_replace_name(now ? now : text, from, to, true, &next);
+        if (n > 0) {
+            free(now);
+            now = next;
+        }
+        count = n < 0 ? n : count + n;
+    }
+    if (count > 0)
+        *ret = take_ptr(now);
+    return count;
+}
+
+/* Text of one value, whether it stands there plainly or in base64. */
+static long rewrite_text(const struct rewriting *w, const char *key, const char *text, char **ret)
+{
+    *ret = NULL;
+    if (!w->services_of)
+        return transform_replace_name(text, w->from, w->to, w->tail, ret);
+    bool whole = strcmp(text, w->services_of) == 0;
+    if (whole && (key_ends_with_namespace(key) || (key && strcmp(key, "kubernetes.io/metadata.name") == 0))) {
+        *ret = strdup(w->to);
+        return *ret ? 1 : -ENOMEM;
+    }
+    size_t n = strlen(w->services_of);
+    if (key && objects_has_prefix(key, "cert-manager.io/inject-ca-from") &&
+        strncmp(text, w->services_of, n) == 0 && text[n] == '/')
+        return asprintf(ret, "%s%s", w->to, text + n) < 0 ? -ENOMEM : 1;
+    return rewrite_namespace_text(w, text, ret);
+}
+
+static int rewrite_leaf(void *context, const struct objects_leaf *leaf)
+{
+    struct rewriting *w = context;
+    _cleanup_free_ char *plain = NULL, *changed = NULL, *encoded = NULL;
+    const char *text = leaf->text;
+    size_t length;
+    if (strcmp(leaf->path, "apiVersion") == 0 || strcmp(leaf->path, "kind") == 0 ||
+        strcmp(leaf->path, "metadata.name") == 0 || strcmp(leaf->path, "metadata.namespace") == 0)
+        return 0;
+    bool sealed = w->secret && objects_has_prefix(leaf->path, "data.");
+    if (sealed) {
+        plain = objects_base64_decode(text, &length);
+        if (!plain || strlen(plain) != length)
+            return 0; /* bytes */
+        text = plain;
+    }
+    long n = rewrite_text(w, leaf->key, text, &changed);
+    if (n <= 0)
+        return (int)n;
+    w->count += n;
+    if (sealed) {
+        encoded = objects_base64_encode(changed, strlen(changed));
+        return encoded ? objects_leaf_set(leaf, encoded) : -ENOMEM;
+    }
+    return objects_leaf_set(leaf, changed);
+}
+
+static int rewrite(json_t *object, struct rewriting *w)
+{
+    w->secret = object_is_secret(object);
+    return objects_leaves(object, rewrite_leaf, w);
+}
+
+long transform_host(json_t *object, const char *from, const char *to)
+{
+    struct rewriting w = {.from = from, .to = to};
+    int r = rewrite(object, &w);
+    return r < 0 ? r : w.count;
+}
+
+/* ---- references ---- */
+
+struct renaming {
+    const char *group, *kind, *namespace; /* NULL kind: a namespace is renamed */
+    const char *from, *to;
+    long count;
+};
+
+static int rename_reference(void *context, const struct reference *r)
+{
+    struct renaming *n = context;
+    const char *key = NULL;
+    if (!r->key || !r->holder)
+        return 0;
+    if (!n->kind) { /* a namespace */
+        if (r->namespace_key && strcmp(r->namespace, n->from) == 0)
+            key = r->namespace_key;
+        else if (strcmp(r->kind, "Namespace") == 0 && strcmp(r->name, n->from) == 0)
+            key = r->key;
+    } else if (strcmp(r->kind, n->kind) == 0 && strcmp(r->group, n->group) == 0 &&
+               strcmp(r->name, n->from) == 0 &&
+               (!n->namespace[0] || strcmp(r->namespace, n->namespace) == 0)) {
+        key = r->key;
+    }
+    if (!key)
+        return 0;
+    n->count++;
+    return json_object_set_new(r->holder, key, json_string(n->to)) < 0 ? -ENOMEM : 0;
+}
+
+static json_t *services_in(const json_t *objects, const char *namespace)
+{
+    _cleanup_json_ json_t *names = json_object();
+    const char *name;
+    json_t *object;
+    json_object_foreach((json_t *)(uintptr_t)objects, name, object)
+    {
+        if (strcmp(objects_text(object, "kind"), "Service") != 0 ||
+            strcmp(objects_text(object, "apiVersion"), "v1") != 0 ||
+            strcmp(objects_text_at(object, "metadata/namespace"), namespace) != 0)
+            continue;
+        if (json_object_set_new(names, objects_text_at(object, "metadata/name"), json_true()) < 0)
+            return NULL;
+    }
+    return take_ptr(names);
+}
+
+static int rename_namespace_of(json_t *object, const char *from, const char *to, long *count)
+{
+    json_t *metadata = json_object_get(object, "metadata");
+    const char *key = NULL;
+    if (strcmp(objects_text(metadata, "namespace"), from) == 0)
+        key = "namespace";
+    else if (strcmp(objects_text(object, "kind"), "Namespace") == 0 &&
+             strcmp(objects_text(metadata, "name"), from) == 0)
+        key = "name";
+    if (!key)
+        return 0;
+    (*count)++;
+    return json_object_set_new(metadata, key, json_string(to)) < 0 ? -ENOMEM : 0;
+}
+
+long transform_namespace(json_t *objects, const char *from, const char *to)
+{
+    _cleanup_json_ json_t *services = services_in(objects, from);
+    struct renaming n = {.from = from, .to = to};
+    struct rewriting w = {.from = from, .to = to, .services_of = from, .service_names = services};
+    const char *name;
+    json_t *object;
+    long count = 0;
+    int r = services ? 0 : -ENOMEM;
+    json_object_foreach(objects, name, object)
+    {
+        if (r == 0)
+            r = references_visit(object, rename_reference, &n);
+        if (r == 0)
+            r = rewrite(object, &w);
+        if (r == 0)
+            r = rename_namespace_of(object, from, to, &count);
+    }
+    return r < 0 ? r : count + n.count + w.count;
+}
+
+/* Pods' claims of a StatefulSet are called TEMPLATE-SET-ORDINAL: they follow its name. */
+static long rename_claims(json_t *objects, json_t *set, const char *from, const char *to)
+{
+    const char *namespace = objects_text_at(set, "metadata/namespace");
+    _cleanup_json_ json_t *renames = json_object();
+    const char *name, *old;
+    json_t *claim, *new, *template;
+    size_t i;
+    long count = 0;
+    json_object_foreach(objects, name, claim)
+    {
+        if (strcmp(objects_text(claim, "kind"), "PersistentVolumeClaim") != 0 ||
+            strcmp(objects_text_at(claim, "metadata/namespace"), namespace) != 0)
+            continue;
+        const char *claim_name = objects_text_at(claim, "metadata/name");
+        json_array_foreach(objects_at(set, "spec/volumeClaimTemplates"), i, template)
+        {
+            char prefix[512], fresh[512];
+            snprintf(prefix, sizeof prefix, "%s-%s-", objects_text_at(template, "metadata/name"), from);
+            const char *ordinal = claim_name + strlen(prefix);
+            if (!objects_has_prefix(claim_name, prefix) || !*ordinal ||
+                strspn(ordinal, "0123456789") != strlen(ordinal))
+                continue;
+            snprintf(fresh, sizeof fresh, "%s-%s-%s", objects_text_at(template, "metadata/name"), to,
+                     ordinal);
+            if (json_object_set_new(renames, claim_name, json_string(fresh)) < 0)
+                return -ENOMEM;
+            break;
+        }
+    }
+    json_object_foreach(renames, old, new)
+    {
+        long n =
+            transform_rename(objects, "", "PersistentVolumeClaim", namespace, old, json_string_value(new));
+        if (n < 0)
+            return n;
+        count += n;
+    }
+    return count;
+}
+
+/* Names by which a renamed service is spoken to: NAME.NS... anywhere, and the short one behind "://" or as
+ * the whole value. */
+static long rename_service_texts(json_t *objects, const char *namespace, const char *from, const char *to)
+{
+    char long_from[600], long_to[600], url_from[300], url_to[300];
+    const char *name;
+    json_t *object;
+    long count = 0;
+    snprintf(long_from, sizeof long_from, "%s.%s", from, namespace);
+    snprintf(long_to, sizeof long_to, "%s.%s", to, namespace);
+    snprintf(url_from, sizeof url_from, "://%s", from);
+    snprintf(url_to, sizeof url_to, "://%s", to);
+    json_object_foreach(objects, name, object)
+    {
+        struct rewriting w = {.from = long_from, .to = long_to, .tail = true};
+        int r = rewrite(object, &w);
+        count += w.count;
+        if (r == 0 && strcmp(objects_text_at(object, "metadata/namespace"), namespace) == 0) {
+            /* stands_alone looks at what is before ':', which is a letter of the scheme: replace by the
+             * longer text */
+            static const char *const schemes[] = {"http",     "https",      "tcp",   "redis",
+                                                  "postgres", "postgresql", "mysql", "amqp",
+                                                  "mongodb",  "nats",       "grpc"};
+            for (size_t i = 0; i < sizeof schemes / sizeof *schemes && r == 0; i++) {
+                char scheme_from[340], scheme_to[340];
+                snprintf(scheme_from, sizeof scheme_from, "%s%s", schemes[i], url_from);
+                snprintf(scheme_to, sizeof scheme_to, "%s%s", schemes[i], url_to);
+                struct rewriting u = {.from = scheme_from, .to = scheme_to};
+                r = rewrite(object, &u);
+                count += u.count;
+            }
+        }
+        if (r < 0)
+            return r;
+    }
+    return count;
+}
+
+long transform_rename(json_t *objects, const char *group, const char *kind, const char *namespace,
+                      const char *from, const char *to)
+{
+    struct renaming n = {.group = group, .kind = kind, .namespace = namespace, .from = from, .to = to};
+    const char *name;
+    json_t *object;
+    long count = 0;
+    int r = 0;
+    json_object_foreach(objects, name, object)
+    {
+        struct object_id id;
+        struct error unused = ERROR_INIT;
+        if (r == 0)
+            r = references_visit(object, rename_reference, &n);
+        if (r < 0 || object_identify(object, &id, &unused) < 0 || strcmp(id.group, group) != 0 ||
+            strcmp(id.kind, kind) != 0 || strcmp(id.name, from) != 0 ||
+            (namespace[0] && strcmp(id.namespace, namespace) != 0))
+            continue;
+        count++;
+        long below = 0;
+        if (strcmp(kind, "StatefulSet") == 0)
+            below = rename_claims(objects, object, from, to);
+        else if (strcmp(kind, "Service") == 0 && !group[0])
+            below = rename_service_texts(objects, id.namespace, from, to);
+        if (below < 0)
+            return below;
+        if (json_object_set_new(json_object_get(object, "metadata"), "name", json_string(to)) < 0)
+            r = -ENOMEM;
+    }
+    return r < 0 ? r : count ? count + n.count : 0;
+}

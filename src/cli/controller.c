@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/thread.h"
+#include "cli/cli_internal.h"
+#include "controller/controller.h"
+#include "csi/cluster.h"
+
+#define NODES_MAX 16u
+
+/* The reconcilers, in a thread of their own. */
+struct reconcilers {
+    struct controller_options options; /* with a client of their own */
+    atomic_bool stop;
+    pthread_t thread;
+    bool running;
+    struct error err; /* why they ended */
+};
+
+struct service {
+    struct cli *cli;
+    struct log log;
+    char state[CLI_PATH_BYTES], csi_socket[CLI_PATH_BYTES], records[CLI_PATH_BYTES + 16];
+    const char *nodes[NODES_MAX + 1]; /* ends with NULL */
+    struct csi_cluster cluster;
+    struct reconcilers reconcilers;
+    struct csi_controller *csi;
+};
+
+static void *reconcile(void *context)
+{
+    struct reconcilers *r = context;
+    if (controller_run(&r->options, &r->err) < 0)
+        kill(getpid(), SIGTERM); /* the process ends, and tells why */
+    return NULL;
+}
+
+static void block_signals(sigset_t *ret)
+{
+    sigemptyset(ret);
+    sigaddset(ret, SIGTERM);
+    sigaddset(ret, SIGINT);
+    sigprocmask(SIG_BLOCK, ret, NULL);
+    signal(SIGPIPE, SIG_IGN);
+}
+
+static int open_client(const struct service *s, struct kube_client **ret, struct error *err)
+{
+    const struct kube_options options = {.kubeconfig = cli_options_value(s->cli, "kubeconfig", NULL),
+                                         .log = &s->log};
+    return kube_open(&options, ret, err);
+}
+
+/* With a cluster: --kubeconfig, or in a pod. */
+static int connect_cluster(struct service *s, struct error *err)
+{
+    if (!cli_options_value(s->cli, "kubeconfig", NULL) && !getenv("KUBERNETES_SERVICE_HOST"))
+        return 0;
+    s->cluster.namespace = cli_options_value(s->cli, "namespace", CONTROLLER_NAMESPACE);
+    return open_client(s, &s->cluster.client, err);
+}
+
+static int start_csi(struct service *s, struct error *err)
+{
+    bool cluster = s->cluster.client != NULL;
+    for (size_t i = 0; i < NODES_MAX; i++)
+        s->nodes[i] = cli_options_nth(s->cli, "node", i);
+    snprintf(s->records, sizeof s->records, "%s/volumes", s->state);
+    const struct csi_controller_options options = {
+        .socket_path = s->csi_socket,
+        .records = cluster ? &csi_records_kube : &csi_records_directory,
+        .records_context = cluster ? (void *)&s->cluster : s->records,
+        .cluster = cluster ? &csi_cluster_kube : NULL,
+        .cluster_context = &s->cluster,
+        .nodes = s->nodes[0] ? s->nodes : NULL,
+        .log = &s->log,
+    };
+    return csi_controller_start(&options, &s->csi, err);
+}
+
+static int start_reconcilers(struct service *s, struct error *err)
+{
+    struct reconcilers *r = &s->reconcilers;
+    if (!s->cluster.client)
+        return 0;
+    r->options = (struct controller_options){
+        .state = s->state, .namespace = s->cluster.namespace, .log = &s->log, .stop = &r->stop};
+    /* Theirs is interrupted when they cease to be the leader: calls of CSI go on then. */
+    int result = open_client(s, &r->options.client, err);
+    if (result < 0)
+        return result;
+    result = thread_start(&r->thread, "controller", reconcile, r, err);
+    r->running = result == 0;
+    return result;
+}
+
+static void stop_reconcilers(struct service *s)
+{
+    struct reconcilers *r = &s->reconcilers;
+    atomic_store(&r->stop, true);
+    if (s->cluster.client)
+        kube_interrupt(s->cluster.client, true);
+    if (r->options.client)
+        kube_interrupt(r->options.client, true);
+    if (r->running)
+        pthread_join(r->thread, NULL);
+    kube_close(r->options.client);
+}
+
+static int serve(struct service *s, const sigset_t *stop, struct error *err)
+{
+    int number = 0;
+    int r = connect_cluster(s, err);
+    if (r == 0)
+        r = start_csi(s, err);
+    if (r == 0)
+        r = start_reconcilers(s, err);
+    if (r == 0) {
+        cli_service_notify("READY=1");
+        cli_output_note(s->cli, "controller: CSI answers on %s", s->csi_socket);
+        sigwait(stop, &number);
+        log_info(&s->log, "%s: stopping", strsignal(number));
+    }
+    stop_reconcilers(s);
+    if (!csi_controller_stop(s->csi))
+        _exit(CLI_EXIT_FAILED); /* a call is stuck: nothing can be freed under it */
+    kube_close(s->cluster.client);
+    if (r == 0 && s->reconcilers.err.code) {
+        *err = s->reconcilers.err;
+        r = err->code;
+    }
+    return r;
+}
+
+static enum cli_exit run(struct cli *cli)
+{
+    struct error err = ERROR_INIT;
+    sigset_t stop;
+    struct service service = {
+        .cli = cli, .log = {.fd = STDERR_FILENO, .level = cli_service_level(cli), .name = "controller"}};
+    block_signals(&stop);
+    int r = cli_options_absolute(cli->state_directory, service.state, &err);
+    if (r == 0)
+        r = cli_options_absolute(cli_options_value(cli, "csi-socket", ""), service.csi_socket, &err);
+    if (r == 0)
+        r = serve(&service, &stop, &err);
+    return r < 0 ? cli_output_fail(cli, CLI_EXIT_FAILED, NULL, "controller: %s", err.message) : CLI_EXIT_OK;
+}
+
+const struct cli_command cli_controller = {
+    .name = "controller",
+    .summary = "in a cluster: the CSI controller service and the reconcilers",
+    .description = "Runs in the foreground: creates, attaches, grows and deletes volumes (CSI driver\n"
+                   "csi.tidemark.io, services Identity and Controller) for the sidecars\n"
+                   "external-provisioner, external-attacher and external-resizer; and, as the leader\n"
+                   "by Lease, reconciles what is protected and journals its objects below the state\n"
+                   "directory. In a pod, or with --kubeconfig, the records of volumes are ConfigMaps of\n"
+                   "its namespace; without a cluster they are files in volumes/ below the state\n"
+                   "directory, and there are no reconcilers. SIGTERM ends it.",
+    .options =
+        (const struct cli_option[]){
+            {"csi-socket", 0, CLI_KIND_FILE, "PATH", .help = "socket for the sidecars", .required = true},
+            {"kubeconfig", 0, CLI_KIND_FILE, "FILE",
+             .help = "how to reach the cluster (default: as a pod in it)"},
+            {"namespace", 0, CLI_KIND_TEXT, "NAME",
+             .help = "the driver's namespace (default tidemark-system)"},
+            {"node", 0, CLI_KIND_TEXT, "NAME", .help = "without a cluster: a node there is (default: any)",
+             .repeat = true},
+            {"log-level", 0, CLI_KIND_LEVEL, "LEVEL",
+             .help = "error, warning, info (default) or debug, to stderr"},
+            {0},
+        },
+    .examples =
+        (const char *const[]){
+            "tidemark controller --csi-socket /csi/csi.sock --state /var/lib/tidemark-controller", NULL},
+    .run = run,
+};

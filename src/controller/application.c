@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A ProtectedApplication: its objects are captured, and its status says what is protected and what not. */
+#include <errno.h>
+#include <string.h>
+
+#include "app/findings.h"
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "controller/controller_internal.h"
+#include "lib/json.h"
+
+struct application {
+    struct controller *c;
+    const json_t *papp;
+    const char *namespace, *name, *group;
+    json_t *conditions, *volumes, *findings;
+    size_t captured, pods, objects;
+    bool paused;
+};
+
+static const json_t *old_condition(const struct application *a, const char *type)
+{
+    size_t i;
+    json_t *condition;
+    json_array_foreach(json_object_get(json_object_get(a->papp, "status"), "conditions"), i, condition)
+    {
+        const char *text = json_string_value(json_object_get(condition, "type"));
+        if (text && strcmp(text, type) == 0)
+            return condition;
+    }
+    return NULL;
+}
+
+/* The time stays while the status does; a change is an event. */
+static void set_condition(struct application *a, const char *type, bool is, const char *reason,
+                          const char *format, ...) __attribute__((format(printf, 5, 6)));
+static void set_condition(struct application *a, const char *type, bool is, const char *reason,
+                          const char *format, ...)
+{
+    char message[900], now[CLOCK_TEXT_BYTES];
+    const json_t *old = old_condition(a, type);
+    const char *old_status = json_string_value(json_object_get(old, "status"));
+    const char *old_time = json_string_value(json_object_get(old, "lastTransitionTime")),
+               *status = is ? "True" : "False";
+    bool same = old_status && old_time && strcmp(old_status, status) == 0;
+    va_list list;
+    va_start(list, format);
+    vsnprintf(message, sizeof message, format, list);
+    va_end(list);
+    clock_format_rfc3339(clock_realtime_ns(clock_system()), now);
+    memcpy(now + 19, "Z", 2); /* metav1.Time has whole seconds */
+    json_array_append_new(a->conditions,
+                          json_pack("{s:s, s:s, s:s, s:s, s:s, s:O?}", "type", type, "status", status,
+                                    "reason", reason, "message", message, "lastTransitionTime",
+                                    same ? old_time : now, "observedGeneration",
+                                    json_object_get(json_object_get(a->papp, "metadata"), "generation")));
+    if (!same)
+        event_record(a->c, a->papp, is ? "Normal" : "Warning", reason, message);
+}
+
+static void judge_volumes(struct application *a)
+{
+    char names[500] = "";
+    size_t i, length = 0, total = json_array_size(a->volumes);
+    json_t *volume;
+    json_array_foreach(a->volumes, i, volume)
+    {
+        if (json_is_true(json_object_get(volume, "captured"))) {
+            a->captured++;
+        } else if (length < sizeof names) {
+            length += (size_t)snprintf(names + length, sizeof names - length, "%s%s (%s)", length ? ", " : "",
+                                       json_string_value(json_object_get(volume, "claim")),
+                                       json_string_value(json_object_get(volume, "reason")));
+        }
+    }
+    if (total == 0)
+        set_condition(a, "Protected", true, "NoVolumes", "it has no volumes; its objects are journaled");
+    else if (a->captured == total)
+        set_condition(a, "Protected", true, "AllVolumesCaptured",
+                      "every write to its %zu volumes is journaled", total);
+    else
+        set_condition(a, "Protected", false, "VolumesNotCaptured",
+                      "%zu of %zu volumes are not captured: %s; status.volumes says why and what to do",
+                      total - a->captured, total, names);
+    if (a->pods > 1 && a->captured > 1)
+        set_condition(a, "Ordered", false, "SpansStreams",
+                      "%zu pods write to its volumes: writes are in one order in each pod, not across them",
+                      a->pods);
+    else
+        set_condition(a, "Ordered", true, "OneStream", "all its writes are in one order");
+}
+
+static bool collect_others(void *context, json_t *papp)
+{
+    json_array_append(context, papp);
+    return true;
+}
+
+/* Two applications must not both own a volume. Writes which into `text`. */
+static int find_conflict(struct application *a, char *text, size_t size, struct error *err)
+{
+    _cleanup_json_ json_t *papps = json_array();
+    size_t i, j, k;
+    json_t *other, *theirs, *ours;
+    text[0] = '\0';
+    kube_informer_each(a->c->applications, a->namespace, collect_others, papps);
+    json_array_foreach(papps, i, other)
+    {
+        _cleanup_json_ json_t *volumes = NULL;
+        size_t pods;
+        if (strcmp(kube_object_name(other), a->name) == 0)
+            continue;
+        int r = volumes_of(a->c, a->namespace, application_group(other), &volumes, &pods, err);
+        if (r < 0)
+            return r;
+        json_array_foreach(volumes, j, theirs)
+            json_array_foreach(a->volumes, k, ours) if (!*text && json_equal(json_object_get(theirs, "claim"),
+                                                                             json_object_get(ours, "claim")))
+                snprintf(text, size,
+                         "the volume %s belongs to %s too: give it to one of them by the label or "
+                         "annotation " ANNOTATION_APPLICATION ", or delete one",
+                         json_string_value(json_object_get(ours, "claim")), kube_object_name(other));
+    }
+    return 0;
+}
+
+/* State outside the cluster that its objects point to. */
+static int find_outside(struct application *a, struct error *err)
+{
+    _cleanup_json_ json_t *set = NULL, *found = NULL;
+    const struct point latest = {.kind = POINT_LATEST};
+    int r = object_store_read(a->c->store, a->namespace, a->name, &latest, &set, NULL, err);
+    if (r < 0 || (r = findings_of_set(set, &found, err)) < 0)
+        return r;
+    a->objects = json_object_size(set);
+    a->findings = json_incref(json_object_get(found, "findings"));
+    return 0;
+}
+
+static int write_status(struct application *a, struct error *err)
+{
+    const json_t *old = json_object_get(a->papp, "status");
+    _cleanup_json_ json_t *status =
+        json_pack("{s:O?, s:O, s:{s:I}, s:O, s:I, s:I, s:O?}", "observedGeneration",
+                  json_object_get(json_object_get(a->papp, "metadata"), "generation"), "conditions",
+                  a->conditions, "objects", "count", (json_int_t)a->objects, "volumes", a->volumes,
+                  "volumesTotal", (json_int_t)json_array_size(a->volumes), "volumesCaptured",
+                  (json_int_t)a->captured, "findings", a->findings);
+    if (!status)
+        return error_errno(err, -ENOMEM, "%s/%s", a->namespace, a->name);
+    if (!a->findings) { /* not known now: as it was */
+        json_t *before = json_object_get(old, "findings");
+        json_object_del(status, "findings");
+        if (before)
+            json_object_set(status, "findings", before);
+    }
+    if (old && json_equal(old, status))
+        return 0;
+    _cleanup_json_ json_t *papp =
+        json_pack("{s:s, s:s, s:{s:s, s:s}, s:O}", "apiVersion", API_VERSION, "kind", "ProtectedApplication",
+                  "metadata", "name", a->name, "namespace", a->namespace, "status", status);
+    const struct kube_target target = {.resource = &controller_applications,
+                                       .namespace = a->namespace,
+                                       .name = a->name,
+                                       .subresource = "status",
+                                       .field_manager = FIELD_MANAGER};
+    int r = papp ? kube_apply(a->c->client, &target, papp, true, NULL, err)
+                 : error_errno(err, -ENOMEM, "%s/%s", a->namespace, a->name);
+    return r == -ENOENT ? 0 : r; /* deleted meanwhile */
+}
+
+static void judge_ready(struct application *a, const struct error *capture_error, const char *conflict)
+{
+    const char *policy = json_string_value(
+        json_object_get(json_object_get(json_object_get(a->papp, "spec"), "policyRef"), "name"));
+    policy = policy ? policy : "default";
+    _cleanup_json_ json_t *found = kube_informer_get(a->c->policies, NULL, policy);
+    if (a->paused)
+        set_condition(a, "ObjectsCaptured", false, "Paused",
+                      "spec.paused is true: changes of its objects are not journaled");
+    else if (capture_error->code)
+        set_condition(a, "ObjectsCaptured", false, "JournalFailed", "its objects cannot be journaled: %s",
+                      capture_error->message);
+    else
+        set_condition(a, "ObjectsCaptured", true, "Journaled", "every change of its objects is journaled");
+    if (!found)
+        set_condition(a, "Ready", false, "PolicyNotFound",
+                      "there is no ProtectionPolicy %s: kubectl get protectionpolicies lists those there are",
+                      policy);
+    else if (*conflict)
+        set_condition(a, "Ready", false, "VolumeClaimedTwice", "%s", conflict);
+    else if (capture_error->code)
+        set_condition(a, "Ready", false, "JournalFailed", "%s", capture_error->message);
+    else
+        set_condition(a, "Ready", true, "Reconciled", "the policy %s is in force", policy);
+}
+
+int application_reconcile(struct controller *c, const char *namespace, const char *name, struct error *err)
+{
+    _cleanup_json_ json_t *papp = kube_informer_get(c->applications, namespace, name);
+    _cleanup_json_ json_t *conditions = json_array(), *volumes = NULL, *findings = NULL;
+    struct error capture_error = ERROR_INIT;
+    char conflict[500];
+    int r;
+    if (!papp || json_object_get(json_object_get(papp, "metadata"), "deletionTimestamp")) {
+        capture_remove(c->capture, namespace, name);
+        return 0;
+    }
+    struct application a = {.c = c,
+                            .papp = papp,
+                            .namespace = namespace,
+                            .name = name,
+                            .group = application_group(papp),
+                            .conditions = conditions};
+    if (!conditions)
+        return error_errno(err, -ENOMEM, "%s/%s", namespace, name);
+    a.paused = json_is_true(json_object_get(json_object_get(papp, "spec"), "paused"));
+    if (a.paused)
+        capture_remove(c->capture, namespace, name);
+    r = a.paused ? 0 : capture_add(c->capture, namespace, name, a.group, &capture_error);
+    if (r == 0)
+        r = find_outside(&a, &capture_error);
+    findings = a.findings;
+    if (r == -ECANCELED)
+        return error_set(err, r, "%s", capture_error.message);
+    if ((r = volumes_of(c, namespace, a.group, &volumes, &a.pods, err)) < 0)
+        return r;
+    a.volumes = volumes;
+    if ((r = find_conflict(&a, conflict, sizeof conflict, err)) < 0)
+        return r;
+    judge_ready(&a, &capture_error, conflict);
+    judge_volumes(&a);
+    r = write_status(&a, err);
+    if (r == 0 && capture_error.code) /* said in the status; and tried again */
+        return error_set(err, capture_error.code, "%s", capture_error.message);
+    return r;
+}

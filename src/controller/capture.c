@@ -1,0 +1,481 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Capture: an informer for every namespaced kind that can be listed and watched, and for namespaces
+ * themselves; each change of an object of a protected application goes to the store.
+ *
+ * Invariants: C1 an application's journal is complete once every kind was listed after it was added: by the
+ * informers' first list for those that are added before capture begins, else by lists of its namespace; C2 a
+ * kind that could not be listed is not swept: what is not seen is not taken for deleted. */
+#include <errno.h>
+#include <malloc.h>
+#include <pthread.h>
+#include <string.h>
+
+#include "app/objects.h"
+#include "base/cleanup.h"
+#include "controller/controller_internal.h"
+#include "kube/discovery.h"
+#include "lib/json.h"
+
+#define DISCOVERY_SETTLE_MS 500u
+#define DISCOVERY_RETRY_MS 30000u
+#define STATUS_SETTLE_MS 30000u       /* an application's findings follow its objects so much later */
+#define CAPTURE_MAX_APPLICATIONS 200u /* of one namespace */
+
+struct captured_application {
+    struct captured_application *next;
+    char *namespace, *name, *group; /* group NULL: the whole namespace */
+    bool from_start;                /* the informers' first lists are its lists */
+};
+
+struct captured_kind {
+    struct captured_kind *next;
+    struct kube_informer *informer; /* NULL until added */
+    struct kube_resource resource;  /* texts owned */
+    struct capture *capture;
+    bool synced, wanted;
+};
+
+struct capture {
+    struct controller *c;
+    pthread_mutex_t mutex;       /* over both lists; not held where a call may block */
+    pthread_rwlock_t kinds_lock; /* for writing: changes of the kinds; before `mutex` */
+    struct captured_application *applications;
+    struct captured_kind *kinds;
+    struct kube_informer *crds, *services;
+};
+
+bool application_has(const json_t *object, const char *group)
+{
+    if (!group)
+        return true;
+    const char *annotation = kube_object_annotation(object, ANNOTATION_APPLICATION);
+    const char *label = kube_object_label(object, ANNOTATION_APPLICATION), *name = kube_object_name(object);
+    if ((annotation && strcmp(annotation, group) == 0) || (label && strcmp(label, group) == 0))
+        return true;
+    /* A workload or claim that is annotated by itself is an application of its name. */
+    return !annotation && !label && name && strcmp(name, group) == 0 &&
+           kube_object_annotation(object, ANNOTATION_POLICY);
+}
+
+const char *application_group(const json_t *papp)
+{
+    const json_t *selector = json_object_get(json_object_get(papp, "spec"), "selector");
+    return json_string_value(
+        json_object_get(json_object_get(selector, "matchLabels"), ANNOTATION_APPLICATION));
+}
+
+/* ---- objects ---- */
+static bool normalize(void *context, const struct kube_resource *resource, json_t *object)
+{
+    struct captured_kind *kind = context;
+    _cleanup_json_ json_t *normalized = NULL;
+    struct error err = ERROR_INIT;
+    (void)resource;
+    const char *type = json_string_value(json_object_get(object, "type"));
+    if (object_noise(object) || (type && object_is_secret(object) && strcmp(type, CONTROLLER_KEY_TYPE) == 0))
+        return false;
+    if (object_normalize(object, &normalized, &err) < 0) {
+        log_warning(kind->capture->c->log, "%s %s/%s is not journaled: %s", resource->kind,
+                    kube_object_namespace(object), kube_object_name(object), err.message);
+        return false;
+    }
+    json_object_clear(object);
+    return json_object_update(object, normalized) == 0;
+}
+
+static int journal_name(const struct kube_resource *r, const char *namespace, const char *name,
+                        char text[OBJECT_NAME_BYTES], struct error *err)
+{
+    const struct object_id id = {.group = r->group,
+                                 .version = r->version,
+                                 .kind = r->kind,
+                                 .namespace = namespace ? namespace : "",
+                                 .name = name};
+    return object_journal_name(&id, text, err);
+}
+
+static bool is_namespace(const struct kube_resource *r)
+{
+    return !r->namespaced;
+}
+
+/* One object to all applications of its namespace: to those that have it no longer, as deleted. */
+static void pass_on(struct capture *capture, const struct kube_resource *resource, const char *namespace,
+                    const char *name, uint64_t version, const json_t *object)
+{
+    char text[OBJECT_NAME_BYTES];
+    struct error err = ERROR_INIT;
+    const char *home = is_namespace(resource) ? name : namespace;
+    struct {
+        char *name;
+        bool has;
+    } found[CAPTURE_MAX_APPLICATIONS];
+    size_t count = 0;
+    pthread_mutex_lock(&capture->mutex);
+    for (struct captured_application *a = capture->applications; a && count < CAPTURE_MAX_APPLICATIONS;
+         a = a->next)
+        if (strcmp(a->namespace, home) == 0 && (found[count].name = strdup(a->name)))
+            found[count++].has = object && application_has(object, a->group);
+    pthread_mutex_unlock(&capture->mutex);
+    int r = count ? journal_name(resource, is_namespace(resource) ? NULL : namespace, name, text, &err) : 0;
+    for (size_t i = 0; i < count; i++) {
+        if (r == 0) {
+            int put = object_store_put(capture->c->store, home, found[i].name, text,
+                                       found[i].has ? object : NULL, version, &err);
+            if (put < 0 && put != -ENOENT)
+                log_error(capture->c->log, "%s is not journaled: %s", text, err.message);
+            controller_enqueue(capture->c, home, found[i].name, STATUS_SETTLE_MS);
+        }
+        free(found[i].name);
+    }
+}
+
+static void on_event(void *context, const struct kube_resource *resource, enum kube_event event,
+                     const char *namespace, const char *name, uint64_t version, json_t *object)
+{
+    pass_on(((struct captured_kind *)context)->capture, resource, namespace, name, version,
+            event == KUBE_DELETED ? NULL : object);
+}
+
+static void on_synced(void *context, const struct kube_resource *resource, size_t count)
+{
+    struct captured_kind *kind = context;
+    struct capture *capture = kind->capture;
+    struct error err = ERROR_INIT;
+    (void)count;
+    MUTEX_GUARD(guard, &capture->mutex);
+    if (!kind->synced)
+        for (struct captured_application *a = capture->applications; a; a = a->next)
+            if (a->from_start && object_store_sweep(capture->c->store, a->namespace, a->name, resource->group,
+                                                    resource->kind, 0, &err) < 0)
+                log_error(capture->c->log, "%s", err.message);
+    kind->synced = true;
+    bool all = true;
+    for (struct captured_kind *k = capture->kinds; k; k = k->next)
+        all &= k->synced;
+    if (all)
+        malloc_trim(0); /* lists leave much behind */
+}
+
+static void on_gap(void *context, const struct kube_resource *resource, const char *reason)
+{
+    struct captured_kind *kind = context;
+    char text[512];
+    snprintf(text, sizeof text, "changes of %s may have passed unseen: %.300s", resource->plural, reason);
+    log_warning(kind->capture->c->log, "%s", text);
+    object_store_gap(kind->capture->c->store, NULL, NULL, text);
+}
+
+static void on_failed(void *context, const struct kube_resource *resource, const struct error *error)
+{
+    log_warning(((struct captured_kind *)context)->capture->c->log, "capture of %s: %s", resource->plural,
+                error->message);
+}
+
+/* ---- applications ---- */
+static void free_application(struct captured_application *a)
+{
+    free(a->namespace);
+    free(a->name);
+    free(a->group);
+    free(a);
+}
+
+struct namespace_list {
+    struct captured_kind *kind;
+    const char *namespace;
+};
+
+static int on_chunk(void *context, json_t *items, bool first, struct error *err)
+{
+    struct namespace_list *l = context;
+    size_t i;
+    json_t *item;
+    (void)first, (void)err; /* again from the beginning: what came is the same or newer (S3) */
+    json_array_foreach(items, i, item)
+    {
+        const char *version = kube_object_version(item);
+        uint64_t number = version ? strtoull(version, NULL, 10) : 0;
+        const char *name = kube_object_name(item);
+        _cleanup_free_ char *copy = name ? strdup(name) : NULL; /* normalizing replaces the text */
+        if (copy && normalize(l->kind, &l->kind->resource, item))
+            pass_on(l->kind->capture, &l->kind->resource, l->namespace, copy, number, item);
+    }
+    return 0;
+}
+
+static int list_kind(struct capture *capture, const struct captured_application *a, struct captured_kind *k,
+                     struct error *err)
+{
+    struct controller *c = capture->c;
+    struct namespace_list l = {k, a->namespace};
+    _cleanup_free_ char *version = NULL, *selector = NULL;
+    struct error failure = ERROR_INIT;
+    if (is_namespace(&k->resource) && asprintf(&selector, "metadata.name=%s", a->namespace) < 0)
+        return error_errno(err, -ENOMEM, "%s", a->namespace);
+    const struct kube_target target = {.resource = &k->resource, .namespace = a->namespace};
+    const struct kube_list_options options = {.field_selector = selector};
+    int r = kube_list(c->client, &target, &options, on_chunk, &l, &version, &failure);
+    if (r == -ECANCELED)
+        return error_set(err, r, "%s", failure.message);
+    if (r < 0) { /* C2 */
+        log_warning(c->log, "listing %s of %s: %s", k->resource.plural, a->namespace, failure.message);
+        return 0;
+    }
+    return object_store_sweep(c->store, a->namespace, a->name, k->resource.group, k->resource.kind,
+                              strtoull(version, NULL, 10), err);
+}
+
+/* Lists what the application's namespace has, kind by kind. */
+static int list_namespace(struct capture *capture, const struct captured_application *a, struct error *err)
+{
+    int r = 0;
+    object_store_list(capture->c->store, a->namespace, a->name, true);
+    pthread_rwlock_rdlock(&capture->kinds_lock); /* the kinds do not change meanwhile */
+    for (struct captured_kind *k = capture->kinds; k && r == 0; k = k->next)
+        r = list_kind(capture, a, k, err);
+    pthread_rwlock_unlock(&capture->kinds_lock);
+    object_store_list(capture->c->store, a->namespace, a->name, false);
+    return r;
+}
+
+static struct captured_application *find_application(struct capture *capture, const char *namespace,
+                                                     const char *name)
+{
+    for (struct captured_application *a = capture->applications; a; a = a->next)
+        if (strcmp(a->namespace, namespace) == 0 && strcmp(a->name, name) == 0)
+            return a;
+    return NULL;
+}
+
+static int add_application(struct capture *capture, const char *namespace, const char *name,
+                           const char *group, bool from_start, struct error *err)
+{
+    struct captured_application *a = calloc(1, sizeof *a);
+    bool resumed;
+    if (!a || !(a->namespace = strdup(namespace)) || !(a->name = strdup(name)) ||
+        (group && !(a->group = strdup(group)))) {
+        if (a)
+            free_application(a);
+        return error_errno(err, -ENOMEM, "%s/%s", namespace, name);
+    }
+    int r = object_store_keep(capture->c->store, namespace, name, &resumed, err);
+    if (r < 0) {
+        free_application(a);
+        return r;
+    }
+    a->from_start = from_start;
+    pthread_mutex_lock(&capture->mutex);
+    a->next = capture->applications;
+    capture->applications = a;
+    pthread_mutex_unlock(&capture->mutex);
+    log_info(capture->c->log, "%s/%s: its objects are journaled%s", namespace, name, resumed ? " again" : "");
+    return 0;
+}
+
+int capture_add(struct capture *capture, const char *namespace, const char *name, const char *group,
+                struct error *err)
+{
+    pthread_mutex_lock(&capture->mutex);
+    struct captured_application *there = find_application(capture, namespace, name);
+    bool same = there && (there->group && group ? strcmp(there->group, group) == 0 : !there->group && !group);
+    pthread_mutex_unlock(&capture->mutex);
+    if (same)
+        return 0;
+    if (there) /* it selects something else now */
+        capture_remove(capture, namespace, name);
+    int r = add_application(capture, namespace, name, group, false, err);
+    if (r < 0)
+        return r;
+    const struct captured_application a = {.namespace = (char *)namespace, .name = (char *)name};
+    r = list_namespace(capture, &a, err);
+    if (r < 0)
+        capture_remove(capture, namespace, name);
+    return r;
+}
+
+void capture_remove(struct capture *capture, const char *namespace, const char *name)
+{
+    pthread_mutex_lock(&capture->mutex);
+    for (struct captured_application **link = &capture->applications; *link; link = &(*link)->next) {
+        struct captured_application *a = *link;
+        if (strcmp(a->namespace, namespace) == 0 && strcmp(a->name, name) == 0) {
+            *link = a->next;
+            free_application(a);
+            break;
+        }
+    }
+    pthread_mutex_unlock(&capture->mutex);
+    object_store_drop(capture->c->store, namespace, name);
+}
+
+/* ---- kinds ---- */
+/* Namespaced, or Namespace itself; and not what is only noise, of which watching all would be the most of all
+ * work. */
+static bool is_captured(const struct kube_resource *r)
+{
+    static const char *const noise[] = {
+        "Event",     "Lease", "EndpointSlice", "Endpoints", "ControllerRevision", "CSIStorageCapacity",
+        "PodMetrics"};
+    const uint32_t needed = KUBE_VERB_LIST | KUBE_VERB_WATCH;
+    if (!*r->group && strcmp(r->kind, "Namespace") == 0)
+        return true;
+    for (size_t i = 0; i < sizeof noise / sizeof *noise; i++)
+        if (strcmp(r->kind, noise[i]) == 0 && object_group_is_builtin(r->group))
+            return false;
+    return r->namespaced && (r->verbs & needed) == needed && strcmp(r->group, "tidemark.io") != 0;
+}
+
+static void free_kind(struct captured_kind *k)
+{
+    free((char *)k->resource.group);
+    free((char *)k->resource.version);
+    free((char *)k->resource.plural);
+    free((char *)k->resource.kind);
+    free(k);
+}
+
+static int add_kind(struct capture *capture, const struct kube_resource *r, struct error *err)
+{
+    struct captured_kind *k = calloc(1, sizeof *k);
+    if (!k)
+        return error_errno(err, -ENOMEM, "%s", r->plural);
+    k->capture = capture;
+    k->wanted = true;
+    k->resource = (struct kube_resource){strdup(r->group), strdup(r->version), strdup(r->plural),
+                                         strdup(r->kind),  r->namespaced,      r->verbs};
+    if (!k->resource.group || !k->resource.version || !k->resource.plural || !k->resource.kind) {
+        free_kind(k);
+        return error_errno(err, -ENOMEM, "%s", r->plural);
+    }
+    pthread_mutex_lock(&capture->mutex);
+    k->next = capture->kinds;
+    capture->kinds = k;
+    pthread_mutex_unlock(&capture->mutex);
+    const struct kube_informer_options options = {
+        .resource = &k->resource, .ops = {normalize, on_event, on_synced, on_gap, on_failed, k}};
+    return kube_informers_add(capture->c->informers, &options, &k->informer, err);
+}
+
+static void remove_unwanted(struct capture *capture)
+{
+    for (struct captured_kind **link = &capture->kinds; *link;) {
+        struct captured_kind *k = *link;
+        if (k->wanted) {
+            link = &k->next;
+            continue;
+        }
+        log_info(capture->c->log, "%s.%s is no longer there", k->resource.plural, k->resource.group);
+        if (k->informer)
+            kube_informers_remove(capture->c->informers, k->informer);
+        pthread_mutex_lock(&capture->mutex);
+        *link = k->next;
+        pthread_mutex_unlock(&capture->mutex);
+        free_kind(k);
+    }
+}
+
+int capture_update_kinds(struct capture *capture, struct error *err)
+{
+    struct kube_kinds found = {0};
+    int r = kube_discover(capture->c->client, &found, err);
+    if (r < 0)
+        return r;
+    pthread_rwlock_wrlock(&capture->kinds_lock);
+    /* A group whose server is away keeps its informers. */
+    for (struct captured_kind *k = capture->kinds; k; k = k->next)
+        k->wanted = found.failed_groups > 0;
+    for (size_t i = 0; r == 0 && i < found.count; i++) {
+        struct captured_kind *k = capture->kinds;
+        if (!is_captured(&found.resources[i]))
+            continue;
+        while (k && (strcmp(k->resource.plural, found.resources[i].plural) != 0 ||
+                     strcmp(k->resource.group, found.resources[i].group) != 0 ||
+                     strcmp(k->resource.version, found.resources[i].version) != 0))
+            k = k->next;
+        if (k)
+            k->wanted = true;
+        else
+            r = add_kind(capture, &found.resources[i], err);
+    }
+    if (r == 0)
+        remove_unwanted(capture);
+    pthread_rwlock_unlock(&capture->kinds_lock);
+    if (found.failed_groups)
+        controller_enqueue(capture->c, KINDS_KEY, NULL, DISCOVERY_RETRY_MS);
+    kube_kinds_release(&found);
+    return r;
+}
+
+static void on_kinds(void *context, const struct kube_resource *resource, enum kube_event event,
+                     const char *namespace, const char *name, uint64_t version, json_t *object)
+{
+    (void)resource, (void)event, (void)namespace, (void)name, (void)version, (void)object;
+    controller_enqueue(((struct capture *)context)->c, KINDS_KEY, NULL, DISCOVERY_SETTLE_MS);
+}
+
+/* What was protected when the controller last looked: kept before the informers begin. */
+static int add_known(struct capture *capture, struct error *err)
+{
+    _cleanup_json_ json_t *papps = NULL;
+    const struct kube_target target = {.resource = &controller_applications};
+    size_t i;
+    json_t *papp;
+    int r = kube_list_all(capture->c->client, &target, NULL, &papps, err);
+    if (r < 0)
+        return r == -ENOENT
+                   ? error_set(
+                         err, r,
+                         "the cluster has no kind ProtectedApplication: install the CRDs (packaging/crds)")
+                   : r;
+    json_array_foreach(papps, i, papp)
+    {
+        struct error failure = ERROR_INIT;
+        if (json_object_get(json_object_get(papp, "metadata"), "deletionTimestamp"))
+            continue;
+        if (add_application(capture, kube_object_namespace(papp), kube_object_name(papp),
+                            application_group(papp), true, &failure) < 0)
+            log_error(capture->c->log, "%s", failure.message); /* reconciling tries again, and tells */
+    }
+    return 0;
+}
+
+int capture_start(struct controller *c, struct capture **ret, struct error *err)
+{
+    static const struct kube_resource services = {
+        "apiregistration.k8s.io", "v1", "apiservices", "APIService", false, 0};
+    struct capture *capture = calloc(1, sizeof *capture);
+    if (!capture)
+        return error_errno(err, -ENOMEM, "capture");
+    capture->c = c;
+    pthread_mutex_init(&capture->mutex, NULL);
+    pthread_rwlock_init(&capture->kinds_lock, NULL);
+    *ret = capture; /* capture_free after the informers, also when it fails */
+    int r = add_known(capture, err);
+    if (r == 0)
+        r = capture_update_kinds(capture, err);
+    const struct kube_informer_options of_crds = {.resource = &kube_crds,
+                                                  .ops = {.event = on_kinds, .context = capture}};
+    const struct kube_informer_options of_services = {.resource = &services,
+                                                      .ops = {.event = on_kinds, .context = capture}};
+    if (r == 0 && (r = kube_informers_add(c->informers, &of_crds, &capture->crds, err)) == 0)
+        r = kube_informers_add(c->informers, &of_services, &capture->services, err);
+    return r;
+}
+
+void capture_free(struct capture *capture)
+{
+    if (!capture)
+        return;
+    for (struct captured_kind *k = capture->kinds, *next; k; k = next) {
+        next = k->next;
+        free_kind(k);
+    }
+    for (struct captured_application *a = capture->applications, *next; a; a = next) {
+        next = a->next;
+        free_application(a);
+    }
+    pthread_mutex_destroy(&capture->mutex);
+    pthread_rwlock_destroy(&capture->kinds_lock);
+    free(capture);
+}

@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the reconcilers share. One struct controller a term as leader.
+ *
+ * Threads: the lease's, the informers' and WORKERS workers, which take keys of the queue:
+ *   "NAMESPACE"         what its annotations protect (protect.c)
+ *   "NAMESPACE/NAME"    a ProtectedApplication (application.c)
+ *   "#kinds"            which kinds the server has (capture.c)
+ *   "@NAMESPACE/NAME"   a Recovery (recovery.c) */
+#ifndef TIDEMARK_CONTROLLER_CONTROLLER_INTERNAL_H
+#define TIDEMARK_CONTROLLER_CONTROLLER_INTERNAL_H
+
+#include "controller/controller.h"
+#include "controller/object_store.h"
+#include "kube/informer.h"
+#include "kube/queue.h"
+
+#define API_VERSION "tidemark.io/v1alpha1"
+#define ANNOTATION_POLICY "tidemark.io/policy"
+#define ANNOTATION_APPLICATION "tidemark.io/application"
+#define LABEL_CREATED_BY "tidemark.io/created-by"
+#define CREATED_BY_ANNOTATION "annotation"
+#define CSI_DRIVER "csi.tidemark.io"
+#define FIELD_MANAGER "tidemark-controller"
+#define CONTROLLER_KEY_TYPE "tidemark.io/object-key" /* of the Secret that seals Secrets: never captured */
+#define KINDS_KEY "#kinds"
+
+extern const struct kube_resource controller_applications, controller_policies, controller_recoveries;
+
+struct capture;
+
+struct controller {
+    struct kube_client *client;
+    const struct log *log;
+    const char *namespace, *identity;
+    struct sealing sealing;
+    struct object_store *store;
+    struct kube_queue *queue;
+    struct kube_informers *informers;
+    struct kube_informer *namespaces, *claims, *workloads[3], *pods, *volumes, *classes, *applications,
+        *policies, *recoveries;
+    struct capture *capture;
+};
+
+/* ---- the queue; failures are logged: out of memory only ---- */
+void controller_enqueue(struct controller *c, const char *namespace, const char *name, unsigned delay_ms);
+
+/* ---- watch.c: the informers that reconciling looks at ---- */
+int watch_start(struct controller *c, struct error *err) MUST_CHECK;
+bool watch_is_synced(struct controller *c);
+
+/* ---- protect.c ---- */
+int protect_reconcile(struct controller *c, const char *namespace, struct error *err) MUST_CHECK;
+
+/* ---- application.c, volumes.c ---- */
+int application_reconcile(struct controller *c, const char *namespace, const char *name,
+                          struct error *err) MUST_CHECK;
+/* *ret: [{"claim","captured","reason","message","storageClass"}]; *ret_pods: pods that mount captured claims.
+ * `application`: as in capture_add. */
+int volumes_of(struct controller *c, const char *namespace, const char *application, json_t **ret,
+               size_t *ret_pods, struct error *err) MUST_CHECK;
+/* Whether the object belongs to the group `application` of its namespace (NULL: all do). */
+bool application_has(const json_t *object, const char *application);
+/* The group that a ProtectedApplication selects; NULL: its whole namespace. Borrowed. */
+const char *application_group(const json_t *papp);
+
+/* ---- capture.c ---- */
+int capture_start(struct controller *c, struct capture **ret, struct error *err) MUST_CHECK;
+void capture_free(struct capture *capture);
+/* Journals the application's objects from now on. `application`: NULL for the whole namespace, else the value
+ * of tidemark.io/application. Blocks while the objects that are there are listed; 0 when it is captured
+ * already. */
+int capture_add(struct capture *capture, const char *namespace, const char *name, const char *application,
+                struct error *err) MUST_CHECK;
+void capture_remove(struct capture *capture, const char *namespace, const char *name);
+int capture_update_kinds(struct capture *capture, struct error *err) MUST_CHECK;
+
+/* ---- recovery_reconcile.c ---- */
+/* Carries a Recovery as far as it goes; its key is RECOVERY_KEY "NAMESPACE/NAME". */
+#define RECOVERY_KEY "@"
+int recovery_reconcile(struct controller *c, const char *namespace, const char *name, struct error *err) MUST_CHECK;
+
+/* ---- events.c ---- */
+/* An Event about the object; failures are logged. `type`: "Normal" or "Warning". */
+void event_record(struct controller *c, const json_t *object, const char *type, const char *reason,
+                  const char *message);
+
+#endif

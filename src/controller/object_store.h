@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The journals of the objects of protected applications: DIRECTORY/NAMESPACE/APPLICATION is a journal each
+ * (docs/formats/journal.md) whose objects have the names of app/objects.h. Secrets are sealed
+ * (controller/sealing.h).
+ *
+ * Invariants: S1 an object is journaled when its normalized form differs from the journaled one, and only
+ * then; S2 the records of an application stand in the order of the calls; S3 an older version of an object
+ * never follows a newer one (lists and watches overlap); S4 at most OBJECT_STORE_JOURNALS journals are open
+ * (each holds some 20 MiB) and OBJECT_STORE_PENDING_BYTES wait to be written: beyond that object_store_put
+ * blocks.
+ *
+ * Threads: all functions from any. A thread of the store writes. Lock order: io, then mutex. */
+#ifndef TIDEMARK_CONTROLLER_OBJECT_STORE_H
+#define TIDEMARK_CONTROLLER_OBJECT_STORE_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/log.h"
+#include "controller/sealing.h"
+#include "journal/journal.h"
+
+#define OBJECT_STORE_JOURNALS 2u
+#define OBJECT_STORE_PENDING_BYTES (8u << 20)
+
+struct object_store;
+
+/* Copies `directory`; the rest is borrowed. */
+int object_store_new(const char *directory, const struct sealing *sealing, const struct log *log,
+                     struct object_store **ret, struct error *err) MUST_CHECK;
+/* Writes what waits, closes all journals. NULL allowed. */
+void object_store_free(struct object_store *store);
+
+/* Begins to keep an application, from what its journal has. *ret_resumed: the journal was there already (a
+ * gap is recorded: nobody looked meanwhile). 0 when it is kept already. */
+int object_store_keep(struct object_store *store, const char *namespace, const char *application,
+                      bool *ret_resumed, struct error *err) MUST_CHECK;
+/* Ends that; the journal stays. */
+void object_store_drop(struct object_store *store, const char *namespace, const char *application);
+bool object_store_keeps(struct object_store *store, const char *namespace, const char *application);
+
+/* The object (normalized; NULL: deleted) has this form at this resourceVersion (0: not known). -ENOENT: not
+ * kept. Journaled soon. */
+int object_store_put(struct object_store *store, const char *namespace, const char *application,
+                     const char *journal_name, const json_t *object, uint64_t version,
+                     struct error *err) MUST_CHECK;
+/* A list beside the watch begins: what is put from now on is taken note of, and deletions with their versions
+ * (S3), until it ends. Another list of the application must not be under way. */
+void object_store_list(struct object_store *store, const char *namespace, const char *application,
+                       bool begins);
+/* Journals the deletion of the objects of GROUP and KIND that were not put since the application is kept or
+ * its list began, unless their version is above `version` (0: any). To be called once a list of the kind is
+ * complete. */
+int object_store_sweep(struct object_store *store, const char *namespace, const char *application,
+                       const char *group, const char *kind, uint64_t version, struct error *err) MUST_CHECK;
+/* Changes may have passed unseen, in one application or (NULL) all. */
+void object_store_gap(struct object_store *store, const char *namespace, const char *application,
+                      const char *reason);
+
+/* Waits until everything that was put is durable. -EIO with the reason when it cannot be. */
+int object_store_flush(struct object_store *store, struct error *err) MUST_CHECK;
+/* The objects as of a point: {journal name: normalized object}, Secrets opened; also of applications that are
+ * not kept. -ENOENT: there is no journal. Blocks. `ret_point` may be NULL. */
+int object_store_read(struct object_store *store, const char *namespace, const char *application,
+                      const struct point *point, json_t **ret_set, struct journal_point *ret_point,
+                      struct error *err) MUST_CHECK;
+
+struct object_store_status {
+    size_t objects;  /* as far as known */
+    size_t pending;  /* not yet written */
+    char error[256]; /* why it cannot be written; "" */
+};
+int object_store_status(struct object_store *store, const char *namespace, const char *application,
+                        struct object_store_status *ret, struct error *err) MUST_CHECK;
+
+#endif

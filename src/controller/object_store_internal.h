@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef TIDEMARK_CONTROLLER_OBJECT_STORE_INTERNAL_H
+#define TIDEMARK_CONTROLLER_OBJECT_STORE_INTERNAL_H
+
+#include <pthread.h>
+
+#include "controller/object_store.h"
+
+#define STORE_HASH_BYTES 16u
+#define STORE_SEGMENT_BLOCKS 1024u /* 4 MiB: objects are few and small */
+#define STORE_SEGMENT_RECORDS 2048u
+
+struct known_object {
+    struct known_object *previous, *next;
+    uint64_t version;
+    uint8_t hash[STORE_HASH_BYTES];
+    bool seen, deleted; /* deleted: kept for S3 while there is a list */
+    char name[];
+};
+
+struct pending_change {
+    struct pending_change *next;
+    char *content; /* NULL: deleted */
+    size_t bytes;
+    char name[]; /* "": a gap, content says why */
+};
+
+struct stored_application {
+    struct stored_application *next;
+    void *by_name;
+    struct known_object *known;
+    struct pending_change *first, **last;
+    size_t pending;
+    char *gap;    /* one that is not queued yet */
+    bool listing; /* see object_store_list */
+    bool dropped; /* nobody keeps it; freed by the writer when nothing is pending */
+    bool writing;
+    char error[256];
+    char *namespace, *name;
+};
+
+/* An open journal. */
+struct open_journal {
+    struct journal *journal; /* NULL: free */
+    uint64_t used;
+    char *namespace, *name;
+};
+
+struct object_store {
+    char *directory;
+    const struct sealing *sealing;
+    const struct log *log;
+    pthread_mutex_t io; /* over the journals; held during their I/O */
+    struct open_journal journals[OBJECT_STORE_JOURNALS];
+    uint64_t uses;
+    pthread_mutex_t mutex; /* over all below */
+    pthread_cond_t changed;
+    struct stored_application *applications;
+    size_t pending_bytes;
+    bool stopping;
+    pthread_t writer;
+};
+
+/* ---- object_journal.c ---- */
+/* The journal, opened if need be, in the place of the one that was not used for longest. The io mutex is
+ * held. */
+int store_journal(struct object_store *store, const char *namespace, const char *name, bool create,
+                  struct journal **ret, bool *ret_existed, struct error *err) MUST_CHECK;
+void store_close_journals(struct object_store *store);
+/* Writes the changes in order and makes them durable; frees those that are written. The io mutex is held. */
+int store_write(struct object_store *store, struct journal *journal, struct pending_change **changes,
+                struct error *err) MUST_CHECK;
+/* Calls visit with each object at the point, opened. The io mutex is held. */
+typedef int (*store_visit)(void *context, const char *name, json_t *object, struct error *err);
+int store_objects(struct object_store *store, struct journal *journal, struct lsn lsn, store_visit visit,
+                  void *context, struct error *err) MUST_CHECK;
+int store_hash(const json_t *object, uint8_t hash[STORE_HASH_BYTES]);
+
+#endif

@@ -1,0 +1,414 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* States and steps of a recovery; the invariants R1..R6 stand in recovery.h. */
+#include "controller/recovery_internal.h"
+
+enum step {
+    STEP_PLAN,
+    STEP_CLOSE_GATE,
+    STEP_STOP_PODS,
+    STEP_REWIND_DATA,
+    STEP_DELETE,
+    STEP_APPLY,
+    STEP_OPEN_GATE,
+    STEPS
+};
+static const char *const step_names[STEPS] = {"Plan",   "CloseGate", "StopPods", "RewindData",
+                                              "Delete", "Apply",     "OpenGate"};
+
+bool recovery_has_ended(const json_t *recovery)
+{
+    static const char *const ended[] = {"Planned", "Completed", "Failed", "Cancelled"};
+    const char *phase = recovery_text(json_object_get(recovery, "status"), "phase");
+    for (size_t i = 0; i < sizeof ended / sizeof *ended; i++) {
+        if (strcmp(phase, ended[i]) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* An error of the way to the server rather than of what was asked: tried again later. */
+static bool passes(int code)
+{
+    return code == -ECONNREFUSED || code == -ECONNRESET || code == -EHOSTUNREACH || code == -ETIMEDOUT ||
+           code == -ECANCELED || code == -EAGAIN || code == -ENOMEM || code == -ESTALE || code == -EBUSY;
+}
+
+static bool has_data(const struct recovery_run *run)
+{
+    return run->c->data && run->mode == RESTORE_REWIND &&
+           !json_is_true(json_object_get(run->spec, "objectsOnly"));
+}
+
+/* ---- volumes ---- */
+
+typedef int (*stream_visit)(struct recovery_run *run, const json_t *stream, struct error *err);
+
+static int each_stream(struct recovery_run *run, stream_visit visit, struct error *err)
+{
+    _cleanup_json_ json_t *streams = NULL;
+    size_t i;
+    json_t *stream;
+    int r = has_data(run) ? run->c->data->streams(run->c->data_context, run->source_namespace,
+                                                  run->application, &streams, err)
+                          : 0;
+    json_array_foreach(streams, i, stream)
+    {
+        if (r == 0)
+            r = visit(run, stream, err);
+        if (r < 0) {
+            error_context(err, "stream %s", recovery_text(stream, "stream"));
+            break;
+        }
+    }
+    return r;
+}
+
+/* The streams' point is the time that the objects' point has: an order of their own. */
+static const char *data_point(const struct recovery_run *run)
+{
+    return recovery_text(json_object_get(json_object_get(run->recovery, "status"), "point"), "time");
+}
+
+static int plan_stream(struct recovery_run *run, const json_t *stream, struct error *err)
+{
+    json_t *plan = json_object_get(recovery_status(run), "plan"), *volumes = json_object_get(plan, "volumes"),
+           *claim;
+    uint64_t bytes = 0;
+    size_t i;
+    int r = run->c->data->plan(run->c->data_context, recovery_text(stream, "stream"), data_point(run), &bytes,
+                               err);
+    if (r < 0)
+        return r;
+    if (!volumes) {
+        volumes = json_array();
+        json_object_set_new(plan, "volumes", volumes);
+    }
+    json_array_foreach(json_object_get(stream, "claims"), i, claim)
+    {
+        /* The bytes are the stream's: they stand beside its first claim. */
+        json_t *entry =
+            json_pack("{s:O, s:I}", "claim", claim, "changedBytes", (json_int_t)(i == 0 ? bytes : 0));
+        if (json_array_size(volumes) < 100)
+            json_array_append(volumes, entry);
+        json_decref(entry);
+    }
+    return 0;
+}
+
+static int close_stream(struct recovery_run *run, const json_t *stream, struct error *err)
+{
+    return run->c->data->gate(run->c->data_context, recovery_text(stream, "stream"), true, err);
+}
+
+static int open_stream(struct recovery_run *run, const json_t *stream, struct error *err)
+{
+    return run->c->data->gate(run->c->data_context, recovery_text(stream, "stream"), false, err);
+}
+
+static int rewind_stream(struct recovery_run *run, const json_t *stream, struct error *err)
+{
+    return run->c->data->rewind(run->c->data_context, recovery_text(stream, "stream"), data_point(run),
+                                object_uid(run->recovery), err);
+}
+
+/* Deletes the pods that hold claims: their controllers make them again, and those wait at the gate. */
+static int stop_pods(struct recovery_run *run, struct error *err)
+{
+    _cleanup_json_ json_t *all = json_array();
+    size_t i, k;
+    json_t *object, *volume;
+    int r =
+        has_data(run) ? run->c->cluster->list(run->c->cluster_context, run->target_namespace, all, err) : 0;
+    json_array_foreach(all, i, object)
+    {
+        struct object_id id;
+        char name[OBJECT_NAME_BYTES];
+        bool holds = false;
+        if (r < 0 || object_identify(object, &id, err) < 0 || strcmp(id.kind, "Pod") != 0 || id.group[0])
+            continue;
+        json_array_foreach(json_object_get(json_object_get(object, "spec"), "volumes"), k, volume)
+        {
+            holds = holds || json_object_get(volume, "persistentVolumeClaim");
+        }
+        if (holds && (r = object_journal_name(&id, name, err)) == 0)
+            r = run->c->cluster->remove(run->c->cluster_context, name, object_uid(object), NULL, err);
+        r = r == -EBUSY ? 0 : r;
+    }
+    return r;
+}
+
+/* ---- ends ---- */
+
+/* R5: whatever becomes of the recovery, the volumes can be used. */
+static int open_gates(struct recovery_run *run, enum step reached, struct error *err)
+{
+    return reached >= STEP_CLOSE_GATE ? each_stream(run, open_stream, err) : 0;
+}
+
+static int fail(struct recovery_run *run, enum step reached, const char *reason, struct error *err)
+{
+    struct error gate = ERROR_INIT;
+    char message[ERROR_MESSAGE_BYTES + 256];
+    int r = open_gates(run, reached, &gate);
+    if (r < 0 && passes(r)) {
+        *err = gate;
+        return r;
+    }
+    snprintf(message, sizeof message, "%s%s%s", err->message,
+             r < 0 ? "; and the volumes' gate stays closed: " : "", r < 0 ? gate.message : "");
+    *err = ERROR_INIT;
+    return recovery_end(run, "Failed", reason, message, err);
+}
+
+static int cancel(struct recovery_run *run, enum step reached, struct error *err)
+{
+    char message[512];
+    const char *before = recovery_text(recovery_status(run), "before");
+    int r = open_gates(run, reached, err);
+    if (r < 0)
+        return r;
+    if (reached <= STEP_STOP_PODS)
+        snprintf(message, sizeof message, "cancelled before anything was changed");
+    else
+        snprintf(message, sizeof message, "cancelled in step %s: what was put back stays so%s%s",
+                 step_names[reached], before[0] ? "; a Recovery to this point takes it back: " : "", before);
+    r = recovery_count(run, err);
+    return r == 0 ? recovery_end(run, "Cancelled", "Cancelled", message, err) : r;
+}
+
+static int finish(struct recovery_run *run, struct error *err)
+{
+    char message[1400];
+    size_t failed = 0;
+    const char *first = NULL, *why = "";
+    for (size_t i = 0; i < run->entry_count; i++) {
+        const struct recovery_entry *e = &run->entries[i];
+        failed += e->verdict == VERDICT_FAILED;
+        if (e->verdict == VERDICT_FAILED && !first) {
+            first = e->name;
+            why = e->reason ? e->reason : "";
+        }
+    }
+    int r = recovery_count(run, err);
+    if (r < 0)
+        return r;
+    if (failed)
+        snprintf(message, sizeof message,
+                 "%zu of %zu objects could not be put back; the first: %.300s: %.700s", failed,
+                 run->entry_count, first, why);
+    else
+        snprintf(message, sizeof message, "%zu objects are as they were at the point", run->entry_count);
+    return recovery_end(run, failed ? "Failed" : "Completed", failed ? "ObjectsFailed" : "Completed", message,
+                        err);
+}
+
+/* ---- steps ---- */
+
+/* R3: nothing is changed in here. 1: it has ended. */
+static int plan(struct recovery_run *run, struct error *err)
+{
+    const char *reason = NULL;
+    int r = recovery_step(run, step_names[STEP_PLAN], 0, err);
+    if (r < 0)
+        return r;
+    r = recovery_read_wanted(run, &reason, err);
+    if (r == 0)
+        r = recovery_check_target(run, &reason, err);
+    if (r == -EAGAIN && reason) { /* it passes by itself: say so, and come again */
+        struct error failed = ERROR_INIT;
+        json_object_set_new(recovery_status(run), "phase", json_string("Pending"));
+        json_object_set_new(recovery_status(run), "message", json_string(err->message));
+        if (recovery_condition(run, "Ready", false, reason, err->message) == 0 &&
+            recovery_write(run, &failed) < 0)
+            *err = failed;
+        return r;
+    }
+    if (r < 0 && (!reason || passes(r)))
+        return r;
+    if (r < 0) {
+        r = fail(run, STEP_PLAN, reason, err);
+        return r < 0 ? r : 1;
+    }
+    json_object_del(recovery_status(run), "message");
+    r = recovery_make_plan(run, err);
+    if (r == 0)
+        r = each_stream(run, plan_stream, err);
+    if (r == 0)
+        r = recovery_save_plan(run, -1, err);
+    if (r < 0 && !passes(r)) {
+        r = fail(run, STEP_PLAN, "PlanFailed", err);
+        return r < 0 ? r : 1;
+    }
+    if (r == 0 && json_is_true(json_object_get(run->spec, "dryRun"))) {
+        r = recovery_end(run, "Planned", "Planned", "nothing was changed: dryRun", err);
+        return r < 0 ? r : 1;
+    }
+    return r;
+}
+
+/* What is there now, as a point: the undo. */
+static int note_before(struct recovery_run *run, struct error *err)
+{
+    struct recovery_point now;
+    char text[64];
+    _cleanup_json_ json_t *unused = NULL;
+    json_t *status = recovery_status(run);
+    if (run->mode != RESTORE_REWIND || json_object_get(status, "before"))
+        return 0;
+    int r = run->c->source->objects(run->c->source_context, run->source_namespace, run->application, "latest",
+                                    &unused, &now, err);
+    snprintf(text, sizeof text, "lsn:%llu", (unsigned long long)now.lsn);
+    return r == 0 && json_object_set_new(status, "before", json_string(text)) < 0
+               ? error_set(err, -ENOMEM, "out of memory")
+               : r;
+}
+
+static int apply(struct recovery_run *run, int first_wave, struct error *err)
+{
+    int r = 0;
+    for (int wave = first_wave; wave <= run->waves && r == 0; wave++) {
+        bool cancelled;
+        r = recovery_is_cancelled(run, &cancelled, err);
+        if (r < 0)
+            return r;
+        if (cancelled) {
+            r = cancel(run, STEP_APPLY, err);
+            return r < 0 ? r : 1;
+        }
+        r = recovery_count(run, err);
+        if (r == 0)
+            r = recovery_step(run, step_names[STEP_APPLY], wave, err);
+        if (r == 0)
+            r = recovery_await_wave(run, wave, err);
+        if (r == 0)
+            r = recovery_apply_wave(run, wave, err);
+        if (r == 0)
+            r = recovery_save_plan(run, wave, err);
+    }
+    return r;
+}
+
+static int take(struct recovery_run *run, enum step step, int wave, struct error *err)
+{
+    int r;
+    switch (step) {
+    case STEP_CLOSE_GATE:
+        return each_stream(run, close_stream, err);
+    case STEP_STOP_PODS:
+        return stop_pods(run, err);
+    case STEP_REWIND_DATA:
+        return each_stream(run, rewind_stream, err);
+    case STEP_DELETE:
+        r = recovery_apply_wave(run, 0, err);
+        return r == 0 ? recovery_save_plan(run, 0, err) : r;
+    case STEP_APPLY:
+        return apply(run, wave < 1 ? 1 : wave, err);
+    case STEP_OPEN_GATE:
+        return each_stream(run, open_stream, err);
+    case STEP_PLAN:
+    case STEPS:
+        break;
+    }
+    return 0;
+}
+
+static bool has_step(const struct recovery_run *run, enum step step)
+{
+    if (step == STEP_DELETE)
+        return run->mode == RESTORE_REWIND;
+    return step == STEP_APPLY || has_data(run);
+}
+
+static int go(struct recovery_run *run, enum step from, int wave, struct error *err)
+{
+    for (enum step step = from; step < STEPS; step++) {
+        bool cancelled = false;
+        if (!has_step(run, step))
+            continue;
+        int r = recovery_is_cancelled(run, &cancelled, err);
+        if (r == 0 && cancelled && step < STEP_OPEN_GATE)
+            return cancel(run, step, err);
+        if (r == 0 && step != STEP_APPLY) /* which writes each of its waves down */
+            r = recovery_step(run, step_names[step], 0, err);
+        if (r == 0)
+            r = take(run, step, step == from ? wave : 0, err);
+        if (r > 0)
+            return 0;
+        if (r < 0)
+            return passes(r) ? r : fail(run, step, "StepFailed", err);
+    }
+    return finish(run, err);
+}
+
+/* ---- beginning, and going on ---- */
+
+static int open_run(struct recovery_run *run, struct error *err)
+{
+    int r = run->c->store->read(run->c->store_context, run->namespace, run->name, &run->recovery, err);
+    if (r < 0)
+        return r;
+    recovery_remember(run);
+    const char *source = recovery_text(run->spec, "sourceNamespace"),
+               *target = recovery_text(run->spec, "targetNamespace");
+    snprintf(run->application, sizeof run->application, "%s", recovery_text(run->spec, "application"));
+    snprintf(run->source_namespace, sizeof run->source_namespace, "%s", source[0] ? source : run->namespace);
+    snprintf(run->target_namespace, sizeof run->target_namespace, "%s",
+             target[0] ? target : run->source_namespace);
+    return restore_mode_parse(recovery_text(run->spec, "mode"), &run->mode, err);
+}
+
+static enum step step_of(const struct recovery_run *run, int *ret_wave)
+{
+    const json_t *step = json_object_get(json_object_get(run->recovery, "status"), "step");
+    const char *name = recovery_text(step, "name");
+    *ret_wave = (int)json_integer_value(json_object_get(step, "wave"));
+    for (int s = STEP_CLOSE_GATE; s < STEPS; s++) {
+        if (strcmp(name, step_names[s]) == 0)
+            return (enum step)s;
+    }
+    return STEP_PLAN;
+}
+
+static int drive(struct recovery_run *run, struct error *err)
+{
+    int wave, r;
+    const char *reason;
+    enum step step = step_of(run, &wave);
+    if (step > STEP_PLAN) { /* R1, R2: go on with what was planned */
+        log_info(run->c->log, "recovery %s/%s: going on at step %s", run->namespace, run->name,
+                 step_names[step]);
+        r = recovery_read_wanted(run, &reason, err);
+        if (r == 0)
+            r = recovery_load_plan(run, err);
+        if (r < 0)
+            return passes(r) ? r : fail(run, step, "CannotGoOn", err);
+        return go(run, step, wave, err);
+    }
+    bool cancelled;
+    r = recovery_is_cancelled(run, &cancelled, err);
+    if (r == 0 && cancelled)
+        return cancel(run, STEP_PLAN, err);
+    if (r == 0)
+        r = plan(run, err);
+    if (r == 0)
+        r = note_before(run, err);
+    return r == 0 ? go(run, STEP_CLOSE_GATE, 0, err) : r > 0 ? 0 : r;
+}
+
+int recovery_advance(const struct recovery_context *context, const char *namespace, const char *name,
+                     struct error *err)
+{
+    struct recovery_run run = {.c = context,
+                               .clock = context->clock ? context->clock : clock_system(),
+                               .namespace = namespace,
+                               .name = name};
+    int r = open_run(&run, err);
+    if (r == 0 && !recovery_has_ended(run.recovery))
+        r = drive(&run, err);
+    recovery_free_entries(&run);
+    json_decref(run.recovery);
+    json_decref(run.last_step);
+    json_decref(run.wanted);
+    json_decref(run.order);
+    return r;
+}

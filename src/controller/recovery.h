@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Recoveries: the objects of an application put to a point, in place (rewind), beside (clone) or where it is
+ * gone (restore), and its volumes with them.
+ *
+ * States: Pending -> Planned (dry run) | Running -> Completed | Failed | Cancelled. While it runs,
+ * status.step says what is being done: Plan        read the objects of the point, compare, check what the
+ * target lacks; nothing is changed CloseGate   the volumes cannot be staged            (rewind with volumes
+ * only, as the next two) StopPods    pods that use the claims are deleted RewindData  each stream goes to the
+ * point Delete      objects that came after the point go    (rewind only) Apply       objects, wave by wave
+ * (app/order.h) OpenGate    volumes can be staged again
+ *
+ * Invariants:
+ *   R1 a step is in status before it is begun, and so is the plan (in ConfigMaps) before the first object is
+ * changed: whoever goes on after a kill does what the plan says, and doing any of it twice gives the same
+ * objects and the same verdicts. R2 the point is resolved once, to an LSN; what is read again later is read
+ * at that LSN. R3 nothing is changed before every check has passed; a failed check leaves the application as
+ * it was. R4 objects are read and changed with the rights of whoever asked, never with the controller's own.
+ *   R5 a gate that was closed is opened again whatever happens: when a step fails, when it is cancelled.
+ *   R6 claims, namespaces and definitions are never deleted, nor are cluster-scoped objects that are there
+ * changed.
+ *
+ * Threads: recovery_advance is called by one thread a Recovery; cluster ops are called by up to
+ * RECOVERY_WORKERS at once. Everything blocks. */
+#ifndef TIDEMARK_CONTROLLER_RECOVERY_H
+#define TIDEMARK_CONTROLLER_RECOVERY_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/log.h"
+
+#define RECOVERY_WORKERS 8u
+#define RECOVERY_PLAN_CHUNK 1500u /* objects of a plan in one ConfigMap */
+#define RECOVERY_FAILURES_MAX 20u /* in status */
+#define RECOVERY_CONFLICTS_MAX 8u /* changes by others that an object's replacement is repeated after */
+#define RECOVERY_GONE_MS 30000u   /* what is deleted to be made again is awaited so long */
+#define RECOVERY_AWAIT_MS 120000u /* so are definitions and webhooks' endpoints */
+#define RECOVERY_CANCEL_ANNOTATION "tidemark.io/cancel"
+#define RECOVERY_REQUESTER_ANNOTATION                                                                        \
+    "tidemark.io/requested-by" /* {"username", "uid", "groups": [], "extra": {}} */
+
+/* Objects in the cluster, with the rights of whoever asked. Names are journal names; objects as the API
+ * server has them. */
+struct recovery_cluster_ops {
+    /* -ENOENT: no such object, or no such kind. */
+    int (*get)(void *context, const char *name, json_t **ret, struct error *err);
+    int (*create)(void *context, const json_t *object, struct error *err); /* -EEXIST */
+    int (*replace)(void *context, const json_t *object,
+                   struct error *err); /* -EBUSY: it changed since it was read */
+    /* propagation NULL: the kind's own. 0 also when it is not there any more; -EBUSY: another one has its
+     * name. */
+    int (*remove)(void *context, const char *name, const char *uid, const char *propagation,
+                  struct error *err);
+    /* Adds all objects of the namespace to the array, noise and all. */
+    int (*list)(void *context, const char *namespace, json_t *array, struct error *err);
+    /* Whether the cluster knows the kind (asks again when it seems not to). */
+    int (*knows)(void *context, const char *group, const char *version, const char *kind, bool *ret,
+                 struct error *err);
+};
+
+/* The Recovery itself, with the controller's own rights. */
+struct recovery_store_ops {
+    int (*read)(void *context, const char *namespace, const char *name, json_t **ret, struct error *err);
+    /* -EBUSY when it changed since `recovery` was read. */
+    int (*write_status)(void *context, const json_t *recovery, json_t **ret, struct error *err);
+    /* Parts of the plan, by number; owned by the Recovery. */
+    int (*write_plan)(void *context, const json_t *recovery, size_t number, const char *text,
+                      struct error *err);
+    int (*read_plan)(void *context, const json_t *recovery, size_t number, char **ret_text,
+                     struct error *err); /* -ENOENT */
+};
+
+struct recovery_point {
+    uint64_t lsn, realtime_ns;
+    char note[256];
+};
+/* The objects as of a point; and which of those that are there now (raw, in an array) belong to the
+ * application: others are taken out. */
+struct recovery_source_ops {
+    int (*objects)(void *context, const char *namespace, const char *application, const char *point,
+                   json_t **ret_set, struct recovery_point *ret_point, struct error *err);
+    int (*select)(void *context, const char *namespace, const char *application, json_t *objects,
+                  struct error *err);
+};
+
+/* The application's streams on their nodes. NULL: there are none. Each may be asked again after a kill. */
+struct data_ops {
+    /* [{"stream": id, "claims": [name ...]} ...] */
+    int (*streams)(void *context, const char *namespace, const char *application, json_t **ret,
+                   struct error *err);
+    int (*plan)(void *context, const char *stream, const char *point, uint64_t *ret_changed_bytes,
+                struct error *err);
+    int (*gate)(void *context, const char *stream, bool closed, struct error *err);
+    /* `id` is the same each time this recovery asks: what was done is not done again. */
+    int (*rewind)(void *context, const char *stream, const char *point, const char *id, struct error *err);
+};
+
+struct recovery_context {
+    const struct recovery_cluster_ops *cluster;
+    void *cluster_context;
+    const struct recovery_store_ops *store;
+    void *store_context;
+    const struct recovery_source_ops *source;
+    void *source_context;
+    const struct data_ops *data; /* or NULL */
+    void *data_context;
+    const struct log *log;
+    const struct clock *clock; /* NULL: clock_system() */
+    void (*pause)(void *context,
+                  unsigned ms); /* between two looks at something awaited; NULL: sleeps. For tests */
+    void *pause_context;
+};
+
+/* Carries the Recovery as far as it goes. 0: it has ended (its phase says how); -EAGAIN: call again later
+ * (status says what it waits for); other codes: the API server cannot be reached, or somebody else carries it
+ * on (-ESTALE): call again later. */
+int recovery_advance(const struct recovery_context *context, const char *namespace, const char *name,
+                     struct error *err) MUST_CHECK;
+/* Whether the phase is one that does not change any more. */
+bool recovery_has_ended(const json_t *recovery);
+
+#endif

@@ -1,0 +1,407 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Putting objects where they belong (R1, R4, R6): each by itself, several at once, a verdict each. */
+#include <stdatomic.h>
+#include <time.h>
+
+#include "base/thread.h"
+#include "controller/recovery_internal.h"
+
+enum { LOOK_MS = 100 };
+
+void recovery_pause(const struct recovery_run *run, unsigned ms)
+{
+    if (run->c->pause) {
+        run->c->pause(run->c->pause_context, ms);
+        return;
+    }
+    struct timespec time = {.tv_sec = ms / 1000, .tv_nsec = (long)(ms % 1000) * 1000000};
+    nanosleep(&time, NULL);
+}
+
+/* One object in a thread of its own: nothing of it is shared. */
+struct job {
+    const struct recovery_run *run;
+    struct recovery_entry *entry;
+    json_t *wanted; /* prepared for an object that is not there, and */
+    json_t *there;  /* for one that is */
+    json_t *plain;  /* that, normalized: to compare */
+    struct object_id id;
+    char note[RESTORE_REASON_BYTES];
+};
+
+static void decide(struct job *job, enum verdict verdict, const char *reason)
+{
+    struct recovery_entry *e = job->entry;
+    e->verdict = (int)verdict;
+    if (reason && reason[0]) {
+        char *copy = NULL;
+        if (asprintf(&copy, "%.900s", reason) < 0)
+            copy = NULL;
+        free(e->reason);
+        e->reason = copy;
+    }
+}
+
+/* An error that says nothing about the object, but about the way to the server: the wave is tried again. */
+static bool concerns_server(int code)
+{
+    return code == -ECONNREFUSED || code == -ECONNRESET || code == -EHOSTUNREACH || code == -ETIMEDOUT ||
+           code == -ECANCELED || code == -EAGAIN || code == -ENOMEM;
+}
+
+static const char *uid_of(void *context, const char *group, const char *kind, const char *namespace,
+                          const char *name)
+{
+    struct job *job = context;
+    static _Thread_local char uid[64];
+    const char *namespaces[2] = {namespace, ""};
+    for (int i = 0; i < 2; i++) {
+        /* The version does not matter much, but a path needs one: that of the reference. */
+        const json_t *owners = json_object_get(json_object_get(job->wanted, "metadata"), "ownerReferences");
+        const char *version = "v1";
+        size_t k;
+        json_t *owner;
+        json_array_foreach(owners, k, owner)
+        {
+            const char *api_version = recovery_text(owner, "apiVersion"), *slash = strchr(api_version, '/');
+            if (strcmp(recovery_text(owner, "name"), name) == 0 &&
+                strcmp(recovery_text(owner, "kind"), kind) == 0)
+                version = slash ? slash + 1 : api_version;
+        }
+        struct object_id id = {
+            .group = group, .version = version, .kind = kind, .namespace = namespaces[i], .name = name};
+        char journal_name[OBJECT_NAME_BYTES];
+        struct error unused = ERROR_INIT;
+        _cleanup_json_ json_t *live = NULL;
+        if (object_journal_name(&id, journal_name, &unused) == 0 &&
+            job->run->c->cluster->get(job->run->c->cluster_context, journal_name, &live, &unused) == 0) {
+            snprintf(uid, sizeof uid, "%s", object_uid(live));
+            return uid;
+        }
+    }
+    return NULL;
+}
+
+/* "provided port is already allocated", "provided IP is already allocated" */
+static bool is_taken(const struct error *err)
+{
+    return strstr(err->message, "already allocated") || strstr(err->message, "already in use");
+}
+
+static const char taken[] = "its address or node port is taken: it got another";
+
+static int create(struct job *job, enum verdict verdict, struct error *err)
+{
+    const struct recovery_cluster_ops *ops = job->run->c->cluster;
+    int r = ops->create(job->run->c->cluster_context, job->wanted, err);
+    if (r < 0 && r != -EEXIST && is_taken(err) && restore_drop_allocated(job->wanted)) {
+        snprintf(job->note, sizeof job->note, "%s", taken);
+        r = ops->create(job->run->c->cluster_context, job->wanted, err);
+    }
+    if (r == 0)
+        decide(job, verdict, job->note);
+    return r;
+}
+
+/* Waits until the name is free. -EBUSY: something keeps it. */
+static int await_gone(struct job *job, const char *uid, struct error *err)
+{
+    for (unsigned waited = 0;; waited += LOOK_MS) {
+        _cleanup_json_ json_t *live = NULL;
+        int r = job->run->c->cluster->get(job->run->c->cluster_context, job->entry->name, &live, err);
+        if (r == -ENOENT || (r == 0 && strcmp(object_uid(live), uid) != 0))
+            return 0;
+        if (r < 0)
+            return r;
+        if (waited >= RECOVERY_GONE_MS) {
+            _cleanup_free_ char *finalizers =
+                json_to_text(json_object_get(json_object_get(live, "metadata"), "finalizers"));
+            return error_set(err, -EBUSY,
+                             "it is being deleted and does not go (finalizers %.200s); remove what holds it, "
+                             "and make the recovery again",
+                             finalizers ? finalizers : "none");
+        }
+        recovery_pause(job->run, LOOK_MS);
+    }
+}
+
+static int recreate(struct job *job, const json_t *live, struct error *err)
+{
+    char uid[64];
+    snprintf(uid, sizeof uid, "%s", object_uid(live));
+    int r = job->run->c->cluster->remove(job->run->c->cluster_context, job->entry->name, uid,
+                                         restore_recreate_propagation(job->wanted), err);
+    if (r == 0)
+        r = await_gone(job, uid, err);
+    if (r == 0 && !job->note[0])
+        snprintf(job->note, sizeof job->note, "it was made again");
+    return r == 0 ? create(job, VERDICT_CHANGED, err) : r;
+}
+
+/* The object is there. 1: look again. */
+static int change(struct job *job, const json_t *live, struct error *err)
+{
+    _cleanup_json_ json_t *normal = NULL, *merged = NULL;
+    char field[RESTORE_REASON_BYTES], reason[RESTORE_REASON_BYTES];
+    const struct recovery_cluster_ops *ops = job->run->c->cluster;
+    enum verdict done = job->entry->action == ACTION_CREATE ? VERDICT_CREATED
+                        : job->entry->action == ACTION_SAME ? VERDICT_SAME
+                                                            : VERDICT_CHANGED;
+    if (json_object_get(json_object_get(live, "metadata"), "deletionTimestamp")) {
+        int r = await_gone(job, object_uid(live), err);
+        return r < 0 ? r : 1;
+    }
+    if (!job->id.namespace[0]) {
+        decide(job, job->entry->action == ACTION_CREATE ? VERDICT_CREATED : VERDICT_SKIPPED, NULL);
+        return 0;
+    }
+    int r = object_normalize(live, &normal, err);
+    if (r < 0)
+        return r;
+    restore_adopt_binding(job->plain, normal);
+    restore_adopt_binding(job->there, normal);
+    if (json_equal(normal, job->plain)) {
+        decide(job, done, job->note);
+        return 0;
+    }
+    switch (restore_way_of(normal, job->plain, field)) {
+    case RESTORE_KEEP:
+        snprintf(reason, sizeof reason, "%.100s cannot be changed, and it is not deleted since it has data",
+                 field);
+        return error_set(err, -EPERM, "%s", reason);
+    case RESTORE_RECREATE:
+        return recreate(job, live, err);
+    case RESTORE_UPDATE:
+        break;
+    }
+    r = restore_merge(live, job->there, &merged, err);
+    if (r == 0)
+        r = ops->replace(job->run->c->cluster_context, merged, err);
+    if (r == -EINVAL && (strstr(err->message, "immutable") || strstr(err->message, "updates to"))) {
+        /* A field that no table knows of. */
+        if (strcmp(job->id.kind, "PersistentVolumeClaim") == 0)
+            return r;
+        return recreate(job, live, err);
+    }
+    if (r < 0 && is_taken(err) && restore_drop_allocated(job->there) && restore_drop_allocated(job->plain)) {
+        snprintf(job->note, sizeof job->note, "%s", taken);
+        return 1; /* look again: without them it may be as it should be */
+    }
+    if (r == 0)
+        decide(job, done == VERDICT_SAME ? VERDICT_CHANGED : done, job->note);
+    return r == -EBUSY || r == -ENOENT ? 1 : r;
+}
+
+static int put(struct job *job, struct error *err)
+{
+    size_t dropped;
+    int r = restore_owners(job->wanted, uid_of, job, &dropped, err);
+    if (r == 0)
+        r = restore_owners(job->there, uid_of, job, &dropped, err);
+    if (r == 0)
+        r = object_normalize(job->there, &job->plain, err);
+    if (dropped)
+        snprintf(job->note, sizeof job->note, "its owner is not there: it has none now");
+    for (unsigned tries = 0; r >= 0 && tries < RECOVERY_CONFLICTS_MAX; tries++) {
+        _cleanup_json_ json_t *live = NULL;
+        r = job->run->c->cluster->get(job->run->c->cluster_context, job->entry->name, &live, err);
+        if (r == -ENOENT) {
+            r = create(job, job->entry->action == ACTION_CREATE ? VERDICT_CREATED : VERDICT_CHANGED, err);
+            r = r == -EEXIST ? 1 : r;
+        } else if (r == 0) {
+            r = change(job, live, err);
+        }
+        if (r <= 0)
+            return r;
+    }
+    return r < 0 ? r : error_set(err, -EBUSY, "others change it all the time");
+}
+
+static int perform(struct job *job, struct error *err)
+{
+    struct recovery_entry *e = job->entry;
+    int r;
+    switch (e->action) {
+    case ACTION_SKIP:
+        decide(job, VERDICT_SKIPPED, NULL);
+        return 0;
+    case ACTION_DELETE:
+        r = job->run->c->cluster->remove(job->run->c->cluster_context, e->name, e->uid, "Background", err);
+        if (r == 0 || r == -EBUSY) /* another one has its name: not the one that came after the point */
+            decide(job, r == 0 ? VERDICT_DELETED : VERDICT_SKIPPED,
+                   r == 0 ? NULL : "it was made again meanwhile");
+        return r == -EBUSY ? 0 : r;
+    case ACTION_CREATE:
+    case ACTION_CHANGE:
+    case ACTION_RECREATE:
+    case ACTION_SAME:
+        break;
+    }
+    if (e->action == ACTION_SAME) {
+        decide(job, VERDICT_SAME, NULL);
+        return 0;
+    }
+    return put(job, err);
+}
+
+/* ---- several at once ---- */
+
+struct work {
+    struct job *jobs;
+    size_t count;
+    atomic_size_t next;
+    atomic_int failed; /* code of what concerns the server; 0 */
+    pthread_mutex_t mutex;
+    struct error err; /* of that */
+};
+
+static void *worker(void *context)
+{
+    struct work *work = context;
+    for (;;) {
+        size_t i = atomic_fetch_add(&work->next, 1);
+        struct error err = ERROR_INIT;
+        if (i >= work->count || atomic_load(&work->failed))
+            return NULL;
+        struct job *job = &work->jobs[i];
+        int r = perform(job, &err);
+        if (r < 0 && concerns_server(r)) {
+            MUTEX_GUARD(guard, &work->mutex);
+            work->err = err;
+            atomic_store(&work->failed, r);
+        } else if (r < 0) {
+            decide(job, VERDICT_FAILED, err.message);
+        }
+    }
+}
+
+static int run_jobs(struct job *jobs, size_t count, struct error *err)
+{
+    struct work work = {.jobs = jobs, .count = count, .mutex = PTHREAD_MUTEX_INITIALIZER};
+    pthread_t threads[RECOVERY_WORKERS];
+    size_t started = 0;
+    struct error unused = ERROR_INIT;
+    while (started + 1 < RECOVERY_WORKERS && started + 1 < count &&
+           thread_start(&threads[started], "recovery", worker, &work, &unused) == 0)
+        started++;
+    (void)worker(&work);
+    for (size_t i = 0; i < started; i++)
+        pthread_join(threads[i], NULL);
+    int failed = atomic_load(&work.failed);
+    if (failed)
+        *err = work.err;
+    return failed;
+}
+
+static int prepare_job(struct recovery_run *run, struct recovery_entry *e, struct job *job, struct error *err)
+{
+    char reason[RESTORE_REASON_BYTES];
+    *job = (struct job){.run = run, .entry = e};
+    int r = object_id_parse(e->name, &job->id, err);
+    if (r < 0 || e->action == ACTION_DELETE || e->action == ACTION_SKIP || e->action == ACTION_SAME)
+        return r;
+    const json_t *wanted = json_object_get(run->wanted, e->name);
+    if (!wanted)
+        return error_set(err, -EINVAL, "the plan has %s, and the point has not", e->name);
+    r = restore_prepare(wanted, run->mode, false, &job->wanted, reason, err);
+    if (r == 0)
+        r = restore_prepare(wanted, run->mode, true, &job->there, reason, err);
+    /* An object that is there although it would not be made: it is put back all the same. */
+    if (r == 0 && !job->wanted)
+        job->wanted = json_deep_copy(job->there);
+    return r;
+}
+
+int recovery_apply_wave(struct recovery_run *run, int wave, struct error *err)
+{
+    _cleanup_free_ struct job *jobs = calloc(run->entry_count + 1, sizeof *jobs);
+    size_t count = 0;
+    int r = jobs ? 0 : error_set(err, -ENOMEM, "out of memory");
+    for (size_t i = 0; i < run->entry_count && r == 0; i++) {
+        struct recovery_entry *e = &run->entries[i];
+        if (e->wave == wave && e->verdict < 0) {
+            r = prepare_job(run, e, &jobs[count], err);
+            count++;
+        }
+    }
+    if (r == 0 && count > 0)
+        r = run_jobs(jobs, count, err);
+    for (size_t i = 0; i < count; i++) {
+        json_decref(jobs[i].wanted);
+        json_decref(jobs[i].there);
+        json_decref(jobs[i].plain);
+    }
+    return r;
+}
+
+/* ---- waiting ---- */
+
+static bool is_established(const json_t *definition)
+{
+    const json_t *conditions = json_object_get(json_object_get(definition, "status"), "conditions");
+    size_t i;
+    json_t *condition;
+    json_array_foreach(conditions, i, condition)
+    {
+        if (strcmp(recovery_text(condition, "type"), "Established") == 0)
+            return strcmp(recovery_text(condition, "status"), "True") == 0;
+    }
+    return false;
+}
+
+/* The endpoints of a service are Endpoints of its name (still served beside EndpointSlices, and enough for a
+ * yes or no). */
+static bool has_endpoints(const json_t *endpoints)
+{
+    size_t i;
+    json_t *subset;
+    json_array_foreach(json_object_get(endpoints, "subsets"), i, subset)
+    {
+        if (json_array_size(json_object_get(subset, "addresses")) > 0)
+            return true;
+    }
+    return false;
+}
+
+static int await_one(struct recovery_run *run, const json_t *await, struct error *err)
+{
+    struct object_id id;
+    char name[OBJECT_NAME_BYTES];
+    bool definition = strcmp(recovery_text(await, "condition"), "Established") == 0;
+    int r = object_id_parse(recovery_text(await, "object"), &id, err);
+    if (r < 0)
+        return r;
+    if (!definition)
+        id.kind = "Endpoints";
+    r = object_journal_name(&id, name, err);
+    for (unsigned waited = 0; r == 0 && waited < RECOVERY_AWAIT_MS; waited += LOOK_MS) {
+        _cleanup_json_ json_t *live = NULL;
+        r = run->c->cluster->get(run->c->cluster_context, name, &live, err);
+        if (r == 0 && (definition ? is_established(live) : has_endpoints(live)))
+            return 0;
+        r = r == -ENOENT ? 0 : r;
+        bool cancelled = false;
+        if (r == 0 && waited % 2000 == 0)
+            r = recovery_is_cancelled(run, &cancelled, err);
+        if (cancelled)
+            return 0;
+        if (r == 0)
+            recovery_pause(run, LOOK_MS);
+    }
+    return r;
+}
+
+int recovery_await_wave(struct recovery_run *run, int wave, struct error *err)
+{
+    const json_t *waves = json_object_get(run->order, "waves");
+    const json_t *awaits = json_object_get(json_array_get(waves, (size_t)wave - 1), "awaits");
+    size_t i;
+    json_t *await;
+    int r = 0;
+    json_array_foreach(awaits, i, await)
+    {
+        if (r == 0)
+            r = await_one(run, await, err);
+    }
+    return r;
+}

@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Between the parts of the recovery: recovery.c (states and steps), recovery_plan.c (what is to be done),
+ * recovery_apply.c (doing it), recovery_status.c (writing it down). Invariants and states: recovery.h. */
+#ifndef TIDEMARK_CONTROLLER_RECOVERY_INTERNAL_H
+#define TIDEMARK_CONTROLLER_RECOVERY_INTERNAL_H
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "app/objects.h"
+#include "app/restore.h"
+#include "base/cleanup.h"
+#include "controller/recovery.h"
+#include "lib/json.h"
+
+enum recovery_action {
+    ACTION_CREATE,
+    ACTION_CHANGE,
+    ACTION_RECREATE,
+    ACTION_DELETE,
+    ACTION_SAME,
+    ACTION_SKIP
+};
+#define RECOVERY_ACTIONS 6
+
+/* What is to be done with one object. Its line in the plan is {"w": wave, "a": action, "o": name, "r":
+ * reason, "v": verdict}. */
+struct recovery_entry {
+    enum recovery_action action;
+    int wave; /* 0: deletions; from 1: of the order */
+    char *name;
+    char *reason; /* or NULL */
+    char *uid;    /* of what is to be deleted; or NULL */
+    int verdict;  /* enum verdict; -1: none yet */
+};
+
+struct recovery_run {
+    const struct recovery_context *c;
+    const struct clock *clock;
+    json_t *recovery;  /* as last read or written */
+    json_t *last_step; /* status.step as it was then: another one is somebody else's */
+    const char *namespace, *name;
+    json_t *spec; /* borrowed from recovery */
+    enum restore_mode mode;
+    char application[254], source_namespace[64],
+        target_namespace[64]; /* copies: the Recovery is replaced at each write */
+    json_t *wanted;           /* set of the point, transformed, to be put into the target */
+    json_t *order;            /* objects_order(wanted) */
+    struct recovery_entry *entries;
+    size_t entry_count;
+    int waves; /* highest wave */
+};
+
+static inline const char *recovery_text(const json_t *object, const char *key)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+    return text ? text : "";
+}
+
+/* ---- recovery_status.c ---- */
+/* The status object, made when missing. Borrowed. */
+json_t *recovery_status(struct recovery_run *run);
+/* Takes note of what run->recovery now is: read or written. */
+void recovery_remember(struct recovery_run *run);
+void recovery_now(const struct recovery_run *run, char text[CLOCK_TEXT_BYTES]);
+/* Sets a condition; lastTransitionTime changes with the status alone. */
+int recovery_condition(struct recovery_run *run, const char *type, bool status, const char *reason,
+                       const char *message);
+/* Writes status. -ESTALE: somebody else changed it, and carries the recovery on. */
+int recovery_write(struct recovery_run *run, struct error *err);
+/* Writes the step down before it is taken (R1). */
+int recovery_step(struct recovery_run *run, const char *step, int wave, struct error *err);
+/* Ends it: phase, message, condition, and with `failure` its reason (a word). */
+int recovery_end(struct recovery_run *run, const char *phase, const char *reason, const char *message,
+                 struct error *err);
+/* Whether somebody asked for its end. Reads the Recovery again. */
+int recovery_is_cancelled(struct recovery_run *run, bool *ret, struct error *err);
+/* Counts and first failures of the entries into status. */
+int recovery_count(struct recovery_run *run, struct error *err);
+/* The plan in its ConfigMaps: all parts, or those that the wave has entries in. */
+int recovery_save_plan(struct recovery_run *run, int wave, struct error *err);
+/* -ENOENT: there is none. */
+int recovery_load_plan(struct recovery_run *run, struct error *err);
+
+/* ---- recovery_plan.c ---- */
+/* Reads the objects of the point and puts them in order: run->wanted, run->order. *ret_reason (static): the
+ * condition's reason when it fails. */
+int recovery_read_wanted(struct recovery_run *run, const char **ret_reason, struct error *err);
+/* What stands against it. *ret_reason as above; -EAGAIN: it may pass by itself. */
+int recovery_check_target(struct recovery_run *run, const char **ret_reason, struct error *err);
+/* Compares with what is there: run->entries, status.plan. */
+int recovery_make_plan(struct recovery_run *run, struct error *err);
+int recovery_add_entry(struct recovery_run *run, enum recovery_action action, int wave, const char *name,
+                       const char *reason, const char *uid, struct error *err);
+void recovery_free_entries(struct recovery_run *run);
+const char *recovery_action_name(enum recovery_action action);
+
+/* ---- recovery_apply.c ---- */
+/* Does what the entries of the wave say, and gives each its verdict. Errors that concern one object are
+ * verdicts. */
+int recovery_apply_wave(struct recovery_run *run, int wave, struct error *err);
+/* Waits for what the wave needs. A timeout is no error: the objects' own refusals say more. */
+int recovery_await_wave(struct recovery_run *run, int wave, struct error *err);
+void recovery_pause(const struct recovery_run *run, unsigned ms);
+
+#endif

@@ -1,0 +1,301 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Recoveries and the API server: objects with the rights of whoever asked (R4), the Recovery and its plan
+ * with our own. */
+#include "controller/recovery_kube.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "app/objects.h"
+#include "base/cleanup.h"
+#include "lib/json.h"
+
+#define MANAGER "tidemark-recovery"
+enum { KINDS_MAX = 8 };
+
+const struct kube_resource controller_recoveries = {"tidemark.io", "v1alpha1", "recoveries",
+                                                    "Recovery",    true,       0};
+
+/* ---- who asked ---- */
+
+static int read_requester(struct recovery_kube *k, const char *text, struct error *err)
+{
+    const char *key;
+    json_t *groups, *extra, *values, *value;
+    size_t i;
+    int r = json_parse(RECOVERY_REQUESTER_ANNOTATION, text, strlen(text), &k->requester, err);
+    if (r == 0)
+        r = json_get_string(k->requester, "username", &k->user.name, err);
+    if (r < 0)
+        return r;
+    k->user.uid = json_string_value(json_object_get(k->requester, "uid"));
+    groups = json_object_get(k->requester, "groups");
+    extra = json_object_get(k->requester, "extra");
+    json_array_foreach(groups, i, value)
+    {
+        if (k->user.group_count == KUBE_MAX_GROUPS || !json_is_string(value))
+            return error_set(err, -EPERM, "whoever asked for the recovery has more than %u groups",
+                             KUBE_MAX_GROUPS);
+        k->groups[k->user.group_count++] = json_string_value(value);
+    }
+    json_object_foreach(extra, key, values)
+    {
+        json_array_foreach(values, i, value)
+        {
+            if (k->user.extra_count == KUBE_MAX_EXTRA || !json_is_string(value))
+                return error_set(err, -EPERM, "whoever asked for the recovery has more than %u extra fields",
+                                 KUBE_MAX_EXTRA);
+            k->extra[k->user.extra_count++] = (struct kube_extra){key, json_string_value(value)};
+        }
+    }
+    k->user.groups = k->groups;
+    k->user.extra = k->extra;
+    return 0;
+}
+
+int recovery_kube_init(struct recovery_kube *k, struct kube_client *client, const json_t *recovery,
+                       const struct log *log, struct error *err)
+{
+    const char *text = kube_object_annotation(recovery, RECOVERY_REQUESTER_ANNOTATION);
+    *k = (struct recovery_kube){.client = client, .log = log, .mutex = PTHREAD_MUTEX_INITIALIZER};
+    if (!text)
+        return error_set(
+            err, -EPERM,
+            "nobody is recorded as having asked for it (annotation " RECOVERY_REQUESTER_ANNOTATION
+            "): the admission webhook was not there; see to it, and make the recovery again");
+    int r = read_requester(k, text, err);
+    return r < 0 ? error_context(err, "annotation " RECOVERY_REQUESTER_ANNOTATION) : 0;
+}
+
+void recovery_kube_release(struct recovery_kube *k)
+{
+    for (size_t i = 0; i < k->kinds_count; i++) {
+        kube_kinds_release(k->kinds[i]);
+        free(k->kinds[i]);
+    }
+    json_decref(k->requester);
+    *k = (struct recovery_kube){0};
+}
+
+/* ---- kinds ---- */
+
+/* With the mutex held. */
+static int discover(struct recovery_kube *k, struct error *err)
+{
+    if (k->kinds_count == KINDS_MAX)
+        return 0; /* asked often enough */
+    struct kube_kinds *kinds = calloc(1, sizeof *kinds);
+    int r = kinds ? kube_discover(k->client, kinds, err) : error_set(err, -ENOMEM, "out of memory");
+    if (r < 0)
+        free(kinds);
+    else
+        k->kinds[k->kinds_count++] = kinds;
+    return r;
+}
+
+static int find_kind(struct recovery_kube *k, const char *group, const char *version, const char *kind,
+                     const struct kube_resource **ret, struct error *err)
+{
+    char api_version[320];
+    int r = 0;
+    MUTEX_GUARD(guard, &k->mutex);
+    snprintf(api_version, sizeof api_version, "%s%s%s", group, group[0] ? "/" : "", version);
+    for (int tries = 0; tries < 2 && r == 0; tries++) {
+        if (k->kinds_count == 0 || tries)
+            r = discover(k, err);
+        *ret = r == 0 ? kube_kinds_find(k->kinds[k->kinds_count - 1], api_version, kind) : NULL;
+        if (*ret)
+            return 0;
+    }
+    return r < 0 ? r
+                 : error_set(err, -ENOENT, "the cluster does not know the kind %s of %s", kind, api_version);
+}
+
+/* The resource in the version of the object: the one that is served may be another. */
+static int target_of(struct recovery_kube *k, const struct object_id *id, struct kube_resource *resource,
+                     struct kube_target *ret, struct error *err)
+{
+    const struct kube_resource *found;
+    int r = find_kind(k, id->group, id->version, id->kind, &found, err);
+    if (r < 0)
+        return r;
+    *resource = *found;
+    *ret = (struct kube_target){.resource = resource,
+                                .namespace = id->namespace[0] ? id->namespace : NULL,
+                                .name = id->name,
+                                .as = &k->user,
+                                .field_manager = MANAGER};
+    return 0;
+}
+
+static int knows(void *context, const char *group, const char *version, const char *kind, bool *ret,
+                 struct error *err)
+{
+    const struct kube_resource *found;
+    int r = find_kind(context, group, version, kind, &found, err);
+    *ret = r == 0;
+    return r == -ENOENT ? 0 : r;
+}
+
+/* ---- objects ---- */
+
+static int get(void *context, const char *name, json_t **ret, struct error *err)
+{
+    struct recovery_kube *k = context;
+    struct object_id id;
+    struct kube_resource resource;
+    struct kube_target target;
+    int r = object_id_parse(name, &id, err);
+    if (r == 0)
+        r = target_of(k, &id, &resource, &target, err);
+    return r == 0 ? kube_get(k->client, &target, ret, err) : r;
+}
+
+static int put(struct recovery_kube *k, const json_t *object, bool create, struct error *err)
+{
+    struct object_id id;
+    struct kube_resource resource;
+    struct kube_target target;
+    int r = object_identify(object, &id, err);
+    if (r == 0)
+        r = target_of(k, &id, &resource, &target, err);
+    if (r < 0)
+        return r;
+    if (!create)
+        return kube_update(k->client, &target, object, NULL, err);
+    target.name = NULL;
+    return kube_create(k->client, &target, object, NULL, err);
+}
+static int create(void *context, const json_t *object, struct error *err)
+{
+    return put(context, object, true, err);
+}
+static int replace(void *context, const json_t *object, struct error *err)
+{
+    return put(context, object, false, err);
+}
+
+static int remove_object(void *context, const char *name, const char *uid, const char *propagation,
+                         struct error *err)
+{
+    struct recovery_kube *k = context;
+    struct object_id id;
+    struct kube_resource resource;
+    struct kube_target target;
+    const struct kube_delete_options options = {.uid = uid, .propagation = propagation, .grace_period_s = -1};
+    int r = object_id_parse(name, &id, err);
+    if (r == 0)
+        r = target_of(k, &id, &resource, &target, err);
+    if (r == 0)
+        r = kube_delete(k->client, &target, &options, err);
+    return r == -ENOENT ? 0 : r;
+}
+
+static int add_items(void *context, json_t *items, bool first, struct error *err)
+{
+    json_t *chunk = context;
+    if (first)
+        json_array_clear(chunk);
+    return json_array_extend(chunk, items) < 0 ? error_set(err, -ENOMEM, "out of memory") : 0;
+}
+
+/* What somebody may not list she may not put back either: it is passed over, and each such object fails by
+ * itself. */
+static int list(void *context, const char *namespace, json_t *array, struct error *err)
+{
+    struct recovery_kube *k = context;
+    const struct kube_kinds *kinds;
+    {
+        MUTEX_GUARD(guard, &k->mutex);
+        int r = k->kinds_count ? 0 : discover(k, err);
+        if (r < 0)
+            return r;
+        kinds = k->kinds[k->kinds_count - 1];
+    }
+    for (size_t i = 0; i < kinds->count; i++) {
+        const struct kube_resource *resource = &kinds->resources[i];
+        const struct kube_target target = {.resource = resource, .namespace = namespace, .as = &k->user};
+        _cleanup_json_ json_t *chunk = json_array();
+        if (!resource->namespaced || !(resource->verbs & KUBE_VERB_LIST) ||
+            !(resource->verbs & KUBE_VERB_DELETE) || (strcmp(resource->kind, "Event") == 0))
+            continue;
+        int r = kube_list(k->client, &target, NULL, add_items, chunk, NULL, err);
+        if (r == -EACCES || r == -ENOENT)
+            continue;
+        if (r < 0)
+            return r;
+        json_array_extend(array, chunk);
+    }
+    return 0;
+}
+
+const struct recovery_cluster_ops recovery_kube_cluster = {get, create, replace, remove_object, list, knows};
+
+/* ---- the Recovery ---- */
+
+static int read_recovery(void *context, const char *namespace, const char *name, json_t **ret,
+                         struct error *err)
+{
+    const struct recovery_kube *k = context;
+    const struct kube_target target = {
+        .resource = &controller_recoveries, .namespace = namespace, .name = name};
+    return kube_get(k->client, &target, ret, err);
+}
+
+static int write_status(void *context, const json_t *recovery, json_t **ret, struct error *err)
+{
+    const struct recovery_kube *k = context;
+    const struct kube_target target = {.resource = &controller_recoveries,
+                                       .namespace = kube_object_namespace(recovery),
+                                       .name = kube_object_name(recovery),
+                                       .subresource = "status",
+                                       .field_manager = MANAGER};
+    return kube_update(k->client, &target, recovery, ret, err);
+}
+
+static void plan_name(const json_t *recovery, size_t number, char *name, size_t size)
+{
+    if (number)
+        snprintf(name, size, "tidemark-recovery-%.200s-%zu", kube_object_name(recovery), number);
+    else
+        snprintf(name, size, "tidemark-recovery-%.200s", kube_object_name(recovery));
+}
+
+static int write_plan(void *context, const json_t *recovery, size_t number, const char *text,
+                      struct error *err)
+{
+    const struct recovery_kube *k = context;
+    char name[256];
+    plan_name(recovery, number, name, sizeof name);
+    _cleanup_json_ json_t *object =
+        json_pack("{s:s, s:s, s:{s:s, s:s, s:{s:s}, s:[{s:s, s:s, s:s, s:s}]}, s:{s:s}}", "apiVersion", "v1",
+                  "kind", "ConfigMap", "metadata", "name", name, "namespace", kube_object_namespace(recovery),
+                  "labels", "tidemark.io/recovery-plan", kube_object_name(recovery), "ownerReferences",
+                  "apiVersion", "tidemark.io/v1alpha1", "kind", "Recovery", "name",
+                  kube_object_name(recovery), "uid", kube_object_uid(recovery), "data", "objects", text);
+    const struct kube_target target = {.resource = &kube_configmaps,
+                                       .namespace = kube_object_namespace(recovery),
+                                       .name = name,
+                                       .field_manager = MANAGER};
+    return object ? kube_apply(k->client, &target, object, true, NULL, err)
+                  : error_set(err, -ENOMEM, "out of memory");
+}
+
+static int read_plan(void *context, const json_t *recovery, size_t number, char **ret, struct error *err)
+{
+    const struct recovery_kube *k = context;
+    char name[256];
+    _cleanup_json_ json_t *object = NULL;
+    plan_name(recovery, number, name, sizeof name);
+    const struct kube_target target = {
+        .resource = &kube_configmaps, .namespace = kube_object_namespace(recovery), .name = name};
+    int r = kube_get(k->client, &target, &object, err);
+    if (r < 0)
+        return r;
+    const char *text = json_string_value(json_object_get(json_object_get(object, "data"), "objects"));
+    *ret = text ? strdup(text) : NULL;
+    return *ret ? 0 : error_set(err, -EINVAL, "the ConfigMap %s has no field objects", name);
+}
+
+const struct recovery_store_ops recovery_kube_store = {read_recovery, write_status, write_plan, read_plan};

@@ -1,0 +1,486 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a recovery will do (R2, R3, R6): the objects of the point, what stands against putting them there,
+ * what differs. */
+#include "app/order.h"
+#include "app/references.h"
+#include "app/transform.h"
+#include "controller/recovery_internal.h"
+
+static const char *const action_names[RECOVERY_ACTIONS] = {"create", "change", "recreate",
+                                                           "delete", "same",   "skip"};
+
+const char *recovery_action_name(enum recovery_action action)
+{
+    return action_names[action];
+}
+
+void recovery_free_entries(struct recovery_run *run)
+{
+    for (size_t i = 0; i < run->entry_count; i++) {
+        free(run->entries[i].name);
+        free(run->entries[i].reason);
+        free(run->entries[i].uid);
+    }
+    free(run->entries);
+    run->entries = NULL;
+    run->entry_count = 0;
+    run->waves = 0;
+}
+
+int recovery_add_entry(struct recovery_run *run, enum recovery_action action, int wave, const char *name,
+                       const char *reason, const char *uid, struct error *err)
+{
+    if ((run->entry_count & (run->entry_count - 1)) == 0) {
+        struct recovery_entry *entries =
+            reallocarray(run->entries, run->entry_count ? run->entry_count * 2 : 1, sizeof *entries);
+        if (!entries)
+            return error_set(err, -ENOMEM, "out of memory");
+        run->entries = entries;
+    }
+    struct recovery_entry e = {.action = action,
+                               .wave = wave,
+                               .name = strdup(name),
+                               .reason = reason ? strdup(reason) : NULL,
+                               .uid = uid ? strdup(uid) : NULL,
+                               .verdict = -1};
+    run->entries[run->entry_count++] = e;
+    if (wave > run->waves)
+        run->waves = wave;
+    if (!e.name || (reason && !e.reason) || (uid && !e.uid))
+        return error_set(err, -ENOMEM, "out of memory");
+    return 0;
+}
+
+/* ---- the objects of the point ---- */
+
+/* A binding of the cluster is the original's; the clone gets one of its own name. */
+static int rename_cluster_bindings(struct recovery_run *run, json_t *transforms)
+{
+    const char *name;
+    json_t *object;
+    json_object_foreach(run->wanted, name, object)
+    {
+        struct object_id id;
+        struct error unused = ERROR_INIT;
+        char fresh[600];
+        if (object_id_parse(name, &id, &unused) < 0 || strcmp(id.kind, "ClusterRoleBinding") != 0 ||
+            id.namespace[0])
+            continue;
+        snprintf(fresh, sizeof fresh, "%.200s-%s", id.name, run->target_namespace);
+        json_t *one = json_pack("{s:{s:s, s:s}, s:{s:s, s:s}}", "target", "kind", id.kind, "name", id.name,
+                                "rename", "from", id.name, "to", fresh);
+        if (json_array_append_new(transforms, one) < 0)
+            return -ENOMEM;
+    }
+    return 0;
+}
+
+static int transform_wanted(struct recovery_run *run, struct error *err)
+{
+    bool moved = strcmp(run->source_namespace, run->target_namespace) != 0;
+    _cleanup_json_ json_t *transforms = json_array(), *out = NULL;
+    json_t *asked = json_object_get(run->spec, "transforms");
+    /* What the user wrote is about the application as she knows it; then it moves. */
+    if (!transforms || (asked && json_array_extend(transforms, asked) < 0))
+        return error_set(err, -ENOMEM, "out of memory");
+    if (run->mode == RESTORE_CLONE && rename_cluster_bindings(run, transforms) < 0)
+        return error_set(err, -ENOMEM, "out of memory");
+    if (moved && json_object_size(run->wanted) > 0 &&
+        json_array_append_new(transforms, json_pack("{s:{s:s, s:s}}", "namespace", "from",
+                                                    run->source_namespace, "to", run->target_namespace)) < 0)
+        return error_set(err, -ENOMEM, "out of memory");
+    if (json_array_size(transforms) == 0)
+        return 0;
+    int r = transforms_apply(run->wanted, transforms, &out, NULL, err);
+    if (r < 0)
+        return r;
+    json_decref(run->wanted);
+    run->wanted = take_ptr(out);
+    return 0;
+}
+
+/* A namespace that is gone is made again even when the journal has only what was in it; a clone's may be
+ * isolated. */
+static int complete_wanted(struct recovery_run *run, struct error *err)
+{
+    char name[OBJECT_NAME_BYTES];
+    struct object_id id = {
+        .group = "", .version = "v1", .kind = "Namespace", .namespace = "", .name = run->target_namespace};
+    int r = object_journal_name(&id, name, err);
+    if (r < 0)
+        return r;
+    if (run->mode != RESTORE_REWIND && !json_object_get(run->wanted, name)) {
+        _cleanup_json_ json_t *made = json_pack("{s:s, s:s, s:{s:s}}", "apiVersion", "v1", "kind",
+                                                "Namespace", "metadata", "name", run->target_namespace);
+        r = objects_add(run->wanted, made, NULL, err);
+    }
+    if (r == 0 && json_is_true(json_object_get(run->spec, "isolated"))) {
+        _cleanup_json_ json_t *policy = restore_isolation_policy(run->target_namespace);
+        r = objects_add(run->wanted, policy, NULL, err);
+    }
+    return r;
+}
+
+int recovery_read_wanted(struct recovery_run *run, const char **ret_reason, struct error *err)
+{
+    json_t *status = recovery_status(run), *point = json_object_get(status, "point");
+    struct recovery_point found;
+    char resolved[64], time[CLOCK_TEXT_BYTES];
+    const char *asked = recovery_text(run->spec, "point");
+    if (point) { /* R2 */
+        snprintf(resolved, sizeof resolved, "lsn:%lld",
+                 (long long)json_integer_value(json_object_get(point, "objectsLsn")));
+        asked = resolved;
+    }
+    *ret_reason = "PointNotAvailable";
+    int r = run->c->source->objects(run->c->source_context, run->source_namespace, run->application, asked,
+                                    &run->wanted, &found, err);
+    if (r < 0)
+        return r;
+    if (!point) {
+        clock_format_rfc3339(found.realtime_ns, time);
+        point = json_pack("{s:s, s:I, s:s}", "time", time, "objectsLsn", (json_int_t)found.lsn, "note",
+                          found.note);
+        if (json_object_set_new(status, "point", point) < 0)
+            return error_set(err, -ENOMEM, "out of memory");
+    }
+    *ret_reason = "TransformFailed";
+    r = transform_wanted(run, err);
+    if (r == 0)
+        r = complete_wanted(run, err);
+    if (r < 0)
+        return r;
+    *ret_reason = "OrderFailed";
+    return objects_order(run->wanted, &run->order, err);
+}
+
+/* ---- what stands against it ---- */
+
+static int check_namespace(struct recovery_run *run, const char **ret_reason, struct error *err)
+{
+    char name[128];
+    _cleanup_json_ json_t *live = NULL;
+    snprintf(name, sizeof name, "core/v1/Namespace/_/%s", run->target_namespace);
+    int r = run->c->cluster->get(run->c->cluster_context, name, &live, err);
+    if (r == -ENOENT && run->mode == RESTORE_REWIND) {
+        *ret_reason = "NamespaceMissing";
+        return error_set(err, -ENOENT, "namespace %s is not there; use mode restore", run->target_namespace);
+    }
+    if (r < 0)
+        return r == -ENOENT ? 0 : r;
+    if (!json_object_get(json_object_get(live, "metadata"), "deletionTimestamp"))
+        return 0;
+    const json_t *conditions = json_object_get(json_object_get(live, "status"), "conditions");
+    const char *why = "";
+    size_t i;
+    json_t *condition;
+    json_array_foreach(conditions, i, condition)
+    {
+        const char *type = recovery_text(condition, "type");
+        if (strcmp(recovery_text(condition, "status"), "True") == 0 &&
+            (strcmp(type, "NamespaceFinalizersRemaining") == 0 ||
+             strcmp(type, "NamespaceContentRemaining") == 0 || !why[0]))
+            why = recovery_text(condition, "message");
+    }
+    *ret_reason = "NamespaceTerminating";
+    return error_set(err, -EAGAIN,
+                     "namespace %s is being deleted, and nothing can be made in it; the recovery begins when "
+                     "it is gone. %.300s%sIf it stays, "
+                     "look which finalizers keep it: kubectl get namespace %s -o yaml",
+                     run->target_namespace, why, why[0] ? " " : "", run->target_namespace);
+}
+
+static int check_kinds(struct recovery_run *run, const char **ret_reason, struct error *err)
+{
+    _cleanup_json_ json_t *seen = json_object(), *index = references_index(run->wanted);
+    const char *name;
+    json_t *object;
+    json_object_foreach(run->wanted, name, object)
+    {
+        struct object_id id;
+        char key[512];
+        bool known = false;
+        int r = object_id_parse(name, &id, err);
+        if (r < 0)
+            return r;
+        snprintf(key, sizeof key, "%s/%s/%s", id.group, id.version, id.kind);
+        struct reference definition = {.group = id.group, .kind = id.kind, .namespace = "*", .name = "*"};
+        if (json_object_get(seen, key) || references_find(index, &definition))
+            continue;
+        json_object_set_new(seen, key, json_true());
+        r = run->c->cluster->knows(run->c->cluster_context, id.group, id.version, id.kind, &known, err);
+        if (r < 0)
+            return r;
+        if (!known) {
+            *ret_reason = "DefinitionMissing";
+            return error_set(err, -ENOENT,
+                             "the cluster does not know the kind %s of %s/%s, which %s has; install its "
+                             "CustomResourceDefinition (its operator) first",
+                             id.kind, id.group[0] ? id.group : "v1", id.version, id.name);
+        }
+    }
+    return 0;
+}
+
+struct checking {
+    struct recovery_run *run;
+    json_t *index, *seen;
+    const char **ret_reason;
+    const char *object;
+    struct error *err;
+};
+
+/* What has to be in the cluster before: classes. Other things that lack now lacked at the point, too. */
+static int check_class(void *context, const struct reference *r)
+{
+    struct checking *c = context;
+    const char *version = strcmp(r->group, "storage.k8s.io") == 0      ? "storage.k8s.io/v1"
+                          : strcmp(r->group, "scheduling.k8s.io") == 0 ? "scheduling.k8s.io/v1"
+                                                                       : "node.k8s.io/v1";
+    char name[OBJECT_NAME_BYTES];
+    bool checked = strcmp(r->kind, "StorageClass") == 0 || strcmp(r->kind, "PriorityClass") == 0 ||
+                   strcmp(r->kind, "RuntimeClass") == 0;
+    if (!checked || r->optional || object_is_bootstrap(r->group, r->kind, r->name) ||
+        references_find(c->index, r))
+        return 0;
+    snprintf(name, sizeof name, "%s/%s/_/%s", version, r->kind, r->name);
+    if (json_object_get(c->seen, name))
+        return 0;
+    json_object_set_new(c->seen, name, json_true());
+    _cleanup_json_ json_t *live = NULL;
+    int result = c->run->c->cluster->get(c->run->c->cluster_context, name, &live, c->err);
+    if (result != -ENOENT)
+        return result;
+    bool storage = strcmp(r->kind, "StorageClass") == 0;
+    *c->ret_reason = storage ? "StorageClassMissing" : "ClassMissing";
+    return error_set(c->err, -ENOENT,
+                     "%s needs the %s '%s' (%s), which the cluster does not have; make it%s%s%s", c->object,
+                     r->kind, r->name, r->path,
+                     storage && c->run->mode != RESTORE_REWIND
+                         ? ", or name another with the transform {storageClass: {from: "
+                         : "",
+                     storage && c->run->mode != RESTORE_REWIND ? r->name : "",
+                     storage && c->run->mode != RESTORE_REWIND ? ", to: ...}}" : "");
+}
+
+static int check_classes(struct recovery_run *run, const char **ret_reason, struct error *err)
+{
+    _cleanup_json_ json_t *index = references_index(run->wanted), *seen = json_object();
+    struct checking c = {.run = run, .index = index, .seen = seen, .ret_reason = ret_reason, .err = err};
+    const char *name;
+    json_t *object;
+    int r = 0;
+    json_object_foreach(run->wanted, name, object)
+    {
+        c.object = name;
+        if (r == 0 && strstr(name, "/_/") == NULL)
+            r = references_visit(object, check_class, &c);
+    }
+    return r;
+}
+
+/* In place, whoever reconciles from Git would put the newer state back. */
+static int check_reconcilers(struct recovery_run *run, const char **ret_reason, struct error *err)
+{
+    _cleanup_json_ json_t *list = NULL;
+    size_t i;
+    json_t *one;
+    int r = reconcilers_of_set(run->wanted, &list, err);
+    if (r < 0)
+        return r;
+    while (json_array_size(list) > 20)
+        json_array_remove(list, json_array_size(list) - 1);
+    if (json_object_set(recovery_status(run), "reconcilers", list) < 0)
+        return error_set(err, -ENOMEM, "out of memory");
+    if (run->mode != RESTORE_REWIND || json_is_true(json_object_get(run->spec, "force")) ||
+        json_is_true(json_object_get(run->spec, "dryRun")))
+        return 0;
+    json_array_foreach(list, i, one)
+    {
+        if (!json_is_true(json_object_get(one, "reverts")))
+            continue;
+        *ret_reason = "ReconcilerWouldRevert";
+        return error_set(err, -EPERM,
+                         "%s '%s' would put the newer state back (%lld objects): %s; then make the recovery "
+                         "with force: true",
+                         recovery_text(one, "reconciler"), recovery_text(one, "name"),
+                         (long long)json_integer_value(json_object_get(one, "objects")),
+                         recovery_text(one, "remedy"));
+    }
+    return 0;
+}
+
+int recovery_check_target(struct recovery_run *run, const char **ret_reason, struct error *err)
+{
+    *ret_reason = NULL; /* of a failure to ask */
+    int r = check_namespace(run, ret_reason, err);
+    if (r == 0)
+        r = check_kinds(run, ret_reason, err);
+    if (r == 0)
+        r = check_classes(run, ret_reason, err);
+    return r == 0 ? check_reconcilers(run, ret_reason, err) : r;
+}
+
+/* ---- what differs ---- */
+
+/* {journal name: raw object} of what is worth keeping. */
+static json_t *by_name(const json_t *array)
+{
+    json_t *raw = json_object(), *object;
+    size_t i;
+    json_array_foreach(array, i, object)
+    {
+        struct object_id id;
+        struct error unused = ERROR_INIT;
+        char name[OBJECT_NAME_BYTES];
+        if (object_identify(object, &id, &unused) == 0 && !object_noise(object) &&
+            object_journal_name(&id, name, &unused) == 0)
+            json_object_set(raw, name, object);
+    }
+    return raw;
+}
+
+/* Raw object of the same kind and name, whatever version the list came in. */
+static const json_t *live_of(const json_t *raw, const json_t *index, const char *name)
+{
+    struct object_id id;
+    struct error unused = ERROR_INIT;
+    if (object_id_parse(name, &id, &unused) < 0)
+        return NULL;
+    struct reference r = {.group = id.group, .kind = id.kind, .namespace = id.namespace, .name = id.name};
+    const char *found = references_find(index, &r);
+    return found ? json_object_get(raw, found) : NULL;
+}
+
+static int plan_object(struct recovery_run *run, int wave, const char *name, const json_t *live,
+                       struct error *err)
+{
+    char reason[RESTORE_REASON_BYTES], field[RESTORE_REASON_BYTES];
+    _cleanup_json_ json_t *prepared = NULL, *normal = NULL;
+    struct object_id id;
+    int r = object_id_parse(name, &id, err);
+    if (r == 0)
+        r = restore_prepare(json_object_get(run->wanted, name), run->mode, live != NULL, &prepared, reason,
+                            err);
+    if (r < 0)
+        return r;
+    if (!prepared)
+        return recovery_add_entry(run, ACTION_SKIP, wave, name, reason, NULL, err);
+    if (!live)
+        return recovery_add_entry(run, ACTION_CREATE, wave, name, NULL, NULL, err);
+    if (!id.namespace[0]) /* R6 */
+        return recovery_add_entry(run, ACTION_SKIP, wave, name, "it is there, and others may use it", NULL,
+                                  err);
+    r = object_normalize(live, &normal, err);
+    if (r < 0)
+        return r;
+    restore_adopt_binding(prepared, normal);
+    if (strcmp(recovery_text(live, "apiVersion"), recovery_text(prepared, "apiVersion")) != 0)
+        return recovery_add_entry(run, ACTION_CHANGE, wave, name, NULL, NULL,
+                                  err); /* compared in the version of the point then */
+    if (json_equal(normal, prepared))
+        return recovery_add_entry(run, ACTION_SAME, wave, name, NULL, NULL, err);
+    if (restore_way_of(normal, prepared, field) != RESTORE_RECREATE)
+        return recovery_add_entry(run, ACTION_CHANGE, wave, name, NULL, NULL, err);
+    snprintf(reason, sizeof reason, "%.200s cannot be changed", field);
+    return recovery_add_entry(run, ACTION_RECREATE, wave, name, reason, NULL, err);
+}
+
+/* Why an object that came after the point stays, or NULL. */
+static const char *reason_to_stay(const json_t *object, const struct object_id *id)
+{
+    const json_t *owners = json_object_get(json_object_get(object, "metadata"), "ownerReferences");
+    size_t i;
+    json_t *owner;
+    if (strcmp(id->kind, "PersistentVolumeClaim") == 0 && !id->group[0])
+        return "it came after the point; claims are not deleted by a recovery";
+    if (strcmp(id->kind, "ServiceAccount") == 0 && strcmp(id->name, "default") == 0)
+        return "every namespace has it";
+    if (strcmp(recovery_text(object, "type"), "kubernetes.io/service-account-token") == 0)
+        return "the control plane makes it";
+    json_array_foreach(owners, i, owner)
+    {
+        if (json_is_true(json_object_get(owner, "controller")))
+            return "its owner decides about it";
+    }
+    return NULL;
+}
+
+static int plan_deletions(struct recovery_run *run, const json_t *raw, struct error *err)
+{
+    _cleanup_json_ json_t *index = references_index(run->wanted);
+    const char *name;
+    json_t *object;
+    json_object_foreach((json_t *)(uintptr_t)raw, name, object)
+    {
+        struct object_id id;
+        int r = object_id_parse(name, &id, err);
+        if (r < 0)
+            return r;
+        struct reference wanted = {
+            .group = id.group, .kind = id.kind, .namespace = id.namespace, .name = id.name};
+        if (references_find(index, &wanted) ||
+            json_object_get(json_object_get(object, "metadata"), "deletionTimestamp"))
+            continue;
+        const char *stays = reason_to_stay(object, &id);
+        r = recovery_add_entry(run, stays ? ACTION_SKIP : ACTION_DELETE, 0, name,
+                               stays ? stays : "it came after the point", object_uid(object), err);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+static int note_plan(struct recovery_run *run, struct error *err)
+{
+    size_t counts[RECOVERY_ACTIONS] = {0};
+    char config_map[300];
+    for (size_t i = 0; i < run->entry_count; i++)
+        counts[run->entries[i].action]++;
+    snprintf(config_map, sizeof config_map, "tidemark-recovery-%s", run->name);
+    json_t *plan = json_pack("{s:i, s:s}", "waves", run->waves, "configMap", config_map);
+    for (int a = 0; a < RECOVERY_ACTIONS; a++)
+        json_object_set_new(plan, recovery_action_name((enum recovery_action)a),
+                            json_integer((json_int_t)counts[a]));
+    return json_object_set_new(recovery_status(run), "plan", plan) < 0
+               ? error_set(err, -ENOMEM, "out of memory")
+               : 0;
+}
+
+int recovery_make_plan(struct recovery_run *run, struct error *err)
+{
+    _cleanup_json_ json_t *array = json_array(), *raw = NULL, *own = NULL, *index = NULL;
+    size_t i, k;
+    json_t *wave, *name;
+    recovery_free_entries(run);
+    /* Whatever belongs to the application: an object of a wanted name may be there without the mark. */
+    int r = run->c->cluster->list(run->c->cluster_context, run->target_namespace, array, err);
+    if (r < 0)
+        return r;
+    raw = by_name(array);
+    index = references_index(raw);
+    if (run->mode == RESTORE_REWIND) {
+        r = run->c->source->select(run->c->source_context, run->source_namespace, run->application, array,
+                                   err);
+        own = by_name(array);
+        if (r == 0)
+            r = plan_deletions(run, own, err);
+    }
+    json_array_foreach(json_object_get(run->order, "waves"), i, wave)
+    {
+        json_array_foreach(json_object_get(wave, "objects"), k, name)
+        {
+            const char *text = json_string_value(name);
+            const json_t *live = live_of(raw, index, text);
+            _cleanup_json_ json_t *cluster_scoped = NULL;
+            if (r == 0 && strstr(text, "/_/")) {
+                r = run->c->cluster->get(run->c->cluster_context, text, &cluster_scoped, err);
+                live = cluster_scoped;
+                r = r == -ENOENT ? 0 : r;
+            }
+            if (r == 0)
+                r = plan_object(run, (int)i + 1, text, live, err);
+        }
+    }
+    return r == 0 ? note_plan(run, err) : r;
+}

@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Recoveries in the controller: their objects come from its journals. */
+#include <errno.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "controller/controller_internal.h"
+#include "controller/recovery_kube.h"
+#include "lib/json.h"
+
+static int objects(void *context, const char *namespace, const char *application, const char *text,
+                   json_t **ret_set, struct recovery_point *ret_point, struct error *err)
+{
+    struct controller *c = context;
+    struct point point;
+    struct journal_point found;
+    int r = point_parse(text, &point, err);
+    if (r == 0) /* what was seen before it was asked for counts */
+        r = object_store_flush(c->store, err);
+    if (r == 0)
+        r = object_store_read(c->store, namespace, application, &point, ret_set, &found, err);
+    if (r < 0)
+        return r;
+    *ret_point = (struct recovery_point){.lsn = found.lsn.n, .realtime_ns = found.realtime_ns};
+    snprintf(ret_point->note, sizeof ret_point->note, "%s", found.note);
+    return 0;
+}
+
+static int select_own(void *context, const char *namespace, const char *application, json_t *all,
+                      struct error *err)
+{
+    struct controller *c = context;
+    const struct kube_target target = {
+        .resource = &controller_applications, .namespace = namespace, .name = application};
+    _cleanup_json_ json_t *papp = NULL;
+    int r = kube_get(c->client, &target, &papp, err);
+    if (r < 0)
+        return r;
+    const char *group = application_group(papp);
+    for (size_t i = json_array_size(all); i-- > 0;) {
+        /* The plans of recoveries are ours, and no part of the application. */
+        const json_t *object = json_array_get(all, i);
+        if (!application_has(object, group) || kube_object_label(object, "tidemark.io/recovery-plan"))
+            json_array_remove(all, i);
+    }
+    return 0;
+}
+
+static const struct recovery_source_ops source = {objects, select_own};
+
+/* A Recovery that cannot even begin. */
+static int refuse(struct controller *c, struct recovery_kube *k, json_t *recovery, const struct error *why,
+                  struct error *err)
+{
+    char now[CLOCK_TEXT_BYTES];
+    clock_format_rfc3339(clock_realtime_ns(clock_system()), now);
+    json_t *status = json_pack("{s:s, s:s, s:[{s:s, s:s, s:s, s:s, s:s}]}", "phase", "Failed", "message",
+                               why->message, "conditions", "type", "Ready", "status", "False", "reason",
+                               "RequesterUnknown", "message", why->message, "lastTransitionTime", now);
+    int r =
+        json_object_set_new(recovery, "status", status) < 0 ? error_set(err, -ENOMEM, "out of memory") : 0;
+    _cleanup_json_ json_t *written = NULL;
+    (void)c;
+    return r == 0 ? recovery_kube_store.write_status(k, recovery, &written, err) : r;
+}
+
+int recovery_reconcile(struct controller *c, const char *namespace, const char *name, struct error *err)
+{
+    struct recovery_kube k = {.client = c->client};
+    _cleanup_json_ json_t *recovery = NULL;
+    struct error why = ERROR_INIT;
+    int r = recovery_kube_store.read(&k, namespace, name, &recovery, err);
+    if (r == -ENOENT || (r == 0 && recovery_has_ended(recovery)))
+        return 0;
+    if (r < 0)
+        return r;
+    if (recovery_kube_init(&k, c->client, recovery, c->log, &why) < 0) {
+        r = refuse(c, &k, recovery, &why, err);
+    } else {
+        const struct recovery_context context = {.cluster = &recovery_kube_cluster,
+                                                 .cluster_context = &k,
+                                                 .store = &recovery_kube_store,
+                                                 .store_context = &k,
+                                                 .source = &source,
+                                                 .source_context = c,
+                                                 .log = c->log};
+        r = recovery_advance(&context, namespace, name, err);
+        _cleanup_json_ json_t *after = NULL;
+        struct error unused = ERROR_INIT;
+        if (r == 0 && recovery_kube_store.read(&k, namespace, name, &after, &unused) == 0) {
+            const char *phase = json_string_value(json_object_get(json_object_get(after, "status"), "phase"));
+            const char *message =
+                json_string_value(json_object_get(json_object_get(after, "status"), "message"));
+            event_record(c, after, phase && strcmp(phase, "Failed") == 0 ? "Warning" : "Normal",
+                         phase ? phase : "Ended", message ? message : "");
+        }
+    }
+    recovery_kube_release(&k);
+    return r;
+}

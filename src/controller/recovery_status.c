@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "controller/recovery_internal.h"
+
+json_t *recovery_status(struct recovery_run *run)
+{
+    json_t *status = json_object_get(run->recovery, "status");
+    if (!json_is_object(status)) {
+        status = json_object();
+        if (json_object_set_new(run->recovery, "status", status) < 0)
+            return NULL;
+    }
+    return status;
+}
+
+void recovery_now(const struct recovery_run *run, char text[CLOCK_TEXT_BYTES])
+{
+    clock_format_rfc3339(clock_realtime_ns(run->clock), text);
+}
+
+int recovery_condition(struct recovery_run *run, const char *type, bool holds, const char *reason,
+                       const char *message)
+{
+    json_t *status = recovery_status(run), *conditions = json_object_get(status, "conditions"), *condition,
+           *found = NULL;
+    char now[CLOCK_TEXT_BYTES];
+    size_t i;
+    if (!json_is_array(conditions)) {
+        conditions = json_array();
+        if (json_object_set_new(status, "conditions", conditions) < 0)
+            return -ENOMEM;
+    }
+    json_array_foreach(conditions, i, condition)
+    {
+        if (strcmp(recovery_text(condition, "type"), type) == 0)
+            found = condition;
+    }
+    recovery_now(run, now);
+    if (!found) {
+        found = json_pack("{s:s, s:s}", "type", type, "lastTransitionTime", now);
+        if (json_array_append_new(conditions, found) < 0)
+            return -ENOMEM;
+    }
+    if (strcmp(recovery_text(found, "status"), holds ? "True" : "False") != 0)
+        json_object_set_new(found, "lastTransitionTime", json_string(now));
+    json_t *generation = json_object_get(json_object_get(run->recovery, "metadata"), "generation");
+    if (generation)
+        json_object_set(found, "observedGeneration", generation);
+    json_object_set_new(found, "status", json_string(holds ? "True" : "False"));
+    json_object_set_new(found, "reason", json_string(reason));
+    return json_object_set_new(found, "message", json_string(message));
+}
+
+void recovery_remember(struct recovery_run *run)
+{
+    json_decref(run->last_step);
+    run->last_step = json_deep_copy(json_object_get(json_object_get(run->recovery, "status"), "step"));
+    run->spec = json_object_get(run->recovery, "spec");
+}
+
+int recovery_write(struct recovery_run *run, struct error *err)
+{
+    json_t *generation = json_object_get(json_object_get(run->recovery, "metadata"), "generation");
+    if (generation)
+        json_object_set(recovery_status(run), "observedGeneration", generation);
+    for (unsigned tries = 0;; tries++) {
+        json_t *written = NULL;
+        int r = run->c->store->write_status(run->c->store_context, run->recovery, &written, err);
+        if (r == 0) {
+            json_decref(run->recovery);
+            run->recovery = written;
+            recovery_remember(run);
+            return 0;
+        }
+        if (r != -EBUSY || tries == RECOVERY_CONFLICTS_MAX)
+            return r;
+        /* An annotation may have been added; a status that moved is somebody else's work. */
+        _cleanup_json_ json_t *now = NULL;
+        r = run->c->store->read(run->c->store_context, run->namespace, run->name, &now, err);
+        if (r < 0)
+            return r;
+        const json_t *step = json_object_get(json_object_get(now, "status"), "step");
+        const json_t *last = run->last_step;
+        if ((step || last) && (!step || !last || !json_equal(step, last)))
+            return error_set(err, -ESTALE, "another controller carries recovery %s/%s on", run->namespace,
+                             run->name);
+        json_object_set(run->recovery, "metadata", json_object_get(now, "metadata"));
+    }
+}
+
+int recovery_step(struct recovery_run *run, const char *step, int wave, struct error *err)
+{
+    char now[CLOCK_TEXT_BYTES];
+    json_t *status = recovery_status(run), *entry;
+    recovery_now(run, now);
+    entry = json_pack("{s:s, s:i, s:s}", "name", step, "wave", wave, "time", now);
+    if (json_object_set_new(status, "step", entry) < 0 ||
+        json_object_set_new(status, "phase", json_string("Running")) < 0)
+        return error_set(err, -ENOMEM, "out of memory");
+    if (!json_object_get(status, "startTime"))
+        json_object_set_new(status, "startTime", json_string(now));
+    if (recovery_condition(run, "Ready", false, "Running", step) < 0)
+        return error_set(err, -ENOMEM, "out of memory");
+    return recovery_write(run, err);
+}
+
+int recovery_end(struct recovery_run *run, const char *phase, const char *reason, const char *message,
+                 struct error *err)
+{
+    char now[CLOCK_TEXT_BYTES];
+    json_t *status = recovery_status(run);
+    bool good = strcmp(phase, "Completed") == 0 || strcmp(phase, "Planned") == 0;
+    struct error unused = ERROR_INIT;
+    uint64_t start_ns;
+    recovery_now(run, now);
+    json_object_set_new(status, "phase", json_string(phase));
+    json_object_set_new(status, "message", json_string(message));
+    json_object_set_new(status, "completionTime", json_string(now));
+    if (clock_parse_rfc3339(recovery_text(status, "startTime"), &start_ns, &unused) == 0)
+        json_object_set_new(
+            status, "rtoMs",
+            json_integer((json_int_t)((clock_realtime_ns(run->clock) - start_ns) / NS_PER_MS)));
+    if (recovery_condition(run, "Ready", good, reason, message) < 0)
+        return error_set(err, -ENOMEM, "out of memory");
+    log_info(run->c->log, "recovery %s/%s: %s: %s", run->namespace, run->name, phase, message);
+    return recovery_write(run, err);
+}
+
+int recovery_is_cancelled(struct recovery_run *run, bool *ret, struct error *err)
+{
+    _cleanup_json_ json_t *now = NULL;
+    int r = run->c->store->read(run->c->store_context, run->namespace, run->name, &now, err);
+    if (r < 0)
+        return r;
+    const json_t *annotations = json_object_get(json_object_get(now, "metadata"), "annotations");
+    *ret = strcmp(recovery_text(annotations, RECOVERY_CANCEL_ANNOTATION), "true") == 0;
+    return 0;
+}
+
+/* ---- counts ---- */
+
+int recovery_count(struct recovery_run *run, struct error *err)
+{
+    size_t counts[VERDICTS] = {0};
+    json_t *status = recovery_status(run), *verdicts = json_object(), *failures = json_array();
+    for (size_t i = 0; i < run->entry_count; i++) {
+        const struct recovery_entry *e = &run->entries[i];
+        if (e->verdict < 0)
+            continue;
+        counts[e->verdict]++;
+        if (e->verdict == VERDICT_FAILED && counts[VERDICT_FAILED] <= RECOVERY_FAILURES_MAX)
+            json_array_append_new(failures, json_pack("{s:s, s:s}", "object", e->name, "reason",
+                                                      e->reason ? e->reason : "unknown"));
+    }
+    for (int v = 0; v < VERDICTS; v++)
+        json_object_set_new(verdicts, verdict_name((enum verdict)v), json_integer((json_int_t)counts[v]));
+    if (json_object_set_new(status, "verdicts", verdicts) < 0 ||
+        json_object_set_new(status, "failures", failures) < 0)
+        return error_set(err, -ENOMEM, "out of memory");
+    return 0;
+}
+
+/* ---- the plan ---- */
+
+static char *plan_text(const struct recovery_run *run, size_t first)
+{
+    char *text = NULL;
+    size_t size;
+    FILE *out = open_memstream(&text, &size);
+    for (size_t i = first; out && i < run->entry_count && i < first + RECOVERY_PLAN_CHUNK; i++) {
+        const struct recovery_entry *e = &run->entries[i];
+        json_t *line =
+            json_pack("{s:i, s:s, s:s}", "w", e->wave, "a", recovery_action_name(e->action), "o", e->name);
+        if (e->reason)
+            json_object_set_new(line, "r", json_string(e->reason));
+        if (e->uid)
+            json_object_set_new(line, "u", json_string(e->uid));
+        if (e->verdict >= 0)
+            json_object_set_new(line, "v", json_string(verdict_name((enum verdict)e->verdict)));
+        _cleanup_free_ char *one = line ? json_to_text(line) : NULL;
+        json_decref(line);
+        fprintf(out, "%s\n", one ? one : "{}");
+    }
+    if (!out || fclose(out) != 0) {
+        free(text);
+        return NULL;
+    }
+    return text;
+}
+
+static bool chunk_has_wave(const struct recovery_run *run, size_t first, int wave)
+{
+    for (size_t i = first; i < run->entry_count && i < first + RECOVERY_PLAN_CHUNK; i++) {
+        if (run->entries[i].wave == wave)
+            return true;
+    }
+    return false;
+}
+
+int recovery_save_plan(struct recovery_run *run, int wave, struct error *err)
+{
+    int r = 0;
+    size_t first = 0;
+    do {
+        if (wave < 0 || chunk_has_wave(run, first, wave)) {
+            _cleanup_free_ char *text = plan_text(run, first);
+            r = text ? run->c->store->write_plan(run->c->store_context, run->recovery,
+                                                 first / RECOVERY_PLAN_CHUNK, text, err)
+                     : error_set(err, -ENOMEM, "out of memory");
+        }
+        first += RECOVERY_PLAN_CHUNK;
+    } while (r == 0 && first < run->entry_count);
+    return r;
+}
+
+static int load_line(struct recovery_run *run, const char *line, size_t length, struct error *err)
+{
+    _cleanup_json_ json_t *json = NULL;
+    int r = json_parse("plan", line, length, &json, err), action = 0, verdict = 0;
+    if (r < 0)
+        return r;
+    while (action < RECOVERY_ACTIONS &&
+           strcmp(recovery_text(json, "a"), recovery_action_name((enum recovery_action)action)) != 0)
+        action++;
+    while (verdict < VERDICTS && strcmp(recovery_text(json, "v"), verdict_name((enum verdict)verdict)) != 0)
+        verdict++;
+    if (action == RECOVERY_ACTIONS || !recovery_text(json, "o")[0])
+        return error_set(err, -EINVAL, "the plan of recovery %s/%s has been changed: %.*s", run->namespace,
+                         run->name, (int)length, line);
+    const char *reason = recovery_text(json, "r"), *uid = recovery_text(json, "u");
+    r = recovery_add_entry(run, (enum recovery_action)action,
+                           (int)json_integer_value(json_object_get(json, "w")), recovery_text(json, "o"),
+                           reason[0] ? reason : NULL, uid[0] ? uid : NULL, err);
+    if (r == 0)
+        run->entries[run->entry_count - 1].verdict = verdict < VERDICTS ? verdict : -1;
+    return r;
+}
+
+int recovery_load_plan(struct recovery_run *run, struct error *err)
+{
+    recovery_free_entries(run);
+    for (size_t number = 0;; number++) {
+        _cleanup_free_ char *text = NULL;
+        int r = run->c->store->read_plan(run->c->store_context, run->recovery, number, &text, err);
+        if (r == -ENOENT && number > 0)
+            return 0;
+        for (const char *line = text; r == 0 && *line;) {
+            size_t length = strcspn(line, "\n");
+            r = load_line(run, line, length, err);
+            line += length + (line[length] == '\n');
+        }
+        if (r < 0)
+            return r;
+        if (run->entry_count < (number + 1) * RECOVERY_PLAN_CHUNK)
+            return 0;
+    }
+}

@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The HTTPS endpoint of a node, for the controller:
+ *
+ *   GET  /v1/streams                     {"node", "streams": [STREAM]}
+ *   GET  /v1/streams/{stream}            STREAM: {"name", "closed", "rewind", "volumes": [{"handle",
+ * "staging", "block", "published"}]} POST /v1/streams/{stream}/gate       {"closed": BOOL} -> STREAM POST
+ * /v1/streams/{stream}/rewind     {"to": POINT, "id": TEXT} -> 202 STREAM; the same id again is the same
+ * rewind POST /v1/streams/{stream}/undo       {"id": TEXT} -> 202 STREAM anything else below /v1/ the data
+ * plane's API, handed on (api/openapi.yaml) */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/cleanup.h"
+#include "csi/node_internal.h"
+#include "lib/http_client.h"
+
+#define PREFIX "/v1/streams"
+
+/* `gate` may be NULL: looked up. */
+static int stream_json(struct csi_node *node, const char *stream, json_t **ret, struct error *err)
+{
+    _cleanup_json_ json_t *gate = NULL, *list = json_array();
+    struct node_volume *volumes = NULL;
+    size_t count = 0;
+    int r = node_volumes_list(node, stream, &volumes, &count, err);
+    if (r < 0)
+        return r;
+    for (size_t i = 0; i < count; i++)
+        json_array_append_new(list, json_pack("{s:s, s:s, s:b, s:I}", "handle", volumes[i].handle, "staging",
+                                              volumes[i].staging, "block", volumes[i].block, "published",
+                                              (json_int_t)node_volume_published(&volumes[i])));
+    node_volumes_free(volumes, count);
+    {
+        MUTEX_GUARD(guard, &node->mutex);
+        r = node_gate_load(node, stream, &gate, err);
+    }
+    if (r < 0)
+        return r;
+    *ret = json_pack("{s:s, s:O, s:O, s:O}", "name", stream, "closed", json_object_get(gate, "closed"),
+                     "rewind", json_object_get(gate, "rewind"), "volumes", list);
+    return *ret ? 0 : error_set(err, -EIO, "the gate file of stream %s lacks fields", stream);
+}
+
+static int streams_json(struct csi_node *node, json_t **ret, struct error *err)
+{
+    _cleanup_json_ json_t *answer = NULL, *list = json_array();
+    size_t i;
+    json_t *application;
+    int r = node_data_call(node, "GET", "/v1/status", NULL, &answer, err);
+    if (r < 0)
+        return r;
+    json_array_foreach(json_object_get(answer, "applications"), i, application)
+    {
+        json_t *one = NULL;
+        const char *name = json_string_value(json_object_get(application, "name"));
+        r = name ? stream_json(node, name, &one, err) : 0;
+        if (r < 0)
+            return r;
+        if (one)
+            json_array_append_new(list, one);
+    }
+    *ret = json_pack("{s:s, s:O}", "node", node->options.node_name, "streams", list);
+    return *ret ? 0 : error_set(err, -ENOMEM, "out of memory");
+}
+
+static int change_stream(struct csi_node *node, const char *stream, const char *verb,
+                         const struct http_request *request, struct error *err)
+{
+    _cleanup_json_ json_t *body = NULL, *gate = NULL;
+    const char *to = NULL, *id = "";
+    bool closed = false;
+    int r = http_request_json(request, &body, err);
+    if (r < 0)
+        return r;
+    if (strcmp(verb, "gate") == 0) {
+        r = json_reject_unknown(body, err, "closed", NULL);
+        if (r == 0)
+            r = json_get_bool(body, "closed", &closed, err);
+        return r == 0 ? node_gate_set(node, stream, closed, &gate, err) : r;
+    }
+    bool undo = strcmp(verb, "undo") == 0;
+    r = undo ? json_reject_unknown(body, err, "id", NULL) : json_reject_unknown(body, err, "to", "id", NULL);
+    if (r == 0 && !undo)
+        r = json_get_string(body, "to", &to, err);
+    if (r == 0)
+        r = json_get_optional_string(body, "id", &id, err);
+    return r == 0 ? node_rewind_start(node, stream, id, to, &gate, err) : r;
+}
+
+/* "/v1/streams/<stream>[/<verb>]" in two. */
+static int split(const char *path, char stream[CSI_HANDLE_BYTES], const char **ret_verb, struct error *err)
+{
+    const char *name = path + strlen(PREFIX "/"), *slash = strchr(name, '/');
+    size_t length = slash ? (size_t)(slash - name) : strlen(name);
+    if (length >= CSI_HANDLE_BYTES)
+        return error_set(err, -ENOENT, "there is no stream '%.80s'", name);
+    snprintf(stream, CSI_HANDLE_BYTES, "%.*s", (int)length, name);
+    *ret_verb = slash ? slash + 1 : "";
+    struct error reason = ERROR_INIT;
+    return app_check_name(stream, &reason) < 0 ? error_set(err, -ENOENT, "there is no stream '%.80s'", stream)
+                                               : 0;
+}
+
+/* A stream exists once the data plane has it. */
+static int check_stream(struct csi_node *node, const char *stream, struct error *err)
+{
+    char path[64 + CSI_HANDLE_BYTES];
+    _cleanup_json_ json_t *answer = NULL;
+    snprintf(path, sizeof path, "/v1/status?app=%s", stream);
+    return node_data_call(node, "GET", path, NULL, &answer, err);
+}
+
+static int handle_stream(struct csi_node *node, const struct http_request *request,
+                         struct http_response *response, struct error *err)
+{
+    char stream[CSI_HANDLE_BYTES];
+    const char *verb = "";
+    json_t *json = NULL;
+    int status = 200;
+    int r = split(request->path, stream, &verb, err);
+    if (r == 0)
+        r = check_stream(node, stream, err);
+    bool known = strcmp(verb, "gate") == 0 || strcmp(verb, "rewind") == 0 || strcmp(verb, "undo") == 0;
+    if (r == 0 && ((*verb && !known) || strcmp(request->method, *verb ? "POST" : "GET") != 0))
+        r = error_set(err, -ENOENT, "there is no %s %s", request->method, request->path);
+    if (r == 0 && *verb) {
+        r = change_stream(node, stream, verb, request, err);
+        status = strcmp(verb, "gate") == 0 ? 200 : 202;
+    }
+    if (r == 0)
+        r = stream_json(node, stream, &json, err);
+    if (r == 0)
+        http_response_json(response, status, json);
+    return r;
+}
+
+static int hand_on(struct csi_node *node, const struct http_request *request, struct http_response *response,
+                   struct error *err)
+{
+    const struct http_client_options options = {
+        .socket_path = node->options.data_socket,
+        .unreachable_hint = "is the data plane, `tidemark data`, running on this node?"};
+    _cleanup_free_ char *target = NULL;
+    char *text = NULL;
+    int status = 0;
+    int r = http_request_target(request, &target, err);
+    if (r == 0)
+        r = http_client_exchange(&options, request->method, target,
+                                 request->body_length_bytes ? request->body : NULL, NODE_DATA_TIMEOUT_MS,
+                                 &status, &text, err);
+    if (r == 0)
+        http_response_text(
+            response, status,
+            strcmp(request->path, "/metrics") == 0 ? "text/plain; version=0.0.4" : "application/json", text);
+    return r;
+}
+
+int node_api_handle(void *context, const struct http_request *request, struct http_response *response,
+                    struct error *err)
+{
+    struct csi_node *node = context;
+    json_t *json = NULL;
+    if (strncmp(request->path, PREFIX "/", strlen(PREFIX "/")) == 0)
+        return handle_stream(node, request, response, err);
+    if (strcmp(request->path, PREFIX) != 0)
+        return hand_on(node, request, response, err);
+    if (strcmp(request->method, "GET") != 0)
+        return error_set(err, -ENOENT, "there is no %s %s", request->method, request->path);
+    int r = streams_json(node, &json, err);
+    if (r == 0)
+        http_response_json(response, 200, json);
+    return r;
+}

@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The node agent.
+ *
+ * Invariants:
+ *   N1  everything that matters is on disk before it is done, and is looked at again when asked: the process
+ * may be killed anywhere, and a repeated call carries on N2  mkfs runs only on a device without any signature
+ *   N3  while a stream's gate is closed nothing of it is staged or published; a rewind begins when nothing of
+ * it is published and no call about it runs N4  one call at a time about a volume; another is turned away
+ * (ABORTED) and comes back
+ *
+ * Files, below <state>/node: volumes/<handle>.json (what is staged and published), gates/<stream>.json
+ * (closed gates and the last rewind).
+ *
+ * Threads: workers of the RPC server, of the HTTPS server, one for each rewind under way. Lock:
+ * csi_node.mutex, never held over a mount or a call to the data plane. */
+#ifndef TIDEMARK_CSI_NODE_INTERNAL_H
+#define TIDEMARK_CSI_NODE_INTERNAL_H
+
+#include <stdatomic.h>
+
+#include "app/spec.h"
+#include "csi/csi_internal.h"
+#include "lib/http_server.h"
+#include "lib/json.h"
+
+#define NODE_WORKERS 12u
+#define NODE_GATE_WAITERS_MAX 6u     /* of the workers, so that unpublish always finds one */
+#define NODE_GATE_WAIT_MS 20000u     /* then the kubelet asks again */
+#define NODE_DEVICE_WAIT_MS 60000u   /* for a device to appear */
+#define NODE_DATA_TIMEOUT_MS 120000u /* of one call to the data plane */
+#define NODE_BUSY_MAX 64u
+#define NODE_DEVICE_BYTES 64
+#define NODE_FLAGS_BYTES 4097 /* mount_flags have at most 4 KiB */
+
+struct busy {
+    char handle[CSI_HANDLE_BYTES]; /* "": free */
+    char stream[CSI_HANDLE_BYTES];
+};
+
+struct csi_node {
+    struct csi_node_options options;
+    char directory[PATH_MAX]; /* <state>/node */
+    struct rpc_method methods[CSI_METHODS_MAX];
+    struct rpc_server *rpc;
+    struct http_server *http;
+    pthread_mutex_t mutex;
+    pthread_cond_t changed; /* busy, gates, targets, rewinds */
+    struct busy busy[NODE_BUSY_MAX];
+    unsigned gate_waiters;
+    unsigned rewinds; /* threads */
+    atomic_bool stopping;
+};
+
+/* ---- node_state.c ---- */
+/* What is known of a volume that is staged. */
+struct node_volume {
+    char handle[CSI_HANDLE_BYTES], stream[CSI_HANDLE_BYTES];
+    char staging[APP_PATH_LENGTH_MAX + 1];
+    bool block;
+    char fs_type[8];
+    char flags[NODE_FLAGS_BYTES]; /* mount options, "a,b" */
+    json_t *targets;              /* {path: {"read_only": BOOL, "single": BOOL}} */
+};
+int node_state_init(struct csi_node *node, struct error *err) MUST_CHECK;
+/* -ENOENT when it is not staged. Release it. */
+int node_volume_load(struct csi_node *node, const char *handle, struct node_volume *ret,
+                     struct error *err) MUST_CHECK;
+int node_volume_save(struct csi_node *node, const struct node_volume *volume, struct error *err) MUST_CHECK;
+int node_volume_remove(struct csi_node *node, const char *handle, struct error *err) MUST_CHECK;
+void node_volume_release(struct node_volume *volume);
+/* Those of a stream (NULL: all); the caller releases them and frees the array. */
+int node_volumes_list(struct csi_node *node, const char *stream, struct node_volume **ret, size_t *ret_count,
+                      struct error *err) MUST_CHECK;
+void node_volumes_free(struct node_volume *volumes, size_t count);
+/* Number of its targets where something is mounted now. */
+size_t node_volume_published(const struct node_volume *volume);
+
+/* N4: -EALREADY when a call about the volume runs. `stream` may be "". */
+int node_begin(struct csi_node *node, const char *handle, const char *stream, struct error *err) MUST_CHECK;
+void node_end(struct csi_node *node, const char *handle);
+/* N3: waits while the stream's gate is closed, then node_begin. -EAGAIN when it stays closed. */
+int node_begin_open(struct csi_node *node, const char *handle, const char *stream,
+                    const struct rpc_call *call, struct error *err) MUST_CHECK;
+/* Whether a call about the stream runs. Mutex held. */
+bool node_stream_busy(const struct csi_node *node, const char *stream);
+
+/* {"closed": BOOL, "rewind": null or {...}}; never NULL on success. Mutex held, or the stream's rewind
+ * thread. */
+int node_gate_load(struct csi_node *node, const char *stream, json_t **ret, struct error *err) MUST_CHECK;
+int node_gate_save(struct csi_node *node, const char *stream, const json_t *gate,
+                   struct error *err) MUST_CHECK;
+
+/* ---- node_stream.c ---- */
+/* Makes sure that the stream has the volume and gives its device. `members` of the stream are made with it
+ * when the stream does not exist. *ret_created: its volumes were made just now. */
+struct node_wanted {
+    const char *stream, *handle, *ack_mode;
+    uint64_t size_bytes;
+    const struct csi_member *members;
+    size_t member_count;
+};
+int node_stream_ensure(struct csi_node *node, const struct node_wanted *wanted, const struct rpc_call *call,
+                       char ret_device[NODE_DEVICE_BYTES], bool *ret_created, struct error *err) MUST_CHECK;
+/* The device of a volume that the stream has. -ENOENT. */
+int node_stream_device(struct csi_node *node, const char *stream, const char *handle,
+                       char ret_device[NODE_DEVICE_BYTES], struct error *err) MUST_CHECK;
+/* Grows the volume and waits until its device has the size. */
+int node_stream_grow(struct csi_node *node, const char *stream, const char *handle, uint64_t size_bytes,
+                     struct error *err) MUST_CHECK;
+/* A call to the data plane; nobody there is -EAGAIN. */
+int node_data_call(struct csi_node *node, const char *method, const char *path, const json_t *body,
+                   json_t **ret, struct error *err) MUST_CHECK;
+
+/* ---- node_mount.c ---- */
+/* `created`: nothing was ever written to the device. Nothing to do when it is mounted there already. */
+int node_mount_stage(struct csi_node *node, const struct node_volume *volume, const char *device,
+                     bool created, struct error *err) MUST_CHECK;
+int node_mount_unstage(const struct node_volume *volume, struct error *err) MUST_CHECK;
+int node_mount_publish(const struct node_volume *volume, const char *device, const char *target,
+                       bool read_only, struct error *err) MUST_CHECK;
+/* Unmounts whatever is there and removes the target. 0 when there is nothing. */
+int node_mount_unpublish(const char *target, struct error *err) MUST_CHECK;
+/* The file system is made as large as its device. */
+int node_mount_grow(const struct node_volume *volume, const char *device, struct error *err) MUST_CHECK;
+int node_device_size(const char *device, uint64_t *ret_bytes, struct error *err) MUST_CHECK;
+
+/* ---- node.c ---- */
+extern const struct rpc_method csi_node_methods[];
+
+/* ---- node_rewind.c ---- */
+/* Begins a rewind of the stream (`to` NULL: undo of the newest). The same `id` again gives what has become of
+ * it. */
+int node_rewind_start(struct csi_node *node, const char *stream, const char *id, const char *to, json_t **ret,
+                      struct error *err) MUST_CHECK;
+/* Carries on those that were interrupted. */
+int node_rewinds_continue(struct csi_node *node, struct error *err) MUST_CHECK;
+/* Waits until their threads have ended (they stop between two steps). */
+void node_rewinds_stop(struct csi_node *node);
+int node_gate_set(struct csi_node *node, const char *stream, bool closed, json_t **ret,
+                  struct error *err) MUST_CHECK;
+
+/* ---- node_api.c ---- */
+int node_api_handle(void *context, const struct http_request *request, struct http_response *response,
+                    struct error *err);
+
+#endif

@@ -1,0 +1,354 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Gates, and putting a stream back to a point under pods that come back by themselves.
+ *
+ * A rewind is {"id", "to", "state", "target_lsn", "message", "result"} in the stream's gate file; its state
+ * is written before it is taken (N1): waiting      the gate is closed; waits until nothing is published and
+ * no call runs (N3) resolving    staging paths are unmounted; the point becomes an LSN, so that repeating
+ * means the same rewinding    the data plane goes to that LSN mounting     staging paths are mounted again
+ *   succeeded, failed    the gate is open again
+ * A failure before `mounting` mounts what was there and opens the gate. */
+#include <errno.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "base/cleanup.h"
+#include "base/thread.h"
+#include "csi/node_internal.h"
+
+#define LOOK_S 1 /* for what nobody tells: a target that was unmounted by others */
+#define REWINDS_MAX 64u
+
+struct rewind {
+    struct csi_node *node;
+    char stream[CSI_HANDLE_BYTES];
+    json_t *gate; /* owned by the thread */
+};
+
+static json_t *state_of(const json_t *gate)
+{
+    return json_object_get(gate, "rewind");
+}
+
+static const char *text_of(const json_t *object, const char *key)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+    return text ? text : "";
+}
+
+static bool is_running(const json_t *rewind)
+{
+    const char *state = text_of(rewind, "state");
+    return *state && strcmp(state, "succeeded") != 0 && strcmp(state, "failed") != 0;
+}
+
+static int set_state(struct rewind *w, const char *state, bool closed, struct error *err)
+{
+    MUTEX_GUARD(guard, &w->node->mutex);
+    json_object_set_new(state_of(w->gate), "state", json_string(state));
+    json_object_set_new(w->gate, "closed", json_boolean(closed));
+    int r = node_gate_save(w->node, w->stream, w->gate, err);
+    pthread_cond_broadcast(&w->node->changed);
+    return r;
+}
+
+/* ---- steps ---- */
+
+static bool is_free(struct rewind *w, const struct node_volume *volumes, size_t count)
+{
+    size_t published = 0;
+    for (size_t i = 0; i < count; i++)
+        published += node_volume_published(&volumes[i]);
+    MUTEX_GUARD(guard, &w->node->mutex);
+    return !published && !node_stream_busy(w->node, w->stream);
+}
+
+/* Waits for N3 and begins each staged volume, so that nobody unstages it meanwhile. -ECANCELED when stopping.
+ */
+static int take_volumes(struct rewind *w, struct node_volume **ret, size_t *ret_count, struct error *err)
+{
+    struct csi_node *node = w->node;
+    while (!atomic_load(&node->stopping)) {
+        struct node_volume *volumes = NULL;
+        struct error second = ERROR_INIT;
+        size_t count = 0, begun = 0;
+        int r = node_volumes_list(node, w->stream, &volumes, &count, err);
+        if (r < 0)
+            return r;
+        if (is_free(w, volumes, count)) {
+            while (begun < count && node_begin(node, volumes[begun].handle, w->stream, &second) == 0)
+                begun++;
+            if (begun == count) {
+                *ret = volumes;
+                *ret_count = count;
+                return 0;
+            }
+            while (begun-- > 0)
+                node_end(node, volumes[begun].handle);
+        }
+        node_volumes_free(volumes, count);
+        struct timespec until;
+        MUTEX_GUARD(guard, &node->mutex);
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_sec += LOOK_S;
+        pthread_cond_timedwait(&node->changed, &node->mutex, &until);
+    }
+    return error_set(err, -ECANCELED,
+                     "the node agent is stopping; the rewind of %s goes on with its next start", w->stream);
+}
+
+static int unmount_all(const struct node_volume *volumes, size_t count, struct error *err)
+{
+    int r = 0;
+    for (size_t i = 0; i < count && r == 0; i++)
+        r = node_mount_unstage(&volumes[i], err);
+    return r;
+}
+
+static int mount_all(struct rewind *w, const struct node_volume *volumes, size_t count, struct error *err)
+{
+    char device[NODE_DEVICE_BYTES];
+    int r = 0;
+    for (size_t i = 0; i < count && r == 0; i++) {
+        if (volumes[i].block)
+            continue;
+        r = node_stream_device(w->node, w->stream, volumes[i].handle, device, err);
+        if (r == 0)
+            r = node_mount_stage(w->node, &volumes[i], device, false, err);
+    }
+    return r;
+}
+
+/* Follows an operation of the data plane to its end. */
+static int follow(struct rewind *w, const json_t *operation, json_t **ret_result, struct error *err)
+{
+    char path[128];
+    _cleanup_json_ json_t *now = json_incref((json_t *)(uintptr_t)operation);
+    while (strcmp(text_of(now, "state"), "running") == 0) {
+        _cleanup_json_ json_t *answer = NULL;
+        snprintf(path, sizeof path, "/v1/operations/%.60s?wait_ms=5000", text_of(now, "id"));
+        int r = node_data_call(w->node, "GET", path, NULL, &answer, err);
+        if (r < 0)
+            return r;
+        json_decref(now);
+        now = json_incref(json_object_get(answer, "operation"));
+    }
+    if (strcmp(text_of(now, "state"), "succeeded") != 0)
+        return error_set(err, -EIO, "%s", text_of(json_object_get(now, "error"), "message"));
+    *ret_result = json_incref(json_object_get(now, "result"));
+    return 0;
+}
+
+static int call_rewind(struct rewind *w, const char *to, bool dry_run, json_t **ret, struct error *err)
+{
+    char path[64 + CSI_HANDLE_BYTES];
+    _cleanup_json_ json_t *body =
+        to ? json_pack("{s:s, s:b}", "to", to, "dry_run", dry_run) : json_pack("{s:b}", "dry_run", dry_run);
+    snprintf(path, sizeof path, "/v1/applications/%s/%s", w->stream, to ? "rewind" : "undo");
+    return node_data_call(w->node, "POST", path, body, ret, err);
+}
+
+/* The point as an LSN, once. */
+static int resolve(struct rewind *w, struct error *err)
+{
+    _cleanup_json_ json_t *answer = NULL;
+    uint64_t lsn;
+    json_t *state = state_of(w->gate);
+    if (json_is_integer(json_object_get(state, "target_lsn")))
+        return 0;
+    int r = call_rewind(w, json_string_value(json_object_get(state, "to")), true, &answer, err);
+    if (r == 0)
+        r = json_get_u64(json_object_get(answer, "plan"), "target_lsn", &lsn, err);
+    if (r == 0)
+        json_object_set_new(state, "target_lsn", json_u64(lsn));
+    return r;
+}
+
+static int go_back(struct rewind *w, struct error *err)
+{
+    char to[32];
+    _cleanup_json_ json_t *answer = NULL, *result = NULL;
+    json_t *state = state_of(w->gate);
+    snprintf(to, sizeof to, "lsn:%lld", (long long)json_integer_value(json_object_get(state, "target_lsn")));
+    int r = call_rewind(w, to, false, &answer, err);
+    if (r == 0)
+        r = follow(w, json_object_get(answer, "operation"), &result, err);
+    if (r == 0)
+        json_object_set(state, "result", result);
+    return r;
+}
+
+/* What the data plane cannot do now is tried again: it is restarted, or another operation of the stream ends.
+ */
+static int go_back_patiently(struct rewind *w, struct error *err)
+{
+    for (;;) {
+        int r = go_back(w, err);
+        if ((r != -EAGAIN && r != -EBUSY && r != -ENOENT) || atomic_load(&w->node->stopping))
+            return atomic_load(&w->node->stopping) && r < 0 ? -ECANCELED : r;
+        log_info(w->node->options.log, "stream %s: %s; trying again", w->stream, err->message);
+        *err = ERROR_INIT;
+        nanosleep(&(struct timespec){.tv_sec = LOOK_S}, NULL);
+    }
+}
+
+static int run_steps(struct rewind *w, struct error *err)
+{
+    struct node_volume *volumes = NULL;
+    struct error second = ERROR_INIT;
+    size_t count = 0;
+    bool mounting = strcmp(text_of(state_of(w->gate), "state"), "mounting") == 0;
+    bool rewinding = strcmp(text_of(state_of(w->gate), "state"), "rewinding") == 0;
+    int r = take_volumes(w, &volumes, &count, err);
+    if (r < 0)
+        return r;
+    if (!mounting) {
+        r = rewinding ? 0 : set_state(w, "resolving", true, err);
+        if (r == 0)
+            r = unmount_all(volumes, count, err);
+        if (r == 0)
+            r = resolve(w, err);
+        if (r == 0)
+            r = set_state(w, "rewinding", true, err);
+        if (r == 0)
+            r = go_back_patiently(w, err);
+        if (r == 0)
+            r = set_state(w, "mounting", true, err);
+    }
+    if (r != -ECANCELED) {
+        int mounted = mount_all(w, volumes, count, r < 0 ? &second : err);
+        if (mounted < 0 && r < 0)
+            log_error(w->node->options.log, "stream %s: %s", w->stream, second.message);
+        r = r < 0 ? r : mounted;
+    }
+    for (size_t i = 0; i < count; i++)
+        node_end(w->node, volumes[i].handle);
+    node_volumes_free(volumes, count);
+    return r;
+}
+
+static void *rewind_main(void *context)
+{
+    struct rewind *w = context;
+    struct csi_node *node = w->node;
+    struct error err = ERROR_INIT, second = ERROR_INIT;
+    int r = run_steps(w, &err);
+    if (r == 0)
+        log_info(node->options.log, "stream %s: rewound", w->stream);
+    else if (r != -ECANCELED) {
+        log_error(node->options.log, "stream %s: the rewind has failed: %s", w->stream, err.message);
+        json_object_set_new(state_of(w->gate), "message", json_string(err.message));
+    }
+    if (r != -ECANCELED && set_state(w, r == 0 ? "succeeded" : "failed", false, &second) < 0)
+        log_error(node->options.log, "stream %s: %s", w->stream, second.message);
+    json_decref(w->gate);
+    free(w);
+    MUTEX_GUARD(guard, &node->mutex);
+    node->rewinds--;
+    pthread_cond_broadcast(&node->changed);
+    return NULL;
+}
+
+/* Takes the gate. Mutex held. */
+static int launch(struct csi_node *node, const char *stream, json_t *gate, struct error *err)
+{
+    pthread_t thread;
+    struct rewind *w = node->rewinds < REWINDS_MAX ? calloc(1, sizeof *w) : NULL;
+    if (!w)
+        return error_set(err, -EAGAIN, "too many rewinds at once; try again later");
+    w->node = node;
+    snprintf(w->stream, sizeof w->stream, "%s", stream);
+    w->gate = json_deep_copy(gate);
+    int r = w->gate ? thread_start(&thread, "rewind", rewind_main, w, err)
+                    : error_set(err, -ENOMEM, "out of memory");
+    if (r < 0) {
+        json_decref(w->gate);
+        free(w);
+        return r;
+    }
+    node->rewinds++;
+    pthread_detach(thread);
+    return 0;
+}
+
+int node_rewind_start(struct csi_node *node, const char *stream, const char *id, const char *to, json_t **ret,
+                      struct error *err)
+{
+    _cleanup_json_ json_t *gate = NULL;
+    MUTEX_GUARD(guard, &node->mutex);
+    int r = node_gate_load(node, stream, &gate, err);
+    if (r < 0)
+        return r;
+    const json_t *there = state_of(gate);
+    if (*id && strcmp(text_of(there, "id"), id) == 0) {
+        *ret = json_incref(gate);
+        return 0;
+    }
+    if (is_running(there))
+        return error_set(err, -EBUSY,
+                         "stream %s is being put back to %s already (%s); wait until that has ended", stream,
+                         text_of(there, "to"), text_of(there, "id"));
+    json_object_set_new(gate, "closed", json_true());
+    json_object_set_new(gate, "rewind",
+                        json_pack("{s:s, s:s?, s:s, s:n, s:n, s:n}", "id", id, "to", to, "state", "waiting",
+                                  "target_lsn", "message", "result"));
+    r = node_gate_save(node, stream, gate, err);
+    if (r == 0)
+        r = launch(node, stream, gate, err);
+    if (r == 0)
+        *ret = json_incref(gate);
+    return r;
+}
+
+int node_gate_set(struct csi_node *node, const char *stream, bool closed, json_t **ret, struct error *err)
+{
+    _cleanup_json_ json_t *gate = NULL;
+    MUTEX_GUARD(guard, &node->mutex);
+    int r = node_gate_load(node, stream, &gate, err);
+    if (r == 0 && is_running(state_of(gate)))
+        r = error_set(err, -EBUSY,
+                      "the gate of stream %s is closed by a rewind (%s); it opens when that has ended",
+                      stream, text_of(state_of(gate), "id"));
+    if (r == 0) {
+        json_object_set_new(gate, "closed", json_boolean(closed));
+        r = node_gate_save(node, stream, gate, err);
+    }
+    if (r == 0)
+        *ret = json_incref(gate);
+    pthread_cond_broadcast(&node->changed);
+    return r;
+}
+
+int node_rewinds_continue(struct csi_node *node, struct error *err)
+{
+    char path[PATH_MAX], stream[CSI_HANDLE_BYTES];
+    snprintf(path, sizeof path, "%.*s/gates", PATH_MAX - 128, node->directory);
+    _cleanup_closedir_ DIR *dir = opendir(path);
+    if (!dir)
+        return error_errno(err, -errno, "cannot read %s", path);
+    for (const struct dirent *entry; (entry = readdir(dir));) {
+        _cleanup_json_ json_t *gate = NULL;
+        struct error one = ERROR_INIT;
+        const char *dot = strrchr(entry->d_name, '.');
+        if (entry->d_name[0] == '.' || !dot || strcmp(dot, ".json") != 0 ||
+            dot - entry->d_name >= CSI_HANDLE_BYTES)
+            continue;
+        snprintf(stream, sizeof stream, "%.*s", (int)(dot - entry->d_name), entry->d_name);
+        MUTEX_GUARD(guard, &node->mutex);
+        int r = node_gate_load(node, stream, &gate, &one);
+        if (r == 0 && is_running(state_of(gate)))
+            r = launch(node, stream, gate, &one);
+        if (r < 0)
+            log_error(node->options.log, "stream %s: an interrupted rewind cannot go on: %s", stream,
+                      one.message);
+    }
+    return 0;
+}
+
+void node_rewinds_stop(struct csi_node *node)
+{
+    MUTEX_GUARD(guard, &node->mutex);
+    atomic_store(&node->stopping, true);
+    pthread_cond_broadcast(&node->changed);
+    while (node->rewinds)
+        pthread_cond_wait(&node->changed, &node->mutex);
+}

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the controller remembers of a volume, and where: a directory of JSON files, or ConfigMaps of the
+ * cluster.
+ *
+ * Threads: ops are called with the controller's lock held; they may block. */
+#ifndef TIDEMARK_CSI_RECORDS_H
+#define TIDEMARK_CSI_RECORDS_H
+
+#include <jansson.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+
+#define CSI_HANDLE_BYTES 64
+#define CSI_NAME_BYTES 512 /* CreateVolume's name: 128 characters */
+#define CSI_LABEL_BYTES 256
+
+struct csi_volume {
+    char handle[CSI_HANDLE_BYTES]; /* "tm-<uuid>": a DNS label */
+    char name[CSI_NAME_BYTES];     /* of CreateVolume: the same name is the same volume */
+    uint64_t size_bytes;
+    char backing[16];                    /* "host" or "class" */
+    char backing_class[CSI_LABEL_BYTES]; /* of backing class */
+    char ack_mode[16];                   /* "write", "flush"; "": as the policy says */
+    char claim_namespace[CSI_LABEL_BYTES], claim_name[CSI_LABEL_BYTES]; /* "" when not told */
+    char node[CSI_LABEL_BYTES];           /* where the files of backing host are; "": not decided yet */
+    char published_node[CSI_LABEL_BYTES]; /* "": none */
+    char stream[CSI_HANDLE_BYTES];        /* "": not decided yet */
+    uint64_t deleted_ns;                  /* realtime; 0: it is there */
+};
+
+struct csi_records_ops {
+    /* -ENOENT (with a message) when there is none. Deleted ones are given as well. */
+    int (*load)(void *context, const char *handle, struct csi_volume *ret, struct error *err);
+    /* Durable when it returns. */
+    int (*save)(void *context, const struct csi_volume *volume, struct error *err);
+    /* All, ordered by handle, deleted ones too. The caller frees *ret. */
+    int (*list)(void *context, struct csi_volume **ret, size_t *ret_count, struct error *err);
+    /* Forgets it for good. 0 when there is none. */
+    int (*remove)(void *context, const char *handle, struct error *err);
+};
+
+/* <handle>.json in a directory. The context is the directory's path (a string). */
+extern const struct csi_records_ops csi_records_directory;
+
+/* A record as JSON and back. NULL when out of memory; -EINVAL naming the field. */
+json_t *csi_volume_to_json(const struct csi_volume *volume);
+int csi_volume_of_json(const json_t *json, struct csi_volume *ret, struct error *err) MUST_CHECK;
+
+#endif

@@ -1,0 +1,65 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# The chart: values that make no sense are refused, the plain manifests are what it makes, and an installed one serves a volume
+# (`helm test`), keeps its certificates when it is upgraded, and goes without a trace.
+set -euo pipefail
+cd "$(dirname "$0")"
+source lib/test.sh
+
+chart=../../packaging/helm/tidemark
+refused() { ! helm template tidemark $chart "$@" >/dev/null 2>&1; }
+expect "lint" helm lint --quiet $chart
+expect "a misspelt value is refused" refused --set data.tolerationz=1
+expect "an unknown log level is refused" refused --set logLevel=loud
+expect "one Secret without the other is refused" refused --set tls.nodeSecret=mine
+expect "the plain manifests are current" ../../packaging/manifests/generate.sh --check
+same() { diff <(rendered) <(rendered); }
+rendered() { helm template tidemark $chart --set tls.nodeSecret=a --set tls.controllerSecret=b 2>/dev/null; }
+expect "the same values give the same manifests" same
+
+archive=${TIDEMARK_IMAGE:-../../${TIDEMARK_BUILD:-build}/tidemark-image.tar}
+expect "there is an image (make image)" test -s "$archive"
+if [[ -z ${TIDEMARK_IMAGE_LOADED:-} ]]; then
+    ./cluster.sh import "$archive" 2>/dev/null
+fi
+NAMESPACE=tidemark-system
+release() { # VERB OPTION...
+    helm "$1" tidemark $chart --namespace $NAMESPACE --set sidecars.provisioner=localhost/csi-provisioner:1 \
+        --set sidecars.registrar=localhost/node-driver-registrar:1 "${@:2}" >/dev/null
+}
+clean() {
+    status=$?
+    if ((status)); then
+        kubectl -n $NAMESPACE get pods,pvc,events -o wide >&2 || true
+        for pod in $(kubectl -n $NAMESPACE get pods -o name); do
+            kubectl -n $NAMESPACE logs "$pod" --all-containers --prefix --tail=20 >&2 || true
+        done
+    fi
+    helm uninstall tidemark --namespace $NAMESPACE --wait --timeout 90s >/dev/null 2>&1 || true
+    kubectl delete namespace $NAMESPACE --wait --timeout=90s >/dev/null 2>&1 || true
+    exit $status
+}
+trap clean EXIT
+all_nodes_have_it() {
+    [[ $(kubectl get csinodes -o json | jq '[.items[] | select(any(.spec.drivers[]?; .name == "csi.tidemark.io"))] | length') == \
+        $(kubectl get nodes -o name | wc -l) ]]
+}
+kinds_are_served() { kubectl get protectedapplications -A >/dev/null 2>&1; }
+expect "it installs" release install --create-namespace --wait --timeout 120s
+expect "its kinds are served" within 30 kinds_are_served
+expect "the driver is on every node" within 60 all_nodes_have_it
+certificate() { kubectl -n $NAMESPACE get secret tidemark-node-tls -o jsonpath='{.data.tls\.crt}'; }
+before=$(certificate)
+tested() { helm test tidemark --namespace $NAMESPACE --timeout 120s >/dev/null; }
+expect "helm test passes" tested
+data_pods() { kubectl -n $NAMESPACE get pods -l app.kubernetes.io/component=data -o jsonpath='{.items[*].metadata.uid}'; }
+data_before=$(data_pods)
+# Without --wait: that would wait for the data pods, which an upgrade does not replace.
+expect "it upgrades" release upgrade --set logLevel=debug
+expect "the node agents are replaced" kubectl -n $NAMESPACE rollout status daemonset/tidemark-node --timeout=90s
+expect "the controller is replaced" kubectl -n $NAMESPACE rollout status deployment/tidemark-controller --timeout=90s
+expect "the data pods are left alone" test "$(data_pods)" = "$data_before"
+expect "with the same certificates" test "$(certificate)" = "$before"
+expect "it uninstalls" helm uninstall tidemark --namespace $NAMESPACE --wait --timeout 120s
+nothing_left() { [[ -z $(kubectl get csidriver,clusterrole,clusterrolebinding,storageclass -l app.kubernetes.io/instance=tidemark -o name) ]]; }
+expect "nothing of it is left" within 30 nothing_left

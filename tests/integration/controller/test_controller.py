@@ -1,0 +1,375 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""The controller against a real API server: protection by one line, and a journal of the objects that is exact."""
+import base64
+import datetime
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../kube"))
+from apiserver import ROOT, ApiServer, until
+
+BUILD = os.environ.get("TIDEMARK_BUILD", "build")
+PROBE = f"{BUILD}/tests/integration/controller/controller_probe"
+SERVER = None
+POLICY = {"apiVersion": "tidemark.io/v1alpha1", "kind": "ProtectionPolicy", "metadata": {"name": "gold"}, "spec": {}}
+
+
+def config_map(name, namespace, value="1", **metadata):
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": namespace, **metadata}, "data": {"value": value}}
+
+
+def make_namespace(name, **annotations):
+    SERVER.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "annotations": annotations}})
+    until("the namespace's own objects", lambda: SERVER.kubectl("-n", name, "get", "configmap", "kube-root-ca.crt", check=False).startswith("NAME"))
+    return name
+
+
+def claim(name, namespace, storage_class=None, **metadata):
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name, "namespace": namespace, **metadata},
+            "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": storage_class or "", "resources": {"requests": {"storage": "1Gi"}}}}
+
+
+class Controller:
+    def __init__(self, state, identity="one"):
+        self.state = state
+        self.rings = set()
+        self.log = open(f"{state}/{identity}.log", "a")
+        self.child = subprocess.Popen([PROBE, "run", state, identity], stderr=self.log, env={**os.environ, "KUBECONFIG": SERVER.kubeconfig})
+
+    def log_text(self):
+        with open(self.log.name) as f:
+            return f.read()
+
+    def memory_kib(self, field="VmRSS"):
+        with open(f"/proc/{self.child.pid}/status") as f:
+            return int(next(line.split()[1] for line in f if line.startswith(field)))
+
+    def kill(self):
+        # A journal that is killed leaves its ring in memory for the next one that opens it; the last one's is removed by the test.
+        with open(f"/proc/{self.child.pid}/maps") as f:
+            self.rings |= {line.split()[-1] for line in f if line.rstrip().endswith(".ring")}
+        self.child.kill()
+        self.child.wait()
+        self.log.close()
+
+    def stop(self):
+        self.child.send_signal(signal.SIGTERM)
+        try:
+            code = self.child.wait(timeout=60)
+        finally:
+            self.log.close()
+        return code
+
+
+def papp(namespace, name=None):
+    text = SERVER.kubectl("-n", namespace, "get", "papp", name or namespace, "-o", "json", check=False)
+    return json.loads(text) if text.startswith("{") else None
+
+
+def condition(namespace, kind, name=None):
+    found = [c for c in (papp(namespace, name) or {}).get("status", {}).get("conditions", []) if c["type"] == kind]
+    return (found[0]["status"], found[0]["reason"]) if found else None
+
+
+def history(state, namespace, name=None):
+    done = subprocess.run([PROBE, "history", state, namespace, name or namespace], stdout=subprocess.PIPE, text=True,
+                          env={**os.environ, "KUBECONFIG": SERVER.kubeconfig})
+    assert done.returncode == 0, done.stdout
+    return list(reversed(done.stdout.splitlines()))
+
+
+def read(state, namespace, point="latest", name=None):
+    done = subprocess.run([PROBE, "read", state, namespace, name or namespace, point], stdout=subprocess.PIPE, text=True,
+                          env={**os.environ, "KUBECONFIG": SERVER.kubeconfig})
+    assert done.returncode == 0, done.stdout
+    return json.loads(done.stdout)
+
+
+def config_maps(objects):
+    """{name: value} of the test's own config maps."""
+    return {key.split("/")[-1]: o["data"]["value"] for key, o in objects.items() if "/ConfigMap/" in key and "value" in o.get("data", {})}
+
+
+def actual(namespace):
+    items = SERVER.json("-n", namespace, "get", "configmaps")["items"]
+    return {o["metadata"]["name"]: o["data"]["value"] for o in items if "value" in o.get("data", {})}
+
+
+class ControllerTest(unittest.TestCase):
+    def setUp(self):
+        self.state = tempfile.mkdtemp(prefix="tidemark-controller-")
+        self.controllers = []
+        self.addCleanup(self.clean)
+
+    def start(self, identity="one", state=None):
+        # One that was killed left its Lease: as an operator would, the test does not wait for it to expire.
+        if not any(c.child.poll() is None for c in self.controllers):
+            SERVER.kubectl("-n", "tidemark-system", "delete", "lease", "tidemark-controller", "--ignore-not-found")
+        controller = Controller(state or self.state, identity)
+        self.controllers.append(controller)
+        return controller
+
+    def clean(self):
+        for c in self.controllers:
+            if c.child.poll() is None:
+                c.kill()
+            for ring in c.rings:
+                if os.path.exists(ring):
+                    os.unlink(ring)
+        shutil.rmtree(self.state)
+
+    def captured(self, namespace, name=None):
+        until(f"{namespace} is captured", lambda: condition(namespace, "ObjectsCaptured", name) == ("True", "Journaled"))
+
+
+class Protection(ControllerTest):
+    def test_an_annotation_makes_an_application_and_its_end_ends_it(self):
+        ns = make_namespace("line")
+        controller = self.start()
+        SERVER.kubectl("annotate", "namespace", ns, "tidemark.io/policy=gold")
+        until("the application", lambda: papp(ns))
+        SERVER.kubectl("-n", ns, "wait", "--for=condition=Ready", f"papp/{ns}", "--timeout=30s")
+        status = papp(ns)["status"]
+        self.assertEqual(status["observedGeneration"], papp(ns)["metadata"]["generation"])
+        self.assertEqual(condition(ns, "Protected"), ("True", "NoVolumes"))
+        self.assertGreater(status["objects"]["count"], 1)
+        until("an event", lambda: "Reconciled" in SERVER.kubectl("-n", ns, "get", "events"))
+        version = papp(ns)["metadata"]["resourceVersion"]
+        SERVER.kubectl("annotate", "namespace", ns, "tidemark.io/policy=silver", "--overwrite")
+        until("what is wrong", lambda: condition(ns, "Ready") == ("False", "PolicyNotFound"))
+        SERVER.kubectl("annotate", "namespace", ns, "tidemark.io/policy-")
+        until("the end", lambda: not papp(ns))
+        self.assertNotEqual(version, "")
+        self.assertEqual(controller.stop(), 0)
+        self.assertTrue(history(self.state, ns), "the history stays")
+
+    def test_what_people_wrote_is_left_alone(self):
+        ns = make_namespace("own")
+        self.start()
+        SERVER.apply({"apiVersion": "tidemark.io/v1alpha1", "kind": "ProtectedApplication", "metadata": {"name": "own", "namespace": ns},
+                      "spec": {"policyRef": {"name": "gold"}}})
+        SERVER.kubectl("-n", ns, "wait", "--for=condition=Ready", "papp/own", "--timeout=30s")
+        SERVER.kubectl("annotate", "namespace", ns, "tidemark.io/policy=silver")
+        make_namespace("own-after", **{"tidemark.io/policy": "gold"})  # once that is done, so is the other
+        until("the application after it", lambda: condition("own-after", "Ready"))
+        self.assertEqual(papp(ns)["spec"]["policyRef"]["name"], "gold")
+
+    def test_volumes_that_are_not_captured_are_named_with_reason_and_remedy(self):
+        ns = make_namespace("volumes", **{"tidemark.io/policy": "gold"})
+        SERVER.apply({"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "foreign"}, "provisioner": "foreign.example.com"},
+                     {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "tidemark"}, "provisioner": "csi.tidemark.io"},
+                     {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "volumes-ours"},
+                      "spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "storageClassName": "tidemark",
+                               "claimRef": {"namespace": ns, "name": "ours"}, "csi": {"driver": "csi.tidemark.io", "volumeHandle": "tm-1"}}},
+                     claim("other", ns, "foreign"), claim("none", ns), claim("typo", ns, "nosuch"),
+                     {**claim("ours", ns, "tidemark"), "spec": {**claim("ours", ns, "tidemark")["spec"], "volumeName": "volumes-ours"}},
+                     {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": ns}, "spec": {
+                         "containers": [{"name": "c", "image": "none"}], "volumes": [{"name": "h", "hostPath": {"path": "/srv/data"}}]}})
+        self.start()
+        reasons = lambda: {v["claim"]: (v["captured"], v["reason"]) for v in (papp(ns) or {}).get("status", {}).get("volumes", [])}
+        wanted = ({"other": (False, "OtherDriver"), "none": (False, "NoClass"), "typo": (False, "ClassNotFound"),
+                                                   "ours": (True, "Captured"), "hostPath:/srv/data": (False, "HostPath")})
+        try:
+            until("the volumes", lambda: reasons() == wanted)
+        except AssertionError:
+            self.assertEqual(reasons(), wanted)
+        messages = {v["claim"]: v["message"] for v in papp(ns)["status"]["volumes"]}
+        self.assertIn("foreign.example.com", messages["other"])
+        self.assertIn(f"kubectl tidemark adopt {ns}/other", messages["other"])
+        self.assertEqual(condition(ns, "Protected"), ("False", "VolumesNotCaptured"))
+
+    def test_two_applications_cannot_own_one_volume(self):
+        ns = make_namespace("twice", **{"tidemark.io/policy": "gold"})
+        SERVER.apply(claim("data", ns, None, annotations={"tidemark.io/policy": "gold", "tidemark.io/application": "shop"}))
+        self.start()
+        for name in (ns, "shop"):
+            until(name, lambda n=name: condition(ns, "Ready", n) == ("False", "VolumeClaimedTwice"))
+        self.assertEqual(papp(ns, "shop")["spec"]["selector"], {"matchLabels": {"tidemark.io/application": "shop"}})
+
+    def test_state_outside_the_cluster_is_told_without_secrets(self):
+        ns = make_namespace("outside", **{"tidemark.io/policy": "gold"})
+        SERVER.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c", "namespace": ns},
+                      "data": {"DATABASE_URL": "postgres://shop:hunter2@db.example.com:5432/shop"}})
+        self.start()
+        found = until("the finding", lambda: (papp(ns) or {}).get("status", {}).get("findings"))
+        self.assertEqual((found[0]["host"], found[0]["type"]), ("db.example.com", "database"))
+        self.assertNotIn("hunter2", json.dumps(papp(ns)["status"]))
+
+
+class Capture(ControllerTest):
+    def test_nothing_is_missed_over_kills_and_each_moment_reads_back_exactly(self):
+        seed = int(os.environ.get("TIDEMARK_SEED", time.time_ns() % 10**9))
+        print(f"TIDEMARK_SEED={seed}")
+        rng = random.Random(seed)
+        ns = make_namespace("exact", **{"tidemark.io/policy": "gold"})
+        moments = []
+        controller = self.start()
+        self.captured(ns)
+        for step in range(6):
+            for _ in range(rng.randrange(3, 8)):
+                name = f"c{rng.randrange(8)}"
+                if rng.random() < 0.3:
+                    SERVER.kubectl("-n", ns, "delete", "configmap", name, "--ignore-not-found")
+                else:
+                    SERVER.apply(config_map(name, ns, str(rng.randrange(10**6))))
+            killed = step % 2 == 1
+            if killed:  # in the middle of it
+                controller.kill()
+                SERVER.apply(config_map(f"away{step}", ns, "1"))
+                SERVER.kubectl("-n", ns, "delete", "configmap", f"c{rng.randrange(8)}", "--ignore-not-found")
+                controller = self.start()
+                until("it is back", lambda c=controller: "journaled again" in c.log_text())
+            # The bound: what has changed is journaled within a second (and after a start, once it has listed).
+            time.sleep(3 if killed else 1)
+            moments.append((datetime.datetime.now(datetime.timezone.utc).isoformat(), actual(ns)))
+        controller.kill()
+        for moment, wanted in moments:
+            self.assertEqual(config_maps(read(self.state, ns, moment)), wanted, moment)
+        lines = history(self.state, ns)
+        self.assertEqual(len([l for l in lines if l.startswith("gap the controller was not looking")]), 3, lines)
+        # S1: no record says what was known already.
+        last = {}
+        for line in lines:
+            kind, rest = line.split(" ", 1)
+            if kind != "gap":
+                name = rest.rsplit(" ", 1)[0]
+                self.assertFalse(kind == "deleted" and last.get(name, "deleted") == "deleted", line)
+                last[name] = kind
+
+    def test_secrets_are_sealed_and_read_back(self):
+        ns = make_namespace("sealed", **{"tidemark.io/policy": "gold"})
+        controller = self.start()
+        self.captured(ns)
+        # Not even where somebody asks for it.
+        system = "tidemark-system"
+        SERVER.apply({"apiVersion": "tidemark.io/v1alpha1", "kind": "ProtectedApplication", "metadata": {"name": system, "namespace": system},
+                      "spec": {"policyRef": {"name": "gold"}}})
+        self.captured(system)
+        text = "correct-horse-battery-staple"
+        SERVER.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "namespace": ns},
+                                                             "stringData": {"password": text}}))
+        until("the record", lambda: papp(ns)["status"]["objects"]["count"] > 0)
+        time.sleep(1)
+        self.assertEqual(controller.stop(), 0)
+        stored = read(self.state, ns)[f"core/v1/Secret/{ns}/s"]
+        self.assertEqual(base64.b64decode(stored["data"]["password"]).decode(), text)
+        for needle in (text, base64.b64encode(text.encode()).decode()):
+            found = subprocess.run(["grep", "-rlaF", needle, self.state], stdout=subprocess.PIPE, text=True).stdout
+            self.assertEqual(found, "")
+        self.assertFalse([n for n in read(self.state, system) if "tidemark-object-key" in n])
+        SERVER.kubectl("-n", system, "delete", "papp", system)
+
+    def test_a_kind_that_is_defined_later_is_captured_and_noise_is_not(self):
+        ns = make_namespace("later", **{"tidemark.io/policy": "gold"})
+        controller = self.start()
+        self.captured(ns)
+        SERVER.apply({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "widgets.example.com"},
+                      "spec": {"group": "example.com", "scope": "Namespaced", "names": {"plural": "widgets", "singular": "widget", "kind": "Widget"},
+                               "versions": [{"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": {
+                                   "type": "object", "x-kubernetes-preserve-unknown-fields": True}}}]}})
+        SERVER.kubectl("wait", "--for=condition=Established", "crd/widgets.example.com")
+        until("the kind", lambda: not SERVER.kubectl("get", "widgets", check=False).startswith("error"))
+        SERVER.apply({"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "w", "namespace": ns}, "size": 3})
+        SERVER.kubectl("-n", ns, "create", "configmap", "after", "--from-literal=value=1")
+        time.sleep(3)  # discovery settles for half a second, and then the kind is listed
+        controller.stop()
+        stored = read(self.state, ns)
+        self.assertEqual(stored[f"example.com/v1/Widget/{ns}/w"]["size"], 3)
+        self.assertFalse([n for n in stored if "/Event/" in n or "/Lease/" in n or "tidemark.io/" in n], stored.keys())
+        SERVER.kubectl("delete", "crd", "widgets.example.com")
+
+    def test_versions_that_are_forgotten_are_a_gap_and_the_end_is_exact(self):
+        ns = make_namespace("forgotten", **{"tidemark.io/policy": "gold"})
+        controller = self.start()
+        self.captured(ns)
+        SERVER.apply(config_map("a", ns, "1"), config_map("b", ns, "1"))
+        time.sleep(1)
+        controller.child.send_signal(signal.SIGSTOP)
+        try:
+            SERVER.kill()  # what it sends now is not in the socket of the one that is stopped
+            SERVER.up()
+            SERVER.apply(config_map("a", ns, "2"))
+            SERVER.kubectl("-n", ns, "delete", "configmap", "b")
+            SERVER.compact()
+            SERVER.kill()
+            SERVER.up()
+        finally:
+            controller.child.send_signal(signal.SIGCONT)
+        until("the gap", lambda: "changes of configmaps may have passed unseen" in controller.log_text())
+        SERVER.apply(config_map("c", ns, "3"))
+        until("the rest", lambda: controller.log_text().count("may have passed unseen") > 3)
+        time.sleep(3)
+        controller.stop()
+        self.assertEqual(config_maps(read(self.state, ns)), {"a": "2", "c": "3"})
+        lines = history(self.state, ns)
+        gap = next(i for i, l in enumerate(lines) if l.startswith("gap changes of"))
+        change = next(i for i, l in enumerate(lines) if l.startswith(f"deleted core/v1/ConfigMap/{ns}/b"))
+        self.assertLess(gap, change, "the gap stands before what was found after it")
+
+    def test_another_replica_goes_on_when_the_leader_is_killed(self):
+        ns = make_namespace("replicas", **{"tidemark.io/policy": "gold"})
+        first = self.start("one")
+        self.captured(ns)
+        second = self.start("two")
+        first.kill()
+        SERVER.apply(config_map("late", ns, "1"))
+        until("the second leads", lambda: "two holds the lease" in second.log_text(), 40)
+        until("it looks again", lambda: "journaled again" in second.log_text())
+        time.sleep(3)
+        second.stop()
+        self.assertEqual(config_maps(read(self.state, ns)), {"late": "1"})
+
+
+@unittest.skipUnless(os.environ.get("TIDEMARK_SCALE"), "TIDEMARK_SCALE=1 runs it (some minutes)")
+class Scale(ControllerTest):
+    def test_ten_thousand_objects_in_a_hundred_namespaces(self):
+        for n in range(100):
+            SERVER.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": f"scale{n}", "annotations": {"tidemark.io/policy": "gold"}}})
+        items = lambda n: [{**config_map(f"c{k}", f"scale{n}", "x" * 1000)} for k in range(99)]
+        for n in range(100):
+            SERVER.kubectl("create", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": items(n)}))
+        started = time.monotonic()
+        controller = self.start()
+        until("all are captured", lambda: all(condition(f"scale{n}", "ObjectsCaptured") for n in (0, 50, 99)), 300)
+        until("all 100", lambda: len([p for p in SERVER.json("get", "papp", "-A")["items"] if any(
+            c["type"] == "ObjectsCaptured" and c["status"] == "True" for c in p.get("status", {}).get("conditions", []))]) >= 100, 300)
+        first = time.monotonic() - started
+        peak = controller.memory_kib("VmHWM")
+        self.assertEqual(controller.stop(), 0)
+        started = time.monotonic()
+        controller = self.start("two")
+        until("the second start", lambda: controller.log_text().count("journaled again") >= 100, 300)
+        second = time.monotonic() - started
+        for n in range(0, 100, 7):
+            SERVER.apply(config_map("c0", f"scale{n}", "changed"))
+        time.sleep(1)
+        resting, peak2 = controller.memory_kib(), controller.memory_kib("VmHWM")
+        controller.kill()
+        for n in range(0, 100, 7):
+            self.assertEqual(config_maps(read(self.state, f"scale{n}"))["c0"], "changed")
+            self.assertEqual(len(config_maps(read(self.state, f"scale{n}"))), 99)
+        print(f"scale: first_capture_s={first:.1f} restart_s={second:.1f} peak_kib={peak} restart_peak_kib={peak2} rss_kib={resting}")
+        self.assertLess(max(peak, peak2), 128 * 1024)
+
+
+if __name__ == "__main__":
+    SERVER = ApiServer()
+    try:
+        SERVER.kubectl("apply", "-f", f"{ROOT}/packaging/crds")
+        SERVER.kubectl("wait", "--for=condition=Established", "crd", "--all")
+        SERVER.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "tidemark-system"}})
+        until("the policy", lambda: SERVER.kubectl("apply", "-f", "-", stdin=json.dumps(POLICY), check=False).startswith("protectionpolicy"))
+        result = unittest.main(exit=False, verbosity=2).result
+    finally:
+        SERVER.close()
+    sys.exit(not result.wasSuccessful())

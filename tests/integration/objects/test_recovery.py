@@ -1,0 +1,239 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Recoveries of objects against a real API server, by the controller and its journals. Invariants R1..R6: controller/recovery.h."""
+import json
+import os
+import sys
+import unittest
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "../kube"))
+sys.path.insert(0, os.path.join(HERE, "../controller"))
+import test_controller as base
+from apiserver import ROOT, ApiServer, until
+
+SERVER = None
+ADMIN = {"username": "admin", "groups": ["system:masters"]}
+DONE = ("Planned", "Completed", "Failed", "Cancelled")
+
+
+def deployment(name, namespace, image="shop:1", label="web", **spec):
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": namespace},
+            "spec": {"replicas": 2, "selector": {"matchLabels": {"app": label}},
+                     "template": {"metadata": {"labels": {"app": label}}, "spec": {"containers": [{"name": "c", "image": image}]}}, **spec}}
+
+
+def service(name, namespace, node_port=None, **spec):
+    port = {"port": 80, "name": "http", **({"nodePort": node_port} if node_port else {})}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": namespace},
+            "spec": {"type": "NodePort", "selector": {"app": "web"}, "ports": [port], **spec}}
+
+
+class Recoveries(base.ControllerTest):
+    def make(self, name, **annotations):
+        return base.make_namespace(name, **{"tidemark.io/policy": "gold", **annotations})
+
+    def settle(self, ns, *objects):
+        """Objects that are in the journal; the point after them."""
+        SERVER.apply(*objects)
+        SERVER.apply(base.config_map("mark", ns, value=str(len(objects))))
+        lsn = until("the journal", lambda: self.journaled(ns))
+        return lsn
+
+    def journaled(self, ns):
+        """A dry run to the latest point finds nothing to do when all is journaled."""
+        self.count = getattr(self, "count", 0) + 1
+        status = self.recover(ns, f"probe-{self.count}", mode="rewind", point="latest", dryRun=True)
+        plan = status.get("plan", {})
+        if plan.get("create") == plan.get("change") == plan.get("recreate") == plan.get("delete") == 0:
+            return f"lsn:{status['point']['objectsLsn']}"
+        return None
+
+    def start_recovery(self, ns, name, where=None, requester=ADMIN, **spec):
+        annotations = {"tidemark.io/requested-by": json.dumps(requester)} if requester else {}
+        SERVER.kubectl("create", "-f", "-", stdin=json.dumps({
+            "apiVersion": "tidemark.io/v1alpha1", "kind": "Recovery", "metadata": {"name": name, "namespace": where or ns, "annotations": annotations},
+            "spec": {"application": ns, **spec}}))
+
+    def status(self, ns, name):
+        return SERVER.json("-n", ns, "get", "recovery", name).get("status", {})
+
+    def recover(self, ns, name, where=None, requester=ADMIN, **spec):
+        self.start_recovery(ns, name, where, requester, **spec)
+        until(f"the end of {name}", lambda: self.status(where or ns, name).get("phase") in DONE, 90)
+        return self.status(where or ns, name)
+
+    def plan(self, ns, name):
+        text = SERVER.json("-n", ns, "get", "configmap", f"tidemark-recovery-{name}")["data"]["objects"]
+        return {line["o"]: line for line in map(json.loads, text.splitlines())}
+
+    def spec(self, kind, ns, name):
+        return SERVER.json("-n", ns, "get", kind, name)["spec"]
+
+    def test_rewind_puts_back_what_was_changed_deleted_and_made(self):
+        ns = self.make("rewind")
+        self.start()
+        self.captured(ns)
+        point = self.settle(
+            ns, base.config_map("settings", ns, "good"), base.config_map("gone", ns, "old"), deployment("web", ns),
+            deployment("moved", ns, label="old"), service("auto", ns), service("asked", ns, 30123),
+            {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys", "namespace": ns}, "stringData": {"password": "was-it"}})
+        before = self.spec("service", ns, "auto")
+        # the bad release, by another client than the one that applied
+        SERVER.kubectl("-n", ns, "set", "image", "deployment/web", "c=shop:2")
+        SERVER.kubectl("-n", ns, "set", "env", "deployment/web", "ADDED=later")
+        SERVER.kubectl("-n", ns, "patch", "configmap", "settings", "--type=merge", "-p", '{"data":{"value":"bad","more":"x"}}')
+        SERVER.kubectl("-n", ns, "patch", "secret", "keys", "--type=merge", "-p", '{"stringData":{"password":"changed"}}')
+        SERVER.kubectl("-n", ns, "delete", "configmap/gone", "service/asked", "deployment/moved")
+        until("the pods' end", lambda: "No resources" in SERVER.kubectl("-n", ns, "get", "deployment", "moved", check=False) or True)
+        SERVER.apply(base.config_map("later", ns), deployment("moved", ns, label="new"))
+        other = base.make_namespace("rewind-other")
+        SERVER.apply(service("thief", other, 30123))
+        status = self.recover(ns, "back", mode="rewind", point=point)
+        self.assertEqual(status["phase"], "Completed", json.dumps(status, indent=1))
+        web = self.spec("deployment", ns, "web")["template"]["spec"]["containers"][0]
+        self.assertEqual((web["image"], web.get("env")), ("shop:1", None))
+        self.assertEqual(SERVER.json("-n", ns, "get", "configmap", "settings")["data"], {"value": "good"})
+        self.assertEqual(SERVER.json("-n", ns, "get", "configmap", "gone")["data"], {"value": "old"})
+        self.assertEqual(SERVER.json("-n", ns, "get", "secret", "keys")["data"], {"password": "d2FzLWl0"})
+        self.assertIn("NotFound", SERVER.kubectl("-n", ns, "get", "configmap", "later", check=False))
+        self.assertEqual(self.spec("deployment", ns, "moved")["selector"]["matchLabels"], {"app": "old"})
+        self.assertEqual(self.spec("service", ns, "auto"), before, "what was allocated stays")
+        port = self.spec("service", ns, "asked")["ports"][0]["nodePort"]
+        self.assertNotEqual(port, 30123)
+        plan = self.plan(ns, "back")
+        self.assertEqual(plan[f"apps/v1/Deployment/{ns}/moved"]["a"], "recreate")
+        self.assertIn("taken", plan[f"core/v1/Service/{ns}/asked"]["r"])
+        self.assertEqual(status["verdicts"]["failed"], 0)
+        self.assertTrue(status["before"].startswith("lsn:"))
+        self.assertNotIn("was-it", json.dumps(plan) + json.dumps(status))
+        SERVER.kubectl("-n", ns, "wait", "--for=condition=Ready", "recovery/back", "--timeout=5s")
+        until("an event", lambda: "Completed" in SERVER.kubectl("-n", ns, "get", "events"))
+        # and the undo
+        undone = self.recover(ns, "undo", mode="rewind", point=status["before"])
+        self.assertEqual(undone["phase"], "Completed", json.dumps(undone, indent=1))
+        self.assertEqual(self.spec("deployment", ns, "web")["template"]["spec"]["containers"][0]["image"], "shop:2")
+
+    def test_r1_another_controller_finishes_what_a_killed_one_began(self):
+        ns = self.make("killed")
+        controller = self.start("first")
+        self.captured(ns)
+        point = self.settle(ns, *(base.config_map(f"c{i}", ns, "good") for i in range(400)))
+        SERVER.apply(*(base.config_map(f"c{i}", ns, "bad") for i in range(400)))
+        self.start_recovery(ns, "killed", mode="rewind", point=point)
+        until("the middle", lambda: (self.status(ns, "killed").get("step") or {}).get("name") == "Apply" and
+              any(v == "good" for v in base.actual(ns).values()))
+        controller.kill()
+        status = self.status(ns, "killed")
+        self.assertEqual(status["phase"], "Running", "it was not quick enough for the test to mean anything")
+        left = sum(v == "bad" for v in base.actual(ns).values())
+        self.start("second")
+        until("the end", lambda: self.status(ns, "killed").get("phase") in DONE, 90)
+        status = self.status(ns, "killed")
+        self.assertEqual((status["phase"], status["verdicts"]["changed"], status["verdicts"]["failed"]), ("Completed", 400, 0), status)
+        self.assertEqual({v for k, v in base.actual(ns).items() if k.startswith("c")}, {"good"})
+        print(f"killed with {left} of 400 objects to do")
+
+    def test_a_namespace_that_is_being_deleted_is_awaited(self):
+        ns = self.make("source")
+        self.start()
+        self.captured(ns)
+        point = self.settle(ns, base.config_map("a", ns, "1"))
+        SERVER.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "closing"}},
+                     base.config_map("stuck", "closing", finalizers=["example.com/hold"]))
+        SERVER.kubectl("delete", "namespace", "closing", "--wait=false")
+        self.start_recovery(ns, "wait", mode="restore", point=point, targetNamespace="closing")
+        status = until("the reason", lambda: (lambda s: s if s.get("conditions") and s["conditions"][0]["reason"] == "NamespaceTerminating" else None)(
+            self.status(ns, "wait")))
+        self.assertEqual(status["phase"], "Pending")
+        self.assertIn("is being deleted", status["message"])
+        SERVER.kubectl("-n", "closing", "patch", "configmap", "stuck", "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+        until("the end", lambda: self.status(ns, "wait").get("phase") in DONE, 120)
+        self.assertEqual(self.status(ns, "wait")["phase"], "Completed")
+        self.assertEqual(SERVER.json("-n", "closing", "get", "configmap", "a")["data"], {"value": "1"})
+
+    def test_r3_what_the_target_lacks_is_told_before_anything_is_changed(self):
+        ns = self.make("lacks")
+        SERVER.apply({"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "lacks-fast"}, "provisioner": "x.example.com"})
+        SERVER.kubectl("apply", "-f", "-", stdin="""{"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata":
+            {"name": "things.lacks.example.com"}, "spec": {"group": "lacks.example.com", "scope": "Namespaced", "names": {"kind": "Thing", "plural": "things"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}]}}""")
+        SERVER.kubectl("wait", "--for=condition=Established", "crd/things.lacks.example.com", "--timeout=30s")
+        self.start()
+        self.captured(ns)
+        with_claim = self.settle(ns, base.claim("data", ns, "lacks-fast"))
+        SERVER.apply({"apiVersion": "lacks.example.com/v1", "kind": "Thing", "metadata": {"name": "t", "namespace": ns}, "spec": {"a": 1}})
+        self.assertIn(f"/{ns}/t", until("the thing is planned", lambda: self.thing(ns)))
+        latest = self.status(ns, f"thing-{self.things}")["point"]["objectsLsn"]
+        SERVER.kubectl("delete", "crd", "things.lacks.example.com")
+        status = self.recover(ns, "no-kind", mode="clone", point=f"lsn:{latest}", targetNamespace="lacks-clone")
+        self.assertEqual((status["phase"], status["conditions"][0]["reason"]), ("Failed", "DefinitionMissing"), status)
+        self.assertIn("does not know the kind Thing", status["message"])
+        SERVER.kubectl("delete", "storageclass", "lacks-fast")
+        status = self.recover(ns, "no-class", mode="clone", point=with_claim, targetNamespace="lacks-clone")
+        self.assertEqual((status["phase"], status["conditions"][0]["reason"]), ("Failed", "StorageClassMissing"), status)
+        self.assertIn("{storageClass: {from: lacks-fast", status["message"])
+        self.assertIn("NotFound", SERVER.kubectl("get", "namespace", "lacks-clone", check=False))
+
+    things = 0
+
+    def thing(self, ns):
+        self.things += 1
+        self.recover(ns, f"thing-{self.things}", mode="rewind", point="latest", dryRun=True)
+        return next((name for name, line in self.plan(ns, f"thing-{self.things}").items() if "/Thing/" in name and line["a"] == "same"), None)
+
+    def test_a_clone_is_beside_and_isolated_and_renamed(self):
+        ns = self.make("original")
+        self.start()
+        self.captured(ns)
+        point = self.settle(ns, base.config_map("url", ns, f"http://db.{ns}.svc:5432/"), service("db", ns, 30124), deployment("web", ns))
+        before = SERVER.json("-n", ns, "get", "service", "db")
+        status = self.recover(ns, "copy", mode="clone", point=point, targetNamespace="the-clone", isolated=True,
+                              transforms=[{"replicas": 1, "target": {"kind": "Deployment"}}])
+        self.assertEqual(status["phase"], "Completed", json.dumps(status, indent=1))
+        self.assertEqual(SERVER.json("-n", "the-clone", "get", "configmap", "url")["data"]["value"], "http://db.the-clone.svc:5432/")
+        self.assertEqual(self.spec("deployment", "the-clone", "web")["replicas"], 1)
+        self.assertNotEqual(self.spec("service", "the-clone", "db")["ports"][0]["nodePort"], 30124)
+        self.assertEqual(self.spec("networkpolicy", "the-clone", "tidemark-isolated")["policyTypes"], ["Ingress", "Egress"])
+        self.assertEqual(SERVER.json("-n", ns, "get", "service", "db"), before)
+        status = self.recover(ns, "nothing", mode="clone", point=point, targetNamespace="the-clone", transforms=[{"image": {"from": "nowhere/", "to": "x/"}}])
+        self.assertEqual(status["conditions"][0]["reason"], "TransformFailed")
+
+    def test_r4_nobody_does_more_than_she_may(self):
+        ns = self.make("tenant")
+        self.start()
+        self.captured(ns)
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "namespace": ns}, "stringData": {"a": "1"}}
+        point = self.settle(ns, base.config_map("mine", ns, "good"), secret)
+        SERVER.apply(base.config_map("mine", ns, "bad"), {**secret, "stringData": {"a": "2"}},
+                     {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "maps", "namespace": ns},
+                      "rules": [{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["*"]}]},
+                     {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "maps", "namespace": ns},
+                      "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "maps"},
+                      "subjects": [{"kind": "User", "name": "ann", "apiGroup": "rbac.authorization.k8s.io"}]},
+                     {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "see-namespaces"},
+                      "rules": [{"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}]},
+                     {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "see-namespaces"},
+                      "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "see-namespaces"},
+                      "subjects": [{"kind": "User", "name": "ann", "apiGroup": "rbac.authorization.k8s.io"}]})
+        status = self.recover(ns, "ann", mode="rewind", point=point, requester={"username": "ann", "groups": ["system:authenticated"]})
+        self.assertEqual(status["phase"], "Failed")
+        self.assertTrue(any(f["object"] == f"core/v1/Secret/{ns}/s" and "forbidden" in f["reason"] for f in status["failures"]), status)
+        self.assertEqual(SERVER.json("-n", ns, "get", "configmap", "mine")["data"]["value"], "good")
+        self.assertEqual(SERVER.json("-n", ns, "get", "secret", "s")["data"]["a"], "Mg==")
+        status = self.recover(ns, "nobody", mode="rewind", point=point, requester=None)
+        self.assertEqual((status["phase"], status["conditions"][0]["reason"]), ("Failed", "RequesterUnknown"))
+
+
+if __name__ == "__main__":
+    SERVER = base.SERVER = ApiServer()
+    try:
+        SERVER.kubectl("apply", "-f", os.path.join(ROOT, "packaging/crds"))
+        SERVER.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd/recoveries.tidemark.io", "crd/protectedapplications.tidemark.io",
+                       "crd/protectionpolicies.tidemark.io")
+        SERVER.kubectl("create", "namespace", "tidemark-system")
+        SERVER.apply(base.POLICY)
+        result = unittest.main(exit=False, verbosity=2).result
+    finally:
+        SERVER.close()
+    sys.exit(not result.wasSuccessful())

@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "check.h"
+
+#include <errno.h>
+
+#include "controller/object_store.h"
+
+static const uint8_t key[SEALING_KEY_BYTES] = "0123456789abcdef0123456789abcdef";
+static struct sealing sealing;
+
+static json_t *config_map(const char *value)
+{
+    return json_pack("{s:s, s:s, s:{s:s, s:s}, s:{s:s}}", "apiVersion", "v1", "kind", "ConfigMap", "metadata",
+                     "name", "a", "namespace", "shop", "data", "value", value);
+}
+
+static void put(struct object_store *store, const char *application, const char *name, const char *value,
+                uint64_t version)
+{
+    struct error err = ERROR_INIT;
+    json_t *object = value ? config_map(value) : NULL;
+    check_ok(object_store_put(store, "shop", application, name, object, version, &err));
+    json_decref(object);
+}
+
+/* The value of the object at the point, "" when it is not there. */
+static const char *value_at(struct object_store *store, const char *application, const char *name,
+                            const struct point *point, char *text)
+{
+    struct error err = ERROR_INIT;
+    json_t *set;
+    check_ok(object_store_read(store, "shop", application, point, &set, NULL, &err));
+    const char *value =
+        json_string_value(json_object_get(json_object_get(json_object_get(set, name), "data"), "value"));
+    snprintf(text, 64, "%s", value ? value : "");
+    json_decref(set);
+    return text;
+}
+
+static const struct point latest = {.kind = POINT_LATEST};
+
+static void test_records_are_made_of_changes_only_and_old_versions_never_follow_new_ones(void **state)
+{
+    (void)state;
+    struct error err = ERROR_INIT;
+    struct object_store *store;
+    struct journal_point first, second;
+    char *directory = check_make_directory(), text[64];
+    bool resumed;
+    json_t *set;
+    const char *name = "core/v1/ConfigMap/shop/a";
+    check_ok(object_store_new(directory, &sealing, NULL, &store, &err));
+    check_ok(object_store_keep(store, "shop", "shop", &resumed, &err));
+    assert_false(resumed);
+    put(store, "shop", name, "1", 10);
+    check_ok(object_store_read(store, "shop", "shop", &latest, &set, &first, &err));
+    json_decref(set);
+    put(store, "shop", name, "1", 11); /* S1 */
+    put(store, "shop", name, NULL, 9); /* S3 */
+    check_ok(object_store_read(store, "shop", "shop", &latest, &set, &second, &err));
+    json_decref(set);
+    assert_int_equal(first.lsn.n, second.lsn.n);
+    put(store, "shop", name, "2", 12);
+    put(store, "shop", name, "1", 11); /* S3 */
+    assert_string_equal(value_at(store, "shop", name, &latest, text), "2");
+    assert_string_equal(
+        value_at(store, "shop", name, &(struct point){.kind = POINT_LSN, .lsn = first.lsn}, text), "1");
+    put(store, "shop", name, NULL, 13);
+    assert_string_equal(value_at(store, "shop", name, &latest, text), "");
+    check_error(object_store_put(store, "shop", "other", name, NULL, 0, &err), -ENOENT, "not protected");
+    object_store_free(store);
+    check_remove_directory(directory);
+}
+
+static void test_a_list_finds_what_is_gone_and_a_deletion_beside_it_wins(void **state)
+{
+    (void)state;
+    struct error err = ERROR_INIT;
+    struct object_store *store;
+    char *directory = check_make_directory(), text[64];
+    bool resumed;
+    check_ok(object_store_new(directory, &sealing, NULL, &store, &err));
+    check_ok(object_store_keep(store, "shop", "shop", &resumed, &err));
+    put(store, "shop", "core/v1/ConfigMap/shop/a", "1", 1);
+    put(store, "shop", "core/v1/ConfigMap/shop/b", "1", 1);
+    put(store, "shop", "core/v1/ConfigMap/shop/c", "1", 1);
+    put(store, "shop", "apps/v1/Deployment/shop/d", "1", 1);
+    check_ok(object_store_flush(store, &err));
+    object_store_free(store); /* nobody looks: b goes */
+    check_ok(object_store_new(directory, &sealing, NULL, &store, &err));
+    check_ok(object_store_keep(store, "shop", "shop", &resumed, &err));
+    assert_true(resumed);
+    object_store_list(store, "shop", "shop", true);
+    put(store, "shop", "core/v1/ConfigMap/shop/c", NULL, 30); /* the watch: after the list was made */
+    put(store, "shop", "core/v1/ConfigMap/shop/a", "1", 20);
+    put(store, "shop", "core/v1/ConfigMap/shop/c", "1", 20); /* the list */
+    check_ok(object_store_sweep(store, "shop", "shop", "", "ConfigMap", 25, &err));
+    object_store_list(store, "shop", "shop", false);
+    assert_string_equal(value_at(store, "shop", "core/v1/ConfigMap/shop/a", &latest, text), "1");
+    assert_string_equal(value_at(store, "shop", "core/v1/ConfigMap/shop/b", &latest, text), "");
+    assert_string_equal(value_at(store, "shop", "core/v1/ConfigMap/shop/c", &latest, text), "");
+    assert_string_equal(value_at(store, "shop", "apps/v1/Deployment/shop/d", &latest, text),
+                        "1"); /* another kind */
+    object_store_free(store);
+    check_remove_directory(directory);
+}
+
+static void test_more_applications_than_journals_are_open(void **state)
+{
+    (void)state;
+    struct error err = ERROR_INIT;
+    struct object_store *store;
+    char *directory = check_make_directory(), text[64], application[32], value[32];
+    bool resumed;
+    check_ok(object_store_new(directory, &sealing, NULL, &store, &err));
+    for (unsigned round = 0; round < 2; round++)
+        for (unsigned i = 0; i < 2 * OBJECT_STORE_JOURNALS + 1; i++) {
+            snprintf(application, sizeof application, "app%u", i);
+            snprintf(value, sizeof value, "%u.%u", round, i);
+            check_ok(object_store_keep(store, "shop", application, &resumed, &err));
+            put(store, application, "core/v1/ConfigMap/shop/a", value, round + 1);
+        }
+    check_ok(object_store_flush(store, &err));
+    for (unsigned i = 0; i < 2 * OBJECT_STORE_JOURNALS + 1; i++) {
+        snprintf(application, sizeof application, "app%u", i);
+        snprintf(value, sizeof value, "1.%u", i);
+        assert_string_equal(value_at(store, application, "core/v1/ConfigMap/shop/a", &latest, text), value);
+    }
+    object_store_free(store);
+    check_remove_directory(directory);
+}
+
+static void test_sealing_hides_binds_and_detects(void **state)
+{
+    (void)state;
+    struct error err = ERROR_INIT;
+    json_t *secret =
+        json_pack("{s:s, s:s, s:{s:s, s:s}, s:{s:s}}", "apiVersion", "v1", "kind", "Secret", "metadata",
+                  "name", "s", "namespace", "shop", "data", "password", "aHVudGVyMg==");
+    json_t *sealed, *again, *opened;
+    check_ok(sealing_seal(&sealing, "core/v1/Secret/shop/s", secret, &sealed, &err));
+    check_ok(sealing_seal(&sealing, "core/v1/Secret/shop/s", secret, &again, &err));
+    char *text = json_dumps(sealed, 0);
+    assert_null(strstr(text, "aHVudGVyMg"));
+    free(text);
+    assert_false(json_equal(sealed, again)); /* another nonce each time */
+    check_ok(sealing_open(&sealing, "core/v1/Secret/shop/s", sealed, &opened, &err));
+    assert_true(json_equal(opened, secret));
+    json_decref(opened);
+    check_error(sealing_open(&sealing, "core/v1/Secret/shop/t", sealed, &opened, &err), -EBADMSG,
+                "moved from another name");
+    struct sealing other;
+    uint8_t other_key[SEALING_KEY_BYTES] = {1};
+    check_ok(sealing_init(&other, other_key, &err));
+    check_error(sealing_open(&other, "core/v1/Secret/shop/s", sealed, &opened, &err), -EKEYREJECTED,
+                sealing.id);
+    json_t *box = json_object_get(sealed, "sealed");
+    char *data = strdup(json_string_value(json_object_get(box, "data")));
+    data[5] = data[5] == 'A' ? 'B' : 'A';
+    json_object_set_new(box, "data", json_string(data));
+    free(data);
+    check_error(sealing_open(&sealing, "core/v1/Secret/shop/s", sealed, &opened, &err), -EBADMSG, "damaged");
+    json_decref(sealed);
+    json_decref(again);
+    json_decref(secret);
+}
+
+static int setup(void **state)
+{
+    struct error err = ERROR_INIT;
+    (void)state;
+    return sealing_init(&sealing, key, &err);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_records_are_made_of_changes_only_and_old_versions_never_follow_new_ones),
+        cmocka_unit_test(test_a_list_finds_what_is_gone_and_a_deletion_beside_it_wins),
+        cmocka_unit_test(test_more_applications_than_journals_are_open),
+        cmocka_unit_test(test_sealing_hides_binds_and_detects),
+    };
+    return cmocka_run_group_tests(tests, setup, NULL);
+}

@@ -1,0 +1,676 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Recoveries in a cluster that exists in memory only, so that it can fail at every call. Invariants R1..R6:
+ * controller/recovery.h. */
+#include "../app/manifests.h"
+
+#include <errno.h>
+#include <pthread.h>
+
+#include "app/restore.h"
+#include "controller/recovery.h"
+
+/* ---- a cluster ---- */
+
+struct cluster {
+    pthread_mutex_t mutex;
+    json_t *objects;  /* journal name -> raw object */
+    json_t *recovery; /* the one Recovery */
+    json_t *plans;    /* number -> text */
+    json_t *point;    /* the set of the point */
+    json_t *latest;
+    json_t *unknown; /* kinds that are not known */
+    json_t *data;    /* log of data calls */
+    unsigned version, uids;
+    long calls, kill_at; /* the call at which the controller dies; 0: none */
+    bool lose_answer;    /* that call is still carried out */
+    bool refuse_kind;    /* ConfigMaps named "refused" cannot be replaced */
+    bool cancel_at_apply;
+    unsigned paused;
+};
+
+/* Whether the controller is dead; `ret_do` says whether the call is carried out. */
+static bool dies(struct cluster *c, bool *ret_do)
+{
+    c->calls++;
+    *ret_do = !c->kill_at || c->calls < c->kill_at || (c->calls == c->kill_at && c->lose_answer);
+    return c->kill_at && c->calls >= c->kill_at;
+}
+
+#define CALL(c)                                                                                              \
+    MUTEX_GUARD(guard, &(c)->mutex);                                                                         \
+    bool carried_out, dead = dies((c), &carried_out);                                                        \
+    if (!carried_out)                                                                                        \
+        return error_set(err, -ECANCELED, "killed");
+#define ANSWER(r) return dead ? error_set(err, -ECANCELED, "killed") : (r)
+
+static int get(void *context, const char *name, json_t **ret, struct error *err)
+{
+    struct cluster *c = context;
+    CALL(c);
+    json_t *object = json_object_get(c->objects, name);
+    if (object)
+        *ret = json_deep_copy(object);
+    if (dead && object) {
+        json_decref(*ret);
+        *ret = NULL;
+    }
+    ANSWER(object ? 0 : error_set(err, -ENOENT, "%s not found", name));
+}
+
+static void store(struct cluster *c, const char *name, const json_t *object, const char *uid)
+{
+    char text[32];
+    json_t *copy = json_deep_copy(object), *metadata = json_object_get(copy, "metadata");
+    snprintf(text, sizeof text, "%u", ++c->version);
+    json_object_set_new(metadata, "resourceVersion", json_string(text));
+    json_object_set_new(metadata, "uid", json_string(uid));
+    json_object_set_new(c->objects, name, copy);
+}
+
+static int create(void *context, const json_t *object, struct error *err)
+{
+    struct cluster *c = context;
+    struct object_id id;
+    char name[OBJECT_NAME_BYTES], uid[32];
+    CALL(c);
+    if (object_identify(object, &id, err) < 0 || object_journal_name(&id, name, err) < 0)
+        return err->code;
+    if (json_object_get(c->objects, name))
+        ANSWER(error_set(err, -EEXIST, "%s exists", name));
+    const json_t *port = json_array_get(json_object_get(json_object_get(object, "spec"), "ports"), 0);
+    if (json_integer_value(json_object_get(port, "nodePort")) == 30001)
+        ANSWER(error_set(err, -EINVAL,
+                         "spec.ports[0].nodePort: Invalid value: 30001: provided port is already allocated"));
+    snprintf(uid, sizeof uid, "uid-%u", ++c->uids);
+    store(c, name, object, uid);
+    ANSWER(0);
+}
+
+static int replace(void *context, const json_t *object, struct error *err)
+{
+    struct cluster *c = context;
+    struct object_id id;
+    char name[OBJECT_NAME_BYTES];
+    CALL(c);
+    if (object_identify(object, &id, err) < 0 || object_journal_name(&id, name, err) < 0)
+        return err->code;
+    const json_t *live = json_object_get(c->objects, name), *metadata = json_object_get(live, "metadata");
+    if (!live)
+        ANSWER(error_set(err, -ENOENT, "%s not found", name));
+    if (!json_equal(json_object_get(metadata, "resourceVersion"),
+                    json_object_get(json_object_get(object, "metadata"), "resourceVersion")))
+        ANSWER(error_set(err, -EBUSY, "the object has been modified"));
+    if (c->refuse_kind && strcmp(id.name, "refused") == 0)
+        ANSWER(error_set(err, -EACCES, "admission webhook \"policy\" denied the request: no"));
+    const json_t *port = json_array_get(json_object_get(json_object_get(object, "spec"), "ports"), 0);
+    if (json_integer_value(json_object_get(port, "nodePort")) == 30001)
+        ANSWER(error_set(err, -EINVAL,
+                         "spec.ports[0].nodePort: Invalid value: 30001: provided port is already allocated"));
+    char uid[64];
+    snprintf(uid, sizeof uid, "%s", object_uid(live));
+    store(c, name, object, uid);
+    ANSWER(0);
+}
+
+static int delete (void *context, const char *name, const char *uid, const char *propagation,
+                   struct error *err)
+{
+    struct cluster *c = context;
+    CALL(c);
+    (void)propagation;
+    const json_t *live = json_object_get(c->objects, name);
+    if (live && uid && strcmp(object_uid(live), uid) != 0)
+        ANSWER(error_set(err, -EBUSY, "another one has its name"));
+    json_object_del(c->objects, name);
+    ANSWER(0);
+}
+
+static int list(void *context, const char *namespace, json_t *array, struct error *err)
+{
+    struct cluster *c = context;
+    CALL(c);
+    const char *name;
+    json_t *object;
+    json_object_foreach(c->objects, name, object)
+    {
+        const json_t *metadata = json_object_get(object, "metadata");
+        const char *its = json_string_value(json_object_get(metadata, "namespace"));
+        if (its && strcmp(its, namespace) == 0)
+            json_array_append_new(array, json_deep_copy(object));
+    }
+    ANSWER(0);
+}
+
+static int knows(void *context, const char *group, const char *version, const char *kind, bool *ret,
+                 struct error *err)
+{
+    struct cluster *c = context;
+    CALL(c);
+    (void)group, (void)version;
+    *ret = !json_object_get(c->unknown, kind);
+    ANSWER(0);
+}
+
+static int read_recovery(void *context, const char *namespace, const char *name, json_t **ret,
+                         struct error *err)
+{
+    struct cluster *c = context;
+    (void)namespace, (void)name;
+    CALL(c);
+    const char *step = json_string_value(
+        json_object_get(json_object_get(json_object_get(c->recovery, "status"), "step"), "name"));
+    if (c->cancel_at_apply && step && strcmp(step, "Apply") == 0)
+        json_object_set_new(json_object_get(c->recovery, "metadata"), "annotations",
+                            json_pack("{s:s}", RECOVERY_CANCEL_ANNOTATION, "true"));
+    if (dead)
+        return error_set(err, -ECANCELED, "killed");
+    *ret = json_deep_copy(c->recovery);
+    return 0;
+}
+
+static int write_status(void *context, const json_t *recovery, json_t **ret, struct error *err)
+{
+    struct cluster *c = context;
+    char text[32];
+    CALL(c);
+    json_t *metadata = json_object_get(c->recovery, "metadata");
+    if (!json_equal(json_object_get(metadata, "resourceVersion"),
+                    json_object_get(json_object_get(recovery, "metadata"), "resourceVersion")))
+        ANSWER(error_set(err, -EBUSY, "conflict"));
+    snprintf(text, sizeof text, "%u", ++c->version);
+    json_object_set_new(metadata, "resourceVersion", json_string(text));
+    json_object_set_new(c->recovery, "status", json_deep_copy(json_object_get(recovery, "status")));
+    if (!dead)
+        *ret = json_deep_copy(c->recovery);
+    ANSWER(0);
+}
+
+static int write_plan(void *context, const json_t *recovery, size_t number, const char *text,
+                      struct error *err)
+{
+    struct cluster *c = context;
+    char key[24];
+    (void)recovery;
+    CALL(c);
+    snprintf(key, sizeof key, "%zu", number);
+    json_object_set_new(c->plans, key, json_string(text));
+    ANSWER(0);
+}
+
+static int read_plan(void *context, const json_t *recovery, size_t number, char **ret, struct error *err)
+{
+    struct cluster *c = context;
+    char key[24];
+    (void)recovery;
+    CALL(c);
+    snprintf(key, sizeof key, "%zu", number);
+    const char *text = json_string_value(json_object_get(c->plans, key));
+    if (text && !dead)
+        *ret = strdup(text);
+    ANSWER(text ? 0 : error_set(err, -ENOENT, "no plan"));
+}
+
+static int objects_of(void *context, const char *namespace, const char *application, const char *point,
+                      json_t **ret, struct recovery_point *ret_point, struct error *err)
+{
+    struct cluster *c = context;
+    (void)namespace, (void)application;
+    CALL(c);
+    if (dead)
+        return error_set(err, -ECANCELED, "killed");
+    if (strcmp(point, "tag:none") == 0)
+        return error_set(err, -ENOENT, "there is no tag 'none'");
+    *ret = json_deep_copy(strcmp(point, "latest") == 0 ? c->latest : c->point);
+    *ret_point = (struct recovery_point){.lsn = strcmp(point, "latest") == 0 ? 99 : 41,
+                                         .realtime_ns = 1795260045000000000ull};
+    return 0;
+}
+
+/* What is named "others" is another application's. */
+static int select_own(void *context, const char *namespace, const char *application, json_t *objects,
+                      struct error *err)
+{
+    (void)context, (void)namespace, (void)application, (void)err;
+    for (size_t i = json_array_size(objects); i-- > 0;) {
+        const json_t *metadata = json_object_get(json_array_get(objects, i), "metadata");
+        if (strcmp(json_string_value(json_object_get(metadata, "name")), "others") == 0)
+            json_array_remove(objects, i);
+    }
+    return 0;
+}
+
+static int log_data(struct cluster *c, const char *what)
+{
+    return json_array_append_new(c->data, json_string(what));
+}
+static int streams(void *context, const char *namespace, const char *application, json_t **ret,
+                   struct error *err)
+{
+    struct cluster *c = context;
+    (void)namespace, (void)application;
+    CALL(c);
+    if (!dead)
+        *ret = json_pack("[{s:s, s:[s]}]", "stream", "s1", "claims", "data-db-0");
+    ANSWER(0);
+}
+static int plan_data(void *context, const char *stream, const char *point, uint64_t *ret, struct error *err)
+{
+    struct cluster *c = context;
+    (void)stream, (void)point;
+    CALL(c);
+    *ret = 4096;
+    ANSWER(0);
+}
+static int gate(void *context, const char *stream, bool closed, struct error *err)
+{
+    struct cluster *c = context;
+    (void)stream;
+    CALL(c);
+    log_data(c, closed ? "close" : "open");
+    ANSWER(0);
+}
+static int rewind_data(void *context, const char *stream, const char *point, const char *id,
+                       struct error *err)
+{
+    struct cluster *c = context;
+    (void)stream, (void)point, (void)id;
+    CALL(c);
+    log_data(c, "rewind");
+    if (json_object_get(c->unknown, "rewind-fails"))
+        ANSWER(error_set(err, -EIO, "the journal is damaged"));
+    ANSWER(0);
+}
+static void no_pause(void *context, unsigned ms)
+{
+    ((struct cluster *)context)->paused += ms;
+}
+
+static const struct recovery_cluster_ops cluster_ops = {get, create, replace, delete, list, knows};
+static const struct recovery_store_ops store_ops = {read_recovery, write_status, write_plan, read_plan};
+static const struct recovery_source_ops source_ops = {objects_of, select_own};
+static const struct data_ops data_ops = {streams, plan_data, gate, rewind_data};
+
+static int run(struct cluster *c, bool data, struct error *err)
+{
+    struct recovery_context context = {.cluster = &cluster_ops,
+                                       .cluster_context = c,
+                                       .store = &store_ops,
+                                       .store_context = c,
+                                       .source = &source_ops,
+                                       .source_context = c,
+                                       .data = data ? &data_ops : NULL,
+                                       .data_context = c,
+                                       .pause = no_pause,
+                                       .pause_context = c};
+    return recovery_advance(&context, "n", "r", err);
+}
+
+#define POINT                                                                                                \
+    "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: settings, namespace: n}\ndata: {release: "            \
+    "good}\n---\n"                                                                                           \
+    "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: same, namespace: n}\ndata: {a: b}\n---\n"             \
+    "apiVersion: v1\nkind: Secret\nmetadata: {name: gone, namespace: n, ownerReferences: [{apiVersion: "     \
+    "apps/v1, kind: Deployment, name: web}]}\ndata: {a: Yg==}\n---\n"                                        \
+    "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: n}\nspec: {ports: [{port: 80, "         \
+    "nodePort: 30001}]}\n---\n"                                                                              \
+    "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web, namespace: n}\nspec: {replicas: 2, "       \
+    "selector: {matchLabels: {a: b}}, template: {spec: {containers: [{name: w, image: 'w:1'}]}}}\n---\n"     \
+    "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: data-db-0, namespace: n}\nspec: "         \
+    "{storageClassName: fast, volumeName: pv-1}\n"
+#define NOW                                                                                                  \
+    "apiVersion: v1\nkind: Namespace\nmetadata: {name: n}\n---\n"                                            \
+    "apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {name: fast}\n---\n"                       \
+    "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: settings, namespace: n, labels: {later: x}}\ndata: "  \
+    "{release: bad, more: x}\n---\n"                                                                         \
+    "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: same, namespace: n}\ndata: {a: b}\n---\n"             \
+    "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: later, namespace: n}\n---\n"                          \
+    "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: others, namespace: n}\n---\n"                         \
+    "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: later, namespace: n}\n---\n"              \
+    "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web, namespace: n}\nspec: {replicas: 0, "       \
+    "selector: {matchLabels: {a: c}}, template: {spec: {containers: [{name: w, image: 'w:2'}]}}}\n---\n"     \
+    "apiVersion: v1\nkind: Pod\nmetadata: {name: db-0, namespace: n, ownerReferences: [{kind: StatefulSet, " \
+    "name: db, controller: true}]}\nspec: {volumes: [{persistentVolumeClaim: {claimName: "                   \
+    "data-db-0}}]}\n---\n"                                                                                   \
+    "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: data-db-0, namespace: n}\nspec: "         \
+    "{storageClassName: fast, volumeName: pv-1}\n"
+
+static void set_up(struct cluster *c, const char *now, const char *spec)
+{
+    *c = (struct cluster){.mutex = PTHREAD_MUTEX_INITIALIZER};
+    c->objects = json_object();
+    c->plans = json_object();
+    c->unknown = json_object();
+    c->data = json_array();
+    c->point = manifests_set_text(POINT);
+    c->latest = json_object();
+    _cleanup_json_ json_t *objects = manifests_parse(now), *read = manifests_one(spec);
+    json_t *object;
+    size_t i;
+    json_array_foreach(objects, i, object)
+    {
+        struct error err = ERROR_INIT;
+        struct object_id id;
+        char name[OBJECT_NAME_BYTES], uid[32];
+        check_ok(object_identify(object, &id, &err));
+        check_ok(object_journal_name(&id, name, &err));
+        snprintf(uid, sizeof uid, "uid-%u", ++c->uids);
+        store(c, name, object, uid);
+    }
+    c->recovery = json_pack("{s:s, s:s, s:{s:s, s:s, s:s, s:s, s:i}, s:O}", "apiVersion",
+                            "tidemark.io/v1alpha1", "kind", "Recovery", "metadata", "name", "r", "namespace",
+                            "n", "uid", "u-r", "resourceVersion", "1", "generation", 1, "spec", read);
+}
+
+static void tear_down(struct cluster *c)
+{
+    json_decref(c->objects);
+    json_decref(c->recovery);
+    json_decref(c->plans);
+    json_decref(c->point);
+    json_decref(c->latest);
+    json_decref(c->unknown);
+    json_decref(c->data);
+}
+
+#define REWIND "{application: shop, mode: rewind, point: '-90s'}"
+
+static const json_t *status_of(const struct cluster *c)
+{
+    return json_object_get(c->recovery, "status");
+}
+static void assert_phase(const struct cluster *c, const char *phase)
+{
+    const char *now = json_string_value(json_object_get(status_of(c), "phase"));
+    if (!now || strcmp(now, phase) != 0) {
+        _cleanup_free_ char *text = json_to_pretty_text(c->recovery);
+        fail_msg("phase %s instead of %s: %s", now, phase, text);
+    }
+}
+static long verdicts(const struct cluster *c, const char *verdict)
+{
+    return (long)json_integer_value(json_object_get(json_object_get(status_of(c), "verdicts"), verdict));
+}
+
+/* What is in the namespace is what the point says, and what must stay. */
+static void assert_rewound(const struct cluster *c)
+{
+    const char *name;
+    json_t *wanted;
+    json_object_foreach(c->point, name, wanted)
+    {
+        struct error err = ERROR_INIT;
+        _cleanup_json_ json_t *normal = NULL, *expected = json_deep_copy(wanted);
+        if (!json_object_get(c->objects, name))
+            fail_msg("%s is not there", name);
+        check_ok(object_normalize(json_object_get(c->objects, name), &normal, &err));
+        if (strstr(name, "/Service/")) /* its port is taken */
+            json_object_del(json_array_get(json_object_get(json_object_get(expected, "spec"), "ports"), 0),
+                            "nodePort");
+        _cleanup_free_ char *a = object_canonical(normal), *b = object_canonical(expected);
+        assert_string_equal(a, b);
+    }
+    assert_null(json_object_get(c->objects, "core/v1/ConfigMap/n/later"));
+    assert_non_null(json_object_get(c->objects, "core/v1/ConfigMap/n/others"));
+    assert_non_null(json_object_get(c->objects, "core/v1/PersistentVolumeClaim/n/later")); /* R6 */
+    const json_t *owner = json_array_get(
+        json_object_get(json_object_get(json_object_get(c->objects, "core/v1/Secret/n/gone"), "metadata"),
+                        "ownerReferences"),
+        0);
+    assert_string_equal(json_string_value(json_object_get(owner, "uid")),
+                        object_uid(json_object_get(c->objects, "apps/v1/Deployment/n/web")));
+}
+
+static void a_rewind_puts_objects_back(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW, REWIND);
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Completed");
+    assert_rewound(&c);
+    assert_int_equal(verdicts(&c, "created"), 2); /* secret and service */
+    assert_int_equal(verdicts(&c, "changed"), 2); /* config map; deployment, made again for its selector */
+    assert_int_equal(verdicts(&c, "same"), 2);
+    assert_int_equal(verdicts(&c, "deleted"), 1);
+    assert_int_equal(verdicts(&c, "skipped"), 1);
+    assert_string_equal(json_string_value(json_object_get(status_of(&c), "before")), "lsn:99");
+    _cleanup_free_ char *data = json_to_text(c.data);
+    assert_string_equal(data, "[\"close\",\"rewind\",\"open\"]");
+    assert_null(json_object_get(c.objects, "core/v1/Pod/n/db-0"));
+    const char *plan = json_string_value(json_object_get(c.plans, "0"));
+    assert_non_null(strstr(plan, "\"r\":\"its address or node port is taken: it got another\""));
+    tear_down(&c);
+}
+
+static void a_dry_run_changes_nothing_and_says_everything(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW, "{application: shop, mode: rewind, point: '-90s', dryRun: true}");
+    _cleanup_json_ json_t *before = json_deep_copy(c.objects);
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Planned");
+    assert_true(json_equal(before, c.objects));
+    assert_int_equal(json_array_size(c.data), 0);
+    _cleanup_free_ char *plan =
+        json_dumps(json_object_get(status_of(&c), "plan"), JSON_SORT_KEYS | JSON_COMPACT);
+    assert_string_equal(plan, "{\"change\":1,\"configMap\":\"tidemark-recovery-r\",\"create\":2,\"delete\":1,"
+                              "\"recreate\":1,\"same\":2,\"skip\":1,"
+                              "\"volumes\":[{\"changedBytes\":4096,\"claim\":\"data-db-0\"}],\"waves\":5}");
+    tear_down(&c);
+}
+
+/* R1, R5: the controller dies at each of its calls in turn, before it is carried out or before the answer;
+ * the next one finishes. */
+static void r1_a_killed_controller_is_taken_over_at_every_call(void **unused)
+{
+    (void)unused;
+    struct cluster whole;
+    struct error err = ERROR_INIT;
+    set_up(&whole, NOW, REWIND);
+    check_ok(run(&whole, true, &err));
+    _cleanup_free_ char *expected =
+        json_dumps(json_object_get(status_of(&whole), "verdicts"), JSON_SORT_KEYS | JSON_COMPACT);
+    for (long at = 1; at <= whole.calls; at++) {
+        for (int lost = 0; lost < 2; lost++) {
+            struct cluster c;
+            set_up(&c, NOW, REWIND);
+            c.kill_at = at;
+            c.lose_answer = lost;
+            int r = run(&c, true, &err);
+            /* Killed after its last word there is nothing left to do. */
+            if (r == 0 && !recovery_has_ended(c.recovery))
+                fail_msg("call %ld: ended without a phase", at);
+            c.kill_at = 0;
+            check_ok(run(&c, true, &err));
+            assert_phase(&c, "Completed");
+            assert_rewound(&c);
+            _cleanup_free_ char *got =
+                json_dumps(json_object_get(status_of(&c), "verdicts"), JSON_SORT_KEYS | JSON_COMPACT);
+            if (strcmp(got, expected) != 0)
+                fail_msg("killed at call %ld (answer %s): verdicts %s instead of %s", at,
+                         lost ? "lost" : "never", got, expected);
+            assert_string_equal(json_string_value(json_array_get(c.data, json_array_size(c.data) - 1)),
+                                "open");
+            tear_down(&c);
+        }
+    }
+    tear_down(&whole);
+}
+
+static void r3_a_failed_check_leaves_everything_as_it_was(void **unused)
+{
+    (void)unused;
+    static const struct {
+        const char *spec, *unknown, *reason, *message;
+        bool terminating, no_class;
+    } cases[] = {
+        {"{application: shop, mode: rewind, point: 'tag:none'}", NULL, "PointNotAvailable", "there is no tag",
+         false, false},
+        {REWIND, "Deployment", "DefinitionMissing", "install its CustomResourceDefinition", false, false},
+        {REWIND, NULL, "StorageClassMissing", "needs the StorageClass 'fast'", false, true},
+        {"{application: shop, mode: clone, targetNamespace: other, point: '-90s', transforms: [{image: "
+         "{from: nothing/, to: x/}}]}",
+         NULL, "TransformFailed", "matches nothing", false, false},
+        {REWIND, NULL, "NamespaceTerminating", "is being deleted", true, false},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct cluster c;
+        struct error err = ERROR_INIT;
+        set_up(&c, NOW, cases[i].spec);
+        if (cases[i].unknown)
+            json_object_set_new(c.unknown, cases[i].unknown, json_true());
+        if (cases[i].no_class)
+            json_object_del(c.objects, "storage.k8s.io/v1/StorageClass/_/fast");
+        if (cases[i].terminating)
+            json_object_set_new(
+                json_object_get(json_object_get(c.objects, "core/v1/Namespace/_/n"), "metadata"),
+                "deletionTimestamp", json_string("x"));
+        _cleanup_json_ json_t *before = json_deep_copy(c.objects);
+        int r = run(&c, true, &err);
+        assert_int_equal(r, cases[i].terminating ? -EAGAIN : 0);
+        assert_phase(&c, cases[i].terminating ? "Pending" : "Failed");
+        const json_t *condition = json_array_get(json_object_get(status_of(&c), "conditions"), 0);
+        assert_string_equal(json_string_value(json_object_get(condition, "reason")), cases[i].reason);
+        assert_non_null(strstr(json_string_value(json_object_get(condition, "message")), cases[i].message));
+        assert_true(json_equal(before, c.objects));
+        assert_int_equal(json_array_size(c.data), 0);
+        if (cases[i].terminating) { /* it passes */
+            json_object_del(json_object_get(json_object_get(c.objects, "core/v1/Namespace/_/n"), "metadata"),
+                            "deletionTimestamp");
+            check_ok(run(&c, true, &err));
+            assert_phase(&c, "Completed");
+        }
+        tear_down(&c);
+    }
+}
+
+static void who_would_put_it_back_is_named_before_anything_is_changed(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW, REWIND);
+    json_object_set_new(json_object_get(json_object_get(c.point, "apps/v1/Deployment/n/web"), "metadata"),
+                        "labels", json_pack("{s:s}", "argocd.argoproj.io/instance", "shop"));
+    check_ok(run(&c, false, &err));
+    assert_phase(&c, "Failed");
+    assert_non_null(strstr(json_string_value(json_object_get(status_of(&c), "message")),
+                           "Argo CD 'shop' would put the newer state back"));
+    tear_down(&c);
+    set_up(&c, NOW, "{application: shop, mode: rewind, point: '-90s', force: true}");
+    check_ok(run(&c, false, &err));
+    assert_phase(&c, "Completed");
+    tear_down(&c);
+}
+
+static void one_object_that_fails_does_not_stop_the_others_and_is_told(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c,
+           NOW
+           "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: refused, namespace: n}\ndata: {a: new}\n",
+           REWIND);
+    _cleanup_json_ json_t *refused = manifests_one(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: refused, namespace: n}\ndata: {a: old}\n");
+    check_ok(objects_add(c.point, refused, NULL, &err));
+    c.refuse_kind = true;
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Failed");
+    assert_int_equal(verdicts(&c, "failed"), 1);
+    assert_int_equal(verdicts(&c, "changed"), 2);
+    const json_t *failure = json_array_get(json_object_get(status_of(&c), "failures"), 0);
+    assert_string_equal(json_string_value(json_object_get(failure, "object")), "core/v1/ConfigMap/n/refused");
+    assert_non_null(strstr(json_string_value(json_object_get(failure, "reason")), "denied the request"));
+    assert_non_null(strstr(json_string_value(json_object_get(status_of(&c), "message")),
+                           "1 of 9 objects could not be put back"));
+    tear_down(&c);
+}
+
+static void r5_the_gate_opens_when_a_step_fails_or_is_cancelled(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW, REWIND);
+    json_object_set_new(c.unknown, "rewind-fails", json_true());
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Failed");
+    _cleanup_free_ char *data = json_to_text(c.data);
+    assert_string_equal(data, "[\"close\",\"rewind\",\"open\"]");
+    assert_non_null(json_object_get(c.objects, "core/v1/ConfigMap/n/later")); /* no object was touched */
+    tear_down(&c);
+    set_up(&c, NOW, REWIND);
+    c.cancel_at_apply = true;
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Cancelled");
+    assert_non_null(
+        strstr(json_string_value(json_object_get(status_of(&c), "message")), "takes it back: lsn:99"));
+    _cleanup_free_ char *cancelled = json_to_text(c.data);
+    assert_string_equal(cancelled, "[\"close\",\"rewind\",\"open\"]");
+    tear_down(&c);
+}
+
+static void a_clone_leaves_the_original_alone(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW,
+           "{application: shop, mode: clone, targetNamespace: test, point: '-90s', isolated: true, "
+           "transforms: [{replicas: 1, target: {kind: Deployment}}]}");
+    _cleanup_json_ json_t *before = json_deep_copy(c.objects);
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Completed");
+    const char *name;
+    json_t *object;
+    json_object_foreach(before, name, object)
+        assert_true(json_equal(object, json_object_get(c.objects, name)));
+    assert_non_null(json_object_get(c.objects, "core/v1/Namespace/_/test"));
+    assert_non_null(json_object_get(c.objects, "networking.k8s.io/v1/NetworkPolicy/test/tidemark-isolated"));
+    const json_t *web = json_object_get(c.objects, "apps/v1/Deployment/test/web");
+    assert_int_equal(json_integer_value(json_object_get(json_object_get(web, "spec"), "replicas")), 1);
+    const json_t *claim = json_object_get(c.objects, "core/v1/PersistentVolumeClaim/test/data-db-0");
+    assert_null(json_object_get(json_object_get(claim, "spec"), "volumeName"));
+    assert_int_equal(json_array_size(c.data), 0);
+    tear_down(&c);
+}
+
+static void a_namespace_that_is_gone_is_restored(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, "apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {name: fast}\n",
+           "{application: shop, sourceNamespace: shop-was-here, mode: restore, point: '-90s', "
+           "targetNamespace: n}");
+    json_decref(c.point);
+    c.point = manifests_set_text(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop-was-here}\n---\n"
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, namespace: shop-was-here}\n");
+    check_ok(run(&c, false, &err));
+    assert_phase(&c, "Completed");
+    assert_non_null(json_object_get(c.objects, "core/v1/ConfigMap/n/a"));
+    assert_int_equal(verdicts(&c, "created"), 2);
+    tear_down(&c);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_rewind_puts_objects_back),
+        cmocka_unit_test(a_dry_run_changes_nothing_and_says_everything),
+        cmocka_unit_test(r1_a_killed_controller_is_taken_over_at_every_call),
+        cmocka_unit_test(r3_a_failed_check_leaves_everything_as_it_was),
+        cmocka_unit_test(who_would_put_it_back_is_named_before_anything_is_changed),
+        cmocka_unit_test(one_object_that_fails_does_not_stop_the_others_and_is_told),
+        cmocka_unit_test(r5_the_gate_opens_when_a_step_fails_or_is_cancelled),
+        cmocka_unit_test(a_clone_leaves_the_original_alone),
+        cmocka_unit_test(a_namespace_that_is_gone_is_restored),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
