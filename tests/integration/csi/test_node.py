@@ -40,6 +40,13 @@ def published(volume):
     return True
 
 
+def may_resize():
+    """Whether ext4 may grow online here: the kernel asks for CAP_SYS_RESOURCE."""
+    with open("/proc/self/status", encoding="ascii") as f:
+        effective = int(next(line for line in f if line.startswith("CapEff")).split()[1], 16)
+    return effective >> 24 & 1
+
+
 def read(path):
     with open(path, encoding="utf-8") as f:
         return f.read()
@@ -278,16 +285,11 @@ class Streams(Case):
 
 
 class Growth(Case):
-    def expand(self, method, **fields):
-        try:
-            return self.stand.node(method, **fields)
-        except grpc.RpcError as e:
-            if "cannot change" in e.details():
-                self.skipTest("this data plane cannot grow volumes")
-            raise
-
     def test_a_volume_grows_while_it_is_used(self):
-        for fs_type, size in (("ext4", 64), ("xfs", 320)):
+        kinds = [("xfs", 320)]
+        if may_resize():
+            kinds.append(("ext4", 64))
+        for fs_type, size in kinds:
             v = self.stand.volume(f"grow-{fs_type}", size * MIB, fs_type=fs_type)
             v.stage()
             target = v.publish()
@@ -296,7 +298,7 @@ class Growth(Case):
                                           capacity_range=csi.CapacityRange(required_bytes=2 * size * MIB))
             self.assertTrue(grown.node_expansion_required)
             for _ in range(2):
-                reply = self.expand("NodeExpandVolume", volume_id=v.id, volume_path=target, staging_target_path=v.staging,
+                reply = self.stand.node("NodeExpandVolume", volume_id=v.id, volume_path=target, staging_target_path=v.staging,
                                         capacity_range=csi.CapacityRange(required_bytes=grown.capacity_bytes))
                 self.assertEqual(reply.capacity_bytes, 2 * size * MIB)
             self.assertGreater(os.statvfs(target).f_blocks * os.statvfs(target).f_frsize, 1.6 * size * MIB)
