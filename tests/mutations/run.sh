@@ -78,7 +78,7 @@ mutation compare-after-power-loss src/journal/recovery.c \
 mutation intent-flush src/volume/intent.c \
     's/if \(r == 0 \&\& fdatasync\(in->fd\) < 0\)/if (false)/' tests/sim/test_power random --histories 40
 mutation compare-after-gap src/volume/group.c \
-    's/    int r = journal_resume\(g->journal, err\);/    int r = journal_resume(g->journal, err); if (r == 0) { pthread_rwlock_unlock(\&g->gate); pthread_mutex_unlock(\&g->rewind_mutex); return 0; }/' \
+    's/        r = journal_resume\(g->journal, err\);/        r = journal_resume(g->journal, err); if (r == 0) { pthread_rwlock_unlock(\&g->gate); pthread_mutex_unlock(\&g->rewind_mutex); return 0; }/' \
     tests/sim/test_fault availability
 mutation flush-answered-by-an-older-one src/volume/flush.c \
     's/return s->submitted < s->begun \? s->begun : s->begun \+ 1;/return s->begun > s->ended ? s->begun : s->begun + 1;/' tests/unit/volume/test_volume_flush
