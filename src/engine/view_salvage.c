@@ -42,7 +42,8 @@ static bool same_cause(const char *a, const char *b)
     return end ? strncmp(a, b, (size_t)(end - a)) == 0 : strncmp(a, b, REASON_BYTES - 1) == 0;
 }
 
-static int add_range(void *context, uint64_t offset_bytes, uint64_t length_bytes, const char *reason, struct error *err)
+static int add_range(void *context, uint64_t offset_bytes, uint64_t length_bytes, const char *reason,
+                     struct error *err)
 {
     struct view_salvage *s = context;
     MUTEX_GUARD(guard, &s->mutex);
@@ -55,7 +56,8 @@ static int add_range(void *context, uint64_t offset_bytes, uint64_t length_bytes
     } else if (s->range_count == RANGES_MAX) {
         s->truncated = true;
     } else {
-        s->ranges[s->range_count] = (struct range){.volume = s->mapping, .offset_bytes = offset_bytes, .length_bytes = length_bytes};
+        s->ranges[s->range_count] =
+            (struct range){.volume = s->mapping, .offset_bytes = offset_bytes, .length_bytes = length_bytes};
         snprintf(s->ranges[s->range_count++].reason, REASON_BYTES, "%s", reason);
     }
     return 0;
@@ -70,7 +72,8 @@ static void *map_main(void *context)
         pthread_mutex_lock(&s->mutex);
         s->mapping = i;
         pthread_mutex_unlock(&s->mutex);
-        r = image_map_damage(s->image, s->volumes[i].id, s->volumes[i].size_bytes, add_range, s, &s->done_bytes, &s->stop, &err);
+        r = image_map_damage(s->image, s->volumes[i].id, s->volumes[i].size_bytes, add_range, s,
+                             &s->done_bytes, &s->stop, &err);
     }
     MUTEX_GUARD(guard, &s->mutex);
     if (r < 0)
@@ -79,8 +82,8 @@ static void *map_main(void *context)
     return NULL;
 }
 
-int view_salvage_start(struct image *image, const struct view_salvage_volume *volumes, size_t count, struct view_salvage **ret,
-                       struct error *err)
+int view_salvage_start(struct image *image, const struct view_salvage_volume *volumes, size_t count,
+                       struct view_salvage **ret, struct error *err)
 {
     struct view_salvage *s = calloc(1, sizeof *s);
     if (s)
@@ -126,14 +129,18 @@ json_t *view_salvage_json(struct view_salvage *s)
     MUTEX_GUARD(guard, &s->mutex);
     for (size_t i = 0; i < s->range_count; i++) {
         const struct range *range = &s->ranges[i];
-        json_array_append_new(damage, json_pack("{s:s, s:I, s:I, s:s}", "volume", s->volumes[range->volume].name, "offset_bytes",
-                                                (json_int_t)range->offset_bytes, "length_bytes", (json_int_t)range->length_bytes,
-                                                "reason", range->reason));
+        json_array_append_new(damage,
+                              json_pack("{s:s, s:I, s:I, s:s}", "volume", s->volumes[range->volume].name,
+                                        "offset_bytes", (json_int_t)range->offset_bytes, "length_bytes",
+                                        (json_int_t)range->length_bytes, "reason", range->reason));
     }
     if (s->problem[0])
         json_array_append_new(findings, json_string(s->problem));
-    return json_pack("{s:b, s:I, s:I, s:I, s:b, s:o, s:o}", "complete", s->complete && !s->problem[0], "done_bytes",
-                     (json_int_t)(s->complete ? s->total_bytes : atomic_load(&s->done_bytes)), "total_bytes",
-                     (json_int_t)s->total_bytes, "damaged_bytes", (json_int_t)s->damaged_bytes, "truncated",
-                     s->truncated, "findings", findings, "damage", damage);
+    /* All is done only when the last range is in the map: who waits goes by these two. */
+    uint64_t done = atomic_load(&s->done_bytes);
+    done = s->complete ? s->total_bytes : done < s->total_bytes ? done : s->total_bytes - 1;
+    return json_pack("{s:b, s:I, s:I, s:I, s:b, s:o, s:o}", "complete", s->complete && !s->problem[0],
+                     "done_bytes", (json_int_t)done, "total_bytes", (json_int_t)s->total_bytes,
+                     "damaged_bytes", (json_int_t)s->damaged_bytes, "truncated", s->truncated, "findings",
+                     findings, "damage", damage);
 }

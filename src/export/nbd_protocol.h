@@ -21,8 +21,8 @@
 
 struct nbd_export {
     const char *name;
-    uint64_t size_bytes;
-    bool extents; /* knows its holes */
+    _Atomic uint64_t size_bytes; /* may grow while clients are connected */
+    bool extents;                /* knows its holes */
 };
 
 enum nbd_handshake_state {

@@ -30,6 +30,7 @@ struct nbd_server {
     bool bound;
     size_t count;
     struct nbd_export exports[NBD_MAX_EXPORTS];
+    struct block *blocks[NBD_MAX_EXPORTS];
     struct nbd_loop *loops[NBD_MAX_EXPORTS];
     atomic_uint connections;
     struct greeting *greetings; /* the thread's own */
@@ -119,6 +120,8 @@ static void greet(struct nbd_server *s)
     }
     g->fd = fd;
     g->until_ns = clock_boottime_ns(clock_system()) + NBD_HANDSHAKE_MS * NS_PER_MS;
+    for (size_t i = 0; i < s->count; i++) /* volumes grow */
+        atomic_store(&s->exports[i].size_bytes, __atomic_load_n(&s->blocks[i]->size_bytes, __ATOMIC_ACQUIRE));
     nbd_handshake_init(&g->handshake, s->exports, s->count);
     if (!say(g)) {
         end_greeting(s, g);
@@ -193,7 +196,7 @@ int nbd_server_start(const struct nbd_server_options *options, struct nbd_server
                 ? error_set(err, -E2BIG, "cannot serve more than %u volumes by NBD", NBD_MAX_EXPORTS)
                 : 0;
     for (size_t i = 0; i < options->count && r == 0; i++) {
-        struct block *b = options->blocks[i];
+        struct block *b = s->blocks[i] = options->blocks[i];
         s->exports[i] = (struct nbd_export){
             .name = options->names[i], .size_bytes = b->size_bytes, .extents = b->ops->extents != NULL};
         struct nbd_loop_options loop = {.block = b,

@@ -117,7 +117,7 @@ static struct history random_l0(size_t count, uint64_t space)
             h.e[i] = (struct extent){.volume = 2,
                                      .lba = i * 10,
                                      .length = 10,
-                                     .lsn = {count / 2 + 1},
+                                     .lsn = {count / 2 + 2}, /* nobody else's: the first of the stretch had it */
                                      .kind = rnd(2) ? EXTENT_BASE : EXTENT_DATA,
                                      .flags = EXTENT_REFERENCE};
         }
