@@ -69,6 +69,12 @@ static bool has_kinds(struct kubectl *k)
 
 enum cli_exit kubectl_fail(struct kubectl *k, const char *what, const struct error *err)
 {
+    if (strstr(err->message, "failed calling webhook"))
+        return cli_output_fail(k->cli, CLI_EXIT_UNREACHABLE,
+                               "Tidemark's controller serves the webhook that vouches for who asks: kubectl "
+                               "-n " KUBECTL_SYSTEM_NAMESPACE
+                               " get pods, and the log of the controller's pod",
+                               "%s: %s", what, err->message);
     switch (-err->code) {
     case ENOENT:
         if (!has_kinds(k))

@@ -344,12 +344,19 @@ static enum cli_exit plan(struct kubectl *k, const struct kubectl_run *run, json
     return code;
 }
 
+/* The moment that was asked for; the objects' own time is that of their last change before it. */
+static const char *moment_of(const json_t *answer)
+{
+    const json_t *point = json_object_get(answer, "point");
+    const char *streams = cli_field_text(point, "streams", "");
+    return *streams >= '0' && *streams <= '9' ? streams : cli_field_text(point, "time", "the point");
+}
+
 static void print_plan(struct kubectl *k, const struct kubectl_run *run, const json_t *answer)
 {
     const json_t *plan = json_object_get(answer, "plan");
     const char *note = cli_field_text(json_object_get(answer, "point"), "note", NULL);
-    cli_output_say(k->cli, "Plan: %s, objects as of %s (lsn:%llu)", run->what,
-                   cli_field_text(json_object_get(answer, "point"), "time", "-"),
+    cli_output_say(k->cli, "Plan: %s to %s (objects: lsn:%llu)", run->what, moment_of(answer),
                    (unsigned long long)cli_field_u64(json_object_get(answer, "point"), "objectsLsn"));
     if (note)
         cli_output_say(k->cli, "note: %s", note);
@@ -374,8 +381,7 @@ static void print_result(struct kubectl *k, const struct kubectl_run *run, const
                  *timings = json_object_get(answer, "timings");
     char times[256] = "";
     size_t used = 0;
-    cli_output_say(k->cli, "%s at %s", run->success,
-                   cli_field_text(json_object_get(answer, "point"), "time", "the point"));
+    cli_output_say(k->cli, "%s at %s", run->success, moment_of(answer));
     cli_output_say(
         k->cli,
         "  objects   %llu created, %llu changed, %llu deleted, %llu the same, %llu left alone, %llu failed",

@@ -17,6 +17,10 @@
 
 static const struct kube_resource csi_drivers = {"storage.k8s.io", "v1", "csidrivers", "CSIDriver", false, 0};
 
+static const struct kube_resource webhooks = {
+    "admissionregistration.k8s.io", "v1",  "mutatingwebhookconfigurations",
+    "MutatingWebhookConfiguration", false, 0};
+
 struct look {
     struct kubectl *k;
     const char *namespace; /* NULL: all */
@@ -249,6 +253,19 @@ static void check_driver(struct look *l)
                     "the chart's value storageClass makes one");
 }
 
+/* Without it no Recovery is taken: nobody vouches for who asked. */
+static void check_webhook(struct look *l)
+{
+    _cleanup_json_ json_t *webhook = NULL;
+    struct error ignored = ERROR_INIT;
+    const struct kube_target target = {.resource = &webhooks, .name = "tidemark"};
+    if (kube_get(l->k->client, &target, &webhook, &ignored) == -ENOENT)
+        add_problem(l,
+                    "the admission webhook is not registered: no recovery can be made, since nobody vouches "
+                    "for who asks",
+                    "the chart's value webhook.enabled makes it");
+}
+
 static void check_daemons(struct look *l, const char *system)
 {
     _cleanup_json_ json_t *sets = NULL;
@@ -303,6 +320,7 @@ static enum cli_exit collect(struct look *l, const struct kubectl_member *member
         json_object_set_new(l->answer, "unprotected", unprotected(l, papps));
     check_leader(l, system);
     check_driver(l);
+    check_webhook(l);
     check_daemons(l, system);
     json_object_set(l->answer, "problems", l->problems);
     json_object_set(l->answer, "notes", l->notes);
