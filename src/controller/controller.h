@@ -19,6 +19,8 @@ struct controller_options {
     const char *namespace;      /* of the driver; NULL: CONTROLLER_NAMESPACE */
     const char *identity;       /* in the Lease; NULL: host name and a random part */
     const struct log *log;
+    /* Believes who a Recovery says that asked for it, without an admission webhook: for tests only. */
+    bool trust_requester;
     const atomic_bool *stop; /* set, and kube_interrupt called or not: controller_run ends within a second */
 };
 /* Runs until `stop`: as leader again and again. Blocks. An error only when it cannot go on (the state
