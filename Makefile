@@ -5,7 +5,7 @@ DESTDIR ?=
 BUILD ?= build
 UNIT_DIR ?= $(PREFIX)/lib/systemd/system
 
-.PHONY: all deps check check-cluster image demo bench soak fuzz format tidy install uninstall clean
+.PHONY: all deps check check-cluster image demo demo-cluster bench soak fuzz format tidy install uninstall clean
 
 all: $(BUILD)/build.ninja
 	meson compile -C $(BUILD)
@@ -34,6 +34,11 @@ image: all
 demo: deps
 	$(MAKE) --no-print-directory all
 	demo/demo.sh
+
+# An application in a cluster is rewound, cloned and restored while you watch; in a cluster that is made for it, or in that of
+# KUBECONFIG. Needs root and Go, or a cluster.
+demo-cluster: deps image
+	python3 demo/cluster.py
 
 # Measures against peers; writes docs/benchmarks.md and bench/results.json. Takes about half an hour. Needs root.
 bench: deps

@@ -66,10 +66,11 @@ static void show(struct cli_progress *progress, const json_t *recovery)
              waves = cli_field_u64(json_object_get(status, "plan"), "waves");
     const char *message = cli_field_text(status, "message", NULL);
     const char *phase = phase_of(recovery);
+    bool waits = message && (strcmp(phase, "Pending") == 0 || strncmp(message, "waiting", 7) == 0);
     cli_progress_set(progress,
-                     !*phase                                    ? "not taken up yet"
-                     : strcmp(phase, "Pending") == 0 && message ? message
-                                                                : cli_field_text(step, "name", phase),
+                     !*phase ? "not taken up yet"
+                     : waits ? message
+                             : cli_field_text(step, "name", phase),
                      wave, wave ? waves : 0, "waves");
 }
 
