@@ -443,6 +443,22 @@ static void thin_now(struct history *h)
     h->doing = "thin";
     if (below(h, 2))
         OK(h, journal_seal(h->journal, &err));
+    if (below(h, 6) == 0) { /* and the manifest cannot be saved */
+        h->doing = "kill while thinning without a manifest";
+        remember(h);
+        close_view(h);
+        h->lose_manifest = true;
+        for (int i = 0; i < 5; i++) /* each attempt may do a step */
+            if (journal_maintain(h->journal, &err) == 0)
+                break;
+        group_abandon(h->group);
+        journal_abandon(h->journal);
+        h->lose_manifest = false;
+        open_all(h);
+        check_live(h);
+        group_settle(h->group); /* as in grow() */
+        return;
+    }
     h->fault = below(h, 2) ? 1 + (unsigned)below(h, 6) : 0;
     OK(h, journal_maintain(h->journal, &err));
     h->fault = 0;
