@@ -90,7 +90,18 @@ static int start_reconcilers(struct service *s, struct error *err)
     if (!s->cluster.client)
         return 0;
     r->options = (struct controller_options){
-        .state = s->state, .namespace = s->cluster.namespace, .log = &s->log, .stop = &r->stop};
+        .state = s->state,
+        .namespace = s->cluster.namespace,
+        .records = &csi_records_kube,
+        .records_context = &s->cluster,
+        .agent_certificate = cli_options_value(s->cli, "agent-cert", NULL),
+        .agent_key = cli_options_value(s->cli, "agent-key", NULL),
+        .agent_ca = cli_options_value(s->cli, "agent-ca", NULL),
+        .log = &s->log,
+        .stop = &r->stop};
+    const struct controller_options *o = &r->options;
+    if (!o->agent_certificate != !o->agent_key || !o->agent_key != !o->agent_ca)
+        return error_set(err, -EINVAL, "--agent-cert, --agent-key and --agent-ca go together: give all of them or none");
     /* Theirs is interrupted when they cease to be the leader: calls of CSI go on then. */
     int result = open_client(s, &r->options.client, err);
     if (result < 0)
@@ -170,6 +181,11 @@ const struct cli_command cli_controller = {
              .help = "how to reach the cluster (default: as a pod in it)"},
             {"namespace", 0, CLI_KIND_TEXT, "NAME",
              .help = "the driver's namespace (default tidemark-system)"},
+            {"agent-cert", 0, CLI_KIND_FILE, "FILE",
+             .help = "certificate for the node agents (PEM); without it volumes are not put back"},
+            {"agent-key", 0, CLI_KIND_FILE, "FILE", .help = "with --agent-cert: its key"},
+            {"agent-ca", 0, CLI_KIND_FILE, "FILE",
+             .help = "with --agent-cert: who signs the agents' certificates (for the name tidemark-node)"},
             {"node", 0, CLI_KIND_TEXT, "NAME", .help = "without a cluster: a node there is (default: any)",
              .repeat = true},
             {"log-level", 0, CLI_KIND_LEVEL, "LEVEL",

@@ -10,6 +10,7 @@
 #define TIDEMARK_CONTROLLER_CONTROLLER_INTERNAL_H
 
 #include "controller/controller.h"
+#include "controller/data_client.h"
 #include "controller/object_store.h"
 #include "kube/informer.h"
 #include "kube/queue.h"
@@ -34,6 +35,7 @@ struct controller {
     const char *namespace, *identity;
     struct sealing sealing;
     struct object_store *store;
+    struct data_client *data; /* NULL: volumes are left alone */
     struct kube_queue *queue;
     struct kube_informers *informers;
     struct kube_informer *namespaces, *claims, *workloads[3], *pods, *volumes, *classes, *applications,
@@ -58,6 +60,9 @@ int application_reconcile(struct controller *c, const char *namespace, const cha
  * `application`: as in capture_add. */
 int volumes_of(struct controller *c, const char *namespace, const char *application, json_t **ret,
                size_t *ret_pods, struct error *err) MUST_CHECK;
+/* {claim: volume handle} of its claims that are bound to volumes of ours. */
+int volumes_handles(struct controller *c, const char *namespace, const char *application, json_t **ret,
+                    struct error *err) MUST_CHECK;
 /* Whether the object belongs to the group `application` of its namespace (NULL: all do). */
 bool application_has(const json_t *object, const char *application);
 /* The group that a ProtectedApplication selects; NULL: its whole namespace. Borrowed. */

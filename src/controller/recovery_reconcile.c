@@ -6,7 +6,10 @@
 #include "base/cleanup.h"
 #include "controller/controller_internal.h"
 #include "controller/recovery_kube.h"
+#include "controller/recovery_streams.h"
 #include "lib/json.h"
+
+#define AGAIN_MS 100u
 
 static int objects(void *context, const char *namespace, const char *application, const char *text,
                    json_t **ret_set, struct recovery_point *ret_point, struct error *err)
@@ -83,8 +86,17 @@ int recovery_reconcile(struct controller *c, const char *namespace, const char *
                                                  .store_context = &k,
                                                  .source = &source,
                                                  .source_context = c,
+                                                 .data = c->data ? &recovery_streams_ops : NULL,
+                                                 .data_context = c,
                                                  .log = c->log};
         r = recovery_advance(&context, namespace, name, err);
+        if (r == -EAGAIN) { /* what it waits for is in its status; it is no failure */
+            char key[KUBE_QUEUE_KEY_BYTES];
+            snprintf(key, sizeof key, "%s%s", RECOVERY_KEY, namespace);
+            controller_enqueue(c, key, name, AGAIN_MS);
+            recovery_kube_release(&k);
+            return 0;
+        }
         _cleanup_json_ json_t *after = NULL;
         struct error unused = ERROR_INIT;
         if (r == 0 && recovery_kube_store.read(&k, namespace, name, &after, &unused) == 0) {
