@@ -163,7 +163,8 @@ static int add_volume(json_t *streams, const struct csi_volume *v, const char *c
 {
     json_t *stream = json_object_get(streams, v->stream);
     if (!stream) {
-        stream = json_pack("{s:s, s:s, s:[], s:{}}", "stream", v->stream, "node", v->node, "claims", "handles");
+        stream =
+            json_pack("{s:s, s:s, s:[], s:{}}", "stream", v->stream, "node", v->node, "claims", "handles");
         if (json_object_set_new(streams, v->stream, stream) < 0)
             return -ENOMEM;
     }
@@ -182,7 +183,8 @@ int data_client_streams(struct data_client *d, const json_t *handles, json_t **r
     {
         struct csi_volume volume;
         struct error one = ERROR_INIT;
-        int r = d->options.records->load(d->options.records_context, json_string_value(handle), &volume, &one);
+        int r =
+            d->options.records->load(d->options.records_context, json_string_value(handle), &volume, &one);
         if (r == -ENOENT)
             continue;
         if (r < 0) {
@@ -206,7 +208,8 @@ int data_client_tag(struct data_client *d, const json_t *stream, const char *nam
                     json_t **ret, struct error *err)
 {
     char path[CSI_HANDLE_BYTES + 32];
-    _cleanup_json_ json_t *body = json_pack("{s:s, s:O*}", "name", name, "labels", (json_t *)(uintptr_t)labels);
+    _cleanup_json_ json_t *body =
+        json_pack("{s:s, s:O*}", "name", name, "labels", (json_t *)(uintptr_t)labels);
     snprintf(path, sizeof path, "/v1/applications/%s/tag", text_of(stream, "stream"));
     return data_client_call(d, text_of(stream, "node"), "POST", path, body, DATA_TIMEOUT_MS, ret, err);
 }

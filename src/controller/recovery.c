@@ -95,8 +95,9 @@ static int finish(struct recovery_run *run, struct error *err)
                  "%zu of %zu objects could not be put back; the first: %.300s: %.700s", failed,
                  run->entry_count, first, why);
     else
-        snprintf(message, sizeof message, "%zu objects%s are as they were at the point%s%.800s", run->entry_count,
-                 recovery_has_data(run) ? " and the volumes" : "", not_ready[0] ? "; " : "", not_ready);
+        snprintf(message, sizeof message, "%zu objects%s are as they were at the point%s%.800s",
+                 run->entry_count, recovery_has_data(run) ? " and the volumes" : "", not_ready[0] ? "; " : "",
+                 not_ready);
     return recovery_end(run, failed ? "Failed" : "Completed", failed ? "ObjectsFailed" : "Completed", message,
                         err);
 }
@@ -236,6 +237,15 @@ static int say_pending(struct recovery_run *run, int code, struct error *err)
     return code;
 }
 
+static void note_opened(struct recovery_run *run)
+{
+    uint64_t start_ns, now_ns = clock_realtime_ns(run->clock);
+    struct error unused = ERROR_INIT;
+    if (clock_parse_rfc3339(recovery_text(recovery_status(run), "startTime"), &start_ns, &unused) == 0 &&
+        now_ns > start_ns)
+        recovery_note_ms(run, "openedMs", (now_ns - start_ns) / NS_PER_MS);
+}
+
 static int go(struct recovery_run *run, enum step from, int wave, bool resumed, struct error *err)
 {
     for (enum step step = from; step < STEPS; step++) {
@@ -246,7 +256,8 @@ static int go(struct recovery_run *run, enum step from, int wave, bool resumed, 
         int r = recovery_is_cancelled(run, &cancelled, err);
         if (r == 0 && cancelled && step < STEP_OPEN_GATE)
             return cancel(run, step, err);
-        if (r == 0 && step != STEP_APPLY && !(resumed && step == from)) /* apply writes each of its waves down */
+        if (r == 0 && step != STEP_APPLY &&
+            !(resumed && step == from)) /* apply writes each of its waves down */
             r = recovery_step(run, step_names[step], 0, err);
         if (r == 0)
             r = cancelled && step == STEP_AWAIT ? 0 : take(run, step, step == from ? wave : 0, err);
@@ -254,6 +265,8 @@ static int go(struct recovery_run *run, enum step from, int wave, bool resumed, 
             return 0;
         if (r < 0)
             return passes(r) ? say_pending(run, r, err) : fail(run, step, "StepFailed", err);
+        if (step == STEP_OPEN_GATE)
+            note_opened(run);
         if (step == STEP_DELETE || step == STEP_APPLY)
             recovery_note_ms(run, "objectsMs", (clock_boottime_ns(run->clock) - start_ns) / NS_PER_MS);
     }

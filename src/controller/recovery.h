@@ -15,19 +15,18 @@
  *   OpenGate    volumes can be staged again
  *   Await       the workloads are awaited
  *
- * The point of the streams (status.point.streams): a time is that time in each; "-90s" counts from the Recovery's
- * creationTimestamp; lsn:N is the moment of the objects' record N; tag:NAME is that tag in each stream; before:NAME
- * is the LSN of each that the Recovery NAME noted just before it changed the stream; latest leaves volumes as they
- * are. Each becomes an LSN when it is planned (status.streams), and that is what is rewound to. *
- * Invariants:
- *   R1 a step is in status before it is begun, and so is the plan (in ConfigMaps) before the first object is
- * changed: whoever goes on after a kill does what the plan says, and doing any of it twice gives the same
- * objects and the same verdicts. R2 the point is resolved once, to an LSN; what is read again later is read
- * at that LSN. R3 nothing is changed before every check has passed; a failed check leaves the application as
- * it was. R4 objects are read and changed with the rights of whoever asked, never with the controller's own.
- *   R5 a gate that was closed is opened again whatever happens: when a step fails, when it is cancelled.
- *   R6 claims, namespaces and definitions are never deleted, nor are cluster-scoped objects that are there
- * changed.
+ * The point of the streams (status.point.streams): a time is that time in each; "-90s" counts from the
+ * Recovery's creationTimestamp; lsn:N is the moment of the objects' record N; tag:NAME is that tag in each
+ * stream; before:NAME is the LSN of each that the Recovery NAME noted just before it changed the stream;
+ * latest leaves volumes as they are. Each becomes an LSN when it is planned (status.streams), and that is
+ * what is rewound to. * Invariants: R1 a step is in status before it is begun, and so is the plan (in
+ * ConfigMaps) before the first object is changed: whoever goes on after a kill does what the plan says, and
+ * doing any of it twice gives the same objects and the same verdicts. R2 the point is resolved once, to an
+ * LSN; what is read again later is read at that LSN. R3 nothing is changed before every check has passed; a
+ * failed check leaves the application as it was. R4 objects are read and changed with the rights of whoever
+ * asked, never with the controller's own. R5 a gate that was closed is opened again whatever happens: when a
+ * step fails, when it is cancelled. R6 claims, namespaces and definitions are never deleted, nor are
+ * cluster-scoped objects that are there changed.
  *
  * Threads: recovery_advance is called by one thread a Recovery; cluster ops are called by up to
  * RECOVERY_WORKERS at once. Everything blocks. */
@@ -101,8 +100,8 @@ struct recovery_source_ops {
                   struct error *err);
 };
 
-/* The application's streams on their nodes. NULL: there are none. Each may be asked again after a kill. A stream is
- * what `streams` gave for it. */
+/* The application's streams on their nodes. NULL: there are none. Each may be asked again after a kill. A
+ * stream is what `streams` gave for it. */
 struct data_ops {
     /* Those of the application's claims that are there, and were at the point (`wanted`: its objects):
      * [{"stream": id, "node": name, "claims": [name], "handles": {claim: volume}}]. */
@@ -111,8 +110,9 @@ struct data_ops {
     /* {"target_lsn", "target_time", "changed_bytes", "volumes": [{"name": volume, "changed_bytes"}]} */
     int (*plan)(void *context, const json_t *stream, const char *point, json_t **ret, struct error *err);
     int (*gate)(void *context, const json_t *stream, bool closed, struct error *err);
-    /* Begins it, or looks how far it is: -EAGAIN until it is done, then {"before_lsn", "waited_ms", "rewound_ms"}; the
-     * gate stays closed. `id` is the same each time this recovery asks: what was done is not done again. */
+    /* Begins it, or looks how far it is: -EAGAIN until it is done, then {"before_lsn", "waited_ms",
+     * "rewound_ms"}; the gate stays closed. `id` is the same each time this recovery asks: what was done is
+     * not done again. */
     int (*rewind)(void *context, const json_t *stream, uint64_t lsn, const char *id, json_t **ret,
                   struct error *err);
 };

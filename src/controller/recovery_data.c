@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The volumes of a recovery: their point, their plan, the gates, the pods that use them, and putting them back. All that is
- * known of a stream stands in status.streams: {"stream", "node", "claims", "point", "targetLsn", "targetTime",
- * "changedBytes", "beforeLsn"}; whoever carries the recovery on reads it there (R1, R2). */
+/* The volumes of a recovery: their point, their plan, the gates, the pods that use them, and putting them
+ * back. All that is known of a stream stands in status.streams: {"stream", "node", "claims", "point",
+ * "targetLsn", "targetTime", "changedBytes", "beforeLsn"}; whoever carries the recovery on reads it there
+ * (R1, R2). */
 #include "base/units.h"
 #include "controller/recovery_internal.h"
 
@@ -69,9 +70,10 @@ static int read_before(struct recovery_run *run, const char *name, json_int_t *r
     _cleanup_json_ json_t *other = NULL;
     int r = run->c->store->read(run->c->store_context, run->namespace, name, &other, err);
     if (r == -ENOENT)
-        return error_set(err, -ENOENT,
-                         "there is no Recovery %s in namespace %s any more: choose the time just before it instead",
-                         name, run->namespace);
+        return error_set(
+            err, -ENOENT,
+            "there is no Recovery %s in namespace %s any more: choose the time just before it instead", name,
+            run->namespace);
     if (r < 0)
         return r;
     const json_t *status = json_object_get(other, "status"), *lsn = json_object_get(status, "beforeLsn");
@@ -79,9 +81,11 @@ static int read_before(struct recovery_run *run, const char *name, json_int_t *r
         return error_set(err, -ENOENT, "the Recovery %s is about another application: %s", name,
                          recovery_text(json_object_get(other, "spec"), "application"));
     if (!json_is_integer(lsn))
-        return error_set(err, -ENOENT, "the Recovery %s has changed nothing: there is nothing to take back", name);
+        return error_set(err, -ENOENT, "the Recovery %s has changed nothing: there is nothing to take back",
+                         name);
     if (!recovery_has_ended(other))
-        return error_set(err, -EBUSY, "the Recovery %s is under way: cancel it first, or wait until it has ended", name);
+        return error_set(err, -EBUSY,
+                         "the Recovery %s is under way: cancel it first, or wait until it has ended", name);
     *ret_lsn = json_integer_value(lsn);
     json_decref(run->before);
     run->before = json_incref(json_object_get(status, "streams"));
@@ -125,7 +129,10 @@ int recovery_note_point(struct recovery_run *run, const struct recovery_point *f
     /* The objects' record is the moment that lsn:N means. */
     if (strncmp(point_of_streams(run), "lsn:", 4) == 0)
         json_object_set_new(point, "streams", json_string(time));
-    json_object_set_new(point, "time", json_string(time));
+    uint64_t asked_ns;
+    struct error unused = ERROR_INIT;
+    bool is_time = clock_parse_rfc3339(point_of_streams(run), &asked_ns, &unused) == 0;
+    json_object_set_new(point, "time", json_string(is_time ? point_of_streams(run) : time));
     json_object_set_new(point, "note", json_string(found->note));
     return json_object_set_new(point, "objectsLsn", json_integer((json_int_t)found->lsn)) < 0
                ? error_set(err, -ENOMEM, "out of memory")
@@ -148,7 +155,8 @@ static int point_of(struct recovery_run *run, const json_t *stream, char text[RE
     json_array_foreach(run->before, i, before)
     {
         const json_t *lsn = json_object_get(before, "beforeLsn");
-        if (strcmp(recovery_text(before, "stream"), recovery_text(stream, "stream")) != 0 || !json_is_integer(lsn))
+        if (strcmp(recovery_text(before, "stream"), recovery_text(stream, "stream")) != 0 ||
+            !json_is_integer(lsn))
             continue;
         snprintf(text, RECOVERY_POINT_BYTES, "lsn:%lld", (long long)json_integer_value(lsn));
         return 0;
@@ -158,8 +166,8 @@ static int point_of(struct recovery_run *run, const json_t *stream, char text[RE
 
 static void note_volumes(struct recovery_run *run, const json_t *stream, const json_t *plan)
 {
-    json_t *of_run = json_object_get(recovery_status(run), "plan"), *volumes = json_object_get(of_run, "volumes"),
-           *handle, *volume;
+    json_t *of_run = json_object_get(recovery_status(run), "plan"),
+           *volumes = json_object_get(of_run, "volumes"), *handle, *volume;
     const char *claim;
     size_t i;
     if (!volumes) {
@@ -190,11 +198,11 @@ static int plan_stream(struct recovery_run *run, const json_t *stream, json_t *l
     if (r < 0)
         return error_context(err, "stream %s", recovery_text(stream, "stream"));
     note_volumes(run, stream, plan);
-    json_t *entry =
-        json_pack("{s:O, s:O, s:O, s:s, s:O, s:O*, s:O}", "stream", json_object_get(stream, "stream"), "node",
-                  json_object_get(stream, "node"), "claims", json_object_get(stream, "claims"), "point", point,
-                  "targetLsn", json_object_get(plan, "target_lsn"), "targetTime", json_object_get(plan, "target_time"),
-                  "changedBytes", json_object_get(plan, "changed_bytes"));
+    json_t *entry = json_pack(
+        "{s:O, s:O, s:O, s:s, s:O, s:O*, s:O}", "stream", json_object_get(stream, "stream"), "node",
+        json_object_get(stream, "node"), "claims", json_object_get(stream, "claims"), "point", point,
+        "targetLsn", json_object_get(plan, "target_lsn"), "targetTime", json_object_get(plan, "target_time"),
+        "changedBytes", json_object_get(plan, "changed_bytes"));
     return json_array_append_new(list, entry) < 0 ? error_set(err, -ENOMEM, "out of memory") : 0;
 }
 
@@ -240,7 +248,8 @@ static int plan_bare_pods(struct recovery_run *run, struct error *err)
     for (size_t i = 0; i < run->entry_count; i++) {
         struct recovery_entry *e = &run->entries[i];
         if (e->wave < 1 || strncmp(e->name, "core/v1/Pod/", 12) != 0 ||
-            (e->action != ACTION_SAME && e->action != ACTION_CHANGE) || !uses(run, json_object_get(run->wanted, e->name)))
+            (e->action != ACTION_SAME && e->action != ACTION_CHANGE) ||
+            !uses(run, json_object_get(run->wanted, e->name)))
             continue;
         e->action = ACTION_RECREATE;
         free(e->reason);
@@ -256,19 +265,21 @@ int recovery_plan_data(struct recovery_run *run, const char **ret_reason, struct
     _cleanup_json_ json_t *streams = NULL, *list = json_array();
     size_t i;
     json_t *stream;
-    if (!run->c->data || run->mode != RESTORE_REWIND || json_is_true(json_object_get(run->spec, "objectsOnly")))
+    if (!run->c->data || run->mode != RESTORE_REWIND ||
+        json_is_true(json_object_get(run->spec, "objectsOnly")))
         return 0;
     *ret_reason = "VolumesNotReachable";
     json_int_t unused;
-    int r = run->c->data->streams(run->c->data_context, run->source_namespace, run->application, run->wanted, &streams,
-                                  err);
+    int r = run->c->data->streams(run->c->data_context, run->source_namespace, run->application, run->wanted,
+                                  &streams, err);
     if (r == 0 && strncmp(point_of_streams(run), "before:", 7) == 0 && !run->before)
         r = read_before(run, point_of_streams(run) + 7, &unused, err);
     if (r == 0 && json_array_size(streams) > RECOVERY_STREAMS_MAX)
-        r = error_set(err, -E2BIG,
-                      "the application has %zu streams (pods that mount volumes), and a recovery puts back at most %u: "
-                      "make applications of its parts (label tidemark.io/application)",
-                      json_array_size(streams), RECOVERY_STREAMS_MAX);
+        r = error_set(
+            err, -E2BIG,
+            "the application has %zu streams (pods that mount volumes), and a recovery puts back at most %u: "
+            "make applications of its parts (label tidemark.io/application)",
+            json_array_size(streams), RECOVERY_STREAMS_MAX);
     json_array_foreach(streams, i, stream)
     {
         if (r == 0)

@@ -51,8 +51,8 @@ struct recovery_run {
     json_t *order;            /* objects_order(wanted) */
     struct recovery_entry *entries;
     size_t entry_count;
-    int waves;       /* highest wave */
-    json_t *before;  /* status.streams of the recovery that is taken back; or NULL */
+    int waves;      /* highest wave */
+    json_t *before; /* status.streams of the recovery that is taken back; or NULL */
 };
 
 static inline const char *recovery_text(const json_t *object, const char *key)
@@ -100,13 +100,14 @@ void recovery_free_entries(struct recovery_run *run);
 const char *recovery_action_name(enum recovery_action action);
 
 /* ---- recovery_data.c ---- */
-/* spec.point as a point of the objects' journal, and (status.point.streams) of the streams. *ret_reason as above. */
+/* spec.point as a point of the objects' journal, and (status.point.streams) of the streams. *ret_reason as
+ * above. */
 int recovery_resolve_point(struct recovery_run *run, char text[RECOVERY_POINT_BYTES], const char **ret_reason,
                            struct error *err);
 /* After the objects' point was found: completes status.point. */
 int recovery_note_point(struct recovery_run *run, const struct recovery_point *found, struct error *err);
-/* Which streams, to which LSN, how many bytes: status.streams, status.plan.volumes; pods without a controller that use
- * them are made again. */
+/* Which streams, to which LSN, how many bytes: status.streams, status.plan.volumes; pods without a controller
+ * that use them are made again. */
 int recovery_plan_data(struct recovery_run *run, const char **ret_reason, struct error *err);
 bool recovery_has_data(const struct recovery_run *run);
 int recovery_set_gates(struct recovery_run *run, bool closed, struct error *err);

@@ -237,8 +237,13 @@ static int pods(void *context, const char *namespace, json_t **ret, struct error
     return kube_list_all(k->client, &target, NULL, ret, err);
 }
 
-const struct recovery_cluster_ops recovery_kube_cluster = {
-    .get = get, .create = create, .replace = replace, .remove = remove_object, .list = list, .pods = pods, .knows = knows};
+const struct recovery_cluster_ops recovery_kube_cluster = {.get = get,
+                                                           .create = create,
+                                                           .replace = replace,
+                                                           .remove = remove_object,
+                                                           .list = list,
+                                                           .pods = pods,
+                                                           .knows = knows};
 
 /* ---- the Recovery ---- */
 

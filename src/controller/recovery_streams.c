@@ -29,10 +29,10 @@ static json_t *claims_of_set(const json_t *set)
     return names;
 }
 
-/* What came after the point has no state there: it is left alone. An application that is a group does not journal all
- * its claims, so that of such a one all count. */
-static int streams(void *context, const char *namespace, const char *application, const json_t *wanted, json_t **ret,
-                   struct error *err)
+/* What came after the point has no state there: it is left alone. An application that is a group does not
+ * journal all its claims, so that of such a one all count. */
+static int streams(void *context, const char *namespace, const char *application, const json_t *wanted,
+                   json_t **ret, struct error *err)
 {
     struct controller *c = context;
     _cleanup_json_ json_t *papp = kube_informer_get(c->applications, namespace, application);
@@ -50,8 +50,8 @@ static int streams(void *context, const char *namespace, const char *application
     return data_client_streams(c->data, chosen, ret, err);
 }
 
-static int call(struct controller *c, const json_t *stream, const char *method, const char *format, const json_t *body,
-                json_t **ret, struct error *err)
+static int call(struct controller *c, const json_t *stream, const char *method, const char *format,
+                const json_t *body, json_t **ret, struct error *err)
 {
     char path[160];
     snprintf(path, sizeof path, format, text_of(stream, "stream"));
@@ -66,9 +66,10 @@ static int plan(void *context, const json_t *stream, const char *point, json_t *
         return r;
     json_t *plan = json_object_get(answer, "plan");
     *ret = json_pack("{s:O, s:O, s:O, s:O}", "target_lsn", json_object_get(plan, "target_lsn"), "target_time",
-                     json_object_get(plan, "target_time"), "changed_bytes", json_object_get(plan, "changed_bytes"),
-                     "volumes", json_object_get(plan, "volumes"));
-    return *ret ? 0 : error_set(err, -EPROTO, "the plan of stream %s lacks fields", text_of(stream, "stream"));
+                     json_object_get(plan, "target_time"), "changed_bytes",
+                     json_object_get(plan, "changed_bytes"), "volumes", json_object_get(plan, "volumes"));
+    return *ret ? 0
+                : error_set(err, -EPROTO, "the plan of stream %s lacks fields", text_of(stream, "stream"));
 }
 
 static int gate(void *context, const json_t *stream, bool closed, struct error *err)
@@ -86,14 +87,16 @@ static int judge(const json_t *stream, const json_t *rewind, json_t **ret, struc
         return error_set(err, -EIO, "%s", text_of(rewind, "message"));
     if (strcmp(state, "succeeded") != 0)
         return error_set(err, -EAGAIN,
-                         strcmp(state, "waiting") == 0 ? "stream %s: waiting until the pods that use its volumes have ended"
-                                                       : "stream %s is being put back",
+                         strcmp(state, "waiting") == 0
+                             ? "stream %s: waiting until the pods that use its volumes have ended"
+                             : "stream %s is being put back",
                          text_of(stream, "stream"));
     int r = json_get_u64(json_object_get(rewind, "result"), "lsn", &lsn, err);
     if (r < 0)
         return r;
-    *ret = json_pack("{s:I, s:O*, s:O*}", "before_lsn", (json_int_t)(lsn ? lsn - 1 : 0), "waited_ms",
-                     json_object_get(rewind, "waited_ms"), "rewound_ms", json_object_get(rewind, "rewound_ms"));
+    *ret =
+        json_pack("{s:I, s:O*, s:O*}", "before_lsn", (json_int_t)(lsn ? lsn - 1 : 0), "waited_ms",
+                  json_object_get(rewind, "waited_ms"), "rewound_ms", json_object_get(rewind, "rewound_ms"));
     return *ret ? 0 : error_set(err, -ENOMEM, "out of memory");
 }
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The workloads after their objects were put back: pods that came between are renewed, and what becomes of all is awaited. */
+/* The workloads after their objects were put back: pods that came between are renewed, and what becomes of
+ * all is awaited. */
 #include "controller/recovery_internal.h"
 
 enum { LOOK_MS = 200, OBSERVE_MS = 5000, BLOCKED_BYTES = 700 };
@@ -70,14 +71,16 @@ static int renew_pods_of(struct recovery_run *run, const json_t *set, const json
     return r;
 }
 
-/* A StatefulSet that was put back does not replace a pod that never became ready (its rolling update waits for it): one that
- * was made from the bad release while the gate was closed has to go by hand. Deployments and DaemonSets replace theirs. */
+/* A StatefulSet that was put back does not replace a pod that never became ready (its rolling update waits
+ * for it): one that was made from the bad release while the gate was closed has to go by hand. Deployments
+ * and DaemonSets replace theirs. */
 int recovery_renew_pods(struct recovery_run *run, struct error *err)
 {
     int r = 0;
     for (size_t i = 0; i < run->entry_count && r == 0; i++) {
         const struct recovery_entry *e = &run->entries[i];
-        if ((e->action != ACTION_CHANGE && e->action != ACTION_RECREATE) || !has_prefix(e->name, "apps/v1/StatefulSet/"))
+        if ((e->action != ACTION_CHANGE && e->action != ACTION_RECREATE) ||
+            !has_prefix(e->name, "apps/v1/StatefulSet/"))
             continue;
         _cleanup_json_ json_t *pods = NULL, *live = NULL;
         for (unsigned waited = 0; r == 0 && waited < OBSERVE_MS; waited += LOOK_MS) {

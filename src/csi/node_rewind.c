@@ -7,8 +7,8 @@
  * means the same rewinding    the data plane goes to that LSN mounting     staging paths are mounted again
  *   succeeded, failed    the gate is open again
  * A failure before `mounting` mounts what was there and opens the gate. With "keep_closed" a rewind that
- * succeeded leaves the gate closed: its caller has more to put back, and opens it. "waited_ms" and "rewound_ms"
- * are what the steps took: until nothing was published, and from then on. */
+ * succeeded leaves the gate closed: its caller has more to put back, and opens it. "waited_ms" and
+ * "rewound_ms" are what the steps took: until nothing was published, and from then on. */
 #include <errno.h>
 #include <stdlib.h>
 #include <time.h>
@@ -24,7 +24,7 @@
 struct rewind {
     struct csi_node *node;
     char stream[CSI_HANDLE_BYTES];
-    json_t *gate; /* owned by the thread */
+    json_t *gate;      /* owned by the thread */
     uint64_t since_ns; /* boottime: of the launch, then of the last step that is measured */
 };
 
@@ -59,7 +59,8 @@ static int set_state(struct rewind *w, const char *state, bool closed, struct er
 static void note_duration(struct rewind *w, const char *key)
 {
     uint64_t now_ns = clock_boottime_ns(clock_system());
-    json_object_set_new(state_of(w->gate), key, json_integer((json_int_t)((now_ns - w->since_ns) / NS_PER_MS)));
+    json_object_set_new(state_of(w->gate), key,
+                        json_integer((json_int_t)((now_ns - w->since_ns) / NS_PER_MS)));
     w->since_ns = now_ns;
 }
 
@@ -305,8 +306,9 @@ int node_rewind_start(struct csi_node *node, const char *stream, const char *id,
                          text_of(there, "to"), text_of(there, "id"));
     json_object_set_new(gate, "closed", json_true());
     json_object_set_new(gate, "rewind",
-                        json_pack("{s:s, s:s?, s:s, s:b, s:n, s:n, s:n}", "id", id, "to", to, "state", "waiting",
-                                  "keep_closed", (int)keep_closed, "target_lsn", "message", "result"));
+                        json_pack("{s:s, s:s?, s:s, s:b, s:n, s:n, s:n}", "id", id, "to", to, "state",
+                                  "waiting", "keep_closed", (int)keep_closed, "target_lsn", "message",
+                                  "result"));
     r = node_gate_save(node, stream, gate, err);
     if (r == 0)
         r = launch(node, stream, gate, err);

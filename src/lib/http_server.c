@@ -33,7 +33,7 @@
 
 #define IDLE_TIMEOUT_S 30u
 #define DRAIN_MS 2000u
-#define LISTEN_BACKLOG 64
+#define LISTEN_BACKLOG 1024 /* who comes while all threads wait shall wait too, not be refused */
 #define TLS_FILE_BYTES_MAX (1u << 20)
 #define TLS_PRIORITIES "SECURE128:+SECURE192:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2"
 

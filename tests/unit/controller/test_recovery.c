@@ -55,8 +55,9 @@ static int get(void *context, const char *name, json_t **ret, struct error *err)
     if (object) {
         *ret = json_deep_copy(object);
         if (strncmp(name, "apps/v1/", 8) == 0 && !c->never_ready) /* its controller has done its work */
-            json_object_set_new(*ret, "status", json_pack("{s:i, s:i, s:i}", "observedGeneration", 99, "readyReplicas",
-                                                          9, "updatedReplicas", 9));
+            json_object_set_new(*ret, "status",
+                                json_pack("{s:i, s:i, s:i}", "observedGeneration", 99, "readyReplicas", 9,
+                                          "updatedReplicas", 9));
     }
     if (dead && object) {
         json_decref(*ret);
@@ -271,16 +272,16 @@ static int log_data(struct cluster *c, const char *what)
 {
     return json_array_append_new(c->data, json_string(what));
 }
-static int streams(void *context, const char *namespace, const char *application, const json_t *wanted, json_t **ret,
-                   struct error *err)
+static int streams(void *context, const char *namespace, const char *application, const json_t *wanted,
+                   json_t **ret, struct error *err)
 {
     struct cluster *c = context;
     (void)namespace, (void)application;
     CALL(c);
     assert_non_null(json_object_get(wanted, "core/v1/PersistentVolumeClaim/n/data-db-0"));
     if (!dead)
-        *ret = json_pack("[{s:s, s:s, s:[s], s:{s:s}}]", "stream", "s1", "node", "node1", "claims", "data-db-0",
-                         "handles", "data-db-0", "tm-1");
+        *ret = json_pack("[{s:s, s:s, s:[s], s:{s:s}}]", "stream", "s1", "node", "node1", "claims",
+                         "data-db-0", "handles", "data-db-0", "tm-1");
     ANSWER(0);
 }
 static int plan_data(void *context, const json_t *stream, const char *point, json_t **ret, struct error *err)
@@ -292,8 +293,9 @@ static int plan_data(void *context, const json_t *stream, const char *point, jso
     if (json_object_get(c->unknown, "plan-fails"))
         ANSWER(error_set(err, -ERANGE, "the history begins later"));
     if (!dead)
-        *ret = json_pack("{s:i, s:s, s:i, s:[{s:s, s:i}]}", "target_lsn", 7, "target_time", "2026-11-21T02:04:46.5Z",
-                         "changed_bytes", 4096, "volumes", "name", "tm-1", "changed_bytes", 4096);
+        *ret = json_pack("{s:i, s:s, s:i, s:[{s:s, s:i}]}", "target_lsn", 7, "target_time",
+                         "2026-11-21T02:04:46.5Z", "changed_bytes", 4096, "volumes", "name", "tm-1",
+                         "changed_bytes", 4096);
     ANSWER(0);
 }
 static int gate(void *context, const json_t *stream, bool closed, struct error *err)
@@ -508,9 +510,10 @@ static void a_dry_run_changes_nothing_and_says_everything(void **unused)
     assert_int_equal(json_array_size(c.data), 0);
     _cleanup_free_ char *plan =
         json_dumps(json_object_get(status_of(&c), "plan"), JSON_SORT_KEYS | JSON_COMPACT);
-    assert_string_equal(plan, "{\"change\":1,\"configMap\":\"tidemark-recovery-r\",\"create\":2,\"delete\":1,"
-                              "\"recreate\":1,\"same\":2,\"skip\":1,"
-                              "\"volumes\":[{\"changedBytes\":4096,\"claim\":\"data-db-0\",\"stream\":\"s1\"}],\"waves\":5}");
+    assert_string_equal(
+        plan, "{\"change\":1,\"configMap\":\"tidemark-recovery-r\",\"create\":2,\"delete\":1,"
+              "\"recreate\":1,\"same\":2,\"skip\":1,"
+              "\"volumes\":[{\"changedBytes\":4096,\"claim\":\"data-db-0\",\"stream\":\"s1\"}],\"waves\":5}");
     tear_down(&c);
 }
 
