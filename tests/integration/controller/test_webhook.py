@@ -350,10 +350,10 @@ class Checkpoints(Webhook):
         self.accepted(tidemark_object("Checkpoint", "none", ns, application=ns, consistent=True))
         self.assertEqual(self.finish_checkpoint(ns, "none")[1]["ApplicationConsistent"], ("False", "NoHooks"))
         SERVER.apply(*manifests("ConfigMap"), tidemark_object("ProtectionPolicy", "hooked", hooks=[{"name": "h", "blueprint": "postgresql"}]),
-                     tidemark_object("ProtectionPolicy", "typo", hooks=[{"name": "h", "blueprint": "nosuch"}]))
-        SERVER.kubectl("annotate", "namespace", ns, "--overwrite", "tidemark.io/policy=typo")
+                     tidemark_object("ProtectionPolicy", "hooked-wrongly", hooks=[{"name": "h", "blueprint": "nosuch"}]))
+        SERVER.kubectl("annotate", "namespace", ns, "--overwrite", "tidemark.io/policy=hooked-wrongly")
         policy = lambda: SERVER.json("-n", ns, "get", "papp", ns)["spec"]["policyRef"]["name"]
-        until("the other policy", lambda: policy() == "typo")
+        until("the other policy", lambda: policy() == "hooked-wrongly")
         self.accepted(tidemark_object("Checkpoint", "typo", ns, application=ns, consistent=True))
         status, conditions = self.finish_checkpoint(ns, "typo")
         self.assertEqual(conditions["Ready"], ("False", "HookFailed"))
