@@ -404,6 +404,9 @@ int thin_step(struct journal *j, bool *ret_done, struct error *err)
     pthread_mutex_lock(&j->mutex);
     policy.step_count = j->options.thinning_count;
     policy.max_bytes = j->options.quota_bytes / QUOTA_PART;
+    policy.haste_percent = thin_haste(maintain_journal_bytes(j), j->options.quota_bytes);
+    policy.segment_blocks = j->options.segment_blocks;
+    policy.segment_records = j->options.segment_records;
     policy.above = pin_ceiling(j);
     if (j->thin_after.n > policy.above.n)
         policy.above = j->thin_after;
