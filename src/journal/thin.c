@@ -36,6 +36,7 @@ struct job {
     struct thin_survivors survivors;
     struct thin_output output;
     char *window;
+    struct thin_pace pace;
     bool killed; /* by a test: nothing is cleaned up */
 };
 
@@ -166,6 +167,7 @@ static int visit_frames(struct job *job, frame_visit visit, struct error *err)
                 r = more;
                 break;
             }
+            thin_pace(&job->pace, job->j);
             r = atomic_load(&job->j->hold_wanted) ? error_set(err, -EAGAIN, "thinning is put off") : visit(job, s.frame, err);
         }
         if (s.fd >= 0)

@@ -180,6 +180,16 @@ static void early_near_the_quota(void **unused)
     manifest_release(&m);
 }
 
+/* Half of the time is the application's, unless it does not write or the quota is near. */
+static void half_of_the_time(void **unused)
+{
+    (void)unused;
+    assert_int_equal(thin_rest(4 * NS_PER_MS, true, 100), 4 * NS_PER_MS);
+    assert_int_equal(thin_rest(NS_PER_SECOND, true, 100), 20 * NS_PER_MS); /* a rewind waits for it */
+    assert_int_equal(thin_rest(4 * NS_PER_MS, false, 100), 0);
+    assert_int_equal(thin_rest(4 * NS_PER_MS, true, 101), 0);
+}
+
 /* Does what thinning would: half of what is read stays, in as few segments as it fits. */
 static void thin_in_table(struct manifest *m, const struct thin_stretch *s, uint64_t *rewritten)
 {
@@ -317,7 +327,7 @@ int main(void)
     seed = check_seed();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_last_of_each_interval), cmocka_unit_test(steps_by_age), cmocka_unit_test(stretches),
-        cmocka_unit_test(waiting), cmocka_unit_test(early_near_the_quota), cmocka_unit_test(small_segments_are_joined), cmocka_unit_test(survivors),
+        cmocka_unit_test(waiting), cmocka_unit_test(early_near_the_quota), cmocka_unit_test(small_segments_are_joined), cmocka_unit_test(half_of_the_time), cmocka_unit_test(survivors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
