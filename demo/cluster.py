@@ -217,7 +217,7 @@ def prepare():
         say("A Kubernetes of two nodes on this machine")
         run(SCRIPT, "up", timeout=3600)
         os.environ["KUBECONFIG"] = f"{STATE}/kubeconfig"
-    if run("kubectl", "get", "csidriver", "csi.tidemark.io", check=False).returncode == 0:
+    if kubectl("get", "csidriver", "csi.tidemark.io", "--ignore-not-found"):
         return own, False
     image = os.environ.get("TIDEMARK_IMAGE", f"{BUILD}/tidemark-image.tar")
     say("Tidemark is installed", f"$ helm install tidemark packaging/helm/tidemark --namespace {SYSTEM}")

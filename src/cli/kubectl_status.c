@@ -347,18 +347,22 @@ static void print_summary(const struct cli *cli, const json_t *answer)
         busy += under_way(state);
         bad += !under_way(state) && strcmp(state, "protected") != 0;
     }
-    bool wrong = bad || json_array_size(problems);
+    size_t faults = json_array_size(problems);
+    bool wrong = bad || faults;
     enum cli_colour colour = wrong ? CLI_COLOUR_RED : busy || claims ? CLI_COLOUR_YELLOW : CLI_COLOUR_GREEN;
     fputs(cli_output_colour(cli->colour_out, colour), stdout);
     if (wrong)
-        printf("PROBLEM: %zu of %zu applications are not fully protected, %zu problems of the installation",
-               bad, total, json_array_size(problems));
-    else if (total == 0)
+        printf("PROBLEM: ");
+    if (bad)
+        printf("%zu of %zu applications are not fully protected%s", bad, total, faults ? ", " : "");
+    if (faults)
+        printf("%zu problem%s of the installation", faults, faults == 1 ? "" : "s");
+    if (!wrong && total == 0)
         printf("No application is protected: `kubectl annotate namespace NAMESPACE "
                "tidemark.io/policy=POLICY` protects one");
-    else if (busy)
+    else if (!wrong && busy)
         printf("UNDER WAY: %zu of %zu applications", busy, total);
-    else
+    else if (!wrong)
         printf("OK: %zu application%s, all protected", total, total == 1 ? "" : "s");
     if (claims)
         printf("; %zu claim%s that nothing protects", claims, claims == 1 ? "" : "s");

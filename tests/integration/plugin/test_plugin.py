@@ -254,6 +254,20 @@ class Verbs(base.ControllerTest):
         self.assertEqual(len(answer("status", f"{ns}/{ns}")["recoveries"]), 0, "none is under way")
         self.assertIn("Completed", plugin("status", f"{ns}/{ns}")[1])
 
+    def test_a_tag_is_a_point_and_can_be_given_once(self):
+        ns = self.protect("tagged")
+        self.point(ns, base.config_map("value", ns, "good"))
+        code, text, err = plugin("tag", f"{ns}/{ns}", "before", "--label", "commit=1a2b")
+        self.assertEqual(code, OK, err)
+        self.assertRegex(text, rf"^{ns}/{ns}: tag:before is 20")
+        SERVER.apply(base.config_map("value", ns, "bad"))
+        code, _, err = plugin("tag", f"{ns}/{ns}", "before")
+        self.assertEqual(code, REFUSED, err)
+        listed = answer("points", f"{ns}/{ns}")["points"]
+        self.assertEqual([(p["point"], p["kind"], p["labels"]) for p in listed], [("tag:before", "tag", {"commit": "1a2b"})])
+        self.assertEqual(answer("rewind", f"{ns}/{ns}", "--to", "tag:before", "--yes")["phase"], "Completed")
+        self.assertEqual(base.actual(ns), {"value": "good"})
+
     def test_what_is_refused_says_why_and_changes_nothing(self):
         ns = self.protect("refused")
         self.point(ns, base.config_map("value", ns, "good"))
@@ -275,7 +289,7 @@ class Verbs(base.ControllerTest):
         ns = self.protect("made")
         point = self.point(ns, base.config_map("value", ns, "good"), {
             "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web", "namespace": ns}, "spec": {
-                "replicas": 3, "selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}},
+                "replicas": 0, "selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}},
                 "spec": {"containers": [{"name": "c", "image": "shop:1"}]}}}})
         SERVER.apply(base.config_map("value", ns, "bad"))
         code, text, err = plugin("clone", f"{ns}/{ns}", "--to", point, "--into", "made-try", "--isolated", "--image", "shop:1=shop:2", "--yes")
