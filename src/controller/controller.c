@@ -187,7 +187,8 @@ static void serve_term(const struct controller_options *o, struct kube_lease *le
     struct term t = {.c = {.client = o->client,
                            .log = o->log,
                            .namespace = o->namespace ? o->namespace : CONTROLLER_NAMESPACE,
-                           .identity = identity},
+                           .identity = identity,
+                           .trust_requester = o->trust_requester},
                      .lease = lease};
     int r = term_begin(&t, o, directory, &err);
     if (r < 0)

@@ -25,6 +25,8 @@ struct controller_options {
     void *records_context;
     const char *agent_certificate, *agent_key, *agent_ca;
     const struct log *log;
+    /* Believes who a Recovery says that asked for it, without an admission webhook: for tests only. */
+    bool trust_requester;
     const atomic_bool *stop; /* set, and kube_interrupt called or not: controller_run ends within a second */
 };
 /* Runs until `stop`: as leader again and again. Blocks. An error only when it cannot go on (the state

@@ -24,9 +24,7 @@ static const char *text_at(const json_t *object, const char *a, const char *b)
     return json_string_value(json_object_get(json_object_get(object, a), b));
 }
 
-/* A pod belongs to a group by itself, or by its controller: a StatefulSet of the group's name, a ReplicaSet
- * of such a Deployment. */
-static bool has_pod(const json_t *pod, const char *group)
+bool volumes_pod_belongs(const json_t *pod, const char *group)
 {
     size_t i, length = group ? strlen(group) : 0;
     json_t *owner;
@@ -64,7 +62,7 @@ static bool look_at_pod(void *context, json_t *pod)
     size_t i;
     json_t *volume;
     bool mounts = false;
-    if (!has_pod(pod, l->group))
+    if (!volumes_pod_belongs(pod, l->group))
         return true;
     json_array_foreach(json_object_get(json_object_get(pod, "spec"), "volumes"), i, volume)
     {

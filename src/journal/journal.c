@@ -2,6 +2,7 @@
 /* Opening and closing a journal, and its state. */
 #include "journal/journal.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -64,12 +65,29 @@ static int reserve_sealed(struct journal *j, struct error *err)
     return r;
 }
 
+#define REMEDY "put back a copy of that file; without one the history is lost: move %s away, and a new one begins with what the volumes hold"
+
+/* Whether there is history already: the manifest is written before the first segment is made. */
+static bool has_segments(const char *directory)
+{
+    _cleanup_closedir_ DIR *d = opendir(directory);
+    for (const struct dirent *entry; d && (entry = readdir(d));)
+        if (strncmp(entry->d_name, "segment-", 8) == 0 || strncmp(entry->d_name, "l0-", 3) == 0)
+            return true;
+    return false;
+}
+
 static int load_or_create(struct journal *j, struct error *err)
 {
     char path[JOURNAL_PATH_BYTES];
     journal_path(j, "manifest", path);
-    if (access(path, F_OK) == 0)
-        return manifest_load(j->directory, &j->manifest, err);
+    if (access(path, F_OK) == 0) {
+        int loaded = manifest_load(j->directory, &j->manifest, err);
+        struct error cause = *err;
+        return loaded == -EBADMSG ? error_set(err, loaded, "%s; " REMEDY, cause.message, j->directory) : loaded;
+    }
+    if (has_segments(j->directory)) /* a new journal would remove them */
+        return error_set(err, -EBADMSG, "%s is missing, and there is history beside it; " REMEDY, path, j->directory);
     struct manifest m = {.epoch = 0, .next_segment = 1, .next_volume = 1, .next_frame = 1, .clean = true};
     int r = uuid_random(&m.journal_id, err);
     if (r < 0)
@@ -149,6 +167,7 @@ static int new_journal(const struct journal_options *options, struct journal **r
     pthread_cond_init(&j->room, NULL);
     pthread_cond_init(&j->work, NULL);
     pthread_cond_init(&j->sealed, NULL);
+    pthread_cond_init(&j->published, NULL);
     pthread_cond_init(&j->janitor_work, NULL);
     j->scratch = io_alloc_pages(j->options.segment_records * sizeof *j->scratch);
     int r = j->scratch ? 0 : error_errno(err, -ENOMEM, "cannot open the journal %s", options->directory);
@@ -278,6 +297,7 @@ void journal_status(struct journal *j, struct journal_status *ret)
     *ret = (struct journal_status){
         .latest = {j->written_lsn},
         .durable = {j->durable_lsn},
+        .appended = {!j->suspended && j->last_lsn > j->written_lsn ? j->last_lsn : j->written_lsn},
         .oldest = j->manifest.base_target.n > j->manifest.base.n ? j->manifest.base_target : j->manifest.base,
         .latest_realtime_ns = j->written_realtime_ns,
         .oldest_realtime_ns = j->manifest.base_realtime_ns,
@@ -353,11 +373,12 @@ struct lsn journal_next_lsn(struct journal *j)
 
 int journal_rewound(struct journal *j, struct lsn lsn, struct lsn target, struct error *err)
 {
-    struct rewind_info rewind = {lsn, target};
     pthread_mutex_lock(&j->mutex);
-    int r = manifest_add_rewind(&j->manifest, &rewind, err);
+    int r = sealer_add_rewind(j, lsn, target, err);
     pthread_mutex_unlock(&j->mutex);
-    return r < 0 ? r : sealer_save(j, err);
+    if (r == 0 && sealer_save(j, err) < 0) /* it has happened: until the manifest can be saved, the record tells */
+        log_warning(j->log, "%s", err->message);
+    return r;
 }
 
 int journal_refuse_begin(struct journal *j, struct lsn low, struct error *err)
