@@ -214,7 +214,7 @@ const struct cli_command cli_controller = {
              .help = "certificate for the node agents (PEM); without it volumes are not put back"},
             {"agent-key", 0, CLI_KIND_FILE, "FILE", .help = "with --agent-cert: its key"},
             {"agent-ca", 0, CLI_KIND_FILE, "FILE",
-             .help = "with --agent-cert: who signs the agents' certificates (for the name tidemark-node)"},
+             .help = "with --agent-cert: CA of the agents (they are tidemark-node)"},
             {"node", 0, CLI_KIND_TEXT, "NAME", .help = "without a cluster: a node there is (default: any)",
              .repeat = true},
             {"webhook-listen", 0, CLI_KIND_TEXT, "ADDRESS:PORT",
