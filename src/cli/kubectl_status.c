@@ -173,6 +173,8 @@ static void look_at_claim(const json_t *claim, const json_t *papps, const char *
         if (strcmp(kube_object_namespace(papp), namespace) != 0)
             continue;
         in_application = true;
+        if (!kubectl_condition(papp, "Ready")) /* nobody has looked yet; its state says so */
+            return;
         said = said_of(papp, claim);
         if (said && strcmp(said, "captured") == 0)
             return;

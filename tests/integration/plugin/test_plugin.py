@@ -15,7 +15,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "../kube"))
 sys.path.insert(0, os.path.join(HERE, "../controller"))
 import test_controller as base
-from apiserver import CACHE, ROOT, ApiServer, is_running, until
+from apiserver import CACHE, ROOT, ApiServer, until
 
 TIDEMARK = os.path.abspath(os.environ.get("TIDEMARK", "build/src/cli/tidemark"))
 COMMANDS = ["status", "points", "tag", "diff", "rewind", "undo", "clone", "restore", "cancel", "verify", "version", "completion", "help"]
@@ -48,8 +48,11 @@ def answer(*arguments, code=OK):
     return json.loads(out)
 
 
-def lease_now(namespace="tidemark-system"):
-    return SERVER.json("-n", namespace, "get", "lease", "tidemark-controller")
+def requester_is_recorded():
+    text = SERVER.kubectl("create", "--dry-run=server", "-o", "json", "-f", "-", stdin=json.dumps({
+        "apiVersion": "tidemark.io/v1alpha1", "kind": "Recovery", "metadata": {"name": "probe", "namespace": "default"},
+        "spec": {"application": "a", "mode": "rewind", "point": "latest"}}))
+    return "tidemark.io/requested-by" in json.loads(text)["metadata"].get("annotations", {})
 
 
 class Words(unittest.TestCase):
@@ -323,6 +326,7 @@ class Verbs(base.ControllerTest):
         # One that waits for it is interrupted; the recovery goes on.
         waiting = subprocess.Popen([f"{BIN}/kubectl-tidemark", "clone", f"{ns}/{ns}", "--to", point, "--into", "left-held", "--yes"],
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ, KUBECONFIG=SERVER.kubeconfig))
+        self.assertIn("clone left/left", waiting.stderr.readline())  # it waits for a second by now
         until("a second one", lambda: len([r for r in answer("status")["recoveries"] if r["phase"] == "Pending"]) == 2)
         waiting.send_signal(signal.SIGINT)
         _, err = waiting.communicate(timeout=30)
@@ -384,6 +388,7 @@ if __name__ == "__main__":
         SERVER.kubectl("create", "namespace", "tidemark-system")
         until("the policy", lambda: SERVER.kubectl("apply", "-f", "-", stdin=json.dumps(base.POLICY), check=False).startswith("protectionpolicy"))
         SERVER.apply(*REQUESTER)
+        until("the requester is recorded", requester_is_recorded)
         result = unittest.main(exit=False, verbosity=2).result
     finally:
         SERVER.close()
