@@ -4,6 +4,7 @@
 #include <getopt.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "engine/engine.h"
@@ -32,6 +33,16 @@ static int usage(void)
 {
     fputs(help, stderr);
     return 2;
+}
+
+/* A point may need the indexes of many rewinds. */
+static void allow_files(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
 }
 
 int main(int argc, char **argv)
@@ -65,6 +76,7 @@ int main(int argc, char **argv)
     if (optind + 1 != argc || !config)
         return usage();
     const char *role = argv[optind];
+    allow_files();
     bool serves = strcmp(role, "serve") == 0, views = strcmp(role, "view") == 0;
     if ((nbd && !serves && !views) || (pid_file && !nbd))
         return usage();
