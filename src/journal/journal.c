@@ -149,6 +149,7 @@ static int new_journal(const struct journal_options *options, struct journal **r
     pthread_cond_init(&j->room, NULL);
     pthread_cond_init(&j->work, NULL);
     pthread_cond_init(&j->sealed, NULL);
+    pthread_cond_init(&j->published, NULL);
     pthread_cond_init(&j->janitor_work, NULL);
     j->scratch = io_alloc_pages(j->options.segment_records * sizeof *j->scratch);
     int r = j->scratch ? 0 : error_errno(err, -ENOMEM, "cannot open the journal %s", options->directory);
@@ -353,11 +354,12 @@ struct lsn journal_next_lsn(struct journal *j)
 
 int journal_rewound(struct journal *j, struct lsn lsn, struct lsn target, struct error *err)
 {
-    struct rewind_info rewind = {lsn, target};
     pthread_mutex_lock(&j->mutex);
-    int r = manifest_add_rewind(&j->manifest, &rewind, err);
+    int r = sealer_add_rewind(j, lsn, target, err);
     pthread_mutex_unlock(&j->mutex);
-    return r < 0 ? r : sealer_save(j, err);
+    if (r == 0 && sealer_save(j, err) < 0) /* it has happened: until the manifest can be saved, the record tells */
+        log_warning(j->log, "%s", err->message);
+    return r;
 }
 
 int journal_refuse_begin(struct journal *j, struct lsn low, struct error *err)

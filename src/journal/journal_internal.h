@@ -55,6 +55,9 @@ struct journal {
     pthread_cond_t sealed; /* a seal or a sync ended */
     struct manifest manifest;
     pthread_mutex_t save_mutex; /* one writer of the manifest file; taken before `mutex` */
+    _Atomic bool unsaved;       /* the last saving failed: the manifest on disk may be another */
+    bool publishing;            /* segments are being replaced: no pin may come meanwhile */
+    pthread_cond_t published;   /* that ended */
     pthread_mutex_t tag_mutex;  /* one tag at a time; taken before `mutex` */
 
     struct ring ring;
@@ -172,8 +175,17 @@ void sealer_stop(struct journal *j);
 int sealer_seal(struct journal *j, struct tail *t, int fd, struct error *err) MUST_CHECK;
 /* Seals what was switched away from. Without the mutex. */
 int sealer_seal_switched(struct journal *j, struct error *err) MUST_CHECK;
+/* Adds a rewind to the manifest if it is not there. With the mutex. */
+int sealer_add_rewind(struct journal *j, struct lsn lsn, struct lsn target, struct error *err) MUST_CHECK;
 /* Saves the manifest. Without the mutex. */
 int sealer_save(struct journal *j, struct error *err) MUST_CHECK;
+/* Saves the manifest with a change before anything in this process sees that, so that nothing is named by a pin, a reference or
+ * another file that a kill would undo. `change` is made to a copy, and to the manifest itself (with the mutex) once that is saved. When
+ * it fails, which of both the disk has is not known. Without the mutex. */
+typedef int (*manifest_change)(void *context, struct manifest *m, struct error *err);
+int sealer_change(struct journal *j, manifest_change change, void *context, struct error *err) MUST_CHECK;
+/* Saves the manifest if that failed the last time: no file that the one on disk may name is written or removed before. */
+int sealer_catch_up(struct journal *j, struct error *err) MUST_CHECK;
 
 /* ---- recovery.c ---- */
 int recovery_run(struct journal *j, struct error *err) MUST_CHECK;

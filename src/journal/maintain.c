@@ -213,6 +213,11 @@ static void span_lsns(const struct manifest *m, const struct merge *merge, struc
     }
 }
 
+static int add_run(void *context, struct manifest *m, struct error *err)
+{
+    return manifest_add_run(m, context, err);
+}
+
 static int do_merge(struct journal *j, const struct manifest *m, const struct merge *merge, struct error *err)
 {
     char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
@@ -232,10 +237,7 @@ static int do_merge(struct journal *j, const struct manifest *m, const struct me
         return error_context(err, "cannot merge %s", name);
     if (stat(path, &st) == 0)
         run.index_kib = (uint32_t)(st.st_size / 1024);
-    pthread_mutex_lock(&j->mutex);
-    r = manifest_add_run(&j->manifest, &run, err);
-    pthread_mutex_unlock(&j->mutex);
-    return r < 0 ? r : sealer_save(j, err);
+    return sealer_change(j, add_run, &run, err);
 }
 
 /* ---- dropping history ---- */
@@ -697,7 +699,9 @@ static int maintain_step(struct journal *j, bool *ret_done, struct error *err)
     struct merge merge;
     MUTEX_GUARD(guard, &j->maintain_mutex);
     *ret_done = false;
-    int r = finish_drop(j, err);
+    int r = sealer_catch_up(j, err);
+    if (r == 0)
+        r = finish_drop(j, err);
     if (r == 0)
         r = quota_step(j, ret_done, err);
     if (r == 0 && !*ret_done)
@@ -732,7 +736,9 @@ int journal_drop(struct journal *j, struct lsn target, struct error *err)
 {
     bool dropped;
     MUTEX_GUARD(guard, &j->maintain_mutex);
-    int r = finish_drop(j, err);
+    int r = sealer_catch_up(j, err);
+    if (r == 0)
+        r = finish_drop(j, err);
     return r < 0 ? r : drop_some(j, target, SIZE_MAX, &dropped, err);
 }
 

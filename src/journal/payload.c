@@ -343,6 +343,13 @@ static int read_reference(struct payload_reader *p, const struct extent *e, char
             r = base_store_read(p->base, part.volume, part.lba, part.length, data, err);
         else
             r = read_segment(p, &part, data, err);
+        if (r == 0 && !present && part.kind == EXTENT_BASE) {
+            bool rescued;
+            uint64_t same;
+            r = base_store_extent(rescue, part.volume, part.lba, part.length, &rescued, &same, err);
+            if (r == 0 && (rescued || same < part.length))
+                continue; /* a drop has come between: the base may have been newer already */
+        }
         data += (size_t)part.length * 512;
         uint64_t end = e->lba + e->length;
         if (left.lba + stretch >= end)

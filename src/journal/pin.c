@@ -272,6 +272,8 @@ static void remove_files(const struct journal *j, const char *name)
 static int enter(struct journal *j, const char *name, struct lsn lsn, struct error *err)
 {
     MUTEX_GUARD(guard, &j->mutex);
+    while (j->publishing)
+        pthread_cond_wait(&j->published, &j->mutex);
     if (lsn.n < j->manifest.base_target.n || lsn.n < j->manifest.base.n)
         return error_set(err, -ERANGE, "LSN %llu is before the history, which begins at LSN %llu",
                          (unsigned long long)lsn.n, (unsigned long long)j->manifest.base_target.n);

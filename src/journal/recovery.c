@@ -98,21 +98,6 @@ static void scan_frames(struct scan *s, struct tail *t, int fd, uint32_t blocks)
     }
 }
 
-static void note_rewinds(struct journal *j, const struct tail *t, struct error *err)
-{
-    for (uint32_t i = 0; i < t->event_count; i++) {
-        const struct tail_event *e = &t->events[i];
-        if (e->op != OP_REWIND)
-            continue;
-        struct rewind_info rewind = {{le64_get(e->lsn)}, {le64_get(e->aux)}};
-        bool known = false;
-        for (size_t k = 0; k < j->manifest.rewind_count; k++)
-            known |= j->manifest.rewinds[k].lsn.n == rewind.lsn.n;
-        if (!known && manifest_add_rewind(&j->manifest, &rewind, err) < 0)
-            log_error(j->log, "%s", err->message);
-    }
-}
-
 /* Before the segment is sealed: afterwards nothing but this note tells that there was more. */
 static void note_loss(struct scan *s, uint32_t number)
 {
@@ -168,7 +153,6 @@ static int scan_segment(struct scan *s, uint32_t number, struct error *err)
     note_loss(s, number);
     if (t->frame_count == 0)
         return 0;
-    note_rewinds(j, t, err);
     j->written_realtime_ns = t->info.last_realtime_ns;
     j->written_boottime_ns = t->info.last_boottime_ns;
     int r = sealer_seal(j, t, fd, err);

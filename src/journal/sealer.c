@@ -7,32 +7,68 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "base/thread.h"
 #include "journal/journal_internal.h"
 
 #define SYNC_INTERVAL_NS NS_PER_SECOND
 
-int sealer_save(struct journal *j, struct error *err)
+/* With the mutex. */
+static int copy_to_save(struct journal *j, struct manifest *ret, struct error *err)
 {
-    struct manifest copy;
-    pthread_mutex_lock(&j->save_mutex);
-    pthread_mutex_lock(&j->mutex);
     uint64_t reserved = j->next_lsn + JOURNAL_LSN_RESERVE;
     if (!j->manifest.clean && reserved > j->manifest.lsn_reserved.n)
         j->manifest.lsn_reserved.n = reserved;
-    int r = manifest_copy(&j->manifest, &copy, err);
-    pthread_mutex_unlock(&j->mutex);
+    return manifest_copy(&j->manifest, ret, err);
+}
+
+/* With save_mutex, without the mutex. */
+static int save_copy(struct journal *j, const struct manifest *copy, struct error *err)
+{
     int fault = journal_fault_at(j, "save");
-    if (r == 0 && fault < 0) {
-        r = error_errno(err, fault, "cannot save the manifest");
-        manifest_release(&copy);
-    }
-    if (r == 0) {
-        r = manifest_save(j->directory, &copy, err);
-        manifest_release(&copy);
-    }
-    pthread_mutex_unlock(&j->save_mutex);
+    int r = fault < 0 ? error_errno(err, fault, "cannot save the manifest") : manifest_save(j->directory, copy, err);
+    j->unsaved = r < 0;
     return r;
+}
+
+int sealer_save(struct journal *j, struct error *err)
+{
+    struct manifest copy;
+    MUTEX_GUARD(saving, &j->save_mutex);
+    pthread_mutex_lock(&j->mutex);
+    int r = copy_to_save(j, &copy, err);
+    pthread_mutex_unlock(&j->mutex);
+    if (r < 0)
+        return r;
+    r = save_copy(j, &copy, err);
+    manifest_release(&copy);
+    return r;
+}
+
+int sealer_change(struct journal *j, manifest_change change, void *context, struct error *err)
+{
+    struct manifest copy;
+    MUTEX_GUARD(saving, &j->save_mutex);
+    pthread_mutex_lock(&j->mutex);
+    int r = copy_to_save(j, &copy, err);
+    pthread_mutex_unlock(&j->mutex);
+    if (r < 0)
+        return r;
+    r = change(context, &copy, err);
+    if (r == 0)
+        r = save_copy(j, &copy, err);
+    manifest_release(&copy);
+    if (r < 0)
+        return r;
+    MUTEX_GUARD(guard, &j->mutex);
+    r = change(context, &j->manifest, err);
+    j->unsaved = r < 0;
+    return r;
+}
+
+int sealer_catch_up(struct journal *j, struct error *err)
+{
+    return j->unsaved ? sealer_save(j, err) : 0;
 }
 
 /* Frees what a sealed segment did not use. */
@@ -41,6 +77,26 @@ static void trim(struct journal *j, const struct tail *t, int fd)
     uint64_t used = (uint64_t)t->info.used_blocks * JOURNAL_BLOCK_BYTES;
     if (t->info.used_blocks < j->options.segment_blocks / 2 && ftruncate(fd, (off_t)used) < 0)
         log_warning(j->log, "cannot trim segment %u: %m", t->info.number);
+}
+
+int sealer_add_rewind(struct journal *j, struct lsn lsn, struct lsn target, struct error *err)
+{
+    struct rewind_info rewind = {lsn, target};
+    for (size_t i = 0; i < j->manifest.rewind_count; i++)
+        if (j->manifest.rewinds[i].lsn.n == lsn.n)
+            return 0;
+    return manifest_add_rewind(&j->manifest, &rewind, err);
+}
+
+/* With the mutex. A kill before journal_rewound must not lose them: an opening looks only at what is not sealed. */
+static void note_rewinds(struct journal *j, const struct tail *t)
+{
+    struct error err = ERROR_INIT;
+    for (uint32_t i = 0; i < t->event_count; i++) {
+        const struct tail_event *e = &t->events[i];
+        if (e->op == OP_REWIND && sealer_add_rewind(j, (struct lsn){le64_get(e->lsn)}, (struct lsn){le64_get(e->aux)}, &err) < 0)
+            log_error(j->log, "%s", err.message);
+    }
 }
 
 int sealer_seal(struct journal *j, struct tail *t, int fd, struct error *err)
@@ -57,6 +113,7 @@ int sealer_seal(struct journal *j, struct tail *t, int fd, struct error *err)
         return r;
     pthread_mutex_lock(&j->mutex);
     t->info.index_kib = index_kib; /* a pin may be copying the tail */
+    note_rewinds(j, t);
     r = manifest_add_segment(&j->manifest, &t->info, err);
     if (r == 0) {
         j->manifest.next_segment = t->info.number + 1;

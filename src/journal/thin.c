@@ -281,10 +281,13 @@ static bool overlaps(const struct job *job, const struct run_info *run)
     return run->first_segment <= job->sources[job->stretch.count - 1].number && run->last_segment >= job->sources[0].number;
 }
 
-/* With the mutex. In place: id, epoch and boot are read without it. */
-static void replace(struct job *job, struct manifest *m, size_t at)
+/* In place: id, epoch and boot are read without the mutex. */
+static int replace(void *context, struct manifest *m, struct error *err)
 {
-    size_t added = job->output.segment_count, removed = job->stretch.count, k = 0;
+    struct job *job = context;
+    size_t added = job->output.segment_count, removed = job->stretch.count, at = find_sources(job, m), k = 0;
+    if (at == SIZE_MAX)
+        return error_set(err, -EAGAIN, "thinning is put off");
     memcpy(&m->segments[at], job->output.segments, added * sizeof *m->segments);
     memmove(&m->segments[at + added], &m->segments[at + removed], (m->segment_count - at - removed) * sizeof *m->segments);
     m->segment_count -= removed - added;
@@ -292,27 +295,39 @@ static void replace(struct job *job, struct manifest *m, size_t at)
         if (!overlaps(job, &m->runs[i]))
             m->runs[k++] = m->runs[i];
     m->run_count = k;
+    return 0;
+}
+
+/* A pin names files: it would name the old ones, which go, or the new ones, which a kill before the manifest is saved would take. */
+static bool begin_publishing(struct job *job)
+{
+    struct journal *j = job->j;
+    MUTEX_GUARD(guard, &j->mutex);
+    j->publishing = find_sources(job, &j->manifest) != SIZE_MAX && pin_ceiling(j).n < job->sources[0].first.n && !j->stop;
+    return j->publishing;
+}
+
+static void end_publishing(struct journal *j)
+{
+    MUTEX_GUARD(guard, &j->mutex);
+    j->publishing = false;
+    pthread_cond_broadcast(&j->published);
 }
 
 static int publish(struct job *job, struct error *err)
 {
     struct journal *j = job->j;
-    struct manifest *m = &j->manifest;
-    pthread_mutex_lock(&j->mutex);
-    size_t at = find_sources(job, m);
-    bool possible = at != SIZE_MAX && pin_ceiling(j).n < job->sources[0].first.n && !j->stop;
-    if (possible)
-        replace(job, m, at);
-    pthread_mutex_unlock(&j->mutex);
-    if (!possible)
+    if (!begin_publishing(job))
         return error_set(err, -EAGAIN, "thinning is put off");
-    job->output.segment_count = 0; /* its files are the journal's now */
     int r = fault(job, 5, err);
     if (r == 0)
-        r = sealer_save(j, err);
+        r = sealer_change(j, replace, job, err);
+    end_publishing(j);
+    if (r == 0 || j->unsaved)
+        job->output.segment_count = 0; /* its files are the journal's now, or the manifest on disk may name them */
     if (r == 0)
         r = fault(job, 6, err);
-    if (r < 0) /* the old files stay until the next opening: the manifest on disk may name them */
+    if (r < 0) /* the old files stay until the next opening */
         return r;
     bool may_recycle = pin_floor(j).n == UINT64_MAX;
     pthread_rwlock_wrlock(&j->files_lock);
@@ -400,7 +415,7 @@ int thin_step(struct journal *j, bool *ret_done, struct error *err)
         due = has_room(job);
         r = due ? run_job(job, err) : 0;
         *ret_done = due && r == 0;
-        if (r < 0 && r != -EAGAIN && r != -ENOSPC && r != -ENOMEM) { /* once is enough: it would fail again and again */
+        if (r < 0 && r != -EAGAIN && r != -ENOSPC && r != -ENOMEM && !j->unsaved) { /* once is enough: it would fail again and again */
             log_warning(j->log, "%s; it is left as it is", err->message);
             j->thin_after = job->sources[job->stretch.count - 1].last;
             r = 0;

@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* J5: what the manifest on disk names stays what it is until another manifest is saved, and what a pin names stays. */
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/io.h"
+#include "check.h"
+#include "check_key.h"
+#include "journal/journal.h"
+#include "view/image.h"
+
+#define BLOCKS 12 /* that are written again and again, one of 4 KiB each */
+#define WRITES 128
+#define START_NS (1700000000ull * NS_PER_SECOND)
+
+static struct error err;
+static char directory[64], ring[80];
+static _Atomic uint64_t now_ns;
+static _Atomic bool saving_fails;
+static struct journal *journal;
+static uint32_t volume;
+static struct {
+    uint64_t lsn;
+    unsigned char content[BLOCKS]; /* the byte that fills each block */
+} points[WRITES];
+
+static uint64_t time_now(void *context)
+{
+    (void)context;
+    return now_ns;
+}
+
+static int fault(void *context, const char *step)
+{
+    (void)context;
+    return saving_fails && strcmp(step, "save") == 0 ? -EIO : 0;
+}
+
+static void open_journal(bool thin)
+{
+    static const struct clock clock = {time_now, time_now, NULL};
+    struct journal_options options = {.directory = directory, .key_file = check_key_file(), .ring_path = ring, .owner = "test",
+                                      .segment_blocks = 300, .segment_records = 8, .fanout = 2, .clock = &clock, .fault = fault};
+    struct volume_info v;
+    if (thin) {
+        options.thinning[0] = (struct journal_thinning){60 * NS_PER_SECOND, 1};
+        options.thinning_count = 1;
+    }
+    check_ok(journal_open(&options, &journal, &err));
+    check_ok(journal_volume(journal, "v", BLOCKS * 4096, false, &v, &err));
+    volume = v.id;
+}
+
+/* Writes of a quarter of a second each, in segments of 8, merged. */
+static void write_history(void)
+{
+    static char data[4096];
+    for (int i = 0; i < WRITES; i++) {
+        struct journal_ticket ticket;
+        int block = i / 3 % BLOCKS;
+        memset(data, i + 1, sizeof data);
+        struct journal_record record = {.op = OP_WRITE, .flags = RECORD_LAST, .volume = volume, .lba = (uint64_t)block * 8, .length = 8,
+                                        .payload = data, .payload_bytes = sizeof data};
+        check_ok(journal_append(journal, &record, &ticket, &err));
+        journal_backed(journal, &ticket);
+        check_ok(journal_wait(journal, &ticket, &err));
+        if (i)
+            points[i] = points[i - 1];
+        points[i].lsn = ticket.lsn.n;
+        points[i].content[block] = (unsigned char)(i + 1);
+        now_ns += NS_PER_SECOND / 4;
+        if (i % 8 == 6)
+            check_ok(journal_seal(journal, &err));
+    }
+    check_ok(journal_seal(journal, &err));
+    check_ok(journal_maintain(journal, &err));
+}
+
+static void check_image(const char *pin, size_t point)
+{
+    struct image *image;
+    char data[4096], expected[4096];
+    check_ok(image_open(directory, pin, &image, &err));
+    for (uint64_t block = 0; block < BLOCKS; block++) {
+        check_ok(image_read(image, volume, block * 8, 8, data, &err));
+        memset(expected, points[point].content[block], sizeof expected);
+        if (memcmp(data, expected, sizeof data) != 0)
+            fail_msg("block %d of the image at point %zu is not what was written", (int)block, point);
+    }
+    image_free(image);
+}
+
+static size_t check_all_points(void)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < WRITES; i++) {
+        int r = journal_pin(journal, "engine-test", (struct lsn){points[i].lsn}, true, &err);
+        if (r == -ERANGE)
+            continue;
+        check_ok(r);
+        check_image("engine-test", i);
+        check_ok(journal_unpin(journal, "engine-test", &err));
+        kept++;
+    }
+    return kept;
+}
+
+/* A manifest that cannot be saved, and a kill: the runs of the manifest on disk must not have been made again of segments that
+ * it does not know. */
+static void killed_with_an_older_manifest(void **unused)
+{
+    (void)unused;
+    open_journal(true);
+    write_history();
+    saving_fails = true;
+    now_ns += 120 * NS_PER_SECOND; /* all of it is to be thinned */
+    bool failed = false;
+    for (int i = 0; i < 40; i++) /* each attempt does a step */
+        failed |= journal_maintain(journal, &err) < 0;
+    assert_true(failed);
+    journal_abandon(journal);
+    saving_fails = false;
+    open_journal(false);
+    assert_int_equal(check_all_points(), WRITES);
+    check_ok(journal_close(journal, &err));
+}
+
+/* Once it can be saved again, the history is thinned after all. */
+static void caught_up(void **unused)
+{
+    (void)unused;
+    open_journal(true);
+    write_history();
+    saving_fails = true;
+    now_ns += 120 * NS_PER_SECOND;
+    assert_int_equal(journal_maintain(journal, &err), -EIO);
+    saving_fails = false;
+    check_ok(journal_maintain(journal, &err));
+    size_t kept = check_all_points();
+    assert_true(kept >= WRITES / 4 && kept < WRITES / 2);
+    journal_abandon(journal);
+    open_journal(false);
+    assert_int_equal(check_all_points(), kept);
+    check_ok(journal_close(journal, &err));
+}
+
+static int begin(void **unused)
+{
+    char template[] = "/dev/shm/tidemark-publish-XXXXXX";
+    (void)unused;
+    if (!mkdtemp(template))
+        return -1;
+    memcpy(directory, template, sizeof template);
+    snprintf(ring, sizeof ring, "%s.ring", directory);
+    now_ns = START_NS;
+    saving_fails = false;
+    memset(points, 0, sizeof points);
+    return 0;
+}
+
+static int end(void **unused)
+{
+    (void)unused;
+    unlink(ring);
+    return io_remove_tree(directory, &err);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(killed_with_an_older_manifest, begin, end),
+        cmocka_unit_test_setup_teardown(caught_up, begin, end),
+    };
+    return cmocka_run_group_tests_name("journal-publish", tests, NULL, NULL);
+}
