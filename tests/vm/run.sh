@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # run.sh GUEST-SCRIPT: runs a script of this directory as root in a virtual machine (qemu-system-x86_64, software emulation
 # unless TIDEMARK_VM_ACCEL=kvm) with the kernel of kernel.sh. The machine's file system is made of programs and libraries of
-# this one and the binaries of TIDEMARK_BUILD, in memory; /dev/vda is an empty disk of 4 GiB. What the script prints is printed; its
+# this one and the binaries of TIDEMARK_BUILD, in memory; /dev/vda, vdb and vdc are empty disks of 4 GiB. What the script prints is printed; its
 # exit status is ours. 77: skipped, with the reason.
 set -euo pipefail
 here=$(dirname "$(realpath "$0")")
@@ -58,14 +58,19 @@ cp "$here"/*.sh "$root/tests/"
 cp /etc/mke2fs.conf "$root/etc/"
 echo "root:x:0:0:root:/:/bin/bash" >"$root/etc/passwd"
 for module in lib/libcrc32c virtio/virtio virtio/virtio_ring virtio/virtio_pci_legacy_dev virtio/virtio_pci_modern_dev virtio/virtio_pci \
-    block/virtio_blk block/loop block/ublk_drv block/nbd md/dm-mod md/dm-log-writes; do
+    block/virtio_blk block/loop block/ublk_drv block/nbd dax/dax md/dm-mod md/dm-log-writes; do
     for file in "$modules"/kernel/{,drivers/}"$module".ko.xz; do
         [[ ! -e $file ]] || xz -dc "$file" >"$root/modules/$(basename "$file" .xz)"
     done
 done
 cp "$here/init" "$root/init"
 (cd "$root" && find . | "$busybox" cpio -o -H newc 2>/dev/null) >"$work/initrd"
-truncate -s 4G "$work/disk"
+disks=()
+for letter in a b c; do
+    truncate -s 4G "$work/vd$letter"
+    disks+=(-drive "file=$work/vd$letter,format=raw,if=none,id=vd$letter,cache=unsafe,aio=threads,discard=unmap,detect-zeroes=unmap"
+        -device "virtio-blk-pci,drive=vd$letter")
+done
 size_mib=$(($(stat -c %s "$work/initrd") >> 20))
 echo "# kernel $(basename "$image"), initial file system $size_mib MiB, memory $memory_mib MiB"
 
@@ -73,8 +78,7 @@ status=0
 timeout --kill-after=10 "$timeout_s" qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot \
     -machine q35 -accel "${TIDEMARK_VM_ACCEL:-tcg,thread=multi}" -cpu "${TIDEMARK_VM_CPU:-max,-cx16}" -smp "${TIDEMARK_VM_CPUS:-2}" -m "$memory_mib" \
     -kernel "$image" -initrd "$work/initrd" -append "console=ttyS0 quiet oops=panic panic=-1 rdinit=/init test=$script" \
-    -drive "file=$work/disk,format=raw,if=none,id=disk,cache=unsafe,aio=threads" -device virtio-blk-pci,drive=disk \
-    -serial "file:$work/console" </dev/null &
+    "${disks[@]}" -serial "file:$work/console" </dev/null &
 qemu=$!
 tail --pid=$qemu -n +1 -F "$work/console" 2>/dev/null | stdbuf -oL tr -d '\r' | tee "$work/seen" &
 viewer=$!
