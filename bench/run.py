@@ -8,12 +8,14 @@ end to end (so no block is unallocated), with caches dropped. What fails is in t
 import argparse
 import datetime
 import fcntl
+import http.client
 import json
 import math
 import os
 import platform
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -21,7 +23,7 @@ import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PARTS = ["nbd", "fuse", "flush", "open", "rss"]
+PARTS = ["nbd", "fuse", "flush", "open", "rss", "thin"]
 GIB = 1 << 30
 DISK_LIMIT = 60 * GIB  # this program never takes more
 CLUSTER = 64 << 10     # of QEMU's copy-before-write
@@ -95,6 +97,7 @@ class Bench:
         self.failures = []
         self.opening = []
         self.rss = None
+        self.thinning = []
         self.notes = []
         self.counter = 0
 
@@ -284,13 +287,15 @@ class Bench:
         self.commands.setdefault("server nbdkit-file", " ".join(command).replace(self.dir, "$DIR"))
         self.measure("nbd", "nbdkit-file", "info", ("nbd", f"nbd+unix:///?socket={d}/s"), number)
 
-    def engine_config(self, d, ack, volumes, size, quota=0, names="data", encrypted=False):
+    def engine_config(self, d, ack, volumes, size, quota=0, names="data", encrypted=False, thinning=None):
         names = [names] if volumes == 1 else [f"v{i}" for i in range(volumes)]
         os.makedirs(f"{d}/backing", exist_ok=True)
         config = {"application": "bench", "journal": f"{d}/journal", "socket": f"{d}/engine.sock", "ack": ack,
                   "volumes": [{"name": n, "size_bytes": size, "backing": f"{d}/backing/{n}.img"} for n in names]}
         if quota:
             config["quota_bytes"] = quota
+        if thinning:
+            config["thinning"] = thinning
         if encrypted:
             config["key_file"] = f"{d}/key"
             subprocess.run([f"{self.o.build}/src/cli/tidemark", "key", "generate", "-q", f"{d}/key"], check=True, stdout=subprocess.DEVNULL)
@@ -394,6 +399,58 @@ class Bench:
             self.failures.append({"what": what, "why": str(e).replace(self.dir, "$DIR")})
         finally:
             self.cleanup.unwind(depth)
+
+    # ---- thinning ----
+    def thin(self):
+        """100 MB/s of random writes for 90 s, with and without thinning of all that is older than 10 s: what it does to the
+        application's latency, and whether it keeps up."""
+        seconds = 20 if self.o.quick else 90
+        for number in range(1 if self.o.quick else self.o.rounds):
+            for steps in ([], [{"after_ns": 10 * 10**9, "keep_s": 10}])[::1 if number % 2 else -1]:
+                say(f"thin: round {number + 1}, {'with' if steps else 'without'} thinning")
+                self.guarded(f"thin, round {number + 1}", self.thin_one, number, steps, seconds)
+
+    def thin_one(self, number, steps, seconds):
+        d = self.place("thin")
+        size = min(self.o.size_bytes, GIB // 2)
+        self.engine_config(d, "write", 1, size, thinning=steps)
+        self.engine_nbd(d)
+        lags = []
+        command = ["fio", "--name=j", f"--size={size}", "--group_reporting", "--output-format=json", "--randrepeat=0", "--norandommap",
+                   "--rw=randwrite", "--bs=4k", "--iodepth=16", "--rate=100m", "--rate_process=poisson", "--ioengine=nbd",
+                   f"--uri=nbd+unix:///data?socket={d}/s", f"--runtime={seconds}", "--time_based"]
+        self.commands.setdefault("thin", " ".join(command).replace(self.dir, "$DIR"))
+        self.quiet()
+        p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        self.cleanup.push(self.kill, p)
+        begun = time.time()
+        while time.time() - begun < seconds + 60 and p.poll() is None:
+            time.sleep(1)
+            if steps:
+                lags.append(self.thin_lag(d, steps[0]["after_ns"] / 1e9, begun))
+        out, err = p.communicate(timeout=60)
+        if p.returncode:
+            raise Failed(f"fio ended with {p.returncode}: {err[-300:]}")
+        write = json.loads(out[out.index("{"):])["jobs"][0]["write"]
+        percentile = write["clat_ns"]["percentile"]
+        self.thinning.append({"round": number + 1, "thinning": bool(steps), "mib_s": write["bw_bytes"] / 2**20,
+                              "p50_us": percentile["50.000000"] / 1e3, "p99_us": percentile["99.000000"] / 1e3,
+                              "lag_s": max(lags[len(lags) // 2:], default=0)})
+
+    @staticmethod
+    def thin_lag(d, after, begun):
+        """How far thinning is behind, in seconds: what is old enough and has every write still."""
+        class Connection(http.client.HTTPConnection):
+            def connect(self):
+                self.sock = socket.socket(socket.AF_UNIX)
+                self.sock.connect(f"{d}/engine.sock")
+        c = Connection("engine", timeout=30)
+        c.request("GET", "/v1/status")
+        spans = json.loads(c.getresponse().read())["history"]["spans"]
+        c.close()
+        thinned = [s["to"] for s in spans if s["granularity_seconds"]]
+        to = datetime.datetime.fromisoformat(thinned[-1].replace("Z", "+00:00")[:26].rstrip("+") + "+00:00").timestamp() if thinned else begun
+        return max(0.0, time.time() - after - to)
 
     # ---- opening and memory ----
     def history(self):
@@ -538,6 +595,8 @@ def targets(b):
         rows.append(row)
     if "open" in b.o.only:
         rows += open_targets(b)
+    if "thin" in b.o.only:
+        rows += thin_targets(b)
     if "rss" in b.o.only:
         row = {"what": "engine VmHWM, four volumes under load", "target": "<= 96 MiB", "spread": None}
         if b.rss:
@@ -548,6 +607,24 @@ def targets(b):
             row.update(value=None, result="FAILED to run")
         rows.append(row)
     return rows
+
+
+def thin_targets(b):
+    quiet = {s["round"]: s for s in b.thinning if not s["thinning"]}
+    busy = [s for s in b.thinning if s["thinning"] and s["round"] in quiet]
+    each = [s["p99_us"] / quiet[s["round"]]["p99_us"] for s in busy]
+    # A stretch is thinned when it has 32 segments: so long it waits, and so long the next may take.
+    behind = [s["lag_s"] - 2 * 2048 / s["mib_s"] for s in busy]
+    row = {"what": "p99 of 100 MB/s 4K random writes, thinning / none", "target": "<= 1.20", "spread": None, "value": None,
+           "result": "FAILED to run"}
+    keeps = {"what": "thinning of 100 MB/s: behind by more than two stretches, s", "target": "<= 0", "spread": None, "value": None,
+             "result": "FAILED to run"}
+    if busy:
+        row.update(value=round(statistics.median(each), 2), spread=[round(min(each), 2), round(max(each), 2)])
+        row["result"] = "PASS" if row["value"] <= 1.2 else "short of 1.20"
+        keeps.update(value=round(statistics.median(behind), 1), spread=[round(min(behind), 1), round(max(behind), 1)])
+        keeps["result"] = "PASS" if keeps["value"] <= 0 else "short of 0"
+    return [row, keeps]
 
 
 def open_targets(b):
@@ -613,6 +690,13 @@ def document(b, result):
         out += table(["writes in the journal", "journal GiB", "segments", "runs", "kIOPS of the fill"],
                      [[f"{r['writes']:.0e}", f"{r['fill']['journal_bytes'] / GIB:.1f}", r["fill"]["segments"], r["fill"]["runs"],
                        f"{r['fill']['writes'] / max(r['fill']['seconds'], 1e-3) / 1e3:.0f}"] for r in b.opening])
+    if b.thinning:
+        out += ["## Thinning under load", "", "4K random writes at 100 MB/s by NBD; everything older than 10 s is thinned to a point every 10 s. "
+                "Behind: seconds of history, at most in the second half, that are old enough and have every write still. A stretch waits until "
+                "it has 2 GiB, so up to twice the time that it takes to write these is no lag.", ""]
+        out += table(["round", "thinning", "MiB/s", "p50 / p99 us", "behind"],
+                     [[s["round"], "yes" if s["thinning"] else "no", f"{s['mib_s']:.0f}", f"{s['p50_us']:.0f} / {s['p99_us']:.0f}",
+                       f"{s['lag_s']:.0f} s"] for s in b.thinning])
     if b.rss:
         out += ["## Memory of the engine", ""]
         out += table(["writes", "VmRSS idle", "VmRSS under load, highest sample", "VmHWM", "VmLck"],
@@ -701,7 +785,7 @@ def write_results(b, start, interrupted):
     result = {"date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"), "arguments": arguments,
               "seconds": round(time.monotonic() - start), "interrupted": interrupted, "machine": machine(b.dir),
               "rounds": b.o.rounds, "runtime_s": b.o.runtime, "size_bytes": b.o.size_bytes, "targets": targets(b),
-              "samples": b.samples, "opening": b.opening, "rss": b.rss, "failures": b.failures, "notes": b.notes + NOTES,
+              "samples": b.samples, "opening": b.opening, "rss": b.rss, "thinning": b.thinning, "failures": b.failures, "notes": b.notes + NOTES,
               "commands": b.commands}
     with open(b.o.results, "w") as f:
         json.dump(result, f, indent=1)
@@ -733,6 +817,8 @@ def main():
                 b.rounds()
             if "open" in o.only or "rss" in o.only:
                 b.guarded("opening and memory", b.history)
+            if "thin" in o.only:
+                b.thin()
         except KeyboardInterrupt:
             interrupted = True
             say("interrupted: cleaning up")

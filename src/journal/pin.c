@@ -54,13 +54,17 @@ static int add_rewinds(struct sources *s, const struct manifest *m, struct lsn l
     return r;
 }
 
-/* The highest run that ends with segment `number`, or NULL. */
-static const struct run_info *run_ending(const struct manifest *m, uint32_t number)
+/* The highest run whose last segment is number `i` of the table, or NULL. Of the numbers that it covers the last ones may be gone:
+ * thinned history has fewer. */
+static const struct run_info *run_ending(const struct manifest *m, size_t i)
 {
     const struct run_info *best = NULL;
-    for (size_t i = 0; i < m->run_count; i++)
-        if (m->runs[i].last_segment == number && (!best || m->runs[i].level > best->level))
-            best = &m->runs[i];
+    uint32_t number = m->segments[i].number, next = i + 1 < m->segment_count ? m->segments[i + 1].number : m->next_segment;
+    for (size_t k = 0; k < m->run_count; k++) {
+        const struct run_info *run = &m->runs[k];
+        if (run->first_segment <= number && run->last_segment >= number && run->last_segment < next && (!best || run->level > best->level))
+            best = run;
+    }
     return best;
 }
 
@@ -72,7 +76,7 @@ static int add_sealed(struct sources *s, const struct manifest *m, struct lsn ls
         const struct segment_info *segment = &m->segments[i];
         if (segment->first.n > lsn.n)
             continue;
-        const struct run_info *run = segment->last.n <= lsn.n ? run_ending(m, segment->number) : NULL;
+        const struct run_info *run = segment->last.n <= lsn.n ? run_ending(m, i) : NULL;
         group++;
         if (run) {
             r = add_source(s, journal_run_file(run->level, run->first_segment, name), LSN_NONE, run->high, group, 0, err);

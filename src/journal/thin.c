@@ -36,6 +36,7 @@ struct job {
     struct thin_survivors survivors;
     struct thin_output output;
     char *window;
+    struct thin_pace pace;
     bool killed; /* by a test: nothing is cleaned up */
 };
 
@@ -166,6 +167,7 @@ static int visit_frames(struct job *job, frame_visit visit, struct error *err)
                 r = more;
                 break;
             }
+            thin_pace(&job->pace, job->j);
             r = atomic_load(&job->j->hold_wanted) ? error_set(err, -EAGAIN, "thinning is put off") : visit(job, s.frame, err);
         }
         if (s.fd >= 0)
@@ -404,6 +406,9 @@ int thin_step(struct journal *j, bool *ret_done, struct error *err)
     pthread_mutex_lock(&j->mutex);
     policy.step_count = j->options.thinning_count;
     policy.max_bytes = j->options.quota_bytes / QUOTA_PART;
+    policy.haste_percent = thin_haste(maintain_journal_bytes(j), j->options.quota_bytes);
+    policy.segment_blocks = j->options.segment_blocks;
+    policy.segment_records = j->options.segment_records;
     policy.above = pin_ceiling(j);
     if (j->thin_after.n > policy.above.n)
         policy.above = j->thin_after;

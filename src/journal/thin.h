@@ -13,6 +13,9 @@
 #define THIN_MAX_LSNS (1ull << 26)      /* of one stretch: 8 MiB of marks */
 #define THIN_MAX_GENERATION 255u
 #define THIN_READY_INTERVALS 16u        /* a stretch waits until it is so many intervals long, so that little is rewritten twice */
+#define THIN_JOIN_SEGMENTS 4u           /* so many small thinned segments in a row become one */
+#define THIN_EARLY_PERCENT 70u          /* of the quota: from there on history is thinned before it is old enough */
+#define THIN_HASTE_MAX 8u               /* at most at an eighth of that age */
 
 /* ---- the choice of points: they are given in ascending LSNs; `cuts` are those kept ---- */
 struct thin_chooser {
@@ -43,11 +46,19 @@ struct thin_policy {
     uint64_t now_ns;
     struct lsn above;   /* only segments that begin above it: something reads the others */
     uint64_t max_bytes; /* of a stretch with more than one segment; 0: no limit */
+    uint32_t haste_percent; /* 0 or 100: as the steps say; else ages count as so much more */
+    uint32_t segment_blocks, segment_records; /* of a full one: much smaller ones are joined; 0: they are not */
 };
-/* The oldest stretch that is ready to be thinned. */
+/* The oldest stretch that is ready to be thinned; without one, the oldest that is worth joining: segments which thinning left so
+ * small that several fit into one (their keep_s stays as it is). Each time what is joined at least doubles, so that nothing is rewritten
+ * again and again, and the number of small segments grows with the logarithm of their size only. */
 bool thin_find(const struct manifest *m, const struct thin_policy *policy, struct thin_stretch *ret);
 /* The distance at which the steps keep points of that age; 0: all. */
 uint32_t thin_wanted(const struct journal_thinning *steps, size_t step_count, uint64_t now_ns, uint64_t realtime_ns);
+
+/* How much sooner to thin when `bytes` of `quota_bytes` are used (haste_percent): 100 up to 70 %, rising to 800 at 95 %. History that
+ * is coarse too early is better than history that is dropped. */
+uint32_t thin_haste(uint64_t bytes, uint64_t quota_bytes);
 
 /* ---- for the janitor, with maintain_mutex held ---- */
 /* Thins one stretch; *ret_done false when there is none, or something more urgent came. */

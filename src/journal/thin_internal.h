@@ -18,6 +18,17 @@ bool thin_survives(const struct thin_survivors *s, struct lsn lsn);
 int thin_find_survivors(struct thin_survivors *s, const struct thin_chooser *chooser, struct extent_stream **streams, size_t count,
                         struct error *err) MUST_CHECK;
 
+/* ---- thin_pace.c: leaving the machine to the application ---- */
+#define THIN_PACE_SLICE_NS (4 * NS_PER_MS) /* worked at a time */
+struct thin_pace {
+    uint64_t began_ns, lsn; /* of the slice; began_ns 0: none has begun */
+};
+/* Called often. After a slice of work, while records are being appended and the quota is not near, rests for as long as it worked. Returns how
+ * long, in ns. */
+uint64_t thin_pace(struct thin_pace *p, struct journal *j);
+/* How long to rest after `worked_ns`, when `appended` says that the application writes. */
+uint64_t thin_rest(uint64_t worked_ns, bool appended, uint32_t haste_percent);
+
 /* ---- thin_output.c: writing thinned segments ---- */
 struct thin_output {
     struct journal *j;

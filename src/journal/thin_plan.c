@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "journal/tail.h"
 #include "journal/thin.h"
 
 void thin_chooser_init(struct thin_chooser *c, uint32_t keep_s)
@@ -70,11 +71,28 @@ uint32_t thin_wanted(const struct journal_thinning *steps, size_t step_count, ui
     return keep_s;
 }
 
+uint32_t thin_haste(uint64_t bytes, uint64_t quota_bytes)
+{
+    uint64_t percent = quota_bytes ? (uint64_t)((double)bytes * 100 / (double)quota_bytes) : 0;
+    if (percent <= THIN_EARLY_PERCENT)
+        return 100;
+    uint64_t haste = 100 + (percent - THIN_EARLY_PERCENT) * (THIN_HASTE_MAX - 1) * 100 / 25;
+    return (uint32_t)(haste < THIN_HASTE_MAX * 100 ? haste : THIN_HASTE_MAX * 100);
+}
+
+static uint32_t wanted_now(const struct thin_policy *p, uint64_t realtime_ns)
+{
+    uint64_t now = p->now_ns;
+    if (p->haste_percent > 100 && realtime_ns < now)
+        now = realtime_ns + (now - realtime_ns) / 100 * p->haste_percent;
+    return thin_wanted(p->steps, p->step_count, now, realtime_ns);
+}
+
 /* What segment `i` is to be thinned to; 0: nothing to do, or not possible. */
 static uint32_t due(const struct manifest *m, const struct thin_policy *p, size_t i)
 {
     const struct segment_info *s = &m->segments[i];
-    uint32_t wanted = thin_wanted(p->steps, p->step_count, p->now_ns, s->last_realtime_ns);
+    uint32_t wanted = wanted_now(p, s->last_realtime_ns);
     if (wanted <= s->keep_s || s->first.n <= p->above.n || s->generation >= THIN_MAX_GENERATION)
         return 0;
     for (size_t k = 0; k < m->refused_count; k++) /* being compared: nothing is known yet */
@@ -109,7 +127,7 @@ static bool extend(const struct manifest *m, const struct thin_policy *p, struct
     return false;
 }
 
-bool thin_find(const struct manifest *m, const struct thin_policy *policy, struct thin_stretch *ret)
+static bool find_due(const struct manifest *m, const struct thin_policy *policy, struct thin_stretch *ret)
 {
     for (size_t i = 0; i < m->segment_count;) {
         struct thin_stretch s = {.first = i, .keep_s = due(m, policy, i)};
@@ -129,4 +147,54 @@ bool thin_find(const struct manifest *m, const struct thin_policy *policy, struc
         i += s.count;
     }
     return false;
+}
+
+/* ---- small segments ---- */
+
+static bool is_small(const struct manifest *m, const struct thin_policy *p, size_t i)
+{
+    const struct segment_info *s = &m->segments[i];
+    return s->keep_s && s->used_blocks < p->segment_blocks / 4 && s->records < p->segment_records / 4 && s->first.n > p->above.n &&
+           s->generation < THIN_MAX_GENERATION && !due(m, p, i);
+}
+
+/* How many segments from `first` on are small and fit into one. *ret_even: the largest is no more than half of them, and it is worth it. */
+static size_t count_small(const struct manifest *m, const struct thin_policy *p, size_t first, bool *ret_even)
+{
+    const struct segment_info *s = &m->segments[first];
+    uint64_t blocks = 0, records = 0, events = 0, largest = 0, fits = p->max_bytes ? p->max_bytes / JOURNAL_BLOCK_BYTES : UINT64_MAX;
+    size_t i = first;
+    for (; i < m->segment_count && i - first < THIN_MAX_SEGMENTS && is_small(m, p, i); i++) {
+        const struct segment_info *next = &m->segments[i];
+        blocks += next->used_blocks;
+        records += next->records;
+        events += next->events;
+        if (next->keep_s != s->keep_s || memcmp(next->boot.bytes, s->boot.bytes, sizeof s->boot.bytes) != 0 ||
+            next->last.n - s->first.n >= THIN_MAX_LSNS || blocks > p->segment_blocks || blocks > fits || records > p->segment_records ||
+            events > TAIL_MAX_EVENTS / 2) {
+            blocks -= next->used_blocks;
+            break;
+        }
+        largest = next->used_blocks > largest ? next->used_blocks : largest;
+    }
+    *ret_even = blocks >= 2 * largest;
+    return i - first;
+}
+
+static bool find_small(const struct manifest *m, const struct thin_policy *p, struct thin_stretch *ret)
+{
+    for (size_t i = 0; p->segment_blocks && i + THIN_JOIN_SEGMENTS <= m->segment_count; i++) {
+        bool even = false;
+        size_t count = is_small(m, p, i) ? count_small(m, p, i, &even) : 0;
+        if (count >= THIN_JOIN_SEGMENTS && even) {
+            *ret = (struct thin_stretch){i, count, m->segments[i].keep_s};
+            return true;
+        }
+    }
+    return false;
+}
+
+bool thin_find(const struct manifest *m, const struct thin_policy *policy, struct thin_stretch *ret)
+{
+    return find_due(m, policy, ret) || find_small(m, policy, ret);
 }

@@ -244,7 +244,7 @@ static void check_interval(struct history *h, const struct point_model *p)
 {
     uint64_t keep_ns = 0, now = h->now_ns;
     for (size_t i = 0; i < THINNING_STEPS; i++)
-        if (now - p->time_ns >= thinning[i].after_ns)
+        if ((now - p->time_ns) * (h->quota_bytes ? 8 : 1) >= thinning[i].after_ns) /* near the quota it is thinned early */
             keep_ns = thinning[i].keep_s * NS_PER_SECOND;
     if (!keep_ns)
         fail(h, "J5: LSN %llu is refused, but too young: %s", (unsigned long long)p->lsn, err.message);

@@ -11,6 +11,7 @@
 #include "check.h"
 #include "check_key.h"
 #include "journal/journal.h"
+#include "journal/pin.h"
 #include "view/image.h"
 
 #define BLOCKS 12 /* that are written again and again, one of 4 KiB each */
@@ -22,7 +23,7 @@ static char directory[64], ring[80];
 static _Atomic uint64_t now_ns;
 static _Atomic bool saving_fails;
 static struct journal *journal;
-static uint32_t volume;
+static uint32_t volume, segment_records;
 static struct {
     uint64_t lsn;
     unsigned char content[BLOCKS]; /* the byte that fills each block */
@@ -44,7 +45,7 @@ static void open_journal(bool thin)
 {
     static const struct clock clock = {time_now, time_now, NULL};
     struct journal_options options = {.directory = directory, .key_file = check_key_file(), .ring_path = ring, .owner = "test",
-                                      .segment_blocks = 300, .segment_records = 8, .fanout = 2, .clock = &clock, .fault = fault};
+                                      .segment_blocks = 300, .segment_records = segment_records, .fanout = 2, .clock = &clock, .fault = fault};
     struct volume_info v;
     if (thin) {
         options.thinning[0] = (struct journal_thinning){60 * NS_PER_SECOND, 1};
@@ -55,8 +56,8 @@ static void open_journal(bool thin)
     volume = v.id;
 }
 
-/* Writes of a quarter of a second each, in segments of 8, merged. */
-static void write_history(void)
+/* One write each `step_ns`, in segments of `each`, merged. */
+static void write_history(uint64_t step_ns, int each, bool maintain)
 {
     static char data[4096];
     for (int i = 0; i < WRITES; i++) {
@@ -72,9 +73,11 @@ static void write_history(void)
             points[i] = points[i - 1];
         points[i].lsn = ticket.lsn.n;
         points[i].content[block] = (unsigned char)(i + 1);
-        now_ns += NS_PER_SECOND / 4;
-        if (i % 8 == 6)
+        now_ns += step_ns;
+        if (i % each == each - 1)
             check_ok(journal_seal(journal, &err));
+        if (maintain)
+            check_ok(journal_maintain(journal, &err));
     }
     check_ok(journal_seal(journal, &err));
     check_ok(journal_maintain(journal, &err));
@@ -115,7 +118,7 @@ static void killed_with_an_older_manifest(void **unused)
 {
     (void)unused;
     open_journal(true);
-    write_history();
+    write_history(NS_PER_SECOND / 4, 7, false);
     saving_fails = true;
     now_ns += 120 * NS_PER_SECOND; /* all of it is to be thinned */
     bool failed = false;
@@ -134,7 +137,7 @@ static void caught_up(void **unused)
 {
     (void)unused;
     open_journal(true);
-    write_history();
+    write_history(NS_PER_SECOND / 4, 7, false);
     saving_fails = true;
     now_ns += 120 * NS_PER_SECOND;
     assert_int_equal(journal_maintain(journal, &err), -EIO);
@@ -148,6 +151,41 @@ static void caught_up(void **unused)
     check_ok(journal_close(journal, &err));
 }
 
+/* Segments that are sealed with little in them, thinned one after the other: they do not stay that many, nor the indexes that a
+ * view opens, and nothing of them changes. */
+static void small_segments_are_joined(void **unused)
+{
+    (void)unused;
+    struct manifest m;
+    struct pin pin;
+    segment_records = 64;
+    open_journal(true);
+    write_history(10 * NS_PER_SECOND, 4, true); /* 32 of them, with every point kept */
+    now_ns += 120 * NS_PER_SECOND;
+    check_ok(journal_maintain(journal, &err));
+    check_ok(journal_manifest(journal, &m, &err));
+    assert_true(m.segment_count <= 12);
+    uint32_t generation = 0;
+    for (size_t i = 0; i < m.segment_count; i++)
+        generation = m.segments[i].generation > generation ? m.segments[i].generation : generation;
+    assert_true(generation > 1); /* joined, not only thinned */
+    assert_int_equal(check_all_points(), WRITES);
+    size_t sources = 0, count = m.segment_count; /* runs are found although the last number that they cover is gone */
+    for (size_t i = 0; i < count; i++) {
+        check_ok(journal_pin(journal, "engine-test", m.segments[i].last, true, &err));
+        check_ok(pin_load(directory, "engine-test", &pin, &err));
+        check_ok(journal_unpin(journal, "engine-test", &err));
+        sources += pin.source_count;
+        pin_release(&pin);
+    }
+    assert_true(3 * sources < count * (count + 1));
+    manifest_release(&m);
+    journal_abandon(journal);
+    open_journal(true);
+    assert_int_equal(check_all_points(), WRITES);
+    check_ok(journal_close(journal, &err));
+}
+
 static int begin(void **unused)
 {
     char template[] = "/dev/shm/tidemark-publish-XXXXXX";
@@ -157,6 +195,7 @@ static int begin(void **unused)
     memcpy(directory, template, sizeof template);
     snprintf(ring, sizeof ring, "%s.ring", directory);
     now_ns = START_NS;
+    segment_records = 8;
     saving_fails = false;
     memset(points, 0, sizeof points);
     return 0;
@@ -174,6 +213,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(killed_with_an_older_manifest, begin, end),
         cmocka_unit_test_setup_teardown(caught_up, begin, end),
+        cmocka_unit_test_setup_teardown(small_segments_are_joined, begin, end),
     };
     return cmocka_run_group_tests_name("journal-publish", tests, NULL, NULL);
 }

@@ -154,6 +154,105 @@ static void waiting(void **unused)
     manifest_release(&m);
 }
 
+/* 70 % of the quota: ages count for more, the oldest history first. */
+static void early_near_the_quota(void **unused)
+{
+    (void)unused;
+    assert_int_equal(thin_haste(100, 0), 100);
+    assert_int_equal(thin_haste(70, 100), 100);
+    assert_int_equal(thin_haste(95, 100), 800);
+    assert_int_equal(thin_haste(300, 100), 800);
+    assert_true(thin_haste(80, 100) > 300 && thin_haste(80, 100) < 500);
+    struct thin_stretch s = {0};
+    struct thin_policy p = {.steps = steps, .step_count = 3, .now_ns = NOW, .haste_percent = 100};
+    struct manifest m = make(70, 10); /* up to 80 minutes old, and thinned from 2 hours on */
+    assert_false(thin_find(&m, &p, &s));
+    p.haste_percent = 200;
+    assert_true(thin_find(&m, &p, &s));
+    assert_true(s.first == 0 && s.count == 20 && s.keep_s == 1);
+    p.haste_percent = 800; /* what is younger than a quarter of an hour stays */
+    for (size_t i = 0; i < 64; i++)
+        m.segments[i].keep_s = 1;
+    assert_true(thin_find(&m, &p, &s));
+    assert_true(s.first == 64 && s.count == 1);
+    m.segments[64].keep_s = 1;
+    assert_false(thin_find(&m, &p, &s));
+    manifest_release(&m);
+}
+
+/* Half of the time is the application's, unless it does not write or the quota is near. */
+static void half_of_the_time(void **unused)
+{
+    (void)unused;
+    assert_int_equal(thin_rest(4 * NS_PER_MS, true, 100), 4 * NS_PER_MS);
+    assert_int_equal(thin_rest(NS_PER_SECOND, true, 100), 20 * NS_PER_MS); /* a rewind waits for it */
+    assert_int_equal(thin_rest(4 * NS_PER_MS, false, 100), 0);
+    assert_int_equal(thin_rest(4 * NS_PER_MS, true, 101), 0);
+}
+
+/* Does what thinning would: half of what is read stays, in as few segments as it fits. */
+static void thin_in_table(struct manifest *m, const struct thin_stretch *s, uint64_t *rewritten)
+{
+    struct segment_info *to = &m->segments[s->first], joined = *to, last = m->segments[s->first + s->count - 1];
+    joined.keep_s = s->keep_s;
+    joined.generation++;
+    joined.used_blocks = joined.records = 0;
+    for (size_t i = 0; i < s->count; i++) {
+        bool again = to[i].keep_s == s->keep_s;
+        joined.used_blocks += again ? to[i].used_blocks : (to[i].used_blocks + 1) / 2;
+        joined.records += again ? to[i].records : (to[i].records + 1) / 2;
+        joined.generation = to[i].generation >= joined.generation ? to[i].generation + 1 : joined.generation;
+        *rewritten += to[i].used_blocks;
+    }
+    joined.last = last.last;
+    joined.last_realtime_ns = last.last_realtime_ns;
+    assert_true(joined.used_blocks <= 16384);
+    *to = joined;
+    memmove(to + 1, to + s->count, (m->segment_count - s->first - s->count) * sizeof *to);
+    m->segment_count -= s->count - 1;
+}
+
+/* 30 days of segments that were sealed long before they were full: their number stays bounded, and little is rewritten. */
+static void small_segments_are_joined(void **unused)
+{
+    (void)unused;
+    struct manifest m = {0};
+    struct thin_policy p = {.steps = steps, .step_count = 3, .segment_blocks = 16384, .segment_records = 32768};
+    uint64_t written = 0, rewritten = 0;
+    size_t most = 0;
+    for (uint64_t i = 0; i < 30 * 24 * 6; i++) { /* one every 10 minutes */
+        uint64_t end = NOW + i * 600 * NS_PER_SECOND;
+        struct segment_info info = {.number = (uint32_t)i + 1, .used_blocks = 50, .records = 50, .first = {i * 50 + 1}, .last = {i * 50 + 50},
+                                    .first_realtime_ns = end - 600 * NS_PER_SECOND, .last_realtime_ns = end};
+        struct thin_stretch s;
+        assert_int_equal(manifest_add_segment(&m, &info, &err), 0);
+        written += info.used_blocks;
+        p.now_ns = end;
+        while (thin_find(&m, &p, &s))
+            thin_in_table(&m, &s, &rewritten);
+        most = m.segment_count > most ? m.segment_count : most;
+    }
+    assert_true(most < 80);
+    assert_true(rewritten < 12 * written);
+    p.segment_blocks = 0; /* and what is large, or pinned, or about to be thinned further, is left alone */
+    struct thin_stretch s;
+    assert_false(thin_find(&m, &p, &s));
+    manifest_release(&m);
+    m = make(8, 60);
+    p = (struct thin_policy){.steps = steps, .step_count = 3, .now_ns = NOW, .segment_blocks = 1000, .segment_records = 1000};
+    for (size_t i = 0; i < 8; i++)
+        m.segments[i].keep_s = 1;
+    assert_true(thin_find(&m, &p, &s) && s.first == 0 && s.count == 8 && s.keep_s == 1);
+    p.above = (struct lsn){35};
+    assert_true(thin_find(&m, &p, &s) && s.first == 4 && s.count == 4);
+    p.above = LSN_NONE;
+    m.segments[3].used_blocks = 250;
+    assert_true(thin_find(&m, &p, &s) && s.first == 4 && s.count == 4);
+    m.segments[5].keep_s = 60;
+    assert_false(thin_find(&m, &p, &s));
+    manifest_release(&m);
+}
+
 /* ---- survivors against an array of sectors ---- */
 
 enum { SECTORS = 60, EXTENTS = 300, VOLUMES = 2 };
@@ -228,7 +327,7 @@ int main(void)
     seed = check_seed();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_last_of_each_interval), cmocka_unit_test(steps_by_age), cmocka_unit_test(stretches),
-        cmocka_unit_test(waiting), cmocka_unit_test(survivors),
+        cmocka_unit_test(waiting), cmocka_unit_test(early_near_the_quota), cmocka_unit_test(small_segments_are_joined), cmocka_unit_test(half_of_the_time), cmocka_unit_test(survivors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
