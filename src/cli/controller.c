@@ -10,6 +10,7 @@
 #include "base/thread.h"
 #include "cli/cli_internal.h"
 #include "controller/controller.h"
+#include "controller/webhook.h"
 #include "csi/cluster.h"
 
 #define NODES_MAX 16u
@@ -30,6 +31,8 @@ struct service {
     const char *nodes[NODES_MAX + 1]; /* ends with NULL */
     struct csi_cluster cluster;
     struct reconcilers reconcilers;
+    struct kube_client *webhook_client; /* its own: the webhook ends before CSI does */
+    struct webhook *webhook;
     struct csi_controller *csi;
 };
 
@@ -90,7 +93,19 @@ static int start_reconcilers(struct service *s, struct error *err)
     if (!s->cluster.client)
         return 0;
     r->options = (struct controller_options){
-        .state = s->state, .namespace = s->cluster.namespace, .log = &s->log, .stop = &r->stop};
+        .state = s->state,
+        .namespace = s->cluster.namespace,
+        .records = &csi_records_kube,
+        .records_context = &s->cluster,
+        .agent_certificate = cli_options_value(s->cli, "agent-cert", NULL),
+        .agent_key = cli_options_value(s->cli, "agent-key", NULL),
+        .agent_ca = cli_options_value(s->cli, "agent-ca", NULL),
+        .log = &s->log,
+        .trust_requester = cli_options_flag(s->cli, "trust-requester"),
+        .stop = &r->stop};
+    const struct controller_options *o = &r->options;
+    if (!o->agent_certificate != !o->agent_key || !o->agent_key != !o->agent_ca)
+        return error_set(err, -EINVAL, "--agent-cert, --agent-key and --agent-ca go together: give all of them or none");
     /* Theirs is interrupted when they cease to be the leader: calls of CSI go on then. */
     int result = open_client(s, &r->options.client, err);
     if (result < 0)
@@ -113,12 +128,35 @@ static void stop_reconcilers(struct service *s)
     kube_close(r->options.client);
 }
 
+static int start_webhook(struct service *s, struct error *err)
+{
+    const char *listen = cli_options_value(s->cli, "webhook-listen", NULL);
+    if (!listen || !s->cluster.client)
+        return 0;
+    int r = open_client(s, &s->webhook_client, err);
+    if (r < 0)
+        return r;
+    const struct webhook_options options = {.client = s->webhook_client,
+                                            .listen = listen,
+                                            .namespace = s->cluster.namespace,
+                                            .log = &s->log};
+    return webhook_start(&options, &s->webhook, err);
+}
+
+static void stop_webhook(struct service *s)
+{
+    webhook_stop(s->webhook);
+    kube_close(s->webhook_client);
+}
+
 static int serve(struct service *s, const sigset_t *stop, struct error *err)
 {
     int number = 0;
     int r = connect_cluster(s, err);
     if (r == 0)
         r = start_csi(s, err);
+    if (r == 0)
+        r = start_webhook(s, err);
     if (r == 0)
         r = start_reconcilers(s, err);
     if (r == 0) {
@@ -128,6 +166,7 @@ static int serve(struct service *s, const sigset_t *stop, struct error *err)
         log_info(&s->log, "%s: stopping", strsignal(number));
     }
     stop_reconcilers(s);
+    stop_webhook(s);
     if (!csi_controller_stop(s->csi))
         _exit(CLI_EXIT_FAILED); /* a call is stuck: nothing can be freed under it */
     kube_close(s->cluster.client);
@@ -162,7 +201,8 @@ const struct cli_command cli_controller = {
                    "by Lease, reconciles what is protected and journals its objects below the state\n"
                    "directory. In a pod, or with --kubeconfig, the records of volumes are ConfigMaps of\n"
                    "its namespace; without a cluster they are files in volumes/ below the state\n"
-                   "directory, and there are no reconcilers. SIGTERM ends it.",
+                   "directory, and there are no reconcilers. With --webhook-listen it answers the API\n"
+                   "server's admission reviews over HTTPS, on every replica. SIGTERM ends it.",
     .options =
         (const struct cli_option[]){
             {"csi-socket", 0, CLI_KIND_FILE, "PATH", .help = "socket for the sidecars", .required = true},
@@ -170,8 +210,17 @@ const struct cli_command cli_controller = {
              .help = "how to reach the cluster (default: as a pod in it)"},
             {"namespace", 0, CLI_KIND_TEXT, "NAME",
              .help = "the driver's namespace (default tidemark-system)"},
+            {"agent-cert", 0, CLI_KIND_FILE, "FILE",
+             .help = "certificate for the node agents (PEM); without it volumes are not put back"},
+            {"agent-key", 0, CLI_KIND_FILE, "FILE", .help = "with --agent-cert: its key"},
+            {"agent-ca", 0, CLI_KIND_FILE, "FILE",
+             .help = "with --agent-cert: who signs the agents' certificates (for the name tidemark-node)"},
             {"node", 0, CLI_KIND_TEXT, "NAME", .help = "without a cluster: a node there is (default: any)",
              .repeat = true},
+            {"webhook-listen", 0, CLI_KIND_TEXT, "ADDRESS:PORT",
+             .help = "serve the admission webhook there; without it no Recovery is carried out"},
+            {"trust-requester", 0, CLI_KIND_NONE, NULL,
+             .help = "for tests: believe who a Recovery says that asked for it, without the webhook"},
             {"log-level", 0, CLI_KIND_LEVEL, "LEVEL",
              .help = "error, warning, info (default) or debug, to stderr"},
             {0},

@@ -286,7 +286,8 @@ int application_stop(struct application *application, bool force, struct error *
         r = application_detach(application, force, err);
     if (r < 0) {
         struct error second = ERROR_INIT;
-        if (start_manifests(application, &second) < 0)
+        if (application_attach(application, &second) < 0 || application_mount(application, &second) < 0 ||
+            start_manifests(application, &second) < 0)
             log_error(application->control->log, "%s: %s", application->name, second.message);
         return error_context(err, "%s", application->name);
     }

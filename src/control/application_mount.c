@@ -98,8 +98,7 @@ static bool is_claimed(const char *device)
     return fd < 0 && errno == EBUSY;
 }
 
-/* Before anything is changed: a loop device that is detached while it is used goes away with its last user. */
-static int check_unclaimed(const struct application *application, struct error *err)
+int application_check_unclaimed(const struct application *application, struct error *err)
 {
     for (size_t i = 0; i < application->spec->volume_count; i++) {
         const char *device = application->volumes[i].device;
@@ -116,7 +115,8 @@ static int check_unclaimed(const struct application *application, struct error *
 
 int application_detach(struct application *application, bool force, struct error *err)
 {
-    int claimed = force ? 0 : check_unclaimed(application, err);
+    /* Before anything is changed: a loop device that is detached while it is used goes away with its last user. */
+    int claimed = force ? 0 : application_check_unclaimed(application, err);
     if (claimed < 0)
         return claimed;
     for (size_t n = application->spec->volume_count; n-- > 0;) {

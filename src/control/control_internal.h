@@ -170,6 +170,9 @@ int application_detach(struct application *application, bool force, struct error
 int application_mount(struct application *application, struct error *err) MUST_CHECK;
 /* All volumes, deepest first; on -EBUSY those already unmounted are mounted again. */
 int application_unmount(struct application *application, bool force, struct error *err) MUST_CHECK;
+/* -EBUSY when somebody has a claim on a device: a file system that is mounted elsewhere too (a bind mount, a container), and
+ * would go on with what it remembers of the volume when that is another. */
+int application_check_unclaimed(const struct application *application, struct error *err) MUST_CHECK;
 /* Main thread: looks after its process when that has ended or is to be started again. */
 void application_look_after(struct application *application);
 /* Writes engine.json and holder.json for the spec. */

@@ -249,6 +249,12 @@ static int rewind_volumes(struct rewinding *w, struct error *err)
     return 0;
 }
 
+static int unmount(struct rewinding *w, struct error *err)
+{
+    int r = application_unmount(w->application, false, err);
+    return r == 0 ? application_check_unclaimed(w->application, err) : r;
+}
+
 static int manifests_step(struct rewinding *w, struct error *err)
 {
     return restore_manifests(w->application, w->target_lsn, false, &w->changes, err);
@@ -262,7 +268,7 @@ static int run_step(struct rewinding *w, int step, struct error *err)
     case STEP_STOP:
         return stop_workload(w, err);
     case STEP_UNMOUNT:
-        return application_unmount(w->application, false, err);
+        return unmount(w, err);
     case STEP_VOLUMES:
         return rewind_volumes(w, err);
     case STEP_MOUNT:
@@ -285,7 +291,7 @@ static bool is_empty(const struct rewinding *w, int step)
         mounts |= spec->volumes[i].mount_path != NULL;
     return (step == STEP_STOP && !spec->stop.count) || (step == STEP_START && !spec->start.count) ||
            (step == STEP_PROBE && !spec->probe.count) || (step == STEP_MANIFESTS && !spec->manifests) ||
-           ((step == STEP_UNMOUNT || step == STEP_MOUNT) && !mounts);
+           (step == STEP_UNMOUNT && spec->export != APP_EXPORT_FUSE) || (step == STEP_MOUNT && !mounts);
 }
 
 /* Nothing was rewound: mount and start again as it was. */

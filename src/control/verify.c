@@ -120,6 +120,10 @@ int verify_run(struct application *application, struct operation *operation, jso
         r = seal(application, &left, err);
     if (r == 0)
         r = pin_take(application, id, "latest", false, &lock_fd, &pin, err);
+    if (r == -EBADMSG) { /* the newest history is damaged: that is for the verification to tell */
+        *err = ERROR_INIT;
+        r = pin_take(application, id, "latest", true, &lock_fd, &pin, err);
+    }
     if (r < 0)
         return r;
     operation_step_end(operation, STEP_PIN, STEP_DONE, left);

@@ -16,7 +16,7 @@
 #include "lib/json.h"
 
 #define KEY_SECRET "tidemark-object-key"
-#define WORKERS 3u
+#define WORKERS 6u
 #define POLL_MS 200u
 #define TERM_RETRY_MS 3000u
 
@@ -127,7 +127,15 @@ static int term_begin(struct term *t, const struct controller_options *o, const 
 {
     struct controller *c = &t->c;
     int r;
-    if ((r = load_key(c, err)) < 0 ||
+    const struct data_client_options data = {.client = o->client,
+                                             .namespace = c->namespace,
+                                             .records = o->records,
+                                             .records_context = o->records_context,
+                                             .certificate = o->agent_certificate,
+                                             .key = o->agent_key,
+                                             .ca = o->agent_ca,
+                                             .log = o->log};
+    if ((r = load_key(c, err)) < 0 || (r = o->agent_certificate ? data_client_new(&data, &c->data, err) : 0) < 0 ||
         (r = object_store_new(directory, &c->sealing, o->log, &c->store, err)) < 0 ||
         (r = kube_queue_new(NULL, &c->queue, err)) < 0 ||
         (r = kube_informers_new(o->client, o->log, &c->informers, err)) < 0 ||
@@ -151,6 +159,7 @@ static void term_end(struct term *t)
     capture_free(c->capture);
     kube_queue_free(c->queue);
     object_store_free(c->store);
+    data_client_free(c->data);
     sealing_release(&c->sealing);
 }
 
@@ -178,7 +187,8 @@ static void serve_term(const struct controller_options *o, struct kube_lease *le
     struct term t = {.c = {.client = o->client,
                            .log = o->log,
                            .namespace = o->namespace ? o->namespace : CONTROLLER_NAMESPACE,
-                           .identity = identity},
+                           .identity = identity,
+                           .trust_requester = o->trust_requester},
                      .lease = lease};
     int r = term_begin(&t, o, directory, &err);
     if (r < 0)

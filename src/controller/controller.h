@@ -8,6 +8,7 @@
 #include <stdbool.h>
 
 #include "base/log.h"
+#include "csi/records.h"
 #include "kube/kube.h"
 
 #define CONTROLLER_NAMESPACE "tidemark-system"
@@ -18,7 +19,14 @@ struct controller_options {
     const char *state;          /* directory; journals lie in STATE/objects */
     const char *namespace;      /* of the driver; NULL: CONTROLLER_NAMESPACE */
     const char *identity;       /* in the Lease; NULL: host name and a random part */
+    /* The volumes: their records, and the files of the certificate for the node agents. NULL: recoveries leave volumes
+     * alone. */
+    const struct csi_records_ops *records;
+    void *records_context;
+    const char *agent_certificate, *agent_key, *agent_ca;
     const struct log *log;
+    /* Believes who a Recovery says that asked for it, without an admission webhook: for tests only. */
+    bool trust_requester;
     const atomic_bool *stop; /* set, and kube_interrupt called or not: controller_run ends within a second */
 };
 /* Runs until `stop`: as leader again and again. Blocks. An error only when it cannot go on (the state

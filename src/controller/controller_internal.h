@@ -10,6 +10,7 @@
 #define TIDEMARK_CONTROLLER_CONTROLLER_INTERNAL_H
 
 #include "controller/controller.h"
+#include "controller/data_client.h"
 #include "controller/object_store.h"
 #include "kube/informer.h"
 #include "kube/queue.h"
@@ -19,6 +20,7 @@
 #define ANNOTATION_APPLICATION "tidemark.io/application"
 #define LABEL_CREATED_BY "tidemark.io/created-by"
 #define CREATED_BY_ANNOTATION "annotation"
+#define LABEL_REQUIRE_POLICY "tidemark.io/require-policy"
 #define CSI_DRIVER "csi.tidemark.io"
 #define FIELD_MANAGER "tidemark-controller"
 #define CONTROLLER_KEY_TYPE "tidemark.io/object-key" /* of the Secret that seals Secrets: never captured */
@@ -32,8 +34,10 @@ struct controller {
     struct kube_client *client;
     const struct log *log;
     const char *namespace, *identity;
+    bool trust_requester;
     struct sealing sealing;
     struct object_store *store;
+    struct data_client *data; /* NULL: volumes are left alone */
     struct kube_queue *queue;
     struct kube_informers *informers;
     struct kube_informer *namespaces, *claims, *workloads[3], *pods, *volumes, *classes, *applications,
@@ -58,6 +62,12 @@ int application_reconcile(struct controller *c, const char *namespace, const cha
  * `application`: as in capture_add. */
 int volumes_of(struct controller *c, const char *namespace, const char *application, json_t **ret,
                size_t *ret_pods, struct error *err) MUST_CHECK;
+/* A pod belongs to a group by itself, or by its controller: a StatefulSet of the group's name, a ReplicaSet of
+ * such a Deployment. */
+bool volumes_pod_belongs(const json_t *pod, const char *group);
+/* {claim: volume handle} of its claims that are bound to volumes of ours. */
+int volumes_handles(struct controller *c, const char *namespace, const char *application, json_t **ret,
+                    struct error *err) MUST_CHECK;
 /* Whether the object belongs to the group `application` of its namespace (NULL: all do). */
 bool application_has(const json_t *object, const char *application);
 /* The group that a ProtectedApplication selects; NULL: its whole namespace. Borrowed. */

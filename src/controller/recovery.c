@@ -9,11 +9,13 @@ enum step {
     STEP_REWIND_DATA,
     STEP_DELETE,
     STEP_APPLY,
+    STEP_RENEW_PODS,
     STEP_OPEN_GATE,
+    STEP_AWAIT,
     STEPS
 };
-static const char *const step_names[STEPS] = {"Plan",   "CloseGate", "StopPods", "RewindData",
-                                              "Delete", "Apply",     "OpenGate"};
+static const char *const step_names[STEPS] = {"Plan",  "CloseGate", "StopPods", "RewindData", "Delete",
+                                              "Apply", "RenewPods", "OpenGate", "Await"};
 
 bool recovery_has_ended(const json_t *recovery)
 {
@@ -33,116 +35,12 @@ static bool passes(int code)
            code == -ECANCELED || code == -EAGAIN || code == -ENOMEM || code == -ESTALE || code == -EBUSY;
 }
 
-static bool has_data(const struct recovery_run *run)
-{
-    return run->c->data && run->mode == RESTORE_REWIND &&
-           !json_is_true(json_object_get(run->spec, "objectsOnly"));
-}
-
-/* ---- volumes ---- */
-
-typedef int (*stream_visit)(struct recovery_run *run, const json_t *stream, struct error *err);
-
-static int each_stream(struct recovery_run *run, stream_visit visit, struct error *err)
-{
-    _cleanup_json_ json_t *streams = NULL;
-    size_t i;
-    json_t *stream;
-    int r = has_data(run) ? run->c->data->streams(run->c->data_context, run->source_namespace,
-                                                  run->application, &streams, err)
-                          : 0;
-    json_array_foreach(streams, i, stream)
-    {
-        if (r == 0)
-            r = visit(run, stream, err);
-        if (r < 0) {
-            error_context(err, "stream %s", recovery_text(stream, "stream"));
-            break;
-        }
-    }
-    return r;
-}
-
-/* The streams' point is the time that the objects' point has: an order of their own. */
-static const char *data_point(const struct recovery_run *run)
-{
-    return recovery_text(json_object_get(json_object_get(run->recovery, "status"), "point"), "time");
-}
-
-static int plan_stream(struct recovery_run *run, const json_t *stream, struct error *err)
-{
-    json_t *plan = json_object_get(recovery_status(run), "plan"), *volumes = json_object_get(plan, "volumes"),
-           *claim;
-    uint64_t bytes = 0;
-    size_t i;
-    int r = run->c->data->plan(run->c->data_context, recovery_text(stream, "stream"), data_point(run), &bytes,
-                               err);
-    if (r < 0)
-        return r;
-    if (!volumes) {
-        volumes = json_array();
-        json_object_set_new(plan, "volumes", volumes);
-    }
-    json_array_foreach(json_object_get(stream, "claims"), i, claim)
-    {
-        /* The bytes are the stream's: they stand beside its first claim. */
-        json_t *entry =
-            json_pack("{s:O, s:I}", "claim", claim, "changedBytes", (json_int_t)(i == 0 ? bytes : 0));
-        if (json_array_size(volumes) < 100)
-            json_array_append(volumes, entry);
-        json_decref(entry);
-    }
-    return 0;
-}
-
-static int close_stream(struct recovery_run *run, const json_t *stream, struct error *err)
-{
-    return run->c->data->gate(run->c->data_context, recovery_text(stream, "stream"), true, err);
-}
-
-static int open_stream(struct recovery_run *run, const json_t *stream, struct error *err)
-{
-    return run->c->data->gate(run->c->data_context, recovery_text(stream, "stream"), false, err);
-}
-
-static int rewind_stream(struct recovery_run *run, const json_t *stream, struct error *err)
-{
-    return run->c->data->rewind(run->c->data_context, recovery_text(stream, "stream"), data_point(run),
-                                object_uid(run->recovery), err);
-}
-
-/* Deletes the pods that hold claims: their controllers make them again, and those wait at the gate. */
-static int stop_pods(struct recovery_run *run, struct error *err)
-{
-    _cleanup_json_ json_t *all = json_array();
-    size_t i, k;
-    json_t *object, *volume;
-    int r =
-        has_data(run) ? run->c->cluster->list(run->c->cluster_context, run->target_namespace, all, err) : 0;
-    json_array_foreach(all, i, object)
-    {
-        struct object_id id;
-        char name[OBJECT_NAME_BYTES];
-        bool holds = false;
-        if (r < 0 || object_identify(object, &id, err) < 0 || strcmp(id.kind, "Pod") != 0 || id.group[0])
-            continue;
-        json_array_foreach(json_object_get(json_object_get(object, "spec"), "volumes"), k, volume)
-        {
-            holds = holds || json_object_get(volume, "persistentVolumeClaim");
-        }
-        if (holds && (r = object_journal_name(&id, name, err)) == 0)
-            r = run->c->cluster->remove(run->c->cluster_context, name, object_uid(object), NULL, err);
-        r = r == -EBUSY ? 0 : r;
-    }
-    return r;
-}
-
 /* ---- ends ---- */
 
 /* R5: whatever becomes of the recovery, the volumes can be used. */
 static int open_gates(struct recovery_run *run, enum step reached, struct error *err)
 {
-    return reached >= STEP_CLOSE_GATE ? each_stream(run, open_stream, err) : 0;
+    return reached >= STEP_CLOSE_GATE ? recovery_set_gates(run, false, err) : 0;
 }
 
 static int fail(struct recovery_run *run, enum step reached, const char *reason, struct error *err)
@@ -180,7 +78,7 @@ static int finish(struct recovery_run *run, struct error *err)
 {
     char message[1400];
     size_t failed = 0;
-    const char *first = NULL, *why = "";
+    const char *first = NULL, *why = "", *not_ready = recovery_not_ready(run);
     for (size_t i = 0; i < run->entry_count; i++) {
         const struct recovery_entry *e = &run->entries[i];
         failed += e->verdict == VERDICT_FAILED;
@@ -197,7 +95,9 @@ static int finish(struct recovery_run *run, struct error *err)
                  "%zu of %zu objects could not be put back; the first: %.300s: %.700s", failed,
                  run->entry_count, first, why);
     else
-        snprintf(message, sizeof message, "%zu objects are as they were at the point", run->entry_count);
+        snprintf(message, sizeof message, "%zu objects%s are as they were at the point%s%.800s",
+                 run->entry_count, recovery_has_data(run) ? " and the volumes" : "", not_ready[0] ? "; " : "",
+                 not_ready);
     return recovery_end(run, failed ? "Failed" : "Completed", failed ? "ObjectsFailed" : "Completed", message,
                         err);
 }
@@ -230,13 +130,14 @@ static int plan(struct recovery_run *run, struct error *err)
         return r < 0 ? r : 1;
     }
     json_object_del(recovery_status(run), "message");
+    reason = "PlanFailed";
     r = recovery_make_plan(run, err);
     if (r == 0)
-        r = each_stream(run, plan_stream, err);
+        r = recovery_plan_data(run, &reason, err);
     if (r == 0)
         r = recovery_save_plan(run, -1, err);
     if (r < 0 && !passes(r)) {
-        r = fail(run, STEP_PLAN, "PlanFailed", err);
+        r = fail(run, STEP_PLAN, reason, err);
         return r < 0 ? r : 1;
     }
     if (r == 0 && json_is_true(json_object_get(run->spec, "dryRun"))) {
@@ -246,21 +147,22 @@ static int plan(struct recovery_run *run, struct error *err)
     return r;
 }
 
-/* What is there now, as a point: the undo. */
+/* What is there now, as a point: the undo. Of the streams it is noted when they are changed. */
 static int note_before(struct recovery_run *run, struct error *err)
 {
     struct recovery_point now;
-    char text[64];
     _cleanup_json_ json_t *unused = NULL;
     json_t *status = recovery_status(run);
     if (run->mode != RESTORE_REWIND || json_object_get(status, "before"))
         return 0;
     int r = run->c->source->objects(run->c->source_context, run->source_namespace, run->application, "latest",
                                     &unused, &now, err);
-    snprintf(text, sizeof text, "lsn:%llu", (unsigned long long)now.lsn);
-    return r == 0 && json_object_set_new(status, "before", json_string(text)) < 0
+    if (r < 0)
+        return r;
+    return json_object_set_new(status, "beforeLsn", json_integer((json_int_t)now.lsn)) < 0 ||
+                   json_object_set_new(status, "before", json_sprintf("before:%s", run->name)) < 0
                ? error_set(err, -ENOMEM, "out of memory")
-               : r;
+               : 0;
 }
 
 static int apply(struct recovery_run *run, int first_wave, struct error *err)
@@ -293,18 +195,22 @@ static int take(struct recovery_run *run, enum step step, int wave, struct error
     int r;
     switch (step) {
     case STEP_CLOSE_GATE:
-        return each_stream(run, close_stream, err);
+        return recovery_set_gates(run, true, err);
     case STEP_STOP_PODS:
-        return stop_pods(run, err);
+        return recovery_stop_pods(run, err);
     case STEP_REWIND_DATA:
-        return each_stream(run, rewind_stream, err);
+        return recovery_rewind_data(run, err);
     case STEP_DELETE:
         r = recovery_apply_wave(run, 0, err);
         return r == 0 ? recovery_save_plan(run, 0, err) : r;
     case STEP_APPLY:
         return apply(run, wave < 1 ? 1 : wave, err);
+    case STEP_RENEW_PODS:
+        return recovery_renew_pods(run, err);
     case STEP_OPEN_GATE:
-        return each_stream(run, open_stream, err);
+        return recovery_set_gates(run, false, err);
+    case STEP_AWAIT:
+        return recovery_await_workloads(run, err);
     case STEP_PLAN:
     case STEPS:
         break;
@@ -316,26 +222,53 @@ static bool has_step(const struct recovery_run *run, enum step step)
 {
     if (step == STEP_DELETE)
         return run->mode == RESTORE_REWIND;
-    return step == STEP_APPLY || has_data(run);
+    return step == STEP_APPLY || step == STEP_AWAIT || recovery_has_data(run);
 }
 
-static int go(struct recovery_run *run, enum step from, int wave, struct error *err)
+/* What is waited for, while it is (the log has it too). */
+static int say_pending(struct recovery_run *run, int code, struct error *err)
+{
+    struct error unused = ERROR_INIT;
+    if (strcmp(recovery_text(recovery_status(run), "message"), err->message) == 0)
+        return code;
+    json_object_set_new(recovery_status(run), "message", json_string(err->message));
+    if (recovery_write(run, &unused) < 0)
+        log_warning(run->c->log, "recovery %s/%s: %s", run->namespace, run->name, unused.message);
+    return code;
+}
+
+static void note_opened(struct recovery_run *run)
+{
+    uint64_t start_ns, now_ns = clock_realtime_ns(run->clock);
+    struct error unused = ERROR_INIT;
+    if (clock_parse_rfc3339(recovery_text(recovery_status(run), "startTime"), &start_ns, &unused) == 0 &&
+        now_ns > start_ns)
+        recovery_note_ms(run, "openedMs", (now_ns - start_ns) / NS_PER_MS);
+}
+
+static int go(struct recovery_run *run, enum step from, int wave, bool resumed, struct error *err)
 {
     for (enum step step = from; step < STEPS; step++) {
         bool cancelled = false;
+        uint64_t start_ns = clock_boottime_ns(run->clock);
         if (!has_step(run, step))
             continue;
         int r = recovery_is_cancelled(run, &cancelled, err);
         if (r == 0 && cancelled && step < STEP_OPEN_GATE)
             return cancel(run, step, err);
-        if (r == 0 && step != STEP_APPLY) /* which writes each of its waves down */
+        if (r == 0 && step != STEP_APPLY &&
+            !(resumed && step == from)) /* apply writes each of its waves down */
             r = recovery_step(run, step_names[step], 0, err);
         if (r == 0)
-            r = take(run, step, step == from ? wave : 0, err);
+            r = cancelled && step == STEP_AWAIT ? 0 : take(run, step, step == from ? wave : 0, err);
         if (r > 0)
             return 0;
         if (r < 0)
-            return passes(r) ? r : fail(run, step, "StepFailed", err);
+            return passes(r) ? say_pending(run, r, err) : fail(run, step, "StepFailed", err);
+        if (step == STEP_OPEN_GATE)
+            note_opened(run);
+        if (step == STEP_DELETE || step == STEP_APPLY)
+            recovery_note_ms(run, "objectsMs", (clock_boottime_ns(run->clock) - start_ns) / NS_PER_MS);
     }
     return finish(run, err);
 }
@@ -382,7 +315,7 @@ static int drive(struct recovery_run *run, struct error *err)
             r = recovery_load_plan(run, err);
         if (r < 0)
             return passes(r) ? r : fail(run, step, "CannotGoOn", err);
-        return go(run, step, wave, err);
+        return go(run, step, wave, true, err);
     }
     bool cancelled;
     r = recovery_is_cancelled(run, &cancelled, err);
@@ -392,7 +325,7 @@ static int drive(struct recovery_run *run, struct error *err)
         r = plan(run, err);
     if (r == 0)
         r = note_before(run, err);
-    return r == 0 ? go(run, STEP_CLOSE_GATE, 0, err) : r > 0 ? 0 : r;
+    return r == 0 ? go(run, STEP_CLOSE_GATE, 0, false, err) : r > 0 ? 0 : r;
 }
 
 int recovery_advance(const struct recovery_context *context, const char *namespace, const char *name,
@@ -410,5 +343,6 @@ int recovery_advance(const struct recovery_context *context, const char *namespa
     json_decref(run.last_step);
     json_decref(run.wanted);
     json_decref(run.order);
+    json_decref(run.before);
     return r;
 }

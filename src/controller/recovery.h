@@ -3,21 +3,30 @@
  * gone (restore), and its volumes with them.
  *
  * States: Pending -> Planned (dry run) | Running -> Completed | Failed | Cancelled. While it runs,
- * status.step says what is being done: Plan        read the objects of the point, compare, check what the
- * target lacks; nothing is changed CloseGate   the volumes cannot be staged            (rewind with volumes
- * only, as the next two) StopPods    pods that use the claims are deleted RewindData  each stream goes to the
- * point Delete      objects that came after the point go    (rewind only) Apply       objects, wave by wave
- * (app/order.h) OpenGate    volumes can be staged again
+ * status.step says what is being done:
  *
- * Invariants:
- *   R1 a step is in status before it is begun, and so is the plan (in ConfigMaps) before the first object is
- * changed: whoever goes on after a kill does what the plan says, and doing any of it twice gives the same
- * objects and the same verdicts. R2 the point is resolved once, to an LSN; what is read again later is read
- * at that LSN. R3 nothing is changed before every check has passed; a failed check leaves the application as
- * it was. R4 objects are read and changed with the rights of whoever asked, never with the controller's own.
- *   R5 a gate that was closed is opened again whatever happens: when a step fails, when it is cancelled.
- *   R6 claims, namespaces and definitions are never deleted, nor are cluster-scoped objects that are there
- * changed.
+ *   Plan        read the objects of the point, compare, check what the target lacks; nothing is changed
+ *   CloseGate   the volumes cannot be staged (rewind with volumes only, as the next two)
+ *   StopPods    pods that use the claims are deleted; those that come back wait at the gate
+ *   RewindData  each stream goes to the point, once nothing of it is mounted
+ *   Delete      objects that came after the point go (rewind only)
+ *   Apply       objects, wave by wave (app/order.h)
+ *   RenewPods   pods that were made meanwhile from what the workloads were before are deleted once more
+ *   OpenGate    volumes can be staged again
+ *   Await       the workloads are awaited
+ *
+ * The point of the streams (status.point.streams): a time is that time in each; "-90s" counts from the
+ * Recovery's creationTimestamp; lsn:N is the moment of the objects' record N; tag:NAME is that tag in each
+ * stream; before:NAME is the LSN of each that the Recovery NAME noted just before it changed the stream;
+ * latest leaves volumes as they are. Each becomes an LSN when it is planned (status.streams), and that is
+ * what is rewound to. * Invariants: R1 a step is in status before it is begun, and so is the plan (in
+ * ConfigMaps) before the first object is changed: whoever goes on after a kill does what the plan says, and
+ * doing any of it twice gives the same objects and the same verdicts. R2 the point is resolved once, to an
+ * LSN; what is read again later is read at that LSN. R3 nothing is changed before every check has passed; a
+ * failed check leaves the application as it was. R4 objects are read and changed with the rights of whoever
+ * asked, never with the controller's own. R5 a gate that was closed is opened again whatever happens: when a
+ * step fails, when it is cancelled. R6 claims, namespaces and definitions are never deleted, nor are
+ * cluster-scoped objects that are there changed.
  *
  * Threads: recovery_advance is called by one thread a Recovery; cluster ops are called by up to
  * RECOVERY_WORKERS at once. Everything blocks. */
@@ -38,6 +47,9 @@
 #define RECOVERY_CONFLICTS_MAX 8u /* changes by others that an object's replacement is repeated after */
 #define RECOVERY_GONE_MS 30000u   /* what is deleted to be made again is awaited so long */
 #define RECOVERY_AWAIT_MS 120000u /* so are definitions and webhooks' endpoints */
+#define RECOVERY_READY_MS 300000u /* and workloads */
+#define RECOVERY_TURN_MS 2000u    /* of waiting in one call: -EAGAIN then, and others have the worker */
+#define RECOVERY_STREAMS_MAX 100u
 #define RECOVERY_CANCEL_ANNOTATION "tidemark.io/cancel"
 #define RECOVERY_REQUESTER_ANNOTATION                                                                        \
     "tidemark.io/requested-by" /* {"username", "uid", "groups": [], "extra": {}} */
@@ -56,6 +68,8 @@ struct recovery_cluster_ops {
                   struct error *err);
     /* Adds all objects of the namespace to the array, noise and all. */
     int (*list)(void *context, const char *namespace, json_t *array, struct error *err);
+    /* The namespace's pods, noise and all. */
+    int (*pods)(void *context, const char *namespace, json_t **ret, struct error *err);
     /* Whether the cluster knows the kind (asks again when it seems not to). */
     int (*knows)(void *context, const char *group, const char *version, const char *kind, bool *ret,
                  struct error *err);
@@ -86,16 +100,21 @@ struct recovery_source_ops {
                   struct error *err);
 };
 
-/* The application's streams on their nodes. NULL: there are none. Each may be asked again after a kill. */
+/* The application's streams on their nodes. NULL: there are none. Each may be asked again after a kill. A
+ * stream is what `streams` gave for it. */
 struct data_ops {
-    /* [{"stream": id, "claims": [name ...]} ...] */
-    int (*streams)(void *context, const char *namespace, const char *application, json_t **ret,
-                   struct error *err);
-    int (*plan)(void *context, const char *stream, const char *point, uint64_t *ret_changed_bytes,
-                struct error *err);
-    int (*gate)(void *context, const char *stream, bool closed, struct error *err);
-    /* `id` is the same each time this recovery asks: what was done is not done again. */
-    int (*rewind)(void *context, const char *stream, const char *point, const char *id, struct error *err);
+    /* Those of the application's claims that are there, and were at the point (`wanted`: its objects):
+     * [{"stream": id, "node": name, "claims": [name], "handles": {claim: volume}}]. */
+    int (*streams)(void *context, const char *namespace, const char *application, const json_t *wanted,
+                   json_t **ret, struct error *err);
+    /* {"target_lsn", "target_time", "changed_bytes", "volumes": [{"name": volume, "changed_bytes"}]} */
+    int (*plan)(void *context, const json_t *stream, const char *point, json_t **ret, struct error *err);
+    int (*gate)(void *context, const json_t *stream, bool closed, struct error *err);
+    /* Begins it, or looks how far it is: -EAGAIN until it is done, then {"before_lsn", "waited_ms",
+     * "rewound_ms"}; the gate stays closed. `id` is the same each time this recovery asks: what was done is
+     * not done again. */
+    int (*rewind)(void *context, const json_t *stream, uint64_t lsn, const char *id, json_t **ret,
+                  struct error *err);
 };
 
 struct recovery_context {

@@ -35,6 +35,8 @@ struct recovery_entry {
     int verdict;  /* enum verdict; -1: none yet */
 };
 
+#define RECOVERY_POINT_BYTES 128
+
 struct recovery_run {
     const struct recovery_context *c;
     const struct clock *clock;
@@ -49,7 +51,8 @@ struct recovery_run {
     json_t *order;            /* objects_order(wanted) */
     struct recovery_entry *entries;
     size_t entry_count;
-    int waves; /* highest wave */
+    int waves;      /* highest wave */
+    json_t *before; /* status.streams of the recovery that is taken back; or NULL */
 };
 
 static inline const char *recovery_text(const json_t *object, const char *key)
@@ -95,6 +98,31 @@ int recovery_add_entry(struct recovery_run *run, enum recovery_action action, in
                        const char *reason, const char *uid, struct error *err);
 void recovery_free_entries(struct recovery_run *run);
 const char *recovery_action_name(enum recovery_action action);
+
+/* ---- recovery_data.c ---- */
+/* spec.point as a point of the objects' journal, and (status.point.streams) of the streams. *ret_reason as
+ * above. */
+int recovery_resolve_point(struct recovery_run *run, char text[RECOVERY_POINT_BYTES], const char **ret_reason,
+                           struct error *err);
+/* After the objects' point was found: completes status.point. */
+int recovery_note_point(struct recovery_run *run, const struct recovery_point *found, struct error *err);
+/* Which streams, to which LSN, how many bytes: status.streams, status.plan.volumes; pods without a controller
+ * that use them are made again. */
+int recovery_plan_data(struct recovery_run *run, const char **ret_reason, struct error *err);
+bool recovery_has_data(const struct recovery_run *run);
+int recovery_set_gates(struct recovery_run *run, bool closed, struct error *err);
+int recovery_stop_pods(struct recovery_run *run, struct error *err);
+/* -EAGAIN: it is under way. */
+int recovery_rewind_data(struct recovery_run *run, struct error *err);
+/* Adds what a step took to status.timings. */
+void recovery_note_ms(struct recovery_run *run, const char *key, uint64_t ms);
+
+/* ---- recovery_workloads.c ---- */
+int recovery_renew_pods(struct recovery_run *run, struct error *err);
+/* -EAGAIN: come again. 0: they are ready, or the time is over (the condition WorkloadsReady says which). */
+int recovery_await_workloads(struct recovery_run *run, struct error *err);
+/* What that condition says is in the way; "". */
+const char *recovery_not_ready(struct recovery_run *run);
 
 /* ---- recovery_apply.c ---- */
 /* Does what the entries of the wave say, and gives each its verdict. Errors that concern one object are

@@ -230,7 +230,20 @@ static int list(void *context, const char *namespace, json_t *array, struct erro
     return 0;
 }
 
-const struct recovery_cluster_ops recovery_kube_cluster = {get, create, replace, remove_object, list, knows};
+static int pods(void *context, const char *namespace, json_t **ret, struct error *err)
+{
+    struct recovery_kube *k = context;
+    const struct kube_target target = {.resource = &kube_pods, .namespace = namespace, .as = &k->user};
+    return kube_list_all(k->client, &target, NULL, ret, err);
+}
+
+const struct recovery_cluster_ops recovery_kube_cluster = {.get = get,
+                                                           .create = create,
+                                                           .replace = replace,
+                                                           .remove = remove_object,
+                                                           .list = list,
+                                                           .pods = pods,
+                                                           .knows = knows};
 
 /* ---- the Recovery ---- */
 

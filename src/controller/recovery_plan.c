@@ -123,27 +123,16 @@ static int complete_wanted(struct recovery_run *run, struct error *err)
 
 int recovery_read_wanted(struct recovery_run *run, const char **ret_reason, struct error *err)
 {
-    json_t *status = recovery_status(run), *point = json_object_get(status, "point");
     struct recovery_point found;
-    char resolved[64], time[CLOCK_TEXT_BYTES];
-    const char *asked = recovery_text(run->spec, "point");
-    if (point) { /* R2 */
-        snprintf(resolved, sizeof resolved, "lsn:%lld",
-                 (long long)json_integer_value(json_object_get(point, "objectsLsn")));
-        asked = resolved;
-    }
-    *ret_reason = "PointNotAvailable";
-    int r = run->c->source->objects(run->c->source_context, run->source_namespace, run->application, asked,
+    char point[RECOVERY_POINT_BYTES];
+    int r = recovery_resolve_point(run, point, ret_reason, err);
+    if (r == 0)
+        r = run->c->source->objects(run->c->source_context, run->source_namespace, run->application, point,
                                     &run->wanted, &found, err);
+    if (r == 0)
+        r = recovery_note_point(run, &found, err);
     if (r < 0)
         return r;
-    if (!point) {
-        clock_format_rfc3339(found.realtime_ns, time);
-        point = json_pack("{s:s, s:I, s:s}", "time", time, "objectsLsn", (json_int_t)found.lsn, "note",
-                          found.note);
-        if (json_object_set_new(status, "point", point) < 0)
-            return error_set(err, -ENOMEM, "out of memory");
-    }
     *ret_reason = "TransformFailed";
     r = transform_wanted(run, err);
     if (r == 0)

@@ -4,9 +4,14 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "controller/admission.h"
 #include "controller/controller_internal.h"
 #include "controller/recovery_kube.h"
+#include "controller/webhook.h"
+#include "controller/recovery_streams.h"
 #include "lib/json.h"
+
+#define AGAIN_MS 100u
 
 static int objects(void *context, const char *namespace, const char *application, const char *text,
                    json_t **ret_set, struct recovery_point *ret_point, struct error *err)
@@ -49,19 +54,32 @@ static int select_own(void *context, const char *namespace, const char *applicat
 static const struct recovery_source_ops source = {objects, select_own};
 
 /* A Recovery that cannot even begin. */
-static int refuse(struct controller *c, struct recovery_kube *k, json_t *recovery, const struct error *why,
-                  struct error *err)
+static int refuse(struct recovery_kube *k, json_t *recovery, const struct error *why, struct error *err)
 {
     char now[CLOCK_TEXT_BYTES];
     clock_format_rfc3339(clock_realtime_ns(clock_system()), now);
     json_t *status = json_pack("{s:s, s:s, s:[{s:s, s:s, s:s, s:s, s:s}]}", "phase", "Failed", "message",
                                why->message, "conditions", "type", "Ready", "status", "False", "reason",
-                               "RequesterUnknown", "message", why->message, "lastTransitionTime", now);
+                               why->code == -EACCES ? "Forbidden" : "RequesterUnknown", "message", why->message, "lastTransitionTime", now);
     int r =
         json_object_set_new(recovery, "status", status) < 0 ? error_set(err, -ENOMEM, "out of memory") : 0;
     _cleanup_json_ json_t *written = NULL;
-    (void)c;
     return r == 0 ? recovery_kube_store.write_status(k, recovery, &written, err) : r;
+}
+
+/* Who asked is known, vouched for, and may: -EPERM, -EACCES. Other errors: to be asked again. */
+static int check_requester(struct controller *c, struct recovery_kube *k, const json_t *recovery,
+                           struct error *err)
+{
+    const struct admission admission = {&admission_kube, c->client};
+    int r = recovery_kube_init(k, c->client, recovery, c->log, err);
+    if (r < 0)
+        return r == -ENOMEM ? r : -EPERM;
+    if (json_object_get(json_object_get(recovery, "status"), "phase")) /* was asked when it began */
+        return 0;
+    if (!c->trust_requester && (r = webhook_vouches(c->client, recovery, err)) < 0)
+        return r;
+    return admission_check_rights(&admission, recovery, k->requester, err);
 }
 
 int recovery_reconcile(struct controller *c, const char *namespace, const char *name, struct error *err)
@@ -74,8 +92,11 @@ int recovery_reconcile(struct controller *c, const char *namespace, const char *
         return 0;
     if (r < 0)
         return r;
-    if (recovery_kube_init(&k, c->client, recovery, c->log, &why) < 0) {
-        r = refuse(c, &k, recovery, &why, err);
+    r = check_requester(c, &k, recovery, &why);
+    if (r == -EPERM || r == -EACCES) {
+        r = refuse(&k, recovery, &why, err);
+    } else if (r < 0) {
+        *err = why;
     } else {
         const struct recovery_context context = {.cluster = &recovery_kube_cluster,
                                                  .cluster_context = &k,
@@ -83,8 +104,17 @@ int recovery_reconcile(struct controller *c, const char *namespace, const char *
                                                  .store_context = &k,
                                                  .source = &source,
                                                  .source_context = c,
+                                                 .data = c->data ? &recovery_streams_ops : NULL,
+                                                 .data_context = c,
                                                  .log = c->log};
         r = recovery_advance(&context, namespace, name, err);
+        if (r == -EAGAIN) { /* what it waits for is in its status; it is no failure */
+            char key[KUBE_QUEUE_KEY_BYTES];
+            snprintf(key, sizeof key, "%s%s", RECOVERY_KEY, namespace);
+            controller_enqueue(c, key, name, AGAIN_MS);
+            recovery_kube_release(&k);
+            return 0;
+        }
         _cleanup_json_ json_t *after = NULL;
         struct error unused = ERROR_INIT;
         if (r == 0 && recovery_kube_store.read(&k, namespace, name, &after, &unused) == 0) {

@@ -92,6 +92,7 @@ int recovery_step(struct recovery_run *run, const char *step, int wave, struct e
     char now[CLOCK_TEXT_BYTES];
     json_t *status = recovery_status(run), *entry;
     recovery_now(run, now);
+    json_object_del(status, "message"); /* what the step before has waited for */
     entry = json_pack("{s:s, s:i, s:s}", "name", step, "wave", wave, "time", now);
     if (json_object_set_new(status, "step", entry) < 0 ||
         json_object_set_new(status, "phase", json_string("Running")) < 0)

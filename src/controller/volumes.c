@@ -24,9 +24,7 @@ static const char *text_at(const json_t *object, const char *a, const char *b)
     return json_string_value(json_object_get(json_object_get(object, a), b));
 }
 
-/* A pod belongs to a group by itself, or by its controller: a StatefulSet of the group's name, a ReplicaSet
- * of such a Deployment. */
-static bool has_pod(const json_t *pod, const char *group)
+bool volumes_pod_belongs(const json_t *pod, const char *group)
 {
     size_t i, length = group ? strlen(group) : 0;
     json_t *owner;
@@ -64,7 +62,7 @@ static bool look_at_pod(void *context, json_t *pod)
     size_t i;
     json_t *volume;
     bool mounts = false;
-    if (!has_pod(pod, l->group))
+    if (!volumes_pod_belongs(pod, l->group))
         return true;
     json_array_foreach(json_object_get(json_object_get(pod, "spec"), "volumes"), i, volume)
     {
@@ -143,6 +141,38 @@ static void judge(struct look *l, const json_t *claim)
             class ? ", class " : "", class ? class : "", namespace, name);
 }
 
+/* The claims of the application: those of its group, and what its pods mount. */
+static void find_claims(struct look *l, const char *namespace)
+{
+    kube_informer_each(l->c->pods, namespace, look_at_pod, l);
+    kube_informer_each(l->c->claims, namespace, look_at_claim, l);
+}
+
+int volumes_handles(struct controller *c, const char *namespace, const char *application, json_t **ret,
+                    struct error *err)
+{
+    _cleanup_json_ json_t *volumes = json_array(), *mounted = json_object(), *claims = json_array(),
+                          *handles = json_object();
+    struct look l = {c, application, volumes, mounted, claims, 0};
+    size_t i;
+    json_t *claim;
+    if (!volumes || !mounted || !claims || !handles)
+        return error_errno(err, -ENOMEM, "volumes of %s", namespace);
+    find_claims(&l, namespace);
+    json_array_foreach(claims, i, claim)
+    {
+        const char *name = text_at(claim, "spec", "volumeName");
+        _cleanup_json_ json_t *volume = name ? kube_informer_get(c->volumes, NULL, name) : NULL;
+        const json_t *csi = json_object_get(json_object_get(volume, "spec"), "csi");
+        const char *driver = json_string_value(json_object_get(csi, "driver"));
+        json_t *handle = json_object_get(csi, "volumeHandle");
+        if (driver && strcmp(driver, CSI_DRIVER) == 0 && json_is_string(handle))
+            json_object_set(handles, kube_object_name(claim), handle);
+    }
+    *ret = take_ptr(handles);
+    return 0;
+}
+
 int volumes_of(struct controller *c, const char *namespace, const char *application, json_t **ret,
                size_t *ret_pods, struct error *err)
 {
@@ -152,8 +182,7 @@ int volumes_of(struct controller *c, const char *namespace, const char *applicat
     json_t *claim;
     if (!volumes || !mounted || !claims)
         return error_errno(err, -ENOMEM, "volumes of %s", namespace);
-    kube_informer_each(c->pods, namespace, look_at_pod, &l);
-    kube_informer_each(c->claims, namespace, look_at_claim, &l);
+    find_claims(&l, namespace);
     json_array_foreach(claims, i, claim) judge(&l, claim);
     /* Those that are not captured first: what is cut off is what needs nobody's attention. */
     _cleanup_json_ json_t *sorted = json_array();

@@ -4,8 +4,8 @@
  *   GET  /v1/streams                     {"node", "streams": [STREAM]}
  *   GET  /v1/streams/{stream}            STREAM: {"name", "closed", "rewind", "volumes": [{"handle",
  * "staging", "block", "published"}]} POST /v1/streams/{stream}/gate       {"closed": BOOL} -> STREAM POST
- * /v1/streams/{stream}/rewind     {"to": POINT, "id": TEXT} -> 202 STREAM; the same id again is the same
- * rewind POST /v1/streams/{stream}/undo       {"id": TEXT} -> 202 STREAM anything else below /v1/ the data
+ * /v1/streams/{stream}/rewind     {"to": POINT, "id": TEXT, "keep_closed": BOOL} -> 202 STREAM; the same id
+ * again is the same rewind POST /v1/streams/{stream}/undo       {"id": TEXT} -> 202 STREAM anything else below /v1/ the data
  * plane's API, handed on (api/openapi.yaml) */
 #include <errno.h>
 #include <stdlib.h>
@@ -68,7 +68,7 @@ static int change_stream(struct csi_node *node, const char *stream, const char *
 {
     _cleanup_json_ json_t *body = NULL, *gate = NULL;
     const char *to = NULL, *id = "";
-    bool closed = false;
+    bool closed = false, keep_closed = false;
     int r = http_request_json(request, &body, err);
     if (r < 0)
         return r;
@@ -79,12 +79,14 @@ static int change_stream(struct csi_node *node, const char *stream, const char *
         return r == 0 ? node_gate_set(node, stream, closed, &gate, err) : r;
     }
     bool undo = strcmp(verb, "undo") == 0;
-    r = undo ? json_reject_unknown(body, err, "id", NULL) : json_reject_unknown(body, err, "to", "id", NULL);
+    r = undo ? json_reject_unknown(body, err, "id", NULL) : json_reject_unknown(body, err, "to", "id", "keep_closed", NULL);
     if (r == 0 && !undo)
         r = json_get_string(body, "to", &to, err);
     if (r == 0)
         r = json_get_optional_string(body, "id", &id, err);
-    return r == 0 ? node_rewind_start(node, stream, id, to, &gate, err) : r;
+    if (r == 0)
+        r = json_get_optional_bool(body, "keep_closed", &keep_closed, err);
+    return r == 0 ? node_rewind_start(node, stream, id, to, keep_closed, &gate, err) : r;
 }
 
 /* "/v1/streams/<stream>[/<verb>]" in two. */

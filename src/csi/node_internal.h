@@ -129,9 +129,9 @@ extern const struct rpc_method csi_node_methods[];
 
 /* ---- node_rewind.c ---- */
 /* Begins a rewind of the stream (`to` NULL: undo of the newest). The same `id` again gives what has become of
- * it. */
-int node_rewind_start(struct csi_node *node, const char *stream, const char *id, const char *to, json_t **ret,
-                      struct error *err) MUST_CHECK;
+ * it. `keep_closed`: once it has succeeded the gate stays closed. */
+int node_rewind_start(struct csi_node *node, const char *stream, const char *id, const char *to,
+                      bool keep_closed, json_t **ret, struct error *err) MUST_CHECK;
 /* Carries on those that were interrupted. */
 int node_rewinds_continue(struct csi_node *node, struct error *err) MUST_CHECK;
 /* Waits until their threads have ended (they stop between two steps). */

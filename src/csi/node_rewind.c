@@ -6,12 +6,15 @@
  * no call runs (N3) resolving    staging paths are unmounted; the point becomes an LSN, so that repeating
  * means the same rewinding    the data plane goes to that LSN mounting     staging paths are mounted again
  *   succeeded, failed    the gate is open again
- * A failure before `mounting` mounts what was there and opens the gate. */
+ * A failure before `mounting` mounts what was there and opens the gate. With "keep_closed" a rewind that
+ * succeeded leaves the gate closed: its caller has more to put back, and opens it. "waited_ms" and
+ * "rewound_ms" are what the steps took: until nothing was published, and from then on. */
 #include <errno.h>
 #include <stdlib.h>
 #include <time.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/thread.h"
 #include "csi/node_internal.h"
 
@@ -21,7 +24,8 @@
 struct rewind {
     struct csi_node *node;
     char stream[CSI_HANDLE_BYTES];
-    json_t *gate; /* owned by the thread */
+    json_t *gate;      /* owned by the thread */
+    uint64_t since_ns; /* boottime: of the launch, then of the last step that is measured */
 };
 
 static json_t *state_of(const json_t *gate)
@@ -49,6 +53,15 @@ static int set_state(struct rewind *w, const char *state, bool closed, struct er
     int r = node_gate_save(w->node, w->stream, w->gate, err);
     pthread_cond_broadcast(&w->node->changed);
     return r;
+}
+
+/* What has passed since the launch or the last call. A rewind that is carried on counts from there. */
+static void note_duration(struct rewind *w, const char *key)
+{
+    uint64_t now_ns = clock_boottime_ns(clock_system());
+    json_object_set_new(state_of(w->gate), key,
+                        json_integer((json_int_t)((now_ns - w->since_ns) / NS_PER_MS)));
+    w->since_ns = now_ns;
 }
 
 /* ---- steps ---- */
@@ -201,6 +214,7 @@ static int run_steps(struct rewind *w, struct error *err)
     int r = take_volumes(w, &volumes, &count, err);
     if (r < 0)
         return r;
+    note_duration(w, "waited_ms");
     if (!mounting) {
         r = rewinding ? 0 : set_state(w, "resolving", true, err);
         if (r == 0)
@@ -238,7 +252,9 @@ static void *rewind_main(void *context)
         log_error(node->options.log, "stream %s: the rewind has failed: %s", w->stream, err.message);
         json_object_set_new(state_of(w->gate), "message", json_string(err.message));
     }
-    if (r != -ECANCELED && set_state(w, r == 0 ? "succeeded" : "failed", false, &second) < 0)
+    bool keep_closed = r == 0 && json_is_true(json_object_get(state_of(w->gate), "keep_closed"));
+    note_duration(w, "rewound_ms");
+    if (r != -ECANCELED && set_state(w, r == 0 ? "succeeded" : "failed", keep_closed, &second) < 0)
         log_error(node->options.log, "stream %s: %s", w->stream, second.message);
     json_decref(w->gate);
     free(w);
@@ -258,6 +274,7 @@ static int launch(struct csi_node *node, const char *stream, json_t *gate, struc
     w->node = node;
     snprintf(w->stream, sizeof w->stream, "%s", stream);
     w->gate = json_deep_copy(gate);
+    w->since_ns = clock_boottime_ns(clock_system());
     int r = w->gate ? thread_start(&thread, "rewind", rewind_main, w, err)
                     : error_set(err, -ENOMEM, "out of memory");
     if (r < 0) {
@@ -270,8 +287,8 @@ static int launch(struct csi_node *node, const char *stream, json_t *gate, struc
     return 0;
 }
 
-int node_rewind_start(struct csi_node *node, const char *stream, const char *id, const char *to, json_t **ret,
-                      struct error *err)
+int node_rewind_start(struct csi_node *node, const char *stream, const char *id, const char *to,
+                      bool keep_closed, json_t **ret, struct error *err)
 {
     _cleanup_json_ json_t *gate = NULL;
     MUTEX_GUARD(guard, &node->mutex);
@@ -289,8 +306,9 @@ int node_rewind_start(struct csi_node *node, const char *stream, const char *id,
                          text_of(there, "to"), text_of(there, "id"));
     json_object_set_new(gate, "closed", json_true());
     json_object_set_new(gate, "rewind",
-                        json_pack("{s:s, s:s?, s:s, s:n, s:n, s:n}", "id", id, "to", to, "state", "waiting",
-                                  "target_lsn", "message", "result"));
+                        json_pack("{s:s, s:s?, s:s, s:b, s:n, s:n, s:n}", "id", id, "to", to, "state",
+                                  "waiting", "keep_closed", (int)keep_closed, "target_lsn", "message",
+                                  "result"));
     r = node_gate_save(node, stream, gate, err);
     if (r == 0)
         r = launch(node, stream, gate, err);

@@ -146,7 +146,7 @@ json_t *engine_status_json(struct engine *e)
     json_t *status = json_pack(
         "{s:s, s:i, s:s, s:s, s:I, s:I, s:I, s:o, s:o, s:f, s:I, s:I, s:I, s:I}", "application", e->config->application,
         "pid", getpid(), "state", state, "ack", e->config->ack == GROUP_ACK_FLUSH ? "flush" : "write", "lsn",
-        (json_int_t)s.latest.n, "durable_lsn", (json_int_t)s.durable.n, "oldest_lsn", (json_int_t)s.oldest.n, "oldest_time",
+        (json_int_t)s.appended.n, "durable_lsn", (json_int_t)s.durable.n, "oldest_lsn", (json_int_t)s.oldest.n, "oldest_time",
         engine_json_time(s.oldest_realtime_ns), "latest_time", engine_json_time(s.latest_realtime_ns), "rpo_ms",
         (double)s.not_durable_ns / 1e6, "journal_bytes", (json_int_t)s.journal_bytes, "quota_bytes", (json_int_t)s.quota_bytes,
         "base_bytes", (json_int_t)s.base_bytes, "segments", (json_int_t)s.segments);

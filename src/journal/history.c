@@ -176,6 +176,9 @@ static int read_blocks(const struct book *b, const struct segment_info *s, uint3
     if (fd < 0 && errno == EINVAL)
         fd = open(path, O_RDONLY | O_CLOEXEC);
     int r = fd < 0 ? -errno : io_pread_full(fd, data, bytes, (uint64_t)block * JOURNAL_BLOCK_BYTES);
+    if (r == -ENOENT || r == -ENODATA || r == -EISDIR)
+        return error_set(err, -EBADMSG, "segment %u is damaged: %s %s", s->number, path,
+                         r == -ENODATA ? "is cut off" : r == -ENOENT ? "is missing" : "is a directory");
     if (r < 0)
         return error_errno(err, r, "cannot read segment %u at block %u", s->number, block);
     struct aead *key = NULL;

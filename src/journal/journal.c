@@ -279,6 +279,7 @@ void journal_status(struct journal *j, struct journal_status *ret)
     *ret = (struct journal_status){
         .latest = {j->written_lsn},
         .durable = {j->durable_lsn},
+        .appended = {!j->suspended && j->last_lsn > j->written_lsn ? j->last_lsn : j->written_lsn},
         .oldest = j->manifest.base_target.n > j->manifest.base.n ? j->manifest.base_target : j->manifest.base,
         .latest_realtime_ns = j->written_realtime_ns,
         .oldest_realtime_ns = j->manifest.base_realtime_ns,

@@ -155,6 +155,7 @@ int journal_append_durable(struct journal *j, const struct journal_record *recor
 /* ---- state ---- */
 struct journal_status {
     struct lsn latest, durable, oldest;
+    struct lsn appended; /* of the newest record; those after `latest` are not written yet */
     uint64_t latest_realtime_ns, oldest_realtime_ns;
     uint64_t not_durable_ns; /* age of the oldest record that is not durable; 0: none */
     uint64_t journal_bytes, quota_bytes, base_bytes;

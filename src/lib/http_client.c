@@ -40,6 +40,12 @@ static void cleanup_answer(struct answer *a)
     free(a->data);
 }
 
+/* The server, in messages. */
+static const char *place(const struct http_client_options *o)
+{
+    return o->socket_path ? o->socket_path : o->connect_to;
+}
+
 static size_t receive(char *data, size_t size, size_t count, void *context)
 {
     struct answer *a = context;
@@ -69,19 +75,42 @@ static int transfer_error(const struct http_client_options *o, const char *metho
         int reason = system_errno > 0 ? (int)system_errno : ECONNREFUSED;
         const char *why = strerrordesc_np(reason);
         return error_set(err, reason == EACCES || reason == EPERM ? -reason : -ECONNREFUSED,
-                         "cannot connect to %s: %s%s%s%s", o->socket_path, why ? why : "connection failed",
+                         "cannot connect to %s: %s%s%s%s", place(o), why ? why : "connection failed",
                          hint ? " (" : "", hint ? hint : "", hint ? ")" : "");
     }
     if (code == CURLE_OPERATION_TIMEDOUT)
-        return error_set(err, -ETIMEDOUT, "%s %s at %s: no answer within %u ms", method, path, o->socket_path,
+        return error_set(err, -ETIMEDOUT, "%s %s at %s: no answer within %u ms", method, path, place(o),
                          timeout_ms);
     if (code == CURLE_OUT_OF_MEMORY || (code == CURLE_WRITE_ERROR && !answer->too_large))
-        return error_errno(err, -ENOMEM, "%s %s at %s", method, path, o->socket_path);
+        return error_errno(err, -ENOMEM, "%s %s at %s", method, path, place(o));
     if (code == CURLE_WRITE_ERROR)
         return error_set(err, -EFBIG, "%s %s at %s: the answer is larger than %u bytes", method, path,
-                         o->socket_path, HTTP_CLIENT_BODY_LIMIT_BYTES);
+                         place(o), HTTP_CLIENT_BODY_LIMIT_BYTES);
+    if (code == CURLE_PEER_FAILED_VERIFICATION || code == CURLE_SSL_CACERT_BADFILE ||
+        code == CURLE_SSL_CERTPROBLEM || code == CURLE_SSL_CONNECT_ERROR)
+        return error_set(err, -EPROTO,
+                         "%s %s at %s: %s; the certificate of the other side has to be for the name %s and signed "
+                         "by the CA in %s",
+                         method, path, place(o), curl_easy_strerror(code), o->server ? o->server : "", o->ca);
     return error_set(err, code == CURLE_GOT_NOTHING || code == CURLE_RECV_ERROR ? -ECONNRESET : -EIO,
-                     "%s %s at %s: %s", method, path, o->socket_path, curl_easy_strerror(code));
+                     "%s %s at %s: %s", method, path, place(o), curl_easy_strerror(code));
+}
+
+static int set_tls(const struct http_client_options *o, CURL *curl, struct curl_slist **route, struct error *err)
+{
+    _cleanup_free_ char *text = NULL;
+    if (asprintf(&text, "%s:%s", o->server, o->connect_to) < 0)
+        return error_errno(err, -ENOMEM, "a call of %s", o->connect_to);
+    *route = curl_slist_append(NULL, text);
+    if (!*route)
+        return error_errno(err, -ENOMEM, "a call of %s", o->connect_to);
+    curl_easy_setopt(curl, CURLOPT_CONNECT_TO, *route);
+    curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT_MS, (long)HTTP_CLIENT_CONNECT_TIMEOUT_MS);
+    curl_easy_setopt(curl, CURLOPT_CAINFO, o->ca);
+    curl_easy_setopt(curl, CURLOPT_SSLCERT, o->certificate);
+    curl_easy_setopt(curl, CURLOPT_SSLKEY, o->key);
+    curl_easy_setopt(curl, CURLOPT_SSLVERSION, (long)CURL_SSLVERSION_TLSv1_2);
+    return 0;
 }
 
 static int perform(const struct http_client_options *o, const char *method, const char *path,
@@ -92,19 +121,26 @@ static int perform(const struct http_client_options *o, const char *method, cons
         curl_initialized == CURLE_OK ? curl_easy_init() : NULL;
     struct curl_slist *headers __attribute__((cleanup(cleanup_list))) = NULL;
     _cleanup_free_ char *url = NULL;
-    if (strlen(o->socket_path) >= sizeof((struct sockaddr_un *)0)->sun_path)
+    struct curl_slist *route __attribute__((cleanup(cleanup_list))) = NULL;
+    if (o->socket_path && strlen(o->socket_path) >= sizeof((struct sockaddr_un *)0)->sun_path)
         return error_set(err, -ENAMETOOLONG, "cannot connect to %s: a socket's path has at most %zu bytes",
                          o->socket_path, sizeof((struct sockaddr_un *)0)->sun_path - 1);
-    if (!curl || asprintf(&url, "http://localhost%s", path) < 0)
-        return error_errno(err, -ENOMEM, "%s %s at %s", method, path, o->socket_path);
+    if (!curl ||
+        asprintf(&url, "%s%s%s", o->socket_path ? "http://" : "https://", o->socket_path ? "localhost" : o->server,
+                 path) < 0)
+        return error_errno(err, -ENOMEM, "%s %s at %s", method, path, place(o));
     /* Without "Expect:" curl would wait for a 100-continue before larger bodies. */
     headers = curl_slist_append(NULL, "Expect:");
     struct curl_slist *both = headers ? curl_slist_append(headers, "Content-Type: application/json") : NULL;
     if (!both)
-        return error_errno(err, -ENOMEM, "%s %s at %s", method, path, o->socket_path);
+        return error_errno(err, -ENOMEM, "%s %s at %s", method, path, place(o));
     curl_easy_setopt(curl, CURLOPT_URL, url);
-    curl_easy_setopt(curl, CURLOPT_UNIX_SOCKET_PATH, o->socket_path);
-    curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http");
+    int r = o->socket_path ? 0 : set_tls(o, curl, &route, err);
+    if (r < 0)
+        return r;
+    if (o->socket_path)
+        curl_easy_setopt(curl, CURLOPT_UNIX_SOCKET_PATH, o->socket_path);
+    curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, o->socket_path ? "http" : "https");
     curl_easy_setopt(curl, CURLOPT_PROXY, "");
     curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(curl, CURLOPT_TIMEOUT_MS, (long)timeout_ms);
@@ -170,7 +206,7 @@ static int call_text(const struct http_client_options *options, const char *meth
     if (!ret_body)
         return 0;
     if (json_parse("the answer", answer.data ? answer.data : "", answer.length_bytes, ret_body, err) < 0) {
-        error_context(err, "%s %s at %s", method, path, options->socket_path);
+        error_context(err, "%s %s at %s", method, path, place(options));
         return err->code = -EPROTO;
     }
     return 0;
@@ -183,7 +219,7 @@ int http_client_call_with(const struct http_client_options *options, const char 
     if (body) {
         text = json_to_text(body);
         if (!text)
-            return error_errno(err, -ENOMEM, "%s %s at %s", method, path, options->socket_path);
+            return error_errno(err, -ENOMEM, "%s %s at %s", method, path, place(options));
     }
     return call_text(options, method, path, text, timeout_ms, ret_body, err);
 }
@@ -204,7 +240,7 @@ int http_client_exchange(const struct http_client_options *options, const char *
         return r;
     *ret_status = (int)answer.status;
     *ret_text = answer.data ? take_ptr(answer.data) : strdup("");
-    return *ret_text ? 0 : error_errno(err, -ENOMEM, "%s %s at %s", method, path, options->socket_path);
+    return *ret_text ? 0 : error_errno(err, -ENOMEM, "%s %s at %s", method, path, place(options));
 }
 
 int http_client_call(const char *socket_path, const char *method, const char *path, const json_t *body,
@@ -224,7 +260,7 @@ int http_client_get_text(const struct http_client_options *options, const char *
     if (answer.status >= 400)
         return answer_error(&answer, "GET", path, err);
     if (!answer.data && !(answer.data = strdup("")))
-        return error_errno(err, -ENOMEM, "GET %s at %s", path, options->socket_path);
+        return error_errno(err, -ENOMEM, "GET %s at %s", path, place(options));
     *ret_text = take_ptr(answer.data);
     return 0;
 }

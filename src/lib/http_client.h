@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* HTTP/1.1 client over libcurl for the project's Unix sockets: one call, one answer.
+/* HTTP/1.1 client over libcurl for the project's Unix sockets, and by HTTPS with certificates on both sides: one
+ * call, one answer.
  *
  * Threads: thread-safe; each call has its own connection and blocks until the answer or the timeout. */
 #ifndef TIDEMARK_LIB_HTTP_CLIENT_H
@@ -11,9 +12,13 @@
 #include "base/error.h"
 
 #define HTTP_CLIENT_BODY_LIMIT_BYTES (64u << 20)
+#define HTTP_CLIENT_CONNECT_TIMEOUT_MS 5000u /* by HTTPS */
 
 struct http_client_options {
-    const char *socket_path;
+    const char *socket_path; /* NULL: by HTTPS */
+    const char *server;      /* "NAME:PORT": the server's certificate is for NAME */
+    const char *connect_to;  /* "ADDRESS:PORT" (an IPv6 address in brackets): where it is reached */
+    const char *certificate, *key, *ca; /* files (PEM), read at each call */
     /* What to tell the user when nobody listens there, e.g. "is `tidemark up` running?"; NULL: nothing. */
     const char *unreachable_hint;
 };

@@ -33,7 +33,7 @@
 
 #define IDLE_TIMEOUT_S 30u
 #define DRAIN_MS 2000u
-#define LISTEN_BACKLOG 64
+#define LISTEN_BACKLOG 1024 /* who comes while all threads wait shall wait too, not be refused */
 #define TLS_FILE_BYTES_MAX (1u << 20)
 #define TLS_PRIORITIES "SECURE128:+SECURE192:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2"
 
@@ -42,6 +42,7 @@ struct listener {
     struct MHD_Daemon *daemon; /* NULL: not there */
     bool metrics_only;
     bool tls;
+    bool any_client; /* with TLS: no certificate is asked for */
 };
 
 struct http_server {
@@ -270,7 +271,7 @@ static int answer(struct listener *listener, struct MHD_Connection *connection, 
     struct error err = ERROR_INIT;
     int r;
     read_peer(connection, &request);
-    if (listener->tls && check_client(connection, &err) < 0)
+    if (listener->tls && !listener->any_client && check_client(connection, &err) < 0)
         r = err.code;
     else if (state->no_memory)
         r = error_errno(&err, -ENOMEM, "cannot take the request's body");
@@ -334,7 +335,7 @@ static enum MHD_Result on_access(void *context, struct MHD_Connection *connectio
         return MHD_YES;
     }
     if (*data_bytes) {
-        if (!listener->tls || check_client(connection, &ignored) == 0)
+        if (!listener->tls || listener->any_client || check_client(connection, &ignored) == 0)
             take_body(state, data, *data_bytes);
         *data_bytes = 0;
         /* Somewhat too large is read to its end, so that the sender sees the 413; without end is not. */
@@ -382,9 +383,11 @@ static int start_daemon(struct listener *listener, int listen_fd, unsigned threa
 #endif
     struct MHD_OptionItem tls[] = {{MHD_OPTION_HTTPS_MEM_CERT, 0, listener->server->tls_files[0]},
                                    {MHD_OPTION_HTTPS_MEM_KEY, 0, listener->server->tls_files[1]},
-                                   {MHD_OPTION_HTTPS_MEM_TRUST, 0, listener->server->tls_files[2]},
                                    {MHD_OPTION_HTTPS_PRIORITIES, 0, TLS_PRIORITIES},
+                                   {MHD_OPTION_HTTPS_MEM_TRUST, 0, listener->server->tls_files[2]},
                                    {MHD_OPTION_END, 0, NULL}};
+    if (listener->any_client)
+        tls[3] = tls[4];
     if (listener->tls)
         flags |= MHD_USE_TLS;
     sigfillset(&all);
@@ -540,15 +543,20 @@ static int listen_tcp(struct listener *listener, const char *text, unsigned thre
 static int listen_tls(struct http_server *server, const struct http_server_options *options, struct error *err)
 {
     const char *const paths[] = {options->tls_certificate, options->tls_key, options->tls_ca};
+    const char *const texts[] = {options->tls_certificate_pem, options->tls_key_pem};
     size_t length;
-    for (size_t i = 0; i < 3; i++) {
+    server->tls_listener.any_client = texts[0] != NULL;
+    for (size_t i = 0; texts[0] && i < 2; i++)
+        if (!(server->tls_files[i] = strdup(texts[i])))
+            return error_errno(err, -ENOMEM, "cannot serve HTTPS at %s", options->tls_address);
+    for (size_t i = 0; !texts[0] && i < 3; i++) {
         int r = io_read_file(paths[i], TLS_FILE_BYTES_MAX, &server->tls_files[i], &length, err);
         if (r < 0)
             return error_context(err, "cannot serve HTTPS at %s", options->tls_address);
     }
     int r = listen_tcp(&server->tls_listener, options->tls_address, options->threads ? options->threads : HTTP_SERVER_THREADS_DEFAULT,
                        &server->tls_port, err);
-    return r < 0 ? error_context(err, "HTTPS with the certificate %s and the key %s", paths[0], paths[1]) : r;
+    return r < 0 && paths[0] ? error_context(err, "HTTPS with the certificate %s and the key %s", paths[0], paths[1]) : r;
 }
 
 int http_server_start(const struct http_server_options *options, struct http_server **ret_server,
@@ -560,6 +568,7 @@ int http_server_start(const struct http_server_options *options, struct http_ser
     server->options = *options;
     server->options.socket_path = server->options.tcp_address = NULL;
     server->options.tls_address = server->options.tls_certificate = server->options.tls_key = server->options.tls_ca = NULL;
+    server->options.tls_certificate_pem = server->options.tls_key_pem = NULL;
     server->unix_listener.server = server->tcp_listener.server = server->tls_listener.server = server;
     server->tcp_listener.metrics_only = true;
     server->tls_listener.tls = true;

@@ -67,6 +67,9 @@ struct http_server_options {
      * authentication; others get a 403. With it the three files (PEM), which are read once. NULL: none. */
     const char *tls_address;
     const char *tls_certificate, *tls_key, *tls_ca;
+    /* The same for any client, whoever it is, with certificate and key as PEM texts instead of the three files;
+     * both or none. */
+    const char *tls_certificate_pem, *tls_key_pem;
     unsigned threads; /* of the pool; 0: HTTP_SERVER_THREADS_DEFAULT */
     const struct log *log; /* borrowed, may be NULL */
     /* Answers the request: returns 0 with `response` filled, or a negative errno with `err` set, which

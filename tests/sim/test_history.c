@@ -611,8 +611,20 @@ static void grow_closed(struct history *h)
         h->sizes[volume] += 4096 * (1 + below(h, room));
 }
 
+/* Whether the journal was still to seed a volume when it was abandoned: the seeding may have ended since anybody asked. */
+static bool was_seeding(struct history *h)
+{
+    struct manifest m;
+    bool seeding = false;
+    OK(h, manifest_load(h->directory, &m, &err));
+    for (size_t i = 0; i < m.volume_count; i++)
+        seeding |= m.volumes[i].seeding;
+    manifest_release(&m);
+    return seeding;
+}
+
 /* What was seeded since the map was saved cannot be told from what was not, and may be written over. */
-static void note_loss(struct history *h, bool seeding)
+static void note_loss(struct history *h)
 {
     struct journal_status s;
     char path[96];
@@ -620,7 +632,7 @@ static void note_loss(struct history *h, bool seeding)
         snprintf(path, sizeof path, "%s.seed-%d", h->ring, i);
         unlink(path);
     }
-    if (!seeding)
+    if (!was_seeding(h))
         return;
     open_all(h);
     check_live(h);
@@ -672,7 +684,7 @@ static void reopen(struct history *h)
         if (below(h, 3) == 0) { /* as after a power loss: shared memory is gone, everything is compared */
             h->doing = "power loss and reopen";
             unlink(h->ring);
-            note_loss(h, seeding);
+            note_loss(h);
             open_all(h);
             check_live(h);
             group_settle(h->group);

@@ -16,7 +16,8 @@ HOST_IP=10.250.0.254
 HOST_LINK=tidemark-k8s
 POD_CIDR=10.244.0.0/16
 # What a node has of its own; the names are paths of the machine that are mounted over inside the node.
-NODE_DIRECTORIES=(/var/lib/kubelet /var/lib/containerd /var/lib/tidemark /var/lib/tidemark-shared)
+# Two kubelets in one /var/log/pods would each remove the logs of the other's pods.
+NODE_DIRECTORIES=(/var/lib/kubelet /var/log/pods /var/log/containers /var/lib/containerd /var/lib/tidemark /var/lib/tidemark-shared)
 
 node_ip() { echo "10.250.0.$1"; }
 node_pods() { echo "10.244.$1.0/24"; }

@@ -35,7 +35,7 @@ static int command_run(struct kube_client *client, char **a)
 {
     struct error err = ERROR_INIT;
     const struct controller_options options = {
-        .client = client, .state = a[0], .identity = a[1], .log = &program_log, .stop = &stop};
+        .client = client, .state = a[0], .identity = a[1], .log = &program_log, .trust_requester = true, .stop = &stop};
     struct sigaction action = {.sa_handler = on_signal};
     sigaction(SIGTERM, &action, NULL);
     return controller_run(&options, &err) < 0 ? failed(&err) : 0;

@@ -128,6 +128,24 @@ class ControllerTest(unittest.TestCase):
                     os.unlink(ring)
         shutil.rmtree(self.state)
 
+    def until_journaled(self, namespace, seconds=120):
+        """Until a recovery to the latest point would change nothing: everything that is there, and nothing else, is in the journal."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            ControllerTest.probes += 1
+            name = f"journaled-{ControllerTest.probes}"
+            SERVER.kubectl("create", "-f", "-", stdin=json.dumps({
+                "apiVersion": "tidemark.io/v1alpha1", "kind": "Recovery", "metadata": {"name": name, "namespace": namespace, "annotations": {
+                    "tidemark.io/requested-by": json.dumps({"username": "admin", "groups": ["system:masters", "system:authenticated"]})}},
+                "spec": {"application": namespace, "mode": "rewind", "point": "latest", "dryRun": True}}))
+            status = until("the plan", lambda: (lambda s: s if s.get("phase") in ("Planned", "Failed") else None)(
+                SERVER.json("-n", namespace, "get", "recovery", name).get("status", {})))
+            if status["phase"] == "Planned" and not any(status["plan"][action] for action in ("create", "change", "recreate", "delete")):
+                return
+        raise AssertionError(f"{namespace}: not journaled within {seconds} s: {status}")
+
+    probes = 0
+
     def captured(self, namespace, name=None):
         until(f"{namespace} is captured", lambda: condition(namespace, "ObjectsCaptured", name) == ("True", "Journaled"))
 
@@ -228,9 +246,7 @@ class Capture(ControllerTest):
                 SERVER.apply(config_map(f"away{step}", ns, "1"))
                 SERVER.kubectl("-n", ns, "delete", "configmap", f"c{rng.randrange(8)}", "--ignore-not-found")
                 controller = self.start()
-                until("it is back", lambda c=controller: "journaled again" in c.log_text())
-            # The bound: what has changed is journaled within a second (and after a start, once it has listed).
-            time.sleep(3 if killed else 1)
+            self.until_journaled(ns)
             moments.append((datetime.datetime.now(datetime.timezone.utc).isoformat(), actual(ns)))
         controller.kill()
         for moment, wanted in moments:
@@ -258,8 +274,7 @@ class Capture(ControllerTest):
         text = "correct-horse-battery-staple"
         SERVER.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "namespace": ns},
                                                              "stringData": {"password": text}}))
-        until("the record", lambda: papp(ns)["status"]["objects"]["count"] > 0)
-        time.sleep(1)
+        self.until_journaled(ns)
         self.assertEqual(controller.stop(), 0)
         stored = read(self.state, ns)[f"core/v1/Secret/{ns}/s"]
         self.assertEqual(base64.b64decode(stored["data"]["password"]).decode(), text)
@@ -281,7 +296,7 @@ class Capture(ControllerTest):
         until("the kind", lambda: not SERVER.kubectl("get", "widgets", check=False).startswith("error"))
         SERVER.apply({"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "w", "namespace": ns}, "size": 3})
         SERVER.kubectl("-n", ns, "create", "configmap", "after", "--from-literal=value=1")
-        time.sleep(3)  # discovery settles for half a second, and then the kind is listed
+        self.until_journaled(ns)  # the kind, too
         controller.stop()
         stored = read(self.state, ns)
         self.assertEqual(stored[f"example.com/v1/Widget/{ns}/w"]["size"], 3)
@@ -293,7 +308,7 @@ class Capture(ControllerTest):
         controller = self.start()
         self.captured(ns)
         SERVER.apply(config_map("a", ns, "1"), config_map("b", ns, "1"))
-        time.sleep(1)
+        self.until_journaled(ns)
         controller.child.send_signal(signal.SIGSTOP)
         try:
             SERVER.kill()  # what it sends now is not in the socket of the one that is stopped
@@ -308,7 +323,7 @@ class Capture(ControllerTest):
         until("the gap", lambda: "changes of configmaps may have passed unseen" in controller.log_text())
         SERVER.apply(config_map("c", ns, "3"))
         until("the rest", lambda: controller.log_text().count("may have passed unseen") > 3)
-        time.sleep(3)
+        self.until_journaled(ns)
         controller.stop()
         self.assertEqual(config_maps(read(self.state, ns)), {"a": "2", "c": "3"})
         lines = history(self.state, ns)
@@ -324,8 +339,7 @@ class Capture(ControllerTest):
         first.kill()
         SERVER.apply(config_map("late", ns, "1"))
         until("the second leads", lambda: "two holds the lease" in second.log_text(), 40)
-        until("it looks again", lambda: "journaled again" in second.log_text())
-        time.sleep(3)
+        self.until_journaled(ns)
         second.stop()
         self.assertEqual(config_maps(read(self.state, ns)), {"late": "1"})
 

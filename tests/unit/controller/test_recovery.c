@@ -25,7 +25,11 @@ struct cluster {
     bool lose_answer;    /* that call is still carried out */
     bool refuse_kind;    /* ConfigMaps named "refused" cannot be replaced */
     bool cancel_at_apply;
+    bool never_ready; /* workloads */
     unsigned paused;
+    unsigned rewind_looks;
+    uint64_t rewound_to;
+    char data_point[64]; /* that a stream was asked for */
 };
 
 /* Whether the controller is dead; `ret_do` says whether the call is carried out. */
@@ -48,8 +52,13 @@ static int get(void *context, const char *name, json_t **ret, struct error *err)
     struct cluster *c = context;
     CALL(c);
     json_t *object = json_object_get(c->objects, name);
-    if (object)
+    if (object) {
         *ret = json_deep_copy(object);
+        if (strncmp(name, "apps/v1/", 8) == 0 && !c->never_ready) /* its controller has done its work */
+            json_object_set_new(*ret, "status",
+                                json_pack("{s:i, s:i, s:i}", "observedGeneration", 99, "readyReplicas", 9,
+                                          "updatedReplicas", 9));
+    }
     if (dead && object) {
         json_decref(*ret);
         *ret = NULL;
@@ -239,29 +248,57 @@ static int select_own(void *context, const char *namespace, const char *applicat
     return 0;
 }
 
+static int pods(void *context, const char *namespace, json_t **ret, struct error *err)
+{
+    struct cluster *c = context;
+    const char *name;
+    json_t *object;
+    (void)namespace;
+    CALL(c);
+    json_t *list = json_array();
+    json_object_foreach(c->objects, name, object)
+    {
+        if (strncmp(name, "core/v1/Pod/", 12) == 0)
+            json_array_append(list, object);
+    }
+    if (dead)
+        json_decref(list);
+    else
+        *ret = list;
+    ANSWER(0);
+}
+
 static int log_data(struct cluster *c, const char *what)
 {
     return json_array_append_new(c->data, json_string(what));
 }
-static int streams(void *context, const char *namespace, const char *application, json_t **ret,
-                   struct error *err)
+static int streams(void *context, const char *namespace, const char *application, const json_t *wanted,
+                   json_t **ret, struct error *err)
 {
     struct cluster *c = context;
     (void)namespace, (void)application;
     CALL(c);
+    assert_non_null(json_object_get(wanted, "core/v1/PersistentVolumeClaim/n/data-db-0"));
     if (!dead)
-        *ret = json_pack("[{s:s, s:[s]}]", "stream", "s1", "claims", "data-db-0");
+        *ret = json_pack("[{s:s, s:s, s:[s], s:{s:s}}]", "stream", "s1", "node", "node1", "claims",
+                         "data-db-0", "handles", "data-db-0", "tm-1");
     ANSWER(0);
 }
-static int plan_data(void *context, const char *stream, const char *point, uint64_t *ret, struct error *err)
+static int plan_data(void *context, const json_t *stream, const char *point, json_t **ret, struct error *err)
 {
     struct cluster *c = context;
-    (void)stream, (void)point;
     CALL(c);
-    *ret = 4096;
+    assert_string_equal(json_string_value(json_object_get(stream, "stream")), "s1");
+    snprintf(c->data_point, sizeof c->data_point, "%s", point);
+    if (json_object_get(c->unknown, "plan-fails"))
+        ANSWER(error_set(err, -ERANGE, "the history begins later"));
+    if (!dead)
+        *ret = json_pack("{s:i, s:s, s:i, s:[{s:s, s:i}]}", "target_lsn", 7, "target_time",
+                         "2026-11-21T02:04:46.5Z", "changed_bytes", 4096, "volumes", "name", "tm-1",
+                         "changed_bytes", 4096);
     ANSWER(0);
 }
-static int gate(void *context, const char *stream, bool closed, struct error *err)
+static int gate(void *context, const json_t *stream, bool closed, struct error *err)
 {
     struct cluster *c = context;
     (void)stream;
@@ -269,15 +306,25 @@ static int gate(void *context, const char *stream, bool closed, struct error *er
     log_data(c, closed ? "close" : "open");
     ANSWER(0);
 }
-static int rewind_data(void *context, const char *stream, const char *point, const char *id,
+static int rewind_data(void *context, const json_t *stream, uint64_t lsn, const char *id, json_t **ret,
                        struct error *err)
 {
     struct cluster *c = context;
-    (void)stream, (void)point, (void)id;
+    (void)stream;
     CALL(c);
-    log_data(c, "rewind");
-    if (json_object_get(c->unknown, "rewind-fails"))
+    assert_string_equal(id, "u-r");
+    if (json_object_get(c->unknown, "rewind-fails")) {
+        log_data(c, "rewind");
         ANSWER(error_set(err, -EIO, "the journal is damaged"));
+    }
+    if (c->rewind_looks < 3) { /* pods that use it have not ended */
+        c->rewind_looks++;
+        ANSWER(error_set(err, -EAGAIN, "waiting"));
+    }
+    c->rewound_to = lsn;
+    log_data(c, "rewind");
+    if (!dead)
+        *ret = json_pack("{s:i, s:i, s:i}", "before_lsn", 41, "waited_ms", 5, "rewound_ms", 6);
     ANSWER(0);
 }
 static void no_pause(void *context, unsigned ms)
@@ -285,7 +332,13 @@ static void no_pause(void *context, unsigned ms)
     ((struct cluster *)context)->paused += ms;
 }
 
-static const struct recovery_cluster_ops cluster_ops = {get, create, replace, delete, list, knows};
+static const struct recovery_cluster_ops cluster_ops = {.get = get,
+                                                        .create = create,
+                                                        .replace = replace,
+                                                        .remove = delete,
+                                                        .list = list,
+                                                        .pods = pods,
+                                                        .knows = knows};
 static const struct recovery_store_ops store_ops = {read_recovery, write_status, write_plan, read_plan};
 static const struct recovery_source_ops source_ops = {objects_of, select_own};
 static const struct data_ops data_ops = {streams, plan_data, gate, rewind_data};
@@ -434,7 +487,8 @@ static void a_rewind_puts_objects_back(void **unused)
     assert_int_equal(verdicts(&c, "same"), 2);
     assert_int_equal(verdicts(&c, "deleted"), 1);
     assert_int_equal(verdicts(&c, "skipped"), 1);
-    assert_string_equal(json_string_value(json_object_get(status_of(&c), "before")), "lsn:99");
+    assert_string_equal(json_string_value(json_object_get(status_of(&c), "before")), "before:r");
+    assert_int_equal(json_integer_value(json_object_get(status_of(&c), "beforeLsn")), 99);
     _cleanup_free_ char *data = json_to_text(c.data);
     assert_string_equal(data, "[\"close\",\"rewind\",\"open\"]");
     assert_null(json_object_get(c.objects, "core/v1/Pod/n/db-0"));
@@ -456,9 +510,10 @@ static void a_dry_run_changes_nothing_and_says_everything(void **unused)
     assert_int_equal(json_array_size(c.data), 0);
     _cleanup_free_ char *plan =
         json_dumps(json_object_get(status_of(&c), "plan"), JSON_SORT_KEYS | JSON_COMPACT);
-    assert_string_equal(plan, "{\"change\":1,\"configMap\":\"tidemark-recovery-r\",\"create\":2,\"delete\":1,"
-                              "\"recreate\":1,\"same\":2,\"skip\":1,"
-                              "\"volumes\":[{\"changedBytes\":4096,\"claim\":\"data-db-0\"}],\"waves\":5}");
+    assert_string_equal(
+        plan, "{\"change\":1,\"configMap\":\"tidemark-recovery-r\",\"create\":2,\"delete\":1,"
+              "\"recreate\":1,\"same\":2,\"skip\":1,"
+              "\"volumes\":[{\"changedBytes\":4096,\"claim\":\"data-db-0\",\"stream\":\"s1\"}],\"waves\":5}");
     tear_down(&c);
 }
 
@@ -609,7 +664,7 @@ static void r5_the_gate_opens_when_a_step_fails_or_is_cancelled(void **unused)
     check_ok(run(&c, true, &err));
     assert_phase(&c, "Cancelled");
     assert_non_null(
-        strstr(json_string_value(json_object_get(status_of(&c), "message")), "takes it back: lsn:99"));
+        strstr(json_string_value(json_object_get(status_of(&c), "message")), "takes it back: before:r"));
     _cleanup_free_ char *cancelled = json_to_text(c.data);
     assert_string_equal(cancelled, "[\"close\",\"rewind\",\"open\"]");
     tear_down(&c);

@@ -69,7 +69,7 @@ static int setup(void **unused)
     (void)unused;
     directory = check_make_directory();
     snprintf(socket_path, sizeof socket_path, "%s/s.sock", directory);
-    client = (struct http_client_options){socket_path, "is `tidemark up` running?"};
+    client = (struct http_client_options){.socket_path = socket_path, .unreachable_hint = "is `tidemark up` running?"};
     const struct http_server_options options = {
         .socket_path = socket_path, .tcp_address = "127.0.0.1:0", .handler = handler, .context = &running};
     check_ok(http_server_start(&options, &server, &err));
@@ -133,7 +133,7 @@ static void errors(void **unused)
                 "not valid JSON");
     check_error(http_client_call_with(&client, "GET", "/slow", NULL, 50, &answer, &err), -ETIMEDOUT,
                 "within 50 ms");
-    struct http_client_options nobody = {"/nonexistent/x.sock", "is `tidemark up` running?"};
+    struct http_client_options nobody = {.socket_path = "/nonexistent/x.sock", .unreachable_hint = "is `tidemark up` running?"};
     check_error(http_client_call_with(&nobody, "GET", "/", NULL, 5000, &answer, &err), -ECONNREFUSED,
                 "cannot connect to /nonexistent/x.sock");
     assert_non_null(strstr(err.message, "(is `tidemark up` running?)"));

@@ -1,0 +1,124 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""What others on the host do beside `tidemark up`: mounts of their own, damaged files, crowds at the API. Needs root, /dev/fuse and
+loop devices."""
+import os
+import signal
+import socket
+import subprocess
+import sys
+import unittest
+
+sys.path.insert(0, os.path.dirname(__file__))
+from stand import ApiError, Stand, until  # noqa: E402
+
+
+class Base(unittest.TestCase):
+    def setUp(self):
+        self.s = Stand()
+        self.addCleanup(self.s.destroy)
+
+
+class MountedElsewhere(Base):
+    """A file system that is mounted a second time lives on when the first mount goes: its volume must not change below it."""
+
+    def setUp(self):
+        super().setUp()
+        s = self.s.start()
+        s.apply(s.yaml(volumes=("data",)))
+        s.write("mnt/shop/data/f", "one")
+        s.call("POST", "/v1/applications/shop/tag", {"name": "one"})
+        s.write("mnt/shop/data/f", "two")
+        self.elsewhere = s.path("elsewhere")
+        os.mkdir(self.elsewhere)
+        subprocess.run(["mount", "--bind", s.path("mnt/shop/data"), self.elsewhere], check=True)
+        self.addCleanup(subprocess.run, ["umount", "-l", self.elsewhere], stderr=subprocess.DEVNULL, check=False)
+
+    def refused(self, what):
+        with self.assertRaises(ApiError) as caught:
+            what()
+        self.assertEqual(caught.exception.code, "EBUSY", caught.exception.message)
+        self.assertIn("mounted by somebody else", caught.exception.message)
+        self.assertIn(self.s.path("mnt/shop/data"), self.s.mounts(), "the application has its volume")
+        self.assertEqual(self.s.status()["volumes"][0]["mount"], self.s.path("mnt/shop/data"))
+        self.assertEqual(self.s.read("mnt/shop/data/f"), "two")
+
+    def test_no_rewind_below_it(self):
+        s = self.s
+        self.refused(lambda: s.operate("/v1/applications/shop/rewind", {"to": "tag:one"}))
+        subprocess.run(["umount", self.elsewhere], check=True)
+        s.operate("/v1/applications/shop/rewind", {"to": "tag:one"})
+        self.assertEqual(s.read("mnt/shop/data/f"), "one")
+
+    def test_refused_delete_and_detach_leave_it_mounted(self):
+        s = self.s
+        self.refused(lambda: s.call("DELETE", "/v1/applications/shop"))
+        self.refused(lambda: s.call("POST", "/v1/applications/shop/detach", {}))
+        s.write("mnt/shop/data/f", "three")
+        subprocess.run(["umount", self.elsewhere], check=True)
+        s.call("DELETE", "/v1/applications/shop?purge=true")
+
+
+class Status(Base):
+    def test_lsn_is_of_the_newest_write_in_mode_flush(self):
+        s = self.s.start()
+        s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\nmetadata: {name: lazy}\nspec: {ackMode: flush}\n---\n"
+                "apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\n"
+                "spec: {policyRef: {name: lazy}, volumes: [{name: data, size: 16Mi}]}\n")
+        device = s.status()["volumes"][0]["device"]
+        for i in range(20):
+            before = s.status()["lsn"]
+            subprocess.run(["dd", "if=/dev/zero", "of=" + device, "bs=4096", "count=1", f"seek={i}", "oflag=direct", "conv=notrunc",
+                            "status=none"], check=True)
+            self.assertGreater(s.status()["lsn"], before)
+
+
+class Damage(Base):
+    def test_a_cut_segment_is_told_and_the_rest_can_be_salvaged(self):
+        s = self.s.start()
+        s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\n"
+                "spec: {volumes: [{name: data, size: 16Mi}]}\n")
+        subprocess.run(["dd", "if=/dev/urandom", "of=" + s.status()["volumes"][0]["device"], "bs=64k", "count=64", "oflag=direct",
+                        "status=none"], check=True)
+        s.call("POST", "/v1/applications/shop/tag", {"name": "one"})
+        self.assertEqual(s.stop(), 0)
+        journal = s.path("s/apps/shop/journal")
+        segment = sorted(f for f in os.listdir(journal) if f.startswith("segment-"))[-1]
+        os.truncate(os.path.join(journal, segment), os.path.getsize(os.path.join(journal, segment)) // 2 // 4096 * 4096)
+        s.start()
+        with self.assertRaises(ApiError) as caught:
+            s.operate("/v1/applications/shop/open", {"point": "latest"})
+        self.assertEqual(caught.exception.code, "EBADMSG", caught.exception.message)
+        self.assertIn("--salvage", caught.exception.message)
+        self.assertIn(segment, caught.exception.message)
+        result = s.operate("/v1/applications/shop/verify", {})
+        self.assertFalse(result["ok"])
+        self.assertIn(segment, [d["file"] for d in result["damage"]])
+        view = s.operate("/v1/applications/shop/open", {"point": "latest", "salvage": True})["view"]
+        self.assertGreater(view["salvage"]["damaged_bytes"], 0)
+        s.call("DELETE", "/v1/views/" + view["id"])
+
+
+class Crowd(Base):
+    def test_who_comes_while_all_are_busy_waits(self):
+        with open("/proc/sys/net/core/somaxconn", encoding="ascii") as f:
+            if int(f.read()) < 400:
+                self.skipTest("the kernel allows no such queue (net.core.somaxconn)")
+        s = self.s.start()
+        s.up.send_signal(signal.SIGSTOP)
+        crowd = []
+        try:
+            for _ in range(300):
+                one = socket.socket(socket.AF_UNIX)
+                crowd.append(one)
+                one.setblocking(False)
+                one.connect(s.socket)  # BlockingIOError: the queue is full
+        finally:
+            s.up.send_signal(signal.SIGCONT)
+            for one in crowd:
+                one.close()
+        until(lambda: s.call("GET", "/v1/version")["pid"] == s.up.pid, "the API answers")
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
