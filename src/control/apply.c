@@ -137,7 +137,15 @@ int disk_check(const struct application *application, const struct app_spec *old
         units_format_bytes(free_bytes, free_text));
 }
 
-/* No mount point or manifests directory of another application. */
+/* Whether `path` is `other` or lies below it. */
+static bool is_within(const char *path, const char *other)
+{
+    size_t length = strlen(other);
+    return strncmp(path, other, length) == 0 && (path[length] == '\0' || path[length] == '/');
+}
+
+/* No mount point of another application, nor one inside its volumes or around them: neither could be unmounted without the
+ * other. */
 static int check_conflicts(struct control *control, const struct app_spec *spec, struct error *err)
 {
     MUTEX_GUARD(guard, &control->mutex);
@@ -146,15 +154,14 @@ static int check_conflicts(struct control *control, const struct app_spec *spec,
             continue;
         MUTEX_GUARD(inner, &a->mutex);
         for (size_t i = 0; i < spec->volume_count; i++)
-            for (size_t j = 0; j < a->spec->volume_count; j++)
-                if (spec->volumes[i].mount_path &&
-                    same_text(spec->volumes[i].mount_path, a->spec->volumes[j].mount_path))
-                    return error_set(
-                        err, -EBUSY,
-                        "volume %s of %s cannot be mounted on %s: volume %s of %s is there; choose another "
-                        "mountPath",
-                        spec->volumes[i].name, spec->name, spec->volumes[i].mount_path,
-                        a->spec->volumes[j].name, a->name);
+            for (size_t j = 0; j < a->spec->volume_count; j++) {
+                const char *path = spec->volumes[i].mount_path, *other = a->spec->volumes[j].mount_path;
+                if (path && other && (is_within(path, other) || is_within(other, path)))
+                    return error_set(err, -EBUSY,
+                                     "volume %s of %s cannot be mounted on %s: volume %s of %s is mounted on %s; choose another "
+                                     "mountPath",
+                                     spec->volumes[i].name, spec->name, path, a->spec->volumes[j].name, a->name, other);
+            }
     }
     return 0;
 }
@@ -622,8 +629,12 @@ int applications_load(struct control *control, struct error *err)
         return error_errno(err, -errno, "cannot read %s", path);
     for (const struct dirent *entry; (entry = readdir(dir));) {
         struct error one = ERROR_INIT;
-        if (entry->d_name[0] != '.' && load_one(control, entry->d_name, &one) < 0)
-            log_error(control->log, "an application is left out: %s", one.message);
+        if (entry->d_name[0] == '.' || load_one(control, entry->d_name, &one) == 0)
+            continue;
+        log_error(control->log, "an application is left out: %s", one.message);
+        if (!control->left_out)
+            control->left_out = json_object();
+        json_object_set_new(control->left_out, entry->d_name, json_string(one.message));
     }
     return 0;
 }

@@ -324,6 +324,7 @@ struct control {
     pthread_mutex_t mutex;       /* guards the lists */
     pthread_cond_t changed;      /* an operation's version, or a worker's end */
     struct application *applications;
+    json_t *left_out; /* names of those that could not be loaded, each with the reason; not changed after loading */
     struct view *views;
     struct operation *operations;
 };

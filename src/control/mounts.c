@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/fs.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,8 +37,15 @@ static void unescape(char *text)
     *to = '\0';
 }
 
-/* The last line of mountinfo where target is `directory`, or the first where source is `device`. */
-static int find_mount(const char *directory, const char *device, char *ret, size_t size)
+/* The path as mountinfo has it, without symbolic links. */
+static const char *without_links(const char *path, char room[PATH_MAX])
+{
+    return realpath(path, room) ? room : path;
+}
+
+/* The last line of mountinfo where target is `directory`, or the first where source is `device`, or where target lies below
+ * `above`. */
+static int find_mount(const char *directory, const char *device, const char *above, char *ret, size_t size)
 {
     _cleanup_fclose_ FILE *file = fopen("/proc/self/mountinfo", "re");
     _cleanup_free_ char *line = NULL;
@@ -60,7 +68,9 @@ static int find_mount(const char *directory, const char *device, char *ret, size
             snprintf(ret, size, "%s", source);
             r = 0;
         }
-        if (device && strcmp(source, device) == 0) {
+        size_t length = above ? strlen(above) : 0;
+        if ((device && strcmp(source, device) == 0) ||
+            (above && strncmp(fields[4], above, length) == 0 && fields[4][length] == '/')) {
             snprintf(ret, size, "%s", fields[4]);
             return 0;
         }
@@ -70,12 +80,13 @@ static int find_mount(const char *directory, const char *device, char *ret, size
 
 int mounts_source(const char *directory, char *ret_source, size_t size)
 {
-    return find_mount(directory, NULL, ret_source, size);
+    char real[PATH_MAX];
+    return find_mount(without_links(directory, real), NULL, NULL, ret_source, size);
 }
 
 int mounts_target(const char *device, char *ret_directory, size_t size)
 {
-    return find_mount(NULL, device, ret_directory, size);
+    return find_mount(NULL, device, NULL, ret_directory, size);
 }
 
 /* The value of KEY=value in blkid's "export" output. */
@@ -154,6 +165,8 @@ int mounts_prepare(const char *directory, bool *ret_created, struct error *err)
         return r;
     }
     _cleanup_closedir_ DIR *dir = opendir(directory);
+    if (!dir && errno == ENOENT)
+        return error_set(err, -EINVAL, "cannot mount on %s: it is a symbolic link that leads to nothing", directory);
     if (!dir)
         return error_errno(err, -errno, "cannot mount on %s", directory);
     for (const struct dirent *entry; (entry = readdir(dir));)
@@ -192,24 +205,30 @@ int mounts_mount_salvaged(const char *device, const char *directory, const char 
                        device, type, directory);
 }
 
-int mounts_unmount(const char *directory, bool force, struct error *err)
+static int in_use(const char *directory, struct error *err)
 {
-    char source[256], users[MOUNTS_USERS_BYTES];
+    char users[MOUNTS_USERS_BYTES], below[PATH_MAX];
+    size_t count = mounts_users(directory, users);
+    if (!count && find_mount(NULL, NULL, directory, below, sizeof below) == 0)
+        return error_set(err, -EBUSY, "cannot unmount %s: %s is mounted below it; unmount that first", directory, below);
+    return error_set(err, -EBUSY, "cannot unmount %s: it is used by %s; stop %s, or let spec.lifecycle.stop do it", directory,
+                     count ? users
+                           : "somebody who cannot be seen from here (another mount namespace, a swap "
+                             "file or loop device on it)",
+                     count == 1 ? "it" : "them");
+}
+
+int mounts_unmount(const char *path, bool force, struct error *err)
+{
+    char source[256], real[PATH_MAX];
+    const char *directory = without_links(path, real);
     if (mounts_source(directory, source, sizeof source) < 0)
         return 0;
     if (umount2(directory, UMOUNT_NOFOLLOW) == 0)
         return 0;
     int r = -errno;
-    if (!force && r == -EBUSY) {
-        size_t count = mounts_users(directory, users);
-        return error_set(err, r,
-                         "cannot unmount %s: it is used by %s; stop %s, or let spec.lifecycle.stop do it",
-                         directory,
-                         count ? users
-                               : "somebody who cannot be seen from here (another mount namespace, a swap "
-                                 "file or loop device on it)",
-                         count == 1 ? "it" : "them");
-    }
+    if (!force && r == -EBUSY)
+        return in_use(directory, err);
     if (force) {
         _cleanup_close_ int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         if (fd >= 0)

@@ -123,6 +123,21 @@ static struct application **all_applications(struct control *control, size_t *re
     return list;
 }
 
+/* Applications that are on disk and not here, until they are applied again. */
+static void add_left_out(struct control *control, json_t *warnings)
+{
+    const char *name;
+    json_t *why;
+    json_object_foreach(control->left_out, name, why)
+    {
+        struct error absent = ERROR_INIT;
+        _cleanup_application_ struct application *a = application_find(control, name, &absent);
+        if (!a)
+            json_array_append_new(warnings, json_sprintf("the application %s is left out and not protected: %s; apply its YAML again",
+                                                         name, json_string_value(why)));
+    }
+}
+
 int status_to_json(struct control *control, const char *application, json_t **ret, struct error *err)
 {
     size_t count = 0;
@@ -144,6 +159,7 @@ int status_to_json(struct control *control, const char *application, json_t **re
     json_t *warnings = json_array();
     if (control->resend == CONTROL_RESEND_NO)
         json_array_append_new(warnings, json_string(CONTROL_WARNING_RESEND));
+    add_left_out(control, warnings);
     *ret = json_pack("{s:s, s:i, s:s, s:o, s:o}", "version", TIDEMARK_VERSION, "pid", (int)getpid(),
                      "state_directory", control->state_directory, "warnings", warnings, "applications", list);
     return 0;

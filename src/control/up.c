@@ -158,6 +158,7 @@ static void release(struct control *control)
         application_unlist(control->applications);
     if (control->lock_fd >= 0)
         close(control->lock_fd);
+    json_decref(control->left_out);
     if (control->wake_fd >= 0)
         close(control->wake_fd);
     pthread_cond_destroy(&control->changed);

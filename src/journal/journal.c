@@ -2,6 +2,7 @@
 /* Opening and closing a journal, and its state. */
 #include "journal/journal.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -64,12 +65,29 @@ static int reserve_sealed(struct journal *j, struct error *err)
     return r;
 }
 
+#define REMEDY "put back a copy of that file; without one the history is lost: move %s away, and a new one begins with what the volumes hold"
+
+/* Whether there is history already: the manifest is written before the first segment is made. */
+static bool has_segments(const char *directory)
+{
+    _cleanup_closedir_ DIR *d = opendir(directory);
+    for (const struct dirent *entry; d && (entry = readdir(d));)
+        if (strncmp(entry->d_name, "segment-", 8) == 0 || strncmp(entry->d_name, "l0-", 3) == 0)
+            return true;
+    return false;
+}
+
 static int load_or_create(struct journal *j, struct error *err)
 {
     char path[JOURNAL_PATH_BYTES];
     journal_path(j, "manifest", path);
-    if (access(path, F_OK) == 0)
-        return manifest_load(j->directory, &j->manifest, err);
+    if (access(path, F_OK) == 0) {
+        int loaded = manifest_load(j->directory, &j->manifest, err);
+        struct error cause = *err;
+        return loaded == -EBADMSG ? error_set(err, loaded, "%s; " REMEDY, cause.message, j->directory) : loaded;
+    }
+    if (has_segments(j->directory)) /* a new journal would remove them */
+        return error_set(err, -EBADMSG, "%s is missing, and there is history beside it; " REMEDY, path, j->directory);
     struct manifest m = {.epoch = 0, .next_segment = 1, .next_volume = 1, .next_frame = 1, .clean = true};
     int r = uuid_random(&m.journal_id, err);
     if (r < 0)

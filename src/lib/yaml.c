@@ -347,6 +347,11 @@ static int build(struct builder *b, struct error *err)
 int yaml_parse(const char *file, const char *text, size_t length_bytes, struct yaml_stream **ret_stream,
                struct error *err)
 {
+    static const char mark[] = "\xef\xbb\xbf"; /* of the byte order, which some editors write */
+    if (length_bytes >= 3 && memcmp(text, mark, 3) == 0) {
+        text += 3;
+        length_bytes -= 3;
+    }
     if (length_bytes > YAML_TEXT_LIMIT_BYTES)
         return error_set(err, -EFBIG, "%s: %zu bytes are more than the %u that a YAML file may have", file,
                          length_bytes, YAML_TEXT_LIMIT_BYTES);

@@ -127,7 +127,7 @@ class Applications(Base):
         self.assertFalse(os.path.exists(s.path("mnt/shop/data")))
         self.assertEqual(s.remains(), before)
         self.assertEqual(s.apply(s.yaml())[0]["result"], "created")
-        self.fails("EBUSY", ["volume data of shop is there"], s.apply, s.yaml(name="other").replace("mnt/other", "mnt/shop"))
+        self.fails("EBUSY", ["volume data of shop is mounted on"], s.apply, s.yaml(name="other").replace("mnt/other", "mnt/shop"))
 
     def test_foreign_content(self):
         s = self.s.start()

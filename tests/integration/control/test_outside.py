@@ -59,7 +59,78 @@ class MountedElsewhere(Base):
         s.call("DELETE", "/v1/applications/shop?purge=true")
 
 
+class Places(Base):
+    def test_a_mount_path_through_a_symbolic_link(self):
+        """mountinfo has the path without links."""
+        s = self.s
+        os.mkdir(s.path("real"))
+        os.mkdir(s.path("last"))
+        os.symlink(s.path("real"), s.path("link"))
+        os.symlink(s.path("last"), s.path("mnt"))
+        s.start()
+        s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\nspec:\n  volumes:\n"
+                f"  - {{name: data, size: 64Mi, mountPath: {s.path('link/data')}}}\n"
+                f"  - {{name: wal, size: 64Mi, mountPath: {s.path('mnt')}}}\n")
+        self.assertTrue({s.path("real/data"), s.path("last")} <= set(s.mounts()), s.mounts())
+        s.write("link/data/f", "one")
+        s.write("mnt/f", "one")
+        s.call("POST", "/v1/applications/shop/tag", {"name": "one"})
+        s.write("link/data/f", "two")
+        s.operate("/v1/applications/shop/rewind", {"to": "tag:one"})
+        self.assertEqual((s.read("link/data/f"), s.read("mnt/f")), ("one", "one"))
+        s.stop(signal.SIGKILL)
+        s.start()  # takes over what is mounted
+        self.assertEqual(s.status()["state"], "protected", s.status()["message"])
+        self.assertEqual(s.stop(), 0)
+        until(lambda: not any(s.remains().values()), "nothing is left", 15)
+        s.start()
+        self.assertEqual(s.read("link/data/f"), "one")
+        s.call("DELETE", "/v1/applications/shop?purge=true")
+        self.assertFalse(any(s.remains().values()), s.remains())
+
+    def test_no_volume_inside_another_application(self):
+        s = self.s.start()
+        one = s.yaml("one", volumes=("data",))
+        s.apply(one)
+        inside = one.replace("name: one", "name: two").replace("mnt/one/data", "mnt/one/data/inside")
+        around = one.replace("name: one", "name: three").replace("mnt/one/data", "mnt/one")
+        for text in (inside, around):
+            with self.assertRaises(ApiError) as caught:
+                s.apply(text)
+            self.assertEqual(caught.exception.code, "EBUSY")
+            self.assertIn("volume data of one is mounted on", caught.exception.message)
+        s.apply(one.replace("name: one", "name: four").replace("mnt/one/data", "mnt/one/data2"))
+
+    def test_what_is_mounted_below_is_named(self):
+        s = self.s.start()
+        s.apply(s.yaml(volumes=("data",)))
+        below = s.path("mnt/shop/data/below")
+        os.mkdir(below)
+        subprocess.run(["mount", "-t", "tmpfs", "none", below], check=True)
+        self.addCleanup(subprocess.run, ["umount", below], stderr=subprocess.DEVNULL, check=False)
+        with self.assertRaises(ApiError) as caught:
+            s.call("DELETE", "/v1/applications/shop")
+        self.assertIn(below + " is mounted below it", caught.exception.message)
+
+
 class Status(Base):
+    def test_an_application_that_cannot_be_loaded_is_told(self):
+        s = self.s.start()
+        text = s.yaml(volumes=("data",))
+        s.apply(text)
+        s.write("mnt/shop/data/f", "one")
+        before = s.call("GET", "/v1/status")["warnings"]
+        self.assertEqual(s.stop(), 0)
+        s.write("s/apps/shop/application.yaml", "{")
+        s.start()
+        told = [w for w in s.call("GET", "/v1/status")["warnings"] if w not in before]
+        self.assertEqual(len(told), 1)
+        self.assertIn("the application shop is left out and not protected", told[0])
+        self.assertIn("application.yaml", told[0])
+        s.apply(text)
+        self.assertEqual(s.call("GET", "/v1/status")["warnings"], before)
+        self.assertEqual(s.read("mnt/shop/data/f"), "one")
+
     def test_lsn_is_of_the_newest_write_in_mode_flush(self):
         s = self.s.start()
         s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\nmetadata: {name: lazy}\nspec: {ackMode: flush}\n---\n"

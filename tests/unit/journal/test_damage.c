@@ -842,6 +842,24 @@ static void remove_file(const char *name)
     assert_int_equal(unlink(path), 0);
 }
 
+/* A new journal in its place would remove the history as strays. */
+static void test_no_manifest(void **state)
+{
+    (void)state;
+    struct journal *j;
+    make_sealed();
+    restore_all();
+    struct journal_options o = options();
+    remove_file("manifest");
+    check_error(journal_open(&o, &j, &err), -EBADMSG, "manifest is missing, and there is history beside it; put back a copy");
+    for (size_t i = 0; i < x.file_count; i++)
+        if (strcmp(x.files[i].name, "manifest") == 0)
+            restore_file(&x.files[i]);
+    if (check_images("manifest put back", 1))
+        fail_msg("the history is there no more");
+    end();
+}
+
 /* One file at a time: what can be made again is, and costs nothing. */
 static void test_salvage_files(void **state)
 {
@@ -1008,7 +1026,7 @@ static void test_pending(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_sealed), cmocka_unit_test(test_objects), cmocka_unit_test(test_tail),
-                                       cmocka_unit_test(test_pending), cmocka_unit_test(test_salvage_files),
+                                       cmocka_unit_test(test_pending), cmocka_unit_test(test_no_manifest), cmocka_unit_test(test_salvage_files),
                                        cmocka_unit_test(test_salvage_segments), cmocka_unit_test(test_salvage_points)};
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);

@@ -52,6 +52,13 @@ static void tree(void **unused)
     assert_string_equal(root->pairs[2].key->scalar, "spec"); /* in order */
 }
 
+static void byte_order_mark(void **unused)
+{
+    _cleanup_yaml_stream_ struct yaml_stream *s = parse("\xef\xbb\xbf" "a: 1\nb: 2\n");
+    (void)unused;
+    assert_string_equal(yaml_text(yaml_lookup(s->documents[0].root, "b")), "2");
+}
+
 static void documents(void **unused)
 {
     _cleanup_yaml_stream_ struct yaml_stream *s =
@@ -164,7 +171,7 @@ static void unknown_fields(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(tree),   cmocka_unit_test(documents), cmocka_unit_test(refused),
+        cmocka_unit_test(tree),   cmocka_unit_test(byte_order_mark), cmocka_unit_test(documents), cmocka_unit_test(refused),
         cmocka_unit_test(limits), cmocka_unit_test(readers),   cmocka_unit_test(unknown_fields),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
