@@ -112,7 +112,7 @@ class Recoveries(base.ControllerTest):
         self.assertEqual(plan[f"apps/v1/Deployment/{ns}/moved"]["a"], "recreate")
         self.assertIn("taken", plan[f"core/v1/Service/{ns}/asked"]["r"])
         self.assertEqual(status["verdicts"]["failed"], 0)
-        self.assertTrue(status["before"].startswith("lsn:"))
+        self.assertEqual(status["before"], "before:back")
         self.assertNotIn("was-it", json.dumps(plan) + json.dumps(status))
         SERVER.kubectl("-n", ns, "wait", "--for=condition=Ready", "recovery/back", "--timeout=5s")
         until("an event", lambda: "Completed" in SERVER.kubectl("-n", ns, "get", "events"))
