@@ -5,7 +5,7 @@ DESTDIR ?=
 BUILD ?= build
 UNIT_DIR ?= $(PREFIX)/lib/systemd/system
 
-.PHONY: all deps check check-cluster image demo bench soak fuzz format tidy install uninstall clean
+.PHONY: all deps check check-cluster check-vm image demo demo-cluster bench soak fuzz format tidy install uninstall clean
 
 all: $(BUILD)/build.ninja
 	meson compile -C $(BUILD)
@@ -26,6 +26,11 @@ check: deps
 check-cluster: deps image
 	scripts/check-cluster
 
+# The tests on Linux 6.12 in a virtual machine: what this machine's kernel may not have (ublk, nbd). Its kernel is fetched once.
+check-vm:
+	scripts/install-deps vm
+	scripts/check-vm
+
 # The container image of all roles, $(BUILD)/tidemark-image.tar.
 image: all
 	packaging/image/build.sh -b $(BUILD)
@@ -34,6 +39,11 @@ image: all
 demo: deps
 	$(MAKE) --no-print-directory all
 	demo/demo.sh
+
+# An application in a cluster is rewound, cloned and restored while you watch; in a cluster that is made for it, or in that of
+# KUBECONFIG. Needs root and Go, or a cluster.
+demo-cluster: deps image
+	python3 demo/cluster.py
 
 # Measures against peers; writes docs/benchmarks.md and bench/results.json. Takes about half an hour. Needs root.
 bench: deps

@@ -51,6 +51,12 @@ enum cli_kind {
     CLI_KIND_COMMAND,
     CLI_KIND_SHELL,
     CLI_KIND_LEVEL,
+    /* of `kubectl tidemark` */
+    CLI_KIND_MEMBER, /* NAMESPACE/NAME or NAME of an application */
+    CLI_KIND_MEMBER_AT_POINT,
+    CLI_KIND_NAMESPACE,
+    CLI_KIND_PAIR, /* FROM=TO */
+    CLI_KIND_DURATION,
 };
 
 struct cli_option {
@@ -83,12 +89,24 @@ struct cli_command {
     enum cli_exit (*run)(struct cli *cli);
 };
 
-/* commands.c: the commands in the order of the help, ended by NULL; the options of every command, ended by a
- * NULL name; -o. */
-const struct cli_command *const *cli_commands(void);
-const struct cli_command *cli_find_command(const char *name);
-const struct cli_option *cli_common_options(void);
+/* The binary under one of its names: its commands and what they have in common. */
+struct cli_program {
+    const char *name;    /* as people type it: "tidemark", "kubectl tidemark" */
+    const char *summary; /* one line */
+    const struct cli_command *const *commands; /* in the order of the help, ended by NULL */
+    const struct cli_option *options;          /* of every command, ended by a NULL name */
+    const char *unreachable;                   /* what exit code 5 means */
+    /* What to say of a command that it does not have (a static text), or NULL. NULL: nothing. */
+    const char *(*elsewhere)(const char *command);
+    const char *more; /* a line below the list of commands */
+};
+
+/* commands.c */
+const struct cli_program *cli_program_tidemark(void);
+const struct cli_command *cli_find_command(const struct cli_program *program, const char *name);
 const struct cli_option *cli_format_option(void);
+/* kubectl_commands.c: `kubectl tidemark`, which kubectl runs as kubectl-tidemark. */
+const struct cli_program *cli_program_kubectl(void);
 
 enum cli_format { CLI_FORMAT_TABLE, CLI_FORMAT_JSON, CLI_FORMAT_YAML };
 
@@ -99,6 +117,7 @@ struct cli_given {
 
 /* One invocation. Strings are borrowed from argv. */
 struct cli {
+    const struct cli_program *program;
     const struct cli_command *command;
     const char *operands[CLI_OPERANDS_MAX];
     size_t operand_count;
@@ -115,7 +134,8 @@ struct cli {
 };
 
 /* options.c: parses argv[1..] into *ret. Errors are -EINVAL; *ret->command is set when it was recognised. */
-int cli_options_parse(struct cli *ret, int argc, char **argv, struct error *err) MUST_CHECK;
+int cli_options_parse(struct cli *ret, const struct cli_program *program, int argc, char **argv,
+                      struct error *err) MUST_CHECK;
 /* Was the option given; its value or `fallback` (the last one given); its `nth` value or NULL. */
 bool cli_options_flag(const struct cli *cli, const char *name);
 const char *cli_options_value(const struct cli *cli, const char *name, const char *fallback);
@@ -130,9 +150,9 @@ int cli_options_absolute(const char *path, char ret_path[CLI_PATH_BYTES], struct
 const char *cli_suggest(const char *text, const char *const *candidates);
 
 /* help.c */
-void cli_help_short(FILE *out);
-void cli_help_all(FILE *out);
-void cli_help_command(const struct cli_command *command, FILE *out);
+void cli_help_short(const struct cli_program *program, FILE *out);
+void cli_help_all(const struct cli_program *program, FILE *out);
+void cli_help_command(const struct cli_program *program, const struct cli_command *command, FILE *out);
 
 /* output.c: the user's side. Messages go to stderr as "tidemark: <what>: <why>" and the remedy on a line of
  * its own. */

@@ -3,26 +3,13 @@
 
 #include "cli/cli_internal.h"
 
-const struct cli_command *const *cli_commands(void)
+const struct cli_program *cli_program_tidemark(void)
 {
     static const struct cli_command *const commands[] = {
         &cli_up,     &cli_apply,   &cli_policy, &cli_key, &cli_delete, &cli_detach, &cli_status, &cli_points, &cli_tag,
         &cli_open,   &cli_views,   &cli_close,      &cli_diff,   &cli_rewind, &cli_undo,
         &cli_verify, &cli_upgrade_engine, &cli_data, &cli_node, &cli_controller, &cli_version, &cli_completion, &cli_help, NULL,
     };
-    return commands;
-}
-
-const struct cli_command *cli_find_command(const char *name)
-{
-    for (const struct cli_command *const *c = cli_commands(); *c; c++)
-        if (strcmp((*c)->name, name) == 0)
-            return *c;
-    return NULL;
-}
-
-const struct cli_option *cli_common_options(void)
-{
     static const struct cli_option options[] = {
         {"state", 0, CLI_KIND_DIRECTORY, "DIR",
          .help = "state directory of `tidemark up` (default /var/lib/tidemark)"},
@@ -34,7 +21,23 @@ const struct cli_option *cli_common_options(void)
         {"help", 'h', CLI_KIND_NONE, NULL, .help = "show the help of this command"},
         {0},
     };
-    return options;
+    static const struct cli_program program = {
+        .name = "tidemark",
+        .summary = "every write of an application is a point that it can go back to",
+        .commands = commands,
+        .options = options,
+        .unreachable = "`tidemark up` cannot be reached",
+        .more = "`tidemark help COMMAND` tells more about one; `man tidemark` has it all.",
+    };
+    return &program;
+}
+
+const struct cli_command *cli_find_command(const struct cli_program *program, const char *name)
+{
+    for (const struct cli_command *const *c = program->commands; *c; c++)
+        if (strcmp((*c)->name, name) == 0)
+            return *c;
+    return NULL;
 }
 
 const struct cli_option *cli_format_option(void)

@@ -16,7 +16,7 @@ static void each_option(const struct cli_command *command,
         print(command, o);
     if (command->formats)
         print(command, cli_format_option());
-    for (const struct cli_option *o = cli_common_options(); o->name; o++)
+    for (const struct cli_option *o = cli_program_tidemark()->options; o->name; o++)
         print(command, o);
 }
 
@@ -50,6 +50,11 @@ static const char *bash_action(enum cli_kind kind)
     case CLI_KIND_LABEL:
     case CLI_KIND_VOLUME:
     case CLI_KIND_NUMBER:
+    case CLI_KIND_MEMBER:
+    case CLI_KIND_MEMBER_AT_POINT:
+    case CLI_KIND_NAMESPACE:
+    case CLI_KIND_PAIR:
+    case CLI_KIND_DURATION:
         break;
     }
     return "COMPREPLY=()";
@@ -83,8 +88,8 @@ static void print_bash(void)
         "  local -a places=()\n"
         "  local commands='",
         stdout);
-    for (const struct cli_command *const *c = cli_commands(); *c; c++)
-        printf("%s%s", c == cli_commands() ? "" : " ", (*c)->name);
+    for (const struct cli_command *const *c = cli_program_tidemark()->commands; *c; c++)
+        printf("%s%s", c == cli_program_tidemark()->commands ? "" : " ", (*c)->name);
     fputs("'\n"
           "  for ((i = 1; i < COMP_CWORD; i++)); do\n"
           "    case ${COMP_WORDS[i]} in\n"
@@ -97,12 +102,12 @@ static void print_bash(void)
           "    *:--state) _tidemark_files -d; return ;;\n"
           "    *:--socket) _tidemark_files -f; return ;;\n",
           stdout);
-    for (const struct cli_command *const *c = cli_commands(); *c; c++)
+    for (const struct cli_command *const *c = cli_program_tidemark()->commands; *c; c++)
         each_option(*c, print_bash_value);
     fputs("  esac\n"
           "  case $command in\n",
           stdout);
-    for (const struct cli_command *const *c = cli_commands(); *c; c++) {
+    for (const struct cli_command *const *c = cli_program_tidemark()->commands; *c; c++) {
         printf("    %s) options='", (*c)->name);
         each_option(*c, print_bash_word);
         fputs("' ;;\n", stdout);
@@ -112,7 +117,7 @@ static void print_bash(void)
           "  if [[ $cur == -* ]]; then _tidemark_words \"$options\"; return; fi\n"
           "  case $command in\n",
           stdout);
-    for (const struct cli_command *const *c = cli_commands(); *c; c++)
+    for (const struct cli_command *const *c = cli_program_tidemark()->commands; *c; c++)
         if ((*c)->operands)
             printf("    %s) %s ;;\n", (*c)->name, bash_action((*c)->operands[0].kind));
     fputs("    *) COMPREPLY=() ;;\n"
@@ -151,6 +156,11 @@ static const char *zsh_action(enum cli_kind kind)
     case CLI_KIND_LABEL:
     case CLI_KIND_VOLUME:
     case CLI_KIND_NUMBER:
+    case CLI_KIND_MEMBER:
+    case CLI_KIND_MEMBER_AT_POINT:
+    case CLI_KIND_NAMESPACE:
+    case CLI_KIND_PAIR:
+    case CLI_KIND_DURATION:
         break;
     }
     return " ";
@@ -208,7 +218,7 @@ static void print_zsh(void)
           "_tidemark_commands() {\n"
           "  local -a commands=(\n",
           stdout);
-    for (const struct cli_command *const *c = cli_commands(); *c; c++) {
+    for (const struct cli_command *const *c = cli_program_tidemark()->commands; *c; c++) {
         printf("    '%s:", (*c)->name);
         put_zsh((*c)->summary);
         fputs("'\n", stdout);
@@ -229,14 +239,14 @@ static void print_zsh(void)
           "  typeset -A opt_args\n"
           "  _arguments -C \\\n",
           stdout);
-    for (const struct cli_option *o = cli_common_options(); o->name; o++)
+    for (const struct cli_option *o = cli_program_tidemark()->options; o->name; o++)
         print_zsh_option(NULL, o);
     fputs("    '1:command:_tidemark_commands' '*::argument:->command' && return 0\n"
           "  case $state in\n"
           "  command)\n"
           "    case $words[1] in\n",
           stdout);
-    for (const struct cli_command *const *c = cli_commands(); *c; c++)
+    for (const struct cli_command *const *c = cli_program_tidemark()->commands; *c; c++)
         print_zsh_command(*c);
     fputs("    esac ;;\n"
           "  esac\n"

@@ -18,9 +18,9 @@ static void print_option(const struct cli_option *option, FILE *out)
             option->help, option->required ? " (required)" : "", option->repeat ? " (may be repeated)" : "");
 }
 
-static void print_usage(const struct cli_command *command, FILE *out)
+static void print_usage(const struct cli_program *program, const struct cli_command *command, FILE *out)
 {
-    fprintf(out, "tidemark %s", command->name);
+    fprintf(out, "%s %s", program->name, command->name);
     for (const struct cli_operand *o = command->operands; o && o->name; o++)
         fprintf(out, o->optional ? " [%s]" : o->repeat ? " %s..." : " %s", o->name);
     for (const struct cli_option *o = command->options; o && o->name; o++)
@@ -31,10 +31,10 @@ static void print_usage(const struct cli_command *command, FILE *out)
     fputs(" [OPTIONS]\n", out);
 }
 
-void cli_help_command(const struct cli_command *command, FILE *out)
+void cli_help_command(const struct cli_program *program, const struct cli_command *command, FILE *out)
 {
     fputs("Usage: ", out);
-    print_usage(command, out);
+    print_usage(program, command, out);
     fprintf(out, "\n%s\n", command->description);
     if (command->options || command->formats)
         fputs("\nOptions:\n", out);
@@ -43,32 +43,30 @@ void cli_help_command(const struct cli_command *command, FILE *out)
     if (command->formats)
         print_option(cli_format_option(), out);
     fputs("\nOptions of every command:\n", out);
-    for (const struct cli_option *o = cli_common_options(); o->name; o++)
+    for (const struct cli_option *o = program->options; o->name; o++)
         print_option(o, out);
     fputs("\nExamples:\n", out);
     for (const char *const *example = command->examples; *example; example++)
         fprintf(out, "  %s\n", *example);
 }
 
-static void print_commands(FILE *out)
+static void print_commands(const struct cli_program *program, FILE *out)
 {
     fputs("Commands:\n", out);
-    for (const struct cli_command *const *c = cli_commands(); *c; c++)
+    for (const struct cli_command *const *c = program->commands; *c; c++)
         fprintf(out, "  %-16s%s\n", (*c)->name, (*c)->summary);
 }
 
-void cli_help_short(FILE *out)
+void cli_help_short(const struct cli_program *program, FILE *out)
 {
-    fputs("tidemark: every write of an application is a point that it can go back to\n\n"
-          "Usage: tidemark COMMAND [OPTIONS]\n\n",
-          out);
-    print_commands(out);
-    fputs("\n`tidemark help COMMAND` tells more about one; `man tidemark` has it all.\n", out);
+    fprintf(out, "%s: %s\n\nUsage: %s COMMAND [OPTIONS]\n\n", program->name, program->summary, program->name);
+    print_commands(program, out);
+    fprintf(out, "\n%s\n", program->more);
 }
 
-void cli_help_all(FILE *out)
+void cli_help_all(const struct cli_program *program, FILE *out)
 {
-    cli_help_short(out);
+    cli_help_short(program, out);
     fputs("\nPoints in time:\n"
           "  latest                    the newest write\n"
           "  -90s  -2h  -1h30m         so long ago\n"
@@ -77,38 +75,42 @@ void cli_help_all(FILE *out)
           "  tag:before-migration      a tag\n"
           "\nOptions of every command:\n",
           out);
-    for (const struct cli_option *o = cli_common_options(); o->name; o++)
+    for (const struct cli_option *o = program->options; o->name; o++)
         print_option(o, out);
-    fputs("\nExit codes:\n"
-          "  0  done\n"
-          "  1  failed\n"
-          "  2  wrong usage\n"
-          "  3  no such application, point or view\n"
-          "  4  refused by the present state: busy, exists already, outside the history\n"
-          "  5  `tidemark up` cannot be reached\n"
-          "  6  damage was found: by verify, or by an open without --salvage\n",
-          out);
+    fprintf(out,
+            "\nExit codes:\n"
+            "  0  done\n"
+            "  1  failed\n"
+            "  2  wrong usage\n"
+            "  3  no such application, point or view\n"
+            "  4  refused by the present state: busy, exists already, outside the history\n"
+            "  5  %s\n"
+            "  6  damage was found: by verify, or by an open without --salvage\n",
+            program->unreachable);
 }
 
 static enum cli_exit run(struct cli *cli)
 {
+    const struct cli_program *program = cli->program;
     if (cli->operand_count == 0) {
-        cli_help_all(stdout);
+        cli_help_all(program, stdout);
         return CLI_EXIT_OK;
     }
-    const struct cli_command *command = cli_find_command(cli->operands[0]);
+    const struct cli_command *command = cli_find_command(program, cli->operands[0]);
     if (!command) {
         const char *names[64];
         size_t count = 0;
-        for (const struct cli_command *const *c = cli_commands(); *c && count < 63; c++)
+        for (const struct cli_command *const *c = program->commands; *c && count < 63; c++)
             names[count++] = (*c)->name;
         names[count] = NULL;
         const char *near = cli_suggest(cli->operands[0], names);
-        return cli_output_fail(cli, CLI_EXIT_USAGE, "`tidemark help` lists the commands",
-                               "help: unknown command '%.100s'%s%s%s", cli->operands[0],
-                               near ? ": did you mean '" : "", near ? near : "", near ? "'?" : "");
+        char remedy[64];
+        snprintf(remedy, sizeof remedy, "`%s help` lists the commands", program->name);
+        return cli_output_fail(cli, CLI_EXIT_USAGE, remedy, "help: unknown command '%.100s'%s%s%s",
+                               cli->operands[0], near ? ": did you mean '" : "", near ? near : "",
+                               near ? "'?" : "");
     }
-    cli_help_command(command, stdout);
+    cli_help_command(program, command, stdout);
     return CLI_EXIT_OK;
 }
 

@@ -5,7 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "cli/cli_internal.h"
+#include "cli/kubectl_internal.h"
 
 static void settle_colours(struct cli *cli)
 {
@@ -21,9 +21,10 @@ static enum cli_exit usage_error(const struct cli *cli, const struct error *err)
 {
     char remedy[128];
     if (cli->command)
-        snprintf(remedy, sizeof remedy, "`tidemark help %s` shows its usage", cli->command->name);
+        snprintf(remedy, sizeof remedy, "`%s help %s` shows its usage", cli->program->name,
+                 cli->command->name);
     else
-        snprintf(remedy, sizeof remedy, "`tidemark help` lists the commands");
+        snprintf(remedy, sizeof remedy, "`%s help` lists the commands", cli->program->name);
     return cli_output_fail(cli, CLI_EXIT_USAGE, remedy, "%s%s%s", cli->command ? cli->command->name : "",
                            cli->command ? ": " : "", err->message);
 }
@@ -36,24 +37,38 @@ static enum cli_exit finish(const struct cli *cli, enum cli_exit code)
     return code;
 }
 
+/* The name that the binary was started by: packages install links. */
+static const char *name_of(const char *argv0)
+{
+    const char *slash = strrchr(argv0 ? argv0 : "", '/');
+    return slash ? slash + 1 : argv0 ? argv0 : "";
+}
+
 int main(int argc, char **argv)
 {
     struct cli cli;
+    const char *name = name_of(argc > 0 ? argv[0] : NULL);
+    bool plugin = strcmp(name, "kubectl-tidemark") == 0;
+    const struct cli_program *program = plugin ? cli_program_kubectl() : cli_program_tidemark();
+    if (strcmp(name, "kubectl_complete-tidemark") == 0)
+        return kubectl_complete(argc, argv);
+    if (plugin && argc > 1 && strcmp(argv[1], "__complete") == 0)
+        return kubectl_complete(argc - 1, argv + 1);
     struct error err = ERROR_INIT;
     setlocale(LC_CTYPE, "");
-    int r = cli_options_parse(&cli, argc, argv, &err);
+    int r = cli_options_parse(&cli, program, argc, argv, &err);
     settle_colours(&cli);
     if (r < 0)
         return usage_error(&cli, &err);
     if (!cli.command) {
         if (cli.help)
-            cli_help_all(stdout);
+            cli_help_all(program, stdout);
         else
-            cli_help_short(stderr);
+            cli_help_short(program, stderr);
         return finish(&cli, cli.help ? CLI_EXIT_OK : CLI_EXIT_USAGE);
     }
     if (cli.help) {
-        cli_help_command(cli.command, stdout);
+        cli_help_command(program, cli.command, stdout);
         return finish(&cli, CLI_EXIT_OK);
     }
     return finish(&cli, cli.command->run(&cli));

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "app/spec.h"
 #include "base/cleanup.h"
 #include "base/units.h"
 #include "cli/cli_internal.h"
@@ -70,6 +71,35 @@ static int check_label(const char *text, struct error *err)
     return 0;
 }
 
+/* "shop/web" or "web": names of Kubernetes go into paths of its API. */
+static int check_member(const char *text, size_t length, struct error *err)
+{
+    const char *slash = memchr(text, '/', length);
+    size_t first = slash ? (size_t)(slash - text) : 0;
+    if (slash && (check_name("a namespace", text, first, err) < 0))
+        return err->code;
+    return check_name("an application", slash ? slash + 1 : text, slash ? length - first - 1 : length, err);
+}
+
+static int check_member_at_point(const char *text, struct error *err)
+{
+    const char *at = strchr(text, '@');
+    if (!at)
+        return error_set(err, -EINVAL,
+                         "'%.200s' has no point: expected NAMESPACE/NAME@POINT, such as %.100s@-90s", text,
+                         text);
+    int r = check_member(text, (size_t)(at - text), err);
+    return r < 0 ? r : check_point(at + 1, err);
+}
+
+static int check_pair(const char *text, struct error *err)
+{
+    const char *equals = strchr(text, '=');
+    if (!equals || equals == text || !equals[1])
+        return error_set(err, -EINVAL, "'%.200s' is not of the form FROM=TO", text);
+    return 0;
+}
+
 static int check_word(const char *text, const char *what, const char *const *words, struct error *err)
 {
     for (const char *const *w = words; *w; w++)
@@ -113,6 +143,16 @@ static int check_value(enum cli_kind kind, const char *value, struct error *err)
         return check_word(value, "a shell", shells, err);
     case CLI_KIND_LEVEL:
         return check_word(value, "a log level", levels, err);
+    case CLI_KIND_MEMBER:
+        return check_member(value, strlen(value), err);
+    case CLI_KIND_MEMBER_AT_POINT:
+        return check_member_at_point(value, err);
+    case CLI_KIND_NAMESPACE:
+        return app_check_name(value, err);
+    case CLI_KIND_PAIR:
+        return check_pair(value, err);
+    case CLI_KIND_DURATION:
+        return units_parse_duration(value, &number, err);
     case CLI_KIND_NONE:
     case CLI_KIND_TEXT:
     case CLI_KIND_FILE:
@@ -124,10 +164,11 @@ static int check_value(enum cli_kind kind, const char *value, struct error *err)
 }
 
 /* The option by name, or by letter when there is one. */
-static const struct cli_option *find_option(const struct cli_command *command, const char *name,
-                                            size_t length, char letter)
+static const struct cli_option *find_option(const struct cli *cli, const char *name, size_t length,
+                                            char letter)
 {
-    const struct cli_option *lists[] = {command ? command->options : NULL, cli_common_options()};
+    const struct cli_command *command = cli->command;
+    const struct cli_option *lists[] = {command ? command->options : NULL, cli->program->options};
     for (size_t i = 0; i < 2; i++)
         for (const struct cli_option *o = lists[i]; o && o->name; o++)
             if (letter ? o->letter == letter
@@ -141,11 +182,12 @@ static const struct cli_option *find_option(const struct cli_command *command, c
     return NULL;
 }
 
-static int unknown_option(const struct cli_command *command, const char *text, struct error *err)
+static int unknown_option(const struct cli *cli, const char *text, struct error *err)
 {
+    const struct cli_command *command = cli->command;
     const char *names[64];
     size_t count = 0;
-    const struct cli_option *lists[] = {command ? command->options : NULL, cli_common_options()};
+    const struct cli_option *lists[] = {command ? command->options : NULL, cli->program->options};
     char word[64];
     snprintf(word, sizeof word, "%.*s", (int)strcspn(text, "="), text);
     for (size_t i = 0; i < 2; i++)
@@ -156,7 +198,8 @@ static int unknown_option(const struct cli_command *command, const char *text, s
     names[count] = NULL;
     const char *near = strncmp(word, "--", 2) == 0 ? cli_suggest(word + 2, names) : NULL;
     const char *of = command ? command->name : NULL;
-    error_set(err, -EINVAL, "unknown option '%.100s'%s%s", text, of ? " of tidemark " : "", of ? of : "");
+    error_set(err, -EINVAL, "unknown option '%.100s'%s%s%s%s", text, of ? " of " : "",
+              of ? cli->program->name : "", of ? " " : "", of ? of : "");
     if (near) {
         size_t used = strlen(err->message);
         snprintf(err->message + used, sizeof err->message - used, ": did you mean --%s?", near);
@@ -164,11 +207,14 @@ static int unknown_option(const struct cli_command *command, const char *text, s
     return -EINVAL;
 }
 
-static int unknown_command(const char *text, struct error *err)
+static int unknown_command(const struct cli_program *program, const char *text, struct error *err)
 {
     const char *names[64];
     size_t count = 0;
-    for (const struct cli_command *const *c = cli_commands(); *c && count < 63; c++)
+    const char *elsewhere = program->elsewhere ? program->elsewhere(text) : NULL;
+    if (elsewhere)
+        return error_set(err, -EINVAL, "%.100s: %s", text, elsewhere);
+    for (const struct cli_command *const *c = program->commands; *c && count < 63; c++)
         names[count++] = (*c)->name;
     names[count] = NULL;
     const char *near = cli_suggest(text, names);
@@ -197,20 +243,20 @@ static int parse_option(struct cli *cli, int argc, char **argv, int *at, struct 
     const struct cli_option *option;
     if (text[1] == '-') {
         size_t length = strcspn(text + 2, "=");
-        option = find_option(cli->command, text + 2, length, 0);
+        option = find_option(cli, text + 2, length, 0);
         if (text[2 + length] == '=')
             value = text + 2 + length + 1;
         if (option && !option->argument && value)
             return error_set(err, -EINVAL, "--%s takes no value", option->name);
     } else {
-        option = find_option(cli->command, NULL, 0, text[1]);
+        option = find_option(cli, NULL, 0, text[1]);
         if (option && option->argument && text[2])
             value = text + 2;
         else if (option && text[2])
             return error_set(err, -EINVAL, "-%c takes no value: write '%.100s' apart", text[1], text + 2);
     }
     if (!option)
-        return unknown_option(cli->command, text, err);
+        return unknown_option(cli, text, err);
     if (option->argument && !value) {
         if (*at + 1 >= argc)
             return error_set(err, -EINVAL, "--%s needs a value: --%s %s", option->name, option->name,
@@ -261,10 +307,11 @@ static int settle(struct cli *cli, struct error *err)
     return 0;
 }
 
-int cli_options_parse(struct cli *ret, int argc, char **argv, struct error *err)
+int cli_options_parse(struct cli *ret, const struct cli_program *program, int argc, char **argv,
+                      struct error *err)
 {
     bool options_end = false;
-    *ret = (struct cli){0};
+    *ret = (struct cli){.program = program};
     for (int at = 1; at < argc; at++) {
         const char *text = argv[at];
         int r = 0;
@@ -272,13 +319,13 @@ int cli_options_parse(struct cli *ret, int argc, char **argv, struct error *err)
             options_end = true;
         } else if (!options_end && text[0] == '-' && text[1]) {
             if (!ret->command && strcmp(text, "--version") == 0)
-                ret->command = &cli_version;
+                ret->command = cli_find_command(program, "version");
             else
                 r = parse_option(ret, argc, argv, &at, err);
         } else if (!ret->command) {
-            ret->command = cli_find_command(text);
+            ret->command = cli_find_command(program, text);
             if (!ret->command)
-                r = unknown_command(text, err);
+                r = unknown_command(program, text, err);
         } else {
             r = take_operand(ret, text, err);
         }

@@ -194,8 +194,9 @@ int application_call(const struct application *application, const char *method, 
     for (unsigned waited_ms = 0;; waited_ms += RETRY_POLL_MS) {
         *err = ERROR_INIT;
         int r = http_client_call(application->socket, method, path, body, timeout_ms, ret, err);
-        /* Nothing was sent: its holder is starting it again. */
-        if (r != -ECONNREFUSED || waited_ms >= limit_ms || !comes_back(application))
+        /* Nothing was sent: its holder is starting it again. A question that a dying engine did not answer is asked again. */
+        bool again = r == -ECONNREFUSED || (r == -ECONNRESET && strcmp(method, "GET") == 0);
+        if (!again || waited_ms >= limit_ms || !comes_back(application))
             return r == -ECONNREFUSED
                        ? error_context(err, "the engine of %s does not answer", application->name)
                        : r;

@@ -217,14 +217,23 @@ static int was_done(struct rewinding *w, uint64_t *ret_lsn, struct error *err)
     return 0;
 }
 
+#define REWIND_ATTEMPTS 6
+
+static bool is_unheard(int r)
+{
+    return r == -ECONNREFUSED || r == -ECONNRESET || r == -EPIPE || r == -EPROTO || r == -EIO;
+}
+
 static int rewind_volumes(struct rewinding *w, struct error *err)
 {
     _cleanup_json_ json_t *body = engine_body(w->to, w->target_lsn, false), *answer = NULL;
     uint64_t lsn = 0;
     int r = 0;
-    for (int attempt = w->continued ? 1 : 0; attempt < 3; attempt++) {
+    for (int attempt = w->continued ? 1 : 0; attempt < REWIND_ATTEMPTS; attempt++) {
         if (attempt) { /* it may have been carried out although nobody heard the answer */
             r = was_done(w, &lsn, err);
+            if (is_unheard(r)) /* killed again: without this answer nobody knows which state the volumes have */
+                continue;
             if (r != 0)
                 break;
         }
@@ -233,8 +242,7 @@ static int rewind_volumes(struct rewinding *w, struct error *err)
                              CONTROL_REWIND_TIMEOUT_MS, &answer, err);
         if (r == 0)
             r = json_get_u64(answer, "lsn", &lsn, err);
-        bool unheard = r == -ECONNREFUSED || r == -ECONNRESET || r == -EPIPE || r == -EPROTO || r == -EIO;
-        if (r == 0 || !unheard)
+        if (!is_unheard(r))
             break;
         log_warning(w->application->control->log, "%s: %s; looking whether it was done", w->application->name,
                     err->message);

@@ -285,8 +285,16 @@ static int check_unused(const struct admission_request *q, struct error *err)
 
 static int validate_policy(struct admission_request *q, struct error *err)
 {
+    size_t i;
+    json_t *hook;
     if (!q->object)
         return check_unused(q, err);
+    json_array_foreach(json_object_get(json_object_get(q->object, "spec"), "hooks"), i, hook)
+    {
+        if (json_object_get(hook, "schedule"))
+            admission_warn(
+                q, "spec.hooks[%zu].schedule is not carried out yet: make Checkpoints by a CronJob", i);
+    }
     int r = check_policy_bounds(q, err);
     return r < 0 ? r : check_extends(q, err);
 }
@@ -306,10 +314,9 @@ static int validate_checkpoint(struct admission_request *q, struct error *err)
         return error_context(err, "the checkpoint's name is the tag");
     if (text && (r = point_parse(text, &point, err)) < 0)
         return error_context(err, "spec.point");
-    if (text && point.kind == POINT_TAG)
+    if (text && point.kind != POINT_LATEST)
         return error_set(err, -EINVAL,
-                         "spec.point: %s is a tag already; name a moment: latest, -90s, a time or lsn:N",
-                         text);
+                         "spec.point: only the present moment can be tagged: leave it out, or say latest");
     r = q->a->ops->get(q->a->context, &controller_applications, q->namespace, application, &papp, err);
     return r == -ENOENT
                ? error_set(err, r,

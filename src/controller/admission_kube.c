@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What admission looks up, over the client. Each call ends before the API server loses patience. */
+/* What admission looks up, over the client. A call ends soon after the API server has lost
+ * patience. */
 #include <errno.h>
 
 #include "controller/admission.h"
 #include "lib/json.h"
 
-#define LOOKUP_TIMEOUT_MS 2000u
+#define LOOKUP_TIMEOUT_MS 8000u
 
 static const struct kube_resource access_reviews = {"authorization.k8s.io", "v1",  "subjectaccessreviews",
                                                     "SubjectAccessReview",  false, 0};

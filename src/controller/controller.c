@@ -97,12 +97,15 @@ static int reconcile(struct controller *c, const char *key, struct error *err)
     }
     if (!slash)
         return protect_reconcile(c, key, err);
-    bool recovery = strncmp(key, RECOVERY_KEY, strlen(RECOVERY_KEY)) == 0;
-    if (recovery)
-        key += strlen(RECOVERY_KEY);
+    bool recovery = strncmp(key, RECOVERY_KEY, strlen(RECOVERY_KEY)) == 0,
+         checkpoint = strncmp(key, CHECKPOINT_KEY, strlen(CHECKPOINT_KEY)) == 0;
+    if (recovery || checkpoint)
+        key++;
     snprintf(namespace, sizeof namespace, "%.*s", (int)(slash - key), key);
     if (recovery)
         return recovery_reconcile(c, namespace, slash + 1, err);
+    if (checkpoint)
+        return checkpoint_reconcile(c, namespace, slash + 1, err);
     return application_reconcile(c, namespace, slash + 1, err);
 }
 

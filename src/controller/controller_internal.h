@@ -5,7 +5,8 @@
  *   "NAMESPACE"         what its annotations protect (protect.c)
  *   "NAMESPACE/NAME"    a ProtectedApplication (application.c)
  *   "#kinds"            which kinds the server has (capture.c)
- *   "@NAMESPACE/NAME"   a Recovery (recovery.c) */
+ *   "@NAMESPACE/NAME"   a Recovery (recovery.c)
+ *   "%NAMESPACE/NAME"   a Checkpoint (checkpoint.c) */
 #ifndef TIDEMARK_CONTROLLER_CONTROLLER_INTERNAL_H
 #define TIDEMARK_CONTROLLER_CONTROLLER_INTERNAL_H
 
@@ -26,7 +27,8 @@
 #define CONTROLLER_KEY_TYPE "tidemark.io/object-key" /* of the Secret that seals Secrets: never captured */
 #define KINDS_KEY "#kinds"
 
-extern const struct kube_resource controller_applications, controller_policies, controller_recoveries;
+extern const struct kube_resource controller_applications, controller_policies, controller_recoveries,
+    controller_checkpoints;
 
 struct capture;
 
@@ -41,7 +43,7 @@ struct controller {
     struct kube_queue *queue;
     struct kube_informers *informers;
     struct kube_informer *namespaces, *claims, *workloads[3], *pods, *volumes, *classes, *applications,
-        *policies, *recoveries;
+        *policies, *recoveries, *checkpoints;
     struct capture *capture;
 };
 
@@ -88,6 +90,10 @@ int capture_update_kinds(struct capture *capture, struct error *err) MUST_CHECK;
 /* Carries a Recovery as far as it goes; its key is RECOVERY_KEY "NAMESPACE/NAME". */
 #define RECOVERY_KEY "@"
 int recovery_reconcile(struct controller *c, const char *namespace, const char *name, struct error *err) MUST_CHECK;
+
+/* ---- checkpoint_kube.c ---- */
+#define CHECKPOINT_KEY "%"
+int checkpoint_reconcile(struct controller *c, const char *namespace, const char *name, struct error *err) MUST_CHECK;
 
 /* ---- events.c ---- */
 /* An Event about the object; failures are logged. `type`: "Normal" or "Warning". */

@@ -44,6 +44,11 @@ void data_client_free(struct data_client *d)
     free(d);
 }
 
+const struct data_client_options *data_client_options(const struct data_client *d)
+{
+    return &d->options;
+}
+
 /* ---- where an agent is ---- */
 
 static const char *text_of(const json_t *object, const char *key)

@@ -37,6 +37,8 @@ int data_client_new(const struct data_client_options *options, struct data_clien
 /* NULL allowed. */
 void data_client_free(struct data_client *d);
 
+const struct data_client_options *data_client_options(const struct data_client *d);
+
 /* `method` and `path` ("/v1/...", encoded) at the agent of the node; `body` (NULL: none) is borrowed, `ret` may be
  * NULL. Its errors as http_client_call_with; nobody there is -EAGAIN. */
 int data_client_call(struct data_client *d, const char *node, const char *method, const char *path,

@@ -466,6 +466,21 @@ int object_store_read(struct object_store *store, const char *namespace, const c
     return 0;
 }
 
+int object_store_tag(struct object_store *store, const char *namespace, const char *application, const char *name,
+                     struct journal_point *ret, struct error *err)
+{
+    struct journal *journal;
+    bool existed;
+    if (!object_store_keeps(store, namespace, application))
+        return error_set(err, -ENOENT, "the application %s/%s is not protected", namespace, application);
+    int r = object_store_flush(store, err);
+    if (r < 0)
+        return r;
+    MUTEX_GUARD(io, &store->io);
+    r = store_journal(store, namespace, application, false, &journal, &existed, err);
+    return r < 0 ? r : journal_tag(journal, name, NULL, ret, err);
+}
+
 int object_store_status(struct object_store *store, const char *namespace, const char *application,
                         struct object_store_status *ret, struct error *err)
 {

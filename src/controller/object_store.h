@@ -66,6 +66,10 @@ int object_store_read(struct object_store *store, const char *namespace, const c
                       const struct point *point, json_t **ret_set, struct journal_point *ret_point,
                       struct error *err) MUST_CHECK;
 
+/* Names the present moment of an application that is kept, after all that was put. -EEXIST. Blocks. */
+int object_store_tag(struct object_store *store, const char *namespace, const char *application, const char *name,
+                     struct journal_point *ret, struct error *err) MUST_CHECK;
+
 struct object_store_status {
     size_t objects;  /* as far as known */
     size_t pending;  /* not yet written */

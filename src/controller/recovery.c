@@ -7,6 +7,7 @@ enum step {
     STEP_CLOSE_GATE,
     STEP_STOP_PODS,
     STEP_REWIND_DATA,
+    STEP_BIND_VOLUMES,
     STEP_DELETE,
     STEP_APPLY,
     STEP_RENEW_PODS,
@@ -14,8 +15,8 @@ enum step {
     STEP_AWAIT,
     STEPS
 };
-static const char *const step_names[STEPS] = {"Plan",  "CloseGate", "StopPods", "RewindData", "Delete",
-                                              "Apply", "RenewPods", "OpenGate", "Await"};
+static const char *const step_names[STEPS] = {"Plan",   "CloseGate", "StopPods",  "RewindData", "BindVolumes",
+                                              "Delete", "Apply",     "RenewPods", "OpenGate",   "Await"};
 
 bool recovery_has_ended(const json_t *recovery)
 {
@@ -200,6 +201,8 @@ static int take(struct recovery_run *run, enum step step, int wave, struct error
         return recovery_stop_pods(run, err);
     case STEP_REWIND_DATA:
         return recovery_rewind_data(run, err);
+    case STEP_BIND_VOLUMES:
+        return recovery_bind_volumes(run, err);
     case STEP_DELETE:
         r = recovery_apply_wave(run, 0, err);
         return r == 0 ? recovery_save_plan(run, 0, err) : r;

@@ -9,6 +9,7 @@
  *   CloseGate   the volumes cannot be staged (rewind with volumes only, as the next two)
  *   StopPods    pods that use the claims are deleted; those that come back wait at the gate
  *   RewindData  each stream goes to the point, once nothing of it is mounted
+ *   BindVolumes the volumes of claims that are gone are there again, each for the claim of its name
  *   Delete      objects that came after the point go (rewind only)
  *   Apply       objects, wave by wave (app/order.h)
  *   RenewPods   pods that were made meanwhile from what the workloads were before are deleted once more
@@ -19,14 +20,18 @@
  * Recovery's creationTimestamp; lsn:N is the moment of the objects' record N; tag:NAME is that tag in each
  * stream; before:NAME is the LSN of each that the Recovery NAME noted just before it changed the stream;
  * latest leaves volumes as they are. Each becomes an LSN when it is planned (status.streams), and that is
- * what is rewound to. * Invariants: R1 a step is in status before it is begun, and so is the plan (in
- * ConfigMaps) before the first object is changed: whoever goes on after a kill does what the plan says, and
- * doing any of it twice gives the same objects and the same verdicts. R2 the point is resolved once, to an
- * LSN; what is read again later is read at that LSN. R3 nothing is changed before every check has passed; a
- * failed check leaves the application as it was. R4 objects are read and changed with the rights of whoever
- * asked, never with the controller's own. R5 a gate that was closed is opened again whatever happens: when a
- * step fails, when it is cancelled. R6 claims, namespaces and definitions are never deleted, nor are
- * cluster-scoped objects that are there changed.
+ * what is rewound to.
+ *
+ * Invariants:
+ *   R1  a step is in status before it is begun, and so is the plan (in ConfigMaps) before the first object is
+ *       changed: whoever goes on after a kill does what the plan says, and doing any of it twice gives the same
+ *       objects and the same verdicts.
+ *   R2  the point is resolved once, to an LSN; what is read again later is read at that LSN.
+ *   R3  nothing is changed before every check has passed; a failed check leaves the application as it was.
+ *   R4  objects are read and changed with the rights of whoever asked, never with the controller's own.
+ *   R5  a gate that was closed is opened again whatever happens: when a step fails, when it is cancelled.
+ *   R6  claims, namespaces and definitions are never deleted, nor are cluster-scoped objects that are there
+ *       changed.
  *
  * Threads: recovery_advance is called by one thread a Recovery; cluster ops are called by up to
  * RECOVERY_WORKERS at once. Everything blocks. */
@@ -103,8 +108,9 @@ struct recovery_source_ops {
 /* The application's streams on their nodes. NULL: there are none. Each may be asked again after a kill. A
  * stream is what `streams` gave for it. */
 struct data_ops {
-    /* Those of the application's claims that are there, and were at the point (`wanted`: its objects):
-     * [{"stream": id, "node": name, "claims": [name], "handles": {claim: volume}}]. */
+    /* Those of the claims of the namespace that were there at the point (`wanted`: its objects), or of the application's
+     * that is a group: [{"stream": id, "node": name, "claims": [name], "handles": {claim: volume}, "gone": [name]}].
+     * `gone`: claims that are not there any more, while their volumes' history is. */
     int (*streams)(void *context, const char *namespace, const char *application, const json_t *wanted,
                    json_t **ret, struct error *err);
     /* {"target_lsn", "target_time", "changed_bytes", "volumes": [{"name": volume, "changed_bytes"}]} */
@@ -115,6 +121,9 @@ struct data_ops {
      * not done again. */
     int (*rewind)(void *context, const json_t *stream, uint64_t lsn, const char *id, json_t **ret,
                   struct error *err);
+    /* The volume of a claim that is gone (`claim`: as it was) waits for a claim of that name in the namespace. -EAGAIN: what
+     * was there before is still going. */
+    int (*bind)(void *context, const char *namespace, const json_t *claim, struct error *err);
 };
 
 struct recovery_context {

@@ -192,17 +192,21 @@ static int plan_stream(struct recovery_run *run, const json_t *stream, json_t *l
 {
     char point[RECOVERY_POINT_BYTES];
     _cleanup_json_ json_t *plan = NULL;
-    if (point_of(run, stream, point) > 0)
-        return 0;
+    json_t *gone = json_object_get(stream, "gone");
+    if (point_of(run, stream, point) > 0) {
+        if (json_array_size(gone) == 0)
+            return 0;
+        snprintf(point, sizeof point, "latest");
+    }
     int r = run->c->data->plan(run->c->data_context, stream, point, &plan, err);
     if (r < 0)
         return error_context(err, "stream %s", recovery_text(stream, "stream"));
     note_volumes(run, stream, plan);
     json_t *entry = json_pack(
-        "{s:O, s:O, s:O, s:s, s:O, s:O*, s:O}", "stream", json_object_get(stream, "stream"), "node",
-        json_object_get(stream, "node"), "claims", json_object_get(stream, "claims"), "point", point,
-        "targetLsn", json_object_get(plan, "target_lsn"), "targetTime", json_object_get(plan, "target_time"),
-        "changedBytes", json_object_get(plan, "changed_bytes"));
+        "{s:O, s:O, s:O, s:O*, s:s, s:O, s:O*, s:O}", "stream", json_object_get(stream, "stream"), "node",
+        json_object_get(stream, "node"), "claims", json_object_get(stream, "claims"), "gone", gone, "point",
+        point, "targetLsn", json_object_get(plan, "target_lsn"), "targetTime",
+        json_object_get(plan, "target_time"), "changedBytes", json_object_get(plan, "changed_bytes"));
     return json_array_append_new(list, entry) < 0 ? error_set(err, -ENOMEM, "out of memory") : 0;
 }
 
@@ -265,13 +269,17 @@ int recovery_plan_data(struct recovery_run *run, const char **ret_reason, struct
     _cleanup_json_ json_t *streams = NULL, *list = json_array();
     size_t i;
     json_t *stream;
-    if (!run->c->data || run->mode != RESTORE_REWIND ||
+    if (!run->c->data || run->mode == RESTORE_CLONE ||
         json_is_true(json_object_get(run->spec, "objectsOnly")))
         return 0;
     *ret_reason = "VolumesNotReachable";
     json_int_t unused;
-    int r = run->c->data->streams(run->c->data_context, run->source_namespace, run->application, run->wanted,
+    int r = run->c->data->streams(run->c->data_context, run->target_namespace, run->application, run->wanted,
                                   &streams, err);
+    if (r == -EEXIST)
+        *ret_reason = "VolumeInUse";
+    else if (r == -ENOENT)
+        *ret_reason = "VolumesNotAvailable";
     if (r == 0 && strncmp(point_of_streams(run), "before:", 7) == 0 && !run->before)
         r = read_before(run, point_of_streams(run) + 7, &unused, err);
     if (r == 0 && json_array_size(streams) > RECOVERY_STREAMS_MAX)
@@ -397,4 +405,29 @@ int recovery_rewind_data(struct recovery_run *run, struct error *err)
     }
     *err = pending;
     return -EAGAIN;
+}
+
+int recovery_bind_volumes(struct recovery_run *run, struct error *err)
+{
+    size_t i, k;
+    json_t *stream, *name;
+    json_array_foreach(streams_of(run), i, stream)
+    {
+        json_array_foreach(json_object_get(stream, "gone"), k, name)
+        {
+            char journal_name[OBJECT_NAME_BYTES];
+            struct object_id id = {.group = "",
+                                   .version = "v1",
+                                   .kind = "PersistentVolumeClaim",
+                                   .namespace = run->target_namespace,
+                                   .name = json_string_value(name)};
+            int r = object_journal_name(&id, journal_name, err);
+            if (r == 0)
+                r = run->c->data->bind(run->c->data_context, run->target_namespace,
+                                       json_object_get(run->wanted, journal_name), err);
+            if (r < 0)
+                return error_context(err, "claim %s", id.name);
+        }
+    }
+    return 0;
 }

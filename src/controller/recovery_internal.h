@@ -114,6 +114,7 @@ int recovery_set_gates(struct recovery_run *run, bool closed, struct error *err)
 int recovery_stop_pods(struct recovery_run *run, struct error *err);
 /* -EAGAIN: it is under way. */
 int recovery_rewind_data(struct recovery_run *run, struct error *err);
+int recovery_bind_volumes(struct recovery_run *run, struct error *err);
 /* Adds what a step took to status.timings. */
 void recovery_note_ms(struct recovery_run *run, const char *key, uint64_t ms);
 

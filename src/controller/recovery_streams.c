@@ -7,6 +7,7 @@
 
 #include "base/cleanup.h"
 #include "controller/controller_internal.h"
+#include "csi/csi.h"
 #include "lib/json.h"
 
 static const char *text_of(const json_t *object, const char *key)
@@ -15,18 +16,108 @@ static const char *text_of(const json_t *object, const char *key)
     return text ? text : "";
 }
 
-/* Names of the claims in a set of objects. */
+#define CLAIM_PREFIX "core/v1/PersistentVolumeClaim/"
+
+/* ---- which streams ---- */
+
+/* {name: claim} of the claims in a set of objects. */
 static json_t *claims_of_set(const json_t *set)
 {
-    json_t *names = json_object(), *object;
+    json_t *claims = json_object(), *object;
     const char *key;
     json_object_foreach((json_t *)(uintptr_t)set, key, object)
     {
         const char *name = kube_object_name(object);
-        if (name && strncmp(key, "core/v1/PersistentVolumeClaim/", 30) == 0)
-            json_object_set_new(names, name, json_true());
+        if (name && strncmp(key, CLAIM_PREFIX, strlen(CLAIM_PREFIX)) == 0)
+            json_object_set(claims, name, object);
     }
-    return names;
+    return claims;
+}
+
+struct search {
+    const char *volume; /* name of a persistent volume */
+    char user[600];     /* the claim that has it */
+};
+
+static bool find_user(void *context, json_t *claim)
+{
+    struct search *s = context;
+    if (strcmp(text_of(json_object_get(claim, "spec"), "volumeName"), s->volume) != 0)
+        return true;
+    snprintf(s->user, sizeof s->user, "%.250s/%.250s", kube_object_namespace(claim), kube_object_name(claim));
+    return false;
+}
+
+/* A claim that is not there any more: its volume by the name that it had, which is that of CreateVolume. */
+static int find_gone(struct controller *c, const json_t *claim, const struct csi_volume *all, size_t count,
+                     json_t *handles, json_t *gone, struct error *err)
+{
+    const char *name = kube_object_name(claim),
+               *class = text_of(json_object_get(claim, "spec"), "storageClassName");
+    struct search search = {.volume = text_of(json_object_get(claim, "spec"), "volumeName")};
+    _cleanup_json_ json_t *of_class = *class ? kube_informer_get(c->classes, NULL, class) : NULL;
+    if (!*search.volume)
+        return 0; /* it had none at the point */
+    for (size_t i = 0; i < count; i++) {
+        if (strcmp(all[i].name, search.volume) != 0)
+            continue;
+        kube_informer_each(c->claims, NULL, find_user, &search);
+        if (search.user[0])
+            return error_set(
+                err, -EEXIST,
+                "the volume of claim %s is used by the claim %s: to have it beside that use mode clone", name,
+                search.user);
+        json_object_set_new(handles, name, json_string(all[i].handle));
+        json_object_set_new(gone, name, json_true());
+        return 0;
+    }
+    if (strcmp(text_of(of_class, "provisioner"), CSI_DRIVER) != 0)
+        return 0; /* somebody else's: it is made new */
+    return error_set(
+        err, -ENOENT,
+        "nothing is known of the volume %s of claim %s any more: its data cannot be put back; with "
+        "objectsOnly: true the objects alone are, and the claim gets an empty volume",
+        search.volume, name);
+}
+
+static int add_gone(struct controller *c, const json_t *at_point, json_t *live, json_t *chosen, json_t *gone,
+                    struct error *err)
+{
+    const struct data_client_options *o = data_client_options(c->data);
+    _cleanup_free_ struct csi_volume *all = NULL;
+    size_t count = 0;
+    const char *name;
+    json_t *claim;
+    int r = o->records->list(o->records_context, &all, &count, err);
+    json_object_foreach((json_t *)(uintptr_t)at_point, name, claim)
+    {
+        if (r == 0 && !json_object_get(live, name))
+            r = find_gone(c, claim, all, count, chosen, gone, err);
+    }
+    return r;
+}
+
+static bool add_name(void *context, json_t *claim)
+{
+    json_object_set_new(context, kube_object_name(claim), json_true());
+    return true;
+}
+
+/* Tells each stream which of its claims are gone. */
+static void mark_gone(json_t *streams, json_t *gone)
+{
+    size_t i, k;
+    json_t *stream, *claim;
+    json_array_foreach(streams, i, stream)
+    {
+        json_t *list = json_array();
+        json_array_foreach(json_object_get(stream, "claims"), k, claim)
+        {
+            if (json_object_get(gone, json_string_value(claim)))
+                json_array_append(list, claim);
+        }
+        json_object_set_new(stream, "gone", list);
+    }
 }
 
 /* What came after the point has no state there: it is left alone. An application that is a group does not
@@ -36,7 +127,8 @@ static int streams(void *context, const char *namespace, const char *application
 {
     struct controller *c = context;
     _cleanup_json_ json_t *papp = kube_informer_get(c->applications, namespace, application);
-    _cleanup_json_ json_t *handles = NULL, *at_point = claims_of_set(wanted), *chosen = json_object();
+    _cleanup_json_ json_t *handles = NULL, *at_point = claims_of_set(wanted), *chosen = json_object(),
+                          *live = json_object(), *gone = json_object();
     json_t *handle;
     const char *claim, *group = papp ? application_group(papp) : NULL;
     int r = volumes_handles(c, namespace, group, &handles, err);
@@ -47,8 +139,119 @@ static int streams(void *context, const char *namespace, const char *application
         if (group || json_object_get(at_point, claim))
             json_object_set(chosen, claim, handle);
     }
-    return data_client_streams(c->data, chosen, ret, err);
+    kube_informer_each(c->claims, namespace, add_name, live);
+    r = add_gone(c, at_point, live, chosen, gone, err);
+    if (r == 0)
+        r = data_client_streams(c->data, chosen, ret, err);
+    if (r == 0)
+        mark_gone(*ret, gone);
+    return r;
 }
+
+/* ---- volumes of claims that are gone ---- */
+
+/* What is there under the name: 0 nothing, 1 it is as it should be. */
+static int look_at_volume(struct controller *c, const struct kube_target *target, const char *namespace,
+                          const char *claim, struct error *err)
+{
+    _cleanup_json_ json_t *there = NULL, *patch = NULL;
+    int r = kube_get(c->client, target, &there, err);
+    if (r == -ENOENT) {
+        *err = ERROR_INIT;
+        return 0;
+    }
+    if (r < 0)
+        return r;
+    const json_t *spec = json_object_get(there, "spec"), *of = json_object_get(spec, "claimRef");
+    bool ours = strcmp(text_of(of, "namespace"), namespace) == 0 && strcmp(text_of(of, "name"), claim) == 0;
+    const char *phase = text_of(json_object_get(there, "status"), "phase");
+    if (json_object_get(json_object_get(there, "metadata"), "deletionTimestamp"))
+        return error_set(err, -EAGAIN, "waiting until the persistent volume %s is gone", target->name);
+    if (ours && strcmp(phase, "Released") != 0 && strcmp(phase, "Failed") != 0)
+        return 1;
+    if (strcmp(text_of(spec, "persistentVolumeReclaimPolicy"), "Retain") != 0)
+        return error_set(err, -EAGAIN, "waiting until the persistent volume %s (%s) is gone", target->name,
+                         phase);
+    patch = json_pack("{s:{s:{s:s, s:s, s:n, s:n}}}", "spec", "claimRef", "namespace", namespace, "name",
+                      claim, "uid", "resourceVersion");
+    r = patch ? kube_patch(c->client, target, KUBE_PATCH_MERGE, patch, NULL, err)
+              : error_set(err, -ENOMEM, "out of memory");
+    return r < 0 ? r : 1;
+}
+
+static json_t *volume_object(const char *name, const char *namespace, const json_t *claim,
+                             const struct csi_volume *v, const json_t *class)
+{
+    const json_t *spec = json_object_get(claim, "spec");
+    const char *fs_type = text_of(json_object_get(class, "parameters"), "csi.storage.k8s.io/fstype");
+    const char *policy = text_of(class, "reclaimPolicy"), *mode = text_of(spec, "volumeMode");
+    json_t *attributes = *v->ack_mode ? json_pack("{s:s}", "ackMode", v->ack_mode) : json_object();
+    json_t *csi = json_pack("{s:s, s:s, s:s, s:o}", "driver", CSI_DRIVER, "volumeHandle", v->handle, "fsType",
+                            *fs_type ? fs_type : "ext4", "volumeAttributes", attributes);
+    json_t *place =
+        json_pack("{s:{s:[{s:[{s:s, s:s, s:[s]}]}]}}", "required", "nodeSelectorTerms", "matchExpressions",
+                  "key", CSI_TOPOLOGY_KEY, "operator", "In", "values", v->node);
+    json_t *of = json_pack("{s:s, s:s, s:s, s:s}", "apiVersion", "v1", "kind", "PersistentVolumeClaim",
+                           "namespace", namespace, "name", kube_object_name(claim));
+    json_t *size = json_sprintf("%llu", (unsigned long long)v->size_bytes);
+    return json_pack("{s:s, s:s, s:{s:s, s:{s:s}}, s:{s:{s:o}, s:O, s:s, s:s, s:s, s:o, s:o, s:o}}",
+                     "apiVersion", "v1", "kind", "PersistentVolume", "metadata", "name", name, "annotations",
+                     "pv.kubernetes.io/provisioned-by", CSI_DRIVER, "spec", "capacity", "storage", size,
+                     "accessModes", json_object_get(spec, "accessModes"), "storageClassName",
+                     text_of(spec, "storageClassName"), "volumeMode", *mode ? mode : "Filesystem",
+                     "persistentVolumeReclaimPolicy", *policy ? policy : "Delete", "claimRef", of, "csi", csi,
+                     "nodeAffinity", place);
+}
+
+/* The record says that the volume is there, before anybody can attach it. */
+static int revive(struct controller *c, const char *namespace, const char *claim, const char *name,
+                  struct csi_volume *ret, struct error *err)
+{
+    const struct data_client_options *o = data_client_options(c->data);
+    _cleanup_free_ struct csi_volume *all = NULL;
+    size_t count = 0;
+    int r = o->records->list(o->records_context, &all, &count, err);
+    for (size_t i = 0; i < count && r == 0; i++) {
+        if (strcmp(all[i].name, name) != 0)
+            continue;
+        *ret = all[i];
+        ret->deleted_ns = 0;
+        snprintf(ret->claim_namespace, sizeof ret->claim_namespace, "%s", namespace);
+        snprintf(ret->claim_name, sizeof ret->claim_name, "%s", claim);
+        return o->records->save(o->records_context, ret, err);
+    }
+    return r < 0 ? r : error_set(err, -ENOENT, "nothing is known of the volume %s any more", name);
+}
+
+static int bind_volume(void *context, const char *namespace, const json_t *claim, struct error *err)
+{
+    struct controller *c = context;
+    struct csi_volume volume;
+    _cleanup_json_ json_t *object = NULL, *class = NULL;
+    const json_t *spec = json_object_get(claim, "spec");
+    const char *name = text_of(spec, "volumeName"), *class_name = text_of(spec, "storageClassName");
+    const struct kube_target target = {
+        .resource = &kube_volumes, .name = name, .field_manager = FIELD_MANAGER};
+    const struct kube_target of_class = {.resource = &kube_storage_classes, .name = class_name};
+    int r = look_at_volume(c, &target, namespace, kube_object_name(claim), err);
+    if (r < 0)
+        return r;
+    bool there = r > 0;
+    r = revive(c, namespace, kube_object_name(claim), name, &volume, err);
+    if (r < 0 || there)
+        return r;
+    if (*class_name && (r = kube_get(c->client, &of_class, &class, err)) < 0)
+        return r;
+    object = volume_object(name, namespace, claim, &volume, class);
+    const struct kube_target all = {.resource = &kube_volumes, .field_manager = FIELD_MANAGER};
+    r = object ? kube_create(c->client, &all, object, NULL, err) : error_set(err, -ENOMEM, "out of memory");
+    if (r == 0)
+        log_info(c->log, "volume %s is there again, for the claim %s/%s", volume.handle, namespace,
+                 kube_object_name(claim));
+    return r == -EEXIST ? -EAGAIN : r;
+}
+
+/* ---- the nodes ---- */
 
 static int call(struct controller *c, const json_t *stream, const char *method, const char *format,
                 const json_t *body, json_t **ret, struct error *err)
@@ -116,4 +319,4 @@ static int rewind_stream(void *context, const json_t *stream, uint64_t lsn, cons
     return judge(stream, rewind, ret, err);
 }
 
-const struct data_ops recovery_streams_ops = {streams, plan, gate, rewind_stream};
+const struct data_ops recovery_streams_ops = {streams, plan, gate, rewind_stream, bind_volume};

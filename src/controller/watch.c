@@ -75,7 +75,7 @@ static bool reduce(void *context, const struct kube_resource *resource, json_t *
     }
     /* Of a Recovery only that it is there and its annotations count: its status is our own. */
     if (is_kind(resource, &kube_namespaces) || is_kind(resource, &controller_policies) ||
-        is_kind(resource, &controller_recoveries)) {
+        is_kind(resource, &controller_recoveries) || is_kind(resource, &controller_checkpoints)) {
         keep_only(object, bare_keys);
         return true;
     }
@@ -102,9 +102,10 @@ static void on_event(void *context, const struct kube_resource *resource, enum k
 {
     struct controller *c = context;
     (void)event, (void)version, (void)object;
-    if (is_kind(resource, &controller_recoveries)) {
+    bool checkpoint = is_kind(resource, &controller_checkpoints);
+    if (checkpoint || is_kind(resource, &controller_recoveries)) {
         char key[300];
-        snprintf(key, sizeof key, "%s%s", RECOVERY_KEY, namespace);
+        snprintf(key, sizeof key, "%s%s", checkpoint ? CHECKPOINT_KEY : RECOVERY_KEY, namespace);
         controller_enqueue(c, key, name, 0);
     } else if (is_kind(resource, &controller_applications)) {
         controller_enqueue(c, namespace, name, SETTLE_MS);
@@ -140,7 +141,8 @@ int watch_start(struct controller *c, struct error *err)
                    {&kube_pods, &c->pods},
                    {&kube_volumes, &c->volumes},
                    {&kube_storage_classes, &c->classes},
-                   {&controller_recoveries, &c->recoveries}};
+                   {&controller_recoveries, &c->recoveries},
+                   {&controller_checkpoints, &c->checkpoints}};
     for (size_t i = 0; i < sizeof watched / sizeof *watched; i++) {
         const struct kube_informer_options options = {.resource = watched[i].resource,
                                                       .keep = KUBE_KEEP_TEXT,

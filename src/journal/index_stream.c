@@ -22,7 +22,8 @@ struct file_stream {
     int failed;                /* what every later call returns */
     struct index_key last;     /* of the leaf before */
     struct index_summary page; /* end of the last extent of the leaf before, for flat ones */
-    union index_page buffer[READ_PAGES];
+    uint32_t room;             /* pages of the buffer: no more than a small index has */
+    union index_page buffer[];
 };
 
 static int damaged(struct file_stream *s, uint32_t page, const char *what, struct error *err)
@@ -70,11 +71,10 @@ static int next_leaf(struct file_stream *s, struct error *err)
         } else {
             uint32_t left = root - s->next_page + 1;
             s->loaded = 0;
-            int r = index_read_pages(s->index, s->next_page, left < READ_PAGES ? left : READ_PAGES, s->buffer,
-                                     err);
+            int r = index_read_pages(s->index, s->next_page, left < s->room ? left : s->room, s->buffer, err);
             if (r < 0)
                 return r;
-            s->loaded = left < READ_PAGES ? left : READ_PAGES;
+            s->loaded = left < s->room ? left : s->room;
             s->next_page += s->loaded;
             s->at_page = 0;
         }
@@ -116,10 +116,12 @@ static void plain_free(struct extent_stream *stream)
 int index_stream(struct index *index, struct lsn low, struct lsn high, struct extent_stream **ret,
                  struct error *err)
 {
-    struct file_stream *s = malloc(sizeof *s);
+    uint32_t room = index->root < READ_PAGES ? index->root : READ_PAGES;
+    struct file_stream *s = malloc(sizeof *s + room * sizeof s->buffer[0]);
     if (!s)
         return error_errno(err, -ENOMEM, "cannot read index %s", index->path);
     memset(s, 0, offsetof(struct file_stream, buffer));
+    s->room = room;
     s->stream = (struct extent_stream){file_next, plain_free};
     s->index = index;
     s->low = low.n;

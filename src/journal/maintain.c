@@ -108,18 +108,36 @@ static bool find_merge(const struct journal *j, const struct manifest *m, struct
 }
 
 struct inputs {
-    struct index *indexes[256];
-    struct extent_stream *streams[256];
-    size_t count;
+    struct index **indexes;
+    struct extent_stream **streams;
+    size_t count, capacity;
 };
+
+/* Rewinds may be many; each has an index of its own. */
+static int make_room(struct inputs *in, struct error *err)
+{
+    if (in->count < in->capacity)
+        return 0;
+    size_t capacity = in->capacity ? in->capacity * 2 : 64;
+    void *indexes = realloc(in->indexes, capacity * sizeof *in->indexes);
+    if (indexes)
+        in->indexes = indexes;
+    void *streams = indexes ? realloc(in->streams, capacity * sizeof *in->streams) : NULL;
+    if (!streams)
+        return error_errno(err, -ENOMEM, "cannot merge %zu indexes", in->count);
+    in->streams = streams;
+    in->capacity = capacity;
+    return 0;
+}
 
 static int add_input(struct journal *j, struct inputs *in, const char *file, struct error *err)
 {
     char path[JOURNAL_PATH_BYTES];
-    if (in->count == sizeof in->indexes / sizeof *in->indexes)
-        return error_set(err, -E2BIG, "too many rewinds in one merge");
     journal_path(j, file, path);
-    int r = index_open(path, j->cache, &in->indexes[in->count], err);
+    int r = make_room(in, err);
+    if (r < 0)
+        return r;
+    r = index_open(path, j->cache, &in->indexes[in->count], err);
     if (r == 0) {
         r = index_stream(in->indexes[in->count], LSN_NONE, LSN_MAX, &in->streams[in->count], err);
         if (r < 0)
@@ -138,7 +156,9 @@ static void release_inputs(struct inputs *in, bool streams)
             extent_stream_free(in->streams[i]);
         index_free(in->indexes[i]);
     }
-    in->count = 0;
+    free(in->indexes);
+    free(in->streams);
+    *in = (struct inputs){0};
 }
 
 static int add_segment_inputs(struct journal *j, struct inputs *in, const struct manifest *m, uint32_t first, uint32_t last,

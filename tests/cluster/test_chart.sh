@@ -61,5 +61,5 @@ expect "the controller is replaced" kubectl -n $NAMESPACE rollout status deploym
 expect "the data pods are left alone" test "$(data_pods)" = "$data_before"
 expect "with the same certificates" test "$(certificate)" = "$before"
 expect "it uninstalls" helm uninstall tidemark --namespace $NAMESPACE --wait --timeout 120s
-nothing_left() { [[ -z $(kubectl get csidriver,clusterrole,clusterrolebinding,storageclass -l app.kubernetes.io/instance=tidemark -o name) ]]; }
+nothing_left() { [[ -z $(kubectl get csidriver,clusterrole,clusterrolebinding,storageclass,mutatingwebhookconfiguration,validatingwebhookconfiguration,validatingadmissionpolicy,validatingadmissionpolicybinding -l app.kubernetes.io/instance=tidemark -o name) ]]; }
 expect "nothing of it is left" within 30 nothing_left

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A bad release of a database application is taken back, in a cluster into which the chart was installed: a PostgreSQL whose
 data and WAL are volumes of Tidemark's class; rows that were acknowledged before the point are there, none after; objects and pods
-are as they were; the undo brings the bad release back. The point is taken from the clock of the database's node, between two
+are as they were; the undo brings the bad release back; and a namespace that was deleted is restored with its data. The point is taken from the clock of the database's node, between two
 statements of one session, so that there is no doubt about any row.
 
 TIDEMARK_IMAGE: the image's archive. TIDEMARK_INSTALLED=1: Tidemark is installed already, and is left alone."""
@@ -17,6 +17,7 @@ ROOT = os.path.join(HERE, "../..")
 CHART = os.path.join(ROOT, "packaging/helm/tidemark")
 SYSTEM = "tidemark-system"
 NAMESPACE = f"test-rewind-{os.getpid()}"
+OTHER = NAMESPACE + "-operators"  # where the recovery of a namespace that is gone is made
 POLICY = NAMESPACE
 os.environ.setdefault("KUBECONFIG", os.path.join(os.environ.get("TIDEMARK_CLUSTER_STATE", "/var/lib/tidemark-cluster"), "kubeconfig"))
 os.environ["PATH"] = os.path.join(os.environ.get("TIDEMARK_CLUSTER_CACHE", "/var/cache/tidemark-cluster"), "bin") + ":" + os.environ["PATH"]
@@ -156,22 +157,22 @@ def uninstall():
     kubectl("delete", "namespace", SYSTEM, "--wait", "--timeout=120s", check=False)
 
 
-def recover(name, point, **more):
+def recover(name, point, namespace=NAMESPACE, **more):
     """Who asked stands in the annotation as the webhook writes it; where that is installed, it does so itself."""
-    spec = {"application": NAMESPACE, "mode": "rewind", "point": point, **more}
+    spec = {"application": NAMESPACE, "mode": "rewind", "point": point} | more
     who = json.dumps({"username": "kubernetes-admin", "groups": ["system:masters", "system:authenticated"]})
     kubectl("create", "-f", "-", text=json.dumps({
         "apiVersion": "tidemark.io/v1alpha1", "kind": "Recovery",
-        "metadata": {"name": name, "namespace": NAMESPACE, "annotations": {"tidemark.io/requested-by": who}}, "spec": spec}))
+        "metadata": {"name": name, "namespace": namespace, "annotations": {"tidemark.io/requested-by": who}}, "spec": spec}))
 
 
-def status(name):
-    return get("recovery", name).get("status", {})
+def status(name, namespace=NAMESPACE):
+    return get("recovery", name, namespace).get("status", {})
 
 
-def completed(name):
+def completed(name, namespace=NAMESPACE):
     def look():
-        now = status(name)
+        now = status(name, namespace)
         if now.get("phase") in ("Failed", "Cancelled"):
             raise Failed(f"{name}: {json.dumps(now, indent=1)}")
         return now if now.get("phase") == "Completed" else None
@@ -225,17 +226,18 @@ def image():
     return get("pod", "db-0")["spec"]["containers"][0]["image"]
 
 
-def check_rewound(name):
-    done = completed(name)
+def check_rewound(name, namespace=NAMESPACE):
+    done = completed(name, namespace)
     expect("all rows that were acknowledged before the point are there, and none after", rows() == "200|1|200|0", rows())
     expect("the ConfigMap is as it was", release() == "good")
     expect("what came after is gone", get("configmap", "later") is None)
     expect("the pod runs the good release", image() == "localhost/postgres:15")
     expect("it sees the settings of the point",
            kubectl("-n", NAMESPACE, "exec", "db-0", "-c", "db", "--", "printenv", "RELEASE").strip() == "good")
-    expect("the condition says that the workloads are ready", condition("recovery", name, "WorkloadsReady").get("status") == "True")
+    expect("the condition says that the workloads are ready",
+           any(c["type"] == "WorkloadsReady" and c["status"] == "True" for c in done["conditions"]))
     timings = done["timings"]
-    print(f"rewind: rows_lost=0 rewind_ms={timings['openedMs'] - timings['stopMs']} stop_ms={timings['stopMs']} "
+    print(f"{name}: rows_lost=0 recovery_ms={timings['openedMs'] - timings['stopMs']} stop_ms={timings['stopMs']} "
           f"data_ms={timings['dataMs']} objects_ms={timings['objectsMs']} ready_ms={timings['readyMs']}", flush=True)
 
 
@@ -255,6 +257,18 @@ def check_undo():
     kubectl("-n", NAMESPACE, "delete", "pod", "db-0", "--wait=false")
     completed("undo")
     expect("the table is gone again", query("SELECT to_regclass('orders') IS NULL") == "t")
+
+
+def check_restore(point):
+    """The namespace is deleted, with claims and volumes; it comes back with its data."""
+    kubectl("create", "namespace", OTHER)
+    kubectl("delete", "namespace", NAMESPACE, "--wait", "--timeout=150s")
+    volumes = json.loads(kubectl("get", "persistentvolumes", "-o", "json"))["items"]
+    expect("claims and volumes are gone", not [v for v in volumes if v["spec"].get("claimRef", {}).get("namespace") == NAMESPACE
+                                               and v["status"]["phase"] == "Bound"])
+    recover("restored", point, namespace=OTHER, mode="restore", sourceNamespace=NAMESPACE, targetNamespace=NAMESPACE)
+    check_rewound("restored", OTHER)
+    within(60, "it is protected again", lambda: condition("papp", NAMESPACE, "Protected").get("reason") == "AllVolumesCaptured")
 
 
 def check_refusals():
@@ -294,11 +308,13 @@ def main():
         check_undo()
         recover("again", point)
         check_rewound("again")
+        check_restore(point)
     except (Failed, subprocess.TimeoutExpired) as e:
         failure = e
         show()
     finally:
         kubectl("delete", "namespace", NAMESPACE, "--wait", "--timeout=120s", check=False)
+        kubectl("delete", "namespace", OTHER, "--wait", "--timeout=60s", check=False)
         kubectl("delete", "protectionpolicy", POLICY, check=False)
         uninstall()
     if failure:

@@ -5,8 +5,10 @@ loop devices."""
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import unittest
 
 sys.path.insert(0, os.path.dirname(__file__))
@@ -168,6 +170,32 @@ class Damage(Base):
         view = s.operate("/v1/applications/shop/open", {"point": "latest", "salvage": True})["view"]
         self.assertGreater(view["salvage"]["damaged_bytes"], 0)
         s.call("DELETE", "/v1/views/" + view["id"])
+
+
+class Engine(Base):
+    def test_a_question_that_a_dying_engine_leaves_is_asked_again(self):
+        """A killed process takes connections until all of it is gone, and resets them."""
+        s = self.s.start()
+        s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\n"
+                "spec: {volumes: [{name: data, size: 16Mi}]}\n")
+        path = s.path("s/apps/shop/engine.sock")
+        os.rename(path, path + ".real")
+        listener = socket.socket(socket.AF_UNIX)
+        self.addCleanup(listener.close)
+        listener.bind(path)
+        listener.listen()
+
+        def reset():
+            one, _ = listener.accept()
+            one.recv(65536)
+            os.rename(path + ".real", path)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            one.close()
+
+        dying = threading.Thread(target=reset)
+        dying.start()
+        self.addCleanup(dying.join)
+        self.assertEqual(s.call("GET", "/v1/applications/shop/points")["application"], "shop")
 
 
 class Crowd(Base):

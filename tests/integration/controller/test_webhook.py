@@ -42,6 +42,7 @@ def webhooks(port):
     found = manifests("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration")
     for configuration in found:
         for hook in configuration["webhooks"]:
+            hook["timeoutSeconds"] = 30  # a machine under load shall not let by what the test wants refused
             hook["clientConfig"] = {"url": f"https://127.0.0.1:{port}{hook['clientConfig']['service']['path']}"}
     return found
 
@@ -292,7 +293,7 @@ class Refusals(Webhook):
         self.refused("in a ring", tidemark_object("ProtectionPolicy", "bounded", extends="child"), verb="apply")
         self.refused("minHistory 9d is more than maxHistory 2d", tidemark_object("ProtectionPolicy", "p", overrides={"minHistory": "9d", "maxHistory": "2d"}))
         self.refused("the checkpoint's name is the tag", tidemark_object("Checkpoint", "c" * 70, ns, application="under"))
-        self.refused("is a tag already", tidemark_object("Checkpoint", "c", ns, application="under", point="tag:d"))
+        self.refused("only the present moment can be tagged", tidemark_object("Checkpoint", "c", ns, application="under", point="-5m"))
         self.refused("there is no ProtectedApplication nosuch", tidemark_object("Checkpoint", "c", ns, application="nosuch"))
         annotate = lambda where, policy: create({"apiVersion": "v1", "kind": "Namespace", "metadata": {
             "name": where, "labels": {"tidemark.io/require-policy": "true"} if where == ns else {}, "annotations": {"tidemark.io/policy": policy}}}, verb="apply")
@@ -316,6 +317,59 @@ class Refusals(Webhook):
         until("the API server has seen it", lambda: create(workload("StatefulSet", "s", ns))[0] == 0)
         other = self.namespace("lenient", protected=False)
         self.accepted(claim("d", other))
+
+
+class Checkpoints(Webhook):
+    def finish_checkpoint(self, ns, name):
+        status = until(f"the end of {name}", lambda: (lambda s: s if s.get("phase") in ("Ready", "Failed") else None)(
+            SERVER.json("-n", ns, "get", "checkpoint", name).get("status", {})))
+        return status, {c["type"]: (c["status"], c["reason"]) for c in status["conditions"]}
+
+    def test_a_tag_can_be_gone_back_to_and_a_name_is_given_once(self):
+        ns = self.namespace("tags", "ann")
+        SERVER.apply(config_map("c", ns, "good"))
+        for number in range(100):  # until it is journaled
+            status = self.run_recovery(ns, f"settled-{number}", dryRun=True)
+            if not any(status["plan"][action] for action in ("create", "change", "recreate", "delete")):
+                break
+        self.accepted(tidemark_object("Checkpoint", "release-1", ns, application=ns), "ann")
+        status, conditions = self.finish_checkpoint(ns, "release-1")
+        self.assertEqual(conditions, {"Ready": ("True", "Tagged")}, status)
+        SERVER.apply(config_map("c", ns, "bad"))
+        status = self.run_recovery(ns, "back", "ann", point="tag:release-1")
+        self.assertEqual(status["phase"], "Completed", status)
+        self.assertEqual(SERVER.json("-n", ns, "get", "configmap", "c")["data"]["value"], "good")
+        SERVER.kubectl("-n", ns, "delete", "checkpoint", "release-1")
+        self.accepted(tidemark_object("Checkpoint", "release-1", ns, application=ns), "ann")
+        status, conditions = self.finish_checkpoint(ns, "release-1")
+        self.assertEqual(conditions, {"Ready": ("False", "TagFailed")})
+        self.assertIn("choose another", status["conditions"][0]["message"])
+
+    def test_a_consistent_one_needs_hooks_that_can_be_run(self):
+        ns = self.namespace("hooks")
+        self.accepted(tidemark_object("Checkpoint", "none", ns, application=ns, consistent=True))
+        self.assertEqual(self.finish_checkpoint(ns, "none")[1]["ApplicationConsistent"], ("False", "NoHooks"))
+        SERVER.apply(*manifests("ConfigMap"), tidemark_object("ProtectionPolicy", "hooked", hooks=[{"name": "h", "blueprint": "postgresql"}]),
+                     tidemark_object("ProtectionPolicy", "hooked-wrongly", hooks=[{"name": "h", "blueprint": "nosuch"}]))
+        SERVER.kubectl("annotate", "namespace", ns, "--overwrite", "tidemark.io/policy=hooked-wrongly")
+        policy = lambda: SERVER.json("-n", ns, "get", "papp", ns)["spec"]["policyRef"]["name"]
+        until("the other policy", lambda: policy() == "hooked-wrongly")
+        self.accepted(tidemark_object("Checkpoint", "typo", ns, application=ns, consistent=True))
+        status, conditions = self.finish_checkpoint(ns, "typo")
+        self.assertEqual(conditions["Ready"], ("False", "HookFailed"))
+        self.assertIn("there is no blueprint nosuch", json.dumps(status))
+        # A pod that runs, as far as the API server knows, on a node that is not there: exec fails, and nothing is said to be consistent.
+        SERVER.kubectl("annotate", "namespace", ns, "--overwrite", "tidemark.io/policy=hooked")
+        until("the third policy", lambda: policy() == "hooked")
+        SERVER.kubectl("-n", ns, "run", "db", "--image=registry.example.com/library/postgres:15")
+        SERVER.kubectl("-n", ns, "patch", "pod", "db", "--subresource=status", "--type=merge", "-p", '{"status":{"phase":"Running"}}')
+        self.accepted(tidemark_object("Checkpoint", "unreachable", ns, application=ns, consistent=True))
+        hook = until("the hook", lambda: SERVER.json("-n", ns, "get", "checkpoint", "unreachable").get("status", {}).get("hooks"))[0]
+        self.assertEqual((hook["hook"], hook["pod"], hook["container"]), ("h", "db", "db"))
+        SERVER.kubectl("-n", ns, "delete", "pod", "db", "--grace-period=0", "--force")
+        status, conditions = self.finish_checkpoint(ns, "unreachable")
+        self.assertEqual(conditions["ApplicationConsistent"][0], "False", status)
+        self.assertNotIn("time", status)
 
 
 class Away(Webhook):

@@ -29,7 +29,9 @@ struct cluster {
     unsigned paused;
     unsigned rewind_looks;
     uint64_t rewound_to;
-    char data_point[64]; /* that a stream was asked for */
+    json_t *other;          /* a recovery that was before; or NULL */
+    char objects_point[64]; /* that the objects were asked for first */
+    char data_point[64];    /* that a stream was asked for */
 };
 
 /* Whether the controller is dead; `ret_do` says whether the call is carried out. */
@@ -164,8 +166,13 @@ static int read_recovery(void *context, const char *namespace, const char *name,
                          struct error *err)
 {
     struct cluster *c = context;
-    (void)namespace, (void)name;
+    (void)namespace;
     CALL(c);
+    if (strcmp(name, "r") != 0) {
+        if (c->other && !dead)
+            *ret = json_deep_copy(c->other);
+        ANSWER(c->other ? 0 : error_set(err, -ENOENT, "%s not found", name));
+    }
     const char *step = json_string_value(
         json_object_get(json_object_get(json_object_get(c->recovery, "status"), "step"), "name"));
     if (c->cancel_at_apply && step && strcmp(step, "Apply") == 0)
@@ -227,6 +234,8 @@ static int objects_of(void *context, const char *namespace, const char *applicat
     CALL(c);
     if (dead)
         return error_set(err, -ECANCELED, "killed");
+    if (!c->objects_point[0])
+        snprintf(c->objects_point, sizeof c->objects_point, "%s", point);
     if (strcmp(point, "tag:none") == 0)
         return error_set(err, -ENOENT, "there is no tag 'none'");
     *ret = json_deep_copy(strcmp(point, "latest") == 0 ? c->latest : c->point);
@@ -279,9 +288,15 @@ static int streams(void *context, const char *namespace, const char *application
     (void)namespace, (void)application;
     CALL(c);
     assert_non_null(json_object_get(wanted, "core/v1/PersistentVolumeClaim/n/data-db-0"));
-    if (!dead)
-        *ret = json_pack("[{s:s, s:s, s:[s], s:{s:s}}]", "stream", "s1", "node", "node1", "claims",
-                         "data-db-0", "handles", "data-db-0", "tm-1");
+    json_t *gone = json_array();
+    if (json_object_get(c->unknown, "gone"))
+        json_array_append_new(gone, json_string("data-db-0"));
+    json_t *list = json_pack("[{s:s, s:s, s:[s], s:{s:s}, s:o}]", "stream", "s1", "node", "node1", "claims",
+                             "data-db-0", "handles", "data-db-0", "tm-1", "gone", gone);
+    if (dead)
+        json_decref(list);
+    else
+        *ret = list;
     ANSWER(0);
 }
 static int plan_data(void *context, const json_t *stream, const char *point, json_t **ret, struct error *err)
@@ -327,6 +342,16 @@ static int rewind_data(void *context, const json_t *stream, uint64_t lsn, const 
         *ret = json_pack("{s:i, s:i, s:i}", "before_lsn", 41, "waited_ms", 5, "rewound_ms", 6);
     ANSWER(0);
 }
+static int bind_volume(void *context, const char *namespace, const json_t *claim, struct error *err)
+{
+    struct cluster *c = context;
+    (void)namespace;
+    CALL(c);
+    assert_string_equal(json_string_value(json_object_get(json_object_get(claim, "spec"), "volumeName")),
+                        "pv-1");
+    log_data(c, "bind");
+    ANSWER(0);
+}
 static void no_pause(void *context, unsigned ms)
 {
     ((struct cluster *)context)->paused += ms;
@@ -341,7 +366,7 @@ static const struct recovery_cluster_ops cluster_ops = {.get = get,
                                                         .knows = knows};
 static const struct recovery_store_ops store_ops = {read_recovery, write_status, write_plan, read_plan};
 static const struct recovery_source_ops source_ops = {objects_of, select_own};
-static const struct data_ops data_ops = {streams, plan_data, gate, rewind_data};
+static const struct data_ops data_ops = {streams, plan_data, gate, rewind_data, bind_volume};
 
 static int run(struct cluster *c, bool data, struct error *err)
 {
@@ -423,6 +448,7 @@ static void tear_down(struct cluster *c)
     json_decref(c->latest);
     json_decref(c->unknown);
     json_decref(c->data);
+    json_decref(c->other);
 }
 
 #define REWIND "{application: shop, mode: rewind, point: '-90s'}"
@@ -714,6 +740,113 @@ static void a_namespace_that_is_gone_is_restored(void **unused)
     tear_down(&c);
 }
 
+/* Each kind of point in the objects' journal and in the streams. */
+static void the_point_of_the_streams_follows_its_kind(void **unused)
+{
+    (void)unused;
+    static const struct {
+        const char *asked, *of_objects, *of_streams;
+    } points[] = {
+        {"2026-11-21T02:04:46.500000Z", "2026-11-21T02:04:46.500000Z", "2026-11-21T02:04:46.500000Z"},
+        {"-90s", "2026-11-21T11:58:30.000000Z", "2026-11-21T11:58:30.000000Z"},
+        {"tag:good", "tag:good", "tag:good"},
+        {"lsn:41", "lsn:41", "2026-11-21T11:20:45.000000Z"}};
+    for (size_t i = 0; i < sizeof points / sizeof *points; i++) {
+        struct cluster c;
+        struct error err = ERROR_INIT;
+        char spec[160];
+        snprintf(spec, sizeof spec, "{application: shop, mode: rewind, point: '%s'}", points[i].asked);
+        set_up(&c, NOW, spec);
+        json_object_set_new(json_object_get(c.recovery, "metadata"), "creationTimestamp",
+                            json_string("2026-11-21T12:00:00Z"));
+        check_ok(run(&c, true, &err));
+        assert_phase(&c, "Completed");
+        assert_string_equal(c.objects_point, points[i].of_objects);
+        assert_string_equal(c.data_point, points[i].of_streams);
+        assert_int_equal(c.rewound_to, 7); /* what the plan said */
+        tear_down(&c);
+    }
+}
+
+static void the_latest_point_leaves_volumes_as_they_are(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW, "{application: shop, mode: rewind, point: latest}");
+    json_object_update(c.latest, c.point);
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Completed");
+    assert_int_equal(json_array_size(c.data), 0);
+    tear_down(&c);
+}
+
+static void before_a_recovery_is_where_each_stream_was(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW, "{application: shop, mode: rewind, point: 'before:first'}");
+    c.other = json_pack("{s:{s:s}, s:{s:s, s:i, s:[{s:s, s:i}]}}", "spec", "application", "shop", "status",
+                        "phase", "Completed", "beforeLsn", 40, "streams", "stream", "s1", "beforeLsn", 33);
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Completed");
+    assert_string_equal(c.objects_point, "lsn:40");
+    assert_string_equal(c.data_point, "lsn:33");
+    tear_down(&c);
+    /* One that left the stream alone. */
+    set_up(&c, NOW, "{application: shop, mode: rewind, point: 'before:first'}");
+    c.other = json_pack("{s:{s:s}, s:{s:s, s:i}}", "spec", "application", "shop", "status", "phase", "Failed",
+                        "beforeLsn", 40);
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Completed");
+    assert_int_equal(json_array_size(c.data), 0);
+    tear_down(&c);
+    /* One that is not there any more. */
+    set_up(&c, NOW, "{application: shop, mode: rewind, point: 'before:first'}");
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Failed");
+    assert_non_null(
+        strstr(json_string_value(json_object_get(status_of(&c), "message")), "no Recovery first"));
+    tear_down(&c);
+}
+
+static void a_claim_that_is_gone_gets_its_volume_back(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW, REWIND);
+    json_object_set_new(c.unknown, "gone", json_true());
+    json_object_set_new(
+        json_object_get(json_object_get(c.point, "core/v1/PersistentVolumeClaim/n/data-db-0"), "spec"),
+        "volumeName", json_string("pv-1"));
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Completed");
+    _cleanup_free_ char *data = json_to_text(c.data);
+    assert_string_equal(data, "[\"close\",\"rewind\",\"bind\",\"open\"]");
+    tear_down(&c);
+}
+
+/* What is in the way of the workloads is told while it is waited for. */
+static void workloads_are_awaited(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW, REWIND);
+    c.never_ready = true;
+    assert_int_equal(run(&c, true, &err), -EAGAIN);
+    assert_phase(&c, "Running");
+    assert_non_null(
+        strstr(json_string_value(json_object_get(status_of(&c), "message")), "Deployment web is not ready"));
+    c.never_ready = false;
+    err = ERROR_INIT;
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Completed");
+    tear_down(&c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -726,6 +859,11 @@ int main(void)
         cmocka_unit_test(r5_the_gate_opens_when_a_step_fails_or_is_cancelled),
         cmocka_unit_test(a_clone_leaves_the_original_alone),
         cmocka_unit_test(a_namespace_that_is_gone_is_restored),
+        cmocka_unit_test(the_point_of_the_streams_follows_its_kind),
+        cmocka_unit_test(the_latest_point_leaves_volumes_as_they_are),
+        cmocka_unit_test(before_a_recovery_is_where_each_stream_was),
+        cmocka_unit_test(a_claim_that_is_gone_gets_its_volume_back),
+        cmocka_unit_test(workloads_are_awaited),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

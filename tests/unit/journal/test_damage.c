@@ -842,6 +842,36 @@ static void remove_file(const char *name)
     assert_int_equal(unlink(path), 0);
 }
 
+/* Each has an index of its own; merging and dropping history take them all at once. */
+static void test_many_rewinds(void **state)
+{
+    struct group_change c;
+    struct journal_status s;
+    (void)state;
+    begin();
+    change(12);
+    remember();
+    for (int i = 0; i < 300; i++) {
+        check_ok(group_rewind(x.group, (struct lsn){x.points[0].lsn}, false, &c, &err));
+        free(c.volumes);
+    }
+    memcpy(x.live, x.points[0].data, sizeof x.live);
+    group_settle(x.group);
+    change(60);
+    remember();
+    check_ok(journal_seal(x.journal, &err));
+    check_ok(journal_maintain(x.journal, &err));
+    journal_status(x.journal, &s);
+    assert_true(s.runs > 0);
+    check_ok(journal_drop(x.journal, (struct lsn){x.points[1].lsn}, &err));
+    journal_status(x.journal, &s);
+    assert_int_equal(s.oldest.n, x.points[1].lsn);
+    group_free(x.group);
+    check_ok(journal_close(x.journal, &err));
+    x.points[1].pin[0] = '\0';
+    end();
+}
+
 /* A new journal in its place would remove the history as strays. */
 static void test_no_manifest(void **state)
 {
@@ -1026,7 +1056,7 @@ static void test_pending(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_sealed), cmocka_unit_test(test_objects), cmocka_unit_test(test_tail),
-                                       cmocka_unit_test(test_pending), cmocka_unit_test(test_no_manifest), cmocka_unit_test(test_salvage_files),
+                                       cmocka_unit_test(test_pending), cmocka_unit_test(test_no_manifest), cmocka_unit_test(test_many_rewinds), cmocka_unit_test(test_salvage_files),
                                        cmocka_unit_test(test_salvage_segments), cmocka_unit_test(test_salvage_points)};
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
