@@ -661,10 +661,14 @@ static void lose_before_image(struct history *h)
     if (journal_is_suspended(h->journal))
         fail(h, "journaling does not go on");
     journal_status(h->journal, &s);
-    struct point point = {.kind = POINT_LSN, .lsn = {h->points[0].lsn}};
+    size_t i = 0; /* the oldest point that was exact */
+    while (i < h->point_count && (h->points[i].lsn < h->exact_from || h->points[i].lsn <= h->base))
+        i++;
+    if (i == h->point_count)
+        return;
+    struct point point = {.kind = POINT_LSN, .lsn = {h->points[i].lsn}};
     struct journal_point found;
-    if (h->points[0].lsn >= h->exact_from && h->points[0].lsn > h->base &&
-        journal_resolve(h->journal, &point, &found, &err) == -ERANGE && strstr(err.message, "gap")) /* else a grain that was seeded */
+    if (journal_resolve(h->journal, &point, &found, &err) == -ERANGE && strstr(err.message, "gap")) /* else a grain that was seeded */
         h->exact_from = s.latest.n;
 }
 
