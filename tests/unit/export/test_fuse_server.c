@@ -387,8 +387,10 @@ static enum block_step failing_step(struct block *b, struct block_request *r)
 }
 static int failing_finish(struct block *b, struct block_request *r, struct error *err)
 {
+    if (r->op == BLOCK_OP_FLUSH)
+        return failing_flush(b, err);
     return r->op == BLOCK_OP_WRITE ? failing_pwrite(b, r->data, r->length_bytes, r->offset_bytes, 0, err)
-                    : failing_pread(b, r->data, r->length_bytes, r->offset_bytes, err);
+                                   : failing_pread(b, r->data, r->length_bytes, r->offset_bytes, err);
 }
 static const struct block_async_ops failing_async_ops = {.start = failing_start, .step = failing_step, .finish = failing_finish};
 static struct block_ops failing_ops = {.pread = failing_pread,
