@@ -15,6 +15,7 @@
 #define CSI_HANDLE_BYTES 64
 #define CSI_NAME_BYTES 512 /* CreateVolume's name: 128 characters */
 #define CSI_LABEL_BYTES 256
+#define CSI_RECOVERY_BYTES 320 /* "NAMESPACE/NAME" */
 
 struct csi_volume {
     char handle[CSI_HANDLE_BYTES]; /* "tm-<uuid>": a DNS label */
@@ -28,6 +29,7 @@ struct csi_volume {
     char published_node[CSI_LABEL_BYTES]; /* "": none */
     char stream[CSI_HANDLE_BYTES];        /* "": not decided yet */
     uint64_t deleted_ns;                  /* realtime; 0: it is there */
+    char recovery[CSI_RECOVERY_BYTES];    /* the Recovery that made it, as a clone's; "": none */
 };
 
 struct csi_records_ops {
