@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* J5: what the manifest on disk names stays what it is until another manifest is saved, and what a pin names stays. */
+#include <dirent.h>
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -22,6 +23,7 @@ static struct error err;
 static char directory[64], ring[80];
 static _Atomic uint64_t now_ns;
 static _Atomic bool saving_fails;
+static _Atomic int saves_before; /* so many go well first */
 static struct journal *journal;
 static uint32_t volume, segment_records;
 static struct {
@@ -38,7 +40,7 @@ static uint64_t time_now(void *context)
 static int fault(void *context, const char *step)
 {
     (void)context;
-    return saving_fails && strcmp(step, "save") == 0 ? -EIO : 0;
+    return saving_fails && strcmp(step, "save") == 0 && atomic_fetch_sub(&saves_before, 1) <= 0 ? -EIO : 0;
 }
 
 static void open_journal(bool thin)
@@ -186,6 +188,70 @@ static void small_segments_are_joined(void **unused)
     check_ok(journal_close(journal, &err));
 }
 
+/* A segment whose sealing failed at the manifest alone is in it once, after journaling went on. */
+static void a_segment_is_sealed_once(void **unused)
+{
+    (void)unused;
+    struct manifest m;
+    open_journal(false);
+    write_history(NS_PER_SECOND / 4, 7, false);
+    saving_fails = true;
+    struct journal_record record = {.op = OP_DISCARD, .flags = RECORD_LAST, .volume = volume, .lba = 1024, .length = 8};
+    struct lsn lsn;
+    check_ok(journal_append_durable(journal, &record, &lsn, &err));
+    assert_true(journal_seal(journal, &err) < 0);
+    assert_true(journal_is_suspended(journal));
+    saving_fails = false;
+    check_ok(journal_resume_prepare(journal, &err));
+    check_ok(journal_resume(journal, &err));
+    check_ok(journal_append_durable(journal, &record, &lsn, &err));
+    check_ok(journal_seal(journal, &err));
+    check_ok(journal_manifest(journal, &m, &err));
+    for (size_t i = 1; i < m.segment_count; i++)
+        if (m.segments[i].number <= m.segments[i - 1].number || m.segments[i].first.n <= m.segments[i - 1].last.n)
+            fail_msg("segment %u (from LSN %llu) stands behind segment %u (to LSN %llu)", m.segments[i].number,
+                     (unsigned long long)m.segments[i].first.n, m.segments[i - 1].number, (unsigned long long)m.segments[i - 1].last.n);
+    manifest_release(&m);
+    assert_int_equal(check_all_points(), WRITES);
+    journal_abandon(journal);
+    open_journal(false);
+    assert_int_equal(check_all_points(), WRITES);
+    check_ok(journal_close(journal, &err));
+}
+
+static size_t count_segment_files(void)
+{
+    size_t count = 0;
+    DIR *d = opendir(directory);
+    assert_non_null(d);
+    for (struct dirent *e; (e = readdir(d));)
+        count += strncmp(e->d_name, "segment-", 8) == 0;
+    closedir(d);
+    return count;
+}
+
+/* J7: history that is dropped while the manifest cannot be saved is dropped later, with its files. */
+static void a_drop_that_cannot_be_saved_leaves_nothing_behind(void **unused)
+{
+    (void)unused;
+    struct manifest m;
+    open_journal(false);
+    write_history(NS_PER_SECOND / 4, 7, false);
+    struct lsn target = {points[WRITES / 2].lsn};
+    saves_before = 1; /* the new base's target is saved, the manifest without the segments is not */
+    saving_fails = true;
+    assert_true(journal_drop(journal, target, &err) < 0);
+    saving_fails = false;
+    check_ok(journal_maintain(journal, &err));
+    check_ok(journal_manifest(journal, &m, &err));
+    assert_true(m.base.n > points[WRITES / 4].lsn);
+    assert_in_range(count_segment_files(), m.segment_count, m.segment_count + 2); /* the active and the next one */
+    manifest_release(&m);
+    size_t kept = check_all_points();
+    assert_true(kept >= WRITES / 2 - 1 && kept < WRITES);
+    check_ok(journal_close(journal, &err));
+}
+
 static int begin(void **unused)
 {
     char template[] = "/dev/shm/tidemark-publish-XXXXXX";
@@ -197,6 +263,7 @@ static int begin(void **unused)
     now_ns = START_NS;
     segment_records = 8;
     saving_fails = false;
+    saves_before = 0;
     memset(points, 0, sizeof points);
     return 0;
 }
@@ -213,6 +280,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(killed_with_an_older_manifest, begin, end),
         cmocka_unit_test_setup_teardown(caught_up, begin, end),
+        cmocka_unit_test_setup_teardown(a_segment_is_sealed_once, begin, end),
+        cmocka_unit_test_setup_teardown(a_drop_that_cannot_be_saved_leaves_nothing_behind, begin, end),
         cmocka_unit_test_setup_teardown(small_segments_are_joined, begin, end),
     };
     return cmocka_run_group_tests_name("journal-publish", tests, NULL, NULL);
