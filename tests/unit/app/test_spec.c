@@ -286,7 +286,7 @@ static void encryption(void **unused)
     refuse(HEAD "spec: {" ONE ", journal: {encryption: {keyfile: /k}}}\n", "did you mean 'keyFile'?");
     refuse(HEAD "spec: {" ONE ", journal: {quota: 1Gi}}\n", "spec.journal.quota: unknown field");
     refuse(KEY("''"), "spec.journal.encryption.keyFile: found ''; expected a path");
-    refuse(KEY("~"), "spec.journal.encryption.keyFile: found '~'; expected a path");
+    refuse(KEY("~"), "spec.journal.encryption.keyFile: found nothing; expected the path of a key file");
     refuse(KEY("[/k]"), "spec.journal.encryption.keyFile: found a list; expected a path");
     refuse(KEY("k"), "it is not known where a relative one starts");
     refuse(KEY("/x/.."), "expected a directory other than /");
