@@ -163,6 +163,8 @@ static inline int journal_fault_at(struct journal *j, const char *step)
 /* Makes segment `number` ready to be written (recycled or new, written with zeroes, header durable). `keep_room`: -ENOSPC
  * already when the disk has no room left for dropping history. *ret_key: NULL in a plain journal. */
 int segment_prepare(struct journal *j, uint32_t number, bool keep_room, int *ret_fd, struct aead **ret_key, struct error *err) MUST_CHECK;
+/* Waits until the kernel has ended the writes to `fd`, a segment of before: the process that began them is gone before they are. */
+int segment_await(const char *path, int fd, struct error *err) MUST_CHECK;
 /* The header block of a segment: a new one, or one that thinning makes. */
 void segment_make_header(const struct journal *j, uint32_t number, void *block);
 void segment_make_thinned_header(const struct journal *j, const struct segment_info *s, const uint8_t *salt, void *block);

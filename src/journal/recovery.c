@@ -143,6 +143,9 @@ static int scan_segment(struct scan *s, uint32_t number, struct error *err)
     _cleanup_close_ int fd = open(path, O_RDWR | O_CLOEXEC);
     if (fd < 0)
         return errno == ENOENT ? 0 : error_errno(err, -errno, "cannot open %s", path);
+    int awaited = segment_await(path, fd, err);
+    if (awaited < 0)
+        return awaited;
     struct segment_header header = {.blocks = le32_of(j->options.segment_blocks)};
     memcpy(header.boot_id, j->manifest.boot.bytes, sizeof header.boot_id);
     bool intact = io_pread_full(fd, s->buffer, JOURNAL_BLOCK_BYTES, 0) == 0 &&

@@ -40,6 +40,9 @@ int group_new(struct journal *journal, enum group_ack ack, const struct log *log
     return 0;
 }
 
+#define FOREIGN_WAIT_MS 3000u
+#define UNCLEAN_WAIT_MS 60000u /* a slow disk may still be writing what an engine that was killed has begun */
+
 struct volume_options {
     const char *name;
     uint64_t size_bytes;
@@ -71,8 +74,9 @@ static int open_backing(struct group *g, struct volume *v, const struct volume_o
     if (known && access(options->backing, F_OK) < 0 && errno == ENOENT)
         return error_set(err, -ENOENT, "its backing %s is missing, and it has a history: put it back (is its file system mounted?); a new, "
                          "empty one would not be what the volume held", options->backing);
-    int r = options->adopt ? block_file_open_exclusive(options->backing, &v->backing, err)
-                           : block_file_open(options->backing, known ? 0 : size_bytes, false, &v->backing, err);
+    const struct journal_recovery *rec = journal_recovery(g->journal);
+    unsigned wait_ms = known && !rec->clean ? UNCLEAN_WAIT_MS : FOREIGN_WAIT_MS;
+    int r = block_file_open_exclusive(options->backing, known || options->adopt ? 0 : size_bytes, wait_ms, &v->backing, err);
     if (r == 0 && options->adopt && v->backing->size_bytes < size_bytes && !known)
         return error_set(err, -EINVAL, "%s has %llu bytes, not %llu", options->backing,
                          (unsigned long long)v->backing->size_bytes, (unsigned long long)size_bytes);

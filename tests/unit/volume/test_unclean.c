@@ -376,6 +376,59 @@ static void kills_in_a_row_lose_nothing_and_refuse_nothing(void **state)
     manifest_release(&m);
 }
 
+/* A killed process is gone before the writes that the kernel has of it are. They keep its open files, and the locks of those. */
+struct kernel {
+    int fds[4];
+    size_t count;
+    _Atomic bool ended;
+};
+
+static void *end_writes(void *context)
+{
+    struct kernel *k = context;
+    usleep(200000);
+    k->ended = true;
+    for (size_t i = 0; i < k->count; i++)
+        close(k->fds[i]);
+    return NULL;
+}
+
+static void late_writes(bool of_backing)
+{
+    struct kernel k = {.count = 0};
+    pthread_t thread;
+    put(0, 4096, 'a');
+    if (of_backing) {
+        k.fds[k.count++] = dup(block_file_fd(x.group->volumes[0].backing));
+    } else { /* of the segments */
+        char target[256], link[64];
+        for (int fd = 3; fd < 256 && k.count < 4; fd++) {
+            snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+            ssize_t n = readlink(link, target, sizeof target - 1);
+            target[n > 0 ? n : 0] = '\0';
+            if (strstr(target, x.directory) && strstr(target, "/segment-"))
+                k.fds[k.count++] = dup(fd);
+        }
+    }
+    assert_true(k.count > 0);
+    kill_all();
+    assert_int_equal(pthread_create(&thread, NULL, end_writes, &k), 0);
+    open_all();
+    assert_true(k.ended);
+    pthread_join(thread, NULL);
+    assert_int_equal(check_latest("after a kill"), 0);
+}
+static void a_start_waits_for_the_last_writes_to_a_backing(void **state)
+{
+    (void)state;
+    late_writes(true);
+}
+static void a_start_waits_for_the_last_writes_to_a_segment(void **state)
+{
+    (void)state;
+    late_writes(false);
+}
+
 /* A backing that is gone is no new volume. */
 static void a_missing_backing_is_not_made_anew(void **state)
 {
@@ -548,6 +601,8 @@ int main(int argc, char **argv)
         UNCLEAN(in_flight_writes_are_remembered_after_a_start_that_failed),
         UNCLEAN(in_flight_writes_are_remembered_after_a_start_that_was_killed),
         UNCLEAN(kills_in_a_row_lose_nothing_and_refuse_nothing),
+        UNCLEAN(a_start_waits_for_the_last_writes_to_a_backing),
+        UNCLEAN(a_start_waits_for_the_last_writes_to_a_segment),
         UNCLEAN(a_missing_backing_is_not_made_anew),
         UNCLEAN(a_comparison_that_cannot_begin_is_tried_again),
         UNCLEAN(an_unjournaled_write_over_a_rewind_survives_a_kill),
