@@ -2,6 +2,7 @@
 /* J5: what the manifest on disk names stays what it is until another manifest is saved, and what a pin names stays. */
 #include <dirent.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +13,7 @@
 #include "check.h"
 #include "check_key.h"
 #include "journal/journal.h"
+#include "journal/payload.h"
 #include "journal/pin.h"
 #include "view/image.h"
 
@@ -252,6 +254,45 @@ static void a_drop_that_cannot_be_saved_leaves_nothing_behind(void **unused)
     check_ok(journal_close(journal, &err));
 }
 
+struct reading {
+    struct payload_reader *reader;
+    _Atomic uint32_t next, errors;
+};
+
+static void *read_segments(void *context)
+{
+    struct reading *x = context;
+    static _Thread_local char data[4096];
+    for (int i = 0; i < 300; i++) {
+        struct error e = ERROR_INIT;
+        uint32_t segment = atomic_fetch_add(&x->next, 1) % 8 + 2; /* after the one with the volume's creation */
+        if (payload_read_blocks(x->reader, segment, 0, 2, data, sizeof data, &e) < 0)
+            atomic_fetch_add(&x->errors, 1);
+    }
+    return NULL;
+}
+
+/* More threads than a reader keeps segments open: they wait for each other, and none fails. */
+static void many_threads_read_few_segments(void **unused)
+{
+    (void)unused;
+    struct index_cache *cache;
+    struct reading x = {.next = 0};
+    pthread_t threads[6];
+    open_journal(false);
+    write_history(NS_PER_SECOND / 4, 7, false);
+    check_ok(index_cache_new(1 << 20, &cache, &err));
+    check_ok(payload_reader_new(directory, cache, 2, &x.reader, &err));
+    for (int i = 0; i < 6; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, read_segments, &x), 0);
+    for (int i = 0; i < 6; i++)
+        pthread_join(threads[i], NULL);
+    assert_int_equal(x.errors, 0);
+    payload_reader_free(x.reader);
+    index_cache_free(cache);
+    check_ok(journal_close(journal, &err));
+}
+
 static int begin(void **unused)
 {
     char template[] = "/dev/shm/tidemark-publish-XXXXXX";
@@ -280,6 +321,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(killed_with_an_older_manifest, begin, end),
         cmocka_unit_test_setup_teardown(caught_up, begin, end),
+        cmocka_unit_test_setup_teardown(many_threads_read_few_segments, begin, end),
         cmocka_unit_test_setup_teardown(a_segment_is_sealed_once, begin, end),
         cmocka_unit_test_setup_teardown(a_drop_that_cannot_be_saved_leaves_nothing_behind, begin, end),
         cmocka_unit_test_setup_teardown(small_segments_are_joined, begin, end),
