@@ -179,6 +179,8 @@ static int check_spec(struct control *control, const struct app_documents *docum
             strcmp(documents->items[i].policy->name, spec->policy) == 0)
             with_it = documents->items[i].policy;
     int r = with_it ? 0 : policy_load(control, spec->policy, &policy, err);
+    if (r == -ENOENT) /* a mistake in the YAML: it is not the application that is not there */
+        return err->code = -EINVAL;
     if (r < 0)
         return r;
     *ret_quota = with_it ? with_it->quota_bytes : policy->quota_bytes;
