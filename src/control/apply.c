@@ -517,6 +517,11 @@ static int check_complete(struct application *a, struct error *err)
             "%s does not run: its images may lack what a rewind has not copied back; start it (`tidemark "
             "apply`) and detach it then",
             a->name);
+    if (rewind_is_unfinished(a))
+        return error_set(
+            err, -EBUSY,
+            "a rewind of %s was interrupted and has not ended: try again when it has (tidemark status %s)",
+            a->name, a->name);
     int r = application_call(a, "GET", "/v1/status", NULL, CONTROL_CALL_TIMEOUT_MS, &status, err);
     if (r < 0)
         return r;
