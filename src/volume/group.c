@@ -67,6 +67,11 @@ static int open_backing(struct group *g, struct volume *v, const struct volume_o
     uint64_t size_bytes = options->size_bytes;
     struct journal_status status;
     journal_status(g->journal, &status);
+    /* An empty one in its place would be taken for what the volume holds, and a file system be made on it. */
+    if (!options->adopt && access(options->backing, F_OK) < 0 && errno == ENOENT && is_known(g, options->name))
+        return error_set(err, -ENOENT, "its backing %s is gone, which held its newest content: put it back. If it is lost, make an "
+                         "empty one (truncate -s %llu %s) and copy the newest point into the volume from a view of it",
+                         options->backing, (unsigned long long)size_bytes, options->backing);
     int r = options->adopt ? block_file_open_exclusive(options->backing, &v->backing, err)
                            : block_file_open(options->backing, size_bytes, false, &v->backing, err);
     if (r == 0 && options->adopt && v->backing->size_bytes < size_bytes && !is_known(g, options->name))

@@ -172,6 +172,28 @@ class Damage(Base):
         s.call("DELETE", "/v1/views/" + view["id"])
 
 
+    def test_a_backing_that_is_gone_is_not_replaced_by_nothing(self):
+        """The remedy that is told works."""
+        s = self.s.start()
+        s.apply(s.yaml(volumes=("data",)))
+        s.write("mnt/shop/data/f", "one")
+        s.call("POST", "/v1/applications/shop/tag", {"name": "one"})
+        self.assertEqual(s.stop(), 0)
+        backing = s.path("s/apps/shop/backing/data.img")
+        os.rename(backing, backing + ".lost")
+        s.start()
+        status = s.status()
+        self.assertEqual(status["state"], "failed")
+        self.assertIn(f"backing {backing} is gone", status["message"])
+        self.assertFalse(os.path.exists(backing))
+        with open(backing, "wb") as f:
+            f.truncate(64 << 20)
+        until(lambda: s.status()["state"] == "protected", "an empty one is what the user wants")
+        view = s.operate("/v1/applications/shop/open", {"point": "tag:one"})["view"]
+        with open(view["volumes"][0]["mount"] + "/f", encoding="ascii") as f:
+            self.assertEqual(f.read(), "one")
+
+
 class Engine(Base):
     def test_a_question_that_a_dying_engine_leaves_is_asked_again(self):
         """A killed process takes connections until all of it is gone, and resets them."""
