@@ -244,7 +244,7 @@ static int do_tag(struct call *c, json_t **ret, struct error *err)
 
 struct points {
     json_t *list;
-    uint64_t limit;
+    uint64_t limit, since_ns;
     struct engine *e;
     size_t stretch_count;
     struct signal_stretch stretches[SIGNAL_STRETCHES_MAX];
@@ -301,6 +301,8 @@ static json_t *event_json(struct engine *e, const struct journal_event *event)
 static int add_point(void *context, const struct journal_event *event, struct error *err)
 {
     struct points *p = context;
+    if (event->realtime_ns < p->since_ns)
+        return 0; /* older; the clock may have been set back, so there may be more */
     if (event->op != OP_WRITE && !(event->flags & RECORD_LAST))
         return 0; /* in thinned history: it counts for what comes after it, but cannot be opened itself */
     json_t *point = event_json(p->e, event);
@@ -309,6 +311,32 @@ static int add_point(void *context, const struct journal_event *event, struct er
     if (json_array_append_new(p->list, point) < 0)
         return error_errno(err, -ENOMEM, "cannot list the points");
     return json_array_size(p->list) >= p->limit;
+}
+
+/* A list may begin before the history does, or at a moment that cannot be opened. */
+static int points_since(struct engine *e, const char *text, struct points *p, struct lsn *ret_low,
+                        struct error *err)
+{
+    struct point point;
+    struct journal_point found = {0};
+    uint64_t now_ns = clock_realtime_ns(clock_system());
+    int r = point_parse(text, &point, err);
+    if (r < 0)
+        return r;
+    r = journal_resolve(e->journal, &point, &found, err);
+    if (r == 0) {
+        ret_low->n = found.lsn.n ? found.lsn.n - 1 : 0; /* that point included */
+        return 0;
+    }
+    if (point.kind == POINT_AGO)
+        p->since_ns = point.ago_ns < now_ns ? now_ns - point.ago_ns : 0;
+    else if (point.kind == POINT_TIME && point.realtime_ns < now_ns)
+        p->since_ns = point.realtime_ns;
+    else
+        return r;
+    *ret_low = LSN_NONE;
+    *err = ERROR_INIT;
+    return 0;
 }
 
 static int do_points(struct call *c, json_t **ret, struct error *err)
@@ -323,13 +351,8 @@ static int do_points(struct call *c, json_t **ret, struct error *err)
     int r = limit && *limit ? units_parse_u64(limit, POINTS_MAX, &p->limit, err) : 0;
     if (r < 0)
         return error_context(err, "limit");
-    if (since && *since) {
-        r = resolve_text(c->e, since, &from, err);
-        if (r < 0)
-            return r;
-        if (from.lsn.n)
-            from.lsn.n--; /* that point included */
-    }
+    if (since && *since && (r = points_since(c->e, since, p, &from.lsn, err)) < 0)
+        return r;
     p->stretch_count = signal_stretches_copy(&c->e->watch->stretches, p->stretches);
     p->list = json_array();
     if (p->limit)

@@ -146,6 +146,22 @@ class Status(Base):
             self.assertGreater(s.status()["lsn"], before)
 
 
+class Words(Base):
+    def test_points_since_before_the_beginning_are_all(self):
+        s = self.s.start()
+        s.apply(s.yaml(volumes=("data",), size="16Mi"))
+        s.call("POST", "/v1/applications/shop/tag", {"name": "one"})
+        whole = s.call("GET", "/v1/applications/shop/points")["points"]
+        for since in ("-2d", "2026-01-01T00:00:00Z", "lsn:0"):
+            points = s.call("GET", f"/v1/applications/shop/points?since={since}")["points"]
+            self.assertEqual([p["kind"] for p in points][-1:], [p["kind"] for p in whole][-1:], since)
+            self.assertIn("one", [p.get("name") for p in points], since)
+        for since in ("lsn:1000000", "2126-01-01T00:00:00Z"):
+            with self.assertRaises(ApiError) as caught:
+                s.call("GET", f"/v1/applications/shop/points?since={since}")
+            self.assertEqual(caught.exception.code, "ERANGE", since)
+
+
 class Damage(Base):
     def test_a_cut_segment_is_told_and_the_rest_can_be_salvaged(self):
         s = self.s.start()
