@@ -109,6 +109,18 @@ static int finish(struct recovery_run *run, struct error *err)
 
 /* ---- steps ---- */
 
+/* What is waited for, while it is (the log has it too). */
+static int say_pending(struct recovery_run *run, int code, struct error *err)
+{
+    struct error unused = ERROR_INIT;
+    if (strcmp(recovery_text(recovery_status(run), "message"), err->message) == 0)
+        return code;
+    json_object_set_new(recovery_status(run), "message", json_string(err->message));
+    if (recovery_write(run, &unused) < 0)
+        log_warning(run->c->log, "recovery %s/%s: %s", run->namespace, run->name, unused.message);
+    return code;
+}
+
 /* R3: nothing is changed in here. 1: it has ended. */
 static int plan(struct recovery_run *run, struct error *err)
 {
@@ -145,7 +157,9 @@ static int plan(struct recovery_run *run, struct error *err)
         r = fail(run, STEP_PLAN, reason, err);
         return r < 0 ? r : 1;
     }
-    if (r == 0 && json_is_true(json_object_get(run->spec, "dryRun"))) {
+    if (r < 0) /* a node that does not answer, a stream that is not ready to be copied */
+        return say_pending(run, r, err);
+    if (json_is_true(json_object_get(run->spec, "dryRun"))) {
         r = recovery_end(run, "Planned", "Planned", "nothing was changed: dryRun", err);
         return r < 0 ? r : 1;
     }
@@ -235,18 +249,6 @@ static bool has_step(const struct recovery_run *run, enum step step)
         return true;
     bool of_clone = step == STEP_COPY_DATA || step == STEP_BIND_VOLUMES;
     return recovery_has_data(run) && (run->mode == RESTORE_CLONE ? of_clone : step != STEP_COPY_DATA);
-}
-
-/* What is waited for, while it is (the log has it too). */
-static int say_pending(struct recovery_run *run, int code, struct error *err)
-{
-    struct error unused = ERROR_INIT;
-    if (strcmp(recovery_text(recovery_status(run), "message"), err->message) == 0)
-        return code;
-    json_object_set_new(recovery_status(run), "message", json_string(err->message));
-    if (recovery_write(run, &unused) < 0)
-        log_warning(run->c->log, "recovery %s/%s: %s", run->namespace, run->name, unused.message);
-    return code;
 }
 
 static void note_opened(struct recovery_run *run)
