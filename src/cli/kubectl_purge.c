@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Volumes that were deleted and whose history is kept: which, until when, and an end to it now. The controller's records of them are
- * ConfigMaps of its namespace (csi/records_kube.c); data.keep is how many seconds they are kept. */
+/* Volumes that were deleted and whose history is kept: which, until when, and an end to it now. The
+ * controller's records of them are ConfigMaps of its namespace (csi/records_kube.c); data.keep is how many
+ * seconds they are kept. */
 #include <errno.h>
 #include <string.h>
 
@@ -31,11 +32,15 @@ static json_t *describe(const json_t *item)
     if (!deleted_ns)
         return NULL;
     clock_format_rfc3339(deleted_ns, deleted);
-    clock_format_rfc3339(keep_s < (UINT64_MAX - deleted_ns) / NS_PER_SECOND ? deleted_ns + keep_s * NS_PER_SECOND : UINT64_MAX, removed);
-    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:s, s:s}", "volume", kube_object_name(item), "namespace",
-                     cli_field_text(record, "claim_namespace", ""), "claim", cli_field_text(record, "claim_name", ""), "node",
-                     cli_field_text(record, "node", ""), "stream", cli_field_text(record, "stream", ""), "sizeBytes",
-                     (json_int_t)cli_field_u64(record, "size_bytes"), "deletedTime", deleted, "removedTime", removed);
+    clock_format_rfc3339(
+        keep_s < (UINT64_MAX - deleted_ns) / NS_PER_SECOND ? deleted_ns + keep_s * NS_PER_SECOND : UINT64_MAX,
+        removed);
+    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:s, s:s}", "volume", kube_object_name(item),
+                     "namespace", cli_field_text(record, "claim_namespace", ""), "claim",
+                     cli_field_text(record, "claim_name", ""), "node", cli_field_text(record, "node", ""),
+                     "stream", cli_field_text(record, "stream", ""), "sizeBytes",
+                     (json_int_t)cli_field_u64(record, "size_bytes"), "deletedTime", deleted, "removedTime",
+                     removed);
 }
 
 int kubectl_kept(struct kubectl *k, json_t **ret, struct error *err)
@@ -70,7 +75,8 @@ int kubectl_kept(struct kubectl *k, json_t **ret, struct error *err)
 static bool is_meant(const json_t *volume, const char *asked)
 {
     char claim[2 * KUBECTL_NAME_BYTES];
-    snprintf(claim, sizeof claim, "%s/%s", cli_field_text(volume, "namespace", ""), cli_field_text(volume, "claim", ""));
+    snprintf(claim, sizeof claim, "%s/%s", cli_field_text(volume, "namespace", ""),
+             cli_field_text(volume, "claim", ""));
     return strcmp(asked, claim) == 0 || strcmp(asked, cli_field_text(volume, "volume", "")) == 0;
 }
 
@@ -86,15 +92,18 @@ static enum cli_exit choose(const struct cli *cli, const json_t *kept, json_t *c
                 json_array_append(chosen, volume);
         }
         if (json_array_size(chosen) == before)
-            return cli_output_fail(cli, CLI_EXIT_NOT_FOUND, "`kubectl tidemark purge` lists those there are",
-                                   "purge: there is no deleted volume '%.100s' (NAMESPACE/CLAIM, or a volume tm-...)", cli->operands[n]);
+            return cli_output_fail(
+                cli, CLI_EXIT_NOT_FOUND, "`kubectl tidemark purge` lists those there are",
+                "purge: there is no deleted volume '%.100s' (NAMESPACE/CLAIM, or a volume tm-...)",
+                cli->operands[n]);
     }
     return CLI_EXIT_OK;
 }
 
 static enum cli_exit print(const struct cli *cli, const json_t *volumes)
 {
-    static const char *const columns[] = {"VOLUME", "CLAIM", "NODE", ">SIZE", "DELETED", "HISTORY REMOVED", NULL};
+    static const char *const columns[] = {"VOLUME",  "CLAIM",           "NODE", ">SIZE",
+                                          "DELETED", "HISTORY REMOVED", NULL};
     _cleanup_cli_table_ struct cli_table *table = cli_table_new(columns);
     char size[UNITS_TEXT_BYTES], age[CLI_TEXT_BYTES];
     size_t i;
@@ -111,7 +120,8 @@ static enum cli_exit print(const struct cli *cli, const json_t *volumes)
             break;
         cli_table_row(table);
         cli_table_field(table, v, "volume");
-        cli_table_cell(table, CLI_COLOUR_NONE, "%s/%s", cli_field_text(v, "namespace", "?"), cli_field_text(v, "claim", "?"));
+        cli_table_cell(table, CLI_COLOUR_NONE, "%s/%s", cli_field_text(v, "namespace", "?"),
+                       cli_field_text(v, "claim", "?"));
         cli_table_field(table, v, "node");
         cli_table_cell(table, CLI_COLOUR_NONE, "%s", units_format_bytes(cli_field_u64(v, "sizeBytes"), size));
         cli_table_cell(table, CLI_COLOUR_NONE, "%s", cli_field_age(v, "deletedTime", age));
@@ -137,7 +147,8 @@ static enum cli_exit purge(struct kubectl *k, const json_t *chosen)
             return kubectl_fail(k, "purge", &err);
         err = ERROR_INIT;
     }
-    cli_output_note(k->cli, "the history is removed within a minute; that of volumes that one pod mounted together, once it is over for all of them");
+    cli_output_note(k->cli, "the history is removed within a minute; that of volumes that one pod mounted "
+                            "together, once it is over for all of them");
     return CLI_EXIT_OK;
 }
 
@@ -159,8 +170,8 @@ static enum cli_exit run(struct cli *cli)
         code = print(cli, chosen);
     if (code != CLI_EXIT_OK)
         return code;
-    snprintf(question, sizeof question, "Remove data and history of %zu deleted volume%s for good?", json_array_size(chosen),
-             json_array_size(chosen) == 1 ? "" : "s");
+    snprintf(question, sizeof question, "Remove data and history of %zu deleted volume%s for good?",
+             json_array_size(chosen), json_array_size(chosen) == 1 ? "" : "s");
     if (!cli_options_flag(cli, "yes") && !cli_output_confirm(question))
         return cli_output_fail(cli, CLI_EXIT_FAILED, NULL, "purge: not confirmed, nothing was changed");
     return purge(&k, chosen);
@@ -169,18 +180,23 @@ static enum cli_exit run(struct cli *cli)
 const struct cli_command kubectl_purge = {
     .name = "purge",
     .summary = "deleted volumes whose history is kept, and an end to that",
-    .description = "Without operands: the volumes that were deleted and whose data and history are kept for a\n"
-                   "restore, and when they are removed: the time is onDelete.keep of the application's policy\n"
-                   "(7d). With claims (NAMESPACE/CLAIM) or volumes: removes theirs now, for good. Needs the\n"
-                   "right to list and patch ConfigMaps of Tidemark's namespace.",
-    .operands = (const struct cli_operand[]){{"NAMESPACE/CLAIM", .kind = CLI_KIND_TEXT, .optional = true, .repeat = true}, {0}},
+    .description =
+        "Without operands: the volumes that were deleted and whose data and history are kept for a\n"
+        "restore, and when they are removed: the time is onDelete.keep of the application's policy\n"
+        "(7d). With claims (NAMESPACE/CLAIM) or volumes: removes theirs now, for good. Needs the\n"
+        "right to list and patch ConfigMaps of Tidemark's namespace.",
+    .operands =
+        (const struct cli_operand[]){
+            {"NAMESPACE/CLAIM", .kind = CLI_KIND_TEXT, .optional = true, .repeat = true}, {0}},
     .options =
         (const struct cli_option[]){
             {"yes", 'y', CLI_KIND_NONE, NULL, .help = "do not ask"},
-            {"system-namespace", 0, CLI_KIND_NAMESPACE, "NAMESPACE", .help = "where Tidemark runs (default tidemark-system)"},
+            {"system-namespace", 0, CLI_KIND_NAMESPACE, "NAMESPACE",
+             .help = "where Tidemark runs (default tidemark-system)"},
             {0},
         },
     .formats = true,
-    .examples = (const char *const[]){"kubectl tidemark purge", "kubectl tidemark purge shop/data-db-0 shop/wal-db-0 --yes", NULL},
+    .examples = (const char *const[]){"kubectl tidemark purge",
+                                      "kubectl tidemark purge shop/data-db-0 shop/wal-db-0 --yes", NULL},
     .run = run,
 };

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A new application whose volumes begin with what another's held at a point: the point is pinned, `tidemark-engine copy`
- * fills the new backings, and the new engine takes them as it takes adopted ones.
+/* A new application whose volumes begin with what another's held at a point: the point is pinned,
+ * `tidemark-engine copy` fills the new backings, and the new engine takes them as it takes adopted ones.
  *
- *   C1  the new application is whole or is not there: application.yaml, written once its backings are durable, is what
- *       makes it one. Until then its directory has the file `clone.json`, and who finds that without application.yaml
- *       removes the directory.
- *   C2  of the original nothing is changed, stopped or held but the pin. */
+ *   C1  the new application is whole or is not there: application.yaml, written once its backings are
+ * durable, is what makes it one. Until then its directory has the file `clone.json`, and who finds that
+ * without application.yaml removes the directory. C2  of the original nothing is changed, stopped or held but
+ * the pin. */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -92,7 +92,8 @@ static int choose_volumes(struct copying *c, const json_t *request, struct error
     json_object_foreach(wanted, old, new)
     {
         bool there = false;
-        json_array_foreach(all, i, volume) there |= strcmp(json_string_value(json_object_get(volume, "name")), old) == 0;
+        json_array_foreach(all, i, volume) there |=
+            strcmp(json_string_value(json_object_get(volume, "name")), old) == 0;
         if (!there)
             return error_set(err, -ENOENT, "%s had no volume '%.63s' at that point", c->source->name, old);
     }
@@ -108,15 +109,18 @@ static int write_config(struct copying *c, const char *directory, struct error *
     size_t i;
     json_array_foreach(c->volumes, i, volume)
     {
-        json_t *one = json_pack("{s:O, s:O, s:O}", "name", json_object_get(volume, "name"), "id", json_object_get(volume, "id"),
-                                "size_bytes", json_object_get(volume, "size_bytes"));
+        json_t *one =
+            json_pack("{s:O, s:O, s:O}", "name", json_object_get(volume, "name"), "id",
+                      json_object_get(volume, "id"), "size_bytes", json_object_get(volume, "size_bytes"));
         if (directory)
-            json_object_set_new(one, "target", json_sprintf("%s/backing/%s.img", directory,
-                                                            json_string_value(json_object_get(volume, "name"))));
+            json_object_set_new(one, "target",
+                                json_sprintf("%s/backing/%s.img", directory,
+                                             json_string_value(json_object_get(volume, "name"))));
         json_array_append_new(list, one);
     }
-    _cleanup_json_ json_t *config = json_pack("{s:o, s:s, s:o}", "journal", json_sprintf("%s/journal", c->source->directory),
-                                              "pin", c->id, "volumes", list);
+    _cleanup_json_ json_t *config =
+        json_pack("{s:o, s:s, s:o}", "journal", json_sprintf("%s/journal", c->source->directory), "pin",
+                  c->id, "volumes", list);
     if (config && c->source->spec->key_file)
         json_object_set_new(config, "key_file", json_string_nocheck(c->source->spec->key_file));
     return write_json_file(c->config, config, err);
@@ -145,7 +149,8 @@ static int run_copy(struct copying *c, const char *log_path, struct error *err)
     if (pipe2(pipe_fds, O_CLOEXEC) < 0)
         return error_errno(err, -errno, "cannot make a pipe");
     const char *const argv[] = {c->source->control->programs.engine, "copy", "--config", c->config, NULL};
-    struct process_options options = {.argv = argv, .log_path = log_path, .inherit_fd = c->lock_fd, .output_fd = pipe_fds[1]};
+    struct process_options options = {
+        .argv = argv, .log_path = log_path, .inherit_fd = c->lock_fd, .output_fd = pipe_fds[1]};
     struct process process = PROCESS_NONE;
     int r = process_start(&options, &process, err);
     close(pipe_fds[1]);
@@ -211,9 +216,11 @@ static int check_space(const struct copying *c, struct error *err)
         quota = free_bytes / 4 < CONTROL_QUOTA_DEFAULT_BYTES ? free_bytes / 4 : CONTROL_QUOTA_DEFAULT_BYTES;
     if (r == 0 && 2 * bytes + quota > free_bytes)
         r = error_set(err, -ENOSPC,
-                      "a clone of %s does not fit on the disk of %s: needed %s (its data twice, and the journal), free %s; remove "
+                      "a clone of %s does not fit on the disk of %s: needed %s (its data twice, and the "
+                      "journal), free %s; remove "
                       "what is not needed there, or set a smaller spec.journal.quota in the policy",
-                      c->source->name, control->state_directory, units_format_bytes(2 * bytes + quota, needed_text),
+                      c->source->name, control->state_directory,
+                      units_format_bytes(2 * bytes + quota, needed_text),
                       units_format_bytes(free_bytes, free_text));
     return r;
 }
@@ -236,11 +243,11 @@ static json_t *told_volumes(const struct copying *c)
 {
     json_t *list = json_array(), *volume;
     size_t i;
-    json_array_foreach(c->volumes, i, volume)
-        json_array_append_new(list, json_pack("{s:O, s:O, s:O, s:O}", "name", json_object_get(volume, "name"), "from",
-                                              json_object_get(volume, "from"), "size_bytes",
-                                              json_object_get(volume, "size_bytes"), "bytes",
-                                              json_object_get(json_array_get(json_object_get(c->summary, "volumes"), i), "bytes")));
+    json_array_foreach(c->volumes, i, volume) json_array_append_new(
+        list, json_pack("{s:O, s:O, s:O, s:O}", "name", json_object_get(volume, "name"), "from",
+                        json_object_get(volume, "from"), "size_bytes", json_object_get(volume, "size_bytes"),
+                        "bytes",
+                        json_object_get(json_array_get(json_object_get(c->summary, "volumes"), i), "bytes")));
     return list;
 }
 
@@ -251,9 +258,10 @@ int clone_plan(struct application *source, const json_t *request, json_t **ret, 
     if (r == 0)
         r = count(&c, err);
     if (r == 0) {
-        *ret = json_pack("{s:{s:s, s:O, s:O, s:O, s:O, s:o}}", "plan", "source", source->name, "lsn", json_object_get(c.pin, "lsn"),
-                         "time", json_object_get(c.pin, "time"), "note", json_object_get(c.pin, "note"), "bytes",
-                         json_object_get(c.summary, "bytes"), "volumes", told_volumes(&c));
+        *ret = json_pack("{s:{s:s, s:O, s:O, s:O, s:O, s:o}}", "plan", "source", source->name, "lsn",
+                         json_object_get(c.pin, "lsn"), "time", json_object_get(c.pin, "time"), "note",
+                         json_object_get(c.pin, "note"), "bytes", json_object_get(c.summary, "bytes"),
+                         "volumes", told_volumes(&c));
         r = *ret ? 0 : error_set(err, -EPROTO, "the engine's answer lacks fields");
     }
     end(&c);
@@ -269,10 +277,13 @@ static int make_directory(struct application *a, struct error *err)
     int r = application_path(a, path, err, MARKER);
     if (r < 0)
         return r;
-    if (access(path, F_OK) == 0 && (r = io_remove_tree(a->directory, err)) < 0) /* a former one, that failed halfway */
+    if (access(path, F_OK) == 0 &&
+        (r = io_remove_tree(a->directory, err)) < 0) /* a former one, that failed halfway */
         return r;
     if (stat(a->directory, &st) == 0)
-        return error_set(err, -EEXIST, "%s is there: data or history of a former application of that name; choose another name, or remove it",
+        return error_set(err, -EEXIST,
+                         "%s is there: data or history of a former application of that name; choose another "
+                         "name, or remove it",
                          a->directory);
     r = io_mkdirs(a->directory, 0700, err);
     if (r == 0)
@@ -298,7 +309,8 @@ static struct app_spec *begin_spec(const struct application *source, const char 
     return NULL;
 }
 
-int clone_prepare(struct application *source, const json_t *request, struct application **ret, struct error *err)
+int clone_prepare(struct application *source, const json_t *request, struct application **ret,
+                  struct error *err)
 {
     struct control *control = source->control;
     struct error absent = ERROR_INIT;
@@ -307,8 +319,9 @@ int clone_prepare(struct application *source, const json_t *request, struct appl
     _cleanup_application_ struct application *there = application_find(control, name, &absent);
     if (there) {
         MUTEX_GUARD(inner, &control->mutex);
-        return there->copied_from[0] ? error_set(err, -EBUSY, "%s is being made", name)
-                                     : error_set(err, -EEXIST, "there is an application %s already: choose another name", name);
+        return there->copied_from[0]
+                   ? error_set(err, -EBUSY, "%s is being made", name)
+                   : error_set(err, -EEXIST, "there is an application %s already: choose another name", name);
     }
     struct app_spec *spec = begin_spec(source, name);
     struct application *a = spec ? application_new(control, spec, err) : NULL;
@@ -342,7 +355,9 @@ int clone_check_unused(struct control *control, const char *name, struct error *
     MUTEX_GUARD(guard, &control->mutex);
     for (const struct application *a = control->applications; a; a = a->next)
         if (strcmp(a->copied_from, name) == 0)
-            return error_set(err, -EBUSY, "%s is being cloned: %s is made of it; try again when that has ended", name, a->name);
+            return error_set(err, -EBUSY,
+                             "%s is being cloned: %s is made of it; try again when that has ended", name,
+                             a->name);
     return 0;
 }
 
@@ -350,7 +365,8 @@ void clone_tidy(struct control *control, const char *name)
 {
     char directory[PATH_MAX - 32], marker[PATH_MAX], yaml[PATH_MAX];
     struct error err = ERROR_INIT;
-    if (snprintf(directory, sizeof directory, "%s/apps/%s", control->state_directory, name) >= (int)sizeof directory)
+    if (snprintf(directory, sizeof directory, "%s/apps/%s", control->state_directory, name) >=
+        (int)sizeof directory)
         return;
     snprintf(marker, sizeof marker, "%s/" MARKER, directory);
     snprintf(yaml, sizeof yaml, "%s/application.yaml", directory);
@@ -360,7 +376,8 @@ void clone_tidy(struct control *control, const char *name)
         unlink(marker);
         return;
     }
-    log_info(control->log, "%s: was being made as a clone, which was interrupted; what there is of it is removed", name);
+    log_info(control->log,
+             "%s: was being made as a clone, which was interrupted; what there is of it is removed", name);
     if (io_remove_tree(directory, &err) < 0)
         log_error(control->log, "%s", err.message);
 }
@@ -380,7 +397,8 @@ static int fill_spec(struct application *a, const struct copying *c, struct erro
         volumes[i].name = strdup(json_string_value(json_object_get(volume, "name")));
         volumes[i].size_bytes = (uint64_t)json_integer_value(json_object_get(volume, "size_bytes"));
         volumes[i].fs_type = APP_FS_EXT4;
-        if (asprintf(&volumes[i].from, "%s/%s@lsn:%lld", c->source->name, json_string_value(json_object_get(volume, "from")),
+        if (asprintf(&volumes[i].from, "%s/%s@lsn:%lld", c->source->name,
+                     json_string_value(json_object_get(volume, "from")),
                      (long long)json_integer_value(json_object_get(c->pin, "lsn"))) < 0)
             volumes[i].from = NULL;
         if (!volumes[i].name || !volumes[i].from)
@@ -441,7 +459,8 @@ static int commit(struct application *a, struct operation *operation, struct err
     return r;
 }
 
-int clone_run(struct application *a, struct operation *operation, const json_t *request, json_t **ret, struct error *err)
+int clone_run(struct application *a, struct operation *operation, const json_t *request, json_t **ret,
+              struct error *err)
 {
     struct copying c = {.operation = operation, .lock_fd = -1};
     const char *name = json_string_value(json_object_get(request, "source"));

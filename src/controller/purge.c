@@ -23,7 +23,8 @@ uint64_t purge_keep_s(const struct csi_volume *v)
     return *v->recovery ? 0 : PURGE_KEEP_DEFAULT_S;
 }
 
-static void tell(const struct purge *p, const char *what, const char *which, int code, const struct error *err)
+static void tell(const struct purge *p, const char *what, const char *which, int code,
+                 const struct error *err)
 {
     if (code == -EBUSY || code == -EAGAIN) /* it passes */
         log_info(p->log, "%s %s: %s", what, which, err->message);
@@ -70,7 +71,8 @@ static void forget(const struct purge *p, const struct csi_volume *v)
     if (r < 0)
         tell(p, "record of volume", v->handle, r, &err);
     else
-        log_info(p->log, "volume %s (claim %s/%s): deleted for good", v->handle, v->claim_namespace, v->claim_name);
+        log_info(p->log, "volume %s (claim %s/%s): deleted for good", v->handle, v->claim_namespace,
+                 v->claim_name);
 }
 
 static void note_due(struct purge *p, uint64_t due_ns)
@@ -104,21 +106,23 @@ static void look_at_stream(struct purge *p, const struct csi_volume *first)
         note_due(p, due_ns);
         return;
     }
-    int r = *first->stream && *first->node ? p->ops->destroy(p->context, first->node, first->stream, &err) : 0;
+    int r =
+        *first->stream && *first->node ? p->ops->destroy(p->context, first->node, first->stream, &err) : 0;
     if (r < 0) {
         tell(p, "history of stream", first->stream, r, &err);
         note_due(p, p->now_ns);
         return;
     }
     if (*first->stream)
-        log_info(p->log, "stream %s on node %s: its volumes are deleted, its history is removed", first->stream, first->node);
+        log_info(p->log, "stream %s on node %s: its volumes are deleted, its history is removed",
+                 first->stream, first->node);
     for (size_t i = 0; i < p->count; i++)
         if (same_stream(first, &p->all[i]))
             forget(p, &p->all[i]);
 }
 
-void purge_run(const struct purge_ops *ops, void *context, const struct log *log, struct csi_volume *all, size_t count,
-               uint64_t now_ns, uint64_t *ret_next_ns)
+void purge_run(const struct purge_ops *ops, void *context, const struct log *log, struct csi_volume *all,
+               size_t count, uint64_t now_ns, uint64_t *ret_next_ns)
 {
     struct purge p = {ops, context, log, all, count, now_ns, 0};
     for (size_t i = 0; i < count; i++)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What is left of volumes that are gone: the history of deleted ones is kept for the policy's time (onDelete.keep), that of
- * clones not at all; and what a clone that did not come to its end has made.
+/* What is left of volumes that are gone: the history of deleted ones is kept for the policy's time
+ * (onDelete.keep), that of clones not at all; and what a clone that did not come to its end has made.
  *
  *   G1  a stream is destroyed only when each of its volumes is deleted, and the time of each is over.
  *   G2  a stream is destroyed before the records of its volumes go: whoever dies in between does it again.
@@ -23,8 +23,8 @@
 struct purge_ops {
     /* Whether the Recovery "NAMESPACE/NAME" is there and has not ended. */
     int (*goes_on)(void *context, const char *recovery, bool *ret, struct error *err);
-    /* Whether a clone's volume, whose Recovery has ended, is used by nobody: it has no persistent volume, or one whose claim is
-     * not there. That is deleted. */
+    /* Whether a clone's volume, whose Recovery has ended, is used by nobody: it has no persistent volume, or
+     * one whose claim is not there. That is deleted. */
     int (*abandoned)(void *context, const struct csi_volume *volume, bool *ret, struct error *err);
     /* Destroys a stream and its history. 0 also when it is not there any more. */
     int (*destroy)(void *context, const char *node, const char *stream, struct error *err);
@@ -34,9 +34,9 @@ struct purge_ops {
 
 /* How long the history of the volume is kept after its deletion. */
 uint64_t purge_keep_s(const struct csi_volume *volume);
-/* Does what is due at `now_ns` (realtime); the records (all there are) are changed along. *ret_next_ns: when something is due
- * again, 0: nothing is known to be. What fails is logged, and done by the next call. */
-void purge_run(const struct purge_ops *ops, void *context, const struct log *log, struct csi_volume *all, size_t count,
-               uint64_t now_ns, uint64_t *ret_next_ns);
+/* Does what is due at `now_ns` (realtime); the records (all there are) are changed along. *ret_next_ns: when
+ * something is due again, 0: nothing is known to be. What fails is logged, and done by the next call. */
+void purge_run(const struct purge_ops *ops, void *context, const struct log *log, struct csi_volume *all,
+               size_t count, uint64_t now_ns, uint64_t *ret_next_ns);
 
 #endif

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The copies of volumes that a clone makes (struct data_ops), over the node agents: a new stream beside the one that is
- * copied. The record of a new volume is there before anything of it is made, as one of a deleted volume that names its
- * Recovery: what becomes of it when that ends before its persistent volume is made, purge.c finds. The context is struct
- * controller. */
+/* The copies of volumes that a clone makes (struct data_ops), over the node agents: a new stream beside the
+ * one that is copied. The record of a new volume is there before anything of it is made, as one of a deleted
+ * volume that names its Recovery: what becomes of it when that ends before its persistent volume is made,
+ * purge.c finds. The context is struct controller. */
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
@@ -31,14 +31,15 @@ static int check_class(struct controller *c, const json_t *claim, struct error *
     if (!of_class || strcmp(text_of(of_class, "provisioner"), CSI_DRIVER) == 0)
         return 0;
     return error_set(err, -EOPNOTSUPP,
-                     "the claim %s would be of class %s, whose volumes %s makes: the data cannot be put there; leave the class as it is, or, "
+                     "the claim %s would be of class %s, whose volumes %s makes: the data cannot be put "
+                     "there; leave the class as it is, or, "
                      "for empty volumes, objectsOnly: true",
                      kube_object_name(claim), class, text_of(of_class, "provisioner"));
 }
 
 /* The volume that a claim of the point had; "": none of ours. */
-static int find_original(struct controller *c, const json_t *claim, const struct csi_volume *all, size_t count,
-                         char ret[CSI_HANDLE_BYTES], struct error *err)
+static int find_original(struct controller *c, const json_t *claim, const struct csi_volume *all,
+                         size_t count, char ret[CSI_HANDLE_BYTES], struct error *err)
 {
     const json_t *spec = json_object_get(claim, "spec");
     const char *name = text_of(spec, "volumeName"), *class = text_of(spec, "storageClassName");
@@ -50,20 +51,23 @@ static int find_original(struct controller *c, const json_t *claim, const struct
     const char *handle = strcmp(text_of(csi, "driver"), CSI_DRIVER) == 0 ? text_of(csi, "volumeHandle") : "";
     for (size_t i = 0; i < count; i++)
         if (strcmp(all[i].name, name) == 0 || strcmp(all[i].handle, handle) == 0) {
-            snprintf(ret, CSI_HANDLE_BYTES, "%s", *all[i].stream ? all[i].handle : ""); /* never attached: empty */
+            snprintf(ret, CSI_HANDLE_BYTES, "%s",
+                     *all[i].stream ? all[i].handle : ""); /* never attached: empty */
             return *ret ? check_class(c, claim, err) : 0;
         }
     of_class = *class ? kube_informer_get(c->classes, NULL, class) : NULL;
     if (volume || strcmp(text_of(of_class, "provisioner"), CSI_DRIVER) != 0)
         return 0; /* somebody else's: it is made new */
     return error_set(err, -ENOENT,
-                     "nothing is known of the volume %s of claim %s any more: its data cannot be cloned; with objectsOnly: true the "
+                     "nothing is known of the volume %s of claim %s any more: its data cannot be cloned; "
+                     "with objectsOnly: true the "
                      "objects alone are, and the claim gets an empty volume",
                      name, kube_object_name(claim));
 }
 
 /* An application that is a group does not journal all its claims: those that are there count. */
-static int add_of_group(struct controller *c, const char *namespace, const char *application, json_t *chosen, struct error *err)
+static int add_of_group(struct controller *c, const char *namespace, const char *application, json_t *chosen,
+                        struct error *err)
 {
     _cleanup_json_ json_t *papp = kube_informer_get(c->applications, namespace, application), *handles = NULL;
     const char *claim, *known, *group = papp ? application_group(papp) : NULL;
@@ -102,8 +106,8 @@ static int name_copies(json_t *stream, struct error *err)
     return 0;
 }
 
-int recovery_originals(void *context, const char *namespace, const char *application, const json_t *wanted, json_t **ret,
-                       struct error *err)
+int recovery_originals(void *context, const char *namespace, const char *application, const json_t *wanted,
+                       json_t **ret, struct error *err)
 {
     struct controller *c = context;
     const struct data_client_options *o = data_client_options(c->data);
@@ -137,8 +141,8 @@ int recovery_originals(void *context, const char *namespace, const char *applica
 
 /* ---- the copy ---- */
 
-static int call(struct controller *c, const json_t *stream, const char *method, const char *path, const json_t *body,
-                json_t **ret, struct error *err)
+static int call(struct controller *c, const json_t *stream, const char *method, const char *path,
+                const json_t *body, json_t **ret, struct error *err)
 {
     return data_client_call(c->data, text_of(stream, "node"), method, path, body, DATA_TIMEOUT_MS, ret, err);
 }
@@ -149,11 +153,12 @@ static json_t *request_of(const json_t *stream, const char *point, bool dry_run)
     size_t i;
     json_array_foreach(json_object_get(stream, "volumes"), i, volume)
         json_object_set(names, text_of(volume, "from"), json_object_get(volume, "handle"));
-    return json_pack("{s:O, s:s, s:o, s:b}", "name", json_object_get(stream, "newStream"), "point", point, "volumes", names,
-                     "dry_run", (int)dry_run);
+    return json_pack("{s:O, s:s, s:o, s:b}", "name", json_object_get(stream, "newStream"), "point", point,
+                     "volumes", names, "dry_run", (int)dry_run);
 }
 
-static int post_clone(struct controller *c, const json_t *stream, const char *point, bool dry_run, json_t **ret, struct error *err)
+static int post_clone(struct controller *c, const json_t *stream, const char *point, bool dry_run,
+                      json_t **ret, struct error *err)
 {
     char path[CSI_HANDLE_BYTES + 40];
     _cleanup_json_ json_t *body = request_of(stream, point, dry_run);
@@ -161,7 +166,8 @@ static int post_clone(struct controller *c, const json_t *stream, const char *po
     return body ? call(c, stream, "POST", path, body, ret, err) : error_set(err, -ENOMEM, "out of memory");
 }
 
-int recovery_plan_copy(void *context, const json_t *stream, const char *point, json_t **ret, struct error *err)
+int recovery_plan_copy(void *context, const json_t *stream, const char *point, json_t **ret,
+                       struct error *err)
 {
     _cleanup_json_ json_t *answer = NULL, *volumes = json_array();
     json_t *volume;
@@ -171,12 +177,14 @@ int recovery_plan_copy(void *context, const json_t *stream, const char *point, j
         return r;
     const json_t *plan = json_object_get(answer, "plan");
     json_array_foreach(json_object_get(plan, "volumes"), i, volume)
-        json_array_append_new(volumes, json_pack("{s:O, s:O, s:O}", "name", json_object_get(volume, "from"), "changed_bytes",
-                                                 json_object_get(volume, "bytes"), "size_bytes",
-                                                 json_object_get(volume, "size_bytes")));
-    *ret = json_pack("{s:O, s:O, s:O, s:O}", "target_lsn", json_object_get(plan, "lsn"), "target_time", json_object_get(plan, "time"),
-                     "changed_bytes", json_object_get(plan, "bytes"), "volumes", volumes);
-    return *ret ? 0 : error_set(err, -EPROTO, "the plan of stream %s lacks fields", text_of(stream, "stream"));
+        json_array_append_new(volumes, json_pack("{s:O, s:O, s:O}", "name", json_object_get(volume, "from"),
+                                                 "changed_bytes", json_object_get(volume, "bytes"),
+                                                 "size_bytes", json_object_get(volume, "size_bytes")));
+    *ret = json_pack("{s:O, s:O, s:O, s:O}", "target_lsn", json_object_get(plan, "lsn"), "target_time",
+                     json_object_get(plan, "time"), "changed_bytes", json_object_get(plan, "bytes"),
+                     "volumes", volumes);
+    return *ret ? 0
+                : error_set(err, -EPROTO, "the plan of stream %s lacks fields", text_of(stream, "stream"));
 }
 
 /* R1 of the copies: known before they are made. */
@@ -200,7 +208,8 @@ static int note_records(struct controller *c, const json_t *stream, const char *
         r = o->records->load(o->records_context, text_of(volume, "from"), &from, err);
         if (r < 0)
             return error_context(err, "the volume of the original");
-        v = (struct csi_volume){.size_bytes = (uint64_t)json_integer_value(json_object_get(volume, "sizeBytes")),
+        v = (struct csi_volume){.size_bytes =
+                                    (uint64_t)json_integer_value(json_object_get(volume, "sizeBytes")),
                                 .deleted_ns = clock_realtime_ns(clock_system())};
         memcpy(v.backing, from.backing, sizeof v.backing);
         memcpy(v.ack_mode, from.ack_mode, sizeof v.ack_mode);
@@ -234,13 +243,14 @@ static int judge(json_t *stream, const json_t *operation, json_t **ret, struct e
         return *ret ? 0 : error_set(err, -ENOMEM, "out of memory");
     }
     const json_t *progress = json_object_get(operation, "progress");
-    json_int_t done = json_integer_value(json_object_get(progress, "done")), total = json_integer_value(json_object_get(progress, "total"));
+    json_int_t done = json_integer_value(json_object_get(progress, "done")),
+               total = json_integer_value(json_object_get(progress, "total"));
     char text[UNITS_TEXT_BYTES];
     json_object_set(stream, "operation", json_object_get(operation, "id"));
     if (total <= 0)
         return error_set(err, -EAGAIN, "stream %s is being copied", text_of(stream, "stream"));
-    return error_set(err, -EAGAIN, "stream %s is being copied: %d %% of %s", text_of(stream, "stream"), (int)(100 * done / total),
-                     units_format_bytes((uint64_t)total, text));
+    return error_set(err, -EAGAIN, "stream %s is being copied: %d %% of %s", text_of(stream, "stream"),
+                     (int)(100 * done / total), units_format_bytes((uint64_t)total, text));
 }
 
 /* It is there already: made by an operation whose end nobody saw. */
@@ -256,8 +266,8 @@ static int check_made(struct controller *c, const json_t *stream, json_t **ret, 
     const char *has = text_of(json_array_get(json_object_get(application, "volumes"), 0), "from");
     snprintf(from, sizeof from, "%s/", text_of(stream, "stream"));
     if (strncmp(has, from, strlen(from)) != 0)
-        return error_set(err, -EEXIST, "node %s has a stream %s that is no copy of %s", text_of(stream, "node"),
-                         text_of(stream, "newStream"), text_of(stream, "stream"));
+        return error_set(err, -EEXIST, "node %s has a stream %s that is no copy of %s",
+                         text_of(stream, "node"), text_of(stream, "newStream"), text_of(stream, "stream"));
     *ret = json_pack("{s:i}", "copied_ms", 0);
     return *ret ? 0 : error_set(err, -ENOMEM, "out of memory");
 }
@@ -279,7 +289,8 @@ int recovery_copy(void *context, json_t *stream, const char *owner, json_t **ret
         *err = ERROR_INIT; /* the data plane was started again: the copy is gone, or whole */
         json_object_del(stream, "operation");
     }
-    snprintf(point, sizeof point, "lsn:%lld", (long long)json_integer_value(json_object_get(stream, "targetLsn")));
+    snprintf(point, sizeof point, "lsn:%lld",
+             (long long)json_integer_value(json_object_get(stream, "targetLsn")));
     r = note_records(c, stream, owner, err);
     if (r == 0)
         r = post_clone(c, stream, point, false, &answer, err);
@@ -292,13 +303,15 @@ int recovery_copy(void *context, json_t *stream, const char *owner, json_t **ret
 
 /* ---- the persistent volume ---- */
 
-int recovery_bind_copy(void *context, const json_t *stream, const json_t *volume, const char *source_namespace,
-                       const char *namespace, const json_t *claim, struct error *err)
+int recovery_bind_copy(void *context, const json_t *stream, const json_t *volume,
+                       const char *source_namespace, const char *namespace, const json_t *claim,
+                       struct error *err)
 {
     struct controller *c = context;
     const struct data_client_options *o = data_client_options(c->data);
     const char *handle = text_of(volume, "handle"), *claim_name = text_of(volume, "claim");
-    _cleanup_json_ json_t *live = claim ? NULL : kube_informer_get(c->claims, source_namespace, claim_name), *class = NULL;
+    _cleanup_json_ json_t *live = claim ? NULL : kube_informer_get(c->claims, source_namespace, claim_name),
+                          *class = NULL;
     struct csi_volume v;
     (void)stream;
     claim = claim ? claim : live;
@@ -318,7 +331,8 @@ int recovery_bind_copy(void *context, const json_t *stream, const json_t *volume
     if (r < 0)
         return r;
     /* Thrown away with its namespace, whatever the class says of the original's. */
-    _cleanup_json_ json_t *object = recovery_volume_object(handle, namespace, claim_name, claim, &v, class, "Delete");
+    _cleanup_json_ json_t *object =
+        recovery_volume_object(handle, namespace, claim_name, claim, &v, class, "Delete");
     const struct kube_target all = {.resource = &kube_volumes, .field_manager = FIELD_MANAGER};
     r = object ? kube_create(c->client, &all, object, NULL, err) : error_set(err, -ENOMEM, "out of memory");
     if (r == -EEXIST) {
@@ -326,6 +340,7 @@ int recovery_bind_copy(void *context, const json_t *stream, const json_t *volume
         return 0;
     }
     if (r == 0)
-        log_info(c->log, "volume %s: a copy of %s, for the claim %s/%s", handle, text_of(volume, "from"), namespace, claim_name);
+        log_info(c->log, "volume %s: a copy of %s, for the claim %s/%s", handle, text_of(volume, "from"),
+                 namespace, claim_name);
     return r;
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The volumes of a clone: each stream of the original, at the point, is copied to a new stream on the same node, and each
- * new volume is there for the clone's claim before that is made. All that is known stands in status.streams: {"stream", "node",
- * "claims", "point", "targetLsn", "targetTime", "changedBytes", "newStream", "volumes": [{"claim", "from", "handle",
- * "sizeBytes"}], "operation", "copiedMs"} (R1, R2). Of the original nothing is changed. */
+/* The volumes of a clone: each stream of the original, at the point, is copied to a new stream on the same
+ * node, and each new volume is there for the clone's claim before that is made. All that is known stands in
+ * status.streams: {"stream", "node", "claims", "point", "targetLsn", "targetTime", "changedBytes",
+ * "newStream", "volumes": [{"claim", "from", "handle", "sizeBytes"}], "operation", "copiedMs"} (R1, R2). Of
+ * the original nothing is changed. */
 #include "controller/recovery_internal.h"
 
 enum { LOOK_MS = 50 };
@@ -22,7 +23,8 @@ static const json_t *volume_plan(const json_t *plan, const char *name)
 /* plan.volumes, and the sizes into the stream's volumes. */
 static void note_volumes(struct recovery_run *run, const json_t *stream, const json_t *plan)
 {
-    json_t *of_run = json_object_get(recovery_status(run), "plan"), *volumes = json_object_get(of_run, "volumes"), *volume;
+    json_t *of_run = json_object_get(recovery_status(run), "plan"),
+           *volumes = json_object_get(of_run, "volumes"), *volume;
     size_t i;
     if (!volumes) {
         volumes = json_array();
@@ -33,14 +35,16 @@ static void note_volumes(struct recovery_run *run, const json_t *stream, const j
         const json_t *planned = volume_plan(plan, recovery_text(volume, "from"));
         json_object_set(volume, "sizeBytes", json_object_get(planned, "size_bytes"));
         if (json_array_size(volumes) < RECOVERY_STREAMS_MAX)
-            json_array_append_new(volumes, json_pack("{s:O, s:O, s:I}", "claim", json_object_get(volume, "claim"), "stream",
-                                                     json_object_get(stream, "stream"), "changedBytes",
-                                                     json_integer_value(json_object_get(planned, "changed_bytes"))));
+            json_array_append_new(volumes,
+                                  json_pack("{s:O, s:O, s:I}", "claim", json_object_get(volume, "claim"),
+                                            "stream", json_object_get(stream, "stream"), "changedBytes",
+                                            json_integer_value(json_object_get(planned, "changed_bytes"))));
     }
 }
 
 /* A claim that is bound keeps its volume: there is no place for the copy. */
-static int check_claims(struct recovery_run *run, const json_t *stream, const char **ret_reason, struct error *err)
+static int check_claims(struct recovery_run *run, const json_t *stream, const char **ret_reason,
+                        struct error *err)
 {
     size_t i;
     json_t *volume;
@@ -66,13 +70,15 @@ static int check_claims(struct recovery_run *run, const json_t *stream, const ch
             continue;
         *ret_reason = "ClaimExists";
         return error_set(err, -EEXIST,
-                         "namespace %s has a claim %s with a volume of its own already: clone into another namespace, or delete the claim",
+                         "namespace %s has a claim %s with a volume of its own already: clone into another "
+                         "namespace, or delete the claim",
                          run->target_namespace, id.name);
     }
     return 0;
 }
 
-static int plan_stream(struct recovery_run *run, const json_t *stream, json_t *list, const char **ret_reason, struct error *err)
+static int plan_stream(struct recovery_run *run, const json_t *stream, json_t *list, const char **ret_reason,
+                       struct error *err)
 {
     char point[RECOVERY_POINT_BYTES];
     _cleanup_json_ json_t *plan = NULL;
@@ -89,11 +95,12 @@ static int plan_stream(struct recovery_run *run, const json_t *stream, json_t *l
     if (r < 0)
         return error_context(err, "stream %s", recovery_text(stream, "stream"));
     note_volumes(run, stream, plan);
-    json_t *entry = json_pack("{s:O, s:O, s:O, s:s, s:O, s:O*, s:O, s:O, s:O}", "stream", json_object_get(stream, "stream"), "node",
-                              json_object_get(stream, "node"), "claims", json_object_get(stream, "claims"), "point", point,
-                              "targetLsn", json_object_get(plan, "target_lsn"), "targetTime", json_object_get(plan, "target_time"),
-                              "changedBytes", json_object_get(plan, "changed_bytes"), "newStream",
-                              json_object_get(stream, "newStream"), "volumes", json_object_get(stream, "volumes"));
+    json_t *entry = json_pack(
+        "{s:O, s:O, s:O, s:s, s:O, s:O*, s:O, s:O, s:O}", "stream", json_object_get(stream, "stream"), "node",
+        json_object_get(stream, "node"), "claims", json_object_get(stream, "claims"), "point", point,
+        "targetLsn", json_object_get(plan, "target_lsn"), "targetTime", json_object_get(plan, "target_time"),
+        "changedBytes", json_object_get(plan, "changed_bytes"), "newStream",
+        json_object_get(stream, "newStream"), "volumes", json_object_get(stream, "volumes"));
     return json_array_append_new(list, entry) < 0 ? error_set(err, -ENOMEM, "out of memory") : 0;
 }
 
@@ -103,14 +110,16 @@ int recovery_plan_copies(struct recovery_run *run, const char **ret_reason, stru
     size_t i;
     json_t *stream;
     *ret_reason = "VolumesNotReachable";
-    int r = run->c->data->originals(run->c->data_context, run->source_namespace, run->application, run->wanted, &streams, err);
+    int r = run->c->data->originals(run->c->data_context, run->source_namespace, run->application,
+                                    run->wanted, &streams, err);
     if (r == -ENOENT || r == -EOPNOTSUPP)
         *ret_reason = "VolumesNotAvailable";
     if (r == 0)
         r = recovery_read_before(run, err);
     if (r == 0 && json_array_size(streams) > RECOVERY_STREAMS_MAX)
         r = error_set(err, -E2BIG,
-                      "the application has %zu streams (pods that mount volumes), and a clone copies at most %u: make applications of its "
+                      "the application has %zu streams (pods that mount volumes), and a clone copies at most "
+                      "%u: make applications of its "
                       "parts (label tidemark.io/application)",
                       json_array_size(streams), RECOVERY_STREAMS_MAX);
     json_array_foreach(streams, i, stream)
@@ -126,7 +135,8 @@ int recovery_plan_copies(struct recovery_run *run, const char **ret_reason, stru
 /* ---- the copies ---- */
 
 /* One look at each stream, or its beginning. */
-static int look(struct recovery_run *run, const char *owner, bool *ret_pending, struct error *pending, struct error *err)
+static int look(struct recovery_run *run, const char *owner, bool *ret_pending, struct error *pending,
+                struct error *err)
 {
     size_t i;
     json_t *stream;
@@ -205,8 +215,8 @@ int recovery_bind_copies(struct recovery_run *run, struct error *err)
                                    .name = recovery_text(volume, "claim")};
             int r = object_journal_name(&id, name, err);
             if (r == 0)
-                r = run->c->data->bind_copy(run->c->data_context, stream, volume, run->source_namespace, run->target_namespace,
-                                            json_object_get(run->wanted, name), err);
+                r = run->c->data->bind_copy(run->c->data_context, stream, volume, run->source_namespace,
+                                            run->target_namespace, json_object_get(run->wanted, name), err);
             if (r < 0)
                 return error_context(err, "claim %s", id.name);
         }

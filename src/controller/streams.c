@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The streams of volumes, looked at every STREAMS_EVERY_MS: nobody tells when they change. One list of the volumes' records and
- * one question a node serve all applications; each gets streams, rpoMs and oldestTime in its status (a field manager of its
- * own), and its volumes remember how long their history is to be kept once they are deleted. Then what is due is removed (purge.h). */
+/* The streams of volumes, looked at every STREAMS_EVERY_MS: nobody tells when they change. One list of the
+ * volumes' records and one question a node serve all applications; each gets streams, rpoMs and oldestTime in
+ * its status (a field manager of its own), and its volumes remember how long their history is to be kept once
+ * they are deleted. Then what is due is removed (purge.h). */
 #include <errno.h>
 #include <string.h>
 
@@ -46,7 +47,8 @@ static void note_placements(struct round *round)
     for (size_t i = 0; i < round->count; i++) {
         const struct csi_volume *v = &round->all[i];
         if (*v->stream && !v->deleted_ns)
-            json_object_set_new(volumes, v->handle, json_pack("{s:s, s:s}", "stream", v->stream, "node", v->node));
+            json_object_set_new(volumes, v->handle,
+                                json_pack("{s:s, s:s}", "stream", v->stream, "node", v->node));
     }
     MUTEX_GUARD(guard, &round->c->placements.mutex);
     json_decref(round->c->placements.volumes);
@@ -62,7 +64,8 @@ static const json_t *status_of_stream(struct round *round, const char *node, con
     struct error err = ERROR_INIT;
     size_t i;
     if (!of_node) {
-        int r = data_client_call(round->c->data, node, "GET", "/v1/status", NULL, DATA_STATUS_TIMEOUT_MS, &answer, &err);
+        int r = data_client_call(round->c->data, node, "GET", "/v1/status", NULL, DATA_STATUS_TIMEOUT_MS,
+                                 &answer, &err);
         if (r < 0)
             log_info(round->c->log, "streams of node %s: %s", node, err.message);
         of_node = r < 0 ? json_null() : json_object();
@@ -86,7 +89,9 @@ static json_t *stream_entry(struct round *round, const struct csi_volume *v)
     const char *state = status ? text_of(status, "state") : answers ? "starting" : "unreachable";
     json_t *entry = json_pack("{s:s, s:s, s:s}", "stream", v->stream, "node", v->node, "state", state);
     if (json_is_number(json_object_get(status, "rpo_ms")))
-        json_object_set_new(entry, "rpoMs", json_integer((json_int_t)(json_number_value(json_object_get(status, "rpo_ms")) + 0.999)));
+        json_object_set_new(
+            entry, "rpoMs",
+            json_integer((json_int_t)(json_number_value(json_object_get(status, "rpo_ms")) + 0.999)));
     copy_time(entry, "oldestTime", status, "oldest_time");
     copy_time(entry, "latestTime", status, "latest_time");
     return entry;
@@ -188,14 +193,16 @@ static int write_status(struct round *round, const json_t *papp, json_t *status,
         json_object_set(round->told, key, status);
         return 0;
     }
-    _cleanup_json_ json_t *object = json_pack("{s:s, s:s, s:{s:s, s:s}, s:O}", "apiVersion", API_VERSION, "kind", "ProtectedApplication",
-                                              "metadata", "name", name, "namespace", namespace, "status", status);
+    _cleanup_json_ json_t *object =
+        json_pack("{s:s, s:s, s:{s:s, s:s}, s:O}", "apiVersion", API_VERSION, "kind", "ProtectedApplication",
+                  "metadata", "name", name, "namespace", namespace, "status", status);
     const struct kube_target target = {.resource = &controller_applications,
                                        .namespace = namespace,
                                        .name = name,
                                        .subresource = "status",
                                        .field_manager = STREAMS_MANAGER};
-    int r = object ? kube_apply(round->c->client, &target, object, true, NULL, err) : error_errno(err, -ENOMEM, "%s/%s", namespace, name);
+    int r = object ? kube_apply(round->c->client, &target, object, true, NULL, err)
+                   : error_errno(err, -ENOMEM, "%s/%s", namespace, name);
     if (r == 0)
         json_object_set(round->told, key, status);
     return r == -ENOENT ? 0 : r; /* deleted meanwhile */
@@ -209,7 +216,8 @@ static bool says_place(const json_t *papp, const char *claim, const struct csi_v
     json_array_foreach(json_object_get(json_object_get(papp, "status"), "volumes"), i, volume)
     {
         if (strcmp(text_of(volume, "claim"), claim) == 0 && json_is_true(json_object_get(volume, "captured")))
-            return strcmp(text_of(volume, "stream"), v->stream) == 0 && strcmp(text_of(volume, "node"), v->node) == 0;
+            return strcmp(text_of(volume, "stream"), v->stream) == 0 &&
+                   strcmp(text_of(volume, "node"), v->node) == 0;
     }
     return true; /* one of those that are not told */
 }
@@ -231,13 +239,16 @@ static int look_at_application(struct round *round, const json_t *papp, struct e
             continue;
         note_keep(round, v, keep_s);
         told = told && (!*v->stream || says_place(papp, claim, v));
-        if (*v->stream && *v->node && json_array_size(entries) < STREAMS_SHOWN && !has_stream(entries, v->stream))
+        if (*v->stream && *v->node && json_array_size(entries) < STREAMS_SHOWN &&
+            !has_stream(entries, v->stream))
             json_array_append_new(entries, stream_entry(round, v));
     }
     if (!told)
         controller_enqueue(round->c, kube_object_namespace(papp), kube_object_name(papp), 0);
     _cleanup_json_ json_t *status = r == 0 ? sum_up(entries) : NULL;
-    return r < 0 ? r : status ? write_status(round, papp, status, err) : error_set(err, -ENOMEM, "out of memory");
+    return r < 0    ? r
+           : status ? write_status(round, papp, status, err)
+                    : error_set(err, -ENOMEM, "out of memory");
 }
 
 /* ---- what is left of volumes that are gone ---- */
@@ -252,7 +263,8 @@ static int goes_on(void *context, const char *recovery, bool *ret, struct error 
     if (!slash)
         return 0;
     snprintf(namespace, sizeof namespace, "%.*s", (int)(slash - recovery), recovery);
-    const struct kube_target target = {.resource = &controller_recoveries, .namespace = namespace, .name = slash + 1};
+    const struct kube_target target = {
+        .resource = &controller_recoveries, .namespace = namespace, .name = slash + 1};
     int r = kube_get(c->client, &target, &object, err);
     if (r == -ENOENT) {
         *err = ERROR_INIT;
@@ -267,8 +279,11 @@ static int abandoned(void *context, const struct csi_volume *v, bool *ret, struc
 {
     struct controller *c = context;
     const struct kube_target target = {.resource = &kube_volumes, .name = v->name},
-                             of_claim = {.resource = &kube_claims, .namespace = v->claim_namespace, .name = v->claim_name};
-    _cleanup_json_ json_t *known = kube_informer_get(c->claims, v->claim_namespace, v->claim_name), *volume = NULL;
+                             of_claim = {.resource = &kube_claims,
+                                         .namespace = v->claim_namespace,
+                                         .name = v->claim_name};
+    _cleanup_json_ json_t *known = kube_informer_get(c->claims, v->claim_namespace, v->claim_name),
+                          *volume = NULL;
     *ret = false;
     if (known)
         return 0;
@@ -306,7 +321,8 @@ static int destroy(void *context, const char *node, const char *stream, struct e
     /* A node that is no part of the cluster any more, and its disk with it. */
     const struct kube_target target = {.resource = &kube_nodes, .name = node};
     if (r == -EAGAIN && kube_get(c->client, &target, NULL, &gone) == -ENOENT) {
-        log_warning(c->log, "stream %s: node %s is gone from the cluster; what it has of it is not removed", stream, node);
+        log_warning(c->log, "stream %s: node %s is gone from the cluster; what it has of it is not removed",
+                    stream, node);
         *err = ERROR_INIT;
         return 0;
     }
@@ -355,7 +371,8 @@ int streams_reconcile(struct controller *c, struct error *err)
     {
         struct error one = ERROR_INIT;
         if (look_at_application(&round, papp, &one) < 0)
-            log_warning(c->log, "streams of %s/%s: %s", kube_object_namespace(papp), kube_object_name(papp), one.message);
+            log_warning(c->log, "streams of %s/%s: %s", kube_object_namespace(papp), kube_object_name(papp),
+                        one.message);
     }
     json_decref(c->placements.told);
     c->placements.told = round.told;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The volumes of a pinned point are copied to new sparse files, or only counted. One JSON object a line is printed, as
- * by verify: {"kind": "progress", "done_bytes", "total_bytes"}, and at the end {"kind": "summary", "bytes", "volumes":
+/* The volumes of a pinned point are copied to new sparse files, or only counted. One JSON object a line is
+ * printed, as by verify: {"kind": "progress", "done_bytes", "total_bytes"}, and at the end {"kind":
+ * "summary", "bytes", "volumes":
  * [{"name", "bytes"}]}. Durable when that is printed. */
 #include <errno.h>
 #include <stdio.h>
@@ -47,8 +48,8 @@ static void tell_progress(struct copy *c)
     if (now - c->told_ns < PROGRESS_INTERVAL_NS)
         return;
     c->told_ns = now;
-    print(json_pack("{s:s, s:I, s:I}", "kind", "progress", "done_bytes", (json_int_t)c->done_bytes, "total_bytes",
-                    (json_int_t)c->total_bytes));
+    print(json_pack("{s:s, s:I, s:I}", "kind", "progress", "done_bytes", (json_int_t)c->done_bytes,
+                    "total_bytes", (json_int_t)c->total_bytes));
 }
 
 static bool is_zero(const char *data, size_t length_bytes)
@@ -57,7 +58,8 @@ static bool is_zero(const char *data, size_t length_bytes)
 }
 
 /* Zeroes are what the new file has anyway. */
-static int write_chunk(struct block *to, const char *data, size_t length_bytes, uint64_t offset, struct error *err)
+static int write_chunk(struct block *to, const char *data, size_t length_bytes, uint64_t offset,
+                       struct error *err)
 {
     int r = 0;
     for (size_t at = 0; at < length_bytes && r == 0; at += PIECE_BYTES) {
@@ -68,11 +70,13 @@ static int write_chunk(struct block *to, const char *data, size_t length_bytes, 
     return r;
 }
 
-static int copy_extent(struct copy *c, const struct copied *v, struct block *to, const struct block_extent *e, struct error *err)
+static int copy_extent(struct copy *c, const struct copied *v, struct block *to, const struct block_extent *e,
+                       struct error *err)
 {
     int r = 0;
     for (uint64_t at = 0; at < e->length_bytes && r == 0;) {
-        uint64_t offset = e->offset_bytes + at, room = CHUNK_BYTES - offset % CHUNK_BYTES, left = e->length_bytes - at;
+        uint64_t offset = e->offset_bytes + at, room = CHUNK_BYTES - offset % CHUNK_BYTES,
+                 left = e->length_bytes - at;
         size_t length = (size_t)(left < room ? left : room);
         r = block_pread(v->from, c->chunk, length, offset, err);
         if (r == 0)
@@ -116,8 +120,9 @@ static int copy_volume(struct copy *c, struct copied *v, struct error *err)
     int r = block_file_open(v->target, v->from->size_bytes, false, &to, err);
     if (r < 0)
         return r;
-    r = to->size_bytes == v->from->size_bytes ? walk(c, v, to, err)
-                                              : error_set(err, -EEXIST, "%s is there already, and has another size", v->target);
+    r = to->size_bytes == v->from->size_bytes
+            ? walk(c, v, to, err)
+            : error_set(err, -EEXIST, "%s is there already, and has another size", v->target);
     if (r == 0)
         r = block_flush(to, err);
     block_free(to);
@@ -165,9 +170,7 @@ static int open_image(struct copy *c, json_t *config, struct error *err)
         r = image_open(journal, pin, &c->image, err);
     if (r == 0)
         r = image_check_files(journal, pin, err);
-    json_array_foreach(volumes, i, volume)
-        if (r == 0)
-            r = add_volume(c, volume, err);
+    json_array_foreach(volumes, i, volume) if (r == 0) r = add_volume(c, volume, err);
     return r;
 }
 
@@ -181,10 +184,12 @@ static int copy_all(struct copy *c, struct error *err)
     }
     for (size_t i = 0; i < c->count && r == 0; i++) {
         r = copy_volume(c, &c->volumes[i], err);
-        json_array_append_new(list, json_pack("{s:s, s:I}", "name", c->volumes[i].name, "bytes", (json_int_t)c->volumes[i].bytes));
+        json_array_append_new(list, json_pack("{s:s, s:I}", "name", c->volumes[i].name, "bytes",
+                                              (json_int_t)c->volumes[i].bytes));
     }
     if (r == 0)
-        print(json_pack("{s:s, s:I, s:O}", "kind", "summary", "bytes", (json_int_t)c->total_bytes, "volumes", list));
+        print(json_pack("{s:s, s:I, s:O}", "kind", "summary", "bytes", (json_int_t)c->total_bytes, "volumes",
+                        list));
     return r;
 }
 

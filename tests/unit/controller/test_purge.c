@@ -84,8 +84,8 @@ static void history_is_kept_for_its_time(void **unused)
 {
     (void)unused;
     struct world w = {.log = ""};
-    struct csi_volume kept = volume("a", "s", 7 * DAY_S - 10), over = volume("b", "t", 7 * DAY_S + 1), there = volume("c", "u", 0),
-                      all[] = {kept, over, there};
+    struct csi_volume kept = volume("a", "s", 7 * DAY_S - 10), over = volume("b", "t", 7 * DAY_S + 1),
+                      there = volume("c", "u", 0), all[] = {kept, over, there};
     assert_int_equal(run(&w, all, 3), NOW_NS + 10 * NS_PER_SECOND);
     assert_string_equal(w.log, "destroy t, forget b");
     /* The policy's time; none: now. */
