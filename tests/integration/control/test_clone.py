@@ -135,6 +135,15 @@ class Clone(unittest.TestCase):
         """`up` is killed while the copy runs: a program in the engine's place holds it there."""
         then = self.prepare(1)
         held = self.s.path("held")
+
+        def release():
+            if os.path.exists(held):
+                with open(held, encoding="ascii") as f:
+                    try:
+                        os.kill(int(f.read()), signal.SIGKILL)
+                    except ProcessLookupError:
+                        pass
+        self.addCleanup(release)
         hook = self.s.path("libexec")
         os.mkdir(hook)
         build = os.path.dirname(os.path.dirname(os.path.dirname(subprocess.check_output(
@@ -160,7 +169,7 @@ class Clone(unittest.TestCase):
         self.s.stop(signal.SIGKILL)
         with open(held, encoding="ascii") as f:
             pid = int(f.read())
-        os.kill(pid, signal.SIGKILL)
+        release()
         until(lambda: not alive(pid), "the copying process has ended")
         self.s.start(environment={"TIDEMARK_LIBEXEC": hook})
         self.fails("ENOENT", ["copy"], self.s.status, "copy")
