@@ -17,6 +17,8 @@ static const char *found(const struct yaml_node *node, char text[FOUND_BYTES])
 {
     if (node->kind == YAML_SCALAR && !yaml_is_null(node))
         snprintf(text, FOUND_BYTES, "'%.80s'", node->scalar);
+    else if (node->kind == YAML_SEQUENCE && node->count == 0)
+        snprintf(text, FOUND_BYTES, "an empty list");
     else
         snprintf(text, FOUND_BYTES, "%s", yaml_is_null(node) ? "nothing" : yaml_kind_name(node));
     return text;
@@ -401,7 +403,12 @@ static int read_volumes(const struct app_parse_options *options, const struct ya
     const struct yaml_node *volumes = need(body, "spec", "volumes", "a list of at least one volume", err);
     if (!volumes)
         return err->code;
-    if (volumes->kind != YAML_SEQUENCE || volumes->count == 0 || volumes->count > APP_VOLUMES_MAX)
+    if (volumes->kind == YAML_SEQUENCE && volumes->count > APP_VOLUMES_MAX)
+        return yaml_error(err, volumes, -EINVAL,
+                          "spec.volumes: found %zu volumes; expected at most %u: split the application, or "
+                          "use fewer, larger volumes",
+                          volumes->count, APP_VOLUMES_MAX);
+    if (volumes->kind != YAML_SEQUENCE || volumes->count == 0)
         return refuse(err, volumes, "spec.volumes", "a list of 1 to 32 volumes");
     spec->volumes = calloc(volumes->count, sizeof *spec->volumes);
     if (!spec->volumes)

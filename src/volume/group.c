@@ -73,8 +73,10 @@ static int open_backing(struct group *g, struct volume *v, const struct volume_o
     journal_status(g->journal, &status);
     bool known = is_known(g, options->name);
     if (known && access(options->backing, F_OK) < 0 && errno == ENOENT)
-        return error_set(err, -ENOENT, "its backing %s is missing, and it has a history: put it back (is its file system mounted?); a new, "
-                         "empty one would not be what the volume held", options->backing);
+        /* An empty one in its place would be taken for what the volume holds, and a file system be made on it. */
+        return error_set(err, -ENOENT, "its backing %s is gone, which held its newest content: put it back (is its file system mounted?). If "
+                         "it is lost, make an empty one (truncate -s %llu %s) and copy the newest point into the volume from a view of it",
+                         options->backing, (unsigned long long)size_bytes, options->backing);
     const struct journal_recovery *rec = journal_recovery(g->journal);
     unsigned wait_ms = known && !rec->clean ? UNCLEAN_WAIT_MS : FOREIGN_WAIT_MS;
     int r = block_file_open_exclusive(options->backing, known || options->adopt ? 0 : size_bytes, wait_ms, &v->backing, err);

@@ -200,14 +200,20 @@ static void envelope(void **unused)
     refuse(HEAD, "spec: missing");
     refuse(HEAD "spce: {}\n", "f.yaml:4:1: spce: unknown field; did you mean 'spec'?");
     refuse(POLICY "---\n" POLICY, "f.yaml:7:18: metadata.name: found ProtectionPolicy gold a second time");
-    refuse("[]\n", "found a list; expected a mapping");
+    refuse("[]\n", "found an empty list; expected a mapping");
 }
 
 static void volumes(void **unused)
 {
     (void)unused;
     refuse(HEAD "spec: {}\n", "f.yaml:4:7: spec.volumes: missing");
-    refuse(HEAD "spec: {volumes: []}\n", "spec.volumes: found a list; expected a list of 1 to 32 volumes");
+    refuse(HEAD "spec: {volumes: []}\n",
+           "spec.volumes: found an empty list; expected a list of 1 to 32 volumes");
+    char many[2048] = HEAD "spec: {volumes: [";
+    for (int i = 0; i < 33; i++)
+        snprintf(many + strlen(many), sizeof many - strlen(many), "{name: v%d, size: 1Gi}, ", i);
+    snprintf(many + strlen(many), sizeof many - strlen(many), "]}\n");
+    refuse(many, "spec.volumes: found 33 volumes; expected at most 32");
     refuse(HEAD "spec:\n  volumes:\n  - {nmae: a}\n",
            "f.yaml:6:6: spec.volumes[0].nmae: unknown field; did you mean 'name'? (expected one of: name, "
            "source, size, mountPath, fsType)");
