@@ -437,7 +437,7 @@ static void a_missing_backing_is_not_made_anew(void **state)
     assert_int_equal(unlink(x.path), 0);
     open_journal();
     check_ok(group_new(x.journal, GROUP_ACK_WRITE, NULL, &x.group, &err));
-    check_error(group_add_volume(x.group, "v", SIZE_BYTES, x.path, &err), -ENOENT, "is missing");
+    check_error(group_add_volume(x.group, "v", SIZE_BYTES, x.path, &err), -ENOENT, "is gone");
     assert_int_not_equal(access(x.path, F_OK), 0);
 }
 
