@@ -438,6 +438,18 @@ static int read_policy_ref(const struct yaml_node *body, struct app_spec *spec, 
     return name ? read_name(name, "spec.policyRef.name", &spec->policy, err) : err->code;
 }
 
+/* Whether it lies in one of the application's volumes. */
+static bool is_on_volume(const struct app_spec *spec, const char *path)
+{
+    for (size_t i = 0; i < spec->volume_count; i++) {
+        const char *mount = spec->volumes[i].mount_path;
+        size_t length = mount ? strlen(mount) : 0;
+        if (length && strncmp(path, mount, length) == 0 && (path[length] == '/' || !path[length]))
+            return true;
+    }
+    return false;
+}
+
 static int read_encryption(const struct app_parse_options *options, const struct yaml_node *journal, struct app_spec *spec,
                            struct error *err)
 {
@@ -449,7 +461,11 @@ static int read_encryption(const struct app_parse_options *options, const struct
     if (r < 0)
         return r;
     const struct yaml_node *file = need(encryption, "spec.journal.encryption", "keyFile", "the path of a key file", err);
-    return file ? read_path(file, "spec.journal.encryption.keyFile", options->directory, false, &spec->key_file, err) : err->code;
+    r = file ? read_path(file, "spec.journal.encryption.keyFile", options->directory, false, &spec->key_file, err) : err->code;
+    if (r == 0 && is_on_volume(spec, spec->key_file))
+        return refuse(err, file, "spec.journal.encryption.keyFile",
+                      "a file outside the application's volumes (they are served only once it was read)");
+    return r;
 }
 
 static int read_application(const struct app_parse_options *options, const struct yaml_node *body,
@@ -469,14 +485,9 @@ static int read_application(const struct app_parse_options *options, const struc
         r = read_path(manifests, "spec.manifests", options->directory, false, &spec->manifests, err);
     if (r < 0)
         return r;
-    for (size_t i = 0; manifests && i < spec->volume_count; i++) {
-        const char *mount = spec->volumes[i].mount_path;
-        size_t length = mount ? strlen(mount) : 0;
-        if (length && strncmp(spec->manifests, mount, length) == 0 &&
-            (spec->manifests[length] == '/' || !spec->manifests[length]))
-            return refuse(err, manifests, "spec.manifests",
-                          "a directory outside the application's volumes (they rewind by themselves)");
-    }
+    if (manifests && is_on_volume(spec, spec->manifests))
+        return refuse(err, manifests, "spec.manifests",
+                      "a directory outside the application's volumes (they rewind by themselves)");
     const struct yaml_node *journal = optional(body, "journal");
     if (journal)
         r = read_encryption(options, journal, spec, err);

@@ -68,9 +68,10 @@ static void view_stop(struct runtime *r)
 /* What starting again cannot mend. */
 static bool refused(const struct error *err)
 {
-    if (err->code == -ENOKEY || err->code == -EKEYREJECTED) /* the key file may come back; until then the volumes wait */
+    /* The key file may come back, and a disk that still writes what the last engine began will end it; until then the volumes wait. */
+    if (err->code == -ENOKEY || err->code == -EKEYREJECTED || err->code == -EBUSY)
         return !getenv("TIDEMARK_RESUME");
-    return err->code == -EINVAL || err->code == -EBUSY || err->code == -EBADMSG || err->code == -EPROTONOSUPPORT ||
+    return err->code == -EINVAL || err->code == -EBADMSG || err->code == -EPROTONOSUPPORT ||
            err->code == -ENAMETOOLONG || err->code == -ENOENT || err->code == -EACCES;
 }
 
