@@ -67,27 +67,6 @@ const struct cli_program *cli_program_kubectl(void)
     return &program;
 }
 
-/* ---- verify ---- */
-
-static enum cli_exit run_verify(struct cli *cli)
-{
-    return cli_output_fail(
-        cli, CLI_EXIT_FAILED,
-        "on the node of a stream its engine answers: tidemark verify STREAM --socket "
-        "/run/tidemark/data.sock; `kubectl tidemark status NAMESPACE/NAME` names streams and nodes",
-        "verify %s: the cluster does not serve it yet", cli->operands[0]);
-}
-
-const struct cli_command kubectl_verify = {
-    .name = "verify",
-    .summary = "not served by the cluster yet",
-    .description = "Reading the whole history of an application and checking it is served by the engines\n"
-                   "of the nodes, not by the cluster yet: this command says where to ask, and fails.",
-    .operands = (const struct cli_operand[]){{"NAMESPACE/NAME", .kind = CLI_KIND_MEMBER}, {0}},
-    .examples = (const char *const[]){"kubectl tidemark verify shop/shop", NULL},
-    .run = run_verify,
-};
-
 /* ---- version ---- */
 
 static enum cli_exit run_version(struct cli *cli)
