@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Questions about the history: a HistoryReview that is created without being stored, and asked for again while its answer
- * is on its way. verify; diff of two points. */
+/* Questions about the history: a HistoryReview that is created without being stored, and asked for again
+ * while its answer is on its way. verify; diff of two points. */
 #include <errno.h>
 #include <string.h>
 #include <time.h>
@@ -12,7 +12,8 @@
 #define POLL_MS 200u
 #define ELSEWHERE_S 30u /* until a controller leads */
 
-static const struct kube_resource reviews = {"tidemark.io", "v1alpha1", "historyreviews", "HistoryReview", true, 0};
+static const struct kube_resource reviews = {"tidemark.io",   "v1alpha1", "historyreviews",
+                                             "HistoryReview", true,       0};
 
 static enum cli_exit no_memory(const struct cli *cli, const char *what)
 {
@@ -21,8 +22,8 @@ static enum cli_exit no_memory(const struct cli *cli, const char *what)
 
 /* ---- asking ---- */
 
-int kubectl_history_try(struct kubectl *k, const char *what, const struct kubectl_member *member, const json_t *question,
-                        json_t **ret_answer, struct error *err)
+int kubectl_history_try(struct kubectl *k, const char *what, const struct kubectl_member *member,
+                        const json_t *question, json_t **ret_answer, struct error *err)
 {
     const struct kube_target target = {.resource = &reviews, .namespace = member->namespace, .dry_run = true};
     _cleanup_json_ json_t *spec = json_deep_copy(question);
@@ -31,10 +32,11 @@ int kubectl_history_try(struct kubectl *k, const char *what, const struct kubect
     json_object_set_new(spec, "application", json_string(member->name));
     for (;;) {
         _cleanup_json_ json_t *made = NULL;
-        _cleanup_json_ json_t *review = json_pack("{s:s, s:s, s:{s:s, s:s}, s:O}", "apiVersion", "tidemark.io/v1alpha1", "kind",
-                                                  "HistoryReview", "metadata", "name", "question", "namespace", member->namespace,
-                                                  "spec", spec);
-        int r = review ? kube_create(k->client, &target, review, &made, err) : error_set(err, -ENOMEM, "out of memory");
+        _cleanup_json_ json_t *review = json_pack(
+            "{s:s, s:s, s:{s:s, s:s}, s:O}", "apiVersion", "tidemark.io/v1alpha1", "kind", "HistoryReview",
+            "metadata", "name", "question", "namespace", member->namespace, "spec", spec);
+        int r = review ? kube_create(k->client, &target, review, &made, err)
+                       : error_set(err, -ENOMEM, "out of memory");
         if (r < 0)
             return r;
         const json_t *status = json_object_get(made, "status"), *error = json_object_get(status, "error"),
@@ -50,33 +52,39 @@ int kubectl_history_try(struct kubectl *k, const char *what, const struct kubect
         }
         if (strcmp(phase, "Running") == 0) {
             json_object_set(spec, "job", json_object_get(status, "job"));
-            cli_progress_set(progress, cli_field_text(now, "step", NULL), cli_field_u64(now, "done"), cli_field_u64(now, "total"),
+            cli_progress_set(progress, cli_field_text(now, "step", NULL), cli_field_u64(now, "done"),
+                             cli_field_u64(now, "total"),
                              strcmp(cli_field_text(spec, "query", ""), "verify") == 0 ? "bytes" : "");
         } else if (strcmp(phase, "Elsewhere") == 0) { /* a replica that does not lead, or leads no more */
             uint64_t at = clock_boottime_ns(clock_system());
             elsewhere_ns = elsewhere_ns ? elsewhere_ns : at;
             if (at - elsewhere_ns > ELSEWHERE_S * NS_PER_SECOND)
-                return error_set(err, -EAGAIN, "no controller answers: %s", cli_field_text(error, "message", "none leads"));
+                return error_set(err, -EAGAIN, "no controller answers: %s",
+                                 cli_field_text(error, "message", "none leads"));
             if (json_object_get(spec, "job") && strstr(cli_field_text(error, "message", ""), "replaced"))
                 json_object_del(spec, "job");
         } else {
-            return error_set(err, -EAGAIN, "nobody answers: the webhook historyreviews.tidemark.io is not installed");
+            return error_set(err, -EAGAIN,
+                             "nobody answers: the webhook historyreviews.tidemark.io is not installed");
         }
         nanosleep(&(struct timespec){0, POLL_MS * 1000000l}, NULL);
     }
 }
 
-enum cli_exit kubectl_history_fail(struct kubectl *k, const char *what, const struct kubectl_member *member, const struct error *err)
+enum cli_exit kubectl_history_fail(struct kubectl *k, const char *what, const struct kubectl_member *member,
+                                   const struct error *err)
 {
     char remedy[2 * CLI_TEXT_BYTES + CLI_NAME_BYTES];
     if (err->code == -EAGAIN)
-        return cli_output_fail(k->cli, CLI_EXIT_UNREACHABLE, "`kubectl tidemark status` says what is wrong with the installation",
-                               "%s: %s", what, err->message);
+        return cli_output_fail(k->cli, CLI_EXIT_UNREACHABLE,
+                               "`kubectl tidemark status` says what is wrong with the installation", "%s: %s",
+                               what, err->message);
     if (err->code == -ERANGE || err->code == -ENOENT) {
-        snprintf(remedy, sizeof remedy, "`kubectl tidemark points %s/%s` says since when there is a history, and lists its points",
+        snprintf(remedy, sizeof remedy,
+                 "`kubectl tidemark points %s/%s` says since when there is a history, and lists its points",
                  member->namespace, member->name);
-        return cli_output_fail(k->cli, err->code == -ENOENT ? CLI_EXIT_NOT_FOUND : CLI_EXIT_REFUSED, remedy, "%s: %s", what,
-                               err->message);
+        return cli_output_fail(k->cli, err->code == -ENOENT ? CLI_EXIT_NOT_FOUND : CLI_EXIT_REFUSED, remedy,
+                               "%s: %s", what, err->message);
     }
     return kubectl_fail(k, what, err);
 }
@@ -121,7 +129,8 @@ static void say_fields(const struct cli *cli, const json_t *object)
         say_value(cli, "+", json_object_get(field, "to"));
     }
     if (cli_field_u64(object, "moreFields"))
-        cli_output_say(cli, "    and %llu more fields", (unsigned long long)cli_field_u64(object, "moreFields"));
+        cli_output_say(cli, "    and %llu more fields",
+                       (unsigned long long)cli_field_u64(object, "moreFields"));
     if (json_is_true(json_object_get(object, "fieldsLeftOut")))
         cli_output_say(cli, "    (too much to tell: diff of points closer together)");
 }
@@ -135,17 +144,21 @@ static enum cli_exit print_diff(const struct cli *cli, const json_t *answer)
     json_t *item;
     cli_output_say(cli, "from %s\nto   %s\nobjects: %llu created, %llu changed, %llu deleted, %llu the same",
                    cli_field_text(json_object_get(answer, "from"), "time", "-"),
-                   cli_field_text(json_object_get(answer, "to"), "time", "-"), (unsigned long long)cli_field_u64(objects, "created"),
-                   (unsigned long long)cli_field_u64(objects, "changed"), (unsigned long long)cli_field_u64(objects, "deleted"),
+                   cli_field_text(json_object_get(answer, "to"), "time", "-"),
+                   (unsigned long long)cli_field_u64(objects, "created"),
+                   (unsigned long long)cli_field_u64(objects, "changed"),
+                   (unsigned long long)cli_field_u64(objects, "deleted"),
                    (unsigned long long)cli_field_u64(objects, "same"));
     json_array_foreach(json_object_get(objects, "objects"), i, item)
     {
-        cli_output_say(cli, "  %s %s%s", cli_field_text(item, "change", "?"), cli_field_text(item, "object", "?"),
+        cli_output_say(cli, "  %s %s%s", cli_field_text(item, "change", "?"),
+                       cli_field_text(item, "object", "?"),
                        json_is_true(json_object_get(item, "hidden")) ? " (you may not see these)" : "");
         say_fields(cli, item);
     }
     if (cli_field_u64(objects, "moreObjects"))
-        cli_output_say(cli, "  and %llu more objects", (unsigned long long)cli_field_u64(objects, "moreObjects"));
+        cli_output_say(cli, "  and %llu more objects",
+                       (unsigned long long)cli_field_u64(objects, "moreObjects"));
     json_array_foreach(volumes, i, item)
     {
         if (!table)
@@ -171,7 +184,8 @@ enum cli_exit kubectl_history_diff(struct cli *cli)
     kubectl_member_of(&k, cli->operands[1], &to);
     if (strcmp(from.namespace, to.namespace) != 0 || strcmp(from.name, to.name) != 0)
         return cli_output_fail(cli, CLI_EXIT_USAGE, "compare two points of the same application",
-                               "diff: %s/%s and %s/%s are two applications", from.namespace, from.name, to.namespace, to.name);
+                               "diff: %s/%s and %s/%s are two applications", from.namespace, from.name,
+                               to.namespace, to.name);
     question = json_pack("{s:s, s:s, s:s}", "query", "diff", "from", from.point, "to", to.point);
     code = ask(&k, "diff", question, &answer);
     if (code != CLI_EXIT_OK)
@@ -206,24 +220,29 @@ static void say_part(const struct cli *cli, const char *of, const json_t *part)
     if (error)
         cli_output_say(cli, "  %s: NOT READ: %s", of, error);
     else
-        cli_output_say(cli, "  %s: %s, %s, %llu records", of, json_is_true(json_object_get(part, "ok")) ? "whole" : "DAMAGED",
-                       units_format_bytes(cli_field_u64(part, "bytes"), bytes), (unsigned long long)cli_field_u64(part, "records"));
+        cli_output_say(cli, "  %s: %s, %s, %llu records", of,
+                       json_is_true(json_object_get(part, "ok")) ? "whole" : "DAMAGED",
+                       units_format_bytes(cli_field_u64(part, "bytes"), bytes),
+                       (unsigned long long)cli_field_u64(part, "records"));
 }
 
 static enum cli_exit print_verify(const struct cli *cli, const json_t *answer)
 {
-    static const char *const columns[] = {"OF", "FROM", "TO", "CLAIM", ">OFFSET", ">LENGTH", "FILE", "WHAT IS DAMAGED", NULL};
+    static const char *const columns[] = {
+        "OF", "FROM", "TO", "CLAIM", ">OFFSET", ">LENGTH", "FILE", "WHAT IS DAMAGED", NULL};
     const json_t *objects = json_object_get(answer, "objects");
     _cleanup_cli_table_ struct cli_table *table = cli_table_new(columns);
     size_t i;
     json_t *stream;
     if (cli->format != CLI_FORMAT_TABLE)
         return cli_output_value(cli, answer);
-    cli_output_say(cli, "%s", json_is_true(json_object_get(answer, "ok"))
-                                  ? "every record, payload and index that was read is as it was written"
-                                  : "the history is damaged");
+    cli_output_say(cli, "%s",
+                   json_is_true(json_object_get(answer, "ok"))
+                       ? "every record, payload and index that was read is as it was written"
+                       : "the history is damaged");
     say_part(cli, "objects", objects);
-    json_array_foreach(json_object_get(answer, "streams"), i, stream) say_part(cli, cli_field_text(stream, "stream", "?"), stream);
+    json_array_foreach(json_object_get(answer, "streams"), i, stream)
+        say_part(cli, cli_field_text(stream, "stream", "?"), stream);
     if (!table)
         return CLI_EXIT_FAILED;
     add_damages(table, "objects", objects);
@@ -244,11 +263,14 @@ static enum cli_exit run_verify(struct cli *cli)
     if (code != CLI_EXIT_OK)
         return code;
     if (!json_is_true(json_object_get(answer, "ok")))
-        return cli_output_fail(cli, CLI_EXIT_DAMAGED,
-                               "what is damaged is never given out as data; check the disk of the node, or of the controller",
-                               "verify %s: damage was found", cli->operands[0]);
+        return cli_output_fail(
+            cli, CLI_EXIT_DAMAGED,
+            "what is damaged is never given out as data; check the disk of the node, or of the controller",
+            "verify %s: damage was found", cli->operands[0]);
     if (!json_is_true(json_object_get(answer, "complete")))
-        return cli_output_fail(cli, CLI_EXIT_UNREACHABLE, "`kubectl -n " KUBECTL_SYSTEM_NAMESPACE " get pods -o wide` tells what runs where",
+        return cli_output_fail(cli, CLI_EXIT_UNREACHABLE,
+                               "`kubectl -n " KUBECTL_SYSTEM_NAMESPACE
+                               " get pods -o wide` tells what runs where",
                                "verify %s: not all of it could be read", cli->operands[0]);
     return CLI_EXIT_OK;
 }
@@ -262,6 +284,7 @@ const struct cli_command kubectl_verify = {
                    "damage, 5 when a node could not be asked.",
     .operands = (const struct cli_operand[]){{"NAMESPACE/NAME", .kind = CLI_KIND_MEMBER}, {0}},
     .formats = true,
-    .examples = (const char *const[]){"kubectl tidemark verify shop/shop", "kubectl tidemark verify shop/shop -o json", NULL},
+    .examples = (const char *const[]){"kubectl tidemark verify shop/shop",
+                                      "kubectl tidemark verify shop/shop -o json", NULL},
     .run = run_verify,
 };

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* points and tag of `kubectl tidemark`. What happened comes from the history itself; tags are Checkpoints, and the moments
- * before rewinds are of Recoveries. */
+/* points and tag of `kubectl tidemark`. What happened comes from the history itself; tags are Checkpoints,
+ * and the moments before rewinds are of Recoveries. */
 #include <errno.h>
 #include <string.h>
 #include <time.h>
@@ -113,11 +113,13 @@ static const char *describe_place(const json_t *point, char text[CLI_TEXT_BYTES]
 {
     size_t i, used = 0;
     json_t *claim;
-    snprintf(text, CLI_TEXT_BYTES, "%s", json_object_get(point, "claims") ? "" : cli_field_text(point, "of", ""));
+    snprintf(text, CLI_TEXT_BYTES, "%s",
+             json_object_get(point, "claims") ? "" : cli_field_text(point, "of", ""));
     json_array_foreach(json_object_get(point, "claims"), i, claim)
     {
         if (used < CLI_TEXT_BYTES)
-            used += (size_t)snprintf(text + used, CLI_TEXT_BYTES - used, "%s%s", i ? ", " : "", json_string_value(claim));
+            used += (size_t)snprintf(text + used, CLI_TEXT_BYTES - used, "%s%s", i ? ", " : "",
+                                     json_string_value(claim));
     }
     return text;
 }
@@ -130,12 +132,14 @@ static void put_remarks(struct cli_table *table, const json_t *point)
     json_t *value;
     bool suspicious = json_is_true(json_object_get(point, "suspicious"));
     if (cli_field_u64(point, "writes"))
-        used = (size_t)snprintf(text, sizeof text, "%llu writes, %s", (unsigned long long)cli_field_u64(point, "writes"),
+        used = (size_t)snprintf(text, sizeof text, "%llu writes, %s",
+                                (unsigned long long)cli_field_u64(point, "writes"),
                                 units_format_bytes(cli_field_u64(point, "bytes"), bytes));
     else if (strcmp(cli_field_text(point, "kind", ""), "tag") != 0)
-        used = (size_t)snprintf(text, sizeof text, "%s%s%s", cli_field_text(point, "name", ""),
-                                json_is_true(json_object_get(point, "deleted")) ? " deleted" : "",
-                                json_is_true(json_object_get(point, "hidden")) ? "(you may not see what)" : "");
+        used =
+            (size_t)snprintf(text, sizeof text, "%s%s%s", cli_field_text(point, "name", ""),
+                             json_is_true(json_object_get(point, "deleted")) ? " deleted" : "",
+                             json_is_true(json_object_get(point, "hidden")) ? "(you may not see what)" : "");
     if (suspicious && used < sizeof text)
         used += (size_t)snprintf(text + used, sizeof text - used, "%sSUSPICIOUS", used ? " " : "");
     json_object_foreach(json_object_get(point, "labels"), key, value)
@@ -145,7 +149,8 @@ static void put_remarks(struct cli_table *table, const json_t *point)
                                      json_string_value(value) ? json_string_value(value) : "");
     }
     const char *message = cli_field_text(point, "message", "");
-    cli_table_cell(table, suspicious ? CLI_COLOUR_RED : CLI_COLOUR_NONE, "%s%s%s", message, *text && *message ? " " : "", text);
+    cli_table_cell(table, suspicious ? CLI_COLOUR_RED : CLI_COLOUR_NONE, "%s%s%s", message,
+                   *text && *message ? " " : "", text);
 }
 
 static enum cli_exit print(const struct cli *cli, const json_t *answer)
@@ -159,9 +164,9 @@ static enum cli_exit print(const struct cli *cli, const json_t *answer)
     if (cli->format != CLI_FORMAT_TABLE)
         return cli_output_value(cli, answer);
     if (json_object_get(answer, "oldestTime"))
-        cli_output_say(cli,
-                       "Every write since %s (%s) is a point, by its time or as -90s; the newest that are listed:",
-                       cli_field_text(answer, "oldestTime", "?"), cli_field_age(answer, "oldestTime", age));
+        cli_output_say(
+            cli, "Every write since %s (%s) is a point, by its time or as -90s; the newest that are listed:",
+            cli_field_text(answer, "oldestTime", "?"), cli_field_age(answer, "oldestTime", age));
     else
         cli_output_say(cli,
                        "Every moment of the history is a point, by its time or as -90s; points with a name:");
@@ -181,17 +186,19 @@ static enum cli_exit print(const struct cli *cli, const json_t *answer)
 }
 
 /* Names alone are told when nobody can be asked, or nothing else was asked for. */
-static enum cli_exit ask_history(struct kubectl *k, const char *what, const struct kubectl_member *member, json_t **ret)
+static enum cli_exit ask_history(struct kubectl *k, const char *what, const struct kubectl_member *member,
+                                 json_t **ret)
 {
     const struct cli *cli = k->cli;
     struct error err = ERROR_INIT;
     const char *since = cli_options_value(cli, "since", NULL);
-    _cleanup_json_ json_t *question =
-        json_pack("{s:s, s:I, s:s*}", "query", "points", "limit",
-                  (json_int_t)strtol(cli_options_value(cli, "limit", LIMIT_DEFAULT), NULL, 10), "since", since);
+    _cleanup_json_ json_t *question = json_pack(
+        "{s:s, s:I, s:s*}", "query", "points", "limit",
+        (json_int_t)strtol(cli_options_value(cli, "limit", LIMIT_DEFAULT), NULL, 10), "since", since);
     if (cli_options_flag(cli, "named"))
         return CLI_EXIT_OK;
-    int r = question ? kubectl_history_try(k, what, member, question, ret, &err) : error_set(&err, -ENOMEM, "out of memory");
+    int r = question ? kubectl_history_try(k, what, member, question, ret, &err)
+                     : error_set(&err, -ENOMEM, "out of memory");
     if (r == 0)
         return CLI_EXIT_OK;
     if (since || r == -EINVAL || r == -ERANGE)
@@ -268,10 +275,10 @@ static enum cli_exit run_points(struct cli *cli)
     const json_t *status = json_object_get(papp, "status");
     const char *oldest = cli_field_text(
         status, "oldestTime", cli_field_text(json_object_get(status, "objects"), "oldestTime", NULL));
-    answer =
-        json_pack("{s:o, s:s*, s:O*, s:o}", "application", json_sprintf("%s/%s", member.namespace, member.name),
-                  "oldestTime", oldest, "streams", json_object_get(history, "streams"), "points",
-                  sort(points, (size_t)strtol(cli_options_value(cli, "limit", LIMIT_DEFAULT), NULL, 10)));
+    answer = json_pack(
+        "{s:o, s:s*, s:O*, s:o}", "application", json_sprintf("%s/%s", member.namespace, member.name),
+        "oldestTime", oldest, "streams", json_object_get(history, "streams"), "points",
+        sort(points, (size_t)strtol(cli_options_value(cli, "limit", LIMIT_DEFAULT), NULL, 10)));
     return answer ? print(cli, answer)
                   : cli_output_fail(cli, CLI_EXIT_FAILED, NULL, "%s: out of memory", what);
 }
@@ -291,7 +298,8 @@ const struct cli_command kubectl_points = {
             {"limit", 0, CLI_KIND_NUMBER, "N", .help = "at most N of them (default 50; 5000 at most)"},
             {"since", 0, CLI_KIND_POINT, "POINT", .help = "only what came after this point"},
             {"named", 0, CLI_KIND_NONE, NULL, .help = "only tags and the moments before rewinds"},
-            {"last-clean", 0, CLI_KIND_NONE, NULL, .help = "only the last point before the newest suspicious stretch"},
+            {"last-clean", 0, CLI_KIND_NONE, NULL,
+             .help = "only the last point before the newest suspicious stretch"},
             {0},
         },
     .formats = true,

@@ -208,14 +208,18 @@ static int mutate_history(const struct admission_request *q, json_t *patch, stru
 {
     json_t *status = NULL;
     if (!json_is_true(json_object_get(q->request, "dryRun")))
-        return error_set(err, -EINVAL, "a " HISTORY_KIND " is answered and not stored: create it with dryRun=All (kubectl create "
-                                       "--dry-run=server -o yaml)");
+        return error_set(err, -EINVAL,
+                         "a " HISTORY_KIND
+                         " is answered and not stored: create it with dryRun=All (kubectl create "
+                         "--dry-run=server -o yaml)");
     if (!q->a->history)
         return error_set(err, -EINVAL, "this controller has no history to ask");
-    int r = history_answer(q->a->history, q->namespace, q->object, json_object_get(q->request, "userInfo"), &status, err);
+    int r = history_answer(q->a->history, q->namespace, q->object, json_object_get(q->request, "userInfo"),
+                           &status, err);
     if (r < 0)
         return r;
-    return json_array_append_new(patch, json_pack("{s:s, s:s, s:o}", "op", "add", "path", "/status", "value", status)) < 0
+    return json_array_append_new(
+               patch, json_pack("{s:s, s:s, s:o}", "op", "add", "path", "/status", "value", status)) < 0
                ? error_set(err, -ENOMEM, "out of memory")
                : 0;
 }

@@ -83,7 +83,8 @@ static void unlink_job(struct history *h, const struct history_job *job)
     }
 }
 
-int history_progress(struct history_job *job, const char *step, uint64_t done, uint64_t total, struct error *err)
+int history_progress(struct history_job *job, const char *step, uint64_t done, uint64_t total,
+                     struct error *err)
 {
     MUTEX_GUARD(guard, &job->h->mutex);
     snprintf(job->step, sizeof job->step, "%s", step);
@@ -155,7 +156,8 @@ void history_end(struct history *h)
 
 static int check_name(const char *what, const char *text, struct error *err)
 {
-    if (!*text || strlen(text) > 253 || strspn(text, "abcdefghijklmnopqrstuvwxyz0123456789-.") != strlen(text) || *text == '.')
+    if (!*text || strlen(text) > 253 ||
+        strspn(text, "abcdefghijklmnopqrstuvwxyz0123456789-.") != strlen(text) || *text == '.')
         return error_set(err, -EINVAL, "spec.%s: '%.60s' is no name of an application", what, text);
     return 0;
 }
@@ -164,7 +166,8 @@ static int check_point(const json_t *spec, const char *key, struct error *err)
 {
     const char *text = text_of(spec, key);
     struct point point;
-    int r = strncmp(text, "before:", 7) == 0 ? check_name(key, text + 7, err) : point_parse(text, &point, err);
+    int r =
+        strncmp(text, "before:", 7) == 0 ? check_name(key, text + 7, err) : point_parse(text, &point, err);
     return r < 0 ? error_context(err, "spec.%s", key) : 0;
 }
 
@@ -180,22 +183,25 @@ static int check_spec(const json_t *spec, struct error *err)
     if (strcmp(query, "points") == 0) {
         r = json_get_optional_u64(spec, "limit", &limit, err);
         if (r == 0 && limit > HISTORY_POINTS_MAX)
-            r = error_set(err, -EINVAL, "spec.limit: at most %u points at a time; `since` narrows them", HISTORY_POINTS_MAX);
+            r = error_set(err, -EINVAL, "spec.limit: at most %u points at a time; `since` narrows them",
+                          HISTORY_POINTS_MAX);
         return r == 0 && json_object_get(spec, "since") ? check_point(spec, "since", err) : r;
     }
     if (strcmp(query, "lastClean") != 0 && strcmp(query, "verify") != 0)
-        return error_set(err, -EINVAL, "spec.query: '%.40s' is none of points, lastClean, diff and verify", query);
+        return error_set(err, -EINVAL, "spec.query: '%.40s' is none of points, lastClean, diff and verify",
+                         query);
     return 0;
 }
 
 /* Begins it; the mutex is held. */
-static int begin_job(struct history *h, const char *namespace, const json_t *spec, const json_t *user, struct history_job **ret,
-                     struct error *err)
+static int begin_job(struct history *h, const char *namespace, const json_t *spec, const json_t *user,
+                     struct history_job **ret, struct error *err)
 {
     struct uuid uuid;
     reap(h);
     if (h->count >= HISTORY_JOBS_MAX)
-        return error_set(err, -EBUSY, "the controller answers %u questions already: ask again in a moment", HISTORY_JOBS_MAX);
+        return error_set(err, -EBUSY, "the controller answers %u questions already: ask again in a moment",
+                         HISTORY_JOBS_MAX);
     int r = uuid_random(&uuid, err);
     struct history_job *job = r == 0 ? calloc(1, sizeof *job) : NULL;
     if (!job)
@@ -225,10 +231,12 @@ static int begin_job(struct history *h, const char *namespace, const json_t *spe
 /* Q1. Groups and what the API server adds may differ with each of her tokens. */
 static bool is_same_user(const json_t *a, const json_t *b)
 {
-    return strcmp(text_of(a, "username"), text_of(b, "username")) == 0 && strcmp(text_of(a, "uid"), text_of(b, "uid")) == 0;
+    return strcmp(text_of(a, "username"), text_of(b, "username")) == 0 &&
+           strcmp(text_of(a, "uid"), text_of(b, "uid")) == 0;
 }
 
-static struct history_job *find_job(struct history *h, const char *namespace, const json_t *spec, const json_t *user)
+static struct history_job *find_job(struct history *h, const char *namespace, const json_t *spec,
+                                    const json_t *user)
 {
     for (struct history_job *job = h->jobs; job; job = job->next)
         if (strcmp(job->id, text_of(spec, "job")) == 0 && strcmp(job->namespace, namespace) == 0 &&
@@ -239,7 +247,8 @@ static struct history_job *find_job(struct history *h, const char *namespace, co
 
 static json_t *failure(const char *phase, const struct error *err)
 {
-    return json_pack("{s:s, s:{s:s, s:s}}", "phase", phase, "error", "code", json_errno_name(err->code), "message", err->message);
+    return json_pack("{s:s, s:{s:s, s:s}}", "phase", phase, "error", "code", json_errno_name(err->code),
+                     "message", err->message);
 }
 
 /* Waits a little for the job; one that has ended is taken out of the list, *ret_ended. The mutex is held. */
@@ -262,15 +271,16 @@ static json_t *wait_job(struct history *h, const char *id, struct history_job **
         return failure("Elsewhere", &(const struct error){.code = -EAGAIN, .message = REPLACED});
     job->touched_ns = now_ns();
     if (job->state == HISTORY_RUNNING)
-        return json_pack("{s:s, s:s, s:{s:s, s:I, s:I}}", "phase", "Running", "job", job->id, "progress", "step", job->step, "done",
-                         (json_int_t)job->done, "total", (json_int_t)job->total);
+        return json_pack("{s:s, s:s, s:{s:s, s:I, s:I}}", "phase", "Running", "job", job->id, "progress",
+                         "step", job->step, "done", (json_int_t)job->done, "total", (json_int_t)job->total);
     unlink_job(h, job);
     *ret_ended = job;
-    return job->state == HISTORY_FAILED ? failure("Failed", &job->err) : json_pack("{s:s, s:O}", "phase", "Answered", "answer", job->answer);
+    return job->state == HISTORY_FAILED ? failure("Failed", &job->err)
+                                        : json_pack("{s:s, s:O}", "phase", "Answered", "answer", job->answer);
 }
 
-int history_answer(struct history *h, const char *namespace, const json_t *review, const json_t *user, json_t **ret_status,
-                   struct error *err)
+int history_answer(struct history *h, const char *namespace, const json_t *review, const json_t *user,
+                   json_t **ret_status, struct error *err)
 {
     const json_t *spec = json_object_get(review, "spec");
     struct history_job *job = NULL, *ended = NULL;

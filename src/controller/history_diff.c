@@ -53,19 +53,24 @@ bool history_may_see(struct history_job *job, const char *journal_name)
 /* ---- points ---- */
 
 /* Just before that Recovery of the namespace changed anything. */
-static int moment_before(struct history_job *job, const char *name, struct history_moment *ret, struct error *err)
+static int moment_before(struct history_job *job, const char *name, struct history_moment *ret,
+                         struct error *err)
 {
-    const struct kube_target target = {.resource = &controller_recoveries, .namespace = job->namespace, .name = name};
+    const struct kube_target target = {
+        .resource = &controller_recoveries, .namespace = job->namespace, .name = name};
     _cleanup_json_ json_t *recovery = NULL;
     int r = kube_get(job->c->client, &target, &recovery, err);
     if (r < 0)
         return error_context(err, "before:%s", name);
     const json_t *status = json_object_get(recovery, "status"), *lsn = json_object_get(status, "beforeLsn");
-    if (!json_is_integer(lsn) || strcmp(text_of(json_object_get(recovery, "spec"), "application"), job->application) != 0)
-        return error_set(err, -ENOENT, "before:%s: that Recovery has changed nothing of %s", name, job->application);
+    if (!json_is_integer(lsn) ||
+        strcmp(text_of(json_object_get(recovery, "spec"), "application"), job->application) != 0)
+        return error_set(err, -ENOENT, "before:%s: that Recovery has changed nothing of %s", name,
+                         job->application);
     snprintf(ret->objects, sizeof ret->objects, "lsn:%lld", (long long)json_integer_value(lsn));
     snprintf(ret->streams, sizeof ret->streams, "latest");
-    ret->before = json_object_get(status, "streams") ? json_incref(json_object_get(status, "streams")) : json_array();
+    ret->before =
+        json_object_get(status, "streams") ? json_incref(json_object_get(status, "streams")) : json_array();
     return 0;
 }
 
@@ -101,8 +106,8 @@ void history_moment_release(struct history_moment *m)
 
 /* ---- objects ---- */
 
-static int read_objects(struct history_job *job, const struct history_moment *m, const char *text, json_t **ret_set, json_t **ret_point,
-                        struct error *err)
+static int read_objects(struct history_job *job, const struct history_moment *m, const char *text,
+                        json_t **ret_set, json_t **ret_point, struct error *err)
 {
     char time[CLOCK_TEXT_BYTES];
     struct point point;
@@ -112,7 +117,8 @@ static int read_objects(struct history_job *job, const struct history_moment *m,
         r = object_store_read(job->c->store, job->namespace, job->application, &point, ret_set, &found, err);
     if (r < 0)
         return error_context(err, "%s", text);
-    *ret_point = json_pack("{s:s, s:s, s:I, s:s*}", "point", text, "time", clock_format_rfc3339(found.realtime_ns, time), "objectsLsn",
+    *ret_point = json_pack("{s:s, s:s, s:I, s:s*}", "point", text, "time",
+                           clock_format_rfc3339(found.realtime_ns, time), "objectsLsn",
                            (json_int_t)found.lsn.n, "note", found.note[0] ? found.note : NULL);
     return *ret_point ? 0 : error_set(err, -ENOMEM, "out of memory");
 }
@@ -122,7 +128,8 @@ static void cut(struct history_job *job, json_t *diff)
 {
     json_t *objects = json_object_get(diff, "objects"), *object;
     size_t i, bytes = 0;
-    size_t more = json_array_size(objects) > HISTORY_OBJECTS_MAX ? json_array_size(objects) - HISTORY_OBJECTS_MAX : 0;
+    size_t more =
+        json_array_size(objects) > HISTORY_OBJECTS_MAX ? json_array_size(objects) - HISTORY_OBJECTS_MAX : 0;
     while (json_array_size(objects) > HISTORY_OBJECTS_MAX)
         json_array_remove(objects, json_array_size(objects) - 1);
     if (more)
@@ -140,10 +147,11 @@ static void cut(struct history_job *job, json_t *diff)
         struct object_id id;
         struct error unused = ERROR_INIT;
         if (!may) /* its kind is all that is told */
-            json_object_set_new(object, "object",
-                                object_id_parse(name, &id, &unused) == 0
-                                    ? json_sprintf("%s/%s/%s", *id.group ? id.group : "core", id.version, id.kind)
-                                    : json_string("?"));
+            json_object_set_new(
+                object, "object",
+                object_id_parse(name, &id, &unused) == 0
+                    ? json_sprintf("%s/%s/%s", *id.group ? id.group : "core", id.version, id.kind)
+                    : json_string("?"));
     }
 }
 
@@ -163,8 +171,8 @@ static void stream_point(const struct history_moment *m, const json_t *stream, c
     }
 }
 
-static int diff_stream(struct history_job *job, const json_t *stream, const struct history_moment *from, const struct history_moment *to,
-                       json_t *volumes, struct error *err)
+static int diff_stream(struct history_job *job, const json_t *stream, const struct history_moment *from,
+                       const struct history_moment *to, json_t *volumes, struct error *err)
 {
     char a[HISTORY_POINT_BYTES], b[HISTORY_POINT_BYTES];
     _cleanup_json_ json_t *answer = NULL;
@@ -178,8 +186,8 @@ static int diff_stream(struct history_job *job, const json_t *stream, const stru
     int r = history_call(job, stream, "POST", HISTORY_STREAM, "/diff", body, &answer, &one);
     json_object_foreach(json_object_get(stream, "handles"), claim, handle)
     {
-        json_t *entry = json_pack("{s:s, s:O, s:s*}", "claim", claim, "stream", json_object_get(stream, "stream"), "error",
-                                  r < 0 ? one.message : NULL);
+        json_t *entry = json_pack("{s:s, s:O, s:s*}", "claim", claim, "stream",
+                                  json_object_get(stream, "stream"), "error", r < 0 ? one.message : NULL);
         json_array_foreach(json_object_get(answer, "volumes"), i, volume)
         {
             if (strcmp(text_of(volume, "name"), json_string_value(handle)) != 0)
@@ -193,11 +201,11 @@ static int diff_stream(struct history_job *job, const json_t *stream, const stru
     return 0;
 }
 
-static int compare(struct history_job *job, const struct history_moment *from, const struct history_moment *to, json_t **ret,
-                   struct error *err)
+static int compare(struct history_job *job, const struct history_moment *from,
+                   const struct history_moment *to, json_t **ret, struct error *err)
 {
-    _cleanup_json_ json_t *a = NULL, *b = NULL, *point_a = NULL, *point_b = NULL, *objects = NULL, *streams = NULL,
-                          *volumes = json_array();
+    _cleanup_json_ json_t *a = NULL, *b = NULL, *point_a = NULL, *point_b = NULL, *objects = NULL,
+                          *streams = NULL, *volumes = json_array();
     size_t i;
     json_t *stream;
     int r = read_objects(job, from, text_of(job->spec, "from"), &a, &point_a, err);
@@ -211,8 +219,8 @@ static int compare(struct history_job *job, const struct history_moment *from, c
             (r = diff_stream(job, stream, from, to, volumes, err)) < 0)
             return r;
     }
-    *ret = json_pack("{s:s, s:O, s:O, s:O, s:O}", "application", job->application, "from", point_a, "to", point_b, "objects", objects,
-                     "volumes", volumes);
+    *ret = json_pack("{s:s, s:O, s:O, s:O, s:O}", "application", job->application, "from", point_a, "to",
+                     point_b, "objects", objects, "volumes", volumes);
     return *ret ? 0 : error_set(err, -ENOMEM, "out of memory");
 }
 

@@ -42,7 +42,8 @@ struct history_moment {
 
 /* ---- history.c ---- */
 /* How far the job is. -ECANCELED when it is to end. */
-int history_progress(struct history_job *job, const char *step, uint64_t done, uint64_t total, struct error *err) MUST_CHECK;
+int history_progress(struct history_job *job, const char *step, uint64_t done, uint64_t total,
+                     struct error *err) MUST_CHECK;
 
 /* ---- history_points.c ---- */
 int history_points(struct history_job *job, json_t **ret, struct error *err) MUST_CHECK;
@@ -51,13 +52,14 @@ int history_last_clean(struct history_job *job, json_t **ret, struct error *err)
 int history_streams(struct history_job *job, json_t **ret, struct error *err) MUST_CHECK;
 /* A call of its node's data API at BEFORE stream AFTER. */
 #define HISTORY_STREAM "/v1/applications/"
-int history_call(struct history_job *job, const json_t *stream, const char *method, const char *before, const char *after,
-                 const json_t *body, json_t **ret, struct error *err) MUST_CHECK;
+int history_call(struct history_job *job, const json_t *stream, const char *method, const char *before,
+                 const char *after, const json_t *body, json_t **ret, struct error *err) MUST_CHECK;
 
 /* ---- history_diff.c ---- */
 int history_diff(struct history_job *job, json_t **ret, struct error *err) MUST_CHECK;
 /* A point as written, at the time of the question. Release with history_moment_release. */
-int history_moment(struct history_job *job, const char *text, struct history_moment *ret, struct error *err) MUST_CHECK;
+int history_moment(struct history_job *job, const char *text, struct history_moment *ret,
+                   struct error *err) MUST_CHECK;
 void history_moment_release(struct history_moment *m);
 /* Whether whoever asks may get objects of the kind of this one (Q2). What cannot be found out is no. */
 bool history_may_see(struct history_job *job, const char *journal_name);

@@ -20,7 +20,8 @@ static const char *text_of(const json_t *object, const char *key)
 int history_streams(struct history_job *job, json_t **ret, struct error *err)
 {
     struct controller *c = job->c;
-    _cleanup_json_ json_t *papp = kube_informer_get(c->applications, job->namespace, job->application), *handles = NULL;
+    _cleanup_json_ json_t *papp = kube_informer_get(c->applications, job->namespace, job->application),
+                          *handles = NULL;
     if (!c->data || !papp) {
         *ret = json_array();
         return *ret ? 0 : error_set(err, -ENOMEM, "out of memory");
@@ -29,12 +30,13 @@ int history_streams(struct history_job *job, json_t **ret, struct error *err)
     return r < 0 ? r : data_client_streams(c->data, handles, ret, err);
 }
 
-int history_call(struct history_job *job, const json_t *stream, const char *method, const char *before, const char *after,
-                 const json_t *body, json_t **ret, struct error *err)
+int history_call(struct history_job *job, const json_t *stream, const char *method, const char *before,
+                 const char *after, const json_t *body, json_t **ret, struct error *err)
 {
     char path[256];
     snprintf(path, sizeof path, "%s%s%s", before, text_of(stream, "stream"), after);
-    return data_client_call(job->c->data, text_of(stream, "node"), method, path, body, CALL_TIMEOUT_MS, ret, err);
+    return data_client_call(job->c->data, text_of(stream, "node"), method, path, body, CALL_TIMEOUT_MS, ret,
+                            err);
 }
 
 /* ---- the objects' journal ---- */
@@ -50,8 +52,9 @@ static json_t *event_json(const struct journal_event *event)
 {
     char time[CLOCK_TEXT_BYTES];
     clock_format_rfc3339(event->realtime_ns, time);
-    json_t *o = json_pack("{s:o, s:s, s:I, s:s}", "point", json_sprintf("lsn:%llu", (unsigned long long)event->lsn.n), "time", time,
-                          "lsn", (json_int_t)event->lsn.n, "of", "objects");
+    json_t *o =
+        json_pack("{s:o, s:s, s:I, s:s}", "point", json_sprintf("lsn:%llu", (unsigned long long)event->lsn.n),
+                  "time", time, "lsn", (json_int_t)event->lsn.n, "of", "objects");
     if (event->op == OP_OBJECT) {
         json_object_set_new(o, "kind", json_string("object"));
         json_object_set_new(o, "deleted", json_boolean(event->flags & RECORD_DELETED));
@@ -72,7 +75,8 @@ static int add_event(void *context, const struct journal_event *event, struct er
     struct collect *c = context;
     if (event->realtime_ns < c->since_ns)
         return 1;
-    if (event->op == OP_VOLUME || event->op == OP_REWIND || (event->op != OP_WRITE && !(event->flags & RECORD_LAST)))
+    if (event->op == OP_VOLUME || event->op == OP_REWIND ||
+        (event->op != OP_WRITE && !(event->flags & RECORD_LAST)))
         return 0;
     if (json_array_append_new(c->points, event_json(event)) < 0)
         return error_set(err, -ENOMEM, "out of memory");
@@ -120,7 +124,8 @@ static int add_of_stream(struct collect *c, const json_t *stream, struct error *
     json_array_foreach(json_object_get(answer, "points"), i, point)
     {
         const char *kind = text_of(point, "kind");
-        if (strcmp(kind, "tag") == 0 || strcmp(kind, "volume") == 0 || strcmp(text_of(point, "time"), time) < 0)
+        if (strcmp(kind, "tag") == 0 || strcmp(kind, "volume") == 0 ||
+            strcmp(text_of(point, "time"), time) < 0)
             continue;
         json_t *copy = json_copy(point);
         json_object_set_new(copy, "point", point_of(point));
@@ -138,20 +143,23 @@ static json_t *describe(struct history_job *job, const json_t *stream, const str
 {
     _cleanup_json_ json_t *answer = NULL;
     struct error unused = ERROR_INIT;
-    if (failed->code == 0 && history_call(job, stream, "GET", "/v1/status?app=", "", NULL, &answer, &unused) < 0)
+    if (failed->code == 0 &&
+        history_call(job, stream, "GET", "/v1/status?app=", "", NULL, &answer, &unused) < 0)
         answer = NULL;
     const json_t *status = json_array_get(json_object_get(answer, "applications"), 0);
-    return json_pack("{s:O, s:O, s:O, s:O*, s:O*, s:O*, s:s*}", "stream", json_object_get(stream, "stream"), "node",
-                     json_object_get(stream, "node"), "claims", json_object_get(stream, "claims"), "oldestTime",
-                     json_object_get(status, "oldest_time"), "latestTime", json_object_get(status, "latest_time"), "history",
-                     json_object_get(status, "history"), "error", failed->code ? failed->message : NULL);
+    return json_pack("{s:O, s:O, s:O, s:O*, s:O*, s:O*, s:s*}", "stream", json_object_get(stream, "stream"),
+                     "node", json_object_get(stream, "node"), "claims", json_object_get(stream, "claims"),
+                     "oldestTime", json_object_get(status, "oldest_time"), "latestTime",
+                     json_object_get(status, "latest_time"), "history", json_object_get(status, "history"),
+                     "error", failed->code ? failed->message : NULL);
 }
 
 static int newer_first(const void *a, const void *b)
 {
     const json_t *x = *(json_t *const *)a, *y = *(json_t *const *)b;
     int by_time = strcmp(text_of(y, "time"), text_of(x, "time"));
-    json_int_t lx = json_integer_value(json_object_get(x, "lsn")), ly = json_integer_value(json_object_get(y, "lsn"));
+    json_int_t lx = json_integer_value(json_object_get(x, "lsn")),
+               ly = json_integer_value(json_object_get(y, "lsn"));
     return by_time ? by_time : (lx < ly) - (lx > ly);
 }
 
@@ -207,7 +215,8 @@ int history_points(struct history_job *job, json_t **ret, struct error *err)
     if (r < 0 || (r = since_of(job, &c.since_ns, err)) < 0 ||
         (r = object_store_oldest(job->c->store, job->namespace, job->application, &oldest, err)) < 0)
         return r;
-    if (limit > 0 && (r = object_store_events(job->c->store, job->namespace, job->application, add_event, &c, err)) < 0)
+    if (limit > 0 &&
+        (r = object_store_events(job->c->store, job->namespace, job->application, add_event, &c, err)) < 0)
         return r;
     hide_names(job, points);
     r = history_streams(job, &streams, err);
@@ -226,7 +235,8 @@ int history_points(struct history_job *job, json_t **ret, struct error *err)
     if (r < 0)
         return r;
     clock_format_rfc3339(oldest.realtime_ns, time);
-    *ret = json_pack("{s:s, s:s, s:O, s:o}", "application", job->application, "oldestTime", time, "streams", described, "points", list);
+    *ret = json_pack("{s:s, s:s, s:O, s:o}", "application", job->application, "oldestTime", time, "streams",
+                     described, "points", list);
     if (*ret && c.since_ns)
         json_object_set_new(*ret, "sinceTime", json_string(clock_format_rfc3339(c.since_ns, time)));
     return *ret ? 0 : error_set(err, -ENOMEM, "out of memory");
@@ -234,7 +244,8 @@ int history_points(struct history_job *job, json_t **ret, struct error *err)
 
 /* ---- before encryption ---- */
 
-/* The earliest of the streams' last clean points: before it nothing of the application was being encrypted. */
+/* The earliest of the streams' last clean points: before it nothing of the application was being encrypted.
+ */
 int history_last_clean(struct history_job *job, json_t **ret, struct error *err)
 {
     _cleanup_json_ json_t *streams = NULL, *found = json_array();
@@ -267,12 +278,15 @@ int history_last_clean(struct history_job *job, json_t **ret, struct error *err)
     if (r < 0)
         return r;
     if (json_array_size(streams) == 0)
-        return error_set(err, -ENOENT, "%s/%s has no volume that is captured, and only volumes are watched for encryption",
+        return error_set(err, -ENOENT,
+                         "%s/%s has no volume that is captured, and only volumes are watched for encryption",
                          job->namespace, job->application);
     if (!first)
-        return error_set(err, -ENOENT, "nothing in the history of %s/%s looks like encryption: every point is clean", job->namespace,
-                         job->application);
-    *ret = json_pack("{s:s, s:O, s:O, s:O, s:O}", "application", job->application, "point", json_object_get(first, "time"), "time",
-                     json_object_get(first, "time"), "suspiciousSince", json_object_get(since, "suspicious_since"), "streams", found);
+        return error_set(err, -ENOENT,
+                         "nothing in the history of %s/%s looks like encryption: every point is clean",
+                         job->namespace, job->application);
+    *ret = json_pack("{s:s, s:O, s:O, s:O, s:O}", "application", job->application, "point",
+                     json_object_get(first, "time"), "time", json_object_get(first, "time"),
+                     "suspiciousSince", json_object_get(since, "suspicious_since"), "streams", found);
     return *ret ? 0 : error_set(err, -ENOMEM, "out of memory");
 }

@@ -33,9 +33,11 @@ static void on_damage(void *context, const struct verify_damage *d)
 {
     struct reading *reading = context;
     if (json_array_size(reading->damage) < DAMAGES_TOLD)
-        json_array_append_new(reading->damage, json_pack("{s:s, s:s, s:I, s:I, s:o, s:o}", "file", d->file, "what", d->what, "low_lsn",
-                                                         (json_int_t)d->low.n, "high_lsn", (json_int_t)d->high.n, "low_time",
-                                                         time_json(d->low_realtime_ns), "high_time", time_json(d->high_realtime_ns)));
+        json_array_append_new(reading->damage,
+                              json_pack("{s:s, s:s, s:I, s:I, s:o, s:o}", "file", d->file, "what", d->what,
+                                        "low_lsn", (json_int_t)d->low.n, "high_lsn", (json_int_t)d->high.n,
+                                        "low_time", time_json(d->low_realtime_ns), "high_time",
+                                        time_json(d->high_realtime_ns)));
 }
 
 static void on_progress(void *context, uint64_t done, uint64_t total)
@@ -54,8 +56,8 @@ static int verify_objects(struct history_job *job, json_t **ret, struct error *e
     int r = object_store_verify(job->c->store, job->namespace, job->application, &report, &s, err);
     if (r < 0 && r != -EBADMSG)
         return r;
-    *ret = json_pack("{s:b, s:I, s:I, s:I, s:O}", "ok", (int)(r == 0), "records", (json_int_t)s.records, "bytes", (json_int_t)s.bytes,
-                     "damages", (json_int_t)s.damages, "damage", damage);
+    *ret = json_pack("{s:b, s:I, s:I, s:I, s:O}", "ok", (int)(r == 0), "records", (json_int_t)s.records,
+                     "bytes", (json_int_t)s.bytes, "damages", (json_int_t)s.damages, "damage", damage);
     return *ret ? 0 : error_set(err, -ENOMEM, "out of memory");
 }
 
@@ -78,24 +80,30 @@ static void name_claims(const json_t *stream, json_t *damage)
 }
 
 /* Until the node's operation has ended; *ret is what it found. */
-static int await(struct history_job *job, const json_t *stream, const char *id, json_t **ret, struct error *err)
+static int await(struct history_job *job, const json_t *stream, const char *id, json_t **ret,
+                 struct error *err)
 {
     char path[160];
     snprintf(path, sizeof path, "/v1/operations/%.100s?wait_ms=" LOOK_MS, id);
     for (;;) {
         _cleanup_json_ json_t *answer = NULL;
-        int r = data_client_call(job->c->data, text_of(stream, "node"), "GET", path, NULL, DATA_STATUS_TIMEOUT_MS, &answer, err);
+        int r = data_client_call(job->c->data, text_of(stream, "node"), "GET", path, NULL,
+                                 DATA_STATUS_TIMEOUT_MS, &answer, err);
         if (r < 0)
             return r;
-        const json_t *operation = json_object_get(answer, "operation"), *progress = json_object_get(operation, "progress");
+        const json_t *operation = json_object_get(answer, "operation"),
+                     *progress = json_object_get(operation, "progress");
         const char *state = text_of(operation, "state");
         if (strcmp(state, "succeeded") == 0) {
             *ret = json_incref(json_object_get(operation, "result"));
-            return *ret ? 0 : error_set(err, -EPROTO, "the verification of stream %s has no result", text_of(stream, "stream"));
+            return *ret ? 0
+                        : error_set(err, -EPROTO, "the verification of stream %s has no result",
+                                    text_of(stream, "stream"));
         }
         if (strcmp(state, "running") != 0)
             return error_set(err, -EIO, "%s", text_of(json_object_get(operation, "error"), "message"));
-        r = history_progress(job, text_of(stream, "stream"), (uint64_t)json_integer_value(json_object_get(progress, "done")),
+        r = history_progress(job, text_of(stream, "stream"),
+                             (uint64_t)json_integer_value(json_object_get(progress, "done")),
                              (uint64_t)json_integer_value(json_object_get(progress, "total")), err);
         if (r < 0)
             return r;
@@ -111,9 +119,10 @@ static int verify_stream(struct history_job *job, const json_t *stream, json_t *
     if (r < 0)
         return r;
     name_claims(stream, json_object_get(result, "damage"));
-    *ret = json_pack("{s:O, s:O, s:O, s:O*, s:O*, s:O*, s:O*, s:O*}", "stream", json_object_get(stream, "stream"), "node",
-                     json_object_get(stream, "node"), "claims", json_object_get(stream, "claims"), "ok", json_object_get(result, "ok"),
-                     "records", json_object_get(result, "records"), "bytes", json_object_get(result, "bytes"), "damages",
+    *ret = json_pack("{s:O, s:O, s:O, s:O*, s:O*, s:O*, s:O*, s:O*}", "stream",
+                     json_object_get(stream, "stream"), "node", json_object_get(stream, "node"), "claims",
+                     json_object_get(stream, "claims"), "ok", json_object_get(result, "ok"), "records",
+                     json_object_get(result, "records"), "bytes", json_object_get(result, "bytes"), "damages",
                      json_object_get(result, "damages"), "damage", json_object_get(result, "damage"));
     return *ret ? 0 : error_set(err, -ENOMEM, "out of memory");
 }
@@ -145,13 +154,14 @@ int history_verify(struct history_job *job, json_t **ret, struct error *err)
             }
             complete = false;
             result = json_pack("{s:O, s:O, s:O, s:s}", "stream", json_object_get(stream, "stream"), "node",
-                               json_object_get(stream, "node"), "claims", json_object_get(stream, "claims"), "error", one.message);
+                               json_object_get(stream, "node"), "claims", json_object_get(stream, "claims"),
+                               "error", one.message);
         }
         ok = ok && !json_is_false(json_object_get(result, "ok"));
         if (json_array_append_new(read, result) < 0)
             return error_set(err, -ENOMEM, "out of memory");
     }
-    *ret = json_pack("{s:s, s:b, s:b, s:O, s:O}", "application", job->application, "ok", (int)ok, "complete", (int)complete, "objects",
-                     objects, "streams", read);
+    *ret = json_pack("{s:s, s:b, s:b, s:O, s:O}", "application", job->application, "ok", (int)ok, "complete",
+                     (int)complete, "objects", objects, "streams", read);
     return *ret ? 0 : error_set(err, -ENOMEM, "out of memory");
 }

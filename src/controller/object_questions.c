@@ -6,7 +6,8 @@
 #include "base/cleanup.h"
 #include "controller/object_store_internal.h"
 
-/* What was seen before the question is in the answer; what cannot be journaled is told elsewhere. The io mutex is not held. */
+/* What was seen before the question is in the answer; what cannot be journaled is told elsewhere. The io
+ * mutex is not held. */
 static void settle(struct object_store *store)
 {
     struct error unused = ERROR_INIT;
