@@ -19,9 +19,6 @@ static const char *elsewhere(const char *command)
         {"views", "there are no views in a cluster; a clone is a namespace"},
         {"close", "there are no views in a cluster; a clone is thrown away by `kubectl delete namespace`"},
         {"detach", "it is for one host only"},
-        {"adopt", "existing claims cannot be adopted in a cluster yet; a new claim of a class of "
-                  "csi.tidemark.io and a copy do"},
-        {"release", "claims cannot be released in a cluster yet"},
         {"resume", "a reconciler that a recovery was forced over is not suspended by Tidemark: resume it as "
                    "you suspended it"},
         {"up", "it is for one host: `tidemark up`"},
@@ -40,6 +37,7 @@ const struct cli_program *cli_program_kubectl(void)
         &kubectl_rewind,  &kubectl_undo,
         &kubectl_clone,   &kubectl_restore,
         &kubectl_cancel,  &kubectl_verify,
+        &kubectl_adopt,   &kubectl_release,
         &kubectl_version, &kubectl_completion,
         &cli_help,        NULL,
     };

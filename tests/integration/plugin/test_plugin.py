@@ -18,7 +18,7 @@ import test_controller as base
 from apiserver import CACHE, ROOT, ApiServer, until
 
 TIDEMARK = os.path.abspath(os.environ.get("TIDEMARK", "build/src/cli/tidemark"))
-COMMANDS = ["status", "points", "tag", "diff", "rewind", "undo", "clone", "restore", "cancel", "verify", "version", "completion", "help"]
+COMMANDS = ["status", "points", "tag", "diff", "rewind", "undo", "clone", "restore", "cancel", "verify", "adopt", "release", "version", "completion", "help"]
 SERVER = None
 BIN = None
 OK, FAILED, USAGE, NOT_FOUND, REFUSED, UNREACHABLE = 0, 1, 2, 3, 4, 5
@@ -87,7 +87,7 @@ class Words(unittest.TestCase):
                               (["rewind", "shop/shop", "--to", "yesterday"], "yesterday"), (["clone", "shop/shop"], "--into NAMESPACE is missing"),
                               (["clone", "a/a", "--into", "b", "--image", "x"], "FROM=TO"), (["status", "--al"], "unknown option"),
                               (["open", "shop@-1m"], "kubectl tidemark clone"), (["clone", "a/a", "--into", "a"], "another namespace"),
-                              (["adopt", "a/a"], "cannot be adopted in a cluster yet"), (["diff", "shop/shop"], "has no point")):
+                              (["adopt"], "NAMESPACE/CLAIM is missing"), (["diff", "shop/shop"], "has no point")):
             code, out, err = plugin(*words)
             self.assertEqual((code, out), (USAGE, ""), words)
             self.assertIn(remedy, err, words)
