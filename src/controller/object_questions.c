@@ -8,10 +8,10 @@
 
 /* What was seen before the question is in the answer; what cannot be journaled is told elsewhere. The io
  * mutex is not held. */
-static void settle(struct object_store *store)
+static void settle(struct object_store *store, const char *namespace, const char *application)
 {
     struct error unused = ERROR_INIT;
-    if (object_store_flush(store, &unused) < 0)
+    if (object_store_flush(store, namespace, application, &unused) < 0)
         unused = ERROR_INIT;
 }
 
@@ -20,7 +20,7 @@ int object_store_resolve(struct object_store *store, const char *namespace, cons
 {
     struct journal *journal;
     bool existed;
-    settle(store);
+    settle(store, namespace, application);
     MUTEX_GUARD(io, &store->io);
     int r = store_journal(store, namespace, application, false, &journal, &existed, err);
     return r < 0 ? r : journal_resolve(journal, point, ret, err);
@@ -46,7 +46,7 @@ int object_store_events(struct object_store *store, const char *namespace, const
 {
     struct journal *journal;
     bool existed;
-    settle(store);
+    settle(store, namespace, application);
     MUTEX_GUARD(io, &store->io);
     int r = store_journal(store, namespace, application, false, &journal, &existed, err);
     return r < 0 ? r : journal_events(journal, LSN_NONE, LSN_MAX, false, visit, context, err);
@@ -58,7 +58,7 @@ static int begin_verifying(struct object_store *store, const char *namespace, co
 {
     struct journal *journal;
     bool existed;
-    settle(store);
+    settle(store, namespace, application);
     MUTEX_GUARD(io, &store->io);
     int r = store_journal(store, namespace, application, false, &journal, &existed, err);
     if (r < 0 || (r = journal_seal(journal, err)) < 0)

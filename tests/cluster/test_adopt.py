@@ -14,10 +14,10 @@ import tempfile
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 import test_rewind as base
-from test_rewind import Failed, condition, expect, get, kubectl, within
+from test_rewind import Failed, expect, kubectl, within
 
-NAMESPACE = base.NAMESPACE = f"test-adopt-{os.getpid()}"
-POLICY = base.POLICY = NAMESPACE
+NAMESPACE = f"test-adopt-{os.getpid()}"
+POLICY = NAMESPACE
 PROGRAM = os.environ.get("TIDEMARK", os.path.join(base.ROOT, os.environ.get("TIDEMARK_BUILD", "build"), "src/cli/tidemark"))
 CLAIMS = ["data-db-0", "wal-db-0"]
 PLUGIN = None
@@ -61,6 +61,22 @@ truncate -s 20M /data/sparse && head -c 1000000 /dev/urandom >/wal/log && sync""
 # Contents, and names with owner, mode, kind, links and time.
 LOOK = r"""cd / && find data wal -type f -print0 | sort -z | xargs -0 sha256sum
 find data wal -mindepth 1 ! -name lost+found -printf '%p %U:%G %m %y %n %l %s ' \( -type f -printf '%T@\n' -o -printf '\n' \) | sort"""
+
+
+def get(kind, name):
+    return base.get(kind, name, NAMESPACE)
+
+
+def condition(kind, name, wanted):
+    found = (get(kind, name) or {}).get("status", {}).get("conditions", [])
+    return next((c for c in found if c["type"] == wanted), {})
+
+
+def show():
+    for arguments in (["-n", NAMESPACE, "get", "pods,pvc,papp,recoveries,events", "-o", "wide"], ["get", "persistentvolumes"],
+                      ["-n", base.SYSTEM, "get", "pods", "-o", "wide"],
+                      ["-n", base.SYSTEM, "logs", "deployment/tidemark-controller", "-c", "controller", "--tail=40"]):
+        print(kubectl(*arguments, check=False), file=sys.stderr)
 
 
 def plugin(*arguments, code=0):
@@ -156,7 +172,7 @@ def main():
         test()
     except (Failed, subprocess.TimeoutExpired) as e:
         failure = e
-        base.show()
+        show()
     finally:
         kubectl("delete", "namespace", NAMESPACE, "--wait", "--timeout=120s", check=False)
         forget_volumes()
