@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* adopt and release: claims get volumes of another driver, under the same names, by a copy.
  *
- * Invariants: V1 the volume that a claim had is kept (Retain) until a person deletes it; V2 no pod uses a claim before the copy, nor
- * after it before the claim is deleted, and a copy is used at once or made anew; V3 what is left to do stands in the cluster before a claim is
- * deleted, as annotations of the new volume: the same command goes on where it was killed.
+ * Invariants: V1 the volume that a claim had is kept (Retain) until a person deletes it; V2 no pod uses a
+ * claim before the copy, nor after it before the claim is deleted, and a copy is used at once or made anew;
+ * V3 what is left to do stands in the cluster before a claim is deleted, as annotations of the new volume:
+ * the same command goes on where it was killed.
  *
- * Steps: new claims NAME-tidemark-move of the other class; one pod that mounts all and copies, so that volumes of ours share a
- * stream; the volumes become Retain; the claims are deleted and made again with the new volumes. */
+ * Steps: new claims NAME-tidemark-move of the other class; one pod that mounts all and copies, so that
+ * volumes of ours share a stream; the volumes become Retain; the claims are deleted and made again with the
+ * new volumes. */
 #include <errno.h>
 #include <string.h>
 #include <time.h>
@@ -15,10 +17,10 @@
 #include "cli/kubectl_internal.h"
 
 #define DRIVER "csi.tidemark.io"
-#define MOVING "tidemark.io/moving"     /* of the new volume: "NAMESPACE/CLAIM" */
-#define CLAIM "tidemark.io/move-claim"  /* the claim as it is to be made again */
+#define MOVING "tidemark.io/moving"      /* of the new volume: "NAMESPACE/CLAIM" */
+#define CLAIM "tidemark.io/move-claim"   /* the claim as it is to be made again */
 #define POLICY "tidemark.io/move-policy" /* the new volume's reclaim policy once it is done */
-#define FROM "tidemark.io/moved-from"   /* the volume that the claim had */
+#define FROM "tidemark.io/moved-from"    /* the volume that the claim had */
 #define SUFFIX "-tidemark-move"
 #define POLL_MS 300u
 #define GONE_S 120u
@@ -26,9 +28,9 @@
 
 struct part {
     char name[NAME_BYTES], copy[NAME_BYTES + sizeof SUFFIX]; /* of the claim, and of the new one beside it */
-    json_t *claim;      /* NULL: it is deleted already */
-    json_t *old_volume; /* with the claim */
-    json_t *new_volume; /* once there is one */
+    json_t *claim;                                           /* NULL: it is deleted already */
+    json_t *old_volume;                                      /* with the claim */
+    json_t *new_volume;                                      /* once there is one */
 };
 
 struct move {
@@ -53,7 +55,8 @@ static enum cli_exit fail(struct move *m, const struct error *err)
     return kubectl_fail(m->k, m->what, err);
 }
 
-static enum cli_exit refuse(struct move *m, const char *remedy, const char *format, ...) __attribute__((format(printf, 3, 4)));
+static enum cli_exit refuse(struct move *m, const char *remedy, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
 static enum cli_exit refuse(struct move *m, const char *remedy, const char *format, ...)
 {
     char text[1024];
@@ -70,13 +73,16 @@ static void pause_a_little(void)
     nanosleep(&(struct timespec){0, POLL_MS * 1000000l}, NULL);
 }
 
-static struct kube_target target_of(const struct move *m, const struct kube_resource *resource, const char *name)
+static struct kube_target target_of(const struct move *m, const struct kube_resource *resource,
+                                    const char *name)
 {
-    return (struct kube_target){.resource = resource, .namespace = resource->namespaced ? m->namespace : NULL, .name = name};
+    return (struct kube_target){
+        .resource = resource, .namespace = resource->namespaced ? m->namespace : NULL, .name = name};
 }
 
 /* -ENOENT is none: *ret is NULL then. */
-static int get(struct move *m, const struct kube_resource *resource, const char *name, json_t **ret, struct error *err)
+static int get(struct move *m, const struct kube_resource *resource, const char *name, json_t **ret,
+               struct error *err)
 {
     const struct kube_target target = target_of(m, resource, name);
     int r = kube_get(m->k->client, &target, ret, err);
@@ -87,7 +93,8 @@ static int get(struct move *m, const struct kube_resource *resource, const char 
     return 0;
 }
 
-static int delete(struct move *m, const struct kube_resource *resource, const char *name, const char *uid, struct error *err)
+static int delete (struct move *m, const struct kube_resource *resource, const char *name, const char *uid,
+                   struct error *err)
 {
     const struct kube_target target = target_of(m, resource, name);
     const struct kube_delete_options options = {.uid = uid};
@@ -100,9 +107,11 @@ static int delete(struct move *m, const struct kube_resource *resource, const ch
         if (uid && strcmp(kube_object_uid(there), uid) != 0)
             return 0;
         if (clock_boottime_ns(clock_system()) - begin_ns > GONE_S * NS_PER_SECOND)
-            return error_set(err, -EBUSY, "the %s %s is being deleted, and is not gone after %u s: end what uses it, and run the same "
-                                          "command again",
-                             resource->kind, name, GONE_S);
+            return error_set(
+                err, -EBUSY,
+                "the %s %s is being deleted, and is not gone after %u s: end what uses it, and run the same "
+                "command again",
+                resource->kind, name, GONE_S);
         pause_a_little();
     }
     if (r == -ENOENT) {
@@ -147,7 +156,8 @@ static const char *driver_of(const json_t *volume)
 
 static bool is_swapped(const struct part *p)
 {
-    return p->claim && p->new_volume && strcmp(text_at(p->claim, "spec", "volumeName"), kube_object_name(p->new_volume)) == 0;
+    return p->claim && p->new_volume &&
+           strcmp(text_at(p->claim, "spec", "volumeName"), kube_object_name(p->new_volume)) == 0;
 }
 
 /* The claim is to be copied: it is there, and not yet made anew. */
@@ -161,25 +171,30 @@ static enum cli_exit check_part(struct move *m, const struct part *p)
     size_t i;
     json_t *mode;
     if (!p->claim && !p->new_volume)
-        return cli_output_fail(m->k->cli, CLI_EXIT_NOT_FOUND, "`kubectl get pvc` lists the claims", "%s: there is no claim %s in namespace %s",
-                               m->what, p->name, m->namespace);
+        return cli_output_fail(m->k->cli, CLI_EXIT_NOT_FOUND, "`kubectl get pvc` lists the claims",
+                               "%s: there is no claim %s in namespace %s", m->what, p->name, m->namespace);
     if (!is_to_copy(p))
         return CLI_EXIT_OK;
     if (!p->old_volume || strcmp(text_at(p->claim, "status", "phase"), "Bound") != 0)
-        return refuse(m, "`kubectl describe pvc` tells what it waits for", "the claim %s is not bound to a volume", p->name);
+        return refuse(m, "`kubectl describe pvc` tells what it waits for",
+                      "the claim %s is not bound to a volume", p->name);
     if (json_object_get(json_object_get(p->claim, "metadata"), "deletionTimestamp"))
         return refuse(m, NULL, "the claim %s is being deleted", p->name);
     if (strcmp(text_at(p->claim, "spec", "volumeMode"), "Block") == 0)
-        return refuse(m, "make a new claim, and copy with the application's own means", "the claim %s is a raw device, and only file systems are copied",
-                      p->name);
+        return refuse(m, "make a new claim, and copy with the application's own means",
+                      "the claim %s is a raw device, and only file systems are copied", p->name);
     json_array_foreach(kubectl_at(p->claim, "spec", "accessModes"), i, mode)
     {
         if (m->adopt && strcmp(json_string_value(mode), "ReadWriteMany") == 0)
-            return refuse(m, NULL, "the claim %s can be written by several nodes at a time, which cannot be captured write by write", p->name);
+            return refuse(m, NULL,
+                          "the claim %s can be written by several nodes at a time, which cannot be captured "
+                          "write by write",
+                          p->name);
     }
     bool ours = strcmp(driver_of(p->old_volume), DRIVER) == 0;
     if (ours == m->adopt)
-        return refuse(m, NULL, "the volume of claim %s is %s already", p->name, ours ? "one of Tidemark's" : "a plain one");
+        return refuse(m, NULL, "the volume of claim %s is %s already", p->name,
+                      ours ? "one of Tidemark's" : "a plain one");
     return CLI_EXIT_OK;
 }
 
@@ -206,8 +221,11 @@ static enum cli_exit choose_class(struct move *m)
         m->class = chosen;
         return CLI_EXIT_OK;
     }
-    return refuse(m, m->adopt ? "--storage-class names one whose provisioner is " DRIVER : "--storage-class names one of another driver",
-                  wanted ? "the storage class %s does not exist, or is of the wrong driver" : "there is no storage class of " DRIVER "%s",
+    return refuse(m,
+                  m->adopt ? "--storage-class names one whose provisioner is " DRIVER
+                           : "--storage-class names one of another driver",
+                  wanted ? "the storage class %s does not exist, or is of the wrong driver"
+                         : "there is no storage class of " DRIVER "%s",
                   wanted ? wanted : "");
 }
 
@@ -229,7 +247,8 @@ static int check_unused(struct move *m, struct error *err)
             for (size_t n = 0; n < m->count; n++)
                 if (is_to_copy(&m->parts[n]) && strcmp(claim, m->parts[n].name) == 0)
                     return error_set(err, -EBUSY,
-                                     "the pod %s uses the claim %s: stop it (kubectl -n %s scale --replicas=0 ...), and run the same command again",
+                                     "the pod %s uses the claim %s: stop it (kubectl -n %s scale "
+                                     "--replicas=0 ...), and run the same command again",
                                      kube_object_name(pod), claim, m->namespace);
         }
     }
@@ -243,7 +262,8 @@ static int make_copy_claim(struct move *m, struct part *p, struct error *err)
     _cleanup_json_ json_t *there = NULL, *claim = NULL;
     const json_t *capacity = json_object_get(kubectl_at(p->claim, "status", "capacity"), "storage");
     if (!capacity)
-        capacity = json_object_get(json_object_get(kubectl_at(p->claim, "spec", "resources"), "requests"), "storage");
+        capacity = json_object_get(json_object_get(kubectl_at(p->claim, "spec", "resources"), "requests"),
+                                   "storage");
     const char *uid = kube_object_uid(p->claim);
     int r = get(m, &kube_claims, p->copy, &there, err);
     if (r < 0)
@@ -252,13 +272,18 @@ static int make_copy_claim(struct move *m, struct part *p, struct error *err)
         const char *of = kube_object_annotation(there, MOVING);
         return of && strcmp(of, uid) == 0 && strcmp(text_at(there, "spec", "storageClassName"), m->class) == 0
                    ? 0
-                   : error_set(err, -EEXIST, "there is a claim %s that is not of this move: delete it, and run the same command again", p->copy);
+                   : error_set(err, -EEXIST,
+                               "there is a claim %s that is not of this move: delete it, and run the same "
+                               "command again",
+                               p->copy);
     }
-    claim = json_pack("{s:s, s:s, s:{s:s, s:s, s:{s:s}}, s:{s:[s], s:s, s:{s:{s:O}}}}", "apiVersion", "v1", "kind", "PersistentVolumeClaim",
-                      "metadata", "name", p->copy, "namespace", m->namespace, "annotations", MOVING, uid, "spec", "accessModes", "ReadWriteOnce",
-                      "storageClassName", m->class, "resources", "requests", "storage", capacity);
+    claim = json_pack("{s:s, s:s, s:{s:s, s:s, s:{s:s}}, s:{s:[s], s:s, s:{s:{s:O}}}}", "apiVersion", "v1",
+                      "kind", "PersistentVolumeClaim", "metadata", "name", p->copy, "namespace", m->namespace,
+                      "annotations", MOVING, uid, "spec", "accessModes", "ReadWriteOnce", "storageClassName",
+                      m->class, "resources", "requests", "storage", capacity);
     const struct kube_target all = target_of(m, &kube_claims, NULL);
-    return claim ? kube_create(m->k->client, &all, claim, NULL, err) : error_set(err, -ENOMEM, "out of memory");
+    return claim ? kube_create(m->k->client, &all, claim, NULL, err)
+                 : error_set(err, -ENOMEM, "out of memory");
 }
 
 /* What is copied is exactly what is there: nothing of an earlier try is left. */
@@ -272,16 +297,22 @@ static json_t *copy_pod(struct move *m, const char *name, const char *image)
         snprintf(from, sizeof from, "/from/%zu", i);
         snprintf(to, sizeof to, "/to/%zu", i);
         size_t used = strlen(script);
-        snprintf(script + used, sizeof script - used, " find %s -mindepth 1 -delete; cp -a %s/. %s/; sync -f %s;", to, from, to, to);
-        json_array_append_new(volumes, json_pack("{s:s+, s:{s:s}}", "name", "from-", from + 6, "persistentVolumeClaim", "claimName", m->parts[i].name));
-        json_array_append_new(volumes, json_pack("{s:s+, s:{s:s}}", "name", "to-", to + 4, "persistentVolumeClaim", "claimName", m->parts[i].copy));
-        json_array_append_new(mounts, json_pack("{s:s+, s:s, s:b}", "name", "from-", from + 6, "mountPath", from, "readOnly", 1));
+        snprintf(script + used, sizeof script - used,
+                 " find %s -mindepth 1 -delete; cp -a %s/. %s/; sync -f %s;", to, from, to, to);
+        json_array_append_new(volumes, json_pack("{s:s+, s:{s:s}}", "name", "from-", from + 6,
+                                                 "persistentVolumeClaim", "claimName", m->parts[i].name));
+        json_array_append_new(volumes, json_pack("{s:s+, s:{s:s}}", "name", "to-", to + 4,
+                                                 "persistentVolumeClaim", "claimName", m->parts[i].copy));
+        json_array_append_new(mounts, json_pack("{s:s+, s:s, s:b}", "name", "from-", from + 6, "mountPath",
+                                                from, "readOnly", 1));
         json_array_append_new(mounts, json_pack("{s:s+, s:s}", "name", "to-", to + 4, "mountPath", to));
     }
-    return json_pack("{s:s, s:s, s:{s:s, s:s, s:{s:s}}, s:{s:s, s:b, s:o, s:[{s:s, s:s, s:[s,s,s], s:{s:i}, s:o}]}}", "apiVersion", "v1", "kind", "Pod",
-                     "metadata", "name", name, "namespace", m->namespace, "labels", "app.kubernetes.io/managed-by", "tidemark", "spec", "restartPolicy",
-                     "Never", "automountServiceAccountToken", 0, "volumes", volumes, "containers", "name", "copy", "image", image, "command", "/bin/sh",
-                     "-c", script, "securityContext", "runAsUser", 0, "volumeMounts", mounts);
+    return json_pack(
+        "{s:s, s:s, s:{s:s, s:s, s:{s:s}}, s:{s:s, s:b, s:o, s:[{s:s, s:s, s:[s,s,s], s:{s:i}, s:o}]}}",
+        "apiVersion", "v1", "kind", "Pod", "metadata", "name", name, "namespace", m->namespace, "labels",
+        "app.kubernetes.io/managed-by", "tidemark", "spec", "restartPolicy", "Never",
+        "automountServiceAccountToken", 0, "volumes", volumes, "containers", "name", "copy", "image", image,
+        "command", "/bin/sh", "-c", script, "securityContext", "runAsUser", 0, "volumeMounts", mounts);
 }
 
 /* The image that the controller runs has what a copy needs. */
@@ -289,7 +320,8 @@ static int choose_image(struct move *m, char ret[512], struct error *err)
 {
     _cleanup_json_ json_t *deployment = NULL;
     const char *wanted = cli_options_value(m->k->cli, "image", NULL);
-    const struct kube_target target = {.resource = &kube_deployments, .namespace = KUBECTL_SYSTEM_NAMESPACE, .name = "tidemark-controller"};
+    const struct kube_target target = {
+        .resource = &kube_deployments, .namespace = KUBECTL_SYSTEM_NAMESPACE, .name = "tidemark-controller"};
     if (wanted) {
         snprintf(ret, 512, "%s", wanted);
         return 0;
@@ -316,26 +348,30 @@ static int copy_once(struct move *m, const char *pod_name, struct error *err)
     const struct kube_target all = target_of(m, &kube_pods, NULL);
     int r = choose_image(m, image, err);
     if (r == 0)
-        r = delete(m, &kube_pods, pod_name, NULL, err); /* of an earlier try */
+        r = delete (m, &kube_pods, pod_name, NULL, err); /* of an earlier try */
     _cleanup_json_ json_t *wanted = copy_pod(m, pod_name, image);
     if (r == 0)
-        r = wanted ? kube_create(m->k->client, &all, wanted, NULL, err) : error_set(err, -ENOMEM, "out of memory");
+        r = wanted ? kube_create(m->k->client, &all, wanted, NULL, err)
+                   : error_set(err, -ENOMEM, "out of memory");
     while (r == 0) {
         _cleanup_json_ json_t *pod = NULL;
         r = get(m, &kube_pods, pod_name, &pod, err);
         const char *phase = text_at(pod, "status", "phase");
         if (r == 0 && !pod)
-            r = error_set(err, -EIO, "the pod %s that copies was deleted: run the same command again", pod_name);
+            r = error_set(err, -EIO, "the pod %s that copies was deleted: run the same command again",
+                          pod_name);
         if (r < 0 || strcmp(phase, "Succeeded") == 0)
             break;
         if (strcmp(phase, "Failed") == 0)
-            return error_set(err, -EIO, "the copy failed, and nothing was changed: kubectl -n %s logs %s tells why; run the same command again", m->namespace,
-                             pod_name);
+            return error_set(err, -EIO,
+                             "the copy failed, and nothing was changed: kubectl -n %s logs %s tells why; run "
+                             "the same command again",
+                             m->namespace, pod_name);
         snprintf(step, sizeof step, "copying (%s)", waits_for(pod));
         cli_progress_set(m->progress, step, 0, 0, "");
         pause_a_little();
     }
-    return r == 0 ? delete(m, &kube_pods, pod_name, NULL, err) : r;
+    return r == 0 ? delete (m, &kube_pods, pod_name, NULL, err) : r;
 }
 
 /* ---- the exchange ---- */
@@ -346,7 +382,8 @@ static char *claim_text(const struct move *m, const struct part *p)
     _cleanup_json_ json_t *claim = json_deep_copy(p->claim);
     json_t *metadata = json_object_get(claim, "metadata"), *spec = json_object_get(claim, "spec"), *value;
     json_t *annotations = json_object_get(metadata, "annotations");
-    static const char *const made[] = {"uid", "resourceVersion", "creationTimestamp", "generation", "managedFields", "finalizers", "selfLink"};
+    static const char *const made[] = {"uid",           "resourceVersion", "creationTimestamp", "generation",
+                                       "managedFields", "finalizers",      "selfLink"};
     const char *key;
     void *next;
     for (size_t i = 0; i < sizeof made / sizeof *made; i++)
@@ -366,7 +403,8 @@ static char *claim_text(const struct move *m, const struct part *p)
 static int patch_volume(struct move *m, const char *name, json_t *patch, json_t **ret, struct error *err)
 {
     const struct kube_target target = target_of(m, &kube_volumes, name);
-    int r = patch ? kube_patch(m->k->client, &target, KUBE_PATCH_MERGE, patch, ret, err) : error_set(err, -ENOMEM, "out of memory");
+    int r = patch ? kube_patch(m->k->client, &target, KUBE_PATCH_MERGE, patch, ret, err)
+                  : error_set(err, -ENOMEM, "out of memory");
     json_decref(patch);
     return r;
 }
@@ -383,20 +421,23 @@ static int write_down(struct move *m, struct part *p, struct error *err)
     if (r < 0)
         return r;
     if (!p->new_volume)
-        return error_set(err, -EIO, "the claim %s has no volume: delete it, and run the same command again", p->copy);
+        return error_set(err, -EIO, "the claim %s has no volume: delete it, and run the same command again",
+                         p->copy);
     _cleanup_free_ char *text = claim_text(m, p);
     json_t *written = NULL;
     const char *before = kube_object_annotation(p->new_volume, POLICY),
                *policy = before ? before : text_at(p->new_volume, "spec", "persistentVolumeReclaimPolicy");
     r = patch_volume(m, kube_object_name(p->new_volume),
-                     json_pack("{s:{s:{s:s, s:s, s:s, s:s}}, s:{s:s}}", "metadata", "annotations", MOVING, key, CLAIM, text, POLICY, policy, FROM,
-                               kube_object_name(p->old_volume), "spec", "persistentVolumeReclaimPolicy", "Retain"),
+                     json_pack("{s:{s:{s:s, s:s, s:s, s:s}}, s:{s:s}}", "metadata", "annotations", MOVING,
+                               key, CLAIM, text, POLICY, policy, FROM, kube_object_name(p->old_volume),
+                               "spec", "persistentVolumeReclaimPolicy", "Retain"),
                      &written, err);
     if (r < 0)
         return r;
     json_decref(p->new_volume);
     p->new_volume = written;
-    return patch_volume(m, kube_object_name(p->old_volume), json_pack("{s:{s:s}}", "spec", "persistentVolumeReclaimPolicy", "Retain"), NULL, err);
+    return patch_volume(m, kube_object_name(p->old_volume),
+                        json_pack("{s:{s:s}}", "spec", "persistentVolumeReclaimPolicy", "Retain"), NULL, err);
 }
 
 static int await_bound(struct move *m, const struct part *p, struct error *err)
@@ -409,13 +450,15 @@ static int await_bound(struct move *m, const struct part *p, struct error *err)
             return r;
         if (strcmp(text_at(claim, "spec", "volumeName"), kube_object_name(p->new_volume)) != 0)
             return error_set(err, -EEXIST,
-                             "somebody else has made the claim %s meanwhile: stop what makes it (scale to 0), delete it, and run the same command again",
+                             "somebody else has made the claim %s meanwhile: stop what makes it (scale to "
+                             "0), delete it, and run the same command again",
                              p->name);
         if (strcmp(text_at(claim, "status", "phase"), "Bound") == 0)
             return 0;
         if (clock_boottime_ns(clock_system()) - begin_ns > GONE_S * NS_PER_SECOND)
-            return error_set(err, -EAGAIN, "the claim %s is not bound after %u s: kubectl -n %s describe pvc %s tells why", p->name, GONE_S, m->namespace,
-                             p->name);
+            return error_set(err, -EAGAIN,
+                             "the claim %s is not bound after %u s: kubectl -n %s describe pvc %s tells why",
+                             p->name, GONE_S, m->namespace, p->name);
         pause_a_little();
     }
 }
@@ -428,14 +471,15 @@ static int exchange(struct move *m, struct part *p, struct error *err)
     _cleanup_json_ json_t *claim = text ? json_loads(text, 0, NULL) : NULL;
     if (!claim || !policy)
         return error_set(err, -EIO, "the volume %s lacks the annotations of its move", name);
-    int r = is_to_copy(p) ? delete(m, &kube_claims, p->name, kube_object_uid(p->claim), err) : 0;
+    int r = is_to_copy(p) ? delete (m, &kube_claims, p->name, kube_object_uid(p->claim), err) : 0;
     if (r == 0)
-        r = delete(m, &kube_claims, p->copy, NULL, err);
+        r = delete (m, &kube_claims, p->copy, NULL, err);
     if (r == 0 && !is_swapped(p)) {
         r = patch_volume(m, name,
-                         json_pack("{s:{s:{s:s, s:s, s:s, s:s, s:n, s:n}, s:O?}}", "spec", "claimRef", "apiVersion", "v1", "kind",
-                                   "PersistentVolumeClaim", "namespace", m->namespace, "name", p->name, "uid", "resourceVersion", "storageClassName",
-                                   kubectl_at(claim, "spec", "storageClassName")),
+                         json_pack("{s:{s:{s:s, s:s, s:s, s:s, s:n, s:n}, s:O?}}", "spec", "claimRef",
+                                   "apiVersion", "v1", "kind", "PersistentVolumeClaim", "namespace",
+                                   m->namespace, "name", p->name, "uid", "resourceVersion",
+                                   "storageClassName", kubectl_at(claim, "spec", "storageClassName")),
                          NULL, err);
         const struct kube_target all = target_of(m, &kube_claims, NULL);
         if (r == 0 && (r = kube_create(m->k->client, &all, claim, NULL, err)) == -EEXIST)
@@ -446,8 +490,8 @@ static int exchange(struct move *m, struct part *p, struct error *err)
     if (r < 0)
         return r;
     return patch_volume(m, name,
-                        json_pack("{s:{s:{s:n, s:n, s:n}}, s:{s:s}}", "metadata", "annotations", MOVING, CLAIM, POLICY, "spec",
-                                  "persistentVolumeReclaimPolicy", policy),
+                        json_pack("{s:{s:{s:n, s:n, s:n}}, s:{s:s}}", "metadata", "annotations", MOVING,
+                                  CLAIM, POLICY, "spec", "persistentVolumeReclaimPolicy", policy),
                         NULL, err);
 }
 
@@ -508,16 +552,24 @@ static enum cli_exit tell(struct move *m)
 {
     _cleanup_json_ json_t *answer = json_array();
     for (size_t i = 0; i < m->count; i++)
-        json_array_append_new(answer, json_pack("{s:s, s:s, s:s, s:s?, s:s?}", "namespace", m->namespace, "claim", m->parts[i].name, "storageClass", m->class,
-                                                "volume", m->parts[i].new_volume ? kube_object_name(m->parts[i].new_volume) : NULL, "formerVolume",
-                                                m->parts[i].new_volume ? kube_object_annotation(m->parts[i].new_volume, FROM) : NULL));
+        json_array_append_new(
+            answer,
+            json_pack("{s:s, s:s, s:s, s:s?, s:s?}", "namespace", m->namespace, "claim", m->parts[i].name,
+                      "storageClass", m->class, "volume",
+                      m->parts[i].new_volume ? kube_object_name(m->parts[i].new_volume) : NULL,
+                      "formerVolume",
+                      m->parts[i].new_volume ? kube_object_annotation(m->parts[i].new_volume, FROM) : NULL));
     if (m->k->cli->format != CLI_FORMAT_TABLE)
         return cli_output_value(m->k->cli, answer);
     for (size_t i = 0; i < m->count; i++) {
         const json_t *one = json_array_get(answer, i);
-        cli_output_say(m->k->cli, "%s/%s has the volume %s now, %s; the former one is kept: `kubectl delete pv %s` when it is not needed any more",
+        cli_output_say(m->k->cli,
+                       "%s/%s has the volume %s now, %s; the former one is kept: `kubectl delete pv %s` when "
+                       "it is not needed any more",
                        m->namespace, m->parts[i].name, cli_field_text(one, "volume", "?"),
-                       m->adopt ? "whose every write is journaled once an application covers it" : "a plain one", cli_field_text(one, "formerVolume", "?"));
+                       m->adopt ? "whose every write is journaled once an application covers it"
+                                : "a plain one",
+                       cli_field_text(one, "formerVolume", "?"));
     }
     cli_output_say(m->k->cli, "Start the workload again.");
     return CLI_EXIT_OK;
@@ -533,12 +585,16 @@ static enum cli_exit run(struct move *m)
         return code;
     if (cli_options_flag(cli, "dry-run")) {
         for (size_t i = 0; i < m->count; i++)
-            cli_output_say(cli, "%s/%s: would be copied to a volume of class %s, and bound to it under the same name; its volume %s would be kept", m->namespace,
-                           m->parts[i].name, m->class, m->parts[i].old_volume ? kube_object_name(m->parts[i].old_volume) : "of before");
+            cli_output_say(cli,
+                           "%s/%s: would be copied to a volume of class %s, and bound to it under the same "
+                           "name; its volume %s would be kept",
+                           m->namespace, m->parts[i].name, m->class,
+                           m->parts[i].old_volume ? kube_object_name(m->parts[i].old_volume) : "of before");
         return CLI_EXIT_OK;
     }
-    snprintf(question, sizeof question, "Copy %zu claim%s of %s to volumes of class %s and exchange them now?", m->count, m->count == 1 ? "" : "s", m->namespace,
-             m->class);
+    snprintf(question, sizeof question,
+             "Copy %zu claim%s of %s to volumes of class %s and exchange them now?", m->count,
+             m->count == 1 ? "" : "s", m->namespace, m->class);
     if (!cli_options_flag(cli, "yes") && cli_output_can_ask(cli) && !cli_output_confirm(question))
         return refuse(m, NULL, "not confirmed: nothing was changed");
     m->progress = cli_progress_new(cli, m->what);
@@ -594,7 +650,8 @@ const struct cli_command kubectl_adopt = {
     .operands = claims,
     .options = options,
     .formats = true,
-    .examples = (const char *const[]){"kubectl tidemark adopt shop/data-db-0 shop/wal-db-0", "kubectl tidemark adopt shop/data-db-0 --dry-run", NULL},
+    .examples = (const char *const[]){"kubectl tidemark adopt shop/data-db-0 shop/wal-db-0",
+                                      "kubectl tidemark adopt shop/data-db-0 --dry-run", NULL},
     .run = run_adopt,
 };
 
@@ -608,7 +665,8 @@ const struct cli_command kubectl_release = {
     .operands = claims,
     .options = options,
     .formats = true,
-    .examples = (const char *const[]){"kubectl tidemark release shop/data-db-0 shop/wal-db-0",
-                                      "kubectl tidemark release shop/data-db-0 --storage-class standard", NULL},
+    .examples =
+        (const char *const[]){"kubectl tidemark release shop/data-db-0 shop/wal-db-0",
+                              "kubectl tidemark release shop/data-db-0 --storage-class standard", NULL},
     .run = run_release,
 };
