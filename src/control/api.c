@@ -120,9 +120,18 @@ static int forward(struct call *c, const char *path, unsigned timeout_ms, json_t
 static int do_tag(struct call *c, json_t **ret, struct error *err)
 {
     _cleanup_json_ json_t *body = NULL;
+    _cleanup_application_ struct application *a = application_find(c->control, c->argument, err);
+    if (!a)
+        return err->code;
+    bool synced = application_sync(a);
     int r = forward(c, "/v1/tag", CONTROL_CALL_TIMEOUT_MS, ret, &body, err);
     if (r == 0)
         json_object_set(*ret, "name", json_object_get(body, "name"));
+    if (r == 0 && !synced)
+        json_object_set_new(
+            *ret, "note",
+            json_string("not all that Linux held in memory could be written to the volumes before: what "
+                        "was written last and not flushed may be missing"));
     return r;
 }
 

@@ -36,6 +36,7 @@
 #define CONTROL_STATUS_TIMEOUT_MS 2000u
 #define CONTROL_LIFECYCLE_TIMEOUT_MS 600000
 #define CONTROL_PROBE_TIMEOUT_MS 60000
+#define CONTROL_SYNC_TIMEOUT_MS 5000
 #define CONTROL_QUOTA_DEFAULT_BYTES (8ull << 30)
 
 struct control;
@@ -172,6 +173,9 @@ int application_detach(struct application *application, bool force, struct error
 int application_mount(struct application *application, struct error *err) MUST_CHECK;
 /* All volumes, deepest first; on -EBUSY those already unmounted are mounted again. */
 int application_unmount(struct application *application, bool force, struct error *err) MUST_CHECK;
+/* sync.c: writes what Linux holds in memory for the mounted volumes. False: not all of it within
+ * CONTROL_SYNC_TIMEOUT_MS. */
+bool application_sync(struct application *application) MUST_CHECK;
 /* Unless it has none, or they are watched already. */
 int application_start_manifests(struct application *application, struct error *err) MUST_CHECK;
 /* -EBUSY when somebody has a claim on a device: a file system that is mounted elsewhere too (a bind mount, a container), and

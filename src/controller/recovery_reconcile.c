@@ -69,7 +69,7 @@ static int refuse(struct recovery_kube *k, json_t *recovery, const struct error 
 static int check_requester(struct controller *c, struct recovery_kube *k, const json_t *recovery,
                            struct error *err)
 {
-    const struct admission admission = {&admission_kube, c->client};
+    const struct admission admission = {.ops = &admission_kube, .context = c->client};
     int r = recovery_kube_init(k, c->client, recovery, c->log, err);
     if (r < 0)
         return r == -ENOMEM ? r : -EPERM;
