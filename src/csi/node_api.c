@@ -137,13 +137,31 @@ static int handle_stream(struct csi_node *node, const struct http_request *reque
     return r;
 }
 
-/* A stream that is destroyed leaves no gate. */
-static void forget_stream(struct csi_node *node, const char *path)
+/* The stream that a request would delete; NULL: none. */
+static const char *stream_to_delete(const struct http_request *request)
 {
-    const char *stream = path + strlen(APPLICATIONS "/");
+    struct error ignored = ERROR_INIT;
+    const char *stream = request->path + strlen(APPLICATIONS "/");
+    bool deletes = strcmp(request->method, "DELETE") == 0 &&
+                   strncmp(request->path, APPLICATIONS "/", strlen(APPLICATIONS "/")) == 0;
+    return deletes && app_check_name(stream, &ignored) == 0 ? stream : NULL;
+}
+
+/* What is being put back is not to be destroyed. */
+static int check_deletable(struct csi_node *node, const char *stream, struct error *err)
+{
+    _cleanup_json_ json_t *gate = NULL;
+    MUTEX_GUARD(guard, &node->mutex);
+    int r = node_gate_load(node, stream, &gate, err);
+    if (r == 0 && json_is_true(json_object_get(gate, "closed")))
+        r = error_set(err, -EBUSY, "the gate of stream %s is closed: a recovery is putting it back", stream);
+    return r;
+}
+
+/* A stream that is destroyed leaves no gate. */
+static void forget_gate(struct csi_node *node, const char *stream)
+{
     struct error err = ERROR_INIT;
-    if (strncmp(path, APPLICATIONS "/", strlen(APPLICATIONS "/")) != 0 || app_check_name(stream, &err) < 0)
-        return;
     MUTEX_GUARD(guard, &node->mutex);
     if (node_gate_remove(node, stream, &err) < 0)
         log_warning(node->options.log, "stream %s: %s", stream, err.message);
@@ -158,13 +176,16 @@ static int hand_on(struct csi_node *node, const struct http_request *request, st
     _cleanup_free_ char *target = NULL;
     char *text = NULL;
     int status = 0;
-    int r = http_request_target(request, &target, err);
+    const char *stream = stream_to_delete(request);
+    int r = stream ? check_deletable(node, stream, err) : 0;
+    if (r == 0)
+        r = http_request_target(request, &target, err);
     if (r == 0)
         r = http_client_exchange(&options, request->method, target,
                                  request->body_length_bytes ? request->body : NULL, NODE_DATA_TIMEOUT_MS,
                                  &status, &text, err);
-    if (r == 0 && strcmp(request->method, "DELETE") == 0 && status == 200)
-        forget_stream(node, request->path);
+    if (r == 0 && stream && status == 200)
+        forget_gate(node, stream);
     if (r == 0)
         http_response_text(
             response, status,

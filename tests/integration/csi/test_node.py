@@ -434,6 +434,21 @@ class Endpoint(Case):
         self.assertFalse(thread.is_alive())
         self.assertIn(v.target(), self.stand.mounts())
 
+    def test_what_is_being_put_back_is_not_destroyed(self):
+        v = self.stand.volume("kept")
+        v.stage()
+        v.unstage()
+        gate = self.stand.path("n", "node", "gates", f"{v.id}.json")
+        self.https("POST", f"/v1/streams/{v.id}/gate", {"closed": True})
+        status, answer = self.https("DELETE", f"/v1/applications/{v.id}?purge=true")
+        self.assertEqual(status, 409, answer)
+        self.assertIn("gate", answer["error"]["message"])
+        self.https("POST", f"/v1/streams/{v.id}/gate", {"closed": False})
+        self.assertTrue(os.path.exists(gate))
+        self.assertEqual(self.https("DELETE", f"/v1/applications/{v.id}?purge=true")[0], 200)
+        self.assertFalse(os.path.exists(gate))
+        self.assertEqual(self.https("GET", f"/v1/streams/{v.id}")[0], 404)
+
 
 class Leaks(Case):
     def test_ten_thousand_calls_leak_nothing(self):
