@@ -36,10 +36,11 @@ const struct cli_program *cli_program_kubectl(void)
         &kubectl_tag,     &kubectl_diff,
         &kubectl_rewind,  &kubectl_undo,
         &kubectl_clone,   &kubectl_restore,
-        &kubectl_cancel,  &kubectl_verify,
-        &kubectl_adopt,   &kubectl_release,
-        &kubectl_version, &kubectl_completion,
-        &cli_help,        NULL,
+        &kubectl_cancel,  &kubectl_purge,
+        &kubectl_verify,  &kubectl_adopt,
+        &kubectl_release, &kubectl_version,
+        &kubectl_completion, &cli_help,
+        NULL,
     };
     static const struct cli_option options[] = {
         {"namespace", 'n', CLI_KIND_NAMESPACE, "NAMESPACE",

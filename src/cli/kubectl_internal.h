@@ -89,6 +89,11 @@ enum cli_exit kubectl_recovery_run(struct kubectl *k, const struct kubectl_run *
 enum cli_exit kubectl_recoveries_of(struct kubectl *k, const char *what, const struct kubectl_member *member,
                                     bool ended, json_t **ret);
 
+/* ---- kubectl_purge.c ---- */
+/* Deleted volumes whose history is kept: [{"volume", "namespace", "claim", "node", "stream", "sizeBytes", "deletedTime",
+ * "removedTime"}]. */
+int kubectl_kept(struct kubectl *k, json_t **ret, struct error *err) MUST_CHECK;
+
 /* ---- kubectl_history.c ---- */
 /* Asks about the application's history; `question` is a HistoryReview's spec without its application. *ret_answer is what
  * status.answer says. No message is printed. */
@@ -103,7 +108,8 @@ enum cli_exit kubectl_history_diff(struct cli *cli);
 int kubectl_complete(int argc, char **argv);
 
 extern const struct cli_command kubectl_status, kubectl_points, kubectl_tag, kubectl_diff, kubectl_rewind,
-    kubectl_undo, kubectl_clone, kubectl_restore, kubectl_adopt, kubectl_release, kubectl_cancel, kubectl_verify, kubectl_version,
+    kubectl_undo, kubectl_clone, kubectl_restore, kubectl_adopt, kubectl_release, kubectl_cancel, kubectl_purge, kubectl_verify,
+    kubectl_version,
     kubectl_completion;
 
 #endif

@@ -91,6 +91,8 @@ static int reconcile(struct controller *c, const char *key, struct error *err)
     const char *slash = strchr(key, '/');
     if (strcmp(key, KINDS_KEY) == 0)
         return capture_update_kinds(c->capture, err);
+    if (strcmp(key, STREAMS_KEY) == 0 && watch_is_synced(c))
+        return streams_reconcile(c, err);
     if (!watch_is_synced(c)) { /* judging by half a view would undo what is right */
         controller_enqueue(c, key, NULL, POLL_MS);
         return 0;
@@ -144,6 +146,8 @@ static int term_begin(struct term *t, const struct controller_options *o, const 
         (r = kube_informers_new(o->client, o->log, &c->informers, err)) < 0 ||
         (r = capture_start(c, &c->capture, err)) < 0 || (r = watch_start(c, err)) < 0)
         return r;
+    if (c->data)
+        controller_enqueue(c, STREAMS_KEY, NULL, STREAMS_SOON_MS);
     for (; t->worker_count < WORKERS && r == 0; t->worker_count += r == 0)
         r = thread_start(&t->workers[t->worker_count], "reconciler", worker_main, t, err);
     return r;
@@ -164,6 +168,9 @@ static void term_end(struct term *t, struct history *history)
     kube_queue_free(c->queue);
     object_store_free(c->store);
     data_client_free(c->data);
+    json_decref(c->placements.volumes);
+    json_decref(c->placements.told);
+    pthread_mutex_destroy(&c->placements.mutex);
     sealing_release(&c->sealing);
 }
 
@@ -192,6 +199,7 @@ static void serve_term(const struct controller_options *o, struct kube_lease *le
                            .log = o->log,
                            .namespace = o->namespace ? o->namespace : CONTROLLER_NAMESPACE,
                            .identity = identity,
+                           .placements.mutex = PTHREAD_MUTEX_INITIALIZER,
                            .trust_requester = o->trust_requester},
                      .lease = lease};
     int r = term_begin(&t, o, directory, &err);

@@ -18,7 +18,7 @@ import test_controller as base
 from apiserver import CACHE, ROOT, ApiServer, until
 
 TIDEMARK = os.path.abspath(os.environ.get("TIDEMARK", "build/src/cli/tidemark"))
-COMMANDS = ["status", "points", "tag", "diff", "rewind", "undo", "clone", "restore", "cancel", "verify", "adopt", "release", "version", "completion", "help"]
+COMMANDS = ["status", "points", "tag", "diff", "rewind", "undo", "clone", "restore", "cancel", "purge", "verify", "adopt", "release", "version", "completion", "help"]
 SERVER = None
 BIN = None
 OK, FAILED, USAGE, NOT_FOUND, REFUSED, UNREACHABLE = 0, 1, 2, 3, 4, 5
@@ -152,6 +152,31 @@ class Trouble(unittest.TestCase):
             code, out, err = plugin("rewind", "app", "--to", "-1s", "--yes", kubeconfig=config)
             self.assertEqual((code, out), (REFUSED, ""), err)
             self.assertIn("tidemark-operator", err)
+
+    def test_what_is_kept_of_deleted_volumes_is_listed_and_ended(self):
+        system = base.make_namespace("records")
+        def record(handle, claim, deleted_ns, **data):
+            text = json.dumps({"handle": handle, "claim_namespace": "was", "claim_name": claim, "node": "node1", "stream": "tm-1", "size_bytes": 1 << 30,
+                               "deleted_ns": deleted_ns})
+            return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": handle, "namespace": system, "labels": {"tidemark.io/volume-record": "true"}},
+                    "data": {"record": text, **data}}
+        second = 10 ** 9
+        SERVER.apply(record("tm-1", "data", 1_700_000_000 * second), record("tm-2", "wal", 1_700_000_000 * second, keep="60"), record("tm-3", "there", 0))
+        where = ("--system-namespace", system)
+        kept = {v["volume"]: v for v in answer("purge", *where)}
+        self.assertEqual(sorted(kept), ["tm-1", "tm-2"])
+        self.assertTrue(kept["tm-1"]["removedTime"].startswith("2023-11-21T22:13:20"), kept)  # seven days later
+        self.assertTrue(kept["tm-2"]["removedTime"].startswith("2023-11-14T22:14:20"), kept)
+        self.assertEqual([v["volume"] for v in answer("status", *where)["kept"]], ["tm-1", "tm-2"])
+        self.assertIn("2 deleted volumes", plugin("status", *where)[1])
+        code, _, err = plugin("purge", "was/there", "--yes", *where)
+        self.assertEqual(code, NOT_FOUND, err)
+        code, _, err = plugin("purge", "was/data", *where)
+        self.assertNotEqual(code, OK)
+        self.assertIn("not confirmed", err)
+        self.assertEqual(plugin("purge", "was/data", "--yes", *where)[0], OK)
+        keeps = {i["metadata"]["name"]: i["data"].get("keep") for i in SERVER.json("-n", system, "get", "configmaps")["items"]}
+        self.assertEqual([keeps[name] for name in ("tm-1", "tm-2", "tm-3")], ["0", "60", None])
 
     def test_without_a_controller_nothing_begins_later(self):
         ns = base.make_namespace("alone")
