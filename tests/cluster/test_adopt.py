@@ -60,7 +60,7 @@ chown 1000:1001 /data/deep && chmod 2750 /data/deep && touch -d 2001-02-03T04:05
 truncate -s 20M /data/sparse && head -c 1000000 /dev/urandom >/wal/log && sync"""
 # Contents, and names with owner, mode, kind, links and time.
 LOOK = r"""cd / && find data wal -type f -print0 | sort -z | xargs -0 sha256sum
-find data wal -mindepth 1 ! -name lost+found -printf '%p %U:%G %m %y %n %l %s ' \( -type f -printf '%T@\n' -o -printf '\n' \) | sort"""
+find data wal -mindepth 1 ! -name lost+found -printf '%p %U:%G %m %y %n %l ' \( -type f -printf '%T@\n' -o -printf '\n' \) | sort"""
 
 
 def get(kind, name):

@@ -71,6 +71,10 @@ static void test_records_are_made_of_changes_only_and_old_versions_never_follow_
     put(store, "shop", name, NULL, 13);
     assert_string_equal(value_at(store, "shop", name, &latest, text), "");
     check_error(object_store_put(store, "shop", "other", name, NULL, 0, &err), -ENOENT, "not protected");
+    /* What is asked for may come from anybody: no name leads to another's journal. */
+    json_t *nothing = NULL;
+    check_error(object_store_read(store, "other", "../shop/shop", &latest, &nothing, NULL, &err), -EINVAL, "no application");
+    check_error(object_store_read(store, "..", "objects", &latest, &nothing, NULL, &err), -EINVAL, "no application");
     object_store_free(store);
     check_remove_directory(directory);
 }
