@@ -557,7 +557,7 @@ static int read_thinning(const struct yaml_node *node, struct app_policy *policy
 
 static int read_journal(const struct yaml_node *journal, struct app_policy *policy, struct error *err)
 {
-    int r = CHECK_MAPPING(journal, "spec.journal", err, "history", "quota", "seedRate", "thinning");
+    int r = CHECK_MAPPING(journal, "spec.journal", err, "compressAfter", "history", "quota", "seedRate", "thinning");
     if (r < 0)
         return r;
     const struct yaml_node *quota = optional(journal, "quota"), *history = optional(journal, "history");
@@ -570,6 +570,11 @@ static int read_journal(const struct yaml_node *journal, struct app_policy *poli
         r = read_duration(history, "spec.journal.history", APP_HISTORY_NS_MIN, &policy->history_ns, err);
     if (r == 0 && thinning)
         r = read_thinning(thinning, policy, err);
+    const struct yaml_node *compress = optional(journal, "compressAfter");
+    if (r == 0 && compress && yaml_text(compress) && strcmp(compress->scalar, "never") == 0)
+        policy->compress_after_ns = APP_COMPRESS_NEVER;
+    else if (r == 0 && compress)
+        r = read_duration(compress, "spec.journal.compressAfter", APP_HISTORY_NS_MIN, &policy->compress_after_ns, err);
     size_t last = policy->thinning_count - 1;
     if (r == 0 && thinning && policy->thinning_count && policy->history_ns &&
         policy->thinning[last].after_ns >= policy->history_ns)
