@@ -114,7 +114,7 @@ class Applications(Base):
         self.fails("EINVAL", ["test.yaml:7:", "spec.volumes[0].size", "found '1Mi'", "at least 16.0 MiB"], s.apply,
                    s.yaml(size="1Mi"))
         self.fails("ENOSPC", ["needed", "free", "volumes"], s.apply, s.yaml(size="60Ti"))
-        self.fails("ENOENT", ["no ProtectionPolicy 'gold'"], s.apply, s.yaml(extra="  policyRef: {name: gold}\n"))
+        self.fails("EINVAL", ["spec.policyRef.name", "no ProtectionPolicy 'gold'", "there are: default"], s.apply, s.yaml(extra="  policyRef: {name: gold}\n"))
         self.fails("ENOTDIR", ["spec.manifests", "create it"], s.apply, s.yaml(extra="  manifests: ./nowhere\n"))
         os.makedirs(s.path("mnt/shop/wal"))
         s.write("mnt/shop/wal/precious", "x")
