@@ -278,9 +278,17 @@ static int replace(void *context, struct manifest *m, struct error *err)
     size_t added = job->output.segment_count, removed = job->stretch.count, at = find_sources(job, m), k = 0;
     if (at == SIZE_MAX)
         return error_set(err, -EAGAIN, "thinning is put off");
+    const size_t count = m->segment_count;
+    for (size_t i = removed; i < added; i++) { /* where numbers are free between the sources it may be more segments */
+        struct segment_info room = {0};
+        if (manifest_add_segment(m, &room, err) < 0) {
+            m->segment_count = count;
+            return err->code;
+        }
+    }
+    memmove(&m->segments[at + added], &m->segments[at + removed], (count - at - removed) * sizeof *m->segments);
     memcpy(&m->segments[at], job->output.segments, added * sizeof *m->segments);
-    memmove(&m->segments[at + added], &m->segments[at + removed], (m->segment_count - at - removed) * sizeof *m->segments);
-    m->segment_count -= removed - added;
+    m->segment_count = count - removed + added;
     for (size_t i = 0; i < m->run_count; i++)
         if (!overlaps(job, &m->runs[i]))
             m->runs[k++] = m->runs[i];
