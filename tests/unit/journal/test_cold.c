@@ -108,7 +108,7 @@ static bool read_file(const char *path, const char *blocks, uint32_t count, bool
 
 static void flip(const char *path, uint64_t offset, unsigned char mask)
 {
-    unsigned char byte;
+    unsigned char byte = 0;
     int fd = open(path, O_RDWR | O_CLOEXEC);
     assert_true(fd >= 0 && io_pread_full(fd, &byte, 1, offset) == 0);
     byte ^= mask;
