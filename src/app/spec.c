@@ -64,6 +64,7 @@ void app_policy_default_thinning(struct app_policy *policy)
                                                 {168ull * HOUR * 1000000000u, HOUR}};
     memcpy(policy->thinning, steps, sizeof steps);
     policy->thinning_count = sizeof steps / sizeof *steps;
+    policy->compress_after_ns = APP_COMPRESS_AFTER_NS;
 }
 
 struct app_policy *app_policy_new_default(void)

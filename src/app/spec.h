@@ -30,6 +30,7 @@
  *       - {after: 2h, keep: 1s}           # these are the default, [] keeps every write
  *       - {after: 24h, keep: 1m}
  *       - {after: 7d, keep: 1h}
+ *       compressAfter: 10m                # history that old is compressed (the default), or never
  *     ackMode: write                      # write (default) or flush
  *     failureMode: availability           # while the journal's disk fails writes go on unjournaled (default);
  *                                         # protection: they wait
@@ -58,6 +59,8 @@
 #define APP_THINNING_MAX 8u
 #define APP_HISTORY_NS_MIN (60ull * 1000000000u)       /* also of `after` */
 #define APP_HISTORY_NS_MAX (36500ull * 86400u * 1000000000u)
+#define APP_COMPRESS_AFTER_NS (600ull * 1000000000u)
+#define APP_COMPRESS_NEVER UINT64_MAX
 #define APP_COMMANDS_MAX 32u
 #define APP_COMMAND_WORDS_MAX 256u
 #define APP_PATH_LENGTH_MAX 1024u
@@ -120,6 +123,7 @@ struct app_policy {
     uint64_t seed_bytes_per_second; /* of adopted volumes; 0: the engine's default */
     struct app_thinning thinning[APP_THINNING_MAX]; /* ascending */
     size_t thinning_count;
+    uint64_t compress_after_ns; /* APP_COMPRESS_NEVER: not at all */
     enum app_ack_mode ack_mode;
     enum app_failure_mode failure_mode;
 };
@@ -149,7 +153,7 @@ void app_documents_free(struct app_documents *documents);
 void app_spec_free(struct app_spec *spec);
 void app_policy_free(struct app_policy *policy);
 
-/* The steps that apply where a policy says none. */
+/* The steps, and the age of compression, that apply where a policy says none. */
 void app_policy_default_thinning(struct app_policy *policy);
 /* The policy that applies where none was applied. NULL when out of memory. */
 struct app_policy *app_policy_new_default(void);

@@ -195,6 +195,12 @@ char *app_policy_to_yaml(const struct app_policy *policy)
         put_duration(out, policy->thinning[i].keep_s * 1000000000ull);
         fputc('\n', out);
     }
+    fputs("    compressAfter: ", out);
+    if (policy->compress_after_ns == APP_COMPRESS_NEVER)
+        fputs("never", out);
+    else
+        put_duration(out, policy->compress_after_ns);
+    fputc('\n', out);
     fprintf(out, "  ackMode: %s\n", app_ack_mode_name(policy->ack_mode));
     fprintf(out, "  failureMode: %s\n", app_failure_mode_name(policy->failure_mode));
     bool failed = ferror(out) != 0;
@@ -272,6 +278,9 @@ json_t *app_policy_to_json(const struct app_policy *policy)
         json_array_append_new(thinning, json_pack("{s:f, s:I}", "afterSeconds", (double)policy->thinning[i].after_ns / 1e9,
                                                   "keepSeconds", (json_int_t)policy->thinning[i].keep_s));
     json_object_set_new(journal, "thinning", thinning);
+    json_object_set_new(journal, "compressAfterSeconds",
+                        policy->compress_after_ns == APP_COMPRESS_NEVER ? json_null()
+                                                                        : json_real((double)policy->compress_after_ns / 1e9));
     json_object_set_new(body, "journal", journal);
     json_object_set_new(body, "ackMode", json_string(app_ack_mode_name(policy->ack_mode)));
     json_object_set_new(body, "failureMode", json_string(app_failure_mode_name(policy->failure_mode)));

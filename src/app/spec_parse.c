@@ -579,9 +579,25 @@ static int read_thinning(const struct yaml_node *node, struct app_policy *policy
     return 0;
 }
 
+static int read_compress(const struct yaml_node *node, struct app_policy *policy, struct error *err)
+{
+    static const char path[] = "spec.journal.compressAfter";
+    struct error ignored = ERROR_INIT;
+    uint64_t ns;
+    if (!node)
+        return 0;
+    if (yaml_text(node) && strcmp(node->scalar, "never") == 0) {
+        policy->compress_after_ns = APP_COMPRESS_NEVER;
+        return 0;
+    }
+    if (!yaml_text(node) || units_parse_duration(node->scalar, &ns, &ignored) < 0)
+        return refuse(err, node, path, "a duration such as 10m, or never");
+    return read_duration(node, path, APP_HISTORY_NS_MIN, &policy->compress_after_ns, err);
+}
+
 static int read_journal(const struct yaml_node *journal, struct app_policy *policy, struct error *err)
 {
-    int r = CHECK_MAPPING(journal, "spec.journal", err, "history", "quota", "seedRate", "thinning");
+    int r = CHECK_MAPPING(journal, "spec.journal", err, "compressAfter", "history", "quota", "seedRate", "thinning");
     if (r < 0)
         return r;
     const struct yaml_node *quota = optional(journal, "quota"), *history = optional(journal, "history");
@@ -594,6 +610,8 @@ static int read_journal(const struct yaml_node *journal, struct app_policy *poli
         r = read_duration(history, "spec.journal.history", APP_HISTORY_NS_MIN, &policy->history_ns, err);
     if (r == 0 && thinning)
         r = read_thinning(thinning, policy, err);
+    if (r == 0)
+        r = read_compress(optional(journal, "compressAfter"), policy, err);
     size_t last = policy->thinning_count - 1;
     if (r == 0 && thinning && policy->thinning_count && policy->history_ns &&
         policy->thinning[last].after_ns >= policy->history_ns)

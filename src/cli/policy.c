@@ -22,6 +22,9 @@ static void say_policy(const struct cli *cli, const char *file, const struct app
     if (p->history_ns && used < sizeof text)
         used += (size_t)snprintf(text + used, sizeof text - used, "%s %s", p->thinning_count ? " until" : " for",
                                  units_format_exact_duration(p->history_ns, one));
+    if (p->compress_after_ns != APP_COMPRESS_NEVER && used < sizeof text)
+        used += (size_t)snprintf(text + used, sizeof text - used, "; what is older than %s is compressed",
+                                 units_format_exact_duration(p->compress_after_ns, one));
     if (used < sizeof text)
         snprintf(text + used, sizeof text - used, "; the oldest goes when the journal reaches %s",
                  p->quota_bytes ? units_format_bytes(p->quota_bytes, one) : "a quota chosen by the disk");

@@ -161,6 +161,15 @@ static void print_history(const json_t *history)
     putchar('\n');
 }
 
+static void print_compressed(const json_t *application)
+{
+    char plain[UNITS_TEXT_BYTES], stored[UNITS_TEXT_BYTES];
+    uint64_t plain_bytes = cli_field_u64(application, "compressed_plain_bytes");
+    if (plain_bytes)
+        printf("compressed: %s of the history take %s\n", units_format_bytes(plain_bytes, plain),
+               units_format_bytes(cli_field_u64(application, "compressed_bytes"), stored));
+}
+
 static void print_seeding(const json_t *application)
 {
     char done[UNITS_TEXT_BYTES], total[UNITS_TEXT_BYTES];
@@ -189,6 +198,7 @@ static void print_details(const json_t *application)
            (unsigned long long)cli_field_u64(application, "oldest_lsn"),
            cli_field_text(application, "oldest_time", "-"));
     print_history(json_object_get(application, "history"));
+    print_compressed(application);
     printf("acknowledgement mode %s, export %s, policy %s\n", cli_field_text(application, "ack", "-"),
            cli_field_text(application, "export", "-"), cli_field_text(application, "policy", "-"));
     const json_t *encryption = json_object_get(application, "encryption");

@@ -97,7 +97,7 @@ int export_write_engine_config(struct application *application, struct error *er
         return r;
     r = choose_quota(application, policy, path, &quota_bytes, err);
     const char *ack = app_ack_mode_name(policy->ack_mode), *failure_mode = app_failure_mode_name(policy->failure_mode);
-    uint64_t history_ns = policy->history_ns, seed_rate = policy->seed_bytes_per_second;
+    uint64_t history_ns = policy->history_ns, seed_rate = policy->seed_bytes_per_second, compress = policy->compress_after_ns;
     json_t *thinning = engine_thinning(policy);
     app_policy_free(policy);
     if (r < 0) {
@@ -110,6 +110,8 @@ int export_write_engine_config(struct application *application, struct error *er
                   json_sprintf("%s/journal", application->directory), "socket", application->socket, "ack",
                   ack, "failure_mode", failure_mode, "quota_bytes", (json_int_t)quota_bytes, "history_ns", (json_int_t)history_ns, "thinning", thinning,
                   "volumes", engine_volumes(application));
+    if (config && compress != APP_COMPRESS_NEVER)
+        json_object_set_new(config, "compress_after_ns", json_integer((json_int_t)compress));
     if (config && seed_rate)
         json_object_set_new(config, "seed_bytes_per_second", json_integer((json_int_t)seed_rate));
     if (config && application->spec->key_file)

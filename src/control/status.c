@@ -9,7 +9,8 @@
 static const char *const engine_fields[] = {"lsn",         "durable_lsn", "oldest_lsn",    "oldest_time",
                                             "latest_time", "rpo_ms",      "journal_bytes", "quota_bytes",
                                             "base_bytes",  "ack",         "rewind",        "resync",
-                                            "history",     "suspicious_since", "seeding"};
+                                            "history",     "suspicious_since", "seeding",
+                                            "compressed_bytes", "compressed_plain_bytes"};
 
 static const json_t *engine_volume(const json_t *engine, const char *name)
 {

@@ -150,6 +150,8 @@ json_t *engine_status_json(struct engine *e)
         engine_json_time(s.oldest_realtime_ns), "latest_time", engine_json_time(s.latest_realtime_ns), "rpo_ms",
         (double)s.not_durable_ns / 1e6, "journal_bytes", (json_int_t)s.journal_bytes, "quota_bytes", (json_int_t)s.quota_bytes,
         "base_bytes", (json_int_t)s.base_bytes, "segments", (json_int_t)s.segments);
+    json_object_set_new(status, "compressed_bytes", json_integer((json_int_t)s.cold_bytes));
+    json_object_set_new(status, "compressed_plain_bytes", json_integer((json_int_t)s.cold_plain_bytes));
     json_object_set_new(status, "version", json_string(TIDEMARK_VERSION));
     json_object_set_new(status, "rewind",
                         g.rewinding ? json_pack("{s:I, s:I, s:I}", "lsn", (json_int_t)g.rewind_lsn.n, "target_lsn",

@@ -68,7 +68,7 @@ static int read_config(json_t *object, struct engine_config *c, struct error *er
     json_t *volumes, *volume, *thinning = NULL;
     size_t i;
     int r = json_reject_unknown(object, err, "application", "journal", "socket", "ack", "failure_mode", "quota_bytes", "history_ns", "thinning",
-                                "seed_bytes_per_second", "key_file", "volumes", NULL);
+                                "compress_after_ns", "seed_bytes_per_second", "key_file", "volumes", NULL);
     if (r == 0)
         r = json_get_string(object, "application", &application, err);
     if (r == 0)
@@ -85,6 +85,9 @@ static int read_config(json_t *object, struct engine_config *c, struct error *er
         r = json_get_optional_u64(object, "quota_bytes", &c->quota_bytes, err);
     if (r == 0)
         r = json_get_optional_u64(object, "history_ns", &c->history_ns, err);
+    c->compress_after_ns = UINT64_MAX;
+    if (r == 0)
+        r = json_get_optional_u64(object, "compress_after_ns", &c->compress_after_ns, err);
     c->seed_bytes_per_second = GROUP_SEED_BYTES_PER_SECOND;
     if (r == 0)
         r = json_get_optional_u64(object, "seed_bytes_per_second", &c->seed_bytes_per_second, err);

@@ -49,6 +49,8 @@ static struct journal_options journal_options_of(const struct engine *e, const s
                                       .quota_bytes = c->quota_bytes,
                                       .history_ns = c->history_ns,
                                       .thinning_count = c->thinning_count,
+                                      .compress = c->compress_after_ns != UINT64_MAX,
+                                      .compress_after_ns = c->compress_after_ns,
                                       .owner = "tidemark-engine",
                                       .log = e->log};
     memcpy(options.thinning, c->thinning, sizeof options.thinning);

@@ -20,6 +20,7 @@ struct engine_config {
     uint64_t quota_bytes, history_ns, seed_bytes_per_second;
     struct journal_thinning thinning[JOURNAL_MAX_THINNING];
     size_t thinning_count;
+    uint64_t compress_after_ns; /* UINT64_MAX: never */
     size_t volume_count;
     struct {
         char name[JOURNAL_NAME_BYTES];

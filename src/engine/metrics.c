@@ -95,6 +95,10 @@ char *engine_metrics(struct engine *e)
     sample(f, "tidemark_journal_bytes", "gauge", "Disk space of segments and indexes.", app, (double)s.journal_bytes);
     sample(f, "tidemark_journal_quota_bytes", "gauge", "Limit of the journal's disk space, 0 without.", app, (double)s.quota_bytes);
     sample(f, "tidemark_journal_base_bytes", "gauge", "Disk space of the base that dropped history left.", app, (double)s.base_bytes);
+    sample(f, "tidemark_journal_compressed_bytes", "gauge", "Disk space of compressed segments, part of the journal's.", app,
+           (double)s.cold_bytes);
+    sample(f, "tidemark_journal_compressed_plain_bytes", "gauge", "What they would take if they were not compressed.", app,
+           (double)s.cold_plain_bytes);
     sample(f, "tidemark_journal_suspended", "gauge", "1 while writes go on unjournaled.", app, s.suspended);
     sample(f, "tidemark_rpo_seconds", "gauge", "Age of the oldest record that is not durable.", app, (double)s.not_durable_ns / 1e9);
     sample(f, "tidemark_unjournaled_writes_total", "counter", "Writes that went on without the journal.", app, (double)g.unjournaled_writes);

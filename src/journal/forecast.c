@@ -5,7 +5,7 @@
 
 static uint64_t bytes_of(const struct segment_info *s)
 {
-    return (uint64_t)s->used_blocks * JOURNAL_BLOCK_BYTES + s->index_kib * 1024ull;
+    return segment_info_bytes(s, 0);
 }
 
 static uint64_t span_points(const struct segment_info *s, uint32_t keep_s)

@@ -17,6 +17,7 @@
 #include "journal/payload.h"
 #include "journal/salvage.h"
 #include "journal/saved.h"
+#include "journal/segment_reader.h"
 #include "lib/json.h"
 #include "lib/zstd.h"
 
@@ -182,24 +183,22 @@ static int load_chapter(const struct book *b, size_t i, struct chapter *ret, str
 static int read_blocks(const struct book *b, const struct segment_info *s, uint32_t block, void *data, size_t bytes,
                        struct error *err)
 {
-    char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
-    journal_path(b->j, journal_segment_file_of(s->number, s->generation, name), path);
-    _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
-    if (fd < 0 && errno == EINVAL)
-        fd = open(path, O_RDONLY | O_CLOEXEC);
-    int r = fd < 0 ? -errno : io_pread_full(fd, data, bytes, (uint64_t)block * JOURNAL_BLOCK_BYTES);
-    if (r == -ENOENT || r == -ENODATA || r == -EISDIR)
-        return error_set(err, -EBADMSG, "segment %u is damaged: %s %s", s->number, path,
-                         r == -ENODATA ? "is cut off" : r == -ENOENT ? "is missing" : "is a directory");
-    if (r < 0)
-        return error_errno(err, r, "cannot read segment %u at block %u", s->number, block);
-    struct aead *key = NULL;
-    r = sealed_segment_open(path, fd, &key, err);
-    if (r < 0 || !key)
+    struct segment_reader file;
+    int r = segment_reader_open(b->j->directory, s->number, s->generation, true, &file, err);
+    if (r == -EBADMSG)
         return r;
-    r = sealed_open_header(key, block, data, NULL);
-    aead_free(key);
-    return r < 0 ? error_set(err, -EBADMSG, "segment %u is damaged at block %u (frame header)", s->number, block) : 0;
+    if (r == 0) {
+        r = segment_reader_blocks(&file, block, (uint32_t)(bytes / JOURNAL_BLOCK_BYTES), data);
+        if (r == 0 && sealed_open_header(file.key, block, data, NULL) < 0)
+            r = error_set(err, -EBADMSG, "segment %u is damaged at block %u (frame header)", s->number, block);
+        else if (r == -EBADMSG)
+            error_set(err, r, "segment %u is damaged at block %u (a compressed chunk)", s->number, block);
+        segment_reader_close(&file);
+    }
+    if (r == -ENOENT || r == -ENODATA || r == -EISDIR)
+        return error_set(err, -EBADMSG, "segment %u is damaged: its file %s", s->number,
+                         r == -ENODATA ? "is cut off" : r == -ENOENT ? "is missing" : "is a directory");
+    return r < 0 && r != -EBADMSG ? error_errno(err, r, "cannot read segment %u at block %u", s->number, block) : r;
 }
 
 static int read_frame_header(const struct book *b, const struct chapter *c, uint32_t frame, void *block, struct error *err)
@@ -583,23 +582,20 @@ int journal_resolve_salvage(struct journal *j, const struct point *point, struct
 static int read_sealed_payload(const struct book *b, const struct segment_info *s, uint32_t at, uint32_t block, void *data, size_t bytes,
                                struct error *err)
 {
-    char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
-    struct aead *key = NULL;
+    struct segment_reader file = {.fd = -1};
     seal_tag digest;
-    journal_path(b->j, journal_segment_file_of(s->number, s->generation, name), path);
-    _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
     char *frame = io_alloc_pages((size_t)FRAME_MAX_BLOCKS * JOURNAL_BLOCK_BYTES);
-    int r = fd < 0 ? -errno : frame ? sealed_segment_open(path, fd, &key, err) : -ENOMEM;
+    int r = frame ? segment_reader_open(b->j->directory, s->number, s->generation, true, &file, err) : -ENOMEM;
     if (r == 0)
-        r = sealed_read_header(key, fd, at, frame, digest);
+        r = segment_reader_header(&file, at, frame, digest);
     uint32_t blocks = r == 0 ? le32_get(((const struct frame_header *)frame)->blocks) : 0;
     if (r == 0 && (blocks > FRAME_MAX_BLOCKS || block < at || block - at + bytes / JOURNAL_BLOCK_BYTES > blocks))
         r = -EBADMSG;
     if (r == 0)
-        r = sealed_read_payload(key, fd, at, frame, blocks, digest, NULL);
+        r = segment_reader_payload(&file, at, frame, blocks, digest, NULL);
     if (r == 0)
         memcpy(data, frame + (size_t)(block - at) * JOURNAL_BLOCK_BYTES, bytes);
-    aead_free(key);
+    segment_reader_close(&file);
     io_free_pages(frame, (size_t)FRAME_MAX_BLOCKS * JOURNAL_BLOCK_BYTES);
     return r < 0 ? error_errno(err, r, "cannot read segment %u at block %u", s->number, block) : 0;
 }

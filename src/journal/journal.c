@@ -318,6 +318,14 @@ void journal_status(struct journal *j, struct journal_status *ret)
         .suspended = j->suspended,
         .quota_blocked = j->quota_blocked,
     };
+    for (size_t i = 0; i < j->manifest.segment_count; i++) {
+        const struct segment_info *s = &j->manifest.segments[i];
+        if (!s->cold_kib)
+            continue;
+        ret->cold_segments++;
+        ret->cold_bytes += s->cold_kib * 1024ull;
+        ret->cold_plain_bytes += (uint64_t)s->used_blocks * JOURNAL_BLOCK_BYTES;
+    }
     if (j->unsynced_since_ns)
         ret->not_durable_ns = clock_boottime_ns(j->clock) - j->unsynced_since_ns;
     snprintf(ret->reason, sizeof ret->reason, "%s", j->suspended ? j->reason : "");
@@ -345,6 +353,20 @@ size_t journal_spans(struct journal *j, struct journal_span *spans, size_t capac
 #define RATE_WINDOW_NS (600 * NS_PER_SECOND)
 #define RATE_LEAST_NS (10 * NS_PER_SECOND)
 
+/* How much smaller history becomes when it is compressed, as far as it was. */
+static double compressed_by(const struct manifest *m)
+{
+    uint64_t plain = 0, stored = 0;
+    for (size_t i = 0; i < m->segment_count; i++) {
+        const struct segment_info *s = &m->segments[i];
+        if (!s->cold_kib && !s->dense)
+            continue;
+        plain += segment_info_bytes(&(struct segment_info){.used_blocks = s->used_blocks}, 0);
+        stored += segment_info_bytes(&(struct segment_info){.used_blocks = s->used_blocks, .cold_kib = s->cold_kib}, 0);
+    }
+    return stored ? (double)plain / (double)stored : 1;
+}
+
 uint64_t journal_quota_ns(struct journal *j)
 {
     uint64_t now = clock_realtime_ns(j->clock), since = now;
@@ -364,7 +386,7 @@ uint64_t journal_quota_ns(struct journal *j)
     if (now < since || elapsed < RATE_LEAST_NS || blocks <= 1 || !j->options.quota_bytes)
         return 0;
     double rate = (double)blocks * JOURNAL_BLOCK_BYTES / (double)elapsed;
-    double ns = (double)j->options.quota_bytes / rate;
+    double ns = (double)j->options.quota_bytes / rate * compressed_by(&j->manifest);
     return ns < 1e18 ? (uint64_t)ns : 1000000000000000000u;
 }
 

@@ -44,6 +44,8 @@ struct journal_options {
     uint64_t history_ns;      /* what is older is dropped. 0: no limit */
     struct journal_thinning thinning[JOURNAL_MAX_THINNING]; /* ascending */
     size_t thinning_count;
+    bool compress;              /* sealed segments that old, and what thinning writes, are compressed */
+    uint64_t compress_after_ns;
     uint32_t segment_blocks;  /* 0: JOURNAL_SEGMENT_BLOCKS */
     uint32_t segment_records; /* 0: JOURNAL_SEGMENT_RECORDS */
     uint32_t fanout;          /* 0: JOURNAL_FANOUT */
@@ -53,7 +55,7 @@ struct journal_options {
     const struct clock *clock; /* NULL: clock_system() */
     journal_fault fault;       /* NULL; else for tests */
     void *fault_context;
-    /* For tests: asked before each step of thinning; true ends it there as a kill would, with all files left behind. */
+    /* For tests: asked before each step of thinning (1 to 6) and of compressing (7 to 9); true ends it there as a kill would, with all files left behind. */
     bool (*thin_fault)(void *context, unsigned step);
     void *thin_fault_context;
 };
@@ -166,6 +168,7 @@ struct journal_status {
     uint64_t not_durable_ns; /* age of the oldest record that is not durable; 0: none */
     uint64_t journal_bytes, quota_bytes, base_bytes;
     uint64_t segments, runs;
+    uint64_t cold_segments, cold_bytes, cold_plain_bytes; /* compressed ones, and what they would take without */
     bool suspended, quota_blocked;
     char reason[256]; /* of the suspension */
 };
@@ -209,7 +212,7 @@ void journal_doubt(struct journal *j);
 int journal_step(struct journal *j, const char *step) MUST_CHECK;
 
 /* ---- policy ---- */
-/* What may change while it is open: quota, age and thinning, from `options`. */
+/* What may change while it is open: quota, age, thinning and compression, from `options`. */
 void journal_configure(struct journal *j, const struct journal_options *options);
 
 /* ---- volumes ---- */

@@ -53,6 +53,7 @@ enum frame_flags {
 enum segment_incompatible {
     SEGMENT_THINNED = 1 << 0, /* its frames are sparse */
     SEGMENT_SEALED = 1 << 1,  /* encrypted; the header block has the salt of its key */
+    SEGMENT_COLD = 1 << 2,    /* its blocks are compressed, in chunks */
 };
 
 struct segment_header { /* in the first block of a segment */
@@ -70,6 +71,27 @@ struct segment_header { /* in the first block of a segment */
     struct le64 created_realtime_ns;
 };
 static_assert(sizeof(struct segment_header) == 80, "segment header");
+
+/* ---- a segment that is compressed: header block, chunks, table, the table again, the header block again ---- */
+#define COLD_CHUNK_BLOCKS 8u       /* of what is written; a chunk is read as a whole */
+#define COLD_CHUNK_BLOCKS_MAX 256u /* of what is read */
+#define COLD_HEADER_OFFSET 128u    /* of struct cold_header in the header block */
+struct cold_header {
+    struct le64 table_at[2]; /* offsets of the table and of its copy */
+    struct le32 chunk_blocks;
+    struct le32 chunk_count; /* for the blocks from 1 on */
+    struct le32 table_crc;   /* CRC32C, as it is stored */
+    struct le32 reserved;
+    uint8_t table_tag[16]; /* SEALED */
+};
+static_assert(sizeof(struct cold_header) == 48, "cold header");
+struct cold_chunk {
+    struct le64 offset; /* in the file */
+    struct le32 bytes;  /* as many as the blocks have: not compressed */
+    struct le32 crc;    /* CRC32C, as it is stored */
+    uint8_t tag[16];    /* SEALED */
+};
+static_assert(sizeof(struct cold_chunk) == 32, "cold chunk");
 
 struct frame_header { /* 128 bytes, then up to 82 records, in one block; payload blocks follow */
     struct le32 magic;
@@ -183,10 +205,17 @@ struct manifest_thinned { /* with MANIFEST_THINNED: one a segment, in the same o
     struct le16 flags;      /* MANIFEST_OPEN_END */
 };
 static_assert(sizeof(struct manifest_thinned) == 8, "manifest thinned");
+struct manifest_cold { /* with MANIFEST_COLD: one a segment, in the same order */
+    struct le32 kib;   /* size of the compressed file; 0: it is not compressed */
+    struct le32 flags; /* manifest_cold_flags */
+};
+static_assert(sizeof(struct manifest_cold) == 8, "manifest cold");
+enum manifest_cold_flags { MANIFEST_DENSE = 1 << 0 }; /* compressing it is not worth it */
 enum manifest_incompatible {
     MANIFEST_THINNED = 1 << 0,
     MANIFEST_SEEDING = 1 << 4, /* a volume is VOLUME_SEEDING: its points cannot be opened yet */
     MANIFEST_RESIZED = 1 << 5, /* the last table is that of the resizes */
+    MANIFEST_COLD = 1 << 6,    /* a table of compressed segments follows that of the thinned ones */
     MANIFEST_SEALED = 1 << 1, /* the header is followed by the whole manifest, encrypted; its other fields are zero */
 };
 enum manifest_thinned_flags { MANIFEST_OPEN_END = 1 << 0 }; /* it ends between two kept points */

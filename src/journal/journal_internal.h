@@ -106,6 +106,7 @@ struct journal {
     bool was_killed;  /* the last use of the journal did not end in order */
     bool recovered;   /* what recovery asked for was done: an end in order is a clean one */
     struct lsn thin_after; /* thinning failed up to there: what is damaged is left as it is */
+    struct lsn compress_after; /* the same of compressing */
     bool held;        /* journal_hold: nothing is dropped meanwhile */
     bool disk_full; /* the next segment could not be made: history is dropped for it */
     bool sealer_works;   /* on a segment, without the mutex */
@@ -213,6 +214,12 @@ int maintain_rescue(struct journal *j, uint32_t first_segment, uint32_t last_seg
 /* Remove the files of what is in the manifest no more. With files_lock held for writing. */
 void maintain_remove_segment(struct journal *j, const struct segment_info *s, bool may_recycle);
 void maintain_remove_run(struct journal *j, const struct run_info *run);
+
+/* ---- compress.c ---- */
+/* Compresses the oldest segments that are old enough, at most COMPRESS_BATCH of them; *ret_done false when there is none, or
+ * something more urgent came. With maintain_mutex, without the mutex. */
+#define COMPRESS_BATCH 32u
+int compress_step(struct journal *j, bool *ret_done, struct error *err) MUST_CHECK;
 
 /* ---- volumes.c ---- */
 /* Finds out how large the base is. */

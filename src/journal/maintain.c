@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The janitor: merges sealed segments' indexes into runs, thins old history (thin.c), and drops the oldest when it is older
- * than wanted or the quota is reached.
+/* The janitor: merges sealed segments' indexes into runs, thins old history (thin.c), compresses it (compress.c), and drops the
+ * oldest when it is older than wanted or the quota is reached.
  *
  * Merging: run (level l, group g) covers fanout^l segments; it is made when all of them are sealed and the runs below
  * are there, newest wins, with the reference runs of the rewinds in it. Payloads stay where they are. Segments that were thinned to
@@ -29,6 +29,7 @@
 
 #define MAX_LEVELS 12u
 #define DROP_BATCH_SEGMENTS 4u
+#define DROP_BATCH_EXTENTS 65536u /* 2.5 MiB */
 #define READER_SEGMENTS 16u
 #define LOSE_SECTORS (1u << 20)
 
@@ -36,12 +37,8 @@ uint64_t maintain_journal_bytes(const struct journal *j)
 {
     uint64_t bytes = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES * (1u + j->sealing + (j->ready_fd >= 0));
     uint64_t full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;
-    for (size_t i = 0; i < j->manifest.segment_count; i++) {
-        const struct segment_info *s = &j->manifest.segments[i];
-        uint64_t used = (uint64_t)s->used_blocks * JOURNAL_BLOCK_BYTES;
-        bool trimmed = s->generation || s->used_blocks < j->options.segment_blocks / 2;
-        bytes += (trimmed ? used : full) + s->index_kib * 1024ull;
-    }
+    for (size_t i = 0; i < j->manifest.segment_count; i++)
+        bytes += segment_info_bytes(&j->manifest.segments[i], full);
     for (size_t i = 0; i < j->manifest.run_count; i++)
         bytes += j->manifest.runs[i].index_kib * 1024ull;
     return bytes;
@@ -271,6 +268,8 @@ struct drop {
     struct base_store *store;
     struct payload_reader *reader;
     char *buffer; /* 1 MiB */
+    struct extent *batch; /* that go to the base together */
+    size_t batch_count;
 };
 
 static bool is_damage(int r)
@@ -419,6 +418,25 @@ static int apply_extent(struct drop *d, const struct extent *e, struct error *er
     return r;
 }
 
+static int by_position(const void *a, const void *b)
+{
+    const struct extent *x = a, *y = b;
+    if (x->segment != y->segment)
+        return x->segment < y->segment ? -1 : 1;
+    return x->position < y->position ? -1 : x->position > y->position;
+}
+
+/* In the order of the files, so that each chunk of a compressed segment is read once. They do not overlap. */
+static int apply_batch(struct drop *d, struct error *err)
+{
+    int r = 0;
+    qsort(d->batch, d->batch_count, sizeof *d->batch, by_position);
+    for (size_t i = 0; i < d->batch_count && r == 0; i++)
+        r = apply_extent(d, &d->batch[i], err);
+    d->batch_count = 0;
+    return r;
+}
+
 static int apply_segments(struct drop *d, struct error *err)
 {
     struct inputs in = {0};
@@ -433,8 +451,15 @@ static int apply_segments(struct drop *d, struct error *err)
             r = more;
             break;
         }
-        r = apply_extent(d, &e, err);
+        if (e.kind == EXTENT_DATA)
+            d->batch[d->batch_count++] = e;
+        else
+            r = apply_extent(d, &e, err);
+        if (r == 0 && d->batch_count == DROP_BATCH_EXTENTS)
+            r = apply_batch(d, err);
     }
+    if (r == 0)
+        r = apply_batch(d, err);
     release_inputs(&in, !sweep);
     if (sweep)
         extent_stream_free(sweep);
@@ -491,7 +516,9 @@ void maintain_remove_segment(struct journal *j, const struct segment_info *s, bo
 {
     char name[JOURNAL_FILE_BYTES];
     remove_file(j, journal_l0_file_of(s->number, s->generation, name));
-    if (s->generation)
+    if (s->cold_kib)
+        remove_file(j, journal_cold_file_of(s->number, s->generation, name));
+    else if (s->generation)
         remove_file(j, journal_segment_file_of(s->number, s->generation, name));
     else
         segment_recycle(j, s->number, may_recycle);
@@ -568,7 +595,8 @@ static int drop_to(struct journal *j, struct lsn base, uint32_t last_segment, bo
     if (r < 0)
         return r;
     d.buffer = io_alloc_pages(JOURNAL_PAYLOAD_MAX_BYTES);
-    r = d.buffer ? 0 : error_errno(err, -ENOMEM, "cannot drop old history");
+    d.batch = malloc(DROP_BATCH_EXTENTS * sizeof *d.batch);
+    r = d.buffer && d.batch ? 0 : error_errno(err, -ENOMEM, "cannot drop old history");
     if (r == 0)
         r = base_store_open(path, true, &d.store, err);
     if (r == 0)
@@ -578,6 +606,7 @@ static int drop_to(struct journal *j, struct lsn base, uint32_t last_segment, bo
     payload_reader_free(d.reader);
     base_store_free(d.store);
     io_free_pages(d.buffer, JOURNAL_PAYLOAD_MAX_BYTES);
+    free(d.batch);
     manifest_release(&d.m);
     return r < 0 ? error_context(err, "cannot drop the history before LSN %llu", (unsigned long long)base.n) : 0;
 }
@@ -715,11 +744,31 @@ int maintain_quota(struct journal *j, struct error *err)
     return r;
 }
 
-/* One unit of work; *ret_done false when there is none. */
-static int maintain_step(struct journal *j, bool *ret_done, struct error *err)
+/* Neither waits for the other until it has nothing to do: compressing what comes in takes a turn after each. */
+static int tidy_step(struct journal *j, bool *ret_done, struct error *err)
 {
     struct manifest m;
     struct merge merge;
+    bool compressed = false;
+    int r = thin_step(j, ret_done, err);
+    if (r == 0 && !*ret_done) {
+        r = journal_manifest(j, &m, err);
+        if (r < 0)
+            return r;
+        *ret_done = find_merge(j, &m, &merge);
+        if (*ret_done)
+            r = do_merge(j, &m, &merge, err);
+        manifest_release(&m);
+    }
+    if (r == 0)
+        r = compress_step(j, &compressed, err);
+    *ret_done |= compressed;
+    return r;
+}
+
+/* One unit of work; *ret_done false when there is none. */
+static int maintain_step(struct journal *j, bool *ret_done, struct error *err)
+{
     MUTEX_GUARD(guard, &j->maintain_mutex);
     *ret_done = false;
     int r = sealer_catch_up(j, err);
@@ -733,16 +782,7 @@ static int maintain_step(struct journal *j, bool *ret_done, struct error *err)
     j->drop_failed = r < 0;
     pthread_mutex_unlock(&j->mutex);
     if (r == 0 && !*ret_done)
-        r = thin_step(j, ret_done, err);
-    if (r < 0 || *ret_done)
-        return r;
-    r = journal_manifest(j, &m, err);
-    if (r < 0)
-        return r;
-    *ret_done = find_merge(j, &m, &merge);
-    if (*ret_done)
-        r = do_merge(j, &m, &merge, err);
-    manifest_release(&m);
+        r = tidy_step(j, ret_done, err);
     return r;
 }
 

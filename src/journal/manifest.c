@@ -13,7 +13,7 @@
 #include "journal/seal.h"
 
 #define MANIFEST_LIMIT_BYTES (256u << 20)
-#define KNOWN_FLAGS ((uint32_t)(MANIFEST_THINNED | MANIFEST_SEALED | MANIFEST_SEEDING | MANIFEST_RESIZED))
+#define KNOWN_FLAGS ((uint32_t)(MANIFEST_THINNED | MANIFEST_SEALED | MANIFEST_SEEDING | MANIFEST_RESIZED | MANIFEST_COLD))
 
 const char *journal_segment_file(uint32_t number, char text[JOURNAL_FILE_BYTES])
 {
@@ -37,6 +37,14 @@ const char *journal_l0_file_of(uint32_t number, uint32_t generation, char text[J
     if (generation == 0)
         return journal_l0_file(number, text);
     snprintf(text, JOURNAL_FILE_BYTES, "l0-%010u.g%u.idx", number, generation);
+    return text;
+}
+const char *journal_cold_file_of(uint32_t number, uint32_t generation, char text[JOURNAL_FILE_BYTES])
+{
+    if (generation == 0)
+        snprintf(text, JOURNAL_FILE_BYTES, "segment-%010u.tmc", number);
+    else
+        snprintf(text, JOURNAL_FILE_BYTES, "segment-%010u.g%u.tmc", number, generation);
     return text;
 }
 const char *journal_run_file(uint32_t level, uint32_t first_segment, char text[JOURNAL_FILE_BYTES])
@@ -79,6 +87,16 @@ ADD(manifest_add_run, run_info, runs, run_count, MANIFEST_MAX_SEGMENTS, "runs")
 ADD(manifest_add_refused, refused_info, refused, refused_count, MANIFEST_MAX_REFUSED, "refused intervals")
 ADD(manifest_add_rewind, rewind_info, rewinds, rewind_count, MANIFEST_MAX_REWINDS, "rewinds")
 ADD(manifest_add_resize, resize_info, resizes, resize_count, MANIFEST_MAX_RESIZES, "resizes")
+
+uint64_t segment_info_bytes(const struct segment_info *s, uint64_t full_bytes)
+{
+    uint64_t used = (uint64_t)s->used_blocks * JOURNAL_BLOCK_BYTES;
+    if (s->cold_kib)
+        used = s->cold_kib * 1024ull;
+    else if (full_bytes && !s->generation && s->used_blocks >= full_bytes / JOURNAL_BLOCK_BYTES / 2)
+        used = full_bytes;
+    return used + s->index_kib * 1024ull;
+}
 
 uint64_t manifest_size_at(const struct manifest *m, const struct volume_info *v, struct lsn lsn)
 {
@@ -133,9 +151,18 @@ static bool is_thinned(const struct manifest *m)
     return false;
 }
 
+/* Whether the table of compressed segments is needed. */
+static bool is_cold(const struct manifest *m)
+{
+    for (size_t i = 0; i < m->segment_count; i++)
+        if (m->segments[i].cold_kib || m->segments[i].dense)
+            return true;
+    return false;
+}
+
 static uint32_t incompatible_flags(const struct manifest *m)
 {
-    uint32_t flags = (is_thinned(m) ? MANIFEST_THINNED : 0) | (m->resize_count ? MANIFEST_RESIZED : 0);
+    uint32_t flags = (is_thinned(m) ? MANIFEST_THINNED : 0) | (m->resize_count ? MANIFEST_RESIZED : 0) | (is_cold(m) ? MANIFEST_COLD : 0);
     for (size_t i = 0; i < m->volume_count; i++)
         flags |= m->volumes[i].seeding ? MANIFEST_SEEDING : 0;
     return flags;
@@ -147,6 +174,7 @@ static size_t encoded_bytes(const struct manifest *m)
            m->segment_count * sizeof(struct manifest_segment) + m->run_count * sizeof(struct manifest_run) +
            m->refused_count * sizeof(struct manifest_refused) + m->rewind_count * sizeof(struct manifest_rewind) +
            (is_thinned(m) ? m->segment_count * sizeof(struct manifest_thinned) : 0) +
+           (is_cold(m) ? m->segment_count * sizeof(struct manifest_cold) : 0) +
            (m->resize_count ? sizeof(struct le64) + m->resize_count * sizeof(struct manifest_resize) : 0);
 }
 
@@ -322,6 +350,12 @@ int manifest_save(const char *directory, const struct manifest *m, struct error 
         struct manifest_thinned d = {le32_of(s->keep_s), le16_of(s->generation), le16_of(s->open_end ? MANIFEST_OPEN_END : 0)};
         memcpy(at, &d, sizeof d);
     }
+    bool cold = is_cold(m);
+    for (size_t i = 0; cold && i < m->segment_count; i++, at += sizeof(struct manifest_cold)) {
+        const struct segment_info *s = &m->segments[i];
+        struct manifest_cold d = {le32_of(s->cold_kib), le32_of(s->dense ? MANIFEST_DENSE : 0)};
+        memcpy(at, &d, sizeof d);
+    }
     encode_resizes(m, at);
     h->crc = le32_of(crc32c(0, data, length));
     char path[PATH_MAX];
@@ -378,6 +412,13 @@ static int decode_tables(const char *at, const char *end, const struct manifest_
         m->segments[i].generation = le16_get(d.generation);
         m->segments[i].open_end = le16_get(d.flags) & MANIFEST_OPEN_END;
     }
+    bool cold = le32_get(h->incompatible) & MANIFEST_COLD;
+    for (size_t i = 0; cold && i < m->segment_count && r == 0; i++, at += sizeof(struct manifest_cold)) {
+        struct manifest_cold d;
+        memcpy(&d, at, sizeof d);
+        m->segments[i].cold_kib = le32_get(d.kib);
+        m->segments[i].dense = le32_get(d.flags) & MANIFEST_DENSE;
+    }
     if (r == 0 && le32_get(h->incompatible) & MANIFEST_RESIZED)
         r = decode_resizes(at, (size_t)(end - at), m, err);
     return r;
@@ -405,6 +446,8 @@ static int check_header(const char *path, char *data, size_t length, struct erro
                         (uint64_t)le32_get(h->rewind_count) * sizeof(struct manifest_rewind);
     if (le32_get(h->incompatible) & MANIFEST_THINNED)
         expected += (uint64_t)le32_get(h->segment_count) * sizeof(struct manifest_thinned);
+    if (le32_get(h->incompatible) & MANIFEST_COLD)
+        expected += (uint64_t)le32_get(h->segment_count) * sizeof(struct manifest_cold);
     bool more = le32_get(h->incompatible) & MANIFEST_RESIZED; /* decode_resizes looks at the rest */
     if (more ? length < expected : length != expected)
         return error_set(err, -EBADMSG, "%s is damaged (wrong length)", path);

@@ -35,6 +35,8 @@ struct segment_info {
     uint32_t keep_s;     /* points are kept at this distance; 0: every one */
     uint16_t generation; /* how often it was thinned; part of its files' names */
     bool open_end;       /* its last LSN lies between two kept points: no base can end there */
+    uint32_t cold_kib;   /* size of its compressed file; 0: it is not compressed */
+    bool dense;          /* and that is not worth it */
 };
 struct run_info {
     uint32_t level, first_segment, last_segment, index_kib;
@@ -80,6 +82,8 @@ int manifest_add_run(struct manifest *m, const struct run_info *r, struct error 
 int manifest_add_refused(struct manifest *m, const struct refused_info *r, struct error *err) MUST_CHECK;
 int manifest_add_rewind(struct manifest *m, const struct rewind_info *r, struct error *err) MUST_CHECK;
 int manifest_add_resize(struct manifest *m, const struct resize_info *r, struct error *err) MUST_CHECK;
+/* Bytes of a segment's file and its index; `full_bytes`: of the file of a segment that was not trimmed, 0: what is used of it counts. */
+uint64_t segment_info_bytes(const struct segment_info *s, uint64_t full_bytes);
 /* The size that volume `v` of the manifest had at `lsn`, a point of the history. */
 uint64_t manifest_size_at(const struct manifest *m, const struct volume_info *v, struct lsn lsn);
 
@@ -90,6 +94,8 @@ const char *journal_l0_file(uint32_t number, char text[JOURNAL_FILE_BYTES]);
 /* The same of a segment that was thinned `generation` times. */
 const char *journal_segment_file_of(uint32_t number, uint32_t generation, char text[JOURNAL_FILE_BYTES]);
 const char *journal_l0_file_of(uint32_t number, uint32_t generation, char text[JOURNAL_FILE_BYTES]);
+/* And that of its compressed file, which stands in place of the segment's. */
+const char *journal_cold_file_of(uint32_t number, uint32_t generation, char text[JOURNAL_FILE_BYTES]);
 const char *journal_run_file(uint32_t level, uint32_t first_segment, char text[JOURNAL_FILE_BYTES]);
 const char *journal_rewind_file(struct lsn lsn, char text[JOURNAL_FILE_BYTES]);
 

@@ -2,7 +2,6 @@
 #include "journal/payload.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -16,15 +15,14 @@
 #include "base/io.h"
 #include "journal/journal_format.h"
 #include "journal/manifest.h"
-#include "journal/sealed_segment.h"
+#include "journal/segment_reader.h"
 
 #define BOUNCE_BYTES ((1u << 20) + JOURNAL_BLOCK_BYTES)
 
 struct open_segment {
     uint32_t number, generation; /* number 0: unused */
-    int fd;
+    struct segment_reader file;
     struct index *index;
-    struct aead *key; /* NULL: plain */
     unsigned users;
     uint64_t used_at;
 };
@@ -90,9 +88,8 @@ static void close_segment(struct open_segment *s)
 {
     if (!s->number)
         return;
-    close(s->fd);
+    segment_reader_close(&s->file);
     index_free(s->index);
-    aead_free(s->key);
     *s = (struct open_segment){0};
 }
 
@@ -175,18 +172,8 @@ static int open_files(struct payload_reader *p, uint32_t number, uint32_t genera
     int r = index_open(index_path, p->cache, &s.index, err);
     if (r < 0)
         return r;
-    snprintf(path, sizeof path, "%s/%s", p->directory, journal_segment_file_of(number, generation, name));
-    s.fd = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
-    if (s.fd < 0 && errno == EINVAL)
-        s.fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (s.fd < 0) {
-        r = error_errno(err, -errno, "cannot open %s", path);
-        index_free(s.index);
-        return r;
-    }
-    r = sealed_segment_open(path, s.fd, &s.key, err);
+    r = segment_reader_open(p->directory, number, generation, true, &s.file, err);
     if (r < 0) {
-        close(s.fd);
         index_free(s.index);
         return r;
     }
@@ -246,7 +233,7 @@ static int decrypt(struct open_segment *s, uint32_t block, uint32_t count, char 
     seal_tag tags[BOUNCE_BYTES / JOURNAL_BLOCK_BYTES];
     uint32_t bad = block;
     int r = index_section_pread(s->index, INDEX_SECTION_TAGS, tags, count * sizeof *tags, (uint64_t)block * sizeof *tags, err);
-    if (r == 0 && sealed_open_blocks(s->key, block, data, count, (const seal_tag *)tags, &bad) < 0)
+    if (r == 0 && sealed_open_blocks(s->file.key, block, data, count, (const seal_tag *)tags, &bad) < 0)
         r = error_set(err, -EBADMSG, "segment %u is damaged at block %u (not authentic)", s->number, bad);
     return r;
 }
@@ -262,13 +249,15 @@ static int read_checked(struct payload_reader *p, uint32_t segment, uint32_t gen
     struct le32 crcs[BOUNCE_BYTES / JOURNAL_BLOCK_BYTES];
     r = index_section_pread(s->index, INDEX_SECTION_CRCS, crcs, count * sizeof *crcs, (uint64_t)block * sizeof *crcs, err);
     if (r == 0) {
-        r = io_pread_full(s->fd, data, (size_t)count * JOURNAL_BLOCK_BYTES, (uint64_t)block * JOURNAL_BLOCK_BYTES);
-        if (r == -ENODATA)
+        r = segment_reader_blocks(&s->file, block, count, data);
+        if (r == -EBADMSG)
+            r = error_set(err, -EBADMSG, "segment %u is damaged at block %u (a compressed chunk)", segment, block);
+        else if (r == -ENODATA)
             r = error_set(err, -EBADMSG, "segment %u is damaged: the file ends before block %u", segment, block + count);
         else if (r < 0)
             error_errno(err, r, "cannot read segment %u at block %u", segment, block);
     }
-    if (r == 0 && s->key)
+    if (r == 0 && s->file.key)
         r = decrypt(s, block, count, data, err);
     for (uint32_t i = 0; i < count && r == 0; i++)
         if (crc32c(0, data + (size_t)i * JOURNAL_BLOCK_BYTES, JOURNAL_BLOCK_BYTES) != le32_get(crcs[i]))

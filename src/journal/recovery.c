@@ -187,16 +187,32 @@ static int scan_segment(struct scan *s, uint32_t number, struct error *err)
     return r < 0 ? r : 1;
 }
 
-/* Whether the manifest has the segment; `rest`: what follows the number in the file's name, ".g<generation>" or nothing. */
-static bool segment_is_known(const struct manifest *m, unsigned number, const char *rest)
+/* The manifest's segment of this number and generation, or NULL; `rest`: what follows the number in the file's name,
+ * ".g<generation>" or nothing. */
+static const struct segment_info *find_segment(const struct manifest *m, unsigned number, const char *rest)
 {
     unsigned generation = 0;
     if (sscanf(rest, ".g%u", &generation) != 1)
         generation = 0;
     for (size_t i = 0; i < m->segment_count; i++)
         if (m->segments[i].number == number)
-            return m->segments[i].generation == generation;
-    return false;
+            return m->segments[i].generation == generation ? &m->segments[i] : NULL;
+    return NULL;
+}
+
+static bool ends_with(const char *name, const char *end)
+{
+    size_t length = strlen(name), part = strlen(end);
+    return length > part && strcmp(name + length - part, end) == 0;
+}
+
+/* Of a file "segment-<number>" or "l0-<number>"; a segment has one form, that the manifest says. */
+static bool is_segment_file(const struct manifest *m, const char *name, unsigned number, const char *rest)
+{
+    const struct segment_info *s = find_segment(m, number, rest);
+    if (!s || strncmp(name, "segment-", 8) != 0)
+        return s;
+    return ends_with(name, s->cold_kib ? ".tmc" : ".tmj");
 }
 
 /* Removes files that no manifest knows: segments that are not sealed (or keeps them to be used again), dropped or thinned ones, indexes and rewinds not
@@ -212,7 +228,7 @@ static void remove_strays(struct journal *j)
         bool known = true;
         int end = 0;
         if (sscanf(entry->d_name, "segment-%10u%n", &number, &end) == 1 || sscanf(entry->d_name, "l0-%10u%n", &number, &end) == 1) {
-            known = segment_is_known(&j->manifest, number, entry->d_name + end);
+            known = is_segment_file(&j->manifest, entry->d_name, number, entry->d_name + end);
         } else if (sscanf(entry->d_name, "rewind-%20llu.idx", &lsn) == 1 || sscanf(entry->d_name, "rescue-%20llu", &lsn) == 1) {
             known = false;
             for (size_t i = 0; i < j->manifest.rewind_count; i++)
@@ -222,12 +238,13 @@ static void remove_strays(struct journal *j)
             for (size_t i = 0; i < j->manifest.run_count; i++)
                 known |= j->manifest.runs[i].level == level && j->manifest.runs[i].first_segment == number;
         }
-        size_t length = strlen(entry->d_name);
-        if (length > 4 && strcmp(entry->d_name + length - 4, ".tmp") == 0)
+        if (ends_with(entry->d_name, ".tmp"))
             known = false;
         if (known)
             continue;
-        if (strncmp(entry->d_name, "segment-", 8) == 0 && strcmp(entry->d_name + end, ".tmj") == 0) {
+        /* One that was compressed may be open in a view: it goes, but is not used again. */
+        if (strncmp(entry->d_name, "segment-", 8) == 0 && strcmp(entry->d_name + end, ".tmj") == 0 &&
+            !find_segment(&j->manifest, number, "")) {
             segment_recycle(j, number, true); /* most likely the one that was ready: making another takes its time */
             continue;
         }

@@ -16,10 +16,10 @@
 #include "base/crc32c.h"
 #include "base/io.h"
 #include "journal/frame.h"
+#include "journal/segment_reader.h"
 
 struct scan {
-    int fd;
-    struct aead *key;
+    struct segment_reader file;
     seal_tag digest; /* of the frame whose header is in the buffer */
     seal_tag tags[FRAME_MAX_BLOCKS];
     const struct uuid *journal;
@@ -33,7 +33,7 @@ struct scan {
 
 static bool read_block(const struct scan *s, uint32_t block, char *data)
 {
-    return io_pread_full(s->fd, data, JOURNAL_BLOCK_BYTES, (uint64_t)block * JOURNAL_BLOCK_BYTES) == 0;
+    return segment_reader_blocks(&s->file, block, 1, data) == 0;
 }
 
 /* Whether the block in the buffer, from `at`, is the header of a frame of this segment with at least the number `least`. */
@@ -52,7 +52,7 @@ static bool is_frame(const struct scan *s, uint32_t at, uint64_t least)
 static uint32_t find_frame(struct scan *s, uint32_t from)
 {
     for (uint32_t at = from; at < s->info->used_blocks; at++)
-        if (sealed_read_header(s->key, s->fd, at, s->buffer, s->digest) == 0 && is_frame(s, at, s->number + (at != from)))
+        if (segment_reader_header(&s->file, at, s->buffer, s->digest) == 0 && is_frame(s, at, s->number + (at != from)))
             return at;
     return s->info->used_blocks;
 }
@@ -87,7 +87,7 @@ static void take_frame(struct scan *s, uint32_t at)
     for (uint32_t i = 1; i < blocks; i++)
         if (!read_block(s, at + i, s->buffer + (size_t)i * JOURNAL_BLOCK_BYTES))
             memset(s->buffer + (size_t)i * JOURNAL_BLOCK_BYTES, 0, JOURNAL_BLOCK_BYTES);
-    if (sealed_open_payload(s->key, at, s->buffer, blocks, s->digest, s->tags) < 0)
+    if (sealed_open_payload(s->file.key, at, s->buffer, blocks, s->digest, s->tags) < 0)
         memset(s->tags, 0, sizeof s->tags);
     frame_payload_crcs(s->buffer, s->crcs); /* inverted for a payload that does not match */
     s->found->tail.info.used_blocks = at;
@@ -119,28 +119,25 @@ static int follow(struct scan *s, struct error *err)
 int salvage_scan(const char *directory, const struct uuid *journal, const struct segment_info *info, struct salvage_segment *ret,
                  struct error *err)
 {
-    char path[PATH_MAX], name[JOURNAL_FILE_BYTES];
-    snprintf(path, sizeof path, "%s/%s", directory, journal_segment_file_of(info->number, info->generation, name));
     *ret = (struct salvage_segment){0};
-    _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return error_errno(err, -errno, "cannot open %s", path);
-    struct scan s = {.fd = fd, .journal = journal, .info = info, .found = ret, .number = info->first_frame,
+    struct scan s = {.file.fd = -1, .journal = journal, .info = info, .found = ret, .number = info->first_frame,
                      .after = {info->first.n ? info->first.n - 1 : 0}};
-    int r = tail_init(&ret->tail, info->used_blocks, info->records ? info->records : 1, err);
+    int r = segment_reader_open(directory, info->number, info->generation, false, &s.file, err);
     if (r < 0)
         return r;
-    tail_reset(&ret->tail, info->number, info->epoch, &info->boot);
-    if (sealed_segment_open(path, fd, &s.key, err) < 0 || (s.key && tail_reserve_tags(&ret->tail, err) < 0)) {
-        aead_free(s.key);
-        salvage_release(ret);
-        return err->code;
+    r = tail_init(&ret->tail, info->used_blocks, info->records ? info->records : 1, err);
+    if (r < 0) {
+        segment_reader_close(&s.file);
+        return r;
     }
+    tail_reset(&ret->tail, info->number, info->epoch, &info->boot);
     ret->tail.info.generation = info->generation;
+    r = s.file.key ? tail_reserve_tags(&ret->tail, err) : 0;
     s.buffer = io_alloc_pages((size_t)FRAME_MAX_BLOCKS * JOURNAL_BLOCK_BYTES);
-    r = s.buffer ? follow(&s, err) : error_errno(err, -ENOMEM, "cannot salvage %s", path);
+    if (r == 0)
+        r = s.buffer ? follow(&s, err) : error_errno(err, -ENOMEM, "cannot salvage segment %u", info->number);
     io_free_pages(s.buffer, (size_t)FRAME_MAX_BLOCKS * JOURNAL_BLOCK_BYTES);
-    aead_free(s.key);
+    segment_reader_close(&s.file);
     if (r < 0)
         salvage_release(ret);
     return r;

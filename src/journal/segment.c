@@ -69,7 +69,7 @@ int segment_check_header(const struct uuid *journal, uint32_t number, const void
     h->crc = le32_of(0);
     if (le64_get(h->magic) != SEGMENT_MAGIC || crc32c(0, copy, sizeof copy) != crc)
         return error_set(err, -EBADMSG, "segment %u has no valid header", number);
-    if (le32_get(h->version) != JOURNAL_VERSION || le32_get(h->incompatible) & ~(uint32_t)(SEGMENT_THINNED | SEGMENT_SEALED))
+    if (le32_get(h->version) != JOURNAL_VERSION || le32_get(h->incompatible) & ~(uint32_t)(SEGMENT_THINNED | SEGMENT_SEALED | SEGMENT_COLD))
         return error_set(err, -EPROTONOSUPPORT, "segment %u has format version %u; use a newer tidemark", number,
                          le32_get(h->version));
     if (memcmp(h->journal_id, journal->bytes, 16) != 0 || le32_get(h->number) != number)

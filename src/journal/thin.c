@@ -11,7 +11,6 @@
 #include "journal/thin.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +21,7 @@
 #include "base/io.h"
 #include "journal/frame.h"
 #include "journal/journal_internal.h"
+#include "journal/segment_reader.h"
 #include "journal/thin_internal.h"
 
 #define WINDOW_BYTES ((size_t)FRAME_MAX_BLOCKS * JOURNAL_BLOCK_BYTES)
@@ -45,8 +45,7 @@ struct job {
 struct source {
     struct job *job;
     const struct segment_info *info;
-    int fd;
-    struct aead *key; /* NULL: plain */
+    struct segment_reader file;
     struct frame_expectation expected;
     uint32_t block;                  /* of the next frame */
     uint32_t window_at, window_blocks; /* what job->window holds */
@@ -56,18 +55,10 @@ struct source {
 static int open_source(struct job *job, size_t i, struct source *ret, struct error *err)
 {
     const struct segment_info *s = &job->sources[i];
-    char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
-    journal_path(job->j, journal_segment_file_of(s->number, s->generation, name), path);
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
-    if (fd < 0 && errno == EINVAL)
-        fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return error_errno(err, -errno, "cannot open %s", path);
-    *ret = (struct source){.job = job, .info = s, .fd = fd, .block = 1};
-    if (sealed_segment_open(path, fd, &ret->key, err) < 0) {
-        close(fd);
-        return err->code;
-    }
+    *ret = (struct source){.job = job, .info = s, .file.fd = -1, .block = 1};
+    int r = segment_reader_open(job->j->directory, s->number, s->generation, true, &ret->file, err);
+    if (r < 0)
+        return r;
     ret->expected = (struct frame_expectation){.journal_id = job->m.journal_id, .epoch = s->epoch, .number = s->first_frame,
                                                .previous_crc = s->first_previous_crc, .after = {s->first.n - 1}};
     return 0;
@@ -79,9 +70,8 @@ static int fill_window(struct source *s, struct error *err)
     uint32_t left = s->info->used_blocks - s->block;
     s->window_at = s->block;
     s->window_blocks = left < FRAME_MAX_BLOCKS ? left : FRAME_MAX_BLOCKS;
-    int r = io_pread_full(s->fd, s->job->window, (size_t)s->window_blocks * JOURNAL_BLOCK_BYTES,
-                          (uint64_t)s->block * JOURNAL_BLOCK_BYTES);
-    return r < 0 ? error_errno(err, r, "cannot read segment %u at block %u", s->info->number, s->block) : 0;
+    int r = segment_reader_blocks(&s->file, s->block, s->window_blocks, s->job->window);
+    return r < 0 && r != -EBADMSG ? /* a damaged chunk shows in the frames' checksums */ error_errno(err, r, "cannot read segment %u at block %u", s->info->number, s->block) : 0;
 }
 
 /* 1 with s->frame (whole, payloads unchecked), 0 at the end. */
@@ -96,9 +86,9 @@ static int next_frame(struct source *s, struct error *err)
         const char *why = "it is cut off";
         s->expected.room_blocks = s->info->used_blocks - s->block;
         seal_tag digest;
-        why = there && sealed_open_header(s->key, s->block, (void *)h, digest) < 0 ? "not authentic" : why;
+        why = there && sealed_open_header(s->file.key, s->block, (void *)h, digest) < 0 ? "not authentic" : why;
         if (there && frame_is_expected(h, &s->expected, &why) && skip + le32_get(h->blocks) <= s->window_blocks) {
-            if (sealed_open_payload(s->key, s->block, (void *)h, le32_get(h->blocks), digest, NULL) < 0)
+            if (sealed_open_payload(s->file.key, s->block, (void *)h, le32_get(h->blocks), digest, NULL) < 0)
                 return error_set(err, -EIO, "cannot decrypt segment %u", s->info->number);
             s->frame = h;
             s->block += le32_get(h->blocks);
@@ -157,7 +147,7 @@ static int visit_frames(struct job *job, frame_visit visit, struct error *err)
 {
     int r = 0;
     for (size_t i = 0; i < job->stretch.count && r == 0; i++) {
-        struct source s = {.fd = -1};
+        struct source s = {.file.fd = -1};
         r = yield(job, err);
         if (r == 0)
             r = open_source(job, i, &s, err);
@@ -170,9 +160,7 @@ static int visit_frames(struct job *job, frame_visit visit, struct error *err)
             thin_pace(&job->pace, job->j);
             r = atomic_load(&job->j->hold_wanted) ? error_set(err, -EAGAIN, "thinning is put off") : visit(job, s.frame, err);
         }
-        if (s.fd >= 0)
-            close(s.fd);
-        aead_free(s.key);
+        segment_reader_close(&s.file);
     }
     return r;
 }
@@ -290,9 +278,17 @@ static int replace(void *context, struct manifest *m, struct error *err)
     size_t added = job->output.segment_count, removed = job->stretch.count, at = find_sources(job, m), k = 0;
     if (at == SIZE_MAX)
         return error_set(err, -EAGAIN, "thinning is put off");
+    const size_t count = m->segment_count;
+    for (size_t i = removed; i < added; i++) { /* where numbers are free between the sources it may be more segments */
+        struct segment_info room = {0};
+        if (manifest_add_segment(m, &room, err) < 0) {
+            m->segment_count = count;
+            return err->code;
+        }
+    }
+    memmove(&m->segments[at + added], &m->segments[at + removed], (count - at - removed) * sizeof *m->segments);
     memcpy(&m->segments[at], job->output.segments, added * sizeof *m->segments);
-    memmove(&m->segments[at + added], &m->segments[at + removed], (m->segment_count - at - removed) * sizeof *m->segments);
-    m->segment_count -= removed - added;
+    m->segment_count = count - removed + added;
     for (size_t i = 0; i < m->run_count; i++)
         if (!overlaps(job, &m->runs[i]))
             m->runs[k++] = m->runs[i];

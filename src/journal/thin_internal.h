@@ -2,6 +2,7 @@
 #ifndef TIDEMARK_JOURNAL_THIN_INTERNAL_H
 #define TIDEMARK_JOURNAL_THIN_INTERNAL_H
 
+#include "journal/cold.h"
 #include "journal/index.h"
 #include "journal/tail.h"
 #include "journal/thin.h"
@@ -37,7 +38,9 @@ struct thin_output {
     struct uuid boot;
     struct lsn first; /* where the next segment's coverage begins */
     struct tail tail;
-    int fd; /* of the segment being written; -1: none */
+    int fd; /* of the segment being written; -1: none, or: */
+    struct cold_writer *cold; /* it is compressed; NULL: none */
+    bool compress;
     char *frame;    /* being filled, FRAME_MAX_BLOCKS blocks */
     struct aead *key; /* of the segment being written; NULL: plain */
     uint8_t salt[SEAL_SALT_BYTES];
@@ -60,7 +63,7 @@ struct thin_record {
 int thin_output_init(struct thin_output *o, struct journal *j, struct error *err) MUST_CHECK;
 /* Removes the segments unless they were published (segment_count set to 0). */
 void thin_output_release(struct thin_output *o);
-/* Forgets them without removing anything. */
+/* Forgets them without removing anything, as a kill would. */
 void thin_output_leave(struct thin_output *o);
 int thin_output_add(struct thin_output *o, const struct thin_record *r, struct error *err) MUST_CHECK;
 /* The last segment covers everything up to `last`. */

@@ -34,7 +34,10 @@ int thin_output_init(struct thin_output *o, struct journal *j, struct error *err
     int r = o->frame && o->scratch ? 0 : error_errno(err, -ENOMEM, "cannot thin old history");
     if (r == 0)
         r = tail_init(&o->tail, output_blocks(j), j->options.segment_records, err);
-    if (r < 0 || !j->seal)
+    pthread_mutex_lock(&j->mutex); /* journal_configure may change it */
+    o->compress = j->options.compress;
+    pthread_mutex_unlock(&j->mutex);
+    if (r < 0 || !j->seal || o->compress)
         return r;
     o->sealed = io_alloc_pages((size_t)FRAME_MAX_BLOCKS * JOURNAL_BLOCK_BYTES);
     return o->sealed ? tail_reserve_tags(&o->tail, err) : error_errno(err, -ENOMEM, "cannot thin old history");
@@ -45,16 +48,19 @@ static void remove_output(struct thin_output *o, uint32_t number)
     char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
     journal_path(o->j, journal_segment_file_of(number, o->generation, name), path);
     unlink(path);
+    journal_path(o->j, journal_cold_file_of(number, o->generation, name), path);
+    unlink(path);
     journal_path(o->j, journal_l0_file_of(number, o->generation, name), path);
     unlink(path);
 }
 
 void thin_output_release(struct thin_output *o)
 {
-    if (o->fd >= 0) {
+    if (o->fd >= 0)
         close(o->fd);
+    if (o->fd >= 0 || o->cold)
         remove_output(o, o->tail.info.number);
-    }
+    cold_writer_free(o->cold, false);
     for (size_t i = 0; i < o->segment_count; i++)
         remove_output(o, o->segments[i].number);
     tail_release(&o->tail);
@@ -70,31 +76,66 @@ void thin_output_leave(struct thin_output *o)
     if (o->fd >= 0)
         close(o->fd);
     o->fd = -1;
+    cold_writer_free(take_ptr(o->cold), true);
     o->segment_count = 0;
 }
 
-static int begin_segment(struct thin_output *o, struct error *err)
+static int begin_file(struct thin_output *o, struct error *err)
 {
     char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
-    if (o->number > o->last_number || o->segment_count == THIN_MAX_SEGMENTS)
-        return error_set(err, -E2BIG, "thinned history needs more segments than before: it is left as it is");
+    if (o->compress) {
+        journal_path(o->j, journal_cold_file_of(o->number, o->generation, name), path);
+        return cold_writer_new(path, o->key, &o->cold, err);
+    }
     journal_path(o->j, journal_segment_file_of(o->number, o->generation, name), path);
     o->fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_DIRECT, 0600);
     if (o->fd < 0 && errno == EINVAL) /* a file system without direct I/O */
         o->fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (o->fd < 0)
         return error_errno(err, -errno, "cannot create %s", path);
+    return 0;
+}
+
+static int begin_segment(struct thin_output *o, struct error *err)
+{
+    if (o->number > o->last_number || o->segment_count == THIN_MAX_SEGMENTS)
+        return error_set(err, -E2BIG, "thinned history needs more segments than before: it is left as it is");
     aead_free(take_ptr(o->key));
     if (o->j->seal && aead_random(o->salt, sizeof o->salt) < 0)
         return error_set(err, -EIO, "cannot thin old history: no random bytes");
     if (o->j->seal && sealed_segment_key(o->j->seal, o->salt, &o->key, err) < 0)
         return err->code;
+    int r = begin_file(o, err);
+    if (r < 0)
+        return r;
     tail_reset(&o->tail, o->number++, o->epoch, &o->boot);
     o->tail.info.generation = (uint16_t)o->generation;
     o->tail.info.keep_s = o->keep_s;
     o->frame_number = 1;
     o->previous_crc = 0;
     return 0;
+}
+
+/* The header block, and what else makes the file whole. */
+static int end_file(struct thin_output *o, struct error *err)
+{
+    struct segment_info *info = &o->tail.info;
+    char *block = io_alloc_pages(JOURNAL_BLOCK_BYTES);
+    if (!block)
+        return error_errno(err, -ENOMEM, "cannot thin old history");
+    segment_make_thinned_header(o->j, info, o->key ? o->salt : NULL, block);
+    int r = 0;
+    if (o->cold) {
+        r = cold_writer_finish(o->cold, block, &info->cold_kib, err);
+    } else {
+        r = io_pwrite_full(o->fd, block, JOURNAL_BLOCK_BYTES, 0);
+        if (r == 0 && fsync(o->fd) < 0)
+            r = -errno;
+        if (r < 0)
+            error_errno(err, r, "cannot write the thinned segment %u", info->number);
+    }
+    io_free_pages(block, JOURNAL_BLOCK_BYTES);
+    return r;
 }
 
 /* `last`: the segment whose end is this one's end too, or NULL. */
@@ -110,24 +151,43 @@ static int end_segment(struct thin_output *o, const struct segment_info *last, s
         info->last_boottime_ns = last->last_boottime_ns;
     }
     o->first.n = info->last.n + 1;
-    char *block = io_alloc_pages(JOURNAL_BLOCK_BYTES);
-    if (!block)
-        return error_errno(err, -ENOMEM, "cannot thin old history");
-    segment_make_thinned_header(o->j, info, o->key ? o->salt : NULL, block);
-    int r = io_pwrite_full(o->fd, block, JOURNAL_BLOCK_BYTES, 0);
-    io_free_pages(block, JOURNAL_BLOCK_BYTES);
-    if (r == 0 && fsync(o->fd) < 0)
-        r = -errno;
+    int r = end_file(o, err);
     if (r < 0)
-        return error_errno(err, r, "cannot write the thinned segment %u", info->number);
+        return r;
     journal_path(o->j, journal_l0_file_of(info->number, o->generation, name), path);
     r = tail_write_index(&o->tail, path, &o->j->manifest.journal_id, INDEX_L0, LSN_MAX, o->scratch, &info->index_kib, err);
     if (r < 0)
         return r;
-    close(o->fd);
+    if (o->fd >= 0)
+        close(o->fd);
     o->fd = -1;
+    cold_writer_free(take_ptr(o->cold), false);
     o->segments[o->segment_count++] = *info;
     return 0;
+}
+
+static bool is_open(const struct thin_output *o)
+{
+    return o->fd >= 0 || o->cold;
+}
+
+/* Writes the frame, which is complete. */
+static int write_frame(struct thin_output *o, struct error *err)
+{
+    const char *written = o->frame;
+    int r = 0;
+    if (o->cold)
+        return cold_writer_add(o->cold, o->frame, o->blocks, err);
+    if (o->key) {
+        seal_tag tags[FRAME_MAX_BLOCKS];
+        r = sealed_frame_write(o->key, o->tail.info.used_blocks, o->frame, o->sealed, o->blocks, tags);
+        tail_add_tags(&o->tail, tags, o->blocks);
+        written = o->sealed;
+    }
+    if (r == 0)
+        r = io_pwrite_full(o->fd, written, (size_t)o->blocks * JOURNAL_BLOCK_BYTES,
+                           (uint64_t)o->tail.info.used_blocks * JOURNAL_BLOCK_BYTES);
+    return r < 0 ? error_errno(err, r, "cannot write the thinned segment %u", o->tail.info.number) : 0;
 }
 
 static int end_frame(struct thin_output *o, struct error *err)
@@ -136,9 +196,9 @@ static int end_frame(struct thin_output *o, struct error *err)
     if (!o->count)
         return 0;
     int r = 0;
-    if (o->fd >= 0 && !tail_fits(&o->tail, o->count, o->blocks))
+    if (is_open(o) && !tail_fits(&o->tail, o->count, o->blocks))
         r = end_segment(o, NULL, err);
-    if (r == 0 && o->fd < 0)
+    if (r == 0 && !is_open(o))
         r = begin_segment(o, err);
     if (r < 0)
         return r;
@@ -151,18 +211,9 @@ static int end_frame(struct thin_output *o, struct error *err)
     frame_seal(h);
     o->previous_crc = le32_get(h->header_crc);
     frame_payload_crcs(h, crcs); /* what was damaged before gets a wrong CRC in the index, and stays so */
-    const char *written = o->frame;
-    if (o->key) {
-        seal_tag tags[FRAME_MAX_BLOCKS];
-        r = sealed_frame_write(o->key, o->tail.info.used_blocks, o->frame, o->sealed, o->blocks, tags);
-        tail_add_tags(&o->tail, tags, o->blocks);
-        written = o->sealed;
-    }
-    if (r == 0)
-        r = io_pwrite_full(o->fd, written, (size_t)o->blocks * JOURNAL_BLOCK_BYTES,
-                           (uint64_t)o->tail.info.used_blocks * JOURNAL_BLOCK_BYTES);
+    r = write_frame(o, err);
     if (r < 0)
-        return error_errno(err, r, "cannot write the thinned segment %u", o->tail.info.number);
+        return r;
     tail_add_frame(&o->tail, h, crcs);
     o->written_cut = o->frame_cut;
     o->count = 0;
@@ -228,5 +279,5 @@ int thin_output_add(struct thin_output *o, const struct thin_record *r, struct e
 int thin_output_finish(struct thin_output *o, const struct segment_info *last, struct error *err)
 {
     int r = end_frame(o, err);
-    return r == 0 && o->fd >= 0 ? end_segment(o, last, err) : r;
+    return r == 0 && is_open(o) ? end_segment(o, last, err) : r;
 }

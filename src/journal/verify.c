@@ -22,7 +22,7 @@
 #include "journal/manifest.h"
 #include "journal/pin.h"
 #include "journal/saved.h"
-#include "journal/sealed_segment.h"
+#include "journal/segment_reader.h"
 
 #define CACHE_BYTES (2u << 20)
 #define BASE_STEP_SECTORS 2048u
@@ -123,38 +123,41 @@ static void check_payloads(struct verification *v, const char *name, uint32_t bl
     }
 }
 
-static void free_key(struct aead **key)
+/* Of a compressed segment header and table are there twice, and were checked when it was opened. */
+static void check_header(struct verification *v, const struct segment_info *s, const char *name, const struct segment_reader *file)
 {
-    aead_free(*key);
+    struct error err = ERROR_INIT;
+    const void *block = file->cold ? cold_header_block(file->cold) : v->buffer;
+    if ((!file->cold && io_pread_full(file->fd, v->buffer, JOURNAL_BLOCK_BYTES, 0) < 0) ||
+        segment_check_header(&v->m.journal_id, s->number, block, &err) < 0)
+        damaged(v, (struct verify_damage){.file = name, .what = "has no valid header", .low = s->first, .high = s->last});
+    else if (file->cold && cold_is_worn(file->cold))
+        damaged(v, (struct verify_damage){.file = name, .what = "a copy of its header or table is damaged; the other one is used"});
 }
 
 static void check_segment(struct verification *v, const struct segment_info *s)
 {
     char name[JOURNAL_FILE_BYTES], path[PATH_MAX];
     struct error err = ERROR_INIT;
-    snprintf(path, sizeof path, "%s/%s", v->directory, journal_segment_file_of(s->number, s->generation, name));
-    _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) {
+    segment_reader_find(v->directory, s->number, s->generation, path, sizeof path);
+    snprintf(name, sizeof name, "%.63s", strrchr(path, '/') + 1);
+    struct segment_reader file __attribute__((cleanup(segment_reader_close))) = {.fd = -1};
+    int r = segment_reader_open(v->directory, s->number, s->generation, false, &file, &err);
+    if (r < 0) {
+        const char *what = r == -ENOENT ? "is missing" : r == -EBADMSG ? err.message : "cannot be decrypted";
         if (!was_dropped(v, s->number, s->generation))
-            damaged(v, (struct verify_damage){.file = name, .what = "is missing", .low = s->first, .high = s->last});
+            damaged(v, (struct verify_damage){.file = name, .what = what, .low = s->first, .high = s->last});
         return;
     }
     v->summary->segments++;
-    if (io_pread_full(fd, v->buffer, JOURNAL_BLOCK_BYTES, 0) < 0 ||
-        segment_check_header(&v->m.journal_id, s->number, v->buffer, &err) < 0)
-        damaged(v, (struct verify_damage){.file = name, .what = "has no valid header", .low = s->first, .high = s->last});
-    struct aead *key __attribute__((cleanup(free_key))) = NULL;
-    if (sealed_segment_open(path, fd, &key, &err) < 0) {
-        damaged(v, (struct verify_damage){.file = name, .what = "cannot be decrypted", .low = s->first, .high = s->last});
-        return;
-    }
+    check_header(v, s, name, &file);
     struct frame_expectation expected = {.journal_id = v->m.journal_id, .epoch = s->epoch, .number = s->first_frame,
                                          .previous_crc = s->first_previous_crc, .after = {s->first.n - 1}};
     for (uint32_t block = 1; block < s->used_blocks;) {
         const char *why = "cannot be read";
         seal_tag digest;
         expected.room_blocks = s->used_blocks - block;
-        if (sealed_read_header(key, fd, block, v->buffer, digest) < 0 || !frame_is_expected(v->buffer, &expected, &why)) {
+        if (segment_reader_header(&file, block, v->buffer, digest) < 0 || !frame_is_expected(v->buffer, &expected, &why)) {
             char what[128];
             if (was_dropped(v, s->number, s->generation))
                 return;
@@ -164,7 +167,7 @@ static void check_segment(struct verification *v, const struct segment_info *s)
         }
         const struct frame_header *h = (const struct frame_header *)v->buffer;
         uint32_t blocks = le32_get(h->blocks);
-        if (sealed_read_payload(key, fd, block, v->buffer, blocks, digest, NULL) < 0) {
+        if (segment_reader_payload(&file, block, v->buffer, blocks, digest, NULL) < 0) {
             damaged(v, (struct verify_damage){.file = name, .what = "cannot be read", .low = {le64_get(h->first_lsn)}, .high = s->last});
             return;
         }

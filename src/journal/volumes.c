@@ -204,5 +204,7 @@ void journal_configure(struct journal *j, const struct journal_options *options)
     j->options.history_ns = options->history_ns;
     memcpy(j->options.thinning, options->thinning, sizeof j->options.thinning);
     j->options.thinning_count = options->thinning_count;
+    j->options.compress = options->compress;
+    j->options.compress_after_ns = options->compress_after_ns;
     pthread_cond_signal(&j->janitor_work);
 }

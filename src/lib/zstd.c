@@ -72,3 +72,61 @@ int zstd_decompress(const void *data, size_t length_bytes, size_t limit_bytes, v
     *ret_length_bytes = n;
     return 0;
 }
+
+struct zstd_coder {
+    ZSTD_CCtx *compress;
+    ZSTD_DCtx *decompress;
+    int level;
+};
+
+int zstd_coder_new(int level, struct zstd_coder **ret, struct error *err)
+{
+    struct zstd_coder *c = calloc(1, sizeof *c);
+    if (!c)
+        return error_errno(err, -ENOMEM, "cannot compress");
+    c->level = level;
+    *ret = c;
+    return 0;
+}
+
+void zstd_coder_free(struct zstd_coder *c)
+{
+    if (!c)
+        return;
+    ZSTD_freeCCtx(c->compress);
+    ZSTD_freeDCtx(c->decompress);
+    free(c);
+}
+
+static ZSTD_CCtx *make_compressor(int level)
+{
+    ZSTD_CCtx *c = ZSTD_createCCtx();
+    if (!c)
+        return NULL;
+    if (!ZSTD_isError(ZSTD_CCtx_setParameter(c, ZSTD_c_compressionLevel, level)) &&
+        !ZSTD_isError(ZSTD_CCtx_setParameter(c, ZSTD_c_contentSizeFlag, 0)) &&
+        !ZSTD_isError(ZSTD_CCtx_setParameter(c, ZSTD_c_checksumFlag, 0)))
+        return c;
+    ZSTD_freeCCtx(c);
+    return NULL;
+}
+
+size_t zstd_coder_compress(struct zstd_coder *c, const void *data, size_t length_bytes, void *target,
+                           size_t capacity_bytes)
+{
+    if (!c->compress)
+        c->compress = make_compressor(c->level);
+    size_t n = c->compress ? ZSTD_compress2(c->compress, target, capacity_bytes, data, length_bytes) : 0;
+    return ZSTD_isError(n) ? 0 : n;
+}
+
+int zstd_coder_decompress(struct zstd_coder *c, const void *data, size_t data_bytes, void *target,
+                          size_t length_bytes)
+{
+    if (!c->decompress)
+        c->decompress = ZSTD_createDCtx();
+    if (!c->decompress)
+        return -ENOMEM;
+    size_t n = ZSTD_decompressDCtx(c->decompress, target, length_bytes, data, data_bytes);
+    return ZSTD_isError(n) || n != length_bytes ? -EBADMSG : 0;
+}

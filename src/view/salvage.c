@@ -13,6 +13,7 @@
 #include "base/io.h"
 #include "journal/manifest.h"
 #include "journal/salvage.h"
+#include "journal/segment_reader.h"
 #include "view/image_internal.h"
 
 #define FINDINGS_MAX 1000u
@@ -110,8 +111,8 @@ static int examine_segment(struct salvage *s, const struct segment_info *info, s
     char path[PATH_MAX], name[JOURNAL_FILE_BYTES];
     struct index *index;
     struct error why = ERROR_INIT;
-    snprintf(path, sizeof path, "%s/%s", s->directory, journal_segment_file_of(info->number, info->generation, name));
-    if (access(path, F_OK) < 0)
+    journal_segment_file_of(info->number, info->generation, name);
+    if (!segment_reader_find(s->directory, info->number, info->generation, path, sizeof path))
         find(s, "%s is missing: what it held of LSN %llu to %llu cannot be read", name, (unsigned long long)info->first.n,
              (unsigned long long)info->last.n);
     snprintf(path, sizeof path, "%s/%s", s->directory, journal_l0_file_of(info->number, info->generation, name));
@@ -376,7 +377,7 @@ int image_check_files(const char *directory, const char *pin_name, struct error 
 {
     struct pin pin;
     struct manifest m;
-    char l0[JOURNAL_FILE_BYTES], segment[JOURNAL_FILE_BYTES];
+    char l0[JOURNAL_FILE_BYTES], segment[JOURNAL_FILE_BYTES], path[PATH_MAX];
     int r = pin_load(directory, pin_name, &pin, err);
     if (r < 0)
         return r;
@@ -389,9 +390,12 @@ int image_check_files(const char *directory, const char *pin_name, struct error 
         const struct segment_info *info = &m.segments[i];
         if (info->first.n > lsn.n || info->last.n <= m.base.n)
             continue;
-        const char *missing = !is_there(directory, journal_segment_file_of(info->number, info->generation, segment)) ? segment
-                              : !is_there(directory, journal_l0_file_of(info->number, info->generation, l0))         ? l0
-                                                                                                : NULL;
+        journal_segment_file_of(info->number, info->generation, segment);
+        const char *missing = NULL;
+        if (!segment_reader_find(directory, info->number, info->generation, path, sizeof path))
+            missing = segment;
+        else if (!is_there(directory, journal_l0_file_of(info->number, info->generation, l0)))
+            missing = l0;
         if (missing && still_needed(directory, info->number))
             r = error_set(err, -EBADMSG, "%s/%s is missing: what was written from LSN %llu to %llu cannot be read", directory,
                           missing, (unsigned long long)info->first.n, (unsigned long long)info->last.n);

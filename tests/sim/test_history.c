@@ -11,6 +11,8 @@
  * With --thin, time goes by between the steps, old history is thinned and dropped by its age, and killed in each step of
  * thinning: what is kept must be what it was, the rest must be refused, and each calendar interval must have its point.
  *
+ * Some histories are compressed, at once or after a while, and killed in each step of that too.
+ *
  * Each history prints its seed when it fails; --seed S --histories 1 replays it. */
 #include <errno.h>
 #include <getopt.h>
@@ -62,7 +64,9 @@ struct history {
     _Atomic uint64_t now_ns;
     _Atomic unsigned fault; /* step of thinning in which it is killed; 0: none */
     _Atomic bool killed;
-    uint64_t refused, thinned, history_ns, quota_bytes;
+    uint64_t refused, thinned, compressed, history_ns, quota_bytes;
+    bool compress;
+    uint64_t compress_after_ns;
     uint64_t sizes[VOLUMES]; /* now */
     uint64_t seed_speed, exact_from; /* exact_from: points before it were lost to the history while a volume was being seeded */
     _Atomic bool lose_image, lose_manifest;
@@ -194,6 +198,8 @@ static void open_volumes(struct history *h)
                                       .fanout = h->fanout,
                                       .ring_path = h->ring,
                                       .owner = "test"};
+    options.compress = h->compress;
+    options.compress_after_ns = h->compress_after_ns;
     options.fault = test_io_fault;
     options.fault_context = h;
     if (thin) {
@@ -440,6 +446,9 @@ static void check_segments(struct history *h)
     for (size_t i = 0; i < m.segment_count; i++) {
         const struct segment_info *s = &m.segments[i];
         h->thinned += s->generation > 0;
+        h->compressed += s->cold_kib > 0;
+        if (h->compress && !s->cold_kib && !s->dense && s->used_blocks > 1 && h->now_ns - s->last_realtime_ns > h->compress_after_ns)
+            fail(h, "segment %u is not compressed", s->number);
         if (h->history_ns && !h->view && !s->open_end && h->now_ns - s->last_realtime_ns > h->history_ns)
             fail(h, "segment %u is older than the history that is wanted", s->number);
     }
@@ -478,7 +487,7 @@ static void thin_now(struct history *h)
         group_settle(h->group); /* as in grow() */
         return;
     }
-    h->fault = below(h, 2) ? 1 + (unsigned)below(h, 6) : 0;
+    h->fault = below(h, 2) ? 1 + (unsigned)below(h, 9) : 0;
     OK(h, journal_maintain(h->journal, &err));
     h->fault = 0;
     if (h->killed) {
@@ -519,8 +528,9 @@ static void change(struct history *h)
         break;
     default:
         h->doing = "write";
+        uint64_t word = next_random(h), same = below(h, 3) ? 0 : ~7ull; /* most of it can be compressed */
         for (uint64_t i = 0; i < length * 512; i += 8) {
-            uint64_t word = next_random(h);
+            word = i & same ? next_random(h) : word + (i % 512 == 0);
             memcpy(model + i, &word, 8);
         }
         OK(h, block_pwrite(b, model, length * 512, lba * 512, flags, &err));
@@ -789,7 +799,7 @@ static void step(struct history *h)
     remember(h);
 }
 
-static void run(uint64_t seed, uint64_t *checked, uint64_t *thinned, uint64_t *refused)
+static void run(uint64_t seed, uint64_t *checked, uint64_t *thinned, uint64_t *refused, uint64_t *compressed)
 {
     struct history *h = calloc(1, sizeof *h);
     char template[] = "/dev/shm/tidemark-history-XXXXXX";
@@ -812,6 +822,8 @@ static void run(uint64_t seed, uint64_t *checked, uint64_t *thinned, uint64_t *r
     h->now_ns = START_NS;
     h->history_ns = thin && below(h, 3) == 0 ? 400 * NS_PER_SECOND : 0;
     h->quota_bytes = thin && below(h, 3) == 0 ? (4 + below(h, 6)) * h->blocks * 4096 : 0;
+    h->compress = below(h, 3) > 0;
+    h->compress_after_ns = below(h, 2) ? 0 : 10 * NS_PER_SECOND;
     fill_backings(h);
     open_all(h);
     OK(h, journal_sync(h->journal, -1, NULL, &err));
@@ -826,10 +838,9 @@ static void run(uint64_t seed, uint64_t *checked, uint64_t *thinned, uint64_t *r
         OK(h, journal_seal(h->journal, &err));
     OK(h, journal_maintain(h->journal, &err));
     check_live(h);
-    if (thin) {
+    if (thin || !h->compress_after_ns)
         check_segments(h);
-        verify(h);
-    }
+    verify(h);
     for (size_t i = 0; i < h->point_count; i++)
         if (is_kept(h, &h->points[i])) {
             check_point(h, &h->points[i]);
@@ -837,6 +848,7 @@ static void run(uint64_t seed, uint64_t *checked, uint64_t *thinned, uint64_t *r
         }
     close_view(h);
     *thinned += h->thinned;
+    *compressed += h->compressed;
     *refused += h->refused;
     group_free(h->group);
     OK(h, journal_close(h->journal, &err));
@@ -856,7 +868,7 @@ int main(int argc, char **argv)
                                             {"adopt", no_argument, NULL, 'A'},
                                             {"verbose", no_argument, NULL, 'v'},
                                             {0}};
-    uint64_t histories = 200, seconds = 0, checked = 0, thinned = 0, refused = 0, seed;
+    uint64_t histories = 200, seconds = 0, checked = 0, thinned = 0, refused = 0, compressed = 0, seed;
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
     seed = (uint64_t)now.tv_sec * 1000003u + (uint64_t)now.tv_nsec;
@@ -886,9 +898,10 @@ int main(int argc, char **argv)
     for (; seconds ? (uint64_t)(time(NULL) - start) < seconds : done < histories; done++) {
         if (verbose)
             printf("seed %llu\n", (unsigned long long)(seed + done));
-        run(seed + done, &checked, &thinned, &refused);
+        run(seed + done, &checked, &thinned, &refused, &compressed);
     }
-    printf("%llu histories, %llu points compared\n", (unsigned long long)done, (unsigned long long)checked);
+    printf("%llu histories, %llu points compared, %llu compressed segments\n", (unsigned long long)done, (unsigned long long)checked,
+           (unsigned long long)compressed);
     if (thin)
         printf("%llu thinned segments, %llu points refused\n", (unsigned long long)thinned, (unsigned long long)refused);
     return 0;

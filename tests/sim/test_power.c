@@ -140,6 +140,7 @@ static void open_all(void)
                                 .ring_path = x.ring,
                                 .owner = "test_power",
                                 .fault = fault,
+                                .compress = x.seed & 1,
                                 .log = getenv("TIDEMARK_LOG") ? &told : NULL};
     OK(journal_open(&o, &x.journal, &err));
     OK(group_new(x.journal, x.ack, o.log, &x.group, &err));

@@ -191,14 +191,14 @@ class View(Served):
 
 
 class Application(Served):
-    def __init__(self, test, volumes, ack="write", quota=0, journal=None, name="app", thinning=()):
+    def __init__(self, test, volumes, ack="write", quota=0, journal=None, name="app", thinning=(), compress=None):
         directory = "%s/%s" % (test.work, name)
         os.makedirs(directory + "/backing")
         self.journal, self.socket, self.config = journal or directory + "/journal", directory + "/engine.sock", directory + "/engine.json"
         self.nbd, self.nbd_socket, self.view_count = None, directory + "/nbd.sock", 0
         with open(self.config, "w") as f:
             json.dump({"application": name, "journal": self.journal, "socket": self.socket, "ack": ack, "quota_bytes": quota,
-                       "thinning": list(thinning),
+                       "thinning": list(thinning), **({} if compress is None else {"compress_after_ns": compress}),
                        "volumes": [{"name": v, "size_bytes": size, "backing": "%s/backing/%s.img" % (directory, v)}
                                    for v, size in volumes.items()]}, f)
         super().__init__(test, directory, volumes, [ENGINE, "serve", "--config", self.config], True)

@@ -180,6 +180,27 @@ static void retention(void **unused)
     assert_int_equal(still->items[0].policy->thinning_count, 0);
 }
 
+static void compression(void **unused)
+{
+    (void)unused;
+    _cleanup_app_documents_ struct app_documents *plain = parse(POLICY "spec: {journal: {quota: 1Gi}}\n");
+    assert_int_equal(plain->items[0].policy->compress_after_ns, 600ull * 1000000000u);
+    _cleanup_app_documents_ struct app_documents *later = parse(POLICY "spec: {journal: {compressAfter: 2h}}\n");
+    assert_int_equal(later->items[0].policy->compress_after_ns, 7200ull * 1000000000u);
+    _cleanup_app_documents_ struct app_documents *never = parse(POLICY "spec: {journal: {compressAfter: never}}\n");
+    assert_true(never->items[0].policy->compress_after_ns == APP_COMPRESS_NEVER);
+    for (int i = 0; i < 3; i++) {
+        const struct app_policy *p = (i == 0 ? plain : i == 1 ? later : never)->items[0].policy;
+        _cleanup_free_ char *text = app_policy_to_yaml(p);
+        assert_non_null(strstr(text, i == 0 ? "    compressAfter: 10m\n" : i == 1 ? "    compressAfter: 2h\n" : "    compressAfter: never\n"));
+        _cleanup_app_documents_ struct app_documents *again = parse(text);
+        assert_true(again->items[0].policy->compress_after_ns == p->compress_after_ns);
+    }
+    refuse(POLICY "spec: {journal: {compressAfter: soon}}\n",
+           "f.yaml:4:33: spec.journal.compressAfter: found 'soon'; expected a duration such as 10m, or never");
+    refuse(POLICY "spec: {journal: {compressAfter: 1s}}\n", "f.yaml:4:33: spec.journal.compressAfter: found '1s'; expected at least 1 min");
+}
+
 static void wrong_retention(void **unused)
 {
     (void)unused;
@@ -187,7 +208,7 @@ static void wrong_retention(void **unused)
            "f.yaml:4:27: spec.journal.history: found '30'; expected a duration such as 90s, 24h or 30d");
     refuse(POLICY "spec: {journal: {history: 1s}}\n", "f.yaml:4:27: spec.journal.history: found '1s'; expected at least 1 min");
     refuse(POLICY "spec: {journal: {histroy: 1d}}\n",
-           "f.yaml:4:18: spec.journal.histroy: unknown field; did you mean 'history'? (expected one of: history, quota, seedRate, thinning)");
+           "f.yaml:4:18: spec.journal.histroy: unknown field; did you mean 'history'? (expected one of: compressAfter, history, quota, seedRate, thinning)");
     refuse(POLICY "spec: {journal: {thinning: 1h}}\n",
            "f.yaml:4:28: spec.journal.thinning: found '1h'; expected a list of steps such as {after: 24h, keep: 1m}");
     refuse(POLICY "spec: {journal: {thinning: [{after: 2h}]}}\n",
@@ -320,7 +341,7 @@ static void encryption(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(whole),    cmocka_unit_test(sources), cmocka_unit_test(from), cmocka_unit_test(canonical),
-                                       cmocka_unit_test(policies), cmocka_unit_test(retention), cmocka_unit_test(wrong_retention), cmocka_unit_test(envelope),
+                                       cmocka_unit_test(policies), cmocka_unit_test(retention), cmocka_unit_test(compression), cmocka_unit_test(wrong_retention), cmocka_unit_test(envelope),
                                        cmocka_unit_test(volumes),  cmocka_unit_test(others), cmocka_unit_test(encryption)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
