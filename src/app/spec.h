@@ -63,7 +63,7 @@
 #define APP_DOCUMENTS_MAX 256u
 
 enum app_kind { APP_KIND_APPLICATION, APP_KIND_POLICY };
-enum app_export { APP_EXPORT_FUSE, APP_EXPORT_NBD };
+enum app_export { APP_EXPORT_FUSE, APP_EXPORT_NBD, APP_EXPORT_UBLK };
 enum app_fs_type { APP_FS_EXT4, APP_FS_XFS, APP_FS_FOUND /* what is there: volumes with a source */ };
 enum app_ack_mode { APP_ACK_WRITE, APP_ACK_FLUSH };
 enum app_failure_mode { APP_FAILURE_AVAILABILITY, APP_FAILURE_PROTECTION };
