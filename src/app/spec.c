@@ -98,6 +98,11 @@ const char *app_export_name(enum app_export export)
     return export == APP_EXPORT_NBD ? "nbd" : export == APP_EXPORT_UBLK ? "ublk" : "fuse";
 }
 
+bool app_export_has_devices(enum app_export export)
+{
+    return export != APP_EXPORT_NBD;
+}
+
 const char *app_fs_type_name(enum app_fs_type fs_type)
 {
     return fs_type == APP_FS_FOUND ? "auto" : fs_type == APP_FS_XFS ? "xfs" : "ext4";

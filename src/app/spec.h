@@ -159,6 +159,8 @@ json_t *app_commands_to_json(const struct app_commands *commands);
 int app_check_name(const char *name, struct error *err) MUST_CHECK;
 
 const char *app_export_name(enum app_export export);
+/* Whether volumes are block devices of this host, which can be mounted and have a cache; NBD's are its clients'. */
+bool app_export_has_devices(enum app_export export);
 const char *app_fs_type_name(enum app_fs_type fs_type);
 const char *app_ack_mode_name(enum app_ack_mode mode);
 const char *app_failure_mode_name(enum app_failure_mode mode);

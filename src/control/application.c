@@ -256,7 +256,7 @@ int application_start(struct application *application, struct error *err)
         r = application_export_start(application, err);
     if (r == 0) {
         r = application_attach(application, err);
-        if (r == 0)
+        if (r == 0 && !rewind_holds_mounts(application))
             r = application_mount(application, err);
         if (r == 0)
             r = application_catch_up(application, err);
@@ -304,7 +304,7 @@ static uint64_t backoff_ns(unsigned failures)
     return (seconds > 30 ? 30 : seconds) * NS_PER_SECOND;
 }
 
-static void restart(struct application *application)
+static int restart(struct application *application)
 {
     struct error err = ERROR_INIT;
     stop_manifests(application);
@@ -318,15 +318,17 @@ static void restart(struct application *application)
         log_error(application->control->log, "%s", err.message);
     else
         log_info(application->control->log, "%s is back", application->name);
+    return r;
 }
 
 static void *restart_main(void *context)
 {
     struct application *application = context;
     struct control *control = application->control;
-    if (!atomic_load(&control->stopping))
-        restart(application);
+    bool back = !atomic_load(&control->stopping) && restart(application) == 0;
     application_end(application);
+    if (back)
+        rewind_continue(application); /* if the start of `up` has not, since the application did not start */
     application_unref(application);
     control_work_ended(control);
     return NULL;

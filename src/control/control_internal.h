@@ -264,6 +264,9 @@ int rewind_run(struct application *application, struct operation *operation, con
                json_t **ret, struct error *err) MUST_CHECK;
 /* The operation log of an interrupted one, or NULL. */
 json_t *rewind_unfinished(const struct application *application);
+/* Whether an interrupted one has unmounted the volumes and may not have rewound them: a file system that is mounted now would
+ * have its blocks changed below it. rewind_continue mounts them. */
+bool rewind_holds_mounts(const struct application *application);
 extern const char *const rewind_steps[];
 /* Starts threads for those that were interrupted. */
 void rewind_continue(struct application *application);

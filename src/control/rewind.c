@@ -156,6 +156,13 @@ json_t *rewind_unfinished(const struct application *application)
     return log;
 }
 
+bool rewind_holds_mounts(const struct application *application)
+{
+    _cleanup_json_ json_t *log = rewind_unfinished(application);
+    const char *step = json_string_value(json_object_get(log, "step"));
+    return step && strcmp(step, step_keys[STEP_VOLUMES]) == 0;
+}
+
 /* ---- steps ---- */
 
 static int resolve(struct rewinding *w, struct error *err)
@@ -299,7 +306,7 @@ static bool is_empty(const struct rewinding *w, int step)
         mounts |= spec->volumes[i].mount_path != NULL;
     return (step == STEP_STOP && !spec->stop.count) || (step == STEP_START && !spec->start.count) ||
            (step == STEP_PROBE && !spec->probe.count) || (step == STEP_MANIFESTS && !spec->manifests) ||
-           (step == STEP_UNMOUNT && spec->export != APP_EXPORT_FUSE) || (step == STEP_MOUNT && !mounts);
+           (step == STEP_UNMOUNT && !app_export_has_devices(spec->export)) || (step == STEP_MOUNT && !mounts);
 }
 
 /* Nothing was rewound: mount and start again as it was. */

@@ -255,6 +255,7 @@ static void each_export_is_known(void **unused)
         _cleanup_free_ char *canonical_text = app_spec_to_yaml(d->items[0].spec);
         _cleanup_app_documents_ struct app_documents *again = parse(canonical_text);
         assert_int_equal(again->items[0].spec->export, i);
+        assert_true(app_export_has_devices(i) == (i != APP_EXPORT_NBD)); /* what can be mounted must be unmounted */
     }
 }
 
