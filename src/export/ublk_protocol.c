@@ -11,6 +11,7 @@
 #define DEVICE_PREFIX "/dev/ublkb"
 #define IDENTITY_MAGIC 0x544d4152ull /* "TMAR" */
 #define NUMBER_MAX 1048575u          /* of the kernel's minors */
+#define RECOVERY ((uint64_t)(UBLK_F_USER_RECOVERY | UBLK_F_USER_RECOVERY_REISSUE))
 
 uint32_t ublk_op(uint32_t encoded, bool kernel_encodes)
 {
@@ -26,8 +27,13 @@ void ublk_fill_info(struct ublksrv_ctrl_dev_info *info, unsigned queues, bool re
         .queue_depth = UBLK_QUEUE_DEPTH,
         .max_io_buf_bytes = UBLK_IO_BYTES,
         .dev_id = UINT32_MAX, /* any that is free */
-        .flags = recoverable ? UBLK_F_USER_RECOVERY | UBLK_F_USER_RECOVERY_REISSUE : 0,
+        .flags = recoverable ? RECOVERY : 0,
         .ublksrv_flags = identity};
+}
+
+bool ublk_can_recover(const struct ublksrv_ctrl_dev_info *info)
+{
+    return (info->flags & RECOVERY) == RECOVERY;
 }
 
 /* Blocks of 512 bytes for what was made on such a device; 4 KiB are what should be written at least. */

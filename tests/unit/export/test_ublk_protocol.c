@@ -47,11 +47,15 @@ static void only_what_is_started_again_is_recoverable(void **state)
     struct ublksrv_ctrl_dev_info info;
     ublk_fill_info(&info, 2, true, 77);
     assert_int_equal(info.flags, UBLK_F_USER_RECOVERY | UBLK_F_USER_RECOVERY_REISSUE);
+    assert_true(ublk_can_recover(&info));
+    info.flags = UBLK_F_USER_RECOVERY; /* what an older kernel leaves of the flags */
+    assert_false(ublk_can_recover(&info));
     assert_int_equal(info.nr_hw_queues, 2);
     assert_int_equal(info.ublksrv_flags, 77);
     check_ok(ublk_check_info(&info, &err));
     ublk_fill_info(&info, 1000, false, 77);
     assert_int_equal(info.flags, 0);
+    assert_false(ublk_can_recover(&info));
     assert_int_equal(info.nr_hw_queues, UBLK_QUEUES_MAX);
     check_ok(ublk_check_info(&info, &err));
     ublk_fill_info(&info, 0, false, 77);
