@@ -28,7 +28,6 @@ check-cluster: deps image
 
 # The tests on Linux 6.12 in a virtual machine: what this machine's kernel may not have (ublk, nbd). Its kernel is fetched once.
 check-vm:
-	scripts/install-deps vm
 	scripts/check-vm
 
 # The container image of all roles, $(BUILD)/tidemark-image.tar.
