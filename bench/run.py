@@ -23,7 +23,7 @@ import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PARTS = ["nbd", "fuse", "flush", "open", "rss", "thin"]
+PARTS = ["nbd", "fuse", "flush", "open", "rss", "thin", "cluster"]
 GIB = 1 << 30
 DISK_LIMIT = 60 * GIB  # this program never takes more
 CLUSTER = 64 << 10     # of QEMU's copy-before-write
@@ -802,8 +802,16 @@ def stop(number, frame):
     raise KeyboardInterrupt
 
 
+def cluster(o):
+    """The controller with many objects: a program, results and a page of its own."""
+    command = [sys.executable, "-B", os.path.join(ROOT, "bench/controller.py"), "--build", o.build] + ["--quick"] * o.quick
+    return subprocess.run(command).returncode
+
+
 def main():
     o = parse()
+    if o.only == ["cluster"]:
+        return cluster(o)
     check(o)
     for s in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(s, stop)
@@ -819,6 +827,8 @@ def main():
                 b.guarded("opening and memory", b.history)
             if "thin" in o.only:
                 b.thin()
+            if "cluster" in o.only and cluster(o):
+                b.failures.append({"what": "the controller", "why": "bench/controller.py did not end well"})
         except KeyboardInterrupt:
             interrupted = True
             say("interrupted: cleaning up")

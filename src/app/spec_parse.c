@@ -17,6 +17,8 @@ static const char *found(const struct yaml_node *node, char text[FOUND_BYTES])
 {
     if (node->kind == YAML_SCALAR && !yaml_is_null(node))
         snprintf(text, FOUND_BYTES, "'%.80s'", node->scalar);
+    else if (node->kind == YAML_SEQUENCE && node->count == 0)
+        snprintf(text, FOUND_BYTES, "an empty list");
     else
         snprintf(text, FOUND_BYTES, "%s", yaml_is_null(node) ? "nothing" : yaml_kind_name(node));
     return text;
@@ -402,7 +404,12 @@ static int read_volumes(const struct app_parse_options *options, const struct ya
     const struct yaml_node *volumes = need(body, "spec", "volumes", "a list of at least one volume", err);
     if (!volumes)
         return err->code;
-    if (volumes->kind != YAML_SEQUENCE || volumes->count == 0 || volumes->count > APP_VOLUMES_MAX)
+    if (volumes->kind == YAML_SEQUENCE && volumes->count > APP_VOLUMES_MAX)
+        return yaml_error(err, volumes, -EINVAL,
+                          "spec.volumes: found %zu volumes; expected at most %u: split the application, or "
+                          "use fewer, larger volumes",
+                          volumes->count, APP_VOLUMES_MAX);
+    if (volumes->kind != YAML_SEQUENCE || volumes->count == 0)
         return refuse(err, volumes, "spec.volumes", "a list of 1 to 32 volumes");
     spec->volumes = calloc(volumes->count, sizeof *spec->volumes);
     if (!spec->volumes)
@@ -432,6 +439,18 @@ static int read_policy_ref(const struct yaml_node *body, struct app_spec *spec, 
     return name ? read_name(name, "spec.policyRef.name", &spec->policy, err) : err->code;
 }
 
+/* Whether it lies in one of the application's volumes. */
+static bool is_on_volume(const struct app_spec *spec, const char *path)
+{
+    for (size_t i = 0; i < spec->volume_count; i++) {
+        const char *mount = spec->volumes[i].mount_path;
+        size_t length = mount ? strlen(mount) : 0;
+        if (length && strncmp(path, mount, length) == 0 && (path[length] == '/' || !path[length]))
+            return true;
+    }
+    return false;
+}
+
 static int read_encryption(const struct app_parse_options *options, const struct yaml_node *journal, struct app_spec *spec,
                            struct error *err)
 {
@@ -443,7 +462,11 @@ static int read_encryption(const struct app_parse_options *options, const struct
     if (r < 0)
         return r;
     const struct yaml_node *file = need(encryption, "spec.journal.encryption", "keyFile", "the path of a key file", err);
-    return file ? read_path(file, "spec.journal.encryption.keyFile", options->directory, false, &spec->key_file, err) : err->code;
+    r = file ? read_path(file, "spec.journal.encryption.keyFile", options->directory, false, &spec->key_file, err) : err->code;
+    if (r == 0 && is_on_volume(spec, spec->key_file))
+        return refuse(err, file, "spec.journal.encryption.keyFile",
+                      "a file outside the application's volumes (they are served only once it was read)");
+    return r;
 }
 
 static int read_application(const struct app_parse_options *options, const struct yaml_node *body,
@@ -463,14 +486,9 @@ static int read_application(const struct app_parse_options *options, const struc
         r = read_path(manifests, "spec.manifests", options->directory, false, &spec->manifests, err);
     if (r < 0)
         return r;
-    for (size_t i = 0; manifests && i < spec->volume_count; i++) {
-        const char *mount = spec->volumes[i].mount_path;
-        size_t length = mount ? strlen(mount) : 0;
-        if (length && strncmp(spec->manifests, mount, length) == 0 &&
-            (spec->manifests[length] == '/' || !spec->manifests[length]))
-            return refuse(err, manifests, "spec.manifests",
-                          "a directory outside the application's volumes (they rewind by themselves)");
-    }
+    if (manifests && is_on_volume(spec, spec->manifests))
+        return refuse(err, manifests, "spec.manifests",
+                      "a directory outside the application's volumes (they rewind by themselves)");
     const struct yaml_node *journal = optional(body, "journal");
     if (journal)
         r = read_encryption(options, journal, spec, err);

@@ -70,9 +70,9 @@ void block_free(struct block *b);
  * the range where that fails), so that the range reads as zeroes. `create_bytes` > 0 creates it sparse with that
  * size when it is missing; an existing one keeps its size. */
 int block_file_open(const char *path, uint64_t create_bytes, bool read_only, struct block **ret, struct error *err) MUST_CHECK;
-/* A file or device that is there already and holds something, taken for itself: -EBUSY while a mount, a loop device's or
- * virtual machine's lock or another engine has it. */
-int block_file_open_exclusive(const char *path, struct block **ret, struct error *err) MUST_CHECK;
+/* The same to write, taken for itself: -EBUSY while a mount, a loop device's or virtual machine's lock or another engine has it, after
+ * `wait_ms`. The writes that the kernel still has of an engine that was killed count as one: its process is gone before they are. */
+int block_file_open_exclusive(const char *path, uint64_t create_bytes, unsigned wait_ms, struct block **ret, struct error *err) MUST_CHECK;
 /* Gives the file at least that size, sparse and durable; a device must have it already (-ENOSPC). What is there stays. */
 int block_file_grow(struct block *b, uint64_t size_bytes, struct error *err) MUST_CHECK;
 /* The file's descriptor (owned by the block), for io_uring and fdatasync by the caller. */

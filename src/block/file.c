@@ -32,7 +32,7 @@
 #include "block/queue.h"
 
 #define ZEROES_BYTES (64u << 10)
-#define EXCLUSIVE_ATTEMPTS 150 /* 3 s */
+#define EXCLUSIVE_PAUSE_MS 20u
 
 struct block_file {
     struct block block;
@@ -472,11 +472,12 @@ static int find_alignment(struct block_file *f, uint64_t file_bytes, struct erro
     return 0;
 }
 
-/* Against other engines (flock), and against virtual machines, which lock bytes of their images. */
+/* Against other engines (flock), and against virtual machines, which lock bytes of their images. Both locks are the open file's: the
+ * writes that the kernel still has of an engine that was killed hold them too. A file system without locks has none. */
 static int lock_file(const struct block_file *f, struct error *err)
 {
     struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-    if (flock(f->fd, LOCK_EX | LOCK_NB) < 0 || fcntl(f->fd, F_OFD_SETLK, &whole) < 0)
+    if ((flock(f->fd, LOCK_EX | LOCK_NB) < 0 || fcntl(f->fd, F_OFD_SETLK, &whole) < 0) && errno != EOPNOTSUPP && errno != ENOLCK && errno != ENOSYS)
         return error_set(err, errno == EAGAIN || errno == EACCES ? -EBUSY : -errno,
                          "cannot use %s: another program has locked it (`lslocks` and `fuser -v %s` tell which one)", f->path,
                          f->path);
@@ -526,14 +527,13 @@ int block_file_open(const char *path, uint64_t create_bytes, bool read_only, str
     return open_file(path, create_bytes, read_only, false, ret, err);
 }
 
-int block_file_open_exclusive(const char *path, struct block **ret, struct error *err)
+int block_file_open_exclusive(const char *path, uint64_t create_bytes, unsigned wait_ms, struct block **ret, struct error *err)
 {
-    struct timespec pause = {.tv_nsec = 20 * 1000000};
-    int r = open_file(path, 0, false, true, ret, err);
-    /* The kernel may still be letting go of what an engine that was killed had open. */
-    for (int i = 0; r == -EBUSY && i < EXCLUSIVE_ATTEMPTS; i++) {
+    struct timespec pause = {.tv_nsec = EXCLUSIVE_PAUSE_MS * 1000000};
+    int r = open_file(path, create_bytes, false, true, ret, err);
+    for (unsigned waited_ms = 0; r == -EBUSY && waited_ms < wait_ms; waited_ms += EXCLUSIVE_PAUSE_MS) {
         nanosleep(&pause, NULL);
-        r = open_file(path, 0, false, true, ret, err);
+        r = open_file(path, create_bytes, false, true, ret, err);
     }
     return r;
 }

@@ -213,9 +213,9 @@ static int check_policy(struct application *application, struct error *err)
     return r;
 }
 
-static int start_manifests(struct application *application, struct error *err)
+int application_start_manifests(struct application *application, struct error *err)
 {
-    if (!application->spec->manifests)
+    if (!application->spec->manifests || application->manifests)
         return 0;
     struct manifests *manifests;
     int r = manifests_start(application->control, application->spec->manifests, application->socket,
@@ -256,12 +256,12 @@ int application_start(struct application *application, struct error *err)
         r = application_export_start(application, err);
     if (r == 0) {
         r = application_attach(application, err);
-        if (r == 0 && !rewind_holds_mounts(application))
+        if (r == 0 && !rewind_holds_volumes(application))
             r = application_mount(application, err);
         if (r == 0)
             r = application_catch_up(application, err);
-        if (r == 0)
-            r = start_manifests(application, err);
+        if (r == 0 && !rewind_is_unfinished(application))
+            r = application_start_manifests(application, err);
         if (r < 0) {
             struct error ignored = ERROR_INIT;
             if (application_unmount(application, false, &ignored) < 0 ||
@@ -288,7 +288,7 @@ int application_stop(struct application *application, bool force, struct error *
     if (r < 0) {
         struct error second = ERROR_INIT;
         if (application_attach(application, &second) < 0 || application_mount(application, &second) < 0 ||
-            start_manifests(application, &second) < 0)
+            application_start_manifests(application, &second) < 0)
             log_error(application->control->log, "%s: %s", application->name, second.message);
         return error_context(err, "%s", application->name);
     }
@@ -304,7 +304,7 @@ static uint64_t backoff_ns(unsigned failures)
     return (seconds > 30 ? 30 : seconds) * NS_PER_SECOND;
 }
 
-static int restart(struct application *application)
+static void restart(struct application *application)
 {
     struct error err = ERROR_INIT;
     stop_manifests(application);
@@ -314,21 +314,21 @@ static int restart(struct application *application)
     application->failures = r < 0 ? application->failures + 1 : 0;
     application->retry_ns = r < 0 ? clock_boottime_ns(clock_system()) + backoff_ns(application->failures) : 0;
     pthread_mutex_unlock(&application->mutex);
-    if (r < 0)
+    if (r < 0) {
         log_error(application->control->log, "%s", err.message);
-    else
-        log_info(application->control->log, "%s is back", application->name);
-    return r;
+        return;
+    }
+    log_info(application->control->log, "%s is back", application->name);
+    lifecycle_start_marked(application);
 }
 
 static void *restart_main(void *context)
 {
     struct application *application = context;
     struct control *control = application->control;
-    bool back = !atomic_load(&control->stopping) && restart(application) == 0;
+    if (!atomic_load(&control->stopping))
+        restart(application);
     application_end(application);
-    if (back)
-        rewind_continue(application); /* if the start of `up` has not, since the application did not start */
     application_unref(application);
     control_work_ended(control);
     return NULL;
@@ -378,6 +378,8 @@ void application_look_after(struct application *application)
     pthread_mutex_lock(&application->mutex);
     bool due = application->retry_ns && application->retry_ns <= clock_boottime_ns(clock_system());
     pthread_mutex_unlock(&application->mutex);
+    if (!due)
+        rewind_continue(application);
     if (!due || application_begin(application, "restart", 0, &err) < 0)
         return;
     application_ref(application);

@@ -179,6 +179,8 @@ static int check_spec(struct control *control, const struct app_documents *docum
             strcmp(documents->items[i].policy->name, spec->policy) == 0)
             with_it = documents->items[i].policy;
     int r = with_it ? 0 : policy_load(control, spec->policy, &policy, err);
+    if (r == -ENOENT) /* a mistake in the YAML: it is not the application that is not there */
+        return err->code = -EINVAL;
     if (r < 0)
         return r;
     *ret_quota = with_it ? with_it->quota_bytes : policy->quota_bytes;
@@ -515,6 +517,11 @@ static int check_complete(struct application *a, struct error *err)
             "%s does not run: its images may lack what a rewind has not copied back; start it (`tidemark "
             "apply`) and detach it then",
             a->name);
+    if (rewind_is_unfinished(a))
+        return error_set(
+            err, -EBUSY,
+            "a rewind of %s was interrupted and has not ended: try again when it has (tidemark status %s)",
+            a->name, a->name);
     int r = application_call(a, "GET", "/v1/status", NULL, CONTROL_CALL_TIMEOUT_MS, &status, err);
     if (r < 0)
         return r;

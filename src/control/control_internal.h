@@ -118,6 +118,7 @@ struct application {
     bool orphaned;          /* process is the engine: its holder is gone */
     unsigned restarts;
     uint64_t retry_ns;           /* boottime when a failed one is started again; 0: not */
+    uint64_t rewind_retry_ns;    /* boottime before which an interrupted rewind is not carried on */
     unsigned failures;           /* in a row */
     struct manifests *manifests; /* busy */
     uint64_t quota_bytes;
@@ -170,6 +171,8 @@ int application_detach(struct application *application, bool force, struct error
 int application_mount(struct application *application, struct error *err) MUST_CHECK;
 /* All volumes, deepest first; on -EBUSY those already unmounted are mounted again. */
 int application_unmount(struct application *application, bool force, struct error *err) MUST_CHECK;
+/* Unless it has none, or they are watched already. */
+int application_start_manifests(struct application *application, struct error *err) MUST_CHECK;
 /* -EBUSY when somebody has a claim on a device: a file system that is mounted elsewhere too (a bind mount, a container), and
  * would go on with what it remembers of the volume when that is another. */
 int application_check_unclaimed(const struct application *application, struct error *err) MUST_CHECK;
@@ -209,6 +212,10 @@ int lifecycle_run(const struct application *application, const char *which,
 /* Runs probe until it succeeds, at most CONTROL_PROBE_TIMEOUT_MS. */
 int lifecycle_probe(const struct application *application, const struct app_commands *commands,
                     struct error *err) MUST_CHECK;
+
+/* The workload was stopped by us, and is started by us when the volumes are there again. */
+void lifecycle_mark_stopped(struct application *application);
+void lifecycle_start_marked(struct application *application);
 
 /* ---- manifests.c ---- */
 /* Watches the directory in a thread; what differs from the journal is posted. */
@@ -262,13 +269,15 @@ int rewind_plan(struct application *application, const char *to, json_t **ret, s
 /* Carries it out; busy. `log`: the operation log of an interrupted one, or NULL. */
 int rewind_run(struct application *application, struct operation *operation, const char *to, json_t *log,
                json_t **ret, struct error *err) MUST_CHECK;
-/* The operation log of an interrupted one, or NULL. */
+/* The operation log of an interrupted one, or NULL. One that cannot be read is told and removed. */
 json_t *rewind_unfinished(const struct application *application);
-/* Whether an interrupted one has unmounted the volumes and may not have rewound them: a file system that is mounted now would
- * have its blocks changed below it. rewind_continue mounts them. */
-bool rewind_holds_mounts(const struct application *application);
+/* Whether there is one; and whether it may have rewound the volumes or not, so that they must not be mounted
+ * yet. */
+bool rewind_is_unfinished(const struct application *application);
+bool rewind_holds_volumes(const struct application *application);
 extern const char *const rewind_steps[];
-/* Starts threads for those that were interrupted. */
+/* Starts a thread that carries on what was interrupted, if something was and nobody is busy with the
+ * application. */
 void rewind_continue(struct application *application);
 
 /* ---- apply.c ---- */

@@ -5,7 +5,9 @@
 #include <errno.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
+#include "base/io.h"
 #include "control/control_internal.h"
 
 #define PROBE_INTERVAL_MS 200
@@ -67,4 +69,31 @@ int lifecycle_probe(const struct application *application, const struct app_comm
         *err = ERROR_INIT;
     }
     return 0;
+}
+
+static int marker_path(const struct application *application, char path[PATH_MAX], struct error *err)
+{
+    return application_path(application, path, err, "workload-stopped");
+}
+
+void lifecycle_mark_stopped(struct application *application)
+{
+    struct error err = ERROR_INIT;
+    char path[PATH_MAX];
+    int r = marker_path(application, path, &err);
+    if (r == 0)
+        r = io_replace_file(path, "", 0, 0600, &err);
+    if (r < 0)
+        log_error(application->control->log, "%s: %s", application->name, err.message);
+}
+
+void lifecycle_start_marked(struct application *application)
+{
+    struct error err = ERROR_INIT;
+    char path[PATH_MAX];
+    if (marker_path(application, path, &err) < 0 || access(path, F_OK) < 0)
+        return;
+    if (lifecycle_run(application, "start", &application->spec->start, &err) < 0)
+        log_error(application->control->log, "%s", err.message);
+    unlink(path);
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The library of policies: policies/<name>.yaml in the state directory; `default` is there without one. */
+#include <dirent.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +20,25 @@ static int policy_path(const struct control *control, const char *name, char pat
     return 0;
 }
 
+static int refuse_unknown(const struct control *control, const char *name, struct error *err)
+{
+    char path[PATH_MAX], names[256] = APP_POLICY_DEFAULT;
+    snprintf(path, sizeof path, "%.*s/policies", PATH_MAX - 16, control->state_directory);
+    _cleanup_closedir_ DIR *dir = opendir(path);
+    for (const struct dirent *entry; dir && (entry = readdir(dir));) {
+        size_t used = strlen(names), length = strlen(entry->d_name);
+        if (length <= 5 || strcmp(entry->d_name + length - 5, ".yaml") != 0 ||
+            strcmp(entry->d_name, APP_POLICY_DEFAULT ".yaml") == 0)
+            continue;
+        snprintf(names + used, sizeof names - used, ", %.*s", (int)length - 5, entry->d_name);
+    }
+    return error_set(
+        err, -ENOENT,
+        "spec.policyRef.name: there is no ProtectionPolicy '%s'; apply one of that name, or use another "
+        "(there are: %s)",
+        name, names);
+}
+
 int policy_load(const struct control *control, const char *name, struct app_policy **ret, struct error *err)
 {
     char path[PATH_MAX];
@@ -30,10 +50,7 @@ int policy_load(const struct control *control, const char *name, struct app_poli
         return r;
     if (access(path, F_OK) < 0 && errno == ENOENT) {
         if (strcmp(name, APP_POLICY_DEFAULT) != 0)
-            return error_set(
-                err, -ENOENT,
-                "spec.policyRef.name: there is no ProtectionPolicy '%s'; apply one of that name, or use '%s'",
-                name, APP_POLICY_DEFAULT);
+            return refuse_unknown(control, name, err);
         *ret = app_policy_new_default();
         return *ret ? 0 : error_set(err, -ENOMEM, "out of memory");
     }

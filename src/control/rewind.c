@@ -4,7 +4,11 @@
  * The operation log is operation.json in the application's directory:
  * {"id","kind","to","step","target_lsn","before_lsn", "plan",...}. A step is written there before it is taken
  * (U2); each can be taken again. The engine's rewind is atomic, and a rewind record after before_lsn tells
- * that it was done. */
+ * that it was done.
+ *
+ * U5  While nobody knows whether the volumes were rewound (the engine was asked, and does not answer any
+ * more), the log stays, the volumes are not mounted and manifests are not journaled: it is carried on when
+ * the engine answers again, by this `up` or the next. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +18,7 @@
 #include "base/units.h"
 #include "control/control_internal.h"
 #include "control/mounts.h"
+#include "lib/http_client.h"
 
 enum {
     STEP_RESOLVE,
@@ -43,7 +48,8 @@ struct rewinding {
     struct application *application;
     struct operation *operation;
     const char *to; /* NULL: undo */
-    bool continued; /* after a restart of `up` */
+    bool continued; /* from the operation log */
+    bool unsettled; /* U5: the log is kept */
     json_t *log;
     json_t *changes; /* of manifests */
     uint64_t target_lsn;
@@ -58,6 +64,16 @@ static json_t *engine_body(const char *to, uint64_t lsn, bool dry_run)
     return lsn ? json_pack("{s:o, s:b}", "point", json_sprintf("lsn:%llu", (unsigned long long)lsn),
                            "dry_run", dry_run)
                : json_pack("{s:s, s:b}", "point", to, "dry_run", dry_run);
+}
+
+/* The same, to be carried out only if it was not yet: the engine answers with a rewind that it recorded after
+ * `after`. */
+static json_t *engine_body_once(const struct rewinding *w)
+{
+    json_t *body = engine_body(w->to, w->target_lsn, false), *after = json_object_get(w->log, "before_lsn");
+    if (after)
+        json_object_set(body, "after", after);
+    return body;
 }
 
 static int load_objects(const struct application *application, uint64_t lsn, json_t **ret, struct error *err)
@@ -151,16 +167,29 @@ json_t *rewind_unfinished(const struct application *application)
     json_t *log = NULL;
     if (log_path(application, path, &err) < 0 || access(path, F_OK) < 0)
         return NULL;
-    if (json_parse_file(path, &log, &err) < 0)
-        log_warning(application->control->log, "%s: %s", application->name, err.message);
-    return log;
+    if (json_parse_file(path, &log, &err) == 0 && json_string_value(json_object_get(log, "step")))
+        return log;
+    json_decref(log);
+    log_error(application->control->log,
+              "%s: a rewind was interrupted, and what was noted of it cannot be read: it is not carried "
+              "on; look at the data (%s)",
+              application->name, err.code ? err.message : path);
+    log_remove(application);
+    return NULL;
 }
 
-bool rewind_holds_mounts(const struct application *application)
+bool rewind_holds_volumes(const struct application *application)
 {
     _cleanup_json_ json_t *log = rewind_unfinished(application);
     const char *step = json_string_value(json_object_get(log, "step"));
     return step && strcmp(step, step_keys[STEP_VOLUMES]) == 0;
+}
+
+bool rewind_is_unfinished(const struct application *application)
+{
+    char path[PATH_MAX];
+    struct error ignored = ERROR_INIT;
+    return log_path(application, path, &ignored) == 0 && access(path, F_OK) == 0;
 }
 
 /* ---- steps ---- */
@@ -225,35 +254,64 @@ static int was_done(struct rewinding *w, uint64_t *ret_lsn, struct error *err)
 }
 
 #define REWIND_ATTEMPTS 6
+#define REWIND_RETRY_NS (2 * NS_PER_SECOND)
 
 static bool is_unheard(int r)
 {
-    return r == -ECONNREFUSED || r == -ECONNRESET || r == -EPIPE || r == -EPROTO || r == -EIO;
+    return r == -ECONNREFUSED || r == -ECONNRESET || r == -EPIPE || r == -EPROTO || r == -EIO ||
+           r == -ETIMEDOUT;
 }
 
-static int rewind_volumes(struct rewinding *w, struct error *err)
+/* Whether its process has ended, and the engine with it: then nobody starts the engine again before this
+ * rewind lets go of the application. */
+static bool engine_is_gone(struct application *a)
 {
-    _cleanup_json_ json_t *body = engine_body(w->to, w->target_lsn, false), *answer = NULL;
-    uint64_t lsn = 0;
+    pthread_mutex_lock(&a->mutex);
+    struct process process = a->process; /* looked at only: the main thread waits for it */
+    pthread_mutex_unlock(&a->mutex);
+    process.child = false;
+    process.fd = process_exists(&process) ? dup(process.fd) : -1;
+    bool ended = process.fd < 0 || process_wait(&process, 0, NULL);
+    process_forget(&process);
+    if (!ended)
+        return false;
+    struct error ignored = ERROR_INIT;
+    return http_client_call(a->socket, "GET", "/v1/status", NULL, CONTROL_STATUS_TIMEOUT_MS, NULL, &ignored) <
+           0;
+}
+
+/* Asks the engine until it has answered. Its answer may have been lost, so it is asked for the same rewind,
+ * not for another. */
+static int ask_for_rewind(struct rewinding *w, uint64_t *ret_lsn, struct error *err)
+{
     int r = 0;
     for (int attempt = w->continued ? 1 : 0; attempt < REWIND_ATTEMPTS; attempt++) {
-        if (attempt) { /* it may have been carried out although nobody heard the answer */
-            r = was_done(w, &lsn, err);
-            if (is_unheard(r)) /* killed again: without this answer nobody knows which state the volumes have */
-                continue;
-            if (r != 0)
-                break;
-        }
+        _cleanup_json_ json_t *body =
+                                  attempt ? engine_body_once(w) : engine_body(w->to, w->target_lsn, false),
+                              *answer = NULL;
         *err = ERROR_INIT;
         r = application_call(w->application, "POST", w->to ? "/v1/rewind" : "/v1/undo", body,
                              CONTROL_REWIND_TIMEOUT_MS, &answer, err);
         if (r == 0)
-            r = json_get_u64(answer, "lsn", &lsn, err);
+            return json_get_u64(answer, "lsn", ret_lsn, err);
         if (!is_unheard(r))
-            break;
+            return r;
         log_warning(w->application->control->log, "%s: %s; looking whether it was done", w->application->name,
                     err->message);
+        if (engine_is_gone(w->application))
+            break;
     }
+    /* What it answers now is the truth about what it was asked for. */
+    struct error why = ERROR_INIT;
+    int done = was_done(w, ret_lsn, &why);
+    w->unsettled = done < 0;
+    return done > 0 ? 0 : r;
+}
+
+static int rewind_volumes(struct rewinding *w, struct error *err)
+{
+    uint64_t lsn = 0;
+    int r = ask_for_rewind(w, &lsn, err);
     if (r < 0)
         return r;
     json_object_set_new(w->log, "rewind_lsn", json_u64(lsn));
@@ -314,9 +372,12 @@ static void back_out(struct rewinding *w, int failed_step)
 {
     struct error err = ERROR_INIT;
     struct application *a = w->application;
+    bool stopped = failed_step >= STEP_STOP && a->spec->stop.count;
     int r = failed_step >= STEP_UNMOUNT ? application_mount(a, &err) : 0;
-    if (r == 0 && failed_step >= STEP_STOP && a->spec->stop.count)
+    if (r == 0 && stopped)
         r = lifecycle_run(a, "start", &a->spec->start, &err);
+    else if (stopped)
+        lifecycle_mark_stopped(a); /* it is started once the volumes can be mounted */
     if (r < 0)
         log_error(a->control->log, "%s: %s", a->name, err.message);
 }
@@ -336,6 +397,27 @@ static void give_up(struct rewinding *w, int failed_step, struct error *err)
         a->name, (unsigned long long)w->target_lsn, a->name);
 }
 
+/* U5. Later steps need the volumes, too: without an engine they wait for it. */
+static void leave_unsettled(struct rewinding *w, struct error *err)
+{
+    struct application *a = w->application;
+    w->unsettled = true;
+    error_context(err, "the %s of %s has not ended: it is carried on when its engine answers again",
+                  w->to ? "rewind" : "undo", a->name);
+    MUTEX_GUARD(guard, &a->mutex);
+    a->rewind_retry_ns = clock_boottime_ns(clock_system()) + REWIND_RETRY_NS;
+}
+
+static void failed(struct rewinding *w, int step, struct error *err)
+{
+    if (step >= STEP_VOLUMES && (w->unsettled || (step > STEP_VOLUMES && engine_is_gone(w->application))))
+        leave_unsettled(w, err);
+    else if (step <= STEP_VOLUMES)
+        back_out(w, step);
+    else
+        give_up(w, step, err);
+}
+
 static int run_steps(struct rewinding *w, int from, struct error *err)
 {
     for (int step = from; step < STEP_COUNT; step++) {
@@ -350,10 +432,7 @@ static int run_steps(struct rewinding *w, int from, struct error *err)
             r = run_step(w, step, err);
         if (r < 0) {
             operation_step_end(w->operation, (size_t)step, STEP_FAILED, err->message);
-            if (step <= STEP_VOLUMES)
-                back_out(w, step);
-            else
-                give_up(w, step, err);
+            failed(w, step, err);
             return r;
         }
         w->ms[step] = operation_step_end(w->operation, (size_t)step, empty ? STEP_SKIPPED : STEP_DONE, NULL);
@@ -422,8 +501,13 @@ int rewind_run(struct application *application, struct operation *operation, con
         r = run_steps(&w, r, err);
     if (r >= 0)
         *ret = result_json(&w);
-    log_remove(application);
-    manifests_resume(application->manifests);
+    if (!w.unsettled) {
+        struct error why = ERROR_INIT;
+        log_remove(application);
+        manifests_resume(application->manifests);
+        if (application_start_manifests(application, &why) < 0)
+            log_error(application->control->log, "%s: %s", application->name, why.message);
+    }
     json_decref(w.log);
     json_decref(w.changes);
     return r;

@@ -52,12 +52,18 @@ static json_t *volumes_json(const struct application *a, const json_t *engine)
     return list;
 }
 
-static json_t *alarms_json(struct application *a, const json_t *engine)
+static json_t *alarms_json(struct application *a, const json_t *engine, bool operation)
 {
     char text[512];
     json_t *list = json_deep_copy(json_object_get(engine, "alarms"));
     if (!list)
         list = json_array();
+    if (!operation && rewind_is_unfinished(a))
+        json_array_append_new(
+            list,
+            json_string(
+                "a rewind was interrupted: it is carried on when the engine answers; until then volumes "
+                "that may have been rewound are not mounted"));
     MUTEX_GUARD(guard, &a->mutex);
     manifests_alarm(a->manifests, text, sizeof text);
     if (text[0])
@@ -78,7 +84,7 @@ static json_t *application_json(struct application *a)
     _cleanup_json_ json_t *engine = NULL;
     int r = http_client_call(a->socket, "GET", "/v1/status", NULL, CONTROL_STATUS_TIMEOUT_MS, &engine, &err);
     operation_running_id(a->control, a->name, operation);
-    json_t *alarms = alarms_json(a, engine), *views = views_ids_to_json(a->control, a->name);
+    json_t *alarms = alarms_json(a, engine, operation[0]), *views = views_ids_to_json(a->control, a->name);
     MUTEX_GUARD(guard, &a->mutex);
     const char *state = states[a->state], *message = a->message[0] ? a->message : NULL;
     const char *told = json_string_value(json_object_get(engine, "state"));

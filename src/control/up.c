@@ -179,24 +179,6 @@ static size_t snapshot(struct control *control, struct application *list[CONTROL
     return count;
 }
 
-static bool marker_path(const struct application *a, char path[PATH_MAX])
-{
-    struct error ignored = ERROR_INIT;
-    return application_path(a, path, &ignored, "workload-stopped") == 0;
-}
-
-/* The workload was stopped by us when `up` was stopped: it comes back with us. */
-static void start_workload(struct application *a)
-{
-    struct error err = ERROR_INIT;
-    char path[PATH_MAX];
-    if (!marker_path(a, path) || access(path, F_OK) < 0)
-        return;
-    if (lifecycle_run(a, "start", &a->spec->start, &err) < 0)
-        log_error(a->control->log, "%s", err.message);
-    unlink(path);
-}
-
 static void start_one(struct application *a)
 {
     struct error err = ERROR_INIT;
@@ -211,11 +193,10 @@ static void start_one(struct application *a)
     } else
         log_info(a->control->log, "%s: protected", a->name);
     views_adopt(a);
-    if (r == 0)
-        start_workload(a);
+    if (r == 0 && !rewind_is_unfinished(a)) /* which starts it itself */
+        lifecycle_start_marked(a);
     application_end(a);
-    if (r == 0)
-        rewind_continue(a);
+    rewind_continue(a);
 }
 
 static void start_all(struct control *control)
@@ -318,13 +299,10 @@ static bool wait_for_workers(struct control *control, int signal_fd)
  */
 static int stop_workload(struct application *a, struct error *err)
 {
-    char path[PATH_MAX];
     log_info(a->control->log, "%s: %s; running lifecycle.stop", a->name, err->message);
     *err = ERROR_INIT;
-    if (!marker_path(a, path))
-        return error_set(err, -ENAMETOOLONG, "%s: path too long", a->directory);
-    int r = io_replace_file(path, "", 0, 0600, err);
-    return r < 0 ? r : lifecycle_run(a, "stop", &a->spec->stop, err);
+    lifecycle_mark_stopped(a);
+    return lifecycle_run(a, "stop", &a->spec->stop, err);
 }
 
 static int stop_one(struct application *a, bool force, struct error *err)
@@ -403,6 +381,7 @@ static int serve(struct control *control, const struct control_options *options,
     const struct http_server_options server = {.socket_path = control->socket_path,
                                                .tcp_address = options->metrics_address,
                                                .threads = API_THREADS,
+                                               .thread_per_connection = true,
                                                .log = control->log,
                                                .handler = api_handle,
                                                .context = control};

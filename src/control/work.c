@@ -6,6 +6,9 @@
 
 #include "base/thread.h"
 #include "control/work_internal.h"
+#include "lib/http_client.h"
+
+#define CONTINUE_TIMEOUT_MS 500u /* the main thread asks */
 
 struct work {
     enum work_kind kind;
@@ -104,6 +107,12 @@ int work_start(struct application *application, enum work_kind kind, json_t *req
     int r = exclusive ? application_begin(application, kind_name(kind),
                                           kind == WORK_OPEN ? WORK_OPEN_WAIT_MS : 0, err)
                       : 0;
+    if (r == 0 && (kind == WORK_REWIND || kind == WORK_UNDO) && rewind_is_unfinished(application)) {
+        application_end(application);
+        return error_set(err, -EBUSY,
+                         "a rewind of %s has not ended: it is carried on when its engine answers again",
+                         application->name);
+    }
     if (r == 0) {
         r = launch(application, kind, request, NULL, ret_id, err);
         if (r < 0 && exclusive)
@@ -112,23 +121,36 @@ int work_start(struct application *application, enum work_kind kind, json_t *req
     return r;
 }
 
+/* Whether it is up to us: it runs, and nobody tried a moment ago. */
+static bool may_continue(struct application *a)
+{
+    MUTEX_GUARD(guard, &a->mutex);
+    return a->state == APPLICATION_RUNNING && !a->busy[0] &&
+           a->rewind_retry_ns <= clock_boottime_ns(clock_system());
+}
+
 void rewind_continue(struct application *application)
 {
     struct error err = ERROR_INIT;
     char id[CONTROL_ID_BYTES];
-    _cleanup_json_ json_t *log = rewind_unfinished(application);
-    if (!log)
+    if (!rewind_is_unfinished(application) || !may_continue(application) ||
+        atomic_load(&application->control->stopping) ||
+        http_client_call(application->socket, "GET", "/v1/status", NULL, CONTINUE_TIMEOUT_MS, NULL, &err) <
+            0 ||
+        application_begin(application, "rewind", 0, &err) < 0)
         return;
+    _cleanup_json_ json_t *log = rewind_unfinished(application);
     const char *kind = json_string_value(json_object_get(log, "kind"));
     _cleanup_json_ json_t *request = json_pack("{s:O?}", "to", json_object_get(log, "to"));
-    log_info(application->control->log, "%s: carrying on with an interrupted %s", application->name,
-             kind ? kind : "rewind");
-    int r = application_begin(application, "rewind", WORK_OPEN_WAIT_MS, &err);
-    if (r == 0)
+    int r = log ? 0 : -ENOENT;
+    if (r == 0) {
+        log_info(application->control->log, "%s: carrying on with an interrupted %s", application->name,
+                 kind ? kind : "rewind");
         r = launch(application, kind && strcmp(kind, "undo") == 0 ? WORK_UNDO : WORK_REWIND, request, log, id,
                    &err);
-    if (r < 0) {
-        log_error(application->control->log, "%s: %s", application->name, err.message);
-        application_end(application);
+        if (r < 0)
+            log_error(application->control->log, "%s: %s", application->name, err.message);
     }
+    if (r < 0)
+        application_end(application);
 }

@@ -99,6 +99,8 @@ static int enqueue(struct object_store *store, struct stored_application *a, con
     memcpy(c->name, name, length);
     c->content = content;
     c->bytes = bytes;
+    if (!a->first)
+        a->turn = ++store->turns;
     *a->last = c;
     a->last = &c->next;
     a->pending++;
@@ -295,7 +297,7 @@ bool object_store_keeps(struct object_store *store, const char *namespace, const
 }
 
 /* ---- the writer ---- */
-/* One that has something to write: rather one whose journal is open. Frees dropped ones. */
+/* The one that has waited longest with something to write (S5). Frees dropped ones. */
 static struct stored_application *next_application(struct object_store *store)
 {
     struct stored_application *best = NULL;
@@ -308,8 +310,8 @@ static struct stored_application *next_application(struct object_store *store)
         }
         if (a->gap && !a->first && enqueue_gap(store, a) < 0)
             log_error(store->log, "out of memory");
-        if (a->first)
-            best = a; /* the last of the list has waited longest */
+        if (a->first && (!best || a->turn < best->turn))
+            best = a;
         link = &a->next;
     }
     return best;
@@ -340,6 +342,7 @@ static void write_application(struct object_store *store, struct stored_applicat
         a->first = changes;
     }
     a->pending -= before - after;
+    a->written += before - after;
     store->pending_bytes -= bytes - left;
     a->writing = false;
     snprintf(a->error, sizeof a->error, "%s", r < 0 ? err.message : "");
@@ -420,19 +423,19 @@ void object_store_free(struct object_store *store)
 }
 
 /* ---- questions ---- */
-int object_store_flush(struct object_store *store, struct error *err)
+int object_store_flush(struct object_store *store, const char *namespace, const char *application,
+                       struct error *err)
 {
     MUTEX_GUARD(guard, &store->mutex);
-    for (struct stored_application *a = store->applications; a;) {
+    struct stored_application *a = find_application(store, namespace, application);
+    if (a && enqueue_gap(store, a) < 0)
+        return error_errno(err, -ENOMEM, "%s/%s", namespace, application);
+    const uint64_t queued = a ? a->written + a->pending : 0;
+    for (; a && a->pending && a->written < queued; a = find_application(store, namespace, application)) {
         if (*a->error)
-            return error_set(err, -EIO, "the objects of %s/%s cannot be journaled: %s", a->namespace, a->name,
-                             a->error);
-        if (a->pending || a->gap) {
-            pthread_cond_wait(&store->changed, &store->mutex);
-            a = store->applications; /* any may be gone meanwhile */
-        } else {
-            a = a->next;
-        }
+            return error_set(err, -EIO, "the objects of %s/%s cannot be journaled: %s", namespace,
+                             application, a->error);
+        pthread_cond_wait(&store->changed, &store->mutex);
     }
     return 0;
 }
@@ -450,7 +453,7 @@ int object_store_read(struct object_store *store, const char *namespace, const c
     struct journal *journal;
     struct journal_point found;
     bool existed;
-    int r = object_store_flush(store, err);
+    int r = object_store_flush(store, namespace, application, err);
     if (r < 0)
         return r;
     if (!set)
@@ -466,14 +469,14 @@ int object_store_read(struct object_store *store, const char *namespace, const c
     return 0;
 }
 
-int object_store_tag(struct object_store *store, const char *namespace, const char *application, const char *name,
-                     struct journal_point *ret, struct error *err)
+int object_store_tag(struct object_store *store, const char *namespace, const char *application,
+                     const char *name, struct journal_point *ret, struct error *err)
 {
     struct journal *journal;
     bool existed;
     if (!object_store_keeps(store, namespace, application))
         return error_set(err, -ENOENT, "the application %s/%s is not protected", namespace, application);
-    int r = object_store_flush(store, err);
+    int r = object_store_flush(store, namespace, application, err);
     if (r < 0)
         return r;
     MUTEX_GUARD(io, &store->io);

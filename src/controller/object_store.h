@@ -7,7 +7,7 @@
  * then; S2 the records of an application stand in the order of the calls; S3 an older version of an object
  * never follows a newer one (lists and watches overlap); S4 at most OBJECT_STORE_JOURNALS journals are open
  * (each holds some 20 MiB) and OBJECT_STORE_PENDING_BYTES wait to be written: beyond that object_store_put
- * blocks.
+ * blocks; S5 applications are written in turn: one that changes all the time does not keep others waiting.
  *
  * Threads: all functions from any. A thread of the store writes. Lock order: io, then mutex. */
 #ifndef TIDEMARK_CONTROLLER_OBJECT_STORE_H
@@ -58,8 +58,10 @@ int object_store_sweep(struct object_store *store, const char *namespace, const 
 void object_store_gap(struct object_store *store, const char *namespace, const char *application,
                       const char *reason);
 
-/* Waits until everything that was put is durable. -EIO with the reason when it cannot be. */
-int object_store_flush(struct object_store *store, struct error *err) MUST_CHECK;
+/* Waits until what was put of the application before the call is durable; 0 when it is not kept. -EIO with
+ * the reason when it cannot be. */
+int object_store_flush(struct object_store *store, const char *namespace, const char *application,
+                       struct error *err) MUST_CHECK;
 /* The objects as of a point: {journal name: normalized object}, Secrets opened; also of applications that are
  * not kept. -ENOENT: there is no journal. Blocks. `ret_point` may be NULL. */
 int object_store_read(struct object_store *store, const char *namespace, const char *application,
@@ -67,8 +69,8 @@ int object_store_read(struct object_store *store, const char *namespace, const c
                       struct error *err) MUST_CHECK;
 
 /* Names the present moment of an application that is kept, after all that was put. -EEXIST. Blocks. */
-int object_store_tag(struct object_store *store, const char *namespace, const char *application, const char *name,
-                     struct journal_point *ret, struct error *err) MUST_CHECK;
+int object_store_tag(struct object_store *store, const char *namespace, const char *application,
+                     const char *name, struct journal_point *ret, struct error *err) MUST_CHECK;
 
 struct object_store_status {
     size_t objects;  /* as far as known */

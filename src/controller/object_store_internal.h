@@ -31,9 +31,11 @@ struct stored_application {
     struct known_object *known;
     struct pending_change *first, **last;
     size_t pending;
-    char *gap;    /* one that is not queued yet */
-    bool listing; /* see object_store_list */
-    bool dropped; /* nobody keeps it; freed by the writer when nothing is pending */
+    uint64_t written; /* changes, ever */
+    uint64_t turn;    /* of what waits: the lowest is written first */
+    char *gap;        /* one that is not queued yet */
+    bool listing;     /* see object_store_list */
+    bool dropped;     /* nobody keeps it; freed by the writer when nothing is pending */
     bool writing;
     char error[256];
     char *namespace, *name;
@@ -57,6 +59,7 @@ struct object_store {
     pthread_cond_t changed;
     struct stored_application *applications;
     size_t pending_bytes;
+    uint64_t turns;
     bool stopping;
     pthread_t writer;
 };

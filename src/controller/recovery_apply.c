@@ -202,6 +202,16 @@ static int put(struct job *job, struct error *err)
         r = object_normalize(job->there, &job->plain, err);
     if (dropped)
         snprintf(job->note, sizeof job->note, "its owner is not there: it has none now");
+    if (r == 0 && job->entry->action == ACTION_CREATE) { /* most of a restore: one call each */
+        struct error first = ERROR_INIT;
+        int made = create(job, VERDICT_CREATED, &first);
+        if (made == 0)
+            return 0;
+        if (concerns_server(made)) {
+            *err = first;
+            return made;
+        }
+    }
     for (unsigned tries = 0; r >= 0 && tries < RECOVERY_CONFLICTS_MAX; tries++) {
         _cleanup_json_ json_t *live = NULL;
         r = job->run->c->cluster->get(job->run->c->cluster_context, job->entry->name, &live, err);

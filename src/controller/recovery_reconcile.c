@@ -21,8 +21,6 @@ static int objects(void *context, const char *namespace, const char *application
     struct journal_point found;
     int r = point_parse(text, &point, err);
     if (r == 0) /* what was seen before it was asked for counts */
-        r = object_store_flush(c->store, err);
-    if (r == 0)
         r = object_store_read(c->store, namespace, application, &point, ret_set, &found, err);
     if (r < 0)
         return r;

@@ -244,7 +244,7 @@ static int do_tag(struct call *c, json_t **ret, struct error *err)
 
 struct points {
     json_t *list;
-    uint64_t limit;
+    uint64_t limit, since_ns;
     struct engine *e;
     size_t stretch_count;
     struct signal_stretch stretches[SIGNAL_STRETCHES_MAX];
@@ -301,6 +301,8 @@ static json_t *event_json(struct engine *e, const struct journal_event *event)
 static int add_point(void *context, const struct journal_event *event, struct error *err)
 {
     struct points *p = context;
+    if (event->realtime_ns < p->since_ns)
+        return 0; /* older; the clock may have been set back, so there may be more */
     if (event->op != OP_WRITE && !(event->flags & RECORD_LAST))
         return 0; /* in thinned history: it counts for what comes after it, but cannot be opened itself */
     json_t *point = event_json(p->e, event);
@@ -309,6 +311,32 @@ static int add_point(void *context, const struct journal_event *event, struct er
     if (json_array_append_new(p->list, point) < 0)
         return error_errno(err, -ENOMEM, "cannot list the points");
     return json_array_size(p->list) >= p->limit;
+}
+
+/* A list may begin before the history does, or at a moment that cannot be opened. */
+static int points_since(struct engine *e, const char *text, struct points *p, struct lsn *ret_low,
+                        struct error *err)
+{
+    struct point point;
+    struct journal_point found = {0};
+    uint64_t now_ns = clock_realtime_ns(clock_system());
+    int r = point_parse(text, &point, err);
+    if (r < 0)
+        return r;
+    r = journal_resolve(e->journal, &point, &found, err);
+    if (r == 0) {
+        ret_low->n = found.lsn.n ? found.lsn.n - 1 : 0; /* that point included */
+        return 0;
+    }
+    if (point.kind == POINT_AGO)
+        p->since_ns = point.ago_ns < now_ns ? now_ns - point.ago_ns : 0;
+    else if (point.kind == POINT_TIME && point.realtime_ns < now_ns)
+        p->since_ns = point.realtime_ns;
+    else
+        return r;
+    *ret_low = LSN_NONE;
+    *err = ERROR_INIT;
+    return 0;
 }
 
 static int do_points(struct call *c, json_t **ret, struct error *err)
@@ -323,13 +351,8 @@ static int do_points(struct call *c, json_t **ret, struct error *err)
     int r = limit && *limit ? units_parse_u64(limit, POINTS_MAX, &p->limit, err) : 0;
     if (r < 0)
         return error_context(err, "limit");
-    if (since && *since) {
-        r = resolve_text(c->e, since, &from, err);
-        if (r < 0)
-            return r;
-        if (from.lsn.n)
-            from.lsn.n--; /* that point included */
-    }
+    if (since && *since && (r = points_since(c->e, since, p, &from.lsn, err)) < 0)
+        return r;
     p->stretch_count = signal_stretches_copy(&c->e->watch->stretches, p->stretches);
     p->list = json_array();
     if (p->limit)
@@ -540,6 +563,22 @@ static int do_diff(struct call *c, json_t **ret, struct error *err)
     return r;
 }
 
+/* An NBD client does not learn that its volume holds something else now: it is disconnected before, and
+ * connects again. */
+static int rewind_behind_gate(struct engine *e, struct lsn target, struct group_change *change,
+                              struct error *err)
+{
+    struct error ignored = ERROR_INIT;
+    int r = e->gate ? e->gate(e->gate_context, true, err) : 0;
+    if (r < 0)
+        return error_context(err, "cannot rewind to LSN %llu", (unsigned long long)target.n);
+    r = group_rewind(e->group, target, false, change, err);
+    if (e->gate && e->gate(e->gate_context, false, &ignored) < 0)
+        log_error(e->log, "%s", ignored.message);
+    return r;
+}
+
+/* rewind_mutex held. */
 static int rewind_to(struct call *c, const struct journal_point *target, json_t **ret, struct error *err)
 {
     struct group_change change;
@@ -549,7 +588,8 @@ static int rewind_to(struct call *c, const struct journal_point *target, json_t 
     if (r == 0)
         r = group_check_seeded(c->e->group, LSN_MAX, err);
     if (r == 0)
-        r = group_rewind(c->e->group, target->lsn, dry_run, &change, err);
+        r = dry_run ? group_rewind(c->e->group, target->lsn, true, &change, err)
+                    : rewind_behind_gate(c->e, target->lsn, &change, err);
     if (r < 0)
         return r;
     uint64_t duration_us = (clock_boottime_ns(clock_system()) - start) / NS_PER_US;
@@ -562,25 +602,66 @@ static int rewind_to(struct call *c, const struct journal_point *target, json_t 
     return 0;
 }
 
+static int newest_rewind(struct engine *e, struct lsn *ret, struct lsn *ret_target, struct error *err)
+{
+    struct manifest m;
+    int r = journal_manifest(e->journal, &m, err);
+    if (r < 0)
+        return r;
+    *ret = m.rewind_count ? m.rewinds[m.rewind_count - 1].lsn : LSN_NONE;
+    *ret_target = m.rewind_count ? m.rewinds[m.rewind_count - 1].target : LSN_NONE;
+    manifest_release(&m);
+    return 0;
+}
+
+/* Who asks again since no answer came gives the LSN of before: a rewind after it is the one asked for. 1:
+ * *ret is its answer. */
+static int answer_again(struct call *c, json_t **ret, struct error *err)
+{
+    struct lsn newest, target;
+    struct journal_point point = {0};
+    uint64_t after = 0;
+    json_t *given = json_object_get(c->body, "after");
+    int r = given ? json_get_u64(c->body, "after", &after, err) : 0;
+    if (r == 0)
+        r = newest_rewind(c->e, &newest, &target, err);
+    if (r < 0 || !given || newest.n <= after)
+        return r;
+    struct error ignored = ERROR_INIT;
+    const struct point at = {.kind = POINT_LSN, .lsn = target};
+    if (journal_resolve(c->e->journal, &at, &point, &ignored) < 0)
+        point.realtime_ns = 0;
+    *ret = json_pack("{s:o, s:o, s:o, s:i, s:[], s:i}", "lsn", lsn_json(newest), "target_lsn",
+                     lsn_json(target), "target_time", engine_json_time(point.realtime_ns), "changed_bytes", 0,
+                     "volumes", "duration_us", 0);
+    return 1;
+}
+
 static int do_rewind(struct call *c, json_t **ret, struct error *err)
 {
     struct journal_point target = {0};
-    int r = json_reject_unknown(c->body, err, "point", "dry_run", NULL);
+    MUTEX_GUARD(guard, &c->e->rewind_mutex);
+    int r = json_reject_unknown(c->body, err, "point", "dry_run", "after", NULL);
     if (r == 0)
-        r = resolve_field(c, "point", &target, err);
+        r = answer_again(c, ret, err);
+    if (r != 0)
+        return r < 0 ? r : 0;
+    r = resolve_field(c, "point", &target, err);
     return r < 0 ? r : rewind_to(c, &target, ret, err);
 }
 
 static int do_undo(struct call *c, json_t **ret, struct error *err)
 {
-    struct manifest m;
-    int r = json_reject_unknown(c->body, err, "dry_run", NULL);
+    struct lsn newest, before;
+    MUTEX_GUARD(guard, &c->e->rewind_mutex);
+    int r = json_reject_unknown(c->body, err, "dry_run", "after", NULL);
     if (r == 0)
-        r = journal_manifest(c->e->journal, &m, err);
+        r = answer_again(c, ret, err);
+    if (r != 0)
+        return r < 0 ? r : 0;
+    r = newest_rewind(c->e, &newest, &before, err);
     if (r < 0)
         return r;
-    struct lsn newest = m.rewind_count ? m.rewinds[m.rewind_count - 1].lsn : LSN_NONE;
-    manifest_release(&m);
     if (newest.n == 0)
         return error_set(err, -EBUSY, "there is no rewind in the history that could be undone");
     struct point point = {.kind = POINT_LSN, .lsn = {newest.n - 1}};

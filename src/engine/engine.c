@@ -126,6 +126,7 @@ int engine_start(const char *config_path, const struct log *log, struct engine *
     }
     e->log = log;
     pthread_mutex_init(&e->config_mutex, NULL);
+    pthread_mutex_init(&e->rewind_mutex, NULL);
     snprintf(e->config_path, sizeof e->config_path, "%s", config_path);
     e->started_boottime_ns = clock_boottime_ns(clock_system());
     int r = engine_config_load(config_path, e->config, err);
@@ -184,6 +185,13 @@ void engine_stopping(struct engine *e)
     if (e->config->holds && journal_is_suspended(e->journal))
         log_warning(e->log, "writes wait for the journal, which is suspended: they end with an error now");
     group_give_up(e->group);
+}
+
+void engine_set_gate(struct engine *e, engine_gate *gate, void *context)
+{
+    MUTEX_GUARD(guard, &e->rewind_mutex);
+    e->gate = gate;
+    e->gate_context = context;
 }
 
 size_t engine_volume_count(const struct engine *e)

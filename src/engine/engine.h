@@ -4,6 +4,8 @@
 #ifndef TIDEMARK_ENGINE_ENGINE_H
 #define TIDEMARK_ENGINE_ENGINE_H
 
+#include <stdbool.h>
+
 #include "base/error.h"
 #include "base/log.h"
 #include "block/block.h"
@@ -20,6 +22,11 @@ void engine_stopping(struct engine *e);
 size_t engine_volume_count(const struct engine *e);
 const char *engine_volume_name(const struct engine *e, size_t i);
 struct block *engine_volume_block(struct engine *e, size_t i);
+
+/* What the export has called when the volumes' content is about to change below their users:
+ * export/runtime.h, set_gate. NULL: nothing. */
+typedef int engine_gate(void *context, bool closed, struct error *err);
+void engine_set_gate(struct engine *e, engine_gate *gate, void *context);
 
 /* A view: volumes of a pin with an overlay each, and its control socket. */
 struct engine_view;

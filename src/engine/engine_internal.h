@@ -41,6 +41,10 @@ struct engine {
     struct engine_config *config;
     char config_path[PATH_MAX];
     pthread_mutex_t config_mutex; /* one reconfiguration at a time, and what it changes of config */
+    pthread_mutex_t rewind_mutex; /* one rewind at a time, with the question whether there was one; before all
+                                     others. And: */
+    engine_gate *gate;            /* closed during a rewind, when the export has one */
+    void *gate_context;
     const struct log *log;
     struct journal *journal;
     struct group *group;

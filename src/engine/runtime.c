@@ -39,6 +39,11 @@ static void serve_stopping(struct runtime *r)
     engine_stopping((struct engine *)r);
 }
 
+static void serve_set_gate(struct runtime *r, runtime_gate *gate, void *context)
+{
+    engine_set_gate((struct engine *)r, gate, context);
+}
+
 static int view_start(const char *config_path, struct runtime **ret, struct error *err)
 {
     return engine_view_start(config_path, &view_log, (struct engine_view **)ret, err);
@@ -63,20 +68,23 @@ static void view_stop(struct runtime *r)
 /* What starting again cannot mend. */
 static bool refused(const struct error *err)
 {
-    if (err->code == -ENOKEY || err->code == -EKEYREJECTED) /* the key file may come back; until then the volumes wait */
+    /* The key file may come back, and a disk that still writes what the last engine began will end it; until then the volumes wait. */
+    if (err->code == -ENOKEY || err->code == -EKEYREJECTED || err->code == -EBUSY)
         return !getenv("TIDEMARK_RESUME");
-    return err->code == -EINVAL || err->code == -EBUSY || err->code == -EBADMSG || err->code == -EPROTONOSUPPORT ||
+    return err->code == -EINVAL || err->code == -EBADMSG || err->code == -EPROTONOSUPPORT ||
            err->code == -ENAMETOOLONG || err->code == -ENOENT || err->code == -EACCES;
 }
 
 const struct runtime_ops *runtime_serve_ops(void)
 {
-    static const struct runtime_ops ops = {serve_start, serve_count, serve_name, serve_block, serve_stop, refused, serve_stopping};
+    static const struct runtime_ops ops = {serve_start, serve_count, serve_name,     serve_block,
+                                           serve_stop,  refused,     serve_stopping, serve_set_gate};
     return &ops;
 }
 
 const struct runtime_ops *runtime_view_ops(void)
 {
-    static const struct runtime_ops ops = {view_start, view_count, view_name, view_block, view_stop, refused, NULL};
+    static const struct runtime_ops ops = {view_start, view_count, view_name, view_block,
+                                           view_stop,  refused,    NULL,      NULL};
     return &ops;
 }

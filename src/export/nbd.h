@@ -12,6 +12,7 @@
 #define NBD_CONNECTIONS_MAX 64u /* of a server; more are closed at once */
 #define NBD_HANDSHAKE_MS 10000  /* a client that has not chosen an export by then is sent away */
 #define NBD_STALL_MS 60000      /* so is one that neither goes on sending a request nor takes an answer */
+#define NBD_GATE_MS 30000       /* requests that do not end by then keep the volumes from being rewound */
 #define NBD_DEFAULT_SPIN_US 50u
 #define NBD_MAX_EXPORTS 256u
 
@@ -28,6 +29,10 @@ struct nbd_server_options {
 /* Clients can connect when it returns. -EADDRINUSE: another process serves the socket. */
 int nbd_server_start(const struct nbd_server_options *options, struct nbd_server **ret,
                      struct error *err) MUST_CHECK;
+/* Closed: the requests that were received are answered and all clients disconnected when it returns, and who
+ * connects has to wait. -EBUSY when requests did not end within NBD_GATE_MS; it is open again then. One
+ * thread at a time. */
+int nbd_server_gate(struct nbd_server *s, bool closed, struct error *err) MUST_CHECK;
 /* Answers what was received, disconnects the clients, removes the socket. NULL allowed. */
 void nbd_server_free(struct nbd_server *s);
 

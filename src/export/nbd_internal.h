@@ -24,6 +24,11 @@ int nbd_loop_start(const struct nbd_loop_options *options, struct nbd_loop **ret
                    struct error *err) MUST_CHECK;
 /* Hands a connection over whose handshake is done; the descriptor is the loop's from then on. Any thread. */
 void nbd_loop_add(struct nbd_loop *l, int fd, bool structured, bool allocation);
+/* Nothing more is received; what was is answered, then the connections are closed. False: begins to serve
+ * those that are added. */
+void nbd_loop_close(struct nbd_loop *l, bool closed);
+/* Whether a closed one has neither requests nor connections any more. */
+bool nbd_loop_is_empty(struct nbd_loop *l);
 /* Answers what was received, closes the connections, ends the threads. NULL allowed. */
 void nbd_loop_free(struct nbd_loop *l);
 

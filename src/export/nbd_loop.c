@@ -79,6 +79,7 @@ struct nbd_loop {
     pthread_mutex_t mutex; /* guards `arrived` */
     struct connection *arrived;
     atomic_bool stopping;
+    atomic_bool closed, empty; /* nbd_loop_close */
     pthread_t thread;
     bool thread_runs;
 };
@@ -545,7 +546,8 @@ static void sleep_until_work(struct nbd_loop *l)
         return;
     remove_connections(l);
     fds[count++] = (struct pollfd){.fd = workers_fd(l->workers), .events = POLLIN};
-    nfds_t all = count + connection_fds(l, fds + count, !atomic_load(&l->stopping), &timeout_ms);
+    bool receives = !atomic_load(&l->stopping) && !atomic_load(&l->closed);
+    nfds_t all = count + connection_fds(l, fds + count, receives, &timeout_ms);
     poll(fds, all, timeout_ms);
     workers_drain(l->workers);
     drop_stalled(l);
@@ -563,16 +565,18 @@ static void *loop_main(void *context)
     struct nbd_loop *l = context;
     uint64_t last = now_ns();
     for (;;) {
-        bool stopping = atomic_load(&l->stopping);
+        bool stopping = atomic_load(&l->stopping), closed = stopping || atomic_load(&l->closed);
         bool progress = take_arrived(l);
-        progress |= !stopping && receive(l);
+        progress |= !closed && receive(l);
         progress |= end_requests(l);
         progress |= send_answers(l);
         remove_connections(l);
-        if (stopping && l->under_way == 0) {
+        if (closed && l->under_way == 0) {
             close_all(l);
-            return NULL;
+            atomic_store(&l->empty, true);
         }
+        if (stopping && l->under_way == 0)
+            return NULL;
         uint64_t now = now_ns();
         if (progress)
             last = now;
@@ -599,6 +603,19 @@ void nbd_loop_add(struct nbd_loop *l, int fd, bool structured, bool allocation)
     l->arrived = c;
     pthread_mutex_unlock(&l->mutex);
     workers_wake(l->workers);
+}
+
+void nbd_loop_close(struct nbd_loop *l, bool closed)
+{
+    if (closed)
+        atomic_store(&l->empty, false); /* before: the loop says anew that it is */
+    atomic_store(&l->closed, closed);
+    workers_wake(l->workers);
+}
+
+bool nbd_loop_is_empty(struct nbd_loop *l)
+{
+    return atomic_load(&l->empty);
 }
 
 int nbd_loop_start(const struct nbd_loop_options *options, struct nbd_loop **ret, struct error *err)

@@ -10,7 +10,14 @@
 struct nbd_exporter {
     const char *socket_path, *pid_path;
     struct nbd_server *server;
+    const struct runtime_ops *ops;
+    struct runtime *runtime;
 };
+
+static int gate(void *context, bool closed, struct error *err)
+{
+    return nbd_server_gate(context, closed, err);
+}
 
 static int start(void *context, const struct runtime_ops *ops, struct runtime *runtime, const struct log *log,
                  struct error *err)
@@ -32,6 +39,11 @@ static int start(void *context, const struct runtime_ops *ops, struct runtime *r
         names[i] = ops->volume_name(runtime, i);
     }
     int r = nbd_server_start(&options, &x->server, err);
+    if (r == 0 && ops->set_gate) {
+        x->ops = ops;
+        x->runtime = runtime;
+        ops->set_gate(runtime, gate, x->server);
+    }
     if (r < 0 || !x->pid_path)
         return r;
     int n = snprintf(text, sizeof text, "%d\n", getpid());
@@ -41,6 +53,8 @@ static int start(void *context, const struct runtime_ops *ops, struct runtime *r
 static void stop(void *context)
 {
     struct nbd_exporter *x = context;
+    if (x->ops)
+        x->ops->set_gate(x->runtime, NULL, NULL);
     nbd_server_free(x->server);
     if (x->pid_path)
         unlink(x->pid_path);

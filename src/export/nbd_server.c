@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Listens, and greets clients until they have chosen a volume, whose loop has them then. One thread; a client
- * that dawdles keeps nobody waiting, and is sent away after NBD_HANDSHAKE_MS. */
+ * that dawdles keeps nobody waiting, and is sent away after NBD_HANDSHAKE_MS. While the gate is closed, those
+ * that have chosen wait. */
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
@@ -10,11 +11,15 @@
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/thread.h"
 #include "export/nbd_internal.h"
+
+#define GATE_POLL_NS 500000L
 
 struct greeting {
     struct greeting *next;
@@ -26,13 +31,16 @@ struct greeting {
 struct nbd_server {
     const struct log *log;
     struct sockaddr_un address;
-    int fd, stop_fd;
+    int fd, stop_fd; /* an eventfd: look at `stopping` and the gate */
+    atomic_bool stopping;
     bool bound;
     size_t count;
     struct nbd_export exports[NBD_MAX_EXPORTS];
     struct block *blocks[NBD_MAX_EXPORTS];
     struct nbd_loop *loops[NBD_MAX_EXPORTS];
     atomic_uint connections;
+    pthread_mutex_t gate_mutex; /* guards `closed`, and that nobody is handed over to a loop meanwhile */
+    bool closed;
     struct greeting *greetings; /* the thread's own */
     pthread_t thread;
     bool thread_runs;
@@ -84,11 +92,12 @@ static void end_greeting(struct nbd_server *s, struct greeting *g)
 static void go_on(struct nbd_server *s)
 {
     uint64_t now = clock_boottime_ns(clock_system());
+    MUTEX_GUARD(guard, &s->gate_mutex);
     for (struct greeting **at = &s->greetings; *at;) {
         struct greeting *g = *at;
         const struct nbd_handshake *h = &g->handshake;
         bool alive = listen_to(g) && (h->state == NBD_TRANSMISSION || now < g->until_ns);
-        if (alive && h->state != NBD_TRANSMISSION) {
+        if (alive && (s->closed || h->state != NBD_TRANSMISSION)) {
             at = &g->next;
             continue;
         }
@@ -139,9 +148,13 @@ static void *server_main(void *context)
                                                       {.fd = s->fd, .events = POLLIN}};
         nfds_t count = 2;
         for (struct greeting *g = s->greetings; g; g = g->next)
-            fds[count++] = (struct pollfd){.fd = g->fd, .events = POLLIN};
-        poll(fds, count, count > 2 ? 1000 : -1);
+            if (g->handshake.state != NBD_TRANSMISSION) /* those wait for the gate */
+                fds[count++] = (struct pollfd){.fd = g->fd, .events = POLLIN};
+        poll(fds, count, s->greetings ? 1000 : -1);
+        eventfd_t ignored;
         if (fds[0].revents)
+            (void)eventfd_read(s->stop_fd, &ignored);
+        if (atomic_load(&s->stopping))
             break;
         if (fds[1].revents)
             greet(s);
@@ -192,6 +205,7 @@ int nbd_server_start(const struct nbd_server_options *options, struct nbd_server
         return error_errno(err, -ENOMEM, "cannot serve NBD");
     s->log = options->log;
     s->fd = s->stop_fd = -1;
+    pthread_mutex_init(&s->gate_mutex, NULL);
     int r = options->count > NBD_MAX_EXPORTS
                 ? error_set(err, -E2BIG, "cannot serve more than %u volumes by NBD", NBD_MAX_EXPORTS)
                 : 0;
@@ -222,12 +236,43 @@ int nbd_server_start(const struct nbd_server_options *options, struct nbd_server
     return 0;
 }
 
+static void open_or_close(struct nbd_server *s, bool closed)
+{
+    MUTEX_GUARD(guard, &s->gate_mutex);
+    s->closed = closed;
+    for (size_t i = 0; i < s->count; i++)
+        nbd_loop_close(s->loops[i], closed);
+}
+
+int nbd_server_gate(struct nbd_server *s, bool closed, struct error *err)
+{
+    uint64_t end_ns = clock_boottime_ns(clock_system()) + NBD_GATE_MS * NS_PER_MS;
+    open_or_close(s, closed);
+    for (size_t i = 0; i < s->count && closed;) {
+        if (nbd_loop_is_empty(s->loops[i])) {
+            i++;
+            continue;
+        }
+        if (clock_boottime_ns(clock_system()) > end_ns) {
+            open_or_close(s, false);
+            return error_set(err, -EBUSY, "requests of NBD clients of volume %s have not ended within %d s",
+                             s->exports[i].name, NBD_GATE_MS / 1000);
+        }
+        nanosleep(&(struct timespec){.tv_nsec = GATE_POLL_NS}, NULL);
+    }
+    if (!closed &&
+        eventfd_write(s->stop_fd, 1) < 0) /* those that wait are handed over now, not within a second */
+        log_error(s->log, "cannot wake the thread that greets NBD clients: %s", strerrordesc_np(errno));
+    return 0;
+}
+
 void nbd_server_free(struct nbd_server *s)
 {
     if (!s)
         return;
     if (s->bound)
         unlink(s->address.sun_path);
+    atomic_store(&s->stopping, true);
     if (s->thread_runs && eventfd_write(s->stop_fd, 1) == 0)
         pthread_join(s->thread, NULL);
     for (size_t i = 0; i < s->count; i++)
@@ -236,5 +281,6 @@ void nbd_server_free(struct nbd_server *s)
         close(s->fd);
     if (s->stop_fd >= 0)
         close(s->stop_fd);
+    pthread_mutex_destroy(&s->gate_mutex);
     free(s);
 }

@@ -4,6 +4,7 @@
 #ifndef TIDEMARK_EXPORT_RUNTIME_H
 #define TIDEMARK_EXPORT_RUNTIME_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "base/error.h"
@@ -11,6 +12,8 @@
 #include "block/block.h"
 
 struct runtime;
+
+typedef int runtime_gate(void *context, bool closed, struct error *err);
 
 struct runtime_ops {
     /* Starts from the configuration file; called once the process has its final pid and signals SIGTERM and
@@ -29,6 +32,11 @@ struct runtime_ops {
     /* The exports are about to end: calls to blocks that wait for something that may not come for long return an error now.
      * NULL: there are none. */
     void (*stopping)(struct runtime *runtime);
+    /* Gives the runtime what it calls when the content of all volumes is about to be another below their
+     * users (a rewind): `closed`: their requests have ended and they were sent away when it returns 0, and
+     * nobody is let in until it is called with false. An export without it has to know that nobody uses the
+     * volumes. NULL function: the export ends. NULL: not needed. */
+    void (*set_gate)(struct runtime *runtime, runtime_gate *gate, void *context);
 };
 
 /* A way out: FUSE or NBD. */

@@ -559,6 +559,8 @@ int base_store_extent(struct base_store *s, uint32_t volume, uint64_t lba, uint6
     while (at < end) {
         uint64_t block = at / BLOCK_SECTORS;
         off_t next = lseek(v.crc_fd, entry_offset(block), SEEK_DATA);
+        if (next < 0 && errno != ENXIO) /* no hole, but trouble */
+            return error_errno(err, -errno, "cannot read %s/%u.crc", s->directory, volume);
         uint64_t hole_to = next < 0 ? end : ((uint64_t)next - HEADER_BYTES) / sizeof *entries * BLOCK_SECTORS;
         if (hole_to > at) { /* absent up to there */
             if (at > lba && *ret_present)

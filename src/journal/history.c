@@ -59,6 +59,17 @@ static void release_book(struct book *b)
     manifest_release(&b->manifest);
 }
 
+/* A tail has what is on its way to the disk too, and while the journal is suspended what never came there: neither is history. */
+static void cut_unwritten(struct chapter *c, const struct tail *t, uint64_t written)
+{
+    while (c->frame_count && le64_get(t->frames[c->frame_count - 1].first_lsn) > written)
+        c->frame_count--;
+    while (c->event_count && le64_get(t->events[c->event_count - 1].lsn) > written)
+        c->event_count--;
+    if (c->info.last.n > written)
+        c->info.last.n = written;
+}
+
 static int open_book(struct journal *j, bool *unreadable, struct book *ret, struct error *err)
 {
     pthread_rwlock_rdlock(&j->files_lock); /* the files of this manifest stay until it is released */
@@ -74,6 +85,7 @@ static int open_book(struct journal *j, bool *unreadable, struct book *ret, stru
         c->info = t->info;
         c->event_count = t->event_count;
         c->frame_count = t->frame_count;
+        cut_unwritten(c, t, j->written_lsn);
         c->events = copy_array(t->events, t->event_count * sizeof *t->events);
         c->frames = copy_array(t->frames, t->frame_count * sizeof *t->frames);
         if (!c->events || !c->frames)
@@ -827,6 +839,8 @@ int journal_object(struct journal *j, const char *name, const void *content, siz
 }
 
 struct object_walk {
+    const struct journal *journal;
+    const struct manifest *manifest;
     json_t *seen; /* object: name -> true */
     struct lsn limit; /* events above it are skipped: a rewind led past them */
     struct lsn from_rescue; /* a rewind's target is below the base: its own saved objects count */
@@ -841,6 +855,8 @@ static int visit_object(void *context, const struct journal_event *e, struct err
     if (e->lsn.n > w->limit.n)
         return 0;
     if (e->op == OP_REWIND) {
+        if (!sealer_is_rewind(w->journal, w->manifest, e->lsn))
+            return 0;
         w->limit.n = e->aux;
         if (e->aux < w->base.n) {
             w->from_rescue = e->lsn;
@@ -889,10 +905,13 @@ int journal_objects(struct journal *j, struct lsn lsn, journal_object_visit visi
     _cleanup_json_ json_t *seen = json_object();
     if (!seen)
         return error_errno(err, -ENOMEM, "cannot list the objects");
-    pthread_mutex_lock(&j->mutex);
-    struct object_walk w = {.seen = seen, .limit = lsn, .base = j->manifest.base, .visit = visit, .context = context};
-    pthread_mutex_unlock(&j->mutex);
-    int r = journal_events(j, w.base, lsn, false, visit_object, &w, err);
+    struct book book;
+    int r = open_book(j, NULL, &book, err);
+    if (r < 0)
+        return r;
+    struct object_walk w = {.journal = j, .manifest = &book.manifest, .seen = seen, .limit = lsn, .base = book.manifest.base, .visit = visit, .context = context};
+    r = events_of(&book, w.base, lsn, false, visit_object, &w, err);
+    release_book(&book);
     if (r < 0)
         return r;
     char path[JOURNAL_PATH_BYTES], directory[JOURNAL_PATH_BYTES - 16];

@@ -249,6 +249,13 @@ const struct journal_recovery *journal_recovery(const struct journal *j)
     return &j->recovery;
 }
 
+void journal_recovered(struct journal *j)
+{
+    MUTEX_GUARD(guard, &j->mutex);
+    j->recovered = true;
+    ring_recovered(&j->ring);
+}
+
 const char *journal_directory(const struct journal *j)
 {
     return j->directory;
@@ -265,14 +272,15 @@ int journal_close(struct journal *j, struct error *err)
     sealer_stop(j);
     if (j->ready_fd >= 0)
         segment_recycle(j, j->ready_number, true);
-    if (r == 0) {
+    bool clean = r == 0 && j->recovered;
+    if (clean) {
         segment_recycle(j, j->tails[j->active].info.number, true);
         j->manifest.clean = true;
         j->manifest.lsn_reserved.n = j->next_lsn;
         r = sealer_save(j, err);
     }
     writer_release(j);
-    ring_release(&j->ring, r == 0);
+    ring_release(&j->ring, clean && r == 0);
     free_journal(j);
     return r;
 }

@@ -81,7 +81,13 @@ struct journal_recovery {
 int journal_open(const struct journal_options *options, struct journal **ret, struct error *err) MUST_CHECK;
 /* What the opening found; valid until close. */
 const struct journal_recovery *journal_recovery(const struct journal *j);
-/* Writes everything, seals, marks it clean. NULL allowed. No other call may be running. */
+/* What that asks for was done: the writes in flight were read back, a comparison has begun (journal_refuse_begin). An end before
+ * leaves it to the next opening, which then compares. */
+void journal_recovered(struct journal *j);
+/* An empty file: the next opening compares everything. */
+#define JOURNAL_COMPARE_FILE "compare"
+/* Writes everything, seals, marks it clean (unless recovery asked for something that was not done). NULL allowed. No other call may
+ * be running. */
 int journal_close(struct journal *j, struct error *err) MUST_CHECK;
 /* As a kill: drops everything without writing. For tests. */
 void journal_abandon(struct journal *j);

@@ -104,6 +104,7 @@ struct journal {
     bool drop_failed; /* the last attempt to drop history */
     _Atomic unsigned hold_wanted; /* journal_hold waits for maintain_mutex */
     bool was_killed;  /* the last use of the journal did not end in order */
+    bool recovered;   /* what recovery asked for was done: an end in order is a clean one */
     struct lsn thin_after; /* thinning failed up to there: what is damaged is left as it is */
     bool held;        /* journal_hold: nothing is dropped meanwhile */
     bool disk_full; /* the next segment could not be made: history is dropped for it */
@@ -162,6 +163,8 @@ static inline int journal_fault_at(struct journal *j, const char *step)
 /* Makes segment `number` ready to be written (recycled or new, written with zeroes, header durable). `keep_room`: -ENOSPC
  * already when the disk has no room left for dropping history. *ret_key: NULL in a plain journal. */
 int segment_prepare(struct journal *j, uint32_t number, bool keep_room, int *ret_fd, struct aead **ret_key, struct error *err) MUST_CHECK;
+/* Waits until the kernel has ended the writes to `fd`, a segment of before: the process that began them is gone before they are. */
+int segment_await(const char *path, int fd, struct error *err) MUST_CHECK;
 /* The header block of a segment: a new one, or one that thinning makes. */
 void segment_make_header(const struct journal *j, uint32_t number, void *block);
 void segment_make_thinned_header(const struct journal *j, const struct segment_info *s, const uint8_t *salt, void *block);
@@ -173,10 +176,17 @@ int sealer_start(struct journal *j, struct error *err) MUST_CHECK;
 void sealer_stop(struct journal *j);
 /* Seals `t` (segment file `fd`): index written, then in the manifest. Without the mutex. */
 int sealer_seal(struct journal *j, struct tail *t, int fd, struct error *err) MUST_CHECK;
+/* Whether it is in the manifest already, which only could not be saved: what it has is durable. Without the mutex. */
+bool sealer_is_sealed(struct journal *j, const struct tail *t);
 /* Seals what was switched away from. Without the mutex. */
 int sealer_seal_switched(struct journal *j, struct error *err) MUST_CHECK;
 /* Adds a rewind to the manifest if it is not there. With the mutex. */
 int sealer_add_rewind(struct journal *j, struct lsn lsn, struct lsn target, struct error *err) MUST_CHECK;
+/* Whether the REWIND record `lsn` counts: it is in the manifest, or not yet, but its reference run is there. A rewind that failed has
+ * none, although its record may have come to the disk. */
+bool sealer_is_rewind(const struct journal *j, const struct manifest *m, struct lsn lsn);
+/* Adds the rewinds of a tail to `m`. With the mutex. */
+void sealer_note_rewinds(const struct journal *j, struct manifest *m, const struct tail *t);
 /* Saves the manifest. Without the mutex. */
 int sealer_save(struct journal *j, struct error *err) MUST_CHECK;
 /* Saves the manifest with a change before anything in this process sees that, so that nothing is named by a pin, a reference or

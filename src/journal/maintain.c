@@ -473,6 +473,14 @@ static void forget(struct manifest *m, struct lsn base, uint32_t last_segment)
     m->base = base;
 }
 
+static int forget_dropped(void *context, struct manifest *m, struct error *err)
+{
+    const struct drop *d = context;
+    (void)err;
+    forget(m, d->base, d->last_segment);
+    return 0;
+}
+
 static void remove_file(struct journal *j, const char *name)
 {
     char path[JOURNAL_PATH_BYTES];
@@ -538,12 +546,8 @@ static int drop_steps(struct drop *d, struct error *err)
     journal_path(j, "base/objects.json", path);
     if (r == 0)
         r = history_save_objects(j, d->base, path, err);
-    if (r == 0) {
-        pthread_mutex_lock(&j->mutex);
-        forget(&j->manifest, d->base, d->last_segment);
-        pthread_mutex_unlock(&j->mutex);
-        r = sealer_save(j, err);
-    }
+    if (r == 0) /* while it cannot be saved the drop is not done: it is repeated, and nothing is left behind */
+        r = sealer_change(j, forget_dropped, d, err);
     if (r < 0)
         return r;
     uint64_t used = base_store_used_bytes(d->store);

@@ -41,6 +41,8 @@ struct payload_reader {
     char directory[PATH_MAX];
     struct index_cache *cache;
     pthread_mutex_t mutex; /* guards the tables */
+    pthread_cond_t released; /* a segment is used no more */
+    unsigned waiters;
     struct open_segment *segments;
     size_t segment_count;
     uint64_t tick;
@@ -70,6 +72,7 @@ int payload_reader_new(const char *directory, struct index_cache *cache, size_t 
     p->segment_count = open_segments;
     p->cache = cache;
     pthread_mutex_init(&p->mutex, NULL);
+    pthread_cond_init(&p->released, NULL);
     snprintf(p->directory, sizeof p->directory, "%s", directory);
     snprintf(base, sizeof base, "%s/base", directory);
     int r = base_store_open(base, false, &p->base, err);
@@ -110,6 +113,7 @@ void payload_reader_free(struct payload_reader *p)
     free(p->others);
     base_store_free(p->base);
     pthread_mutex_destroy(&p->mutex);
+    pthread_cond_destroy(&p->released);
     free(p->segments);
     free(p);
 }
@@ -190,32 +194,42 @@ static int open_files(struct payload_reader *p, uint32_t number, uint32_t genera
     return 0;
 }
 
-/* An open segment, to be given back by release_segment. */
+/* With the mutex: the segment if it is open, else the one to be closed for it, unused longest; NULL: all are in use. */
+static struct open_segment *find_segment(struct payload_reader *p, uint32_t number, uint32_t generation)
+{
+    struct open_segment *oldest = NULL;
+    for (size_t i = 0; i < p->segment_count; i++) {
+        struct open_segment *s = &p->segments[i];
+        if (s->number == number && s->generation == generation)
+            return s;
+        if (s->users == 0 && (!oldest || s->used_at < oldest->used_at))
+            oldest = s;
+    }
+    return oldest;
+}
+
+/* An open segment, to be given back by release_segment. A thread has one at a time, so whoever waits for one gets it. */
 static int acquire_segment(struct payload_reader *p, uint32_t number, uint32_t generation, struct open_segment **ret,
                            struct error *err)
 {
     MUTEX_GUARD(guard, &p->mutex);
-    struct open_segment *oldest = NULL;
-    for (size_t i = 0; i < p->segment_count; i++) {
-        struct open_segment *s = &p->segments[i];
-        if (s->number == number && s->generation == generation) {
-            s->users++;
-            s->used_at = ++p->tick;
-            *ret = s;
-            return 0;
-        }
-        if (s->users == 0 && (!oldest || s->used_at < oldest->used_at))
-            oldest = s;
+    struct open_segment *s;
+    while (!(s = find_segment(p, number, generation))) {
+        p->waiters++;
+        pthread_cond_wait(&p->released, &p->mutex);
+        p->waiters--;
     }
-    if (!oldest)
-        return error_set(err, -EMFILE, "too many segments are being read at once");
-    close_segment(oldest);
-    int r = open_files(p, number, generation, oldest, err);
-    if (r < 0)
-        return r;
-    oldest->users = 1;
-    oldest->used_at = ++p->tick;
-    *ret = oldest;
+    if (s->number != number || s->generation != generation) {
+        close_segment(s);
+        int r = open_files(p, number, generation, s, err);
+        if (p->waiters)
+            pthread_cond_broadcast(&p->released);
+        if (r < 0)
+            return r;
+    }
+    s->users++;
+    s->used_at = ++p->tick;
+    *ret = s;
     return 0;
 }
 
@@ -223,6 +237,8 @@ static void release_segment(struct payload_reader *p, struct open_segment *s)
 {
     MUTEX_GUARD(guard, &p->mutex);
     s->users--;
+    if (p->waiters)
+        pthread_cond_broadcast(&p->released);
 }
 
 static int decrypt(struct open_segment *s, uint32_t block, uint32_t count, char *data, struct error *err)

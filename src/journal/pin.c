@@ -146,6 +146,8 @@ static int take_snapshot(struct journal *j, struct lsn lsn, struct snapshot *ret
         if (r == 0)
             ret->tail_count++;
     }
+    for (size_t i = r == 0 ? ret->tail_count : 0; i-- > 0;) /* the manifest gets them after the record */
+        sealer_note_rewinds(j, &ret->manifest, &ret->tails[i]);
     if (r < 0)
         release_snapshot(ret);
     return r;

@@ -26,6 +26,16 @@ int point_check_tag(const char *name, struct error *err)
     return 0;
 }
 
+/* What is a date to a person: a time without a zone would be another one in summer, and on another host. */
+static bool looks_like_time(const char *text)
+{
+    static const char date[] = "dddd-dd-dd";
+    for (size_t i = 0; date[i]; i++)
+        if (date[i] == 'd' ? text[i] < '0' || text[i] > '9' : text[i] != date[i])
+            return false;
+    return true;
+}
+
 int point_parse(const char *text, struct point *ret, struct error *err)
 {
     struct point point = {.kind = POINT_LATEST};
@@ -46,7 +56,14 @@ int point_parse(const char *text, struct point *ret, struct error *err)
             memcpy(point.tag, text + 4, strlen(text + 4));
     } else {
         point.kind = POINT_TIME;
-        if (clock_parse_rfc3339(text, &point.realtime_ns, &cause) < 0)
+        r = clock_parse_rfc3339(text, &point.realtime_ns, &cause);
+        if (r < 0 && looks_like_time(text))
+            return error_set(err, -EINVAL,
+                             "'%.80s' is not a point in time: a time has a date, seconds and a zone, such as "
+                             "2026-11-21T02:04:46Z, "
+                             "or 2026-11-21T03:04:46+01:00",
+                             text);
+        if (r < 0)
             return error_set(err, -EINVAL,
                              "'%.80s' is not a point in time: expected latest, -90s, a time such as "
                              "2026-11-21T02:04:46.5Z, lsn:NUMBER or tag:NAME",

@@ -59,6 +59,20 @@ static void accept_frame(struct scan *s, struct tail *t)
     s->j->recovery.frames++;
 }
 
+/* The payload of the frame at `at`; of what cannot be read, something that has a wrong CRC. */
+static int read_payload(struct scan *s, int fd, uint32_t at, uint32_t length, const seal_tag digest)
+{
+    int r = sealed_read_payload(s->key, fd, at, s->buffer, length, digest, s->tags);
+    if (r != -EIO && r != -ENODATA)
+        return r;
+    for (uint32_t i = 1; i < length; i++) {
+        char *block = s->buffer + (size_t)i * JOURNAL_BLOCK_BYTES;
+        if (io_pread_full(fd, block, JOURNAL_BLOCK_BYTES, (uint64_t)(at + i) * JOURNAL_BLOCK_BYTES) < 0)
+            memset(block, i & 1 ? 0x5a : 0xa5, JOURNAL_BLOCK_BYTES);
+    }
+    return sealed_open_payload(s->key, at, s->buffer, length, digest, s->tags);
+}
+
 /* Follows the frames of one segment from its first block on. */
 static void scan_frames(struct scan *s, struct tail *t, int fd, uint32_t blocks)
 {
@@ -83,8 +97,7 @@ static void scan_frames(struct scan *s, struct tail *t, int fd, uint32_t blocks)
         }
         const struct frame_header *h = (const struct frame_header *)s->buffer;
         uint32_t count = le16_get(h->record_count), length = le32_get(h->blocks);
-        if (!tail_fits(t, count, length) ||
-            sealed_read_payload(s->key, fd, at, s->buffer, length, digest, s->tags) < 0)
+        if (!tail_fits(t, count, length) || read_payload(s, fd, at, length, digest) < 0)
             return;
         uint32_t damaged = frame_payload_crcs(s->buffer, s->crcs);
         if (damaged) {
@@ -96,6 +109,17 @@ static void scan_frames(struct scan *s, struct tail *t, int fd, uint32_t blocks)
         }
         accept_frame(s, t);
     }
+}
+
+/* Everything has to be compared, and what says so is about to go (a damaged tail is sealed, the ring emptied). */
+static int remember_compare_all(struct journal *j, struct error *err)
+{
+    char path[JOURNAL_PATH_BYTES];
+    journal_path(j, JOURNAL_COMPARE_FILE, path);
+    _cleanup_close_ int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0 || fsync(fd) < 0)
+        return error_errno(err, -errno, "cannot make %s", path);
+    return io_sync_directory(j->directory, err);
 }
 
 /* Before the segment is sealed: afterwards nothing but this note tells that there was more. */
@@ -119,6 +143,9 @@ static int scan_segment(struct scan *s, uint32_t number, struct error *err)
     _cleanup_close_ int fd = open(path, O_RDWR | O_CLOEXEC);
     if (fd < 0)
         return errno == ENOENT ? 0 : error_errno(err, -errno, "cannot open %s", path);
+    int awaited = segment_await(path, fd, err);
+    if (awaited < 0)
+        return awaited;
     struct segment_header header = {.blocks = le32_of(j->options.segment_blocks)};
     memcpy(header.boot_id, j->manifest.boot.bytes, sizeof header.boot_id);
     bool intact = io_pread_full(fd, s->buffer, JOURNAL_BLOCK_BYTES, 0) == 0 &&
@@ -151,11 +178,12 @@ static int scan_segment(struct scan *s, uint32_t number, struct error *err)
         log_warning(j->log, "segment %u was not ready when the engine ended: not used", number);
     }
     note_loss(s, number);
-    if (t->frame_count == 0)
-        return 0;
+    int r = s->damaged ? remember_compare_all(j, err) : 0;
+    if (r < 0 || t->frame_count == 0)
+        return r;
     j->written_realtime_ns = t->info.last_realtime_ns;
     j->written_boottime_ns = t->info.last_boottime_ns;
-    int r = sealer_seal(j, t, fd, err);
+    r = sealer_seal(j, t, fd, err);
     return r < 0 ? r : 1;
 }
 
@@ -257,6 +285,7 @@ int recovery_run(struct journal *j, struct error *err)
     s.buffer = io_alloc_pages((size_t)FRAME_MAX_BLOCKS * JOURNAL_BLOCK_BYTES);
     if (!s.buffer)
         return error_errno(err, -ENOMEM, "cannot recover the journal");
+    j->recovery.compare = j->manifest.suspended; /* also when it was closed in order: the comparison was not over */
     if (!j->manifest.clean)
         examine_ring(j, same_boot);
     do
@@ -268,6 +297,9 @@ int recovery_run(struct journal *j, struct error *err)
     if (s.damaged)
         j->recovery.compare = j->recovery.compare_all = true;
     bool lost = j->recovery.compare && !j->recovery.created;
+    j->recovered = !lost && j->recovery.in_flight_count == 0;
+    if (lost && j->recovery.compare_all && (r = remember_compare_all(j, err)) < 0)
+        return r;
     j->recovery.clean = j->manifest.clean;
     j->recovery.last = s.expected.after;
     j->last_lsn = j->durable_lsn = s.expected.after.n;
@@ -323,7 +355,7 @@ int recovery_replay(struct journal *j, struct error *err)
         return error_errno(err, -ENOMEM, "cannot read the frame ring");
     if (usable)
         memcpy(copy.memory, j->ring.memory, j->ring.length_bytes);
-    ring_clear(&j->ring, &j->manifest.journal_id, j->manifest.epoch);
+    ring_clear(&j->ring, &j->manifest.journal_id, j->manifest.epoch, usable || !j->recovered);
     int r = 0;
     for (uint64_t number = next; usable && r == 0 && number < next + RING_SLOTS; number++) {
         const struct ring_slot *slot = ring_slot(&copy, (uint32_t)(number % RING_SLOTS));
@@ -336,5 +368,7 @@ int recovery_replay(struct journal *j, struct error *err)
     }
     if (usable)
         io_free_pages(copy.memory, j->ring.length_bytes);
+    if (r == 0 && j->recovered)
+        ring_recovered(&j->ring);
     return r;
 }

@@ -44,6 +44,8 @@ static int close_switched(struct journal *j, struct lsn high, struct error *err)
     char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
     uint32_t crc;
     journal_path(j, journal_segment_file(t->info.number, name), path);
+    if (sealer_is_sealed(j, t))
+        return sealer_seal_switched(j, err);
     int r = read_last_crc(t, path, j->sealing_fd, high, &crc, err);
     if (r < 0)
         return r;
@@ -164,7 +166,7 @@ int journal_resume(struct journal *j, struct error *err)
     j->unsynced_since_ns = 0;
     j->open_number = j->submit_number = j->complete_number = j->manifest.next_frame;
     j->previous_crc = j->manifest.previous_crc;
-    ring_clear(&j->ring, &j->manifest.journal_id, j->manifest.epoch);
+    ring_clear(&j->ring, &j->manifest.journal_id, j->manifest.epoch, false);
     j->sync_failed = false;
     j->reason[0] = '\0';
     j->suspended = false;

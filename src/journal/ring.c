@@ -47,7 +47,7 @@ int ring_open(struct ring *ring, const char *path, const struct uuid *journal, s
     return 0;
 }
 
-void ring_clear(struct ring *ring, const struct uuid *journal, uint32_t epoch)
+void ring_clear(struct ring *ring, const struct uuid *journal, uint32_t epoch, bool recovering)
 {
     struct ring_control *control = (struct ring_control *)ring->memory;
     control->magic = 0;
@@ -55,7 +55,7 @@ void ring_clear(struct ring *ring, const struct uuid *journal, uint32_t epoch)
         memset(ring_slot(ring, i), 0, sizeof(struct ring_slot));
     memcpy(control->journal_id, journal->bytes, 16);
     control->epoch = epoch;
-    control->suspended = 0;
+    control->suspended = recovering ? RING_RECOVERING : 0;
     atomic_thread_fence(memory_order_seq_cst);
     control->magic = RING_MAGIC;
     ring->fresh = false;
@@ -73,6 +73,11 @@ void ring_suspend(struct ring *ring, enum ring_suspension how)
 uint64_t ring_suspended(const struct ring *ring)
 {
     return ((const struct ring_control *)ring->memory)->suspended;
+}
+
+void ring_recovered(struct ring *ring)
+{
+    atomic_fetch_and(&((struct ring_control *)ring->memory)->suspended, ~(uint64_t)RING_RECOVERING);
 }
 
 void ring_release(struct ring *ring, bool remove)

@@ -43,13 +43,18 @@ struct ring {
 
 /* Opens or makes the ring of a journal. An existing one of the same journal keeps its content (`fresh` false). */
 int ring_open(struct ring *ring, const char *path, const struct uuid *journal, struct error *err) MUST_CHECK;
-/* Empties all slots and marks it with the epoch. */
-void ring_clear(struct ring *ring, const struct uuid *journal, uint32_t epoch);
+/* Empties all slots and marks it with the epoch; `recovering`: until ring_recovered, what it held is owed. */
+void ring_clear(struct ring *ring, const struct uuid *journal, uint32_t epoch, bool recovering);
 uint32_t ring_epoch(const struct ring *ring);
 /* Remembers that writes go on unjournaled, where it survives a kill; and whether the write-intent bitmaps do not say where. */
-enum ring_suspension { RING_UNJOURNALED = 1 << 0, RING_UNMARKED = 1 << 1 };
+enum ring_suspension {
+    RING_UNJOURNALED = 1 << 0,
+    RING_UNMARKED = 1 << 1,
+    RING_RECOVERING = 1 << 2, /* the opening has not done yet what recovery asks for */
+};
 void ring_suspend(struct ring *ring, enum ring_suspension how);
 uint64_t ring_suspended(const struct ring *ring);
+void ring_recovered(struct ring *ring);
 /* Unmaps; `remove` deletes the file too (after a clean end). */
 void ring_release(struct ring *ring, bool remove);
 

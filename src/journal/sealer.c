@@ -79,29 +79,54 @@ static void trim(struct journal *j, const struct tail *t, int fd)
         log_warning(j->log, "cannot trim segment %u: %m", t->info.number);
 }
 
-int sealer_add_rewind(struct journal *j, struct lsn lsn, struct lsn target, struct error *err)
+static int add_rewind(struct manifest *m, struct lsn lsn, struct lsn target, struct error *err)
 {
     struct rewind_info rewind = {lsn, target};
-    for (size_t i = 0; i < j->manifest.rewind_count; i++)
-        if (j->manifest.rewinds[i].lsn.n == lsn.n)
+    for (size_t i = 0; i < m->rewind_count; i++)
+        if (m->rewinds[i].lsn.n == lsn.n)
             return 0;
-    return manifest_add_rewind(&j->manifest, &rewind, err);
+    return manifest_add_rewind(m, &rewind, err);
 }
 
-/* With the mutex. A kill before journal_rewound must not lose them: an opening looks only at what is not sealed. */
-static void note_rewinds(struct journal *j, const struct tail *t)
+int sealer_add_rewind(struct journal *j, struct lsn lsn, struct lsn target, struct error *err)
+{
+    return add_rewind(&j->manifest, lsn, target, err);
+}
+
+bool sealer_is_rewind(const struct journal *j, const struct manifest *m, struct lsn lsn)
+{
+    char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
+    for (size_t i = m->rewind_count; i-- > 0 && m->rewinds[i].lsn.n >= lsn.n;)
+        if (m->rewinds[i].lsn.n == lsn.n)
+            return true;
+    journal_path(j, journal_rewind_file(lsn, name), path);
+    return access(path, F_OK) == 0;
+}
+
+void sealer_note_rewinds(const struct journal *j, struct manifest *m, const struct tail *t)
 {
     struct error err = ERROR_INIT;
     for (uint32_t i = 0; i < t->event_count; i++) {
         const struct tail_event *e = &t->events[i];
-        if (e->op == OP_REWIND && sealer_add_rewind(j, (struct lsn){le64_get(e->lsn)}, (struct lsn){le64_get(e->aux)}, &err) < 0)
+        struct lsn lsn = {le64_get(e->lsn)};
+        if (e->op == OP_REWIND && sealer_is_rewind(j, m, lsn) && add_rewind(m, lsn, (struct lsn){le64_get(e->aux)}, &err) < 0)
             log_error(j->log, "%s", err.message);
     }
+}
+
+
+bool sealer_is_sealed(struct journal *j, const struct tail *t)
+{
+    MUTEX_GUARD(guard, &j->mutex);
+    const struct manifest *m = &j->manifest;
+    return m->segment_count && m->segments[m->segment_count - 1].number == t->info.number;
 }
 
 int sealer_seal(struct journal *j, struct tail *t, int fd, struct error *err)
 {
     char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
+    if (sealer_is_sealed(j, t))
+        return sealer_save(j, err);
     journal_path(j, journal_l0_file(t->info.number, name), path);
     int fault = journal_fault_at(j, "seal");
     if (fault < 0 || fdatasync(fd) < 0)
@@ -113,7 +138,7 @@ int sealer_seal(struct journal *j, struct tail *t, int fd, struct error *err)
         return r;
     pthread_mutex_lock(&j->mutex);
     t->info.index_kib = index_kib; /* a pin may be copying the tail */
-    note_rewinds(j, t);
+    sealer_note_rewinds(j, &j->manifest, t); /* a kill before journal_rewound must not lose them */
     r = manifest_add_segment(&j->manifest, &t->info, err);
     if (r == 0) {
         j->manifest.next_segment = t->info.number + 1;

@@ -6,8 +6,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -18,6 +20,8 @@
 
 #define FILL_BYTES (1u << 20)
 #define MAX_FREE_FILES 4u
+#define AWAIT_PAUSE_MS 20u
+#define AWAIT_MS 60000u
 
 static void free_file(unsigned index, char text[JOURNAL_FILE_BYTES])
 {
@@ -129,6 +133,26 @@ static void remove_free(const struct journal *j)
     }
 }
 
+/* So that the next opening can tell whether the kernel still writes what this process began: the lock is the open file's, and goes with
+ * the last of its writes. */
+static void mark_used(int fd)
+{
+    (void)!flock(fd, LOCK_EX | LOCK_NB); /* a file system without locks cannot tell */
+}
+
+int segment_await(const char *path, int fd, struct error *err)
+{
+    struct timespec pause = {.tv_nsec = AWAIT_PAUSE_MS * 1000000};
+    int r = 0;
+    for (unsigned waited_ms = 0; waited_ms < AWAIT_MS; waited_ms += AWAIT_PAUSE_MS) {
+        r = flock(fd, LOCK_EX | LOCK_NB);
+        if (r == 0 || errno != EWOULDBLOCK)
+            return 0;
+        nanosleep(&pause, NULL);
+    }
+    return error_set(err, -EBUSY, "%s is still being written for an engine that was killed: its disk does not answer", path);
+}
+
 /* The header block; of an encrypted journal with a new salt, and the key that belongs to it. */
 static int make_header(const struct journal *j, uint32_t number, void *block, struct aead **ret_key, struct error *err)
 {
@@ -197,6 +221,7 @@ int segment_prepare(struct journal *j, uint32_t number, bool keep_room, int *ret
         aead_free(key);
         return r;
     }
+    mark_used(fd);
     *ret_fd = take_fd(fd);
     *ret_key = key;
     return 0;

@@ -6,7 +6,10 @@
  * calls exactly once for it, however the connection ends. `active` counts the states. H2. http_server_stop()
  * first stops accepting, then waits until `active` is 0 (at most DRAIN_MS after the handlers are done), so
  * that the answer to a request for shutdown still reaches its sender. H3. While a handler runs its connection
- * has no time limit: libmicrohttpd would count the handler's time as the client's and drop the answer. */
+ * has no time limit: libmicrohttpd would count the handler's time as the client's and drop the answer. H4.
+ * Clients that connect and send nothing, or too slowly, shut nobody out: when it gets crowded the one that
+ * has waited for the longest is disconnected. Its descriptor is libmicrohttpd's, so it is shut down only,
+ * under the mutex under which it leaves the table. */
 #include "lib/http_server.h"
 
 #include <errno.h>
@@ -37,7 +40,17 @@
 #define TLS_FILE_BYTES_MAX (1u << 20)
 #define TLS_PRIORITIES "SECURE128:+SECURE192:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2"
 
+struct client {
+    int fd;            /* -1: free */
+    uint64_t since;    /* a count: when it came, or its last request was answered */
+    unsigned handlers; /* it has a request that is being answered */
+};
+
 struct listener {
+    pthread_mutex_t mutex; /* guards the clients */
+    struct client clients[HTTP_SERVER_CONNECTION_LIMIT];
+    unsigned client_count;
+    uint64_t events;
     struct http_server *server;
     struct MHD_Daemon *daemon; /* NULL: not there */
     bool metrics_only;
@@ -196,6 +209,69 @@ void http_response_error(struct http_response *response, const struct error *err
     http_response_json(response, http_status_of_errno(err->code), json_of_error(err));
 }
 
+/* --- who is connected --- */
+
+static int fd_of(struct MHD_Connection *connection)
+{
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+    return info ? info->connect_fd : -1;
+}
+
+/* Mutex held. `fd` -1: a free place. */
+static struct client *find_client(struct listener *listener, int fd)
+{
+    for (size_t i = 0; i < HTTP_SERVER_CONNECTION_LIMIT; i++)
+        if (listener->clients[i].fd == fd)
+            return &listener->clients[i];
+    return NULL;
+}
+
+/* Mutex held. */
+static void make_room(struct listener *listener)
+{
+    struct client *oldest = NULL;
+    for (size_t i = 0; i < HTTP_SERVER_CONNECTION_LIMIT; i++) {
+        struct client *c = &listener->clients[i];
+        if (c->fd >= 0 && !c->handlers && (!oldest || c->since < oldest->since))
+            oldest = c;
+    }
+    if (!oldest)
+        return;
+    shutdown(oldest->fd, SHUT_RDWR);
+    oldest->since = ++listener->events; /* another one is next, until this one has gone */
+}
+
+static void on_connection(void *context, struct MHD_Connection *connection, void **unused,
+                          enum MHD_ConnectionNotificationCode what)
+{
+    struct listener *listener = context;
+    int fd = fd_of(connection);
+    (void)unused;
+    MUTEX_GUARD(guard, &listener->mutex);
+    struct client *c = find_client(listener, what == MHD_CONNECTION_NOTIFY_STARTED ? -1 : fd);
+    if (!c || fd < 0)
+        return;
+    if (what != MHD_CONNECTION_NOTIFY_STARTED) {
+        c->fd = -1;
+        listener->client_count--;
+        return;
+    }
+    if (++listener->client_count > HTTP_SERVER_CONNECTIONS_CROWDED)
+        make_room(listener);
+    *c = (struct client){.fd = fd, .since = ++listener->events};
+}
+
+static void note_handler(struct listener *listener, struct MHD_Connection *connection, bool begins)
+{
+    MUTEX_GUARD(guard, &listener->mutex);
+    struct client *c = find_client(listener, fd_of(connection));
+    if (!c)
+        return;
+    c->handlers = begins;
+    c->since = ++listener->events;
+}
+
 /* --- libmicrohttpd's callbacks --- */
 
 static int send_text(struct MHD_Connection *connection, int status, const char *content_type, char *text)
@@ -342,7 +418,9 @@ static enum MHD_Result on_access(void *context, struct MHD_Connection *connectio
         return state->received_bytes > 4 * (size_t)HTTP_SERVER_BODY_LIMIT_BYTES ? MHD_NO : MHD_YES;
     }
     MHD_set_connection_option(connection, MHD_CONNECTION_OPTION_TIMEOUT, 0u);
+    note_handler(listener, connection, true);
     int r = answer(listener, connection, path, method, state);
+    note_handler(listener, connection, false);
     MHD_set_connection_option(connection, MHD_CONNECTION_OPTION_TIMEOUT, IDLE_TIMEOUT_S);
     return r;
 }
@@ -375,6 +453,8 @@ static void __attribute__((format(printf, 2, 0))) on_log(void *context, const ch
 static int start_daemon(struct listener *listener, int listen_fd, unsigned threads, struct error *err)
 {
     sigset_t all, old;
+    bool pool = threads > 1 && !(listener->server->options.thread_per_connection &&
+                                 listener == &listener->server->unix_listener);
     unsigned flags = MHD_USE_AUTO | MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_ITC | MHD_USE_ERROR_LOG;
 #ifdef TIDEMARK_SANITIZED
     size_t stack_bytes = 0;
@@ -390,14 +470,17 @@ static int start_daemon(struct listener *listener, int listen_fd, unsigned threa
         tls[3] = tls[4];
     if (listener->tls)
         flags |= MHD_USE_TLS;
+    if (threads > 1 && !pool)
+        flags |= MHD_USE_THREAD_PER_CONNECTION;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     listener->daemon = MHD_start_daemon(
         flags, 0, NULL, NULL, on_access, listener, MHD_OPTION_EXTERNAL_LOGGER, on_log, listener->server,
-        MHD_OPTION_LISTEN_SOCKET, listen_fd, MHD_OPTION_THREAD_POOL_SIZE, threads > 1 ? threads : 0,
+        MHD_OPTION_LISTEN_SOCKET, listen_fd, MHD_OPTION_THREAD_POOL_SIZE, pool ? threads : 0,
         MHD_OPTION_THREAD_STACK_SIZE, stack_bytes, MHD_OPTION_CONNECTION_LIMIT, HTTP_SERVER_CONNECTION_LIMIT,
-        MHD_OPTION_CONNECTION_TIMEOUT, IDLE_TIMEOUT_S, MHD_OPTION_NOTIFY_COMPLETED, request_completed,
-        listener, MHD_OPTION_ARRAY, listener->tls ? tls : tls + 4, MHD_OPTION_END);
+        MHD_OPTION_NOTIFY_CONNECTION, on_connection, listener, MHD_OPTION_CONNECTION_TIMEOUT, IDLE_TIMEOUT_S,
+        MHD_OPTION_NOTIFY_COMPLETED, request_completed, listener, MHD_OPTION_ARRAY,
+        listener->tls ? tls : tls + 4, MHD_OPTION_END);
     int r = listener->daemon ? 0 : -(errno ? errno : EIO);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     return r < 0 ? error_errno(err, r, "cannot start the HTTP server") : 0;
@@ -559,6 +642,13 @@ static int listen_tls(struct http_server *server, const struct http_server_optio
     return r < 0 && paths[0] ? error_context(err, "HTTPS with the certificate %s and the key %s", paths[0], paths[1]) : r;
 }
 
+static void init_listener(struct listener *listener)
+{
+    pthread_mutex_init(&listener->mutex, NULL);
+    for (size_t i = 0; i < HTTP_SERVER_CONNECTION_LIMIT; i++)
+        listener->clients[i].fd = -1;
+}
+
 int http_server_start(const struct http_server_options *options, struct http_server **ret_server,
                       struct error *err)
 {
@@ -570,6 +660,9 @@ int http_server_start(const struct http_server_options *options, struct http_ser
     server->options.tls_address = server->options.tls_certificate = server->options.tls_key = server->options.tls_ca = NULL;
     server->options.tls_certificate_pem = server->options.tls_key_pem = NULL;
     server->unix_listener.server = server->tcp_listener.server = server->tls_listener.server = server;
+    init_listener(&server->unix_listener);
+    init_listener(&server->tcp_listener);
+    init_listener(&server->tls_listener);
     server->tcp_listener.metrics_only = true;
     server->tls_listener.tls = true;
     int r = 0;

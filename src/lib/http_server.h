@@ -8,6 +8,7 @@
 #define TIDEMARK_LIB_HTTP_SERVER_H
 
 #include <jansson.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <sys/types.h>
 
@@ -16,6 +17,8 @@
 
 #define HTTP_SERVER_BODY_LIMIT_BYTES (4u << 20)
 #define HTTP_SERVER_CONNECTION_LIMIT 128u
+/* From that many on, a new connection costs the one that has been without a whole request for the longest. */
+#define HTTP_SERVER_CONNECTIONS_CROWDED 96u
 #define HTTP_SERVER_THREADS_DEFAULT 4u
 #define HTTP_SERVER_THREADS_MAX 16u
 #define HTTP_SERVER_STACK_BYTES (256 * 1024)
@@ -71,6 +74,8 @@ struct http_server_options {
      * both or none. */
     const char *tls_certificate_pem, *tls_key_pem;
     unsigned threads; /* of the pool; 0: HTTP_SERVER_THREADS_DEFAULT */
+    bool thread_per_connection; /* of the Unix socket, in place of the pool: a slow handler keeps nobody else
+                                   waiting */
     const struct log *log; /* borrowed, may be NULL */
     /* Answers the request: returns 0 with `response` filled, or a negative errno with `err` set, which
      * becomes the error answer. */

@@ -108,6 +108,13 @@ static bool is_zero(const char *data, size_t length_bytes)
     return data[0] == 0 && memcmp(data, data + 1, length_bytes - 1) == 0;
 }
 
+int grains_read_stale(struct volume *v, uint64_t offset_bytes, uint32_t length_bytes, void *data, struct error *err)
+{
+    if (!v->group->stale_image)
+        return error_set(err, -EIO, "what the rewind made of volume %s cannot be read yet", v->name);
+    return image_read(v->group->stale_image, v->id, offset_bytes / BLOCK_SECTOR_BYTES, length_bytes / BLOCK_SECTOR_BYTES, data, err);
+}
+
 int grains_copy_back(struct volume *v, uint64_t grain, struct error *err)
 {
     if (!grain_map_test(&v->stale, grain))
@@ -117,7 +124,7 @@ int grains_copy_back(struct volume *v, uint64_t grain, struct error *err)
     char *data = io_alloc_pages(GROUP_GRAIN_BYTES);
     if (!data)
         return error_errno(err, -ENOMEM, "cannot copy back");
-    int r = image_read(v->group->stale_image, v->id, offset / BLOCK_SECTOR_BYTES, bytes / BLOCK_SECTOR_BYTES, data, err);
+    int r = grains_read_stale(v, offset, bytes, data, err);
     if (r == 0)
         r = is_zero(data, bytes) ? block_discard(v->backing, bytes, offset, 0, err)
                                  : block_pwrite(v->backing, data, bytes, offset, 0, err);
@@ -313,8 +320,8 @@ int grains_load(struct group *g, struct error *err)
 int grains_flush(struct group *g, struct error *err)
 {
     for (size_t i = 0; i < g->volume_count; i++)
-        if (block_flush(g->volumes[i].backing, err) < 0)
-            return err->code;
+        if (!volume_flush_backing(&g->volumes[i])) /* a failure is the application's too */
+            return volume_flush_error(&g->volumes[i], err);
     return 0;
 }
 
@@ -349,10 +356,32 @@ static int work_on(struct group *g, struct volume *v, struct grain_map *m, int (
     return 1;
 }
 
+/* A rewind has happened whose image could not be opened: the newest one has what stale grains hold. */
+static int open_stale_image(struct group *g, struct error *err)
+{
+    struct journal_status status;
+    MUTEX_GUARD(guard, &g->rewind_mutex);
+    pthread_rwlock_wrlock(&g->gate);
+    bool missing = !g->stale_image;
+    int r = missing ? journal_sync(g->journal, -1, NULL, err) : 0;
+    journal_status(g->journal, &status);
+    if (missing && (r == 0 || r == -ESHUTDOWN))
+        r = grains_open_image(g, status.latest, g->stale_pin, &g->stale_image, err);
+    pthread_rwlock_unlock(&g->gate);
+    return r;
+}
+
 static int copy_back_some(struct group *g, bool *ret_worked, struct error *err)
 {
     int r = 0;
     bool any = false;
+    pthread_rwlock_rdlock(&g->gate);
+    bool missing = !g->stale_image;
+    pthread_rwlock_unlock(&g->gate);
+    for (size_t i = 0; i < g->volume_count; i++)
+        any |= atomic_load(&g->volumes[i].stale.set_count) > 0;
+    if (any && missing)
+        r = open_stale_image(g, err);
     for (size_t i = 0; i < g->volume_count && r == 0; i++) {
         struct volume *v = &g->volumes[i];
         any |= atomic_load(&v->stale.set_count) > 0;

@@ -40,6 +40,9 @@ int group_new(struct journal *journal, enum group_ack ack, const struct log *log
     return 0;
 }
 
+#define FOREIGN_WAIT_MS 3000u
+#define UNCLEAN_WAIT_MS 60000u /* a slow disk may still be writing what an engine that was killed has begun */
+
 struct volume_options {
     const char *name;
     uint64_t size_bytes;
@@ -67,9 +70,16 @@ static int open_backing(struct group *g, struct volume *v, const struct volume_o
     uint64_t size_bytes = options->size_bytes;
     struct journal_status status;
     journal_status(g->journal, &status);
-    int r = options->adopt ? block_file_open_exclusive(options->backing, &v->backing, err)
-                           : block_file_open(options->backing, size_bytes, false, &v->backing, err);
-    if (r == 0 && options->adopt && v->backing->size_bytes < size_bytes && !is_known(g, options->name))
+    bool known = is_known(g, options->name);
+    if (known && access(options->backing, F_OK) < 0 && errno == ENOENT)
+        /* An empty one in its place would be taken for what the volume holds, and a file system be made on it. */
+        return error_set(err, -ENOENT, "its backing %s is gone, which held its newest content: put it back (is its file system mounted?). If "
+                         "it is lost, make an empty one (truncate -s %llu %s) and copy the newest point into the volume from a view of it",
+                         options->backing, (unsigned long long)size_bytes, options->backing);
+    const struct journal_recovery *rec = journal_recovery(g->journal);
+    unsigned wait_ms = known && !rec->clean ? UNCLEAN_WAIT_MS : FOREIGN_WAIT_MS;
+    int r = block_file_open_exclusive(options->backing, known || options->adopt ? 0 : size_bytes, wait_ms, &v->backing, err);
+    if (r == 0 && options->adopt && v->backing->size_bytes < size_bytes && !known)
         return error_set(err, -EINVAL, "%s has %llu bytes, not %llu", options->backing,
                          (unsigned long long)v->backing->size_bytes, (unsigned long long)size_bytes);
     if (r == 0)
@@ -181,6 +191,7 @@ int group_begin_compare(struct group *g, struct error *err)
 {
     struct journal_status status;
     grains_close_image(g, g->compare_pin, &g->compare_image); /* of a comparison that was not finished */
+    g->compare_due = true; /* until it has begun */
     journal_status(g->journal, &status);
     struct lsn low = status.latest;
     int r = seed_exact_until(g, &low, err);
@@ -188,11 +199,14 @@ int group_begin_compare(struct group *g, struct error *err)
     if (r == 0)
         r = journal_refuse_begin(g->journal, low, err);
     if (r == 0)
+        seed_refused(g);
+    if (r == 0)
         r = journal_append_durable(g->journal, &begin, &g->compare_begin, err);
     if (r == 0)
         r = grains_open_image(g, g->compare_begin, g->compare_pin, &g->compare_image, err);
     if (r < 0)
         return r;
+    g->compare_due = false;
     uint64_t bytes = 0;
     for (size_t i = 0; i < g->volume_count; i++) {
         struct volume *v = &g->volumes[i];
@@ -228,7 +242,7 @@ static int resume_failed(struct group *g, const struct error *err)
 
 int group_resume(struct group *g, struct error *err)
 {
-    if (!journal_is_suspended(g->journal))
+    if (!journal_is_suspended(g->journal) && !g->compare_due) /* only this thread changes that, once it runs */
         return 0;
     if (journal_resume_prepare(g->journal, err) < 0)
         return resume_failed(g, err);
@@ -307,8 +321,11 @@ int group_start(struct group *g, struct error *err)
         if (r == 0)
             log_info(g->log, "the copy-back of the rewind to LSN %llu goes on", (unsigned long long)g->rewind_target.n);
     }
-    if (r == 0)
+    if (r == 0) { /* a kill or an end in order from here on finds what is left to do in the manifest */
+        journal_recovered(g->journal);
+        g->recovered = true;
         r = grains_start(g, err);
+    }
     return r < 0 ? r : seed_start(g, err);
 }
 
@@ -321,7 +338,7 @@ void group_free(struct group *g)
     seed_close(g, !g->abandoned);
     if (g->stale_image && grains_save(g, &ignored) < 0)
         log_warning(g->log, "%s", ignored.message);
-    if (!g->abandoned)
+    if (!g->abandoned && g->recovered)
         intents_finish(g);
     grains_close_image(g, g->stale_pin, &g->stale_image);
     grains_close_image(g, g->compare_pin, &g->compare_image);
@@ -401,7 +418,7 @@ void group_status(struct group *g, struct group_status *ret)
     ret->rewinding = g->stale_image != NULL;
     ret->rewind_lsn = g->rewind_lsn;
     ret->rewind_target = g->rewind_target;
-    ret->resyncing = g->compare_image != NULL;
+    ret->resyncing = g->compare_image != NULL || g->compare_due;
     pthread_rwlock_unlock(&g->gate);
     for (size_t i = 0; i < g->volume_count; i++) {
         struct group_volume_status v;

@@ -19,7 +19,7 @@
 #define GROUP_GRAIN_BYTES 65536u
 #define GROUP_GRAIN_SECTORS 128u
 #define GROUP_MAX_VOLUMES 64u
-#define GROUP_COMPARE_FILE "compare" /* in the journal's directory: all is compared at the next start, backings may have changed */
+#define GROUP_COMPARE_FILE JOURNAL_COMPARE_FILE /* in the journal's directory: all is compared at the next start, backings may have changed */
 #define GROUP_SEED_BYTES_PER_SECOND (64ull << 20)
 
 struct group;

@@ -78,6 +78,8 @@ struct group {
     struct image *compare_image; /* what unverified grains are compared with */
     char compare_pin[24];
     struct lsn compare_begin;
+    bool compare_due; /* a comparison has to begin; changed under the exclusive gate */
+    bool recovered;   /* what recovery asks for was done: the marks say no more than what has been written since */
     uint64_t resume_told_ns; /* when it was last said why journaling cannot go on */
     bool holds;              /* while the journal is suspended writes wait, instead of going on unjournaled */
     _Atomic uint64_t resync_done, resync_total;
@@ -173,6 +175,8 @@ int volume_resync(struct volume *v, uint64_t lba, uint32_t length, struct error 
 int grains_prepare(struct volume *v, uint64_t lba, uint64_t length, struct error *err) MUST_CHECK;
 /* After a write: grains that were covered wholly are plain now. */
 void grains_overwritten(struct volume *v, uint64_t lba, uint64_t length);
+/* Reads within a stale grain. With the gate. */
+int grains_read_stale(struct volume *v, uint64_t offset_bytes, uint32_t length_bytes, void *data, struct error *err) MUST_CHECK;
 /* Copies a stale grain back, or compares an unverified one. Under the range lock. */
 int grains_copy_back(struct volume *v, uint64_t grain, struct error *err) MUST_CHECK;
 int grains_verify(struct volume *v, uint64_t grain, struct error *err) MUST_CHECK;
@@ -210,6 +214,8 @@ int seed_grain(struct volume *v, uint64_t grain, struct error *err) MUST_CHECK;
 int seed_before_write(struct volume *v, uint64_t grain, struct error *err) MUST_CHECK;
 /* Lowers *low to before the adoption of volumes with missing before-images: what comes after it is to be refused. */
 int seed_exact_until(struct group *g, struct lsn *low, struct error *err) MUST_CHECK;
+/* That is saved: what is in the maps in memory may be believed from now on. */
+void seed_refused(struct group *g);
 /* Whether a write would have to wait for that. */
 bool seed_touches(const struct volume *v, uint64_t lba, uint64_t length);
 

@@ -145,7 +145,7 @@ static struct lsn sync_journal(struct group *g)
 static bool is_comparing(struct group *g)
 {
     pthread_rwlock_rdlock(&g->gate);
-    bool comparing = g->compare_image != NULL;
+    bool comparing = g->compare_image != NULL || g->compare_due;
     pthread_rwlock_unlock(&g->gate);
     return comparing || journal_is_suspended(g->journal);
 }
@@ -182,7 +182,7 @@ void intents_tidy(struct group *g)
 
 void intents_finish(struct group *g)
 {
-    struct lsn covered = g->compare_image || journal_is_suspended(g->journal) ? LSN_NONE : sync_journal(g);
+    struct lsn covered = g->compare_image || g->compare_due || journal_is_suspended(g->journal) ? LSN_NONE : sync_journal(g);
     for (size_t i = 0; covered.n && i < g->volume_count; i++)
         if (volume_flush_backing(&g->volumes[i]))
             intent_clear_all(g->volumes[i].intent, covered);

@@ -277,7 +277,6 @@ struct rewind {
     struct image *target, *latest, *result;
     char target_pin[24], latest_pin[24], result_pin[24];
     char run_path[PATH_MAX], rescue_path[PATH_MAX];
-    bool committed;
 };
 
 /* With the gate closed and all other appends waiting. */
@@ -305,34 +304,45 @@ static int rewind_locked(struct group *g, struct rewind *w, struct lsn target, s
         r = commit(g, target, lsn, err);
     if (r < 0)
         return r;
-    w->committed = true;
     change->lsn = lsn;
-    return grains_open_image(g, lsn, w->result_pin, &w->result, err);
+    struct error unopened = ERROR_INIT; /* it has happened all the same; the worker tries again */
+    if (grains_open_image(g, lsn, w->result_pin, &w->result, &unopened) < 0)
+        log_error(g->log, "the rewind to LSN %llu has happened, and cannot be read yet: %s", (unsigned long long)target.n, unopened.message);
+    return 0;
 }
 
-/* The grains that were marked for a rewind that did not happen read through the image of what is there. */
+/* What stale grains read from now on; the image of before is given back. */
+static void use_image(struct group *g, struct image **image, char pin[24])
+{
+    struct image *old = g->stale_image;
+    char old_pin[24];
+    memcpy(old_pin, g->stale_pin, sizeof old_pin);
+    g->stale_image = *image;
+    memcpy(g->stale_pin, pin, sizeof g->stale_pin);
+    *image = old;
+    memcpy(pin, old_pin, sizeof old_pin);
+}
+
+/* The grains that were marked for a rewind that did not happen read through the image of what is there; also while an older rewind
+ * is being copied back, whose image lacks what was written since. Without the reference run its record does not count, if it has come
+ * to the disk. */
 static void abandon(struct group *g, struct rewind *w)
 {
     struct error ignored = ERROR_INIT;
-    if (!w->committed && w->run_path[0]) {
-        unlink(w->run_path);
+    if (w->run_path[0]) {
+        if (unlink(w->run_path) == 0 && io_sync_directory(journal_directory(g->journal), &ignored) < 0)
+            log_warning(g->log, "%s", ignored.message);
         if (io_remove_tree(w->rescue_path, &ignored) < 0)
             log_warning(g->log, "%s", ignored.message);
     }
-    if (!g->stale_image && w->latest && !w->committed) {
-        g->stale_image = w->latest;
-        memcpy(g->stale_pin, w->latest_pin, sizeof g->stale_pin);
-        w->latest = NULL;
-        w->latest_pin[0] = '\0';
-    }
+    if (w->latest)
+        use_image(g, &w->latest, w->latest_pin);
 }
 
 int group_rewind(struct group *g, struct lsn target, bool dry_run, struct group_change *ret, struct error *err)
 {
     struct group_change change;
     struct rewind w = {0};
-    struct image *old = NULL;
-    char old_pin[24] = "";
     if (dry_run) {
         struct journal_status status;
         int r = journal_sync(g->journal, -1, NULL, err);
@@ -347,7 +357,7 @@ int group_rewind(struct group *g, struct lsn target, bool dry_run, struct group_
         return r;
     journal_hold(g->journal);
     pthread_rwlock_wrlock(&g->gate);
-    if (g->compare_image) {
+    if (g->compare_image || g->compare_due) {
         r = error_set(err, -EBUSY, "the volumes are still being compared after an unclean end: try again when `tidemark status` "
                                    "says protected");
     } else {
@@ -356,18 +366,14 @@ int group_rewind(struct group *g, struct lsn target, bool dry_run, struct group_
         if (r == 0)
             r = rewind_locked(g, &w, target, &change, err);
         journal_exclusive_end(g->journal);
-        if (r == 0) {
-            old = g->stale_image;
-            memcpy(old_pin, g->stale_pin, sizeof old_pin);
-            g->stale_image = w.result;
-            memcpy(g->stale_pin, w.result_pin, sizeof g->stale_pin);
-        } else {
+        if (r == 0)
+            use_image(g, &w.result, w.result_pin);
+        else
             abandon(g, &w);
-        }
     }
     pthread_rwlock_unlock(&g->gate);
     journal_unhold(g->journal);
-    grains_close_image(g, old_pin, &old);
+    grains_close_image(g, w.result_pin, &w.result); /* the one of before */
     grains_close_image(g, w.target_pin, &w.target);
     grains_close_image(g, w.latest_pin, &w.latest);
     grains_wake(g);

@@ -185,7 +185,8 @@ static int open_volume(struct volume *v, const struct uuid *journal, bool new, s
     h->grains = v->unseeded.grains;
     memcpy(h->journal_id, journal->bytes, 16);
     r = save_map(v, false, err); /* from now on the live one counts */
-    atomic_store(&h->magic, (uint64_t)LIVE_MAGIC);
+    if (!v->seed.inexact) /* else once it is saved that points are refused: a kill before has to find it out again */
+        atomic_store(&h->magic, (uint64_t)LIVE_MAGIC);
     if (r == 0)
         log_info(v->group->log,
                  "volume %s: %llu MiB of %llu MiB of what it held are still to be copied to the base",
@@ -267,7 +268,11 @@ int seed_before_write(struct volume *v, uint64_t grain, struct error *err)
     if (r == 0)
         return 0;
     snprintf(reason, sizeof reason, "what volume %s held cannot be kept: %s", v->name, err->message);
-    v->seed.inexact = true;
+    if (!v->group->holds) { /* else the write waits, and it is tried again */
+        struct live_header *h = v->seed.memory;
+        atomic_store(&h->magic, 0); /* a kill must not forget it */
+        v->seed.inexact = true;
+    }
     journal_suspend(v->group->journal, reason, false);
     return -ESHUTDOWN;
 }
@@ -281,6 +286,15 @@ bool seed_touches(const struct volume *v, uint64_t lba, uint64_t length)
         if (grain_map_test(&v->unseeded, grain))
             return true;
     return false;
+}
+
+void seed_refused(struct group *g)
+{
+    for (size_t i = 0; i < g->volume_count; i++) {
+        struct live_header *h = g->volumes[i].seed.memory;
+        if (h)
+            atomic_store(&h->magic, (uint64_t)LIVE_MAGIC);
+    }
 }
 
 int seed_exact_until(struct group *g, struct lsn *low, struct error *err)

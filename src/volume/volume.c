@@ -28,8 +28,7 @@ static int read_stale(struct volume *v, char *data, size_t length_bytes, uint64_
         uint64_t grain = offset_bytes / GROUP_GRAIN_BYTES;
         size_t room = GROUP_GRAIN_BYTES - offset_bytes % GROUP_GRAIN_BYTES, part = length_bytes < room ? length_bytes : room;
         if (grain_map_test(&v->stale, grain))
-            r = image_read(v->group->stale_image, v->id, offset_bytes / BLOCK_SECTOR_BYTES,
-                           (uint32_t)(part / BLOCK_SECTOR_BYTES), data, err);
+            r = grains_read_stale(v, offset_bytes, (uint32_t)part, data, err);
         else
             r = block_pread(v->backing, data, part, offset_bytes, err);
         data += part;
@@ -192,6 +191,10 @@ static int change_once(struct volume *v, const struct change *c, struct error *e
             r = 0;
         }
     }
+    /* An unjournaled write over what a rewind has not copied back: after a kill the grain must not count as stale again. */
+    struct error ignored = ERROR_INIT;
+    if (r == 0 && !plain && journal_is_suspended(g->journal) && grains_save_behind(g, &ignored) < 0)
+        log_error(g->log, "%s", ignored.message);
     pthread_rwlock_unlock(&g->gate);
     return r;
 }

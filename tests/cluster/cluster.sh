@@ -185,7 +185,9 @@ node-kill) node_kill "$1" ;;
 node-down) node_down "$1" ;;
 kubelet-stop) stop "kubelet$1" 15 ;;
 kubelet-start) node_daemons_up "$1" ;;
-import) for archive; do for n in "${NODES[@]}"; do ctr_in_node "$n" images import --local "$archive" || exit 1; done; done ;;
+import) # a node has another working directory
+    for archive; do for n in "${NODES[@]}"; do ctr_in_node "$n" images import --local "$(readlink -f "$archive")" || exit 1; done; done
+    ;;
 api-up) api_up "$@" ;;
 api-down) api_down "$@" ;;
 *)

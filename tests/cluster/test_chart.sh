@@ -11,6 +11,8 @@ refused() { ! helm template tidemark $chart "$@" >/dev/null 2>&1; }
 expect "lint" helm lint --quiet $chart
 expect "a misspelt value is refused" refused --set data.tolerationz=1
 expect "an unknown log level is refused" refused --set logLevel=loud
+expect "two controllers without a volume are refused" refused --set controller.replicas=2
+expect "two controllers with one make sense" not refused --set controller.replicas=2 --set controller.storage.className=any
 expect "one Secret without the other is refused" refused --set tls.nodeSecret=mine
 expect "the plain manifests are current" ../../packaging/manifests/generate.sh --check
 same() { diff <(rendered) <(rendered); }
@@ -19,9 +21,8 @@ expect "the same values give the same manifests" same
 
 archive=${TIDEMARK_IMAGE:-../../${TIDEMARK_BUILD:-build}/tidemark-image.tar}
 expect "there is an image (make image)" test -s "$archive"
-if [[ -z ${TIDEMARK_IMAGE_LOADED:-} ]]; then
-    ./cluster.sh import "$archive" 2>/dev/null
-fi
+load() { [[ -n ${TIDEMARK_IMAGE_LOADED:-} ]] || ./cluster.sh import "$archive" 2>/dev/null; }
+expect "the nodes have it" load
 NAMESPACE=tidemark-system
 release() { # VERB OPTION...
     helm "$1" tidemark $chart --namespace $NAMESPACE --set sidecars.provisioner=localhost/csi-provisioner:1 \

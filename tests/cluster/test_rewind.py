@@ -139,15 +139,15 @@ def query(sql):
     return kubectl("-n", NAMESPACE, "exec", "db-0", "-c", "db", "--", "psql", "-qAtU", "postgres", "-c", sql).strip()
 
 
-def install():
+def install(*options):
     if os.environ.get("TIDEMARK_INSTALLED"):
         return
     archive = os.environ.get("TIDEMARK_IMAGE", os.path.join(ROOT, os.environ.get("TIDEMARK_BUILD", "build"), "tidemark-image.tar"))
     if not os.environ.get("TIDEMARK_IMAGE_LOADED"):
         run(os.path.join(HERE, "cluster.sh"), "import", os.path.abspath(archive))
     run("helm", "install", "tidemark", CHART, "--namespace", SYSTEM, "--create-namespace", "--set",
-        "sidecars.provisioner=localhost/csi-provisioner:1", "--set", "sidecars.registrar=localhost/node-driver-registrar:1", "--wait",
-        "--timeout", "180s")
+        "sidecars.provisioner=localhost/csi-provisioner:1", "--set", "sidecars.registrar=localhost/node-driver-registrar:1", *options,
+        "--wait", "--timeout", "180s")
 
 
 def uninstall():

@@ -19,7 +19,7 @@ meson setup "$work/build" "$work" -Dwerror=false >"$work/log" 2>&1 || { cat "$wo
 
 build() {
     ninja -C "$work/build" tests/sim/test_order tests/sim/test_history tests/sim/test_fault tests/sim/test_power tests/unit/journal/test_journal_damage \
-        tests/unit/volume/test_volume_flush >"$work/log" 2>&1
+        tests/unit/volume/test_volume_flush tests/unit/volume/test_volume_unclean >"$work/log" 2>&1
 }
 
 # mutation NAME FILE SED-EXPRESSION TEST [ARGUMENT...]: tried up to three times, since a race shows by chance.
@@ -83,5 +83,29 @@ mutation compare-after-gap src/volume/group.c \
 mutation flush-answered-by-an-older-one src/volume/flush.c \
     's/return s->submitted < s->begun \? s->begun : s->begun \+ 1;/return s->begun > s->ended ? s->begun : s->begun + 1;/' tests/unit/volume/test_volume_flush
 mutation failed-flush-forgotten src/volume/flush.c 's/!atomic_exchange\(\&v->failed, true\)/false/' tests/unit/volume/test_volume_flush
+mutation worker-flush-forgotten src/volume/grains.c \
+    's/if \(!volume_flush_backing\(&g->volumes\[i\]\)\).*/if (block_flush(g->volumes[i].backing, err) < 0)/' tests/unit/volume/test_volume_flush
+# Adopted volumes: the before-image, what a lost one refuses, and that a kill does not forget it.
+mutation before-image src/volume/grains.c \
+    's/if \(seed_before_write\(v, grain, err\) < 0 \|\| covered/if (covered/' tests/sim/test_history --adopt --histories 60 --seed 1
+mutation before-image-lost src/volume/seed.c \
+    's/low->n = m\.volumes\[k\]\.created\.n - 1;/low->n = low->n;/' tests/sim/test_history --adopt --histories 60 --seed 1
+mutation before-image-lost-and-killed src/volume/seed.c \
+    's/atomic_store\(&h->magic, 0\); \/\* a kill must not forget it \*\//(void)h;/' tests/unit/volume/test_volume_unclean \
+    a_lost_before_image_is_remembered_after_a_kill
+# What an opening owes.
+mutation comparison-owed src/volume/group.c 's/if \(!g->abandoned && g->recovered\)/if (!g->abandoned)/' \
+    tests/unit/volume/test_volume_unclean a_comparison_is_owed_after_a_start_that_failed
+mutation recovery-owed src/journal/recovery.c 's/, usable \|\| !j->recovered\);/, false);/' \
+    tests/unit/volume/test_volume_unclean in_flight_writes_are_remembered_after_a_start_that_was_killed
+mutation late-writes-backing src/block/file.c 's/r == -EBUSY && waited_ms < wait_ms/false \&\& waited_ms < wait_ms/' \
+    tests/unit/volume/test_volume_unclean a_start_waits_for_the_last_writes_to_a_backing
+mutation late-writes-segment src/journal/recovery.c 's/int awaited = segment_await\(path, fd, err\);/int awaited = 0;/' \
+    tests/unit/volume/test_volume_unclean a_start_waits_for_the_last_writes_to_a_segment
+# Rewinds.
+mutation abandoned-rewind src/volume/rewind.c 's/^    if \(w->latest\)$/    if (w->latest \&\& !g->stale_image)/' \
+    tests/unit/volume/test_volume_unclean a_rewind_that_fails_changes_nothing_while_another_is_copied_back
+mutation rewind-of-a-pin src/journal/pin.c 's/i = r == 0 \? ret->tail_count : 0;/i = 0;/' \
+    tests/unit/volume/test_volume_unclean a_pin_at_a_rewind_has_the_rewind
 echo "$passed passed, $failed failed"
 ((failed == 0))

@@ -225,11 +225,12 @@ node_boot() {
 
 # spawn_in_node N NAME COMMAND...: a daemon of the node, in the cgroup of its system.
 spawn_in_node() {
-    local n=$1 name=$2 pid='' outer groups
+    local n=$1 name=$2 pid='' outer groups node comm=
     shift 2
     alive "$name" && return 0
+    node=$(pid_of "node$n") # not below: what finds it out would be a child of `outer` too
     groups=$(cgroup_hierarchies | sed "s|\$|/tidemark-test/node$n/system/cgroup.procs|" | tr '\n' ' ')
-    setsid nsenter --target "$(pid_of "node$n")" --mount --net --pid --uts --ipc bash -c '
+    setsid nsenter --target "$node" --mount --net --pid --uts --ipc bash -c '
         for file in $1; do
             echo $$ >"$file"
         done
@@ -238,8 +239,9 @@ spawn_in_node() {
     outer=$!
     disown
     # nsenter forks to enter the process namespace: the daemon is its child.
-    until [[ -n $pid && $(cat "/proc/$pid/comm" 2>/dev/null) != bash ]]; do
+    until [[ -n $comm && $comm != bash && $comm != nsenter ]]; do
         pid=$(ps -o pid= --ppid "$outer" | tr -d ' ')
+        comm=$(cat "/proc/${pid:-0}/comm" 2>/dev/null)
         [[ -n $pid ]] || kill -0 "$outer" 2>/dev/null || die "$name: see $LOG/$name.log"
         sleep 0.02
     done

@@ -12,7 +12,7 @@ import threading
 import unittest
 
 sys.path.insert(0, os.path.dirname(__file__))
-from stand import ApiError, Stand, until  # noqa: E402
+from stand import TIDEMARK, ApiError, Stand, until  # noqa: E402
 
 
 class Base(unittest.TestCase):
@@ -146,6 +146,22 @@ class Status(Base):
             self.assertGreater(s.status()["lsn"], before)
 
 
+class Words(Base):
+    def test_points_since_before_the_beginning_are_all(self):
+        s = self.s.start()
+        s.apply(s.yaml(volumes=("data",), size="16Mi"))
+        s.call("POST", "/v1/applications/shop/tag", {"name": "one"})
+        whole = s.call("GET", "/v1/applications/shop/points")["points"]
+        for since in ("-2d", "2026-01-01T00:00:00Z", "lsn:0"):
+            points = s.call("GET", f"/v1/applications/shop/points?since={since}")["points"]
+            self.assertEqual([p["kind"] for p in points][-1:], [p["kind"] for p in whole][-1:], since)
+            self.assertIn("one", [p.get("name") for p in points], since)
+        for since in ("lsn:1000000", "2126-01-01T00:00:00Z"):
+            with self.assertRaises(ApiError) as caught:
+                s.call("GET", f"/v1/applications/shop/points?since={since}")
+            self.assertEqual(caught.exception.code, "ERANGE", since)
+
+
 class Damage(Base):
     def test_a_cut_segment_is_told_and_the_rest_can_be_salvaged(self):
         s = self.s.start()
@@ -170,6 +186,28 @@ class Damage(Base):
         view = s.operate("/v1/applications/shop/open", {"point": "latest", "salvage": True})["view"]
         self.assertGreater(view["salvage"]["damaged_bytes"], 0)
         s.call("DELETE", "/v1/views/" + view["id"])
+
+
+    def test_a_backing_that_is_gone_is_not_replaced_by_nothing(self):
+        """The remedy that is told works."""
+        s = self.s.start()
+        s.apply(s.yaml(volumes=("data",)))
+        s.write("mnt/shop/data/f", "one")
+        s.call("POST", "/v1/applications/shop/tag", {"name": "one"})
+        self.assertEqual(s.stop(), 0)
+        backing = s.path("s/apps/shop/backing/data.img")
+        os.rename(backing, backing + ".lost")
+        s.start()
+        status = s.status()
+        self.assertEqual(status["state"], "failed")
+        self.assertIn(f"backing {backing} is gone", status["message"])
+        self.assertFalse(os.path.exists(backing))
+        with open(backing, "wb") as f:
+            f.truncate(64 << 20)
+        until(lambda: s.status()["state"] == "protected", "an empty one is what the user wants")
+        view = s.operate("/v1/applications/shop/open", {"point": "tag:one"})["view"]
+        with open(view["volumes"][0]["mount"] + "/f", encoding="ascii") as f:
+            self.assertEqual(f.read(), "one")
 
 
 class Engine(Base):
@@ -198,7 +236,125 @@ class Engine(Base):
         self.assertEqual(s.call("GET", "/v1/applications/shop/points")["application"], "shop")
 
 
+class NbdClient:
+    """As little of a client as shows what a connection sees."""
+
+    def __init__(self, uri):
+        name, path = uri.removeprefix("nbd+unix:///").split("?socket=")
+        self.name = name.encode()
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(60)
+        self.socket.connect(path)
+        self.take(18)
+        self.socket.sendall(struct.pack(">I", 3))
+
+    def take(self, length):
+        data = b""
+        while len(data) < length:
+            more = self.socket.recv(length - len(data))
+            if not more:
+                raise EOFError
+            data += more
+        return data
+
+    def choose(self):
+        self.socket.sendall(b"IHAVEOPT" + struct.pack(">II", 1, len(self.name)) + self.name)
+        self.take(10)
+        return self
+
+    def request(self, command, offset, length, data=b""):
+        self.socket.sendall(struct.pack(">IHHQQI", 0x25609513, 0, command, 7, offset, length) + data)
+        magic, error, cookie = struct.unpack(">IIQ", self.take(16))
+        assert (magic, error, cookie) == (0x67446698, 0, 7), (magic, error, cookie)
+        return self.take(length) if command == 0 else b""
+
+    def read(self, offset):
+        return self.request(0, offset, 4096)
+
+    def write(self, offset, data):
+        self.request(1, offset, len(data), data)
+
+
+class Nbd(Base):
+    def test_a_rewind_disconnects_the_clients(self):
+        """What a client remembers of the volume is not true any more: its connection ends, and with a new one it goes on."""
+        s = self.s.start()
+        s.apply(s.yaml(export="nbd", size="16Mi"))
+        uris = [v["nbd_uri"] for v in s.status()["volumes"]]
+        clients = [NbdClient(uri).choose() for uri in uris]
+        for c in clients:
+            self.addCleanup(c.socket.close)
+            c.write(4096, b"good" * 1024)
+        s.call("POST", "/v1/applications/shop/tag", {"name": "good"})
+        for c in clients:
+            c.write(4096, b"bad!" * 1024)
+        greeted = NbdClient(uris[0])  # and has not chosen a volume yet
+        self.addCleanup(greeted.socket.close)
+        s.call("POST", "/v1/applications/shop/rewind", {"to": "tag:good", "dry_run": True})
+        self.assertEqual(clients[0].read(4096), b"bad!" * 1024, "a plan disturbs nobody")
+        s.operate("/v1/applications/shop/rewind", {"to": "tag:good"})
+        for c in clients:
+            with self.assertRaises((EOFError, ConnectionError)):
+                c.write(8192, b"late" * 1024)
+        for c in (greeted.choose(), *(NbdClient(uri).choose() for uri in uris)):
+            self.addCleanup(c.socket.close)
+            self.assertEqual((c.read(4096), c.read(8192)), (b"good" * 1024, bytes(4096)))
+
+    def test_a_rewind_under_load_is_exact(self):
+        """Writers on connections of their own that come back: nothing of what they wrote before is there after."""
+        s = self.s.start()
+        s.apply(s.yaml(export="nbd", volumes=("data",), size="16Mi"))
+        uri, stop, ended = s.status()["volumes"][0]["nbd_uri"], threading.Event(), []
+        client = NbdClient(uri).choose()
+        self.addCleanup(client.socket.close)
+        client.write(0, b"good" * 1024)
+        s.call("POST", "/v1/applications/shop/tag", {"name": "good"})
+
+        def load(number):
+            """Each connection writes blocks of its own: what it wrote before it was disconnected is what the rewind takes away."""
+            c, count = NbdClient(uri).choose(), 0
+            try:
+                while not stop.is_set():
+                    count += 1
+                    c.write((1 + number * 64 + count % 64) * 4096, b"bad!" * 1024)
+                ended.append("never disconnected")
+            except (EOFError, ConnectionError):
+                ended.append(count)
+            finally:
+                c.socket.close()
+
+        threads = [threading.Thread(target=load, args=(i,)) for i in range(4)]
+        for t in threads:
+            t.start()
+        self.addCleanup(lambda: (stop.set(), [t.join() for t in threads]))
+        until(lambda: s.status()["volumes"][0]["written_bytes"] > 400 * 4096, "they write")
+        s.operate("/v1/applications/shop/rewind", {"to": "tag:good"})
+        until(lambda: len(ended) == 4, "all were disconnected")
+        self.assertNotIn("never disconnected", ended)
+        client = NbdClient(uri).choose()
+        self.addCleanup(client.socket.close)
+        self.assertEqual(client.read(0), b"good" * 1024)
+        for block in range(1, 257):
+            self.assertEqual(client.read(block * 4096), bytes(4096), block)
+
+
 class Crowd(Base):
+    def test_who_sends_nothing_shuts_nobody_out(self):
+        s = self.s.start()
+        crowd = []
+        self.addCleanup(lambda: [one.close() for one in crowd])
+        for i in range(300):
+            one = socket.socket(socket.AF_UNIX)
+            crowd.append(one)
+            one.settimeout(60)
+            one.connect(s.socket)
+            try:
+                one.sendall((b"", b"G", b"POST /v1/apply HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")[i % 3])
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+        done = subprocess.run([TIDEMARK, "--state", s.state, "status"], capture_output=True, text=True, timeout=25, check=False)
+        self.assertEqual(done.returncode, 0, done.stderr)
+
     def test_who_comes_while_all_are_busy_waits(self):
         with open("/proc/sys/net/core/somaxconn", encoding="ascii") as f:
             if int(f.read()) < 400:

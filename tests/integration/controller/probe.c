@@ -2,6 +2,7 @@
 /* Drives the controller for test_controller.py:
  *   run STATE IDENTITY                       controller_run until SIGTERM
  *   read STATE NAMESPACE APPLICATION POINT   the objects as of a point as JSON, with the controller stopped
+ *   times STATE NAMESPACE APPLICATION        "NAME REALTIME_NS" of each object's record, newest first
  *   history STATE NAMESPACE APPLICATION      a line for each record: object NAME LSN | deleted NAME LSN | gap
  * REASON LSN */
 #include <errno.h>
@@ -88,7 +89,15 @@ static int on_record(void *context, const struct journal_event *e, struct error 
     return 0;
 }
 
-static int command_history(char **a)
+static int on_time(void *context, const struct journal_event *e, struct error *err)
+{
+    (void)context, (void)err;
+    if (e->op == OP_OBJECT)
+        printf("%s %llu\n", e->payload, (unsigned long long)e->realtime_ns);
+    return 0;
+}
+
+static int command_history(char **a, journal_event_visit visit)
 {
     struct error err = ERROR_INIT;
     struct journal *journal;
@@ -104,7 +113,7 @@ static int command_history(char **a)
     if (journal_open(&options, &journal, &err) < 0)
         return failed(&err);
     journal_status(journal, &status);
-    int r = journal_events(journal, (struct lsn){0}, status.latest, false, on_record, NULL, &err);
+    int r = journal_events(journal, (struct lsn){0}, status.latest, false, visit, NULL, &err);
     if (journal_close(journal, &err) < 0 || r < 0)
         return failed(&err);
     return 0;
@@ -122,7 +131,9 @@ int main(int argc, char **argv)
     else if (argc == 6 && strcmp(argv[1], "read") == 0)
         r = command_read(client, argv + 2);
     else if (argc == 5 && strcmp(argv[1], "history") == 0)
-        r = command_history(argv + 2);
+        r = command_history(argv + 2, on_record);
+    else if (argc == 5 && strcmp(argv[1], "times") == 0)
+        r = command_history(argv + 2, on_time);
     kube_close(client);
     return r;
 }

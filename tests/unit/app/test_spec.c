@@ -200,14 +200,20 @@ static void envelope(void **unused)
     refuse(HEAD, "spec: missing");
     refuse(HEAD "spce: {}\n", "f.yaml:4:1: spce: unknown field; did you mean 'spec'?");
     refuse(POLICY "---\n" POLICY, "f.yaml:7:18: metadata.name: found ProtectionPolicy gold a second time");
-    refuse("[]\n", "found a list; expected a mapping");
+    refuse("[]\n", "found an empty list; expected a mapping");
 }
 
 static void volumes(void **unused)
 {
     (void)unused;
     refuse(HEAD "spec: {}\n", "f.yaml:4:7: spec.volumes: missing");
-    refuse(HEAD "spec: {volumes: []}\n", "spec.volumes: found a list; expected a list of 1 to 32 volumes");
+    refuse(HEAD "spec: {volumes: []}\n",
+           "spec.volumes: found an empty list; expected a list of 1 to 32 volumes");
+    char many[2048] = HEAD "spec: {volumes: [";
+    for (int i = 0; i < 33; i++)
+        snprintf(many + strlen(many), sizeof many - strlen(many), "{name: v%d, size: 1Gi}, ", i);
+    snprintf(many + strlen(many), sizeof many - strlen(many), "]}\n");
+    refuse(many, "spec.volumes: found 33 volumes; expected at most 32");
     refuse(HEAD "spec:\n  volumes:\n  - {nmae: a}\n",
            "f.yaml:6:6: spec.volumes[0].nmae: unknown field; did you mean 'name'? (expected one of: name, "
            "source, size, mountPath, fsType)");
@@ -282,11 +288,40 @@ static void others(void **unused)
            "spec.colour: unknown field; expected one of: policyRef, export, volumes");
 }
 
+static void encryption(void **unused)
+{
+    (void)unused;
+    _cleanup_app_documents_ struct app_documents *d =
+        parse(HEAD "spec:\n  " ONE "\n  journal: {encryption: {keyFile: ../keys//shop.key}}\n");
+    assert_string_equal(d->items[0].spec->key_file, "/keys/shop.key");
+    _cleanup_free_ char *text = app_spec_to_yaml(d->items[0].spec);
+    assert_non_null(strstr(text, "  journal:\n    encryption:\n      keyFile: /keys/shop.key\n"));
+    _cleanup_app_documents_ struct app_documents *again = parse(text);
+    assert_string_equal(again->items[0].spec->key_file, "/keys/shop.key");
+    _cleanup_app_documents_ struct app_documents *plain = parse(HEAD "spec: {" ONE ", journal: {}}\n");
+    assert_null(plain->items[0].spec->key_file);
+    _cleanup_app_documents_ struct app_documents *beside =
+        parse(HEAD "spec: {" ONE ", journal: {encryption: {keyFile: /srv/a.key}}}\n"); /* no directory of the same name */
+    assert_string_equal(beside->items[0].spec->key_file, "/srv/a.key");
+#define KEY(value) HEAD "spec: {" ONE ", journal: {encryption: {keyFile: " value "}}}\n"
+    refuse(HEAD "spec: {" ONE ", journal: {encryption: {}}}\n", "spec.journal.encryption.keyFile: missing");
+    refuse(HEAD "spec: {" ONE ", journal: {encryption: yes}}\n", "spec.journal.encryption: found 'yes'; expected a mapping");
+    refuse(HEAD "spec: {" ONE ", journal: {encryption: {keyfile: /k}}}\n", "did you mean 'keyFile'?");
+    refuse(HEAD "spec: {" ONE ", journal: {quota: 1Gi}}\n", "spec.journal.quota: unknown field");
+    refuse(KEY("''"), "spec.journal.encryption.keyFile: found ''; expected a path");
+    refuse(KEY("~"), "spec.journal.encryption.keyFile: found nothing; expected the path of a key file");
+    refuse(KEY("[/k]"), "spec.journal.encryption.keyFile: found a list; expected a path");
+    refuse(KEY("k"), "it is not known where a relative one starts");
+    refuse(KEY("/x/.."), "expected a directory other than /");
+    refuse(KEY("\"/k\\n\""), "without control characters");
+    refuse(KEY("/srv/a/../a/keys/k"), "a file outside the application's volumes");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(whole),    cmocka_unit_test(sources), cmocka_unit_test(canonical),
                                        cmocka_unit_test(policies), cmocka_unit_test(retention), cmocka_unit_test(wrong_retention), cmocka_unit_test(envelope),
-                                       cmocka_unit_test(volumes),  cmocka_unit_test(each_export_is_known),
-                                       cmocka_unit_test(others)};
+                                        cmocka_unit_test(volumes),  cmocka_unit_test(each_export_is_known),
+                                        cmocka_unit_test(others),   cmocka_unit_test(encryption)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -2,6 +2,9 @@
 #include "check.h"
 
 #include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 
 #include "controller/object_store.h"
 
@@ -85,7 +88,7 @@ static void test_a_list_finds_what_is_gone_and_a_deletion_beside_it_wins(void **
     put(store, "shop", "core/v1/ConfigMap/shop/b", "1", 1);
     put(store, "shop", "core/v1/ConfigMap/shop/c", "1", 1);
     put(store, "shop", "apps/v1/Deployment/shop/d", "1", 1);
-    check_ok(object_store_flush(store, &err));
+    check_ok(object_store_flush(store, "shop", "shop", &err));
     object_store_free(store); /* nobody looks: b goes */
     check_ok(object_store_new(directory, &sealing, NULL, &store, &err));
     check_ok(object_store_keep(store, "shop", "shop", &resumed, &err));
@@ -120,13 +123,56 @@ static void test_more_applications_than_journals_are_open(void **state)
             check_ok(object_store_keep(store, "shop", application, &resumed, &err));
             put(store, application, "core/v1/ConfigMap/shop/a", value, round + 1);
         }
-    check_ok(object_store_flush(store, &err));
     for (unsigned i = 0; i < 2 * OBJECT_STORE_JOURNALS + 1; i++) {
         snprintf(application, sizeof application, "app%u", i);
         snprintf(value, sizeof value, "1.%u", i);
         assert_string_equal(value_at(store, application, "core/v1/ConfigMap/shop/a", &latest, text), value);
     }
     object_store_free(store);
+    check_remove_directory(directory);
+}
+
+struct busy {
+    struct object_store *store;
+    atomic_bool stop;
+};
+static void *change_all_the_time(void *context)
+{
+    struct busy *busy = context;
+    char value[32];
+    struct error err = ERROR_INIT;
+    struct object_store_status status = {0};
+    for (unsigned i = 0; !atomic_load(&busy->stop); i++) {
+        snprintf(value, sizeof value, "%u", i);
+        put(busy->store, "busy", "core/v1/ConfigMap/shop/a", value, 0);
+        do /* something waits always, and never much */
+            check_ok(object_store_status(busy->store, "shop", "busy", &status, &err));
+        while (status.pending > 20 && !atomic_load(&busy->stop) && sched_yield() == 0);
+    }
+    return NULL;
+}
+
+static void test_an_application_that_changes_all_the_time_keeps_no_other_waiting(void **state)
+{
+    (void)state;
+    struct error err = ERROR_INIT;
+    struct busy busy = {0};
+    pthread_t thread;
+    char *directory = check_make_directory(), text[64], value[32];
+    bool resumed;
+    check_ok(object_store_new(directory, &sealing, NULL, &busy.store, &err));
+    check_ok(object_store_keep(busy.store, "shop", "busy", &resumed, &err));
+    check_ok(object_store_keep(busy.store, "shop", "quiet", &resumed, &err));
+    assert_int_equal(pthread_create(&thread, NULL, change_all_the_time, &busy), 0);
+    for (unsigned i = 0; i < 5; i++) { /* S5: each would wait forever */
+        snprintf(value, sizeof value, "%u", i);
+        put(busy.store, "quiet", "core/v1/ConfigMap/shop/a", value, 0);
+        assert_string_equal(value_at(busy.store, "quiet", "core/v1/ConfigMap/shop/a", &latest, text), value);
+        assert_true(*value_at(busy.store, "busy", "core/v1/ConfigMap/shop/a", &latest, text));
+    }
+    atomic_store(&busy.stop, true);
+    pthread_join(thread, NULL);
+    object_store_free(busy.store);
     check_remove_directory(directory);
 }
 
@@ -178,6 +224,7 @@ int main(void)
         cmocka_unit_test(test_records_are_made_of_changes_only_and_old_versions_never_follow_new_ones),
         cmocka_unit_test(test_a_list_finds_what_is_gone_and_a_deletion_beside_it_wins),
         cmocka_unit_test(test_more_applications_than_journals_are_open),
+        cmocka_unit_test(test_an_application_that_changes_all_the_time_keeps_no_other_waiting),
         cmocka_unit_test(test_sealing_hides_binds_and_detects),
     };
     return cmocka_run_group_tests(tests, setup, NULL);

@@ -107,6 +107,8 @@ static void messages_help(void **unused)
     (void)unused;
     struct error err = ERROR_INIT;
     struct point point;
+    assert_int_equal(point_parse("2026-11-21T12:00", &point, &err), -EINVAL);
+    assert_non_null(strstr(err.message, "a time has a date, seconds and a zone"));
     assert_int_equal(point_parse("yesterday", &point, &err), -EINVAL);
     assert_non_null(strstr(err.message, "lsn:NUMBER or tag:NAME"));
     assert_int_equal(point_parse("-90", &point, &err), -EINVAL);

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* J5: what the manifest on disk names stays what it is until another manifest is saved, and what a pin names stays. */
+#include <dirent.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,6 +13,7 @@
 #include "check.h"
 #include "check_key.h"
 #include "journal/journal.h"
+#include "journal/payload.h"
 #include "journal/pin.h"
 #include "view/image.h"
 
@@ -22,6 +25,7 @@ static struct error err;
 static char directory[64], ring[80];
 static _Atomic uint64_t now_ns;
 static _Atomic bool saving_fails;
+static _Atomic int saves_before; /* so many go well first */
 static struct journal *journal;
 static uint32_t volume, segment_records;
 static struct {
@@ -38,7 +42,7 @@ static uint64_t time_now(void *context)
 static int fault(void *context, const char *step)
 {
     (void)context;
-    return saving_fails && strcmp(step, "save") == 0 ? -EIO : 0;
+    return saving_fails && strcmp(step, "save") == 0 && atomic_fetch_sub(&saves_before, 1) <= 0 ? -EIO : 0;
 }
 
 static void open_journal(bool thin)
@@ -186,6 +190,109 @@ static void small_segments_are_joined(void **unused)
     check_ok(journal_close(journal, &err));
 }
 
+/* A segment whose sealing failed at the manifest alone is in it once, after journaling went on. */
+static void a_segment_is_sealed_once(void **unused)
+{
+    (void)unused;
+    struct manifest m;
+    open_journal(false);
+    write_history(NS_PER_SECOND / 4, 7, false);
+    saving_fails = true;
+    struct journal_record record = {.op = OP_DISCARD, .flags = RECORD_LAST, .volume = volume, .lba = 1024, .length = 8};
+    struct lsn lsn;
+    check_ok(journal_append_durable(journal, &record, &lsn, &err));
+    assert_true(journal_seal(journal, &err) < 0);
+    assert_true(journal_is_suspended(journal));
+    saving_fails = false;
+    check_ok(journal_resume_prepare(journal, &err));
+    check_ok(journal_resume(journal, &err));
+    check_ok(journal_append_durable(journal, &record, &lsn, &err));
+    check_ok(journal_seal(journal, &err));
+    check_ok(journal_manifest(journal, &m, &err));
+    for (size_t i = 1; i < m.segment_count; i++)
+        if (m.segments[i].number <= m.segments[i - 1].number || m.segments[i].first.n <= m.segments[i - 1].last.n)
+            fail_msg("segment %u (from LSN %llu) stands behind segment %u (to LSN %llu)", m.segments[i].number,
+                     (unsigned long long)m.segments[i].first.n, m.segments[i - 1].number, (unsigned long long)m.segments[i - 1].last.n);
+    manifest_release(&m);
+    assert_int_equal(check_all_points(), WRITES);
+    journal_abandon(journal);
+    open_journal(false);
+    assert_int_equal(check_all_points(), WRITES);
+    check_ok(journal_close(journal, &err));
+}
+
+static size_t count_segment_files(void)
+{
+    size_t count = 0;
+    DIR *d = opendir(directory);
+    assert_non_null(d);
+    for (struct dirent *e; (e = readdir(d));)
+        count += strncmp(e->d_name, "segment-", 8) == 0;
+    closedir(d);
+    return count;
+}
+
+/* J7: history that is dropped while the manifest cannot be saved is dropped later, with its files. */
+static void a_drop_that_cannot_be_saved_leaves_nothing_behind(void **unused)
+{
+    (void)unused;
+    struct manifest m;
+    open_journal(false);
+    write_history(NS_PER_SECOND / 4, 7, false);
+    struct lsn target = {points[WRITES / 2].lsn};
+    saves_before = 1; /* the new base's target is saved, the manifest without the segments is not */
+    saving_fails = true;
+    assert_true(journal_drop(journal, target, &err) < 0);
+    saving_fails = false;
+    check_ok(journal_maintain(journal, &err));
+    check_ok(journal_manifest(journal, &m, &err));
+    assert_true(m.base.n > points[WRITES / 4].lsn);
+    assert_in_range(count_segment_files(), m.segment_count, m.segment_count + 2); /* the active and the next one */
+    manifest_release(&m);
+    size_t kept = check_all_points();
+    assert_true(kept >= WRITES / 2 - 1 && kept < WRITES);
+    check_ok(journal_close(journal, &err));
+}
+
+struct reading {
+    struct payload_reader *reader;
+    _Atomic uint32_t next, errors;
+};
+
+static void *read_segments(void *context)
+{
+    struct reading *x = context;
+    static _Thread_local char data[4096];
+    for (int i = 0; i < 300; i++) {
+        struct error e = ERROR_INIT;
+        uint32_t segment = atomic_fetch_add(&x->next, 1) % 8 + 2; /* after the one with the volume's creation */
+        if (payload_read_blocks(x->reader, segment, 0, 2, data, sizeof data, &e) < 0)
+            atomic_fetch_add(&x->errors, 1);
+    }
+    return NULL;
+}
+
+/* More threads than a reader keeps segments open: they wait for each other, and none fails. */
+static void many_threads_read_few_segments(void **unused)
+{
+    (void)unused;
+    struct index_cache *cache;
+    struct reading x = {.next = 0};
+    pthread_t threads[6];
+    open_journal(false);
+    write_history(NS_PER_SECOND / 4, 7, false);
+    check_ok(index_cache_new(1 << 20, &cache, &err));
+    check_ok(payload_reader_new(directory, cache, 2, &x.reader, &err));
+    for (int i = 0; i < 6; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, read_segments, &x), 0);
+    for (int i = 0; i < 6; i++)
+        pthread_join(threads[i], NULL);
+    assert_int_equal(x.errors, 0);
+    payload_reader_free(x.reader);
+    index_cache_free(cache);
+    check_ok(journal_close(journal, &err));
+}
+
 static int begin(void **unused)
 {
     char template[] = "/dev/shm/tidemark-publish-XXXXXX";
@@ -197,6 +304,7 @@ static int begin(void **unused)
     now_ns = START_NS;
     segment_records = 8;
     saving_fails = false;
+    saves_before = 0;
     memset(points, 0, sizeof points);
     return 0;
 }
@@ -213,6 +321,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(killed_with_an_older_manifest, begin, end),
         cmocka_unit_test_setup_teardown(caught_up, begin, end),
+        cmocka_unit_test_setup_teardown(many_threads_read_few_segments, begin, end),
+        cmocka_unit_test_setup_teardown(a_segment_is_sealed_once, begin, end),
+        cmocka_unit_test_setup_teardown(a_drop_that_cannot_be_saved_leaves_nothing_behind, begin, end),
         cmocka_unit_test_setup_teardown(small_segments_are_joined, begin, end),
     };
     return cmocka_run_group_tests_name("journal-publish", tests, NULL, NULL);

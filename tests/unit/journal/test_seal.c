@@ -413,11 +413,47 @@ static void test_salts(void **state)
     end();
 }
 
+static int load_text(const char *text)
+{
+    struct seal_user_key key;
+    char path[128];
+    snprintf(path, sizeof path, "%s/text.key", x.root);
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    assert_true(fputs(text, f) >= 0 && fchmod(fileno(f), 0600) == 0 && fclose(f) == 0);
+    int r = seal_key_load(path, &key, &err);
+    unlink(path);
+    return r;
+}
+
+/* A key file is its format or refused: half a key must not become another one. */
+static void test_key_files(void **state)
+{
+    (void)state;
+#define HEX64 "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
+    static const char *const good[] = {"tidemark-key-1:" HEX64, "tidemark-key-1:" HEX64 "\n", "tidemark-key-1:" HEX64 "\n\n\n",
+                                       "# one\n#\n\n# two\ntidemark-key-1:" HEX64 "\n"};
+    static const char *const bad[] = {"", "\n", "# only a comment", "# only a comment\n", HEX64, "tidemark-key-1:", "tidemark-key-2:" HEX64,
+                                      "tidemark-key-1:" HEX64 "0", "tidemark-key-1:" HEX64 " ", "tidemark-key-1:" HEX64 "\r\n",
+                                      "tidemark-key-1: " HEX64, " tidemark-key-1:" HEX64, "tidemark-key-1:" HEX64 "\nmore",
+                                      "tidemark-key-1:" HEX64 "\ntidemark-key-1:" HEX64 "\n",
+                                      "tidemark-key-1:00112233445566778899AABBCCDDEEFF00112233445566778899AABBCCDDEEFF",
+                                      "tidemark-key-1:00112233445566778899aabbccddeeff00112233445566778899aabbccddeef",
+                                      "tidemark-key-1:00112233445566778899aabbccddeeff\n00112233445566778899aabbccddeeff"};
+    begin();
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++)
+        check_ok(load_text(good[i]));
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        check_error(load_text(bad[i]), -EINVAL, "is not a key file");
+    end();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_no_plaintext), cmocka_unit_test(test_wrong_key),
         cmocka_unit_test(test_rotation),     cmocka_unit_test(test_damaged_key),
-        cmocka_unit_test(test_forgery),      cmocka_unit_test(test_salts)};
+        cmocka_unit_test(test_forgery),      cmocka_unit_test(test_salts),
+        cmocka_unit_test(test_key_files)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

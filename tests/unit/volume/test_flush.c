@@ -200,6 +200,21 @@ static void a_failed_flush_has_failed_for_good(void **state)
     close(pipe_fds[1]);
 }
 
+/* The worker's flushes, of a copy-back or a comparison, are of the same backing: what they lose no later one finds again. */
+static void a_failed_flush_of_the_worker_has_failed_for_the_application(void **state)
+{
+    int fd = block_file_fd(x.volume->backing), kept = dup(fd), pipe_fds[2];
+    (void)state;
+    assert_int_equal(pipe(pipe_fds), 0);
+    assert_int_equal(dup2(pipe_fds[0], fd), fd);
+    assert_int_equal(grains_flush(x.group, &err), -EIO);
+    assert_int_equal(dup2(kept, fd), fd);
+    check_error(block_flush(&x.volume->block, &err), -EIO, "an earlier flush failed");
+    close(kept);
+    close(pipe_fds[0]);
+    close(pipe_fds[1]);
+}
+
 int main(void)
 {
     static int flush_mode;
@@ -213,6 +228,7 @@ int main(void)
         BOTH(a_flush_is_not_answered_by_one_submitted_before),
         BOTH(blocking_flushes_share_too),
         BOTH(a_failed_flush_has_failed_for_good),
+        BOTH(a_failed_flush_of_the_worker_has_failed_for_the_application),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

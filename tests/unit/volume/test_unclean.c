@@ -1,0 +1,616 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What was begun and did not end in order: a start that fails or is killed, a rewind that fails or whose image cannot be
+ * opened, a comparison that cannot begin. What is live stays image(latest) (J4), and nothing is answered that it does not hold. */
+#include "check.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/io.h"
+#include "volume/group_internal.h"
+
+#define SIZE_BYTES (16u * GROUP_GRAIN_BYTES)
+#define GRAIN GROUP_GRAIN_BYTES
+#define MAX_PINS 64u /* JOURNAL_MAX_PINS */
+
+static struct stand {
+    char directory[64], ring[96], path[96];
+    struct journal *journal;
+    struct group *group;
+    struct block *block;
+    const char *fault; /* the step that fails */
+    int passes;        /* so many times it does not */
+} x;
+static struct error err;
+
+static int inject(void *context, const char *step)
+{
+    (void)context;
+    if (!x.fault || strcmp(step, x.fault) != 0)
+        return 0;
+    return x.passes-- > 0 ? 0 : -EIO;
+}
+
+static void open_journal(void)
+{
+    struct journal_options o = {.directory = x.directory,
+                                .segment_blocks = 256,
+                                .segment_records = 64,
+                                .fanout = 2,
+                                .ring_path = x.ring,
+                                .owner = "test_unclean",
+                                .fault = inject};
+    check_ok(journal_open(&o, &x.journal, &err));
+}
+
+static void add_volume(enum group_ack ack)
+{
+    check_ok(group_new(x.journal, ack, NULL, &x.group, &err));
+    check_ok(group_add_volume(x.group, "v", SIZE_BYTES, x.path, &err));
+    x.block = group_volume_block(x.group, 0);
+}
+
+static void open_all(void)
+{
+    open_journal();
+    add_volume(GROUP_ACK_WRITE);
+    check_ok(group_start(x.group, &err));
+}
+
+static void kill_all(void)
+{
+    group_abandon(x.group);
+    journal_abandon(x.journal);
+    x.fault = NULL;
+}
+
+static int set_up(void **state)
+{
+    (void)state;
+    memset(&x, 0, sizeof x);
+    snprintf(x.directory, sizeof x.directory, "/dev/shm/tidemark-unclean-XXXXXX");
+    assert_non_null(mkdtemp(x.directory));
+    snprintf(x.ring, sizeof x.ring, "%s.ring", x.directory);
+    snprintf(x.path, sizeof x.path, "%s.img", x.directory);
+    open_all();
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    group_abandon(x.group);
+    journal_abandon(x.journal);
+    check_ok(io_remove_tree(x.directory, &err));
+    unlink(x.ring);
+    unlink(x.path);
+    return 0;
+}
+
+/* ---- content: bytes of one value ---- */
+
+static void put(uint64_t offset, size_t length, char value)
+{
+    static char data[SIZE_BYTES] __attribute__((aligned(4096)));
+    memset(data, value, length);
+    check_ok(block_pwrite(x.block, data, length, offset, 0, &err));
+}
+
+static void check_bytes(const char *what, const char *data, size_t length, char value)
+{
+    for (size_t i = 0; i < length; i++)
+        if (data[i] != value)
+            fail_msg("%s: byte %zu is '%c', not '%c'", what, i, data[i], value);
+}
+
+static void check_live(const char *what, uint64_t offset, size_t length, char value)
+{
+    static char data[SIZE_BYTES] __attribute__((aligned(4096)));
+    check_ok(block_pread(x.block, data, length, offset, &err));
+    check_bytes(what, data, length, value);
+}
+
+static struct lsn latest(void)
+{
+    struct journal_status s;
+    check_ok(journal_sync(x.journal, -1, NULL, &err));
+    journal_status(x.journal, &s);
+    return s.latest;
+}
+
+/* J4. 0, or -ERANGE when the point is refused. */
+static int check_latest(const char *what)
+{
+    static char live[SIZE_BYTES] __attribute__((aligned(4096))), data[SIZE_BYTES] __attribute__((aligned(4096)));
+    struct image *image;
+    struct lsn lsn = latest();
+    struct journal_point found;
+    int r = journal_resolve(x.journal, &(struct point){.kind = POINT_LSN, .lsn = lsn}, &found, &err);
+    if (r == -ERANGE)
+        return r;
+    check_ok(r);
+    check_ok(journal_pin(x.journal, "engine-look", lsn, true, &err));
+    check_ok(image_open(x.directory, "engine-look", &image, &err));
+    check_ok(image_read(image, x.group->volumes[0].id, 0, SIZE_BYTES / 512, data, &err));
+    image_free(image);
+    check_ok(journal_unpin(x.journal, "engine-look", &err));
+    check_ok(block_pread(x.block, live, SIZE_BYTES, 0, &err));
+    for (size_t i = 0; i < SIZE_BYTES; i++)
+        if (live[i] != data[i])
+            fail_msg("%s: J4: byte %zu is '%c', in image(latest) '%c'", what, i, live[i], data[i]);
+    return 0;
+}
+
+/* Somebody other than the engine: as what a loss of power, or a write cut off by a kill, leaves. */
+static void change_backing(uint64_t offset, size_t length, char value)
+{
+    static char data[SIZE_BYTES] __attribute__((aligned(4096)));
+    memset(data, value, length);
+    check_ok(block_pwrite(x.group->volumes[0].backing, data, length, offset, 0, &err));
+}
+
+/* ---- rewinds ---- */
+
+static struct lsn begin_rewind(void)
+{
+    struct group_change change;
+    put(0, 8 * GRAIN, 'a');
+    struct lsn before = latest();
+    put(0, 8 * GRAIN, 'b');
+    grains_stop(x.group); /* nothing is copied back */
+    check_ok(group_rewind(x.group, before, false, &change, &err));
+    free(change.volumes);
+    check_live("rewound", 0, 8 * GRAIN, 'a');
+    return before;
+}
+
+/* J8: what was written since the first rewind must not be lost with the second one. */
+static void a_rewind_that_fails_changes_nothing_while_another_is_copied_back(void **state)
+{
+    (void)state;
+    struct group_change change;
+    struct lsn before = begin_rewind();
+    put(2 * GRAIN, GRAIN, 'c');
+    put(3 * GRAIN, 4096, 'd');
+    x.fault = "write"; /* of the REWIND record */
+    assert_true(group_rewind(x.group, before, false, &change, &err) < 0);
+    check_live("not copied back", 0, 2 * GRAIN, 'a');
+    check_live("written since", 2 * GRAIN, GRAIN, 'c');
+    check_live("written since in part", 3 * GRAIN, 4096, 'd');
+    check_live("beside it", 3 * GRAIN + 4096, GRAIN - 4096, 'a');
+    put(5 * GRAIN, GRAIN, 'e'); /* goes on unjournaled */
+    check_ok(block_flush(x.block, &err));
+    kill_all();
+    open_all(); /* the record may be on the disk: it is void */
+    group_settle(x.group);
+    check_live("written since, after a kill", 2 * GRAIN, GRAIN, 'c');
+    check_live("written since in part, after a kill", 3 * GRAIN, 4096, 'd');
+    check_live("not copied back, after a kill", 4 * GRAIN, GRAIN, 'a');
+    check_live("unjournaled, after a kill", 5 * GRAIN, GRAIN, 'e');
+    assert_int_equal(check_latest("after a rewind that failed"), 0);
+}
+
+/* The REWIND record is durable: the rewind has happened, whatever becomes of the image that serves it. */
+static void a_rewind_whose_image_cannot_be_opened_has_happened(void **state)
+{
+    (void)state;
+    struct group_change change;
+    char name[24];
+    put(0, 8 * GRAIN, 'a');
+    struct lsn before = latest();
+    put(0, 8 * GRAIN, 'b');
+    for (unsigned i = 0; i < MAX_PINS - 2; i++) { /* two are left: for target and latest */
+        snprintf(name, sizeof name, "engine-x%u", i);
+        check_ok(journal_pin(x.journal, name, before, true, &err));
+    }
+    check_ok(group_rewind(x.group, before, false, &change, &err));
+    free(change.volumes);
+    static char data[GRAIN] __attribute__((aligned(4096)));
+    int r = block_pread(x.block, data, sizeof data, 0, &err);
+    if (r == 0) /* or an error: never what was there before */
+        check_bytes("after the rewind", data, sizeof data, 'a');
+    for (unsigned i = 0; i < MAX_PINS - 2; i++) {
+        snprintf(name, sizeof name, "engine-x%u", i);
+        check_ok(journal_unpin(x.journal, name, &err));
+    }
+    grains_wake(x.group);
+    group_settle(x.group);
+    check_live("after the rewind", 0, 8 * GRAIN, 'a');
+    assert_int_equal(check_latest("after the rewind"), 0);
+}
+
+struct racer {
+    _Atomic bool stop;
+    _Atomic int failures;
+};
+
+/* Between the REWIND record and the manifest's entry, again and again: whoever opens the newest point sees it rewound, or not yet,
+ * but as its LSN says. */
+static void *look_at_latest(void *context)
+{
+    struct racer *racer = context;
+    static char data[4096] __attribute__((aligned(4096)));
+    while (!racer->stop) {
+        struct error e = ERROR_INIT;
+        struct journal_status s;
+        struct image *image;
+        struct manifest m;
+        journal_status(x.journal, &s);
+        if (journal_pin(x.journal, "engine-race", s.latest, true, &e) < 0)
+            continue;
+        if (image_open(x.directory, "engine-race", &image, &e) == 0 &&
+            image_read(image, x.group->volumes[0].id, 0, 8, data, &e) == 0 && journal_manifest(x.journal, &m, &e) == 0) {
+            bool rewound = m.rewind_count && m.rewinds[m.rewind_count - 1].lsn.n == s.latest.n;
+            manifest_release(&m);
+            if (rewound && data[0] != 'a')
+                atomic_fetch_add(&racer->failures, 1);
+            image_free(image);
+        }
+        if (journal_unpin(x.journal, "engine-race", &e) < 0)
+            break;
+    }
+    return NULL;
+}
+
+static void a_pin_at_a_rewind_has_the_rewind(void **state)
+{
+    (void)state;
+    struct racer racer = {0};
+    pthread_t thread;
+    put(0, 4096, 'a');
+    struct lsn before = latest();
+    assert_int_equal(pthread_create(&thread, NULL, look_at_latest, &racer), 0);
+    for (int i = 0; i < 40; i++) {
+        struct group_change change;
+        put(0, 4096, 'b');
+        check_ok(group_rewind(x.group, before, false, &change, &err));
+        free(change.volumes);
+    }
+    racer.stop = true;
+    pthread_join(thread, NULL);
+    assert_int_equal(racer.failures, 0);
+}
+
+/* ---- starts ---- */
+
+/* Writes that the backing has and the journal has not: what a loss of power may leave. */
+static void lose_power(void)
+{
+    put(0, 4096, 'a');
+    check_ok(block_flush(x.block, &err));
+    change_backing(0, 4096, 'z');
+    kill_all();
+    unlink(x.ring);
+}
+
+/* The comparison is owed until it has begun, whatever ends the start before. */
+static void a_comparison_is_owed_after_a_start_that_failed(void **state)
+{
+    (void)state;
+    lose_power();
+    open_journal();
+    assert_true(journal_recovery(x.journal)->compare);
+    add_volume(GROUP_ACK_WRITE);
+    group_free(x.group); /* as when another volume cannot be opened */
+    (void)!journal_close(x.journal, &err);
+    open_all();
+    group_settle(x.group);
+    check_live("what the disk has", 0, 4096, 'z');
+    assert_int_equal(check_latest("after a start that failed"), 0);
+}
+
+static void a_comparison_is_owed_after_a_start_that_was_killed(void **state)
+{
+    (void)state;
+    lose_power();
+    open_journal();
+    add_volume(GROUP_ACK_WRITE);
+    kill_all();
+    open_all();
+    group_settle(x.group);
+    assert_int_equal(check_latest("after a start that was killed"), 0);
+}
+
+/* The in-flight table: the backing of a record whose write was cut off is read again, also if the first start did not come so far. */
+static void in_flight(bool killed)
+{
+    struct journal_record record = {.op = OP_WRITE, .flags = RECORD_LAST, .volume = x.group->volumes[0].id, .length = 8};
+    struct journal_ticket ticket;
+    static char data[4096] __attribute__((aligned(4096)));
+    put(0, 4096, 'a');
+    memset(data, 'b', sizeof data);
+    record.payload = data;
+    record.payload_bytes = sizeof data;
+    check_ok(journal_append(x.journal, &record, &ticket, &err));
+    check_ok(journal_wait(x.journal, &ticket, &err)); /* journaled, and the backing has still what was there before */
+    kill_all();
+    open_journal();
+    assert_int_equal(journal_recovery(x.journal)->in_flight_count, 1);
+    add_volume(GROUP_ACK_WRITE);
+    if (killed) {
+        kill_all();
+    } else {
+        group_free(x.group);
+        (void)!journal_close(x.journal, &err);
+    }
+    open_all();
+    group_settle(x.group);
+    assert_int_equal(check_latest("with a write in flight"), 0);
+}
+static void in_flight_writes_are_remembered_after_a_start_that_failed(void **state)
+{
+    (void)state;
+    in_flight(false);
+}
+static void in_flight_writes_are_remembered_after_a_start_that_was_killed(void **state)
+{
+    (void)state;
+    in_flight(true);
+}
+
+/* Mode flush: what was acknowledged is in the ring alone; and a kill that refuses no point goes on refusing none. */
+static void kills_in_a_row_lose_nothing_and_refuse_nothing(void **state)
+{
+    (void)state;
+    for (char c = 'a'; c < 'g'; c++) {
+        kill_all();
+        open_journal();
+        assert_false(journal_recovery(x.journal)->compare);
+        add_volume(GROUP_ACK_FLUSH);
+        check_ok(group_start(x.group, &err));
+        put((uint64_t)(c - 'a') * 4096, 4096, c);
+    }
+    kill_all();
+    open_all();
+    group_settle(x.group);
+    for (char c = 'a'; c < 'g'; c++)
+        check_live("after kills in a row", (uint64_t)(c - 'a') * 4096, 4096, c);
+    assert_int_equal(check_latest("after kills in a row"), 0);
+    struct manifest m;
+    check_ok(journal_manifest(x.journal, &m, &err));
+    assert_int_equal(m.refused_count, 0);
+    manifest_release(&m);
+}
+
+/* A killed process is gone before the writes that the kernel has of it are. They keep its open files, and the locks of those. */
+struct kernel {
+    int fds[4];
+    size_t count;
+    _Atomic bool ended;
+};
+
+static void *end_writes(void *context)
+{
+    struct kernel *k = context;
+    usleep(200000);
+    k->ended = true;
+    for (size_t i = 0; i < k->count; i++)
+        close(k->fds[i]);
+    return NULL;
+}
+
+static void late_writes(bool of_backing)
+{
+    struct kernel k = {.count = 0};
+    pthread_t thread;
+    put(0, 4096, 'a');
+    if (of_backing) {
+        k.fds[k.count++] = dup(block_file_fd(x.group->volumes[0].backing));
+    } else { /* of the segments */
+        char target[256], link[64];
+        for (int fd = 3; fd < 256 && k.count < 4; fd++) {
+            snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+            ssize_t n = readlink(link, target, sizeof target - 1);
+            target[n > 0 ? n : 0] = '\0';
+            if (strstr(target, x.directory) && strstr(target, "/segment-"))
+                k.fds[k.count++] = dup(fd);
+        }
+    }
+    assert_true(k.count > 0);
+    kill_all();
+    assert_int_equal(pthread_create(&thread, NULL, end_writes, &k), 0);
+    open_all();
+    assert_true(k.ended);
+    pthread_join(thread, NULL);
+    assert_int_equal(check_latest("after a kill"), 0);
+}
+static void a_start_waits_for_the_last_writes_to_a_backing(void **state)
+{
+    (void)state;
+    late_writes(true);
+}
+static void a_start_waits_for_the_last_writes_to_a_segment(void **state)
+{
+    (void)state;
+    late_writes(false);
+}
+
+/* A backing that is gone is no new volume. */
+static void a_missing_backing_is_not_made_anew(void **state)
+{
+    (void)state;
+    put(0, 4096, 'a');
+    group_free(x.group);
+    check_ok(journal_close(x.journal, &err));
+    assert_int_equal(unlink(x.path), 0);
+    open_journal();
+    check_ok(group_new(x.journal, GROUP_ACK_WRITE, NULL, &x.group, &err));
+    check_error(group_add_volume(x.group, "v", SIZE_BYTES, x.path, &err), -ENOENT, "is missing");
+    assert_int_not_equal(access(x.path, F_OK), 0);
+}
+
+/* ---- comparisons ---- */
+
+/* Back to protection without a restart, although the comparison could not begin at the first attempt. */
+static void a_comparison_that_cannot_begin_is_tried_again(void **state)
+{
+    (void)state;
+    char name[24];
+    put(0, 4096, 'a');
+    struct lsn before = latest();
+    for (unsigned i = 0; i < MAX_PINS; i++) {
+        snprintf(name, sizeof name, "engine-x%u", i);
+        check_ok(journal_pin(x.journal, name, before, true, &err));
+    }
+    x.passes = 0;
+    x.fault = "write";
+    put(0, 4096, 'b');
+    x.fault = NULL;
+    put(4096, 4096, 'c');
+    while (journal_is_suspended(x.journal)) {
+        grains_wake(x.group);
+        usleep(1000);
+    }
+    put(8192, 4096, 'd');
+    for (unsigned i = 0; i < MAX_PINS; i++) {
+        snprintf(name, sizeof name, "engine-x%u", i);
+        check_ok(journal_unpin(x.journal, name, &err));
+    }
+    group_settle(x.group);
+    assert_int_equal(check_latest("after the gap"), 0);
+}
+
+/* A process kill takes no acknowledged write, also where it went unjournaled over what a rewind had not copied back. */
+static void an_unjournaled_write_over_a_rewind_survives_a_kill(void **state)
+{
+    (void)state;
+    begin_rewind();
+    x.fault = "write";
+    put(2 * GRAIN, GRAIN, 'c');
+    put(3 * GRAIN, 4096, 'd');
+    kill_all();
+    open_all();
+    group_settle(x.group);
+    check_live("whole", 2 * GRAIN, GRAIN, 'c');
+    check_live("in part", 3 * GRAIN, 4096, 'd');
+    check_live("beside it", 3 * GRAIN + 4096, GRAIN - 4096, 'a');
+    assert_int_equal(check_latest("after the kill"), 0);
+}
+
+/* ---- adopted volumes ---- */
+
+/* A before-image that could not be kept is not forgotten by a kill: the points that lack it are refused. */
+static void a_lost_before_image_is_remembered_after_a_kill(void **state)
+{
+    (void)state;
+    static char old[4096] __attribute__((aligned(4096)));
+    struct journal_point found;
+    put(0, SIZE_BYTES / 2, 'o'); /* what the image holds that is adopted */
+    put(SIZE_BYTES / 2, SIZE_BYTES / 2, 'o');
+    kill_all();
+    unlink(x.ring);
+    check_ok(io_remove_tree(x.directory, &err));
+    check_ok(io_mkdirs(x.directory, 0700, &err));
+    for (int round = 0; round < 3; round++) {
+        open_journal();
+        check_ok(group_new(x.journal, GROUP_ACK_WRITE, NULL, &x.group, &err));
+        group_set_seed_speed(x.group, 1); /* grain 0 and no more */
+        check_ok(group_adopt_volume(x.group, "v", SIZE_BYTES, x.path, &err));
+        x.block = group_volume_block(x.group, 0);
+        if (round == 1) { /* a start that is killed before it has refused them */
+            kill_all();
+            continue;
+        }
+        check_ok(group_start(x.group, &err));
+        if (round == 2)
+            break;
+        put(GRAIN, 4096, 'a');
+        found.lsn = latest();
+        x.fault = "seed";
+        put(5 * GRAIN, 4096, 'b');
+        kill_all();
+    }
+    group_settle(x.group);
+    check_live("written without its before-image", 5 * GRAIN, 4096, 'b');
+    assert_int_equal(check_latest("seeded"), 0);
+    struct journal_point asked;
+    int r = journal_resolve(x.journal, &(struct point){.kind = POINT_LSN, .lsn = found.lsn}, &asked, &err);
+    if (r == 0) { /* then it has to be right */
+        struct image *image;
+        check_ok(journal_pin(x.journal, "engine-look", found.lsn, true, &err));
+        check_ok(image_open(x.directory, "engine-look", &image, &err));
+        check_ok(image_read(image, x.group->volumes[0].id, 5 * GRAIN / 512, 8, old, &err));
+        check_bytes("before the lost before-image", old, 4096, 'o');
+        image_free(image);
+        check_ok(journal_unpin(x.journal, "engine-look", &err));
+    } else {
+        assert_int_equal(r, -ERANGE);
+    }
+}
+
+/* ---- the newest point ---- */
+
+static void *write_on(void *context)
+{
+    struct racer *racer = context;
+    static char data[65536] __attribute__((aligned(4096)));
+    while (!racer->stop) {
+        struct error e = ERROR_INIT;
+        if (block_pwrite(x.block, data, sizeof data, GRAIN, 0, &e) < 0)
+            atomic_fetch_add(&racer->failures, 1);
+    }
+    return NULL;
+}
+
+/* Frames that are on their way to the disk are no part of the history yet. */
+static void the_newest_point_is_found_while_others_write(void **state)
+{
+    (void)state;
+    struct racer racer = {0};
+    pthread_t threads[2];
+    put(0, 4096, 'a');
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, write_on, &racer), 0);
+    for (int i = 0; i < 300; i++) {
+        struct journal_point found;
+        check_ok(journal_resolve(x.journal, &(struct point){.kind = POINT_LATEST}, &found, &err));
+    }
+    racer.stop = true;
+    for (int i = 0; i < 2; i++)
+        pthread_join(threads[i], NULL);
+    assert_int_equal(racer.failures, 0);
+}
+
+static void the_newest_point_of_a_suspended_journal_is_what_was_written(void **state)
+{
+    (void)state;
+    struct journal_point found;
+    put(0, 4096, 'a');
+    struct lsn before = latest();
+    grains_stop(x.group); /* it is not resumed */
+    x.fault = "write";
+    put(4096, 4096, 'b');
+    assert_true(journal_is_suspended(x.journal));
+    check_ok(journal_resolve(x.journal, &(struct point){.kind = POINT_LATEST}, &found, &err));
+    assert_int_equal(found.lsn.n, before.n);
+}
+
+int main(int argc, char **argv)
+{
+#define UNCLEAN(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
+    const struct CMUnitTest tests[] = {
+        UNCLEAN(a_rewind_that_fails_changes_nothing_while_another_is_copied_back),
+        UNCLEAN(a_rewind_whose_image_cannot_be_opened_has_happened),
+        UNCLEAN(a_pin_at_a_rewind_has_the_rewind),
+        UNCLEAN(a_comparison_is_owed_after_a_start_that_failed),
+        UNCLEAN(a_comparison_is_owed_after_a_start_that_was_killed),
+        UNCLEAN(in_flight_writes_are_remembered_after_a_start_that_failed),
+        UNCLEAN(in_flight_writes_are_remembered_after_a_start_that_was_killed),
+        UNCLEAN(kills_in_a_row_lose_nothing_and_refuse_nothing),
+        UNCLEAN(a_start_waits_for_the_last_writes_to_a_backing),
+        UNCLEAN(a_start_waits_for_the_last_writes_to_a_segment),
+        UNCLEAN(a_missing_backing_is_not_made_anew),
+        UNCLEAN(a_comparison_that_cannot_begin_is_tried_again),
+        UNCLEAN(an_unjournaled_write_over_a_rewind_survives_a_kill),
+        UNCLEAN(a_lost_before_image_is_remembered_after_a_kill),
+        UNCLEAN(the_newest_point_is_found_while_others_write),
+        UNCLEAN(the_newest_point_of_a_suspended_journal_is_what_was_written),
+    };
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
