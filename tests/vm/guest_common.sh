@@ -16,6 +16,15 @@ die() {
 }
 say() { echo "ok: $*"; }
 
+# read_parameter NAME DEFAULT: of the kernel's command line (TIDEMARK_VM_PARAMETERS="NAME=VALUE ...").
+read_parameter() {
+    local word
+    printf -v "$1" %s "$2"
+    for word in $(</proc/cmdline); do
+        [[ $word != "$1"=* ]] || printf -v "$1" %s "${word#*=}"
+    done
+}
+
 make_disk() {
     mkfs.ext4 -q -F /dev/vda || die "no disk"
     mount /dev/vda /mnt || die "cannot mount the disk"

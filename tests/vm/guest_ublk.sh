@@ -90,6 +90,17 @@ wait $writer || die "the file system noticed a kill"
 ! dmesg | grep -E "I/O error|EXT4-fs error|Buffer I/O" || die "the kernel saw an error"
 say "$kills kills of the engine under load, no I/O error"
 
+# ---- upgrade-engine; growing: the volume at once, its device when it is made anew
+old=$(engine_pid shop)
+tidemark --state "$state" upgrade-engine shop || die "upgrade-engine"
+[[ $(engine_pid shop) != "$old" ]] || die "the engine was not replaced"
+sed 's/size: 128Mi/size: 160Mi/' /tmp/app.yaml >/tmp/larger.yaml
+tidemark --state "$state" apply -f /tmp/larger.yaml || die "apply a larger volume"
+grep -q "$raw keeps its size until it is made anew" "$state/up.log" || die "nothing is said of the device's size"
+[[ $(blockdev --getsize64 "$raw") == $((128 << 20)) ]] || die "the size of $raw has changed"
+dd if="$raw" of=/dev/null bs=4096 count=1 iflag=direct status=none || die "read after growing"
+say "upgrade-engine, and a volume that grows"
+
 # ---- `up` ends and comes back; the holder is told to end, the device goes
 stop_up
 mountpoint -q /srv/data && die "still mounted"
@@ -98,24 +109,53 @@ start_up
 until_true 120 mountpoint -q /srv/data || die "not mounted again"
 [[ $(cat /srv/data/file) == after && $(wc -l </srv/data/log) == 400 ]] || die "not what was there"
 raw=$(device_of shop raw)
+[[ $(blockdev --getsize64 "$raw") == $((160 << 20)) ]] || die "$raw has not grown"
 say "volumes come back"
 
-# ---- kill -9 of \`up\`: nothing happens; of holder and engine: all is made anew
+# ---- kill -9 of \`up\`, of the holder: nothing happens; of holder and engine: all is made anew
 kill -KILL "$up_pid"
 wait "$up_pid" 2>/dev/null
 echo alone >>/srv/data/log || die "writing without tidemark up"
 start_up
 [[ $(device_of shop raw) == "$raw" ]] || die "the device has changed with tidemark up"
 say "tidemark up is killed and started again, the device stays"
-kill -KILL "$(cat "$state/apps/shop/holder.pid")" "$(engine_pid shop)"
+kill -KILL "$(cat "$state/apps/shop/holder.pid")"
+is_orphaned() { grep -q "its holder was ended; its engine goes on" "$state/up.log"; }
+until_true 120 is_orphaned || die "tidemark up does not notice the end of the holder"
+echo orphaned >>/srv/data/log && sync -f /srv/data/log || die "writing without the holder"
+dd if="$raw" of=/dev/null bs=4096 count=1 iflag=direct status=none || die "reading without the holder"
+say "the holder is killed, the engine goes on"
+kill -KILL "$(engine_pid shop)"
 remounted() { [[ $(device_of shop data) == /dev/ublkb* ]] && mountpoint -q /srv/data && echo again 2>/dev/null >>/srv/data/log; }
 until_true 120 remounted || die "not made anew"
-say "holder and engine are killed at once: the volumes are made anew"
+say "the engine is killed too: the volumes are made anew"
 
-# ---- rewind
+# ---- rewind: not below a file system that is in use, and nothing of before is read from a cache
+raw=$(device_of shop raw)
+dd if=/tmp/block of="$raw" bs=4096 seek=7 conv=notrunc,fsync status=none || die "write $raw"
+tidemark --state "$state" tag shop second || die "tag"
+head -c 4096 /dev/urandom >/tmp/newer
+dd if=/tmp/newer of="$raw" bs=4096 seek=7 conv=notrunc,fsync status=none || die "write $raw"
+block_is() { dd if="$raw" bs=4096 skip=7 count=1 status=none | cmp - "$1"; } # through the cache
+content_is() { [[ $(cat /srv/data/file) == "$1" ]] || die "$2: $(od -c /srv/data/file | head)"; }
+block_is /tmp/newer || die "the block was not written"
+exec 9</srv/data/file
+if tidemark --state "$state" rewind shop --to tag:first >/tmp/refused 2>&1; then die "rewound below a file system in use"; fi
+grep -q "cannot unmount /srv/data" /tmp/refused || die "not the reason: $(cat /tmp/refused)"
+exec 9<&-
+content_is after "after a rewind that was refused"
+tidemark --state "$state" rewind shop --to tag:second || die "rewind"
+block_is /tmp/block || die "the block is not the tag's"
+content_is after "after a rewind to the second tag"
 tidemark --state "$state" rewind shop --to tag:first || die "rewind"
-[[ $(cat /srv/data/file) == before ]] || die "after the rewind: $(cat /srv/data/file)"
-say "a rewind"
+content_is before "after the rewind"
+[[ ! -e /srv/data/log ]] || die "the log is of after the first tag"
+tidemark --state "$state" undo shop || die "undo"
+content_is after "after the undo"
+[[ $(head -n 400 /srv/data/log | tail -n 1) == 400 ]] || die "the undo has not brought the log back"
+tidemark --state "$state" rewind shop --to tag:first || die "rewind"
+content_is before "after the second rewind"
+say "rewinds and an undo; none below a file system in use"
 data=$(device_of shop data)
 umount /srv/data
 e2fsck -fn "$data" >/tmp/fsck 2>&1 || die "e2fsck: $(cat /tmp/fsck)"

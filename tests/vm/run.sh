@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # run.sh GUEST-SCRIPT: runs a script of this directory as root in a virtual machine (qemu-system-x86_64, software emulation
 # unless TIDEMARK_VM_ACCEL=kvm) with the kernel of kernel.sh. The machine's file system is made of programs and libraries of
-# this one and the binaries of TIDEMARK_BUILD, in memory; /dev/vda, vdb and vdc are empty disks of 4 GiB. What the script prints is printed; its
+# this one and the binaries of TIDEMARK_BUILD, in memory; /dev/vda to vdf are empty disks of 4 GiB. What the script prints is printed; its
 # exit status is ours. 77: skipped, with the reason.
 set -euo pipefail
 here=$(dirname "$(realpath "$0")")
@@ -12,7 +12,8 @@ memory_mib=${TIDEMARK_VM_MEMORY_MIB:-1536}
 timeout_s=${TIDEMARK_VM_TIMEOUT:-1500}
 programs=(bash cat chmod cmp cp cut date dd e2fsck fio findmnt flock grep head ln losetup ls mkdir mkfs.ext4 mke2fs mount resize2fs
     mv od readlink rm sed seq sha256sum sleep sort stat stdbuf sync tail tee timeout touch tr truncate umount wc blkid
-    blockdev blkdiscard fstrim mountpoint nproc dmsetup nbd-client)
+    awk blockdev blkdiscard fstrim mountpoint nproc dmsetup nbd-client mkfs.xfs xfs_repair
+    xfs_growfs)
 
 skip() { echo "skipped: $*"; exit 77; }
 [[ $(uname -m) == x86_64 ]] || skip "the kernel of the virtual machine is for x86_64"
@@ -58,7 +59,7 @@ cp "$here"/*.sh "$root/tests/"
 cp /etc/mke2fs.conf "$root/etc/"
 echo "root:x:0:0:root:/:/bin/bash" >"$root/etc/passwd"
 for module in lib/libcrc32c virtio/virtio virtio/virtio_ring virtio/virtio_pci_legacy_dev virtio/virtio_pci_modern_dev virtio/virtio_pci \
-    block/virtio_blk block/loop block/ublk_drv block/nbd dax/dax md/dm-mod md/dm-log-writes; do
+    block/virtio_blk block/loop block/ublk_drv block/nbd dax/dax md/dm-mod md/dm-log-writes fs/xfs/xfs; do
     for file in "$modules"/kernel/{,drivers/}"$module".ko.xz; do
         [[ ! -e $file ]] || xz -dc "$file" >"$root/modules/$(basename "$file" .xz)"
     done
@@ -66,7 +67,7 @@ done
 cp "$here/init" "$root/init"
 (cd "$root" && find . | "$busybox" cpio -o -H newc 2>/dev/null) >"$work/initrd"
 disks=()
-for letter in a b c; do
+for letter in a b c d e f; do
     truncate -s 4G "$work/vd$letter"
     disks+=(-drive "file=$work/vd$letter,format=raw,if=none,id=vd$letter,cache=unsafe,aio=threads,discard=unmap,detect-zeroes=unmap"
         -device "virtio-blk-pci,drive=vd$letter")
@@ -77,7 +78,7 @@ echo "# kernel $(basename "$image"), initial file system $size_mib MiB, memory $
 status=0
 timeout --kill-after=10 "$timeout_s" qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot \
     -machine q35 -accel "${TIDEMARK_VM_ACCEL:-tcg,thread=multi}" -cpu "${TIDEMARK_VM_CPU:-max,-cx16}" -smp "${TIDEMARK_VM_CPUS:-2}" -m "$memory_mib" \
-    -kernel "$image" -initrd "$work/initrd" -append "console=ttyS0 quiet oops=panic panic=-1 rdinit=/init test=$script" \
+    -kernel "$image" -initrd "$work/initrd" -append "console=ttyS0 quiet oops=panic panic=-1 rdinit=/init test=$script ${TIDEMARK_VM_PARAMETERS:-}" \
     "${disks[@]}" -serial "file:$work/console" </dev/null &
 qemu=$!
 tail --pid=$qemu -n +1 -F "$work/console" 2>/dev/null | stdbuf -oL tr -d '\r' | tee "$work/seen" &
