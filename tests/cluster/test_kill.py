@@ -108,7 +108,7 @@ def stream():
 
 def gate(on):
     """What the node agent has written down of the rewind."""
-    text = on_node(on, 'cat "/proc/1/root/var/lib/tidemark/node/gates/$1.json"', stream(), check=False)
+    text = on_node(on, 'cat "/proc/1/root/var/lib/tidemark/node/node/gates/$1.json"', stream(), check=False)
     try:
         return (json.loads(text).get("rewind") or {}).get("state", "")
     except ValueError:  # it is written anew
