@@ -55,10 +55,11 @@ static int add(struct ublk_export *x, struct error *err)
         return error_errno(err, r, "cannot add a ublk device");
     x->added = true;
     if (x->o.recoverable && !ublk_can_recover(&x->info))
-        log_warning(x->o.log,
-                    "volume %s: this kernel's ublk has no recovery (Linux 6.1): if this process is killed, users "
-                    "of the volume get I/O errors; export: fuse waits instead",
-                    x->o.name);
+        log_warning(
+            x->o.log,
+            "volume %s: this kernel's ublk has no recovery (Linux 6.1): if this process is killed, users "
+            "of the volume get I/O errors; export: fuse waits instead",
+            x->o.name);
     r = set_link(x, err);
     if (r < 0)
         return r;
@@ -148,7 +149,8 @@ int ublk_export_start(const struct ublk_export_options *options, struct ublk_exp
     x->fd = -1;
     int r = ublk_control_open(&x->control, err);
     bool taken_over = r == 0 && options->take_over &&
-                      ublk_control_find(&x->control, options->link_path, &x->info) && ublk_can_recover(&x->info);
+                      ublk_control_find(&x->control, options->link_path, &x->info) &&
+                      ublk_can_recover(&x->info);
     if (r == 0 && taken_over)
         r = begin_take_over(x, err);
     else if (r == 0 && (r = ublk_remove(options->link_path, err)) == 0)

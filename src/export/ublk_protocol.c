@@ -20,15 +20,15 @@ uint32_t ublk_op(uint32_t encoded, bool kernel_encodes)
 
 void ublk_fill_info(struct ublksrv_ctrl_dev_info *info, unsigned queues, bool recoverable, uint64_t identity)
 {
-    *info = (struct ublksrv_ctrl_dev_info){
-        .nr_hw_queues = (uint16_t)(queues < 1                 ? 1
-                                   : queues > UBLK_QUEUES_MAX ? UBLK_QUEUES_MAX
-                                                              : queues),
-        .queue_depth = UBLK_QUEUE_DEPTH,
-        .max_io_buf_bytes = UBLK_IO_BYTES,
-        .dev_id = UINT32_MAX, /* any that is free */
-        .flags = recoverable ? RECOVERY : 0,
-        .ublksrv_flags = identity};
+    *info =
+        (struct ublksrv_ctrl_dev_info){.nr_hw_queues = (uint16_t)(queues < 1                 ? 1
+                                                                  : queues > UBLK_QUEUES_MAX ? UBLK_QUEUES_MAX
+                                                                                             : queues),
+                                       .queue_depth = UBLK_QUEUE_DEPTH,
+                                       .max_io_buf_bytes = UBLK_IO_BYTES,
+                                       .dev_id = UINT32_MAX, /* any that is free */
+                                       .flags = recoverable ? RECOVERY : 0,
+                                       .ublksrv_flags = identity};
 }
 
 bool ublk_can_recover(const struct ublksrv_ctrl_dev_info *info)

@@ -24,8 +24,8 @@ uint32_t ublk_op(uint32_t encoded, bool kernel_encodes);
 
 /* What ADD_DEV is given. `identity` comes back by GET_DEV_INFO. */
 void ublk_fill_info(struct ublksrv_ctrl_dev_info *info, unsigned queues, bool recoverable, uint64_t identity);
-/* Whether the device outlives its server. The kernel answers ADD_DEV with the flags that it knows: Linux 6.0 has
- * no recovery. */
+/* Whether the device outlives its server. The kernel answers ADD_DEV with the flags that it knows: Linux 6.0
+ * has no recovery. */
 bool ublk_can_recover(const struct ublksrv_ctrl_dev_info *info);
 /* What SET_PARAMS is given. */
 void ublk_fill_params(struct ublk_params *params, uint64_t size_bytes);
