@@ -9,7 +9,7 @@ here=$(dirname "$(realpath "$0")")
 script=$1
 build=${TIDEMARK_BUILD:?the build directory}
 memory_mib=${TIDEMARK_VM_MEMORY_MIB:-1536}
-timeout_s=${TIDEMARK_VM_TIMEOUT:-1500}
+timeout_s=${TIDEMARK_VM_TIMEOUT:-3300}
 programs=(bash cat chmod cmp cp cut date dd e2fsck fio findmnt flock grep head ln losetup ls mkdir mkfs.ext4 mke2fs mount resize2fs
     mv od readlink rm sed seq sha256sum sleep sort stat stdbuf sync tail tee timeout touch tr truncate umount wc blkid
     awk blockdev blkdiscard fstrim mountpoint nproc dmsetup nbd-client mkfs.xfs xfs_repair
