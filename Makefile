@@ -5,7 +5,7 @@ DESTDIR ?=
 BUILD ?= build
 UNIT_DIR ?= $(PREFIX)/lib/systemd/system
 
-.PHONY: all deps check check-cluster image demo demo-cluster bench soak fuzz format tidy install uninstall clean
+.PHONY: all deps check check-cluster check-vm image demo demo-cluster bench soak fuzz format tidy install uninstall clean
 
 all: $(BUILD)/build.ninja
 	meson compile -C $(BUILD)
@@ -25,6 +25,10 @@ check: deps
 # them; or in the cluster of KUBECONFIG. Needs root and Go. Ends with "N passed, N failed".
 check-cluster: deps image
 	scripts/check-cluster
+
+# The tests on Linux 6.12 in a virtual machine: what this machine's kernel may not have (ublk, nbd). Its kernel is fetched once.
+check-vm:
+	scripts/check-vm
 
 # The container image of all roles, $(BUILD)/tidemark-image.tar.
 image: all

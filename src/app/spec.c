@@ -97,7 +97,12 @@ int app_check_name(const char *name, struct error *err)
 
 const char *app_export_name(enum app_export export)
 {
-    return export == APP_EXPORT_NBD ? "nbd" : "fuse";
+    return export == APP_EXPORT_NBD ? "nbd" : export == APP_EXPORT_UBLK ? "ublk" : "fuse";
+}
+
+bool app_export_has_devices(enum app_export export)
+{
+    return export != APP_EXPORT_NBD;
 }
 
 const char *app_fs_type_name(enum app_fs_type fs_type)

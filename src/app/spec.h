@@ -68,7 +68,7 @@
 #define APP_DOCUMENTS_MAX 256u
 
 enum app_kind { APP_KIND_APPLICATION, APP_KIND_POLICY };
-enum app_export { APP_EXPORT_FUSE, APP_EXPORT_NBD };
+enum app_export { APP_EXPORT_FUSE, APP_EXPORT_NBD, APP_EXPORT_UBLK };
 enum app_fs_type { APP_FS_EXT4, APP_FS_XFS, APP_FS_FOUND /* what is there: volumes with a source */ };
 enum app_ack_mode { APP_ACK_WRITE, APP_ACK_FLUSH };
 enum app_failure_mode { APP_FAILURE_AVAILABILITY, APP_FAILURE_PROTECTION };
@@ -172,6 +172,8 @@ json_t *app_commands_to_json(const struct app_commands *commands);
 int app_check_name(const char *name, struct error *err) MUST_CHECK;
 
 const char *app_export_name(enum app_export export);
+/* Whether volumes are block devices of this host, which can be mounted and have a cache; NBD's are its clients'. */
+bool app_export_has_devices(enum app_export export);
 const char *app_fs_type_name(enum app_fs_type fs_type);
 const char *app_ack_mode_name(enum app_ack_mode mode);
 const char *app_failure_mode_name(enum app_failure_mode mode);

@@ -373,7 +373,7 @@ static int read_volume(const struct app_parse_options *options, const struct yam
     if (spec->export == APP_EXPORT_NBD && (mount || fs_type))
         return yaml_error(
             err, mount ? mount : fs_type, -EINVAL,
-            "%s.%s: not allowed with export nbd; expected export: fuse, or no such field (the volume is used "
+            "%s.%s: not allowed with export nbd; expected export: fuse or ublk, or no such field (the volume is used "
             "by its NBD URI)",
             path, mount ? "mountPath" : "fsType");
     if (fs_type && !mount)
@@ -397,11 +397,12 @@ static int read_export(const struct yaml_node *body, struct app_spec *spec, stru
     const struct yaml_node *export = optional(body, "export");
     if (!export)
         return 0;
-    if (yaml_text(export) && strcmp(export->scalar, "nbd") == 0)
-        spec->export = APP_EXPORT_NBD;
-    else if (!yaml_text(export) || strcmp(export->scalar, "fuse") != 0)
-        return refuse(err, export, "spec.export", "fuse or nbd");
-    return 0;
+    for (enum app_export e = APP_EXPORT_FUSE; yaml_text(export) && e <= APP_EXPORT_UBLK; e++)
+        if (strcmp(export->scalar, app_export_name(e)) == 0) {
+            spec->export = e;
+            return 0;
+        }
+    return refuse(err, export, "spec.export", "fuse, ublk or nbd");
 }
 
 static int read_volumes(const struct app_parse_options *options, const struct yaml_node *body, struct app_spec *spec, struct error *err)

@@ -12,6 +12,7 @@
 #include "base/io.h"
 #include "control/control_internal.h"
 #include "export/fuse_mount.h"
+#include "export/ublk.h"
 #include "lib/http_client.h"
 
 #define READY_POLL_FIRST_MS 1
@@ -120,12 +121,13 @@ int export_write_engine_config(struct application *application, struct error *er
 }
 
 int export_write_holder(const struct control *control, const char *directory, const char *name,
-                        const char *role, const char *config_path, const json_t *volumes, bool restart,
-                        struct error *err)
+                        const char *role, const char *config_path, const json_t *volumes, enum app_export export,
+                        bool restart, struct error *err)
 {
     char path[PATH_MAX];
+    bool ublk = export == APP_EXPORT_UBLK; /* the engine makes its devices itself */
     json_t *mounts = json_array();
-    for (size_t i = 0; i < json_array_size(volumes); i++) {
+    for (size_t i = 0; i < json_array_size(volumes) && !ublk; i++) {
         const char *volume = json_string_value(json_object_get(json_array_get(volumes, i), "name"));
         if (snprintf(path, sizeof path, "%s/fuse/%s", directory, volume) >= (int)sizeof path ||
             io_mkdirs(path, 0700, err) < 0) {
@@ -139,6 +141,11 @@ int export_write_holder(const struct control *control, const char *directory, co
         json_pack("{s:s, s:o, s:[s, s, s, s], s:b, s:o}", "name", name, "mounts", mounts, "program",
                   control->programs.engine, role, "--config", config_path, "restart", restart, "pid_file",
                   json_sprintf("%s/holder.pid", directory));
+    if (ublk) {
+        json_t *program = json_object_get(config, "program");
+        json_array_append_new(program, json_string("--ublk"));
+        json_array_append_new(program, json_sprintf("%s/ublk", directory));
+    }
     if (snprintf(path, sizeof path, "%s/holder.json", directory) >= (int)sizeof path)
         return error_set(err, -ENAMETOOLONG, "%s/holder.json: path too long", directory);
     return write_json_file(path, config, err);
@@ -162,7 +169,7 @@ int application_write_configs(struct application *application, struct error *err
     r = application_path(application, path, err, "engine.json");
     return r < 0 ? r
                  : export_write_holder(application->control, application->directory, application->name,
-                                       "serve", path, volumes, true, err);
+                                       "serve", path, volumes, application->spec->export, true, err);
 }
 
 void export_nbd_argv(const struct control *control, const char *role, const char *config_path, const char *socket_path,
@@ -183,7 +190,14 @@ static bool listens(const char *socket_path)
     return fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof address) == 0;
 }
 
-int export_wait_ready(struct process *process, const char *socket_path, const char *also_socket,
+/* A socket that somebody listens at, or a file. */
+static bool is_there(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && (S_ISREG(st.st_mode) || listens(path));
+}
+
+int export_wait_ready(struct process *process, const char *socket_path, const char *also_path,
                       const char *log_path, off_t log_from, struct error *err)
 {
     uint64_t end_ns = clock_boottime_ns(clock_system()) + CONTROL_START_TIMEOUT_MS * NS_PER_MS;
@@ -191,7 +205,7 @@ int export_wait_ready(struct process *process, const char *socket_path, const ch
     for (;;) {
         struct error ignored = ERROR_INIT;
         char tail[PROCESS_TAIL_BYTES];
-        if (listens(socket_path) && (!also_socket || listens(also_socket)) &&
+        if (listens(socket_path) && (!also_path || is_there(also_path)) &&
             http_client_call(socket_path, "GET", "/v1/status", NULL, CONTROL_STATUS_TIMEOUT_MS, NULL,
                              &ignored) == 0)
             return 0;
@@ -251,15 +265,15 @@ static int start_process(struct application *application, const char *pid_path, 
 
 int application_export_start(struct application *application, struct error *err)
 {
-    char pid_path[PATH_MAX], word[PATH_MAX], nbd[PATH_MAX], log_path[PATH_MAX];
-    bool is_nbd = application->spec->export == APP_EXPORT_NBD;
-    bool orphaned;
+    char pid_path[PATH_MAX], word[PATH_MAX], also[PATH_MAX], log_path[PATH_MAX];
+    enum app_export export = application->spec->export;
+    bool is_nbd = export == APP_EXPORT_NBD, orphaned;
     struct process process = PROCESS_NONE;
     int r = application_path(application, pid_path, err, is_nbd ? "nbd.pid" : "holder.pid");
     if (r == 0)
         r = application_path(application, word, err, is_nbd ? "engine.json" : "holder.json");
     if (r == 0)
-        r = application_path(application, nbd, err, "nbd.sock");
+        r = application_path(application, also, err, is_nbd ? "nbd.sock" : "ublk/" UBLK_SERVED);
     if (r == 0)
         r = application_path(application, log_path, err, "engine.log");
     if (r < 0)
@@ -273,7 +287,7 @@ int application_export_start(struct application *application, struct error *err)
         r = start_process(application, pid_path, &process, err);
     }
     if (r == 0)
-        r = export_wait_ready(&process, application->socket, is_nbd ? nbd : NULL, log_path, log_from, err);
+        r = export_wait_ready(&process, application->socket, export == APP_EXPORT_FUSE ? NULL : also, log_path, log_from, err);
     if (r < 0) {
         process_stop(&process, CONTROL_STOP_TIMEOUT_MS);
         application_clear_remains(application);

@@ -2,9 +2,11 @@
 /* Loop devices, file systems and mounts of an application's volumes. */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -12,6 +14,7 @@
 #include "control/control_internal.h"
 #include "control/mounts.h"
 #include "export/fuse_mount.h"
+#include "export/ublk.h"
 
 #define ENGINE_END_TIMEOUT_MS 5000
 #define CLAIM_WAIT_MS 1000u /* of probes by others, udev's say */
@@ -20,6 +23,11 @@
 static int fuse_file(const struct application *application, size_t i, char ret[PATH_MAX], struct error *err)
 {
     return application_path(application, ret, err, "fuse/%s/vol", application->spec->volumes[i].name);
+}
+
+static int ublk_link(const struct application *application, size_t i, char ret[PATH_MAX], struct error *err)
+{
+    return application_path(application, ret, err, "ublk/%s", application->spec->volumes[i].name);
 }
 
 static void set_device(struct application *application, size_t i, const char *device)
@@ -40,34 +48,63 @@ static void set_fs_type(struct application *application, size_t i, const char *t
     snprintf(application->volumes[i].fs_type, sizeof application->volumes[i].fs_type, "%s", type);
 }
 
+static void unmount_dead(struct application *application, const char *device)
+{
+    struct error err = ERROR_INIT;
+    char target[PATH_MAX];
+    while (mounts_target(device, target, sizeof target) == 0 && mounts_unmount(target, true, &err) == 0)
+        log_warning(application->control->log, "%s: detached %s, whose device was dead", application->name, target);
+}
+
+static void clear_fuse(struct application *application, size_t i)
+{
+    struct error err = ERROR_INIT;
+    char path[PATH_MAX], device[LOOP_DEVICE_BYTES];
+    if (fuse_file(application, i, path, &err) < 0)
+        return;
+    if (loop_find(path, device, &err) == 0) {
+        unmount_dead(application, device);
+        if (loop_detach(device, LOOP_DETACH_TIMEOUT_MS, &err) < 0)
+            log_warning(application->control->log, "%s: %s", application->name, err.message);
+    }
+    *strrchr(path, '/') = '\0';
+    struct stat st;
+    if ((stat(path, &st) == 0 || errno == ENOTCONN) && fuse_mount_remove(path, &err) < 0)
+        log_warning(application->control->log, "%s: %s", application->name, err.message);
+}
+
+static void clear_ublk(struct application *application, size_t i)
+{
+    struct error err = ERROR_INIT;
+    char path[PATH_MAX], device[UBLK_DEVICE_BYTES];
+    if (ublk_link(application, i, path, &err) < 0)
+        return;
+    bool found = ublk_find(path, device) == 0;
+    int r = ublk_stop(path, &err); /* else an unmount waits for a server that does not come */
+    if (r == 0 && found)
+        unmount_dead(application, device);
+    if (r < 0 || ublk_remove(path, &err) < 0)
+        log_warning(application->control->log, "%s: %s", application->name, err.message);
+    if (application_path(application, path, &err, "ublk/" UBLK_SERVED) == 0)
+        unlink(path);
+}
+
 void application_clear_remains(struct application *application)
 {
     struct error err = ERROR_INIT;
     struct process engine = PROCESS_NONE;
-    char path[PATH_MAX], word[PATH_MAX], device[LOOP_DEVICE_BYTES], target[PATH_MAX];
+    char path[PATH_MAX], word[PATH_MAX];
     /* An engine whose holder is gone holds the journal's lock. */
     if (application_path(application, path, &err, "engine.sock.pid") == 0 &&
         application_path(application, word, &err, "engine.json") == 0 &&
         process_adopt(path, word, &engine) == 0)
         process_stop(&engine, ENGINE_END_TIMEOUT_MS);
     for (size_t n = application->spec->volume_count; n-- > 0;) {
-        if (application->spec->export == APP_EXPORT_NBD || fuse_file(application, n, path, &err) < 0)
+        if (application->spec->export == APP_EXPORT_NBD)
             continue;
-        if (loop_find(path, device, &err) == 0) {
-            while (mounts_target(device, target, sizeof target) == 0 &&
-                   mounts_unmount(target, true, &err) == 0)
-                log_warning(application->control->log, "%s: detached %s, whose device was dead",
-                            application->name, target);
-            if (loop_detach(device, LOOP_DETACH_TIMEOUT_MS, &err) < 0)
-                log_warning(application->control->log, "%s: %s", application->name, err.message);
-        }
-        *strrchr(path, '/') = '\0';
-        struct stat st;
-        if ((stat(path, &st) == 0 || errno == ENOTCONN) && fuse_mount_remove(path, &err) < 0)
-            log_warning(application->control->log, "%s: %s", application->name, err.message);
+        (application->spec->export == APP_EXPORT_UBLK ? clear_ublk : clear_fuse)(application, n);
         set_device(application, n, "");
         set_mounted(application, n, false);
-        err = ERROR_INIT;
     }
 }
 
@@ -78,8 +115,11 @@ int application_attach(struct application *application, struct error *err)
         return 0;
     for (size_t i = 0; i < application->spec->volume_count; i++) {
         struct error ignored = ERROR_INIT;
-        int r = fuse_file(application, i, path, err);
-        if (r == 0 && loop_find(path, device, &ignored) < 0)
+        bool ublk = application->spec->export == APP_EXPORT_UBLK;
+        int r = (ublk ? ublk_link : fuse_file)(application, i, path, err);
+        if (r == 0 && ublk && (r = ublk_find(path, device)) < 0)
+            error_set(err, r, "volume %s has no ublk device (%s)", application->spec->volumes[i].name, path);
+        if (r == 0 && !ublk && loop_find(path, device, &ignored) < 0)
             r = loop_attach_blocks(path, false,
                                    app_volume_is_adopted(&application->spec->volumes[i]) ? LOOP_BLOCK_BYTES_ADOPTED
                                                                                          : LOOP_BLOCK_BYTES,
@@ -123,7 +163,8 @@ int application_detach(struct application *application, bool force, struct error
         const char *device = application->volumes[n].device;
         if (!device[0])
             continue;
-        int r = loop_detach(device, force ? 1000 : LOOP_DETACH_TIMEOUT_MS, err);
+        bool ublk = application->spec->export == APP_EXPORT_UBLK; /* the engine removes it */
+        int r = ublk ? 0 : loop_detach(device, force ? 1000 : LOOP_DETACH_TIMEOUT_MS, err);
         if (r < 0 && !force)
             return r;
         set_device(application, n, "");
@@ -269,12 +310,31 @@ static int grow_one(struct application *application, size_t i, struct error *err
     return r < 0 ? error_context(err, "volume %s", volume->name) : 0;
 }
 
+/* A ublk device keeps the size that it was made with (before Linux 6.16); a mounted file system takes the size of a device that
+ * was made anew since. */
+static int grow_ublk(struct application *application, size_t i, struct error *err)
+{
+    const struct app_volume *volume = &application->spec->volumes[i];
+    const char *device = application->volumes[i].device;
+    uint64_t bytes = 0;
+    _cleanup_close_ int fd = *device ? open(device, O_RDONLY | O_CLOEXEC) : -1;
+    if (fd >= 0 && ioctl(fd, BLKGETSIZE64, &bytes) == 0 && bytes < volume->size_bytes)
+        return error_set(err, -EOPNOTSUPP,
+                         "volume %s has grown, but its ublk device %s keeps its size until it is made anew: stop the workload and "
+                         "restart `tidemark up` at a good moment",
+                         volume->name, device);
+    int r = fd >= 0 && application->volumes[i].mounted ? mounts_grow(device, volume->mount_path, false, err) : 0;
+    return r < 0 ? error_context(err, "volume %s", volume->name) : 0;
+}
+
 int application_grow(struct application *application, struct error *err)
 {
     int r = 0;
     for (size_t i = 0; i < application->spec->volume_count && r == 0; i++)
         if (application->spec->export == APP_EXPORT_FUSE && application->volumes[i].device[0])
             r = grow_one(application, i, err);
+        else if (application->spec->export == APP_EXPORT_UBLK)
+            r = grow_ublk(application, i, err);
     return r;
 }
 

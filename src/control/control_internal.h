@@ -196,10 +196,11 @@ void export_nbd_argv(const struct control *control, const char *role, const char
                      const char *pid_path, const char *argv[EXPORT_NBD_ARGUMENTS]);
 /* Writes a holder.json; `volumes`: array of objects with "name". */
 int export_write_holder(const struct control *control, const char *directory, const char *name,
-                        const char *role, const char *config_path, const json_t *volumes, bool restart,
-                        struct error *err) MUST_CHECK;
-/* Waits until GET /v1/status answers at the socket or the process ends. */
-int export_wait_ready(struct process *process, const char *socket_path, const char *also_socket,
+                        const char *role, const char *config_path, const json_t *volumes, enum app_export export,
+                        bool restart, struct error *err) MUST_CHECK;
+/* Waits until GET /v1/status answers at the socket, and somebody listens at `also_path` or that is a file (NULL: none), or the
+ * process ends. */
+int export_wait_ready(struct process *process, const char *socket_path, const char *also_path,
                       const char *log_path, off_t log_from, struct error *err) MUST_CHECK;
 /* engine.json as the application's spec and its policy are now. */
 int export_write_engine_config(struct application *application, struct error *err) MUST_CHECK;

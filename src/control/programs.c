@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "control/control_internal.h"
+#include "export/ublk.h"
 
 static void try_directory(struct programs *p, const char *directory)
 {
@@ -82,6 +83,10 @@ int programs_check_export(const struct programs *programs, enum app_export expor
         return missing("tidemark-engine", err);
     if (export == APP_EXPORT_NBD)
         return 0;
+    if (export == APP_EXPORT_UBLK) {
+        int r = ublk_probe(err);
+        return r < 0 || programs->holder[0] ? r : missing("tidemark-holder", err);
+    }
     if (access("/dev/fuse", R_OK | W_OK) < 0)
         return error_set(
             err, -ENOSYS,

@@ -364,7 +364,7 @@ static bool is_empty(const struct rewinding *w, int step)
         mounts |= spec->volumes[i].mount_path != NULL;
     return (step == STEP_STOP && !spec->stop.count) || (step == STEP_START && !spec->start.count) ||
            (step == STEP_PROBE && !spec->probe.count) || (step == STEP_MANIFESTS && !spec->manifests) ||
-           (step == STEP_UNMOUNT && spec->export != APP_EXPORT_FUSE) || (step == STEP_MOUNT && !mounts);
+           (step == STEP_UNMOUNT && !app_export_has_devices(spec->export)) || (step == STEP_MOUNT && !mounts);
 }
 
 /* Nothing was rewound: mount and start again as it was. */

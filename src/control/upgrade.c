@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Replacing the engine of a running application by the program that is installed now.
  *
- * FUSE: the engine is killed and its holder starts the program at the same path again, which takes the volumes over and has
+ * FUSE, ublk: the engine is killed and its holder starts the program at the same path again, which takes the volumes over and has
  * the kernel send again what was not answered: applications see a pause. A SIGTERM would end the holder and the mounts.
  * NBD: the engine is stopped and started: clients are disconnected and must connect again.
  * Nothing is killed before the new program has said that it can read configuration and journal: one that refuses them would
@@ -119,12 +119,14 @@ static int check(struct upgrade *u, bool disconnect, struct error *err)
     return r;
 }
 
-/* Reads a block of the first volume as the loop device does: it is answered by the new engine. */
+/* Reads a block of the first volume, with FUSE as the loop device does: it is answered by the new engine. */
 static int read_first_block(struct upgrade *u, struct error *err)
 {
     char input[PATH_MAX + 4] = "if=", text[PROCESS_TAIL_BYTES + 64];
     struct process_result result;
-    int r = application_path(u->application, input + 3, err, "fuse/%s/vol", u->application->spec->volumes[0].name);
+    const struct app_spec *spec = u->application->spec;
+    int r = application_path(u->application, input + 3, err, spec->export == APP_EXPORT_UBLK ? "ublk/%s" : "fuse/%s/vol",
+                             spec->volumes[0].name);
     if (r < 0)
         return r;
     const char *const argv[] = {"dd", input, "of=/dev/null", "bs=4096", "count=1", "iflag=direct", NULL};

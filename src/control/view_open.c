@@ -8,6 +8,7 @@
 #include "base/io.h"
 #include "control/mounts.h"
 #include "control/views_internal.h"
+#include "export/ublk.h"
 #include "lib/http_client.h"
 
 enum { STEP_PIN, STEP_START, STEP_ATTACH, STEP_MOUNT, STEP_DAMAGE };
@@ -21,7 +22,7 @@ struct opening {
     char directory[PATH_MAX];
     char nbd_socket[PATH_MAX];
     const char *point, *volume, *mount, *nbd;
-    bool is_nbd;
+    enum app_export export;
     bool salvage;
     bool pinned;
     int lock_fd;
@@ -51,7 +52,9 @@ static int read_request(struct opening *o, const json_t *request, struct error *
         return error_set(err, -EINVAL, "mount and nbd exclude each other");
     if ((o->mount && o->mount[0] != '/') || (o->nbd && o->nbd[0] != '/'))
         return error_set(err, -EINVAL, "%s must be an absolute path", o->mount ? "mount" : "nbd");
-    o->is_nbd = o->nbd || (o->application->spec->export == APP_EXPORT_NBD && !o->mount);
+    o->export = o->nbd ? APP_EXPORT_NBD : o->application->spec->export;
+    if (o->export == APP_EXPORT_NBD && o->mount)
+        o->export = APP_EXPORT_FUSE; /* what can be mounted everywhere */
     if (o->nbd && strlen(o->nbd) > CONTROL_SOCKET_PATH_MAX)
         return error_set(err, -ENAMETOOLONG, "nbd: the path of a socket has at most %u bytes",
                          CONTROL_SOCKET_PATH_MAX);
@@ -60,8 +63,7 @@ static int read_request(struct opening *o, const json_t *request, struct error *
         return error_set(err, -EEXIST,
                          "cannot serve NBD on %s: that exists already; remove it or choose another path",
                          o->nbd);
-    return programs_check_export(&o->application->control->programs,
-                                 o->is_nbd ? APP_EXPORT_NBD : APP_EXPORT_FUSE, err);
+    return programs_check_export(&o->application->control->programs, o->export, err);
 }
 
 /* The volumes of the pin that were asked for. */
@@ -123,10 +125,10 @@ static int write_configs(struct opening *o, const char *config, struct error *er
     if (view && o->application->spec->key_file)
         json_object_set_new(view, "key_file", json_string_nocheck(o->application->spec->key_file));
     int r = write_json_file(config, view, err);
-    if (r < 0 || o->is_nbd)
+    if (r < 0 || o->export == APP_EXPORT_NBD)
         return r;
     return export_write_holder(o->application->control, o->directory, o->id, "view", config, o->volumes,
-                               false, err);
+                               o->export, false, err);
 }
 
 /* What the view's process has said of its end, in place of "it ended". */
@@ -146,7 +148,8 @@ static int take_error(const struct opening *o, struct error *err)
 static int start_process(struct opening *o, struct error *err)
 {
     const struct control *control = o->application->control;
-    char config[PATH_MAX], holder[PATH_MAX], pid_path[PATH_MAX], log_path[PATH_MAX], socket[PATH_MAX];
+    char config[PATH_MAX], holder[PATH_MAX], pid_path[PATH_MAX], log_path[PATH_MAX], socket[PATH_MAX],
+        served[PATH_MAX];
     operation_step_begin(o->operation, STEP_START);
     int r = views_path(o->directory, "view.json", config, err);
     if (r == 0)
@@ -158,11 +161,13 @@ static int start_process(struct opening *o, struct error *err)
     if (r == 0)
         r = views_path(o->directory, "view.sock", socket, err);
     if (r == 0)
+        r = views_path(o->directory, "ublk/" UBLK_SERVED, served, err);
+    if (r == 0)
         r = write_configs(o, config, err);
     if (r < 0)
         return r;
     const char *argv[EXPORT_NBD_ARGUMENTS] = {control->programs.holder, "--config", holder, NULL};
-    if (o->is_nbd)
+    if (o->export == APP_EXPORT_NBD)
         export_nbd_argv(control, "view", config, o->nbd_socket, pid_path, argv);
     struct process_options options = {
         .argv = argv, .log_path = log_path, .inherit_fd = o->lock_fd};
@@ -170,7 +175,8 @@ static int start_process(struct opening *o, struct error *err)
     if (r < 0)
         return r;
     close(take_fd(o->lock_fd)); /* the process holds the lock now */
-    r = export_wait_ready(&o->process, socket, o->is_nbd ? o->nbd_socket : NULL, log_path, 0, err);
+    const char *const also[] = {[APP_EXPORT_NBD] = o->nbd_socket, [APP_EXPORT_UBLK] = served, [APP_EXPORT_FUSE] = NULL};
+    r = export_wait_ready(&o->process, socket, also[o->export], log_path, 0, err);
     if (r < 0)
         r = take_error(o, err);
     if (r == 0)
@@ -257,12 +263,19 @@ static int attach_volume(struct opening *o, const json_t *source, struct error *
     json_t *volume = json_pack("{s:s, s:O, s:n, s:n, s:n, s:n}", "name", name, "size_bytes",
                                json_object_get(source, "size_bytes"), "device", "mount", "nbd_uri", "note");
     json_array_append_new(json_object_get(o->state, "volumes"), volume);
-    if (o->is_nbd) {
+    if (o->export == APP_EXPORT_NBD) {
         json_object_set_new(volume, "nbd_uri", nbd_uri_json(name, o->nbd_socket));
         return 0;
     }
-    if (snprintf(path, sizeof path, "%s/fuse/%s/vol", o->directory, name) >= (int)sizeof path)
+    bool ublk = o->export == APP_EXPORT_UBLK;
+    if (snprintf(path, sizeof path, ublk ? "%s/ublk/%s" : "%s/fuse/%s/vol", o->directory, name) >= (int)sizeof path)
         return error_set(err, -ENAMETOOLONG, "%s: path too long", o->directory);
+    if (ublk) {
+        int r = ublk_find(path, device);
+        if (r == 0)
+            json_object_set_new(volume, "device", json_string(device));
+        return r < 0 ? error_set(err, r, "volume %s has no ublk device (%s)", name, path) : 0;
+    }
     bool adopted = false;
     for (size_t i = 0; i < o->application->spec->volume_count; i++)
         adopted |= app_volume_is_adopted(&o->application->spec->volumes[i]) && strcmp(o->application->spec->volumes[i].name, name) == 0;
@@ -282,7 +295,7 @@ static int attach_and_mount(struct opening *o, struct error *err)
     if (r < 0)
         return r;
     operation_step_end(o->operation, STEP_ATTACH, STEP_DONE, NULL);
-    if (o->is_nbd) {
+    if (o->export == APP_EXPORT_NBD) {
         operation_step_end(o->operation, STEP_MOUNT, STEP_SKIPPED, NULL);
         return 0;
     }

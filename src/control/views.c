@@ -2,7 +2,7 @@
 /* Views: the list, closing, and what a former `up` has left. Opening is in view_open.c.
  *
  * A view's directory holds view.json (the engine's), holder.json, control.json (its VIEW as the API tells it,
- * and the directories that were made for its mounts), view.sock, view.log, overlay/, fuse/ and mnt/. */
+ * and the directories that were made for its mounts), view.sock, view.log, overlay/, fuse/ or ublk/, and mnt/. */
 #include "control/views_internal.h"
 
 #include <errno.h>
@@ -13,6 +13,7 @@
 #include "base/io.h"
 #include "control/mounts.h"
 #include "export/fuse_mount.h"
+#include "export/ublk.h"
 #include "lib/http_client.h"
 
 int views_path(const char *directory, const char *name, char ret[PATH_MAX], struct error *err)
@@ -37,16 +38,32 @@ static int clear_volume(const char *fuse_directory, const char *volume, bool for
     return r < 0 && !force ? r : 0;
 }
 
+/* The device itself goes with the process that serves it, or by views_remove. */
+static int clear_ublk_volume(const char *ublk_directory, const char *volume, bool force, struct error *err)
+{
+    char path[PATH_MAX + NAME_MAX + 8], device[UBLK_DEVICE_BYTES], target[PATH_MAX];
+    int r = 0;
+    snprintf(path, sizeof path, "%s/%s", ublk_directory, volume);
+    while (r == 0 && ublk_find(path, device) == 0 && mounts_target(device, target, sizeof target) == 0)
+        r = mounts_unmount(target, force, err);
+    return force ? 0 : r;
+}
+
 int views_clear_mounts(const char *directory, bool force, struct error *err)
 {
     char path[PATH_MAX];
-    int r = views_path(directory, "fuse", path, err);
-    if (r < 0)
-        return r;
-    _cleanup_closedir_ DIR *dir = opendir(path);
-    for (const struct dirent *entry; dir && r == 0 && (entry = readdir(dir));)
-        if (entry->d_name[0] != '.')
-            r = clear_volume(path, entry->d_name, force, err);
+    static const struct {
+        const char *below;
+        int (*clear)(const char *directory, const char *volume, bool force, struct error *err);
+    } kinds[] = {{"fuse", clear_volume}, {"ublk", clear_ublk_volume}};
+    int r = 0;
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds && r == 0; i++) {
+        r = views_path(directory, kinds[i].below, path, err);
+        _cleanup_closedir_ DIR *dir = r == 0 ? opendir(path) : NULL;
+        for (const struct dirent *entry; dir && r == 0 && (entry = readdir(dir));)
+            if (entry->d_name[0] != '.')
+                r = kinds[i].clear(path, entry->d_name, force, err);
+    }
     return r;
 }
 
@@ -69,6 +86,14 @@ void views_remove(const struct control *control, const char *directory, const js
         for (const struct dirent *entry; dir && (entry = readdir(dir));) {
             snprintf(mount, sizeof mount, "%s/%s", path, entry->d_name);
             if (entry->d_name[0] != '.' && fuse_mount_remove(mount, &err) < 0)
+                log_warning(control->log, "%s", err.message);
+        }
+    }
+    if (views_path(directory, "ublk", path, &err) == 0) {
+        _cleanup_closedir_ DIR *dir = opendir(path);
+        for (const struct dirent *entry; dir && (entry = readdir(dir));) {
+            snprintf(mount, sizeof mount, "%s/%s", path, entry->d_name);
+            if (entry->d_name[0] != '.' && ublk_remove(mount, &err) < 0)
                 log_warning(control->log, "%s", err.message);
         }
     }

@@ -10,9 +10,10 @@
 #include "engine/engine.h"
 #include "export/fuse_runtime.h"
 #include "export/nbd.h"
+#include "export/ublk.h"
 
 static const char help[] =
-    "usage: tidemark-engine serve|view --config FILE [--nbd SOCKET [--pid-file FILE]]\n"
+    "usage: tidemark-engine serve|view --config FILE [--ublk DIRECTORY | --nbd SOCKET [--pid-file FILE]]\n"
     "       tidemark-engine verify --config FILE [--pin ID]\n"
     "       tidemark-engine copy --config FILE\n"
     "       tidemark-engine check --config FILE\n"
@@ -28,6 +29,7 @@ static const char help[] =
     "\n"
     "  --nbd SOCKET     serves the volumes by NBD at a Unix socket, one export name each, instead of FUSE\n"
     "  --pid-file FILE  is written once clients can connect\n"
+    "  --ublk DIRECTORY serves them as ublk devices instead, named by a link each in the directory\n"
     "\n"
     "exit status: 0 ended in order, 1 failed, 2 usage, 6 damage was found, 78 configuration or journal refused\n";
 
@@ -53,11 +55,12 @@ int main(int argc, char **argv)
                                             {"pin", required_argument, NULL, 'p'},
                                             {"nbd", required_argument, NULL, 'n'},
                                             {"pid-file", required_argument, NULL, 'P'},
+                                            {"ublk", required_argument, NULL, 'u'},
                                             {"help", no_argument, NULL, 'h'},
                                             {"version", no_argument, NULL, 'V'},
                                             {0}};
     static const struct log log = {STDERR_FILENO, LOG_LEVEL_INFO, "engine"};
-    const char *config = NULL, *pin = NULL, *nbd = NULL, *pid_file = NULL;
+    const char *config = NULL, *pin = NULL, *nbd = NULL, *pid_file = NULL, *ublk = NULL;
     int option;
     while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
         if (option == 'c')
@@ -68,6 +71,8 @@ int main(int argc, char **argv)
             nbd = optarg;
         else if (option == 'P')
             pid_file = optarg;
+        else if (option == 'u')
+            ublk = optarg;
         else if (option == 'h')
             return fputs(help, stdout) < 0;
         else if (option == 'V')
@@ -80,10 +85,12 @@ int main(int argc, char **argv)
     const char *role = argv[optind];
     allow_files();
     bool serves = strcmp(role, "serve") == 0, views = strcmp(role, "view") == 0;
-    if ((nbd && !serves && !views) || (pid_file && !nbd))
+    if (((nbd || ublk) && !serves && !views) || (nbd && ublk) || (pid_file && !nbd))
         return usage();
     if (serves || views) {
         const struct runtime_ops *ops = serves ? runtime_serve_ops() : runtime_view_ops();
+        if (ublk)
+            return ublk_runtime_main(ops, config, ublk, serves, &log);
         return nbd ? nbd_runtime_main(ops, config, nbd, pid_file, &log) : fuse_runtime_main(ops, config, &log);
     }
     struct error err = ERROR_INIT;

@@ -69,8 +69,8 @@ static int read_mounts(struct holder *h, json_t *mounts, struct error *err)
 {
     size_t i;
     json_t *one;
-    if (json_array_size(mounts) > HOLDER_MAX_MOUNTS || json_array_size(mounts) == 0)
-        return error_set(err, -EINVAL, "\"mounts\" must have 1 to %u entries", HOLDER_MAX_MOUNTS);
+    if (json_array_size(mounts) > HOLDER_MAX_MOUNTS) /* none: the program serves in another way than by FUSE */
+        return error_set(err, -EINVAL, "\"mounts\" must have at most %u entries", HOLDER_MAX_MOUNTS);
     json_array_foreach(mounts, i, one)
     {
         struct held_mount *m = &h->mounts[i];

@@ -15,13 +15,13 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/io.h"
+#include "export/device_node.h"
 
 #define LOOP_CONTROL "/dev/loop-control"
 #define LOOP_ATTEMPTS 64u /* others that take the free number before us */
@@ -35,24 +35,11 @@ static void sleep_ms(unsigned ms)
     nanosleep(&t, NULL);
 }
 
-/* devtmpfs makes the node on the host; in a container's /dev nobody does. */
 static int make_node(int number, const char *device, struct error *err)
 {
     char path[64];
-    unsigned major_number, minor_number;
-    struct stat st;
-    if (stat(device, &st) == 0)
-        return 0;
     snprintf(path, sizeof path, "/sys/block/loop%d/dev", number);
-    _cleanup_free_ char *text = NULL;
-    int r = io_read_file(path, SYS_TEXT_LIMIT, &text, NULL, err);
-    if (r < 0)
-        return r;
-    if (sscanf(text, "%u:%u", &major_number, &minor_number) != 2)
-        return error_set(err, -EINVAL, "cannot make %s: %s holds no device number", device, path);
-    if (mknod(device, S_IFBLK | 0600, makedev(major_number, minor_number)) < 0 && errno != EEXIST)
-        return error_errno(err, -errno, "cannot make the device node %s", device);
-    return 0;
+    return device_node_make(path, device, S_IFBLK, err);
 }
 
 static int open_control(int *ret_fd, struct error *err)

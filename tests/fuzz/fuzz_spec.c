@@ -24,7 +24,7 @@ static void check_spec(const struct app_spec *spec)
         const struct app_volume *v = &spec->volumes[i];
         assert(v->size_bytes >= APP_VOLUME_SIZE_BYTES_MIN && v->size_bytes % APP_VOLUME_SIZE_UNIT_BYTES == 0);
         assert(!v->mount_path || (v->mount_path[0] == '/' && v->mount_path[1]));
-        assert(spec->export == APP_EXPORT_FUSE || !v->mount_path);
+        assert(spec->export != APP_EXPORT_NBD || !v->mount_path);
     }
     assert(!spec->manifests || spec->manifests[0] == '/');
 }

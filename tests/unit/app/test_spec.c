@@ -283,7 +283,24 @@ static void volumes(void **unused)
     refuse(HEAD "spec: {export: nbd, volumes: [{name: a, size: 1Gi, mountPath: /x}]}\n",
            "spec.volumes[0].mountPath: not allowed with export nbd");
     refuse(HEAD "spec: {export: smb, volumes: []}\n",
-           "f.yaml:4:16: spec.export: found 'smb'; expected fuse or nbd");
+           "f.yaml:4:16: spec.export: found 'smb'; expected fuse, ublk or nbd");
+}
+
+static void each_export_is_known(void **unused)
+{
+    (void)unused;
+    static const char *const names[] = {[APP_EXPORT_FUSE] = "fuse", [APP_EXPORT_NBD] = "nbd", [APP_EXPORT_UBLK] = "ublk"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char text[256];
+        snprintf(text, sizeof text, HEAD "spec: {export: %s, volumes: [{name: a, size: 1Gi%s}]}\n", names[i],
+                 i == APP_EXPORT_NBD ? "" : ", mountPath: /a");
+        _cleanup_app_documents_ struct app_documents *d = parse(text);
+        assert_int_equal(d->items[0].spec->export, i);
+        _cleanup_free_ char *canonical_text = app_spec_to_yaml(d->items[0].spec);
+        _cleanup_app_documents_ struct app_documents *again = parse(canonical_text);
+        assert_int_equal(again->items[0].spec->export, i);
+        assert_true(app_export_has_devices(i) == (i != APP_EXPORT_NBD)); /* what can be mounted must be unmounted */
+    }
 }
 
 static void others(void **unused)
@@ -342,6 +359,6 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(whole),    cmocka_unit_test(sources), cmocka_unit_test(from), cmocka_unit_test(canonical),
                                        cmocka_unit_test(policies), cmocka_unit_test(retention), cmocka_unit_test(compression), cmocka_unit_test(wrong_retention), cmocka_unit_test(envelope),
-                                       cmocka_unit_test(volumes),  cmocka_unit_test(others), cmocka_unit_test(encryption)};
+                                       cmocka_unit_test(volumes),  cmocka_unit_test(each_export_is_known), cmocka_unit_test(others), cmocka_unit_test(encryption)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
