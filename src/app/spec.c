@@ -23,6 +23,7 @@ void app_spec_free(struct app_spec *spec)
         free(spec->volumes[i].name);
         free(spec->volumes[i].mount_path);
         free(spec->volumes[i].source);
+        free(spec->volumes[i].from);
     }
     free(spec->volumes);
     free(spec->name);

@@ -13,6 +13,7 @@
  *     - {name: data, size: 8Gi, mountPath: /srv/data, fsType: ext4}   # mountPath, fsType (ext4 by default):
  *     - {name: old, source: /srv/old.img}   # an image or device that is there already is adopted with what it holds; size and
  *                                           # fsType are its own
+ *                                         # from: shop/data@lsn:123 is written by a clone, and cannot be asked for
  * fuse only manifests: ./manifests              # optional directory lifecycle: {stop: ..., start: ...,
  * probe: ...}                  # optional, each of three forms: [systemctl, stop, shop]           # one
  * command, as words: run without a shell
@@ -60,6 +61,7 @@
 #define APP_COMMANDS_MAX 32u
 #define APP_COMMAND_WORDS_MAX 256u
 #define APP_PATH_LENGTH_MAX 1024u
+#define APP_FROM_LENGTH_MAX 255u
 #define APP_DOCUMENTS_MAX 256u
 
 enum app_kind { APP_KIND_APPLICATION, APP_KIND_POLICY };
@@ -83,9 +85,16 @@ struct app_volume {
     char *name;
     uint64_t size_bytes; /* 0 (only with a source): what the source has */
     char *source;        /* absolute path of the image or device that is adopted; NULL: a new volume */
+    char *from;          /* "APPLICATION/VOLUME@lsn:N": what a clone filled it with; NULL: nothing */
     char *mount_path; /* normalized absolute path; NULL: not mounted */
     enum app_fs_type fs_type;
 };
+
+/* Whether its backing held something before anything was journaled. */
+static inline bool app_volume_is_adopted(const struct app_volume *volume)
+{
+    return volume->source || volume->from;
+}
 
 struct app_spec {
     char *name;

@@ -112,6 +112,10 @@ static void put_spec(FILE *out, const struct app_spec *spec)
             fputs("\n    source: ", out);
             put_text(out, volume->source);
         }
+        if (volume->from) {
+            fputs("\n    from: ", out);
+            put_text(out, volume->from);
+        }
         if (volume->size_bytes) {
             fputs("\n    size: ", out);
             put_size(out, volume->size_bytes);
@@ -222,6 +226,8 @@ static json_t *volumes_to_json(const struct app_spec *spec)
             json_pack("{s:s, s:I}", "name", volume->name, "sizeBytes", (json_int_t)volume->size_bytes);
         if (volume->source)
             json_object_set_new(one, "source", json_string_nocheck(volume->source));
+        if (volume->from)
+            json_object_set_new(one, "from", json_string_nocheck(volume->from));
         if (volume->mount_path) {
             json_object_set_new(one, "mountPath", json_string_nocheck(volume->mount_path));
             json_object_set_new(one, "fsType", json_string(app_fs_type_name(volume->fs_type)));

@@ -314,6 +314,12 @@ static int read_extent(const struct app_parse_options *options, const struct yam
         return err->code;
     snprintf(field, sizeof field, "%s.source", path);
     int r = source ? read_path(source, field, options->directory, false, &volume->source, err) : 0;
+    const struct yaml_node *from = optional(node, "from");
+    snprintf(field, sizeof field, "%s.from", path);
+    if (r == 0 && from && (source || !yaml_text(from) || strlen(from->scalar) > APP_FROM_LENGTH_MAX || has_controls(from->scalar)))
+        r = refuse(err, from, field, "what a clone wrote there, without source");
+    else if (r == 0 && from && !(volume->from = strdup(from->scalar)))
+        r = error_set(err, -ENOMEM, "out of memory");
     snprintf(field, sizeof field, "%s.size", path);
     if (r == 0 && size)
         r = read_size(size, field, APP_VOLUME_SIZE_BYTES_MIN, APP_VOLUME_SIZE_BYTES_MAX, &volume->size_bytes, err);
@@ -347,7 +353,7 @@ static int read_volume(const struct app_parse_options *options, const struct yam
     struct app_volume *volume = &spec->volumes[index];
     char path[PATH_BYTES], field[PATH_BYTES + 16];
     snprintf(path, sizeof path, "spec.volumes[%zu]", index);
-    int r = CHECK_MAPPING(node, path, err, "name", "source", "size", "mountPath", "fsType");
+    int r = CHECK_MAPPING(node, path, err, "name", "source", "from", "size", "mountPath", "fsType");
     if (r < 0)
         return r;
     const struct yaml_node *name = need(node, path, "name", "a DNS label such as data", err);

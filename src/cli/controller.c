@@ -31,6 +31,7 @@ struct service {
     const char *nodes[NODES_MAX + 1]; /* ends with NULL */
     struct csi_cluster cluster;
     struct reconcilers reconcilers;
+    struct history *history;            /* between the webhook, which is asked, and the reconcilers, which know */
     struct kube_client *webhook_client; /* its own: the webhook ends before CSI does */
     struct webhook *webhook;
     struct csi_controller *csi;
@@ -101,6 +102,7 @@ static int start_reconcilers(struct service *s, struct error *err)
         .agent_key = cli_options_value(s->cli, "agent-key", NULL),
         .agent_ca = cli_options_value(s->cli, "agent-ca", NULL),
         .log = &s->log,
+        .history = s->history,
         .trust_requester = cli_options_flag(s->cli, "trust-requester"),
         .stop = &r->stop};
     const struct controller_options *o = &r->options;
@@ -139,6 +141,7 @@ static int start_webhook(struct service *s, struct error *err)
     const struct webhook_options options = {.client = s->webhook_client,
                                             .listen = listen,
                                             .namespace = s->cluster.namespace,
+                                            .history = s->history,
                                             .log = &s->log};
     return webhook_start(&options, &s->webhook, err);
 }
@@ -154,6 +157,8 @@ static int serve(struct service *s, const sigset_t *stop, struct error *err)
     int number = 0;
     int r = connect_cluster(s, err);
     if (r == 0)
+        r = history_new(&s->history, err);
+    if (r == 0)
         r = start_csi(s, err);
     if (r == 0)
         r = start_webhook(s, err);
@@ -167,6 +172,7 @@ static int serve(struct service *s, const sigset_t *stop, struct error *err)
     }
     stop_reconcilers(s);
     stop_webhook(s);
+    history_free(s->history);
     if (!csi_controller_stop(s->csi))
         _exit(CLI_EXIT_FAILED); /* a call is stuck: nothing can be freed under it */
     kube_close(s->cluster.client);

@@ -19,9 +19,6 @@ static const char *elsewhere(const char *command)
         {"views", "there are no views in a cluster; a clone is a namespace"},
         {"close", "there are no views in a cluster; a clone is thrown away by `kubectl delete namespace`"},
         {"detach", "it is for one host only"},
-        {"adopt", "existing claims cannot be adopted in a cluster yet; a new claim of a class of "
-                  "csi.tidemark.io and a copy do"},
-        {"release", "claims cannot be released in a cluster yet"},
         {"resume", "a reconciler that a recovery was forced over is not suspended by Tidemark: resume it as "
                    "you suspended it"},
         {"up", "it is for one host: `tidemark up`"},
@@ -39,9 +36,11 @@ const struct cli_program *cli_program_kubectl(void)
         &kubectl_tag,     &kubectl_diff,
         &kubectl_rewind,  &kubectl_undo,
         &kubectl_clone,   &kubectl_restore,
-        &kubectl_cancel,  &kubectl_verify,
-        &kubectl_version, &kubectl_completion,
-        &cli_help,        NULL,
+        &kubectl_cancel,  &kubectl_purge,
+        &kubectl_verify,  &kubectl_adopt,
+        &kubectl_release, &kubectl_version,
+        &kubectl_completion, &cli_help,
+        NULL,
     };
     static const struct cli_option options[] = {
         {"namespace", 'n', CLI_KIND_NAMESPACE, "NAMESPACE",
@@ -66,27 +65,6 @@ const struct cli_program *cli_program_kubectl(void)
     };
     return &program;
 }
-
-/* ---- verify ---- */
-
-static enum cli_exit run_verify(struct cli *cli)
-{
-    return cli_output_fail(
-        cli, CLI_EXIT_FAILED,
-        "on the node of a stream its engine answers: tidemark verify STREAM --socket "
-        "/run/tidemark/data.sock; `kubectl tidemark status NAMESPACE/NAME` names streams and nodes",
-        "verify %s: the cluster does not serve it yet", cli->operands[0]);
-}
-
-const struct cli_command kubectl_verify = {
-    .name = "verify",
-    .summary = "not served by the cluster yet",
-    .description = "Reading the whole history of an application and checking it is served by the engines\n"
-                   "of the nodes, not by the cluster yet: this command says where to ask, and fails.",
-    .operands = (const struct cli_operand[]){{"NAMESPACE/NAME", .kind = CLI_KIND_MEMBER}, {0}},
-    .examples = (const char *const[]){"kubectl tidemark verify shop/shop", NULL},
-    .run = run_verify,
-};
 
 /* ---- version ---- */
 

@@ -89,11 +89,27 @@ enum cli_exit kubectl_recovery_run(struct kubectl *k, const struct kubectl_run *
 enum cli_exit kubectl_recoveries_of(struct kubectl *k, const char *what, const struct kubectl_member *member,
                                     bool ended, json_t **ret);
 
+/* ---- kubectl_purge.c ---- */
+/* Deleted volumes whose history is kept: [{"volume", "namespace", "claim", "node", "stream", "sizeBytes", "deletedTime",
+ * "removedTime"}]. */
+int kubectl_kept(struct kubectl *k, json_t **ret, struct error *err) MUST_CHECK;
+
+/* ---- kubectl_history.c ---- */
+/* Asks about the application's history; `question` is a HistoryReview's spec without its application. *ret_answer is what
+ * status.answer says. No message is printed. */
+int kubectl_history_try(struct kubectl *k, const char *what, const struct kubectl_member *member, const json_t *question,
+                        json_t **ret_answer, struct error *err) MUST_CHECK;
+/* The message of a question that has no answer. */
+enum cli_exit kubectl_history_fail(struct kubectl *k, const char *what, const struct kubectl_member *member, const struct error *err);
+/* diff of two points. */
+enum cli_exit kubectl_history_diff(struct cli *cli);
+
 /* kubectl_completion.c: what kubectl asks kubectl_complete-tidemark. The process's exit status. */
 int kubectl_complete(int argc, char **argv);
 
 extern const struct cli_command kubectl_status, kubectl_points, kubectl_tag, kubectl_diff, kubectl_rewind,
-    kubectl_undo, kubectl_clone, kubectl_restore, kubectl_cancel, kubectl_verify, kubectl_version,
+    kubectl_undo, kubectl_clone, kubectl_restore, kubectl_adopt, kubectl_release, kubectl_cancel, kubectl_purge, kubectl_verify,
+    kubectl_version,
     kubectl_completion;
 
 #endif

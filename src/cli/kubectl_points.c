@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* points and tag of `kubectl tidemark`. Every second is a point; those with a name or a meaning are listed:
- * tags are Checkpoints, rewinds are Recoveries. */
+/* points and tag of `kubectl tidemark`. What happened comes from the history itself; tags are Checkpoints,
+ * and the moments before rewinds are of Recoveries. */
 #include <errno.h>
 #include <string.h>
 #include <time.h>
 
 #include "base/clock.h"
+#include "base/units.h"
 #include "cli/kubectl_internal.h"
 
 #define LIMIT_DEFAULT "50"
@@ -56,6 +57,36 @@ static void add_recoveries(const json_t *items, json_t *points)
     }
 }
 
+static bool has_point(const json_t *points, const char *text)
+{
+    size_t i;
+    json_t *point;
+    json_array_foreach(points, i, point)
+    {
+        if (strcmp(cli_field_text(point, "point", ""), text) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* What the history says, beside the names that are there. */
+static void add_history(const json_t *answer, json_t *points)
+{
+    size_t i;
+    json_t *point;
+    json_array_foreach(json_object_get(answer, "points"), i, point)
+    {
+        char tag[CLI_TEXT_BYTES];
+        if (strcmp(cli_field_text(point, "kind", ""), "tag") == 0) {
+            snprintf(tag, sizeof tag, "tag:%s", cli_field_text(point, "name", ""));
+            if (has_point(points, tag))
+                continue;
+            json_object_set_new(point, "point", json_string(tag));
+        }
+        json_array_append(points, point);
+    }
+}
+
 static int newer(const void *a, const void *b)
 {
     return strcmp(cli_field_text(*(json_t *const *)b, "time", "~"),
@@ -77,36 +108,65 @@ static json_t *sort(const json_t *points, size_t limit)
     return result;
 }
 
-static void put_labels(struct cli_table *table, const json_t *point)
+/* "data, wal", "objects"; "" of what has none. */
+static const char *describe_place(const json_t *point, char text[CLI_TEXT_BYTES])
 {
-    char text[CLI_TEXT_BYTES] = "";
+    size_t i, used = 0;
+    json_t *claim;
+    snprintf(text, CLI_TEXT_BYTES, "%s",
+             json_object_get(point, "claims") ? "" : cli_field_text(point, "of", ""));
+    json_array_foreach(json_object_get(point, "claims"), i, claim)
+    {
+        if (used < CLI_TEXT_BYTES)
+            used += (size_t)snprintf(text + used, CLI_TEXT_BYTES - used, "%s%s", i ? ", " : "",
+                                     json_string_value(claim));
+    }
+    return text;
+}
+
+static void put_remarks(struct cli_table *table, const json_t *point)
+{
+    char text[CLI_TEXT_BYTES] = "", bytes[UNITS_TEXT_BYTES];
     size_t used = 0;
     const char *key;
     json_t *value;
+    bool suspicious = json_is_true(json_object_get(point, "suspicious"));
+    if (cli_field_u64(point, "writes"))
+        used = (size_t)snprintf(text, sizeof text, "%llu writes, %s",
+                                (unsigned long long)cli_field_u64(point, "writes"),
+                                units_format_bytes(cli_field_u64(point, "bytes"), bytes));
+    else if (strcmp(cli_field_text(point, "kind", ""), "tag") != 0)
+        used =
+            (size_t)snprintf(text, sizeof text, "%s%s%s", cli_field_text(point, "name", ""),
+                             json_is_true(json_object_get(point, "deleted")) ? " deleted" : "",
+                             json_is_true(json_object_get(point, "hidden")) ? "(you may not see what)" : "");
+    if (suspicious && used < sizeof text)
+        used += (size_t)snprintf(text + used, sizeof text - used, "%sSUSPICIOUS", used ? " " : "");
     json_object_foreach(json_object_get(point, "labels"), key, value)
     {
         if (used < sizeof text)
             used += (size_t)snprintf(text + used, sizeof text - used, "%s%s=%s", used ? " " : "", key,
                                      json_string_value(value) ? json_string_value(value) : "");
     }
-    cli_table_cell(table, CLI_COLOUR_NONE, "%s%s%s", cli_field_text(point, "message", ""), *text ? " " : "",
-                   text);
+    const char *message = cli_field_text(point, "message", "");
+    cli_table_cell(table, suspicious ? CLI_COLOUR_RED : CLI_COLOUR_NONE, "%s%s%s", message,
+                   *text && *message ? " " : "", text);
 }
 
 static enum cli_exit print(const struct cli *cli, const json_t *answer)
 {
-    static const char *const columns[] = {"POINT", "TIME", "AGE", "KIND", "REMARKS", NULL};
+    static const char *const columns[] = {"POINT", "TIME", "AGE", "KIND", "OF", "REMARKS", NULL};
     const json_t *points = json_object_get(answer, "points");
     _cleanup_cli_table_ struct cli_table *table = cli_table_new(columns);
-    char age[CLI_TEXT_BYTES];
+    char age[CLI_TEXT_BYTES], place[CLI_TEXT_BYTES];
     size_t i;
     json_t *point;
     if (cli->format != CLI_FORMAT_TABLE)
         return cli_output_value(cli, answer);
     if (json_object_get(answer, "oldestTime"))
-        cli_output_say(cli,
-                       "Every write since %s (%s) is a point, by its time or as -90s; points with a name:",
-                       cli_field_text(answer, "oldestTime", "?"), cli_field_age(answer, "oldestTime", age));
+        cli_output_say(
+            cli, "Every write since %s (%s) is a point, by its time or as -90s; the newest that are listed:",
+            cli_field_text(answer, "oldestTime", "?"), cli_field_age(answer, "oldestTime", age));
     else
         cli_output_say(cli,
                        "Every moment of the history is a point, by its time or as -90s; points with a name:");
@@ -119,22 +179,82 @@ static enum cli_exit print(const struct cli *cli, const json_t *answer)
         cli_table_field(table, point, "time");
         cli_table_cell(table, CLI_COLOUR_NONE, "%s", cli_field_age(point, "time", age));
         cli_table_field(table, point, "kind");
-        put_labels(table, point);
+        cli_table_cell(table, CLI_COLOUR_NONE, "%s", describe_place(point, place));
+        put_remarks(table, point);
     }
     return cli_table_print(cli, table);
+}
+
+/* Names alone are told when nobody can be asked, or nothing else was asked for. */
+static enum cli_exit ask_history(struct kubectl *k, const char *what, const struct kubectl_member *member,
+                                 json_t **ret)
+{
+    const struct cli *cli = k->cli;
+    struct error err = ERROR_INIT;
+    const char *since = cli_options_value(cli, "since", NULL);
+    _cleanup_json_ json_t *question = json_pack(
+        "{s:s, s:I, s:s*}", "query", "points", "limit",
+        (json_int_t)strtol(cli_options_value(cli, "limit", LIMIT_DEFAULT), NULL, 10), "since", since);
+    if (cli_options_flag(cli, "named"))
+        return CLI_EXIT_OK;
+    int r = question ? kubectl_history_try(k, what, member, question, ret, &err)
+                     : error_set(&err, -ENOMEM, "out of memory");
+    if (r == 0)
+        return CLI_EXIT_OK;
+    if (since || r == -EINVAL || r == -ERANGE)
+        return kubectl_history_fail(k, what, member, &err);
+    cli_output_note(cli, "%s: only those with a name: %s", what, err.message);
+    return CLI_EXIT_OK;
+}
+
+/* --since is of names, too. */
+static void drop_older(json_t *points, const char *since)
+{
+    size_t i = json_array_size(points);
+    while (i-- > 0)
+        if (strcmp(cli_field_text(json_array_get(points, i), "time", "~"), since) < 0)
+            json_array_remove(points, i);
+}
+
+/* The point alone on stdout, so that it can be put into another command. */
+static enum cli_exit last_clean(struct kubectl *k)
+{
+    const struct cli *cli = k->cli;
+    _cleanup_json_ json_t *papp = NULL, *answer = NULL, *question = json_pack("{s:s}", "query", "lastClean");
+    struct kubectl_member member;
+    struct error err = ERROR_INIT;
+    char what[3 * CLI_TEXT_BYTES], age[CLI_TEXT_BYTES];
+    if (cli_options_flag(cli, "since") || cli_options_flag(cli, "limit") || cli_options_flag(cli, "named"))
+        return cli_output_fail(cli, CLI_EXIT_USAGE, "it is one point: leave them out",
+                               "points: --last-clean goes without --since, --limit and --named");
+    kubectl_member_of(k, cli->operands[0], &member);
+    snprintf(what, sizeof what, "last clean point of %s/%s", member.namespace, member.name);
+    enum cli_exit code = kubectl_find(k, what, &member, &papp);
+    if (code == CLI_EXIT_OK && kubectl_history_try(k, what, &member, question, &answer, &err) < 0)
+        code = kubectl_history_fail(k, what, &member, &err);
+    if (code != CLI_EXIT_OK)
+        return code;
+    if (cli->format != CLI_FORMAT_TABLE)
+        return cli_output_value(cli, answer);
+    printf("%s\n", cli_field_text(answer, "point", "?"));
+    cli_output_note(cli, "that was %s; suspicious since %s", cli_field_age(answer, "time", age),
+                    cli_field_text(answer, "suspiciousSince", "?"));
+    return CLI_EXIT_OK;
 }
 
 static enum cli_exit run_points(struct cli *cli)
 {
     _cleanup_kubectl_ struct kubectl k;
     _cleanup_json_ json_t *papp = NULL, *checkpoints = NULL, *recoveries = NULL, *points = json_array(),
-                          *answer = NULL;
+                          *answer = NULL, *history = NULL;
     struct kubectl_member member;
     struct error err = ERROR_INIT;
     char what[3 * CLI_TEXT_BYTES];
     enum cli_exit code = kubectl_open(&k, cli);
     if (code != CLI_EXIT_OK)
         return code;
+    if (cli_options_flag(cli, "last-clean"))
+        return last_clean(&k);
     kubectl_member_of(&k, cli->operands[0], &member);
     snprintf(what, sizeof what, "points of %s/%s", member.namespace, member.name);
     code = kubectl_find(&k, what, &member, &papp);
@@ -143,35 +263,47 @@ static enum cli_exit run_points(struct cli *cli)
         code = kubectl_fail(&k, what, &err);
     if (code == CLI_EXIT_OK)
         code = kubectl_recoveries_of(&k, what, &member, true, &recoveries);
+    if (code == CLI_EXIT_OK)
+        code = ask_history(&k, what, &member, &history);
     if (code != CLI_EXIT_OK)
         return code;
     add_checkpoints(checkpoints, &member, points);
     add_recoveries(recoveries, points);
+    if (json_object_get(history, "sinceTime"))
+        drop_older(points, cli_field_text(history, "sinceTime", ""));
+    add_history(history, points);
     const json_t *status = json_object_get(papp, "status");
     const char *oldest = cli_field_text(
         status, "oldestTime", cli_field_text(json_object_get(status, "objects"), "oldestTime", NULL));
-    answer =
-        json_pack("{s:o, s:s*, s:o}", "application", json_sprintf("%s/%s", member.namespace, member.name),
-                  "oldestTime", oldest, "points",
-                  sort(points, (size_t)strtol(cli_options_value(cli, "limit", LIMIT_DEFAULT), NULL, 10)));
+    answer = json_pack(
+        "{s:o, s:s*, s:O*, s:o}", "application", json_sprintf("%s/%s", member.namespace, member.name),
+        "oldestTime", oldest, "streams", json_object_get(history, "streams"), "points",
+        sort(points, (size_t)strtol(cli_options_value(cli, "limit", LIMIT_DEFAULT), NULL, 10)));
     return answer ? print(cli, answer)
                   : cli_output_fail(cli, CLI_EXIT_FAILED, NULL, "%s: out of memory", what);
 }
 
 const struct cli_command kubectl_points = {
     .name = "points",
-    .summary = "how far back, and the moments that have a name",
-    .description = "Tells how far the history goes back, and lists the tags and the moments before each\n"
-                   "rewind, the newest first. Any other moment can be given by its time or as -90s. What\n"
-                   "happened in between, write by write, is not listed in a cluster.",
+    .summary = "what happened when, and how far back it goes",
+    .description = "Tells how far the history goes back, and lists its moments, the newest first: tags,\n"
+                   "the moments before rewinds, changed objects, the seconds in which claims were written\n"
+                   "to, and gaps. Any moment between them is a point as well, by its time or as -90s.\n"
+                   "Seconds in which a volume was probably being encrypted are marked SUSPICIOUS;\n"
+                   "--last-clean prints the last point before that, alone, so that another command can\n"
+                   "take it. The list comes from the history itself, and is not stored in the cluster.",
     .operands = (const struct cli_operand[]){{"NAMESPACE/NAME", .kind = CLI_KIND_MEMBER}, {0}},
     .options =
         (const struct cli_option[]){
-            {"limit", 0, CLI_KIND_NUMBER, "N", .help = "at most N of them (default 50)"},
+            {"limit", 0, CLI_KIND_NUMBER, "N", .help = "at most N of them (default 50; 5000 at most)"},
+            {"since", 0, CLI_KIND_POINT, "POINT", .help = "only what came after this point"},
+            {"named", 0, CLI_KIND_NONE, NULL, .help = "only tags and the moments before rewinds"},
+            {"last-clean", 0, CLI_KIND_NONE, NULL,
+             .help = "only the last point before the newest suspicious stretch"},
             {0},
         },
     .formats = true,
-    .examples = (const char *const[]){"kubectl tidemark points shop/shop",
+    .examples = (const char *const[]){"kubectl tidemark points shop/shop --since -10m",
                                       "kubectl tidemark points shop/shop --limit 5 -o json", NULL},
     .run = run_points,
 };

@@ -224,6 +224,8 @@ static enum cli_exit run_restore(struct cli *cli)
 
 static enum cli_exit run_diff(struct cli *cli)
 {
+    if (cli->operand_count > 1)
+        return kubectl_history_diff(cli);
     _cleanup_kubectl_ struct kubectl k;
     _cleanup_json_ json_t *papp = NULL, *spec = NULL, *recovery = NULL, *answer = NULL;
     struct kubectl_member member;
@@ -455,12 +457,17 @@ const struct cli_command kubectl_restore = {
 
 const struct cli_command kubectl_diff = {
     .name = "diff",
-    .summary = "what has changed since a point",
-    .description = "Lists the objects that a rewind to the point would create, change or delete. It\n"
-                   "compares a point with the present: two points are compared on one host only.",
-    .operands = (const struct cli_operand[]){{"NAMESPACE/NAME@POINT", .kind = CLI_KIND_MEMBER_AT_POINT}, {0}},
+    .summary = "what changed between two points, or since one",
+    .description = "Of two points: the objects that changed, with their fields, and how many bytes of\n"
+                   "each claim. Values of Secrets, and of fields that sound like credentials, are not\n"
+                   "shown, nor are objects of kinds that you may not get. Of one point: the objects that\n"
+                   "a rewind to it would create, change or delete now.",
+    .operands = (const struct cli_operand[]){{"NAMESPACE/NAME@POINT", .kind = CLI_KIND_MEMBER_AT_POINT},
+                                             {"NAMESPACE/NAME@POINT", .kind = CLI_KIND_MEMBER_AT_POINT, .optional = true},
+                                             {0}},
     .formats = true,
-    .examples = (const char *const[]){"kubectl tidemark diff shop/shop@-1h",
+    .examples = (const char *const[]){"kubectl tidemark diff shop/shop@-1h shop/shop@latest",
+                                      "kubectl tidemark diff shop/shop@-1h",
                                       "kubectl tidemark diff shop/shop@tag:before -o json", NULL},
     .run = run_diff,
 };

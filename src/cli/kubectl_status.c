@@ -320,6 +320,10 @@ static enum cli_exit collect(struct look *l, const struct kubectl_member *member
     json_object_set_new(l->answer, "recoveries", recoveries_under_way(l));
     if (!member)
         json_object_set_new(l->answer, "unprotected", unprotected(l, papps));
+    _cleanup_json_ json_t *kept = NULL;
+    struct error ignored = ERROR_INIT; /* whoever may not see the records has nothing to decide about them */
+    if (!member && kubectl_kept(l->k, &kept, &ignored) == 0)
+        json_object_set(l->answer, "kept", kept);
     check_leader(l, system);
     check_driver(l);
     check_webhook(l);
@@ -551,7 +555,13 @@ static enum cli_exit print(struct kubectl *k, const struct kubectl_member *membe
         return print_details(k, member, json_array_get(json_object_get(answer, "applications"), 0));
     if (code == CLI_EXIT_OK)
         code = print_recoveries(k->cli, json_object_get(answer, "recoveries"), "Recoveries under way");
-    return code == CLI_EXIT_OK ? print_unprotected(k->cli, json_object_get(answer, "unprotected")) : code;
+    if (code == CLI_EXIT_OK)
+        code = print_unprotected(k->cli, json_object_get(answer, "unprotected"));
+    size_t kept = json_array_size(json_object_get(answer, "kept"));
+    if (kept)
+        printf("\n%zu deleted volume%s, with a history that is kept for a while: `kubectl tidemark purge` lists %s\n", kept,
+               kept == 1 ? "" : "s", kept == 1 ? "it" : "them");
+    return code;
 }
 
 static enum cli_exit look_once(struct kubectl *k, const struct kubectl_member *member)

@@ -38,15 +38,19 @@ static enum cli_exit run(struct cli *cli)
         return cli_output_value(cli, answer);
     cli_output_say(cli, "%s: tag:%s is LSN %llu, %s", cli->operands[0], cli->operands[1],
                    (unsigned long long)cli_field_u64(answer, "lsn"), cli_field_text(answer, "time", "-"));
+    const char *note = cli_field_text(answer, "note", NULL);
+    if (note)
+        cli_output_say(cli, "  %s", note);
     return CLI_EXIT_OK;
 }
 
 const struct cli_command cli_tag = {
     .name = "tag",
     .summary = "give this moment a name",
-    .description = "Names the present moment of an application, so that tag:NAME is a point. When it\n"
-                   "answers, the tag and every write acknowledged before it are durable. A name can be\n"
-                   "given once.",
+    .description = "Names the present moment of an application, so that tag:NAME is a point. What\n"
+                   "Linux holds in memory for mounted volumes is written before, so that it is in the\n"
+                   "point. When it answers, the tag and every write acknowledged before it are durable.\n"
+                   "A name can be given once.",
     .operands = (const struct cli_operand[]){{"APP", .kind = CLI_KIND_APPLICATION},
                                              {"NAME", .kind = CLI_KIND_TAG},
                                              {0}},

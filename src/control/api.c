@@ -120,9 +120,18 @@ static int forward(struct call *c, const char *path, unsigned timeout_ms, json_t
 static int do_tag(struct call *c, json_t **ret, struct error *err)
 {
     _cleanup_json_ json_t *body = NULL;
+    _cleanup_application_ struct application *a = application_find(c->control, c->argument, err);
+    if (!a)
+        return err->code;
+    bool synced = application_sync(a);
     int r = forward(c, "/v1/tag", CONTROL_CALL_TIMEOUT_MS, ret, &body, err);
     if (r == 0)
         json_object_set(*ret, "name", json_object_get(body, "name"));
+    if (r == 0 && !synced)
+        json_object_set_new(
+            *ret, "note",
+            json_string("not all that Linux held in memory could be written to the volumes before: what "
+                        "was written last and not flushed may be missing"));
     return r;
 }
 
@@ -198,6 +207,48 @@ static int do_rewind(struct call *c, json_t **ret, struct error *err)
 static int do_undo(struct call *c, json_t **ret, struct error *err)
 {
     return rewind_or_undo(c, true, ret, err);
+}
+
+static int start_clone(struct call *c, struct application *source, json_t *body, json_t **ret, struct error *err)
+{
+    char id[CONTROL_ID_BYTES];
+    struct error again = ERROR_INIT;
+    _cleanup_application_ struct application *made = NULL;
+    _cleanup_json_ json_t *request = json_deep_copy(body);
+    if (!request || json_object_set_new(request, "source", json_string(source->name)) < 0)
+        return error_set(err, -ENOMEM, "out of memory");
+    int r = clone_prepare(source, body, &made, err);
+    if (r == 0) {
+        r = work_start_busy(made, WORK_CLONE, request, id, err);
+        if (r < 0)
+            clone_abandon(made);
+    } else if (r == -EBUSY) { /* asked again: that which is under way */
+        operation_running_id(c->control, json_string_value(json_object_get(body, "name")), id);
+        r = id[0] ? 0 : r;
+    }
+    json_t *operation = r == 0 ? operation_to_json(c->control, id, 0, 0, &again) : NULL;
+    if (r == 0 && !operation)
+        return error_set(err, again.code, "%s", again.message);
+    if (r < 0)
+        return r;
+    c->status = 202;
+    *ret = json_pack("{s:o}", "operation", operation);
+    return 0;
+}
+
+static int do_clone(struct call *c, json_t **ret, struct error *err)
+{
+    bool dry_run = false;
+    _cleanup_json_ json_t *body = NULL;
+    _cleanup_application_ struct application *a = application_find(c->control, c->argument, err);
+    int r = a ? http_request_json(c->request, &body, err) : err->code;
+    if (r == 0)
+        r = clone_check_request(body, err);
+    if (r == 0)
+        r = json_get_optional_bool(body, "dry_run", &dry_run, err);
+    if (r < 0)
+        return r;
+    return dry_run ? clone_plan(a, body, ret, err) : start_clone(c, a, body, ret, err);
 }
 
 static int do_verify(struct call *c, json_t **ret, struct error *err)
@@ -299,6 +350,7 @@ static const struct {
     {{"POST", "/v1/applications/{app}/open"}, do_open},
     {{"POST", "/v1/applications/{app}/rewind"}, do_rewind},
     {{"POST", "/v1/applications/{app}/undo"}, do_undo},
+    {{"POST", "/v1/applications/{app}/clone"}, do_clone},
     {{"POST", "/v1/applications/{app}/verify"}, do_verify},
     {{"POST", "/v1/applications/{app}/upgrade-engine"}, do_upgrade},
     {{"POST", "/v1/applications/{app}/key"}, do_key},

@@ -71,7 +71,7 @@ static json_t *engine_volumes(const struct application *application)
         json_t *backing = v->source ? json_string(v->source)
                                     : json_sprintf("%s/backing/%s.img", application->directory, v->name);
         json_array_append_new(list, json_pack("{s:s, s:I, s:o, s:b}", "name", v->name, "size_bytes",
-                                              (json_int_t)v->size_bytes, "backing", backing, "adopt", v->source != NULL));
+                                              (json_int_t)v->size_bytes, "backing", backing, "adopt", app_volume_is_adopted(v)));
     }
     return list;
 }

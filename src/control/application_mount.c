@@ -81,8 +81,8 @@ int application_attach(struct application *application, struct error *err)
         int r = fuse_file(application, i, path, err);
         if (r == 0 && loop_find(path, device, &ignored) < 0)
             r = loop_attach_blocks(path, false,
-                                   application->spec->volumes[i].source ? LOOP_BLOCK_BYTES_ADOPTED
-                                                                        : LOOP_BLOCK_BYTES,
+                                   app_volume_is_adopted(&application->spec->volumes[i]) ? LOOP_BLOCK_BYTES_ADOPTED
+                                                                                         : LOOP_BLOCK_BYTES,
                                    device, err);
         if (r < 0)
             return r;
@@ -160,10 +160,10 @@ static int make_file_system(struct application *application, size_t i, char foun
     int r = mounts_probe(device, found, err);
     if (r < 0 || strcmp(found, type) == 0 || (found[0] && volume->fs_type == APP_FS_FOUND))
         return r;
-    if (volume->source && !found[0])
+    if (app_volume_is_adopted(volume) && !found[0])
         return error_set(
             err, -EINVAL,
-            "volume %s holds no file system that can be recognized; it was adopted, so none is made on it: "
+            "volume %s holds no file system that can be recognized; it was not made new, so none is made on it: "
             "leave out mountPath",
             volume->name);
     if (found[0])

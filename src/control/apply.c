@@ -240,6 +240,34 @@ static int ask_for_comparison(const struct application *a, struct error *err)
     return r < 0 ? r : io_replace_file(path, "", 0, 0600, err);
 }
 
+/* `from` is written by a clone (clone.c); who applies the application again may leave it out. */
+static int inherit_from(const struct app_spec *old, struct app_spec *new, struct error *err)
+{
+    for (size_t i = 0; i < new->volume_count; i++) {
+        struct app_volume *v = &new->volumes[i];
+        const struct app_volume *was = find_volume(old, v->name);
+        if (v->from && (!was || !same_text(v->from, was->from)))
+            return error_set(err, -EINVAL,
+                             "volume %s of %s: found `from`, which only a clone writes; leave it out", v->name, new->name);
+        if (!v->from && was && was->from && !(v->from = strdup(was->from)))
+            return error_set(err, -ENOMEM, "out of memory");
+    }
+    return 0;
+}
+
+/* One that was deleted, and whose journal was kept, is told what it was. */
+static int check_new_from(const struct application *a, struct error *err)
+{
+    char path[PATH_MAX];
+    int r = application_path(a, path, err, "journal/manifest");
+    for (size_t i = 0; r == 0 && i < a->spec->volume_count; i++)
+        if (a->spec->volumes[i].from && access(path, F_OK) < 0)
+            return error_set(err, -EINVAL,
+                             "volume %s of %s: found `from`, which only a clone writes; leave it out",
+                             a->spec->volumes[i].name, a->name);
+    return r;
+}
+
 /* U3: without a trace if it fails. */
 static int create(struct control *control, struct app_spec *spec, uint64_t quota_bytes, bool dry_run,
                   struct error *err)
@@ -251,7 +279,9 @@ static int create(struct control *control, struct app_spec *spec, uint64_t quota
     _cleanup_application_ struct application *a = application_new(control, spec, err);
     if (!a)
         return err->code;
-    int r = disk_check(a, NULL, quota_bytes, err);
+    int r = check_new_from(a, err);
+    if (r == 0)
+        r = disk_check(a, NULL, quota_bytes, err);
     if (r == 0)
         r = application_path(a, yaml_path, err, "application.yaml");
     if (r < 0 || dry_run)
@@ -360,7 +390,9 @@ static int update(struct application *a, struct app_spec **spec, uint64_t quota_
     int r = application_begin(a, "apply", 0, err);
     if (r < 0)
         return r;
-    r = sources_check(a->control, *spec, a->spec, err);
+    r = inherit_from(a->spec, *spec, err);
+    if (r == 0)
+        r = sources_check(a->control, *spec, a->spec, err);
     if (r == 0)
         r = change_classify(a->spec, *spec, &kind, err);
     if (r == 0 && kind == CHANGE_REMOUNT) {
@@ -482,7 +514,9 @@ int apply_delete(struct control *control, const char *name, bool purge, json_t *
     _cleanup_application_ struct application *a = application_find(control, name, err);
     if (!a)
         return err->code;
-    int r = application_begin(a, "delete", 0, err);
+    int r = clone_check_unused(control, name, err);
+    if (r == 0)
+        r = application_begin(a, "delete", 0, err);
     if (r < 0)
         return r;
     r = views_close_all(control, name, false, err);
@@ -574,7 +608,9 @@ int apply_detach(struct control *control, const char *name, json_t **ret, struct
     _cleanup_application_ struct application *a = application_find(control, name, err);
     if (!a)
         return err->code;
-    int r = application_begin(a, "detach", 0, err);
+    int r = clone_check_unused(control, name, err);
+    if (r == 0)
+        r = application_begin(a, "detach", 0, err);
     if (r < 0)
         return r;
     r = check_complete(a, err);
@@ -607,6 +643,7 @@ static int load_one(struct control *control, const char *name, struct error *err
     if (snprintf(path, sizeof path, "%s/apps/%s/application.yaml", control->state_directory, name) >=
         (int)sizeof path)
         return error_set(err, -ENAMETOOLONG, "%s: path too long", control->state_directory);
+    clone_tidy(control, name);
     if (access(path, F_OK) < 0)
         return 0; /* deleted, its data was kept */
     int r = io_read_file(path, APPLICATION_FILE_BYTES_MAX, &text, &length, err);

@@ -36,6 +36,7 @@
 #define CONTROL_STATUS_TIMEOUT_MS 2000u
 #define CONTROL_LIFECYCLE_TIMEOUT_MS 600000
 #define CONTROL_PROBE_TIMEOUT_MS 60000
+#define CONTROL_SYNC_TIMEOUT_MS 5000
 #define CONTROL_QUOTA_DEFAULT_BYTES (8ull << 30)
 
 struct control;
@@ -122,6 +123,7 @@ struct application {
     unsigned failures;           /* in a row */
     struct manifests *manifests; /* busy */
     uint64_t quota_bytes;
+    char copied_from[APP_NAME_LENGTH_MAX + 1]; /* while it is being made as a clone; else "". control.mutex */
 };
 
 /* A reference, or NULL with -ENOENT and the names there are. */
@@ -171,6 +173,9 @@ int application_detach(struct application *application, bool force, struct error
 int application_mount(struct application *application, struct error *err) MUST_CHECK;
 /* All volumes, deepest first; on -EBUSY those already unmounted are mounted again. */
 int application_unmount(struct application *application, bool force, struct error *err) MUST_CHECK;
+/* sync.c: writes what Linux holds in memory for the mounted volumes. False: not all of it within
+ * CONTROL_SYNC_TIMEOUT_MS. */
+bool application_sync(struct application *application) MUST_CHECK;
 /* Unless it has none, or they are watched already. */
 int application_start_manifests(struct application *application, struct error *err) MUST_CHECK;
 /* -EBUSY when somebody has a claim on a device: a file system that is mounted elsewhere too (a bind mount, a container), and
@@ -300,6 +305,25 @@ int upgrade_run(struct application *application, struct operation *operation, co
 /* ---- verify.c ---- */
 int verify_run(struct application *application, struct operation *operation, json_t **ret,
                struct error *err) MUST_CHECK;
+
+/* ---- clone.c ---- */
+extern const char *const clone_steps[];
+/* The request {"name", "point", "volumes": {OLD: NEW}} (volumes optional), checked. */
+int clone_check_request(const json_t *request, struct error *err) MUST_CHECK;
+/* What it would copy; -ENOSPC when that does not fit. */
+int clone_plan(struct application *source, const json_t *request, json_t **ret, struct error *err) MUST_CHECK;
+/* Makes the new application's place: in the list, starting, busy (the caller's, whose reference it is). -EEXIST; -EBUSY
+ * when it is being made already. */
+int clone_prepare(struct application *source, const json_t *request, struct application **ret, struct error *err) MUST_CHECK;
+/* Fills it and starts it; busy. On failure nothing is left of it. */
+int clone_run(struct application *application, struct operation *operation, const json_t *request, json_t **ret,
+              struct error *err) MUST_CHECK;
+/* Takes away what clone_prepare made. */
+void clone_abandon(struct application *application);
+/* -EBUSY while something is copied from the application of that name. */
+int clone_check_unused(struct control *control, const char *name, struct error *err) MUST_CHECK;
+/* At the start: what was left by a clone that was interrupted is removed. */
+void clone_tidy(struct control *control, const char *name);
 
 /* ---- pins: pin.c ---- */
 /* Creates and locks pins/<id>.lock, then pins the point. *ret_fd holds the lock. */

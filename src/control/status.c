@@ -42,12 +42,12 @@ static json_t *volumes_json(const struct application *a, const json_t *engine)
         json_t *seeding = json_object_get(engine_volume(engine, v->name), "seeding");
         json_t *signal = json_object_get(engine_volume(engine, v->name), "signal");
         json_array_append_new(
-            list, json_pack("{s:s, s:I, s:s?, s:s?, s:o, s:O?, s:s?, s:O?, s:s?, s:O?}", "name", v->name, "size_bytes",
+            list, json_pack("{s:s, s:I, s:s?, s:s?, s:o, s:O?, s:s?, s:O?, s:s?, s:O?, s:s?}", "name", v->name, "size_bytes",
                             (json_int_t)v->size_bytes, "device", at->device[0] ? at->device : NULL, "mount",
                             at->mounted ? v->mount_path : NULL, "nbd_uri",
                             nbd ? nbd_uri_json(v->name, socket) : json_null(), "written_bytes", written,
                             "fs_type", fs_type,
-                            "signal", signal, "source", v->source, "seeding", seeding));
+                            "signal", signal, "source", v->source, "seeding", seeding, "from", v->from));
     }
     return list;
 }

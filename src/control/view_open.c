@@ -265,7 +265,7 @@ static int attach_volume(struct opening *o, const json_t *source, struct error *
         return error_set(err, -ENAMETOOLONG, "%s: path too long", o->directory);
     bool adopted = false;
     for (size_t i = 0; i < o->application->spec->volume_count; i++)
-        adopted |= o->application->spec->volumes[i].source && strcmp(o->application->spec->volumes[i].name, name) == 0;
+        adopted |= app_volume_is_adopted(&o->application->spec->volumes[i]) && strcmp(o->application->spec->volumes[i].name, name) == 0;
     int r = loop_attach_blocks(path, false, adopted ? LOOP_BLOCK_BYTES_ADOPTED : LOOP_BLOCK_BYTES, device, err);
     if (r == 0)
         json_object_set_new(volume, "device", json_string(device));

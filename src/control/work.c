@@ -26,7 +26,7 @@ static const char *const verify_steps[] = {"pin the journal", "read everything",
 
 static const char *kind_name(enum work_kind kind)
 {
-    static const char *const names[] = {"open", "rewind", "undo", "verify", "upgrade-engine"};
+    static const char *const names[] = {"open", "rewind", "undo", "verify", "upgrade-engine", "clone"};
     return names[kind];
 }
 
@@ -40,6 +40,8 @@ static int perform(struct work *w, json_t **ret, struct error *err)
         return verify_run(w->application, w->operation, ret, err);
     case WORK_UPGRADE:
         return upgrade_run(w->application, w->operation, w->request, ret, err);
+    case WORK_CLONE:
+        return clone_run(w->application, w->operation, w->request, ret, err);
     default:
         return rewind_run(w->application, w->operation, w->kind == WORK_REWIND ? to : NULL, w->log, ret, err);
     }
@@ -75,6 +77,7 @@ static int launch(struct application *application, enum work_kind kind, json_t *
     const char *const *steps = kind == WORK_OPEN     ? (salvage ? salvage_steps : open_steps)
                                : kind == WORK_VERIFY  ? verify_steps
                                : kind == WORK_UPGRADE ? upgrade_steps
+                               : kind == WORK_CLONE   ? clone_steps
                                                      : rewind_steps;
     struct work *w = calloc(1, sizeof *w);
     struct operation *operation =
@@ -119,6 +122,14 @@ int work_start(struct application *application, enum work_kind kind, json_t *req
             application_end(application);
     }
     return r;
+}
+
+int work_start_busy(struct application *application, enum work_kind kind, json_t *request,
+                    char ret_id[CONTROL_ID_BYTES], struct error *err)
+{
+    if (atomic_load(&application->control->stopping))
+        return error_set(err, -EBUSY, "`tidemark up` is stopping");
+    return launch(application, kind, request, NULL, ret_id, err);
 }
 
 /* Whether it is up to us: it runs, and nobody tried a moment ago. */

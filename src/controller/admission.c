@@ -201,6 +201,29 @@ static int validate_recovery(struct admission_request *q, struct error *err)
     return admission_check_rights(q->a, q->object, user, err);
 }
 
+/* ---- HistoryReviews ---- */
+
+/* The answer is the object's status, which the API server gives back and nobody keeps. */
+static int mutate_history(const struct admission_request *q, json_t *patch, struct error *err)
+{
+    json_t *status = NULL;
+    if (!json_is_true(json_object_get(q->request, "dryRun")))
+        return error_set(err, -EINVAL,
+                         "a " HISTORY_KIND
+                         " is answered and not stored: create it with dryRun=All (kubectl create "
+                         "--dry-run=server -o yaml)");
+    if (!q->a->history)
+        return error_set(err, -EINVAL, "this controller has no history to ask");
+    int r = history_answer(q->a->history, q->namespace, q->object, json_object_get(q->request, "userInfo"),
+                           &status, err);
+    if (r < 0)
+        return r;
+    return json_array_append_new(
+               patch, json_pack("{s:s, s:s, s:o}", "op", "add", "path", "/status", "value", status)) < 0
+               ? error_set(err, -ENOMEM, "out of memory")
+               : 0;
+}
+
 /* ---- the review ---- */
 
 static const char *reason_of(int code)
@@ -231,6 +254,8 @@ static bool is_lookup_failure(int code)
 static int judge(struct admission_request *q, enum admission_phase phase, json_t *patch, struct error *err)
 {
     bool recovery = strcmp(q->kind, "Recovery") == 0;
+    if (strcmp(q->kind, HISTORY_KIND) == 0)
+        return phase == ADMISSION_MUTATE && q->object ? mutate_history(q, patch, err) : 0;
     if (phase == ADMISSION_MUTATE)
         return recovery && q->object ? mutate_recovery(q, patch, err) : 0;
     if (recovery)

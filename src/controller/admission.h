@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the API server asks before it takes an object (admission.k8s.io/v1): who made a Recovery is written
- * into it, and what cannot work is refused with a message that says what to do.
+ * into it, a HistoryReview is answered (controller/history.h), and what cannot work is refused with a message that says what to do.
  *
  * Invariants:
  *   A1 the annotation RECOVERY_REQUESTER_ANNOTATION of a Recovery that was let in is what the API server said
@@ -15,6 +15,7 @@
 #include <jansson.h>
 #include <stdbool.h>
 
+#include "controller/history.h"
 #include "kube/kube.h"
 
 #define ADMISSION_RIGHTS_MAX 2u
@@ -35,6 +36,7 @@ struct admission_ops {
 struct admission {
     const struct admission_ops *ops;
     void *context;
+    struct history *history; /* answers HistoryReviews; NULL: nobody does */
 };
 
 enum admission_phase { ADMISSION_MUTATE, ADMISSION_VALIDATE };

@@ -91,6 +91,8 @@ static int reconcile(struct controller *c, const char *key, struct error *err)
     const char *slash = strchr(key, '/');
     if (strcmp(key, KINDS_KEY) == 0)
         return capture_update_kinds(c->capture, err);
+    if (strcmp(key, STREAMS_KEY) == 0 && watch_is_synced(c))
+        return streams_reconcile(c, err);
     if (!watch_is_synced(c)) { /* judging by half a view would undo what is right */
         controller_enqueue(c, key, NULL, POLL_MS);
         return 0;
@@ -144,12 +146,14 @@ static int term_begin(struct term *t, const struct controller_options *o, const 
         (r = kube_informers_new(o->client, o->log, &c->informers, err)) < 0 ||
         (r = capture_start(c, &c->capture, err)) < 0 || (r = watch_start(c, err)) < 0)
         return r;
+    if (c->data)
+        controller_enqueue(c, STREAMS_KEY, NULL, STREAMS_SOON_MS);
     for (; t->worker_count < WORKERS && r == 0; t->worker_count += r == 0)
         r = thread_start(&t->workers[t->worker_count], "reconciler", worker_main, t, err);
     return r;
 }
 
-static void term_end(struct term *t)
+static void term_end(struct term *t, struct history *history)
 {
     struct controller *c = &t->c;
     if (c->queue)
@@ -157,12 +161,16 @@ static void term_end(struct term *t)
     kube_interrupt(c->client, true);
     for (size_t i = 0; i < t->worker_count; i++)
         pthread_join(t->workers[i], NULL);
+    history_end(history);
     kube_informers_free(c->informers); /* its callbacks use all the rest */
     kube_interrupt(c->client, false);
     capture_free(c->capture);
     kube_queue_free(c->queue);
     object_store_free(c->store);
     data_client_free(c->data);
+    json_decref(c->placements.volumes);
+    json_decref(c->placements.told);
+    pthread_mutex_destroy(&c->placements.mutex);
     sealing_release(&c->sealing);
 }
 
@@ -191,14 +199,17 @@ static void serve_term(const struct controller_options *o, struct kube_lease *le
                            .log = o->log,
                            .namespace = o->namespace ? o->namespace : CONTROLLER_NAMESPACE,
                            .identity = identity,
+                           .placements.mutex = PTHREAD_MUTEX_INITIALIZER,
                            .trust_requester = o->trust_requester},
                      .lease = lease};
     int r = term_begin(&t, o, directory, &err);
     if (r < 0)
         log_error(o->log, "cannot begin: %s", err.message);
+    else
+        history_begin(o->history, &t.c);
     while (r == 0 && election->held && !*o->stop)
         pause_ms(POLL_MS);
-    term_end(&t);
+    term_end(&t, o->history);
     for (unsigned waited = 0; r < 0 && waited < TERM_RETRY_MS && !*o->stop; waited += POLL_MS)
         pause_ms(POLL_MS);
 }

@@ -8,6 +8,7 @@
 #include <stdbool.h>
 
 #include "base/log.h"
+#include "controller/history.h"
 #include "csi/records.h"
 #include "kube/kube.h"
 
@@ -25,6 +26,7 @@ struct controller_options {
     void *records_context;
     const char *agent_certificate, *agent_key, *agent_ca;
     const struct log *log;
+    struct history *history; /* answers questions about the history while it leads; NULL: nobody asks */
     /* Believes who a Recovery says that asked for it, without an admission webhook: for tests only. */
     bool trust_requester;
     const atomic_bool *stop; /* set, and kube_interrupt called or not: controller_run ends within a second */

@@ -6,9 +6,12 @@
  *   "NAMESPACE/NAME"    a ProtectedApplication (application.c)
  *   "#kinds"            which kinds the server has (capture.c)
  *   "@NAMESPACE/NAME"   a Recovery (recovery.c)
- *   "%NAMESPACE/NAME"   a Checkpoint (checkpoint.c) */
+ *   "%NAMESPACE/NAME"   a Checkpoint (checkpoint.c)
+ *   "#streams"          all streams of volumes (streams.c) */
 #ifndef TIDEMARK_CONTROLLER_CONTROLLER_INTERNAL_H
 #define TIDEMARK_CONTROLLER_CONTROLLER_INTERNAL_H
+
+#include <pthread.h>
 
 #include "controller/controller.h"
 #include "controller/data_client.h"
@@ -32,6 +35,13 @@ extern const struct kube_resource controller_applications, controller_policies, 
 
 struct capture;
 
+/* Where volumes are, as streams.c saw them last: {handle: {"stream", "node"}}. */
+struct placements {
+    pthread_mutex_t mutex;
+    json_t *volumes;
+    json_t *told; /* streams.c's own */
+};
+
 struct controller {
     struct kube_client *client;
     const struct log *log;
@@ -45,6 +55,7 @@ struct controller {
     struct kube_informer *namespaces, *claims, *workloads[3], *pods, *volumes, *classes, *applications,
         *policies, *recoveries, *checkpoints;
     struct capture *capture;
+    struct placements placements;
 };
 
 /* ---- the queue; failures are logged: out of memory only ---- */
@@ -90,6 +101,15 @@ int capture_update_kinds(struct capture *capture, struct error *err) MUST_CHECK;
 /* Carries a Recovery as far as it goes; its key is RECOVERY_KEY "NAMESPACE/NAME". */
 #define RECOVERY_KEY "@"
 int recovery_reconcile(struct controller *c, const char *namespace, const char *name, struct error *err) MUST_CHECK;
+
+/* ---- streams.c ---- */
+#define STREAMS_KEY "#streams"
+#define STREAMS_SOON_MS 1000u
+/* What the nodes say of all streams goes into the status of their applications; what is left of deleted volumes is removed
+ * when its time is over. Enqueues itself. */
+int streams_reconcile(struct controller *c, struct error *err) MUST_CHECK;
+/* What is known of the volume with that handle: {"stream", "node"}; NULL: nothing. A new reference. */
+json_t *streams_placement(struct controller *c, const char *handle);
 
 /* ---- checkpoint_kube.c ---- */
 #define CHECKPOINT_KEY "%"

@@ -31,11 +31,19 @@ void store_close_journals(struct object_store *store)
         close_one(store, &store->journals[i]);
 }
 
+/* A directory of its own, and no way out of it. */
+static bool is_name(const char *text)
+{
+    return *text && *text != '.' && !strchr(text, '/');
+}
+
 int store_journal(struct object_store *store, const char *namespace, const char *name, bool create,
                   struct journal **ret, bool *ret_existed, struct error *err)
 {
-    struct open_journal *oldest = &store->journals[0];
+    struct open_journal *oldest = NULL;
     char path[MAX_PATH];
+    if (!is_name(namespace) || !is_name(name)) /* what is asked for may come from anybody */
+        return error_set(err, -EINVAL, "there is no application %.60s/%.60s", namespace, name);
     for (size_t i = 0; i < OBJECT_STORE_JOURNALS; i++) {
         struct open_journal *o = &store->journals[i];
         if (o->journal && strcmp(o->namespace, namespace) == 0 && strcmp(o->name, name) == 0) {
@@ -44,7 +52,7 @@ int store_journal(struct object_store *store, const char *namespace, const char 
             *ret_existed = true;
             return 0;
         }
-        if (o->used < oldest->used)
+        if (!o->busy && (!oldest || o->used < oldest->used))
             oldest = o;
     }
     if (snprintf(path, sizeof path, "%s/%s/%s", store->directory, namespace, name) >= (int)sizeof path)

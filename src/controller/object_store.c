@@ -388,6 +388,7 @@ int object_store_new(const char *directory, const struct sealing *sealing, const
     }
     store->sealing = sealing;
     store->log = log;
+    pthread_mutex_init(&store->verifying, NULL);
     pthread_mutex_init(&store->io, NULL);
     pthread_mutex_init(&store->mutex, NULL);
     pthread_cond_init(&store->changed, NULL);
@@ -418,6 +419,7 @@ void object_store_free(struct object_store *store)
     pthread_cond_destroy(&store->changed);
     pthread_mutex_destroy(&store->mutex);
     pthread_mutex_destroy(&store->io);
+    pthread_mutex_destroy(&store->verifying);
     free(store->directory);
     free(store);
 }

@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "controller/sealing.h"
 #include "journal/journal.h"
+#include "journal/verify.h"
 
 #define OBJECT_STORE_JOURNALS 2u
 #define OBJECT_STORE_PENDING_BYTES (8u << 20)
@@ -71,6 +72,19 @@ int object_store_read(struct object_store *store, const char *namespace, const c
 /* Names the present moment of an application that is kept, after all that was put. -EEXIST. Blocks. */
 int object_store_tag(struct object_store *store, const char *namespace, const char *application,
                      const char *name, struct journal_point *ret, struct error *err) MUST_CHECK;
+
+/* The point's record; the oldest point that there is. As object_store_read. */
+int object_store_resolve(struct object_store *store, const char *namespace, const char *application,
+                         const struct point *point, struct journal_point *ret, struct error *err) MUST_CHECK;
+int object_store_oldest(struct object_store *store, const char *namespace, const char *application,
+                        struct journal_point *ret, struct error *err) MUST_CHECK;
+/* Calls visit for each event of the journal, newest first (journal_events); what was put before is among them. visit must not
+ * call the store. */
+int object_store_events(struct object_store *store, const char *namespace, const char *application,
+                        journal_event_visit visit, void *context, struct error *err) MUST_CHECK;
+/* Reads all of the journal (journal/verify.h) while it is used on; one at a time. -EBADMSG: damaged. */
+int object_store_verify(struct object_store *store, const char *namespace, const char *application,
+                        const struct verify_report *report, struct verify_summary *ret, struct error *err) MUST_CHECK;
 
 struct object_store_status {
     size_t objects;  /* as far as known */

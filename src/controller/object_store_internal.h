@@ -45,6 +45,7 @@ struct stored_application {
 struct open_journal {
     struct journal *journal; /* NULL: free */
     uint64_t used;
+    bool busy; /* being verified: it stays open */
     char *namespace, *name;
 };
 
@@ -52,6 +53,7 @@ struct object_store {
     char *directory;
     const struct sealing *sealing;
     const struct log *log;
+    pthread_mutex_t verifying; /* one at a time; before io */
     pthread_mutex_t io; /* over the journals; held during their I/O */
     struct open_journal journals[OBJECT_STORE_JOURNALS];
     uint64_t uses;

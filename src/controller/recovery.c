@@ -7,6 +7,7 @@ enum step {
     STEP_CLOSE_GATE,
     STEP_STOP_PODS,
     STEP_REWIND_DATA,
+    STEP_COPY_DATA,
     STEP_BIND_VOLUMES,
     STEP_DELETE,
     STEP_APPLY,
@@ -15,8 +16,9 @@ enum step {
     STEP_AWAIT,
     STEPS
 };
-static const char *const step_names[STEPS] = {"Plan",   "CloseGate", "StopPods",  "RewindData", "BindVolumes",
-                                              "Delete", "Apply",     "RenewPods", "OpenGate",   "Await"};
+static const char *const step_names[STEPS] = {"Plan",     "CloseGate",   "StopPods", "RewindData",
+                                              "CopyData", "BindVolumes", "Delete",   "Apply",
+                                              "RenewPods", "OpenGate",   "Await"};
 
 bool recovery_has_ended(const json_t *recovery)
 {
@@ -41,7 +43,7 @@ static bool passes(int code)
 /* R5: whatever becomes of the recovery, the volumes can be used. */
 static int open_gates(struct recovery_run *run, enum step reached, struct error *err)
 {
-    return reached >= STEP_CLOSE_GATE ? recovery_set_gates(run, false, err) : 0;
+    return reached >= STEP_CLOSE_GATE && run->mode != RESTORE_CLONE ? recovery_set_gates(run, false, err) : 0;
 }
 
 static int fail(struct recovery_run *run, enum step reached, const char *reason, struct error *err)
@@ -68,6 +70,8 @@ static int cancel(struct recovery_run *run, enum step reached, struct error *err
         return r;
     if (reached <= STEP_STOP_PODS)
         snprintf(message, sizeof message, "cancelled before anything was changed");
+    else if (reached == STEP_COPY_DATA)
+        snprintf(message, sizeof message, "cancelled in step %s: what was copied is removed", step_names[reached]);
     else
         snprintf(message, sizeof message, "cancelled in step %s: what was put back stays so%s%s",
                  step_names[reached], before[0] ? "; a Recovery to this point takes it back: " : "", before);
@@ -105,6 +109,18 @@ static int finish(struct recovery_run *run, struct error *err)
 
 /* ---- steps ---- */
 
+/* What is waited for, while it is (the log has it too). */
+static int say_pending(struct recovery_run *run, int code, struct error *err)
+{
+    struct error unused = ERROR_INIT;
+    if (strcmp(recovery_text(recovery_status(run), "message"), err->message) == 0)
+        return code;
+    json_object_set_new(recovery_status(run), "message", json_string(err->message));
+    if (recovery_write(run, &unused) < 0)
+        log_warning(run->c->log, "recovery %s/%s: %s", run->namespace, run->name, unused.message);
+    return code;
+}
+
 /* R3: nothing is changed in here. 1: it has ended. */
 static int plan(struct recovery_run *run, struct error *err)
 {
@@ -141,7 +157,9 @@ static int plan(struct recovery_run *run, struct error *err)
         r = fail(run, STEP_PLAN, reason, err);
         return r < 0 ? r : 1;
     }
-    if (r == 0 && json_is_true(json_object_get(run->spec, "dryRun"))) {
+    if (r < 0) /* a node that does not answer, a stream that is not ready to be copied */
+        return say_pending(run, r, err);
+    if (json_is_true(json_object_get(run->spec, "dryRun"))) {
         r = recovery_end(run, "Planned", "Planned", "nothing was changed: dryRun", err);
         return r < 0 ? r : 1;
     }
@@ -201,8 +219,10 @@ static int take(struct recovery_run *run, enum step step, int wave, struct error
         return recovery_stop_pods(run, err);
     case STEP_REWIND_DATA:
         return recovery_rewind_data(run, err);
+    case STEP_COPY_DATA:
+        return recovery_copy_data(run, err);
     case STEP_BIND_VOLUMES:
-        return recovery_bind_volumes(run, err);
+        return run->mode == RESTORE_CLONE ? recovery_bind_copies(run, err) : recovery_bind_volumes(run, err);
     case STEP_DELETE:
         r = recovery_apply_wave(run, 0, err);
         return r == 0 ? recovery_save_plan(run, 0, err) : r;
@@ -225,19 +245,10 @@ static bool has_step(const struct recovery_run *run, enum step step)
 {
     if (step == STEP_DELETE)
         return run->mode == RESTORE_REWIND;
-    return step == STEP_APPLY || step == STEP_AWAIT || recovery_has_data(run);
-}
-
-/* What is waited for, while it is (the log has it too). */
-static int say_pending(struct recovery_run *run, int code, struct error *err)
-{
-    struct error unused = ERROR_INIT;
-    if (strcmp(recovery_text(recovery_status(run), "message"), err->message) == 0)
-        return code;
-    json_object_set_new(recovery_status(run), "message", json_string(err->message));
-    if (recovery_write(run, &unused) < 0)
-        log_warning(run->c->log, "recovery %s/%s: %s", run->namespace, run->name, unused.message);
-    return code;
+    if (step == STEP_APPLY || step == STEP_AWAIT)
+        return true;
+    bool of_clone = step == STEP_COPY_DATA || step == STEP_BIND_VOLUMES;
+    return recovery_has_data(run) && (run->mode == RESTORE_CLONE ? of_clone : step != STEP_COPY_DATA);
 }
 
 static void note_opened(struct recovery_run *run)
@@ -267,8 +278,9 @@ static int go(struct recovery_run *run, enum step from, int wave, bool resumed, 
         if (r > 0)
             return 0;
         if (r < 0)
-            return passes(r) ? say_pending(run, r, err) : fail(run, step, "StepFailed", err);
-        if (step == STEP_OPEN_GATE)
+            return passes(r) ? say_pending(run, r, err)
+                             : fail(run, step, step == STEP_COPY_DATA ? "CopyFailed" : "StepFailed", err);
+        if (step == STEP_OPEN_GATE || (step == STEP_APPLY && run->mode == RESTORE_CLONE && recovery_has_data(run)))
             note_opened(run);
         if (step == STEP_DELETE || step == STEP_APPLY)
             recovery_note_ms(run, "objectsMs", (clock_boottime_ns(run->clock) - start_ns) / NS_PER_MS);

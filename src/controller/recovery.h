@@ -9,7 +9,8 @@
  *   CloseGate   the volumes cannot be staged (rewind with volumes only, as the next two)
  *   StopPods    pods that use the claims are deleted; those that come back wait at the gate
  *   RewindData  each stream goes to the point, once nothing of it is mounted
- *   BindVolumes the volumes of claims that are gone are there again, each for the claim of its name
+ *   CopyData    (clone only) each stream of the original at the point is copied to a new one
+ *   BindVolumes the volumes of claims that are gone are there again, or the copies are, each for the claim of its name
  *   Delete      objects that came after the point go (rewind only)
  *   Apply       objects, wave by wave (app/order.h)
  *   RenewPods   pods that were made meanwhile from what the workloads were before are deleted once more
@@ -124,6 +125,21 @@ struct data_ops {
     /* The volume of a claim that is gone (`claim`: as it was) waits for a claim of that name in the namespace. -EAGAIN: what
      * was there before is still going. */
     int (*bind)(void *context, const char *namespace, const json_t *claim, struct error *err);
+
+    /* A clone's. Which streams, of the source namespace, have the volumes that the claims in `wanted` (the clone's) had at the
+     * point, deleted ones too: [{"stream", "node", "claims": [name], "newStream": id, "volumes": [{"claim", "from": volume,
+     * "handle": the copy's}]}]. -EOPNOTSUPP: a claim that cannot take a copy. */
+    int (*originals)(void *context, const char *namespace, const char *application, const json_t *wanted, json_t **ret,
+                     struct error *err);
+    /* What would be copied: {"target_lsn", "target_time", "changed_bytes", "volumes": [{"name": volume, "changed_bytes",
+     * "size_bytes"}]}. -ENOSPC. */
+    int (*plan_copy)(void *context, const json_t *stream, const char *point, json_t **ret, struct error *err);
+    /* Begins the copy, or looks how far it is: -EAGAIN until it is done, then {"copied_ms"}. `stream` as in status; its
+     * "operation" is set and removed here. `owner`: "NAMESPACE/NAME" of the Recovery. */
+    int (*copy)(void *context, json_t *stream, const char *owner, json_t **ret, struct error *err);
+    /* The copy's volume waits for the claim. `claim`: as it will be, NULL: as it is in the source namespace. */
+    int (*bind_copy)(void *context, const json_t *stream, const json_t *volume, const char *source_namespace,
+                     const char *namespace, const json_t *claim, struct error *err);
 };
 
 struct recovery_context {

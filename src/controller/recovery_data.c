@@ -8,7 +8,7 @@
 
 enum { LOOK_MS = 50 };
 
-static json_t *streams_of(const struct recovery_run *run)
+json_t *recovery_streams(const struct recovery_run *run)
 {
     return json_object_get(json_object_get(run->recovery, "status"), "streams");
 }
@@ -20,7 +20,7 @@ static const char *point_of_streams(const struct recovery_run *run)
 
 bool recovery_has_data(const struct recovery_run *run)
 {
-    return run->c->data && json_array_size(streams_of(run)) > 0;
+    return run->c->data && json_array_size(recovery_streams(run)) > 0;
 }
 
 void recovery_note_ms(struct recovery_run *run, const char *key, uint64_t ms)
@@ -141,8 +141,7 @@ int recovery_note_point(struct recovery_run *run, const struct recovery_point *f
 
 /* ---- the plan ---- */
 
-/* The stream's point. 1: it stays as it is. */
-static int point_of(struct recovery_run *run, const json_t *stream, char text[RECOVERY_POINT_BYTES])
+int recovery_point_of(struct recovery_run *run, const json_t *stream, char text[RECOVERY_POINT_BYTES])
 {
     const char *point = point_of_streams(run);
     size_t i;
@@ -193,7 +192,7 @@ static int plan_stream(struct recovery_run *run, const json_t *stream, json_t *l
     char point[RECOVERY_POINT_BYTES];
     _cleanup_json_ json_t *plan = NULL;
     json_t *gone = json_object_get(stream, "gone");
-    if (point_of(run, stream, point) > 0) {
+    if (recovery_point_of(run, stream, point) > 0) {
         if (json_array_size(gone) == 0)
             return 0;
         snprintf(point, sizeof point, "latest");
@@ -237,7 +236,7 @@ static bool uses(const struct recovery_run *run, const json_t *pod)
             snprintf(ephemeral, sizeof ephemeral, "%.250s-%.250s", name, recovery_text(volume, "name"));
             claim = ephemeral;
         }
-        json_array_foreach(streams_of(run), k, stream)
+        json_array_foreach(recovery_streams(run), k, stream)
         {
             if (has_claim(json_object_get(stream, "claims"), claim))
                 return true;
@@ -264,24 +263,31 @@ static int plan_bare_pods(struct recovery_run *run, struct error *err)
     return 0;
 }
 
+int recovery_read_before(struct recovery_run *run, struct error *err)
+{
+    json_int_t unused;
+    const char *point = point_of_streams(run);
+    return strncmp(point, "before:", 7) == 0 && !run->before ? read_before(run, point + 7, &unused, err) : 0;
+}
+
 int recovery_plan_data(struct recovery_run *run, const char **ret_reason, struct error *err)
 {
     _cleanup_json_ json_t *streams = NULL, *list = json_array();
     size_t i;
     json_t *stream;
-    if (!run->c->data || run->mode == RESTORE_CLONE ||
-        json_is_true(json_object_get(run->spec, "objectsOnly")))
+    if (!run->c->data || json_is_true(json_object_get(run->spec, "objectsOnly")))
         return 0;
+    if (run->mode == RESTORE_CLONE)
+        return recovery_plan_copies(run, ret_reason, err);
     *ret_reason = "VolumesNotReachable";
-    json_int_t unused;
     int r = run->c->data->streams(run->c->data_context, run->target_namespace, run->application, run->wanted,
                                   &streams, err);
     if (r == -EEXIST)
         *ret_reason = "VolumeInUse";
     else if (r == -ENOENT)
         *ret_reason = "VolumesNotAvailable";
-    if (r == 0 && strncmp(point_of_streams(run), "before:", 7) == 0 && !run->before)
-        r = read_before(run, point_of_streams(run) + 7, &unused, err);
+    if (r == 0)
+        r = recovery_read_before(run, err);
     if (r == 0 && json_array_size(streams) > RECOVERY_STREAMS_MAX)
         r = error_set(
             err, -E2BIG,
@@ -309,7 +315,7 @@ int recovery_set_gates(struct recovery_run *run, bool closed, struct error *err)
     int r = 0;
     if (!run->c->data)
         return 0;
-    json_array_foreach(streams_of(run), i, stream)
+    json_array_foreach(recovery_streams(run), i, stream)
     {
         if (r == 0)
             r = run->c->data->gate(run->c->data_context, stream, closed, err);
@@ -345,7 +351,7 @@ static int look(struct recovery_run *run, bool *ret_pending, struct error *pendi
     size_t i;
     json_t *stream;
     *ret_pending = false;
-    json_array_foreach(streams_of(run), i, stream)
+    json_array_foreach(recovery_streams(run), i, stream)
     {
         _cleanup_json_ json_t *done = NULL;
         struct error one = ERROR_INIT;
@@ -376,7 +382,7 @@ static void note_timings(struct recovery_run *run)
     json_int_t waited = 0, rewound = 0;
     size_t i;
     json_t *stream;
-    json_array_foreach(streams_of(run), i, stream)
+    json_array_foreach(recovery_streams(run), i, stream)
     {
         json_int_t w = json_integer_value(json_object_get(stream, "waitedMs")),
                    d = json_integer_value(json_object_get(stream, "rewoundMs"));
@@ -411,7 +417,7 @@ int recovery_bind_volumes(struct recovery_run *run, struct error *err)
 {
     size_t i, k;
     json_t *stream, *name;
-    json_array_foreach(streams_of(run), i, stream)
+    json_array_foreach(recovery_streams(run), i, stream)
     {
         json_array_foreach(json_object_get(stream, "gone"), k, name)
         {

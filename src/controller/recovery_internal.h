@@ -115,6 +115,17 @@ int recovery_stop_pods(struct recovery_run *run, struct error *err);
 /* -EAGAIN: it is under way. */
 int recovery_rewind_data(struct recovery_run *run, struct error *err);
 int recovery_bind_volumes(struct recovery_run *run, struct error *err);
+/* ---- recovery_copy.c: the same for a clone ---- */
+int recovery_plan_copies(struct recovery_run *run, const char **ret_reason, struct error *err);
+int recovery_copy_data(struct recovery_run *run, struct error *err);
+int recovery_bind_copies(struct recovery_run *run, struct error *err);
+
+/* ---- recovery_data.c ---- */
+/* The stream's point. 1: it stays as it is. */
+int recovery_point_of(struct recovery_run *run, const json_t *stream, char text[RECOVERY_POINT_BYTES]);
+/* Reads what "before:NAME" needs, if that is asked for. */
+int recovery_read_before(struct recovery_run *run, struct error *err);
+json_t *recovery_streams(const struct recovery_run *run);
 /* Adds what a step took to status.timings. */
 void recovery_note_ms(struct recovery_run *run, const char *key, uint64_t ms);
 

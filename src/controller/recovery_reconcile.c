@@ -69,7 +69,7 @@ static int refuse(struct recovery_kube *k, json_t *recovery, const struct error 
 static int check_requester(struct controller *c, struct recovery_kube *k, const json_t *recovery,
                            struct error *err)
 {
-    const struct admission admission = {&admission_kube, c->client};
+    const struct admission admission = {.ops = &admission_kube, .context = c->client};
     int r = recovery_kube_init(k, c->client, recovery, c->log, err);
     if (r < 0)
         return r == -ENOMEM ? r : -EPERM;
@@ -86,8 +86,11 @@ int recovery_reconcile(struct controller *c, const char *namespace, const char *
     _cleanup_json_ json_t *recovery = NULL;
     struct error why = ERROR_INIT;
     int r = recovery_kube_store.read(&k, namespace, name, &recovery, err);
-    if (r == -ENOENT || (r == 0 && recovery_has_ended(recovery)))
+    if (r == -ENOENT || (r == 0 && recovery_has_ended(recovery))) {
+        if (r == 0 && c->data) /* a clone may have ended before its end */
+            controller_enqueue(c, STREAMS_KEY, NULL, STREAMS_SOON_MS);
         return 0;
+    }
     if (r < 0)
         return r;
     r = check_requester(c, &k, recovery, &why);

@@ -20,8 +20,7 @@ static const char *text_of(const json_t *object, const char *key)
 
 /* ---- which streams ---- */
 
-/* {name: claim} of the claims in a set of objects. */
-static json_t *claims_of_set(const json_t *set)
+json_t *recovery_claims_of_set(const json_t *set)
 {
     json_t *claims = json_object(), *object;
     const char *key;
@@ -127,7 +126,7 @@ static int streams(void *context, const char *namespace, const char *application
 {
     struct controller *c = context;
     _cleanup_json_ json_t *papp = kube_informer_get(c->applications, namespace, application);
-    _cleanup_json_ json_t *handles = NULL, *at_point = claims_of_set(wanted), *chosen = json_object(),
+    _cleanup_json_ json_t *handles = NULL, *at_point = recovery_claims_of_set(wanted), *chosen = json_object(),
                           *live = json_object(), *gone = json_object();
     json_t *handle;
     const char *claim, *group = papp ? application_group(papp) : NULL;
@@ -179,12 +178,13 @@ static int look_at_volume(struct controller *c, const struct kube_target *target
     return r < 0 ? r : 1;
 }
 
-static json_t *volume_object(const char *name, const char *namespace, const json_t *claim,
-                             const struct csi_volume *v, const json_t *class)
+json_t *recovery_volume_object(const char *name, const char *namespace, const char *claim_name, const json_t *claim,
+                               const struct csi_volume *v, const json_t *class, const char *policy)
 {
     const json_t *spec = json_object_get(claim, "spec");
     const char *fs_type = text_of(json_object_get(class, "parameters"), "csi.storage.k8s.io/fstype");
-    const char *policy = text_of(class, "reclaimPolicy"), *mode = text_of(spec, "volumeMode");
+    const char *mode = text_of(spec, "volumeMode");
+    policy = policy ? policy : text_of(class, "reclaimPolicy");
     json_t *attributes = *v->ack_mode ? json_pack("{s:s}", "ackMode", v->ack_mode) : json_object();
     json_t *csi = json_pack("{s:s, s:s, s:s, s:o}", "driver", CSI_DRIVER, "volumeHandle", v->handle, "fsType",
                             *fs_type ? fs_type : "ext4", "volumeAttributes", attributes);
@@ -192,7 +192,7 @@ static json_t *volume_object(const char *name, const char *namespace, const json
         json_pack("{s:{s:[{s:[{s:s, s:s, s:[s]}]}]}}", "required", "nodeSelectorTerms", "matchExpressions",
                   "key", CSI_TOPOLOGY_KEY, "operator", "In", "values", v->node);
     json_t *of = json_pack("{s:s, s:s, s:s, s:s}", "apiVersion", "v1", "kind", "PersistentVolumeClaim",
-                           "namespace", namespace, "name", kube_object_name(claim));
+                           "namespace", namespace, "name", claim_name);
     json_t *size = json_sprintf("%llu", (unsigned long long)v->size_bytes);
     return json_pack("{s:s, s:s, s:{s:s, s:{s:s}}, s:{s:{s:o}, s:O, s:s, s:s, s:s, s:o, s:o, s:o}}",
                      "apiVersion", "v1", "kind", "PersistentVolume", "metadata", "name", name, "annotations",
@@ -242,7 +242,7 @@ static int bind_volume(void *context, const char *namespace, const json_t *claim
         return r;
     if (*class_name && (r = kube_get(c->client, &of_class, &class, err)) < 0)
         return r;
-    object = volume_object(name, namespace, claim, &volume, class);
+    object = recovery_volume_object(name, namespace, kube_object_name(claim), claim, &volume, class, NULL);
     const struct kube_target all = {.resource = &kube_volumes, .field_manager = FIELD_MANAGER};
     r = object ? kube_create(c->client, &all, object, NULL, err) : error_set(err, -ENOMEM, "out of memory");
     if (r == 0)
@@ -319,4 +319,12 @@ static int rewind_stream(void *context, const json_t *stream, uint64_t lsn, cons
     return judge(stream, rewind, ret, err);
 }
 
-const struct data_ops recovery_streams_ops = {streams, plan, gate, rewind_stream, bind_volume};
+const struct data_ops recovery_streams_ops = {.streams = streams,
+                                              .plan = plan,
+                                              .gate = gate,
+                                              .rewind = rewind_stream,
+                                              .bind = bind_volume,
+                                              .originals = recovery_originals,
+                                              .plan_copy = recovery_plan_copy,
+                                              .copy = recovery_copy,
+                                              .bind_copy = recovery_bind_copy};

@@ -55,6 +55,14 @@ static void add(struct look *l, const char *claim, const char *class, bool captu
                                                     "storageClass", class));
 }
 
+/* Of the volume that was added last. */
+static void add_place(struct look *l, const char *handle)
+{
+    _cleanup_json_ json_t *place = handle ? streams_placement(l->c, handle) : NULL;
+    if (place)
+        json_object_update(json_array_get(l->volumes, json_array_size(l->volumes) - 1), place);
+}
+
 /* hostPath volumes are state of the node that no claim names. */
 static bool look_at_pod(void *context, json_t *pod)
 {
@@ -122,8 +130,10 @@ static void judge(struct look *l, const json_t *claim)
         json_string_value(json_object_get(json_object_get(json_object_get(volume, "spec"), "csi"), "driver"));
     const char *provisioner = json_string_value(json_object_get(of_class, "provisioner"));
     const char *by = driver ? driver : volume ? "no CSI driver" : provisioner ? provisioner : NULL;
-    if (by && strcmp(by, CSI_DRIVER) == 0 && volume)
+    if (by && strcmp(by, CSI_DRIVER) == 0 && volume) {
         add(l, name, class, true, "Captured", "every write is journaled");
+        add_place(l, text_at(json_object_get(volume, "spec"), "csi", "volumeHandle"));
+    }
     else if (by && strcmp(by, CSI_DRIVER) == 0)
         add(l, name, class, false, "NotBound",
             "the claim has no volume yet: kubectl -n %s describe pvc %s tells why", namespace, name);

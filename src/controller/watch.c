@@ -66,20 +66,26 @@ static bool reduce(void *context, const struct kube_resource *resource, json_t *
     static const char *const application_keys[] = {"apiVersion", "kind", "metadata", "spec", "status", NULL};
     static const char *const other_keys[] = {"apiVersion", "kind", "metadata", "spec", "provisioner", NULL};
     static const char *const bare_keys[] = {"apiVersion", "kind", "metadata", NULL};
+    static const char *const of_streams[] = {"streams", "rpoMs", "oldestTime"};
     static const char *const volume_keys[] = {"csi", "accessModes", "storageClassName", NULL};
     (void)context;
     cut_metadata(object);
     if (is_kind(resource, &controller_applications)) {
         keep_only(object, application_keys);
+        /* What streams.c writes again and again is no change. */
+        for (size_t i = 0; i < sizeof of_streams / sizeof *of_streams; i++)
+            json_object_del(json_object_get(object, "status"), of_streams[i]);
         return true;
     }
     /* Of a Recovery only that it is there and its annotations count: its status is our own. */
-    if (is_kind(resource, &kube_namespaces) || is_kind(resource, &controller_policies) ||
+    if (is_kind(resource, &kube_namespaces) ||
         is_kind(resource, &controller_recoveries) || is_kind(resource, &controller_checkpoints)) {
         keep_only(object, bare_keys);
         return true;
     }
     keep_only(object, other_keys);
+    if (is_kind(resource, &controller_policies))
+        return true;
     if (is_kind(resource, &kube_pods))
         return cut_pod(object);
     if (is_kind(resource, &kube_volumes))
@@ -101,7 +107,9 @@ static void on_event(void *context, const struct kube_resource *resource, enum k
                      const char *namespace, const char *name, uint64_t version, json_t *object)
 {
     struct controller *c = context;
-    (void)event, (void)version, (void)object;
+    (void)version, (void)object;
+    if (event == KUBE_DELETED && c->data && (is_kind(resource, &kube_volumes) || is_kind(resource, &controller_recoveries)))
+        controller_enqueue(c, STREAMS_KEY, NULL, STREAMS_SOON_MS); /* a clone may have been thrown away */
     bool checkpoint = is_kind(resource, &controller_checkpoints);
     if (checkpoint || is_kind(resource, &controller_recoveries)) {
         char key[300];

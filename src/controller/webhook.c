@@ -298,7 +298,7 @@ int webhook_start(const struct webhook_options *options, struct webhook **ret, s
     pthread_condattr_destroy(&monotonic);
     w->client = options->client;
     w->log = options->log;
-    w->admission = (struct admission){&admission_kube, options->client};
+    w->admission = (struct admission){.ops = &admission_kube, .context = options->client, .history = options->history};
     w->listen = strdup(options->listen);
     w->namespace = strdup(options->namespace);
     snprintf(w->service, sizeof w->service, "%s.%s.svc", WEBHOOK_SERVICE, options->namespace);

@@ -14,6 +14,7 @@
 #define TIDEMARK_CONTROLLER_WEBHOOK_H
 
 #include "base/log.h"
+#include "controller/history.h"
 #include "kube/kube.h"
 
 #define WEBHOOK_CONFIGURATION "tidemark"
@@ -27,6 +28,7 @@ struct webhook_options {
     struct kube_client *client; /* one of its own: webhook_stop interrupts it */
     const char *listen;         /* "ADDRESS:PORT" */
     const char *namespace;      /* of the Secret and the Service */
+    struct history *history;    /* answers HistoryReviews; NULL: nobody does */
     const struct log *log;
 };
 /* Copies the texts. Returns before it serves: the cluster may not answer yet. */

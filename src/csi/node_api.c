@@ -15,6 +15,7 @@
 #include "lib/http_client.h"
 
 #define PREFIX "/v1/streams"
+#define APPLICATIONS "/v1/applications"
 
 /* `gate` may be NULL: looked up. */
 static int stream_json(struct csi_node *node, const char *stream, json_t **ret, struct error *err)
@@ -136,6 +137,18 @@ static int handle_stream(struct csi_node *node, const struct http_request *reque
     return r;
 }
 
+/* A stream that is destroyed leaves no gate. */
+static void forget_stream(struct csi_node *node, const char *path)
+{
+    const char *stream = path + strlen(APPLICATIONS "/");
+    struct error err = ERROR_INIT;
+    if (strncmp(path, APPLICATIONS "/", strlen(APPLICATIONS "/")) != 0 || app_check_name(stream, &err) < 0)
+        return;
+    MUTEX_GUARD(guard, &node->mutex);
+    if (node_gate_remove(node, stream, &err) < 0)
+        log_warning(node->options.log, "stream %s: %s", stream, err.message);
+}
+
 static int hand_on(struct csi_node *node, const struct http_request *request, struct http_response *response,
                    struct error *err)
 {
@@ -150,6 +163,8 @@ static int hand_on(struct csi_node *node, const struct http_request *request, st
         r = http_client_exchange(&options, request->method, target,
                                  request->body_length_bytes ? request->body : NULL, NODE_DATA_TIMEOUT_MS,
                                  &status, &text, err);
+    if (r == 0 && strcmp(request->method, "DELETE") == 0 && status == 200)
+        forget_stream(node, request->path);
     if (r == 0)
         http_response_text(
             response, status,

@@ -89,6 +89,7 @@ bool node_stream_busy(const struct csi_node *node, const char *stream);
 int node_gate_load(struct csi_node *node, const char *stream, json_t **ret, struct error *err) MUST_CHECK;
 int node_gate_save(struct csi_node *node, const char *stream, const json_t *gate,
                    struct error *err) MUST_CHECK;
+int node_gate_remove(struct csi_node *node, const char *stream, struct error *err) MUST_CHECK;
 
 /* ---- node_stream.c ---- */
 /* Makes sure that the stream has the volume and gives its device. `members` of the stream are made with it

@@ -281,6 +281,15 @@ int node_gate_save(struct csi_node *node, const char *stream, const json_t *gate
     return r == 0 ? save_json(path, gate, err) : r;
 }
 
+int node_gate_remove(struct csi_node *node, const char *stream, struct error *err)
+{
+    char path[PATH_MAX];
+    int r = path_of(node, "gates", stream, path, err);
+    if (r == 0 && unlink(path) < 0 && errno != ENOENT)
+        r = error_errno(err, -errno, "cannot remove %s", path);
+    return r;
+}
+
 static int gate_closed(struct csi_node *node, const char *stream, bool *ret, struct error *err)
 {
     _cleanup_json_ json_t *gate = NULL;

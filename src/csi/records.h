@@ -7,6 +7,7 @@
 #define TIDEMARK_CSI_RECORDS_H
 
 #include <jansson.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -15,6 +16,7 @@
 #define CSI_HANDLE_BYTES 64
 #define CSI_NAME_BYTES 512 /* CreateVolume's name: 128 characters */
 #define CSI_LABEL_BYTES 256
+#define CSI_RECOVERY_BYTES 320 /* "NAMESPACE/NAME" */
 
 struct csi_volume {
     char handle[CSI_HANDLE_BYTES]; /* "tm-<uuid>": a DNS label */
@@ -28,6 +30,9 @@ struct csi_volume {
     char published_node[CSI_LABEL_BYTES]; /* "": none */
     char stream[CSI_HANDLE_BYTES];        /* "": not decided yet */
     uint64_t deleted_ns;                  /* realtime; 0: it is there */
+    char recovery[CSI_RECOVERY_BYTES];    /* the Recovery that made it, as a clone's; "": none */
+    bool keep_known;                      /* how long its history is kept once it is deleted; set by `keep` alone */
+    uint64_t keep_s;
 };
 
 struct csi_records_ops {
@@ -39,6 +44,8 @@ struct csi_records_ops {
     int (*list)(void *context, struct csi_volume **ret, size_t *ret_count, struct error *err);
     /* Forgets it for good. 0 when there is none. */
     int (*remove)(void *context, const char *handle, struct error *err);
+    /* Sets keep_s alone, whatever else is saved at the same time. NULL: not served. */
+    int (*keep)(void *context, const char *handle, uint64_t keep_s, struct error *err);
 };
 
 /* <handle>.json in a directory. The context is the directory's path (a string). */

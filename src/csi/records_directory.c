@@ -13,11 +13,12 @@
 
 json_t *csi_volume_to_json(const struct csi_volume *v)
 {
-    return json_pack("{s:s, s:s, s:o, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:o}", "handle", v->handle,
+    return json_pack("{s:s, s:s, s:o, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:o, s:s*}", "handle", v->handle,
                      "name", v->name, "size_bytes", json_u64(v->size_bytes), "backing", v->backing,
                      "backing_class", v->backing_class, "ack_mode", v->ack_mode, "claim_namespace",
                      v->claim_namespace, "claim_name", v->claim_name, "node", v->node, "published_node",
-                     v->published_node, "stream", v->stream, "deleted_ns", json_u64(v->deleted_ns));
+                     v->published_node, "stream", v->stream, "deleted_ns", json_u64(v->deleted_ns),
+                     "recovery", *v->recovery ? v->recovery : NULL);
 }
 
 static int take_text(const json_t *json, const char *key, char *ret, size_t size, struct error *err)
@@ -54,6 +55,8 @@ int csi_volume_of_json(const json_t *json, struct csi_volume *ret, struct error 
         r = json_get_u64(json, "deleted_ns", &v.deleted_ns, err);
     for (size_t i = 0; i < sizeof texts / sizeof *texts && r == 0; i++)
         r = take_text(json, texts[i].key, texts[i].text, texts[i].size, err);
+    if (r == 0 && json_object_get(json, "recovery")) /* records of before have none */
+        r = take_text(json, "recovery", v.recovery, sizeof v.recovery, err);
     if (r == 0)
         *ret = v;
     return r;

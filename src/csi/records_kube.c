@@ -1,16 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Records as ConfigMaps: one a volume, named after its handle, with the label tidemark.io/volume-record and
- * the record as JSON in data.record. */
+ * the record as JSON in data.record; in data.keep, which has a field manager of its own, the seconds for which its history is
+ * kept once it is deleted. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/units.h"
 #include "csi/cluster.h"
 #include "lib/json.h"
 
 #define LABEL "tidemark.io/volume-record"
 #define FIELD_MANAGER "tidemark-csi"
+#define KEEP_MANAGER "tidemark-keep"
+#define KEEP_S_MAX (UINT64_C(100) * 366 * 86400)
 
 static struct kube_target target_of(const struct csi_cluster *cluster, const char *handle)
 {
@@ -29,6 +33,11 @@ static int of_object(const json_t *object, struct csi_volume *ret, struct error 
         r = json_parse("data.record", text, strlen(text), &json, err);
     if (r == 0)
         r = csi_volume_of_json(json, ret, err);
+    const char *keep = json_string_value(json_object_get(json_object_get(object, "data"), "keep"));
+    if (r == 0 && keep) {
+        r = units_parse_u64(keep, KEEP_S_MAX, &ret->keep_s, err);
+        ret->keep_known = r == 0;
+    }
     if (r == 0)
         return 0;
     error_context(err, "the ConfigMap %s is no record of a volume (restore it from a backup)",
@@ -116,4 +125,16 @@ static int forget(void *context, const char *handle, struct error *err)
     return r;
 }
 
-const struct csi_records_ops csi_records_kube = {.load = load, .save = save, .list = list, .remove = forget};
+static int keep(void *context, const char *handle, uint64_t keep_s, struct error *err)
+{
+    struct csi_cluster *cluster = context;
+    struct kube_target target = target_of(cluster, handle);
+    target.field_manager = KEEP_MANAGER;
+    _cleanup_json_ json_t *patch = json_pack("{s:{s:o}}", "data", "keep", json_sprintf("%llu", (unsigned long long)keep_s));
+    int r = patch ? kube_patch(cluster->client, &target, KUBE_PATCH_MERGE, patch, NULL, err)
+                  : error_set(err, -ENOMEM, "out of memory");
+    return r < 0 ? error_context(err, "the record of volume %s", handle) : 0;
+}
+
+const struct csi_records_ops csi_records_kube = {
+    .load = load, .save = save, .list = list, .remove = forget, .keep = keep};

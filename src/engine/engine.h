@@ -40,6 +40,10 @@ struct block *engine_view_volume_block(struct engine_view *v, size_t i);
  * {"version": "..."} to stdout. */
 int engine_check(const char *config_path, struct error *err) MUST_CHECK;
 
+/* Copies the volumes of a pinned point to new files, or counts what would be copied, and prints one JSON object a line to
+ * stdout: progress, and a summary. The configuration: docs/internals.md. */
+int engine_copy(const char *config_path, struct error *err) MUST_CHECK;
+
 /* Reads everything in the journal and prints one JSON object a line to stdout: damage, progress, and a summary. 0, or
  * -EBADMSG when there is damage. */
 int engine_verify(const char *config_path, const char *pin, struct error *err) MUST_CHECK;

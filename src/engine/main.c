@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* tidemark-engine: a dispatch to serve, view or verify. */
+/* tidemark-engine: a dispatch to serve, view, verify or copy. */
 #include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
@@ -14,6 +14,7 @@
 static const char help[] =
     "usage: tidemark-engine serve|view --config FILE [--nbd SOCKET [--pid-file FILE]]\n"
     "       tidemark-engine verify --config FILE [--pin ID]\n"
+    "       tidemark-engine copy --config FILE\n"
     "       tidemark-engine check --config FILE\n"
     "\n"
     "The data plane of one application. It is started by `tidemark up`, or by tidemark-holder, which that starts;\n"
@@ -22,6 +23,7 @@ static const char help[] =
     "  serve   journals and serves the volumes of engine.json over the descriptors in $TIDEMARK_FUSE\n"
     "  view    serves the volumes of a pinned point (view.json) in the same way\n"
     "  verify  reads the whole journal and prints what is damaged, one JSON object a line\n"
+    "  copy    copies the volumes of a pinned point to new files; prints one JSON object a line\n"
     "  check   whether this program could serve the configuration and its journal; changes nothing\n"
     "\n"
     "  --nbd SOCKET     serves the volumes by NBD at a Unix socket, one export name each, instead of FUSE\n"
@@ -90,6 +92,12 @@ int main(int argc, char **argv)
             return 0;
         log_error(&log, "%s", err.message);
         return RUNTIME_EXIT_REFUSED;
+    }
+    if (strcmp(role, "copy") == 0) {
+        if (engine_copy(config, &err) == 0)
+            return 0;
+        log_error(&log, "%s", err.message);
+        return 1;
     }
     if (strcmp(role, "verify") != 0)
         return usage();

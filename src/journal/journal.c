@@ -14,6 +14,7 @@
 
 #include "base/cleanup.h"
 #include "base/io.h"
+#include "base/thread.h"
 #include "journal/base_store.h"
 #include "journal/index.h"
 #include "journal/journal_internal.h"
@@ -165,10 +166,10 @@ static int new_journal(const struct journal_options *options, struct journal **r
     pthread_mutex_init(&j->base_mutex, NULL);
     pthread_rwlock_init(&j->files_lock, NULL);
     pthread_cond_init(&j->room, NULL);
-    pthread_cond_init(&j->work, NULL);
+    thread_cond_init(&j->work);
     pthread_cond_init(&j->sealed, NULL);
     pthread_cond_init(&j->published, NULL);
-    pthread_cond_init(&j->janitor_work, NULL);
+    thread_cond_init(&j->janitor_work);
     j->scratch = io_alloc_pages(j->options.segment_records * sizeof *j->scratch);
     int r = j->scratch ? 0 : error_errno(err, -ENOMEM, "cannot open the journal %s", options->directory);
     for (int i = 0; i < 2 && r == 0; i++)
@@ -395,6 +396,10 @@ int journal_refuse_begin(struct journal *j, struct lsn low, struct error *err)
     pthread_mutex_lock(&j->mutex);
     size_t count = j->manifest.refused_count;
     bool open = count && j->manifest.refused[count - 1].high.n == 0;
+    if (!open && count == MANIFEST_MAX_REFUSED) { /* the last one goes on: too much is refused rather than that nothing can be compared */
+        j->manifest.refused[count - 1].high = LSN_NONE;
+        open = true;
+    }
     int r = open ? 0 : manifest_add_refused(&j->manifest, &refused, err);
     if (open && low.n < j->manifest.refused[count - 1].low.n)
         j->manifest.refused[count - 1].low = low;

@@ -16,7 +16,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -815,11 +814,8 @@ static void *janitor_main(void *context)
         pthread_mutex_lock(&j->mutex);
         if (more && r == 0)
             continue;
-        struct timespec until;
-        clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_sec += r < 0 ? 1 : 5;
         if (!j->stop)
-            pthread_cond_timedwait(&j->janitor_work, &j->mutex, &until);
+            thread_cond_wait_ns(&j->janitor_work, &j->mutex, (r < 0 ? 1 : 5) * NS_PER_SECOND);
     }
     pthread_mutex_unlock(&j->mutex);
     return NULL;

@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -178,12 +177,7 @@ int sealer_seal_switched(struct journal *j, struct error *err)
 
 static void wait_for_work(struct journal *j, unsigned delay_ms)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_nsec += (long)delay_ms * 1000000;
-    until.tv_sec += until.tv_nsec / 1000000000;
-    until.tv_nsec %= 1000000000;
-    pthread_cond_timedwait(&j->work, &j->mutex, &until);
+    thread_cond_wait_ns(&j->work, &j->mutex, delay_ms * NS_PER_MS);
 }
 
 /* With the mutex: whether the janitor is so far behind that the next segment has to wait for it (J7). */

@@ -222,7 +222,10 @@ void writer_try_submit(struct journal *j)
     struct io_uring_sqe *sqe = io_uring_get_sqe(&j->uring);
     io_uring_prep_write(sqe, fd, block, bytes, offset);
     io_uring_sqe_set_data(sqe, f);
-    int r = io_uring_submit(&j->uring);
+    int r;
+    do /* an entry that stayed would be submitted with a later one, to another segment's descriptor */
+        r = io_uring_submit(&j->uring);
+    while (r == -EINTR || r == -EAGAIN || r == -EBUSY);
     pthread_mutex_unlock(&j->submit_mutex);
     pthread_mutex_lock(&j->mutex);
     if (r < 0) {

@@ -10,7 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -458,10 +457,7 @@ static int verify_some(struct group *g, bool *ret_worked, struct error *err)
 /* With the worker's mutex. Nobody wakes the worker when the journal fails: it looks once a second. */
 static void wait_for_work(struct group *g)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += 1;
-    pthread_cond_timedwait(&g->worker_work, &g->worker_mutex, &until);
+    thread_cond_wait_ns(&g->worker_work, &g->worker_mutex, NS_PER_SECOND);
 }
 
 static void *worker_main(void *context)

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/thread.h"
 #include "volume/group_internal.h"
 
 int group_new(struct journal *journal, enum group_ack ack, const struct log *log, struct group **ret, struct error *err)
@@ -29,11 +30,11 @@ int group_new(struct journal *journal, enum group_ack ack, const struct log *log
     pthread_mutex_init(&g->worker_mutex, NULL);
     pthread_mutex_init(&g->intent_mutex, NULL);
     pthread_mutex_init(&g->pending_mutex, NULL);
-    pthread_cond_init(&g->worker_work, NULL);
+    thread_cond_init(&g->worker_work);
     pthread_cond_init(&g->worker_idle, NULL);
     pthread_cond_init(&g->resumed, NULL);
     pthread_mutex_init(&g->seed_mutex, NULL);
-    pthread_cond_init(&g->seed_work, NULL);
+    thread_cond_init(&g->seed_work);
     g->seed_bytes_per_second = GROUP_SEED_BYTES_PER_SECOND;
     range_lock_init(&g->ranges);
     *ret = g;

@@ -22,7 +22,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -316,12 +315,7 @@ int seed_exact_until(struct group *g, struct lsn *low, struct error *err)
 /* With seed_mutex: sleeps until `ns` have gone by, it is stopped or hurried. */
 static void sleep_some(struct group *g, uint64_t ns)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    uint64_t at = (uint64_t)until.tv_nsec + ns;
-    until.tv_sec += (time_t)(at / NS_PER_SECOND);
-    until.tv_nsec = (long)(at % NS_PER_SECOND);
-    pthread_cond_timedwait(&g->seed_work, &g->seed_mutex, &until);
+    thread_cond_wait_ns(&g->seed_work, &g->seed_mutex, ns);
 }
 
 /* Keeps to the speed wanted. false: stop. */

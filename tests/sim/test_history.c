@@ -186,7 +186,7 @@ static void fill_backings(struct history *h)
     }
 }
 
-static void open_all(struct history *h)
+static void open_volumes(struct history *h)
 {
     struct journal_options options = {.directory = h->directory, .key_file = check_key_file(),
                                       .segment_blocks = h->blocks,
@@ -215,7 +215,26 @@ static void open_all(struct history *h)
         OK(h, (is_adopted(i) ? group_adopt_volume : group_add_volume)(h->group, name, h->sizes[i], path, &err));
     }
     group_set_seed_speed(h->group, h->seed_speed);
+}
+
+static void open_all(struct history *h)
+{
+    open_volumes(h);
     OK(h, group_start(h->group, &err));
+}
+
+/* A start that comes to nothing: killed, or ended in order since something else was missing. What recovery asks for is owed to the
+ * next one. */
+static void start_in_vain(struct history *h)
+{
+    open_volumes(h);
+    if (below(h, 2)) {
+        group_abandon(h->group);
+        journal_abandon(h->journal);
+    } else {
+        group_free(h->group);
+        OK(h, journal_close(h->journal, &err));
+    }
 }
 
 static void check_live(struct history *h)
@@ -674,12 +693,12 @@ static void lose_before_image(struct history *h)
 
 static void reopen(struct history *h)
 {
-    bool kill = below(h, 2), seeding = adopt && is_seeding(h);
+    bool kill = below(h, 2), seeding = adopt && is_seeding(h), in_vain = below(h, 4) == 0;
     h->doing = kill ? "kill and reopen" : "close and reopen";
     remember(h);
     close_view(h);
     if (kill) {
-        if (h->ack == GROUP_ACK_FLUSH && below(h, 2))
+        if (h->ack == GROUP_ACK_FLUSH && (in_vain || below(h, 2))) /* a second kill may lose what is in the ring alone: it is read back then */
             OK(h, block_flush(group_volume_block(h->group, 0), &err));
         if (below(h, 2))
             leave_in_flight(h);
@@ -688,6 +707,8 @@ static void reopen(struct history *h)
         if (below(h, 3) == 0) { /* as after a power loss: shared memory is gone, everything is compared */
             h->doing = "power loss and reopen";
             unlink(h->ring);
+            if (in_vain)
+                start_in_vain(h);
             note_loss(h);
             open_all(h);
             check_live(h);
@@ -698,10 +719,14 @@ static void reopen(struct history *h)
         group_free(h->group);
         OK(h, journal_close(h->journal, &err));
     }
+    if (in_vain)
+        start_in_vain(h);
     if (below(h, 4) == 0 && !seeding)
         grow_closed(h);
     open_all(h);
     check_live(h);
+    if (in_vain)
+        group_settle(h->group); /* compared, if anything was in flight */
 }
 
 static void drop(struct history *h)

@@ -17,7 +17,7 @@ BUILD = os.environ.get("TIDEMARK_BUILD", os.path.join(os.path.dirname(__file__),
 TIDEMARK = os.path.join(BUILD, "src", "cli", "tidemark")
 DEADLINE_S = 60
 API = Api()
-RESULTS = {"rewind": "RewindResult", "undo": "RewindResult", "verify": "VerifyResult", "upgrade-engine": "UpgradeResult"}
+RESULTS = {"rewind": "RewindResult", "undo": "RewindResult", "verify": "VerifyResult", "upgrade-engine": "UpgradeResult", "clone": "CloneResult"}
 
 
 class ApiError(Exception):

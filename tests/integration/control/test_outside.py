@@ -162,6 +162,22 @@ class Words(Base):
             self.assertEqual(caught.exception.code, "ERANGE", since)
 
 
+class Tags(Base):
+    def test_what_was_written_before_is_in_it(self):
+        """Though nobody flushed it: that is what somebody means who tags, tries something and goes back."""
+        s = self.s.start()
+        s.apply(s.yaml())
+        for volume in ("data", "wal"):
+            with open(s.path("mnt/shop", volume, "f"), "w", encoding="ascii") as f:
+                f.write("before")
+        s.call("POST", "/v1/applications/shop/tag", {"name": "one"})
+        for volume in ("data", "wal"):
+            with open(s.path("mnt/shop", volume, "f"), "w", encoding="ascii") as f:
+                f.write("after")
+        s.operate("/v1/applications/shop/rewind", {"to": "tag:one"})
+        self.assertEqual((s.read("mnt/shop/data/f"), s.read("mnt/shop/wal/f")), ("before", "before"))
+
+
 class Damage(Base):
     def test_a_cut_segment_is_told_and_the_rest_can_be_salvaged(self):
         s = self.s.start()

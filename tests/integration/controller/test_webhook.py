@@ -85,7 +85,8 @@ def create(thing, user=None, verb="create"):
 class Controller:
     """`tidemark controller` with a token of its service account, so that it may what the manifests let it."""
 
-    def __init__(self):
+    def __init__(self, *more):
+        self.more = more
         self.state = tempfile.mkdtemp(prefix="tidemark-webhook-")
         self.port = free_ports(1)
         token = SERVER.kubectl("-n", SYSTEM, "create", "token", "tidemark-controller", "--duration=24h")
@@ -101,7 +102,7 @@ class Controller:
         SERVER.kubectl("-n", SYSTEM, "delete", "lease", "tidemark-controller", "--ignore-not-found")
         self.log = open(f"{self.state}/log", "a", encoding="utf-8")
         self.child = subprocess.Popen([TIDEMARK, "controller", f"--csi-socket={self.state}/csi.sock", f"--state={self.state}/state",
-                                       f"--kubeconfig={self.kubeconfig}", f"--webhook-listen=127.0.0.1:{self.port}"],
+                                       f"--kubeconfig={self.kubeconfig}", f"--webhook-listen=127.0.0.1:{self.port}", *self.more],
                                       stdout=self.log, stderr=self.log)
         until("the webhook answers", self.answers)
 

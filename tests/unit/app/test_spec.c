@@ -82,6 +82,23 @@ static void sources(void **unused)
            "relative one starts");
 }
 
+/* Where a clone's volume came from is kept as it is written. */
+static void from(void **unused)
+{
+    (void)unused;
+    _cleanup_app_documents_ struct app_documents *d = parse(HEAD "spec: {volumes: [{name: a, size: 1Gi, from: 'shop/data@lsn:7'}, {name: b, size: 1Gi}]}\n");
+    const struct app_volume *v = d->items[0].spec->volumes;
+    assert_string_equal(v[0].from, "shop/data@lsn:7");
+    assert_true(app_volume_is_adopted(&v[0]));
+    assert_false(app_volume_is_adopted(&v[1]));
+    _cleanup_free_ char *text = app_spec_to_yaml(d->items[0].spec);
+    _cleanup_app_documents_ struct app_documents *again = parse(text);
+    assert_string_equal(again->items[0].spec->volumes[0].from, "shop/data@lsn:7");
+    assert_null(again->items[0].spec->volumes[1].from);
+    refuse(HEAD "spec: {volumes: [{name: a, source: /b, from: 'shop/data@lsn:7'}]}\n",
+           "f.yaml:4:46: spec.volumes[0].from: found 'shop/data@lsn:7'; expected what a clone wrote there, without source");
+}
+
 static void canonical(void **unused)
 {
     (void)unused;
@@ -216,7 +233,7 @@ static void volumes(void **unused)
     refuse(many, "spec.volumes: found 33 volumes; expected at most 32");
     refuse(HEAD "spec:\n  volumes:\n  - {nmae: a}\n",
            "f.yaml:6:6: spec.volumes[0].nmae: unknown field; did you mean 'name'? (expected one of: name, "
-           "source, size, mountPath, fsType)");
+           "source, from, size, mountPath, fsType)");
     refuse(HEAD "spec: {volumes: [{name: a_b, size: 1Gi}]}\n",
            "spec.volumes[0].name: found 'a_b'; expected a DNS label");
     refuse(HEAD "spec: {volumes: [{name: a}]}\n",
@@ -302,7 +319,7 @@ static void encryption(void **unused)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(whole),    cmocka_unit_test(sources), cmocka_unit_test(canonical),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(whole),    cmocka_unit_test(sources), cmocka_unit_test(from), cmocka_unit_test(canonical),
                                        cmocka_unit_test(policies), cmocka_unit_test(retention), cmocka_unit_test(wrong_retention), cmocka_unit_test(envelope),
                                        cmocka_unit_test(volumes),  cmocka_unit_test(others), cmocka_unit_test(encryption)};
     return cmocka_run_group_tests(tests, NULL, NULL);

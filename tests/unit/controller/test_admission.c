@@ -79,7 +79,7 @@ static json_t *ask(struct cluster *c, enum admission_phase phase, const char *ki
                    const char *old)
 {
     char text[4000];
-    const struct admission a = {&ops, c};
+    const struct admission a = {.ops = &ops, .context = c};
     struct error err = ERROR_INIT;
     _cleanup_json_ json_t *review = NULL;
     json_t *answer = NULL, *response;
@@ -243,7 +243,7 @@ static void reviews_that_are_none_are_an_error(void **state)
     static const char *const texts[] = {"{}", "{\"request\": 1}", "{\"request\": {}}",
                                         "{\"request\": {\"uid\": 5}}"};
     struct cluster c = {0};
-    const struct admission a = {&ops, &c};
+    const struct admission a = {.ops = &ops, .context = &c};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         struct error err = ERROR_INIT;
         json_t *answer = NULL;

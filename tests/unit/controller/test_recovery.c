@@ -352,6 +352,72 @@ static int bind_volume(void *context, const char *namespace, const json_t *claim
     log_data(c, "bind");
     ANSWER(0);
 }
+static int originals(void *context, const char *namespace, const char *application, const json_t *wanted, json_t **ret,
+                     struct error *err)
+{
+    struct cluster *c = context;
+    CALL(c);
+    assert_string_equal(namespace, "n");
+    assert_string_equal(application, "shop");
+    /* What the clone will be, with the volume that the original had. */
+    const json_t *claim = json_object_get(wanted, "core/v1/PersistentVolumeClaim/test/data-db-0");
+    assert_string_equal(json_string_value(json_object_get(json_object_get(claim, "spec"), "volumeName")), "pv-1");
+    if (json_object_get(c->unknown, "purged"))
+        ANSWER(error_set(err, -ENOENT, "nothing is known of the volume pv-1"));
+    if (!dead)
+        *ret = json_pack("[{s:s, s:s, s:[s], s:s, s:[{s:s, s:s, s:s}]}]", "stream", "s1", "node", "node1", "claims", "data-db-0",
+                         "newStream", "tm-9", "volumes", "claim", "data-db-0", "from", "tm-1", "handle", "tm-9");
+    ANSWER(0);
+}
+static int plan_copy(void *context, const json_t *stream, const char *point, json_t **ret, struct error *err)
+{
+    struct cluster *c = context;
+    CALL(c);
+    assert_string_equal(json_string_value(json_object_get(stream, "stream")), "s1");
+    snprintf(c->data_point, sizeof c->data_point, "%s", point);
+    if (json_object_get(c->unknown, "full"))
+        ANSWER(error_set(err, -ENOSPC, "a clone does not fit"));
+    if (json_object_get(c->unknown, "plan-fails"))
+        ANSWER(error_set(err, -ERANGE, "the history begins later"));
+    if (!dead)
+        *ret = json_pack("{s:i, s:s, s:i, s:[{s:s, s:i, s:i}]}", "target_lsn", 7, "target_time", "2026-11-21T02:04:46.5Z",
+                         "changed_bytes", 8192, "volumes", "name", "tm-1", "changed_bytes", 8192, "size_bytes", 1 << 20);
+    ANSWER(0);
+}
+static int copy(void *context, json_t *stream, const char *owner, json_t **ret, struct error *err)
+{
+    struct cluster *c = context;
+    CALL(c);
+    assert_string_equal(owner, "n/r");
+    assert_int_equal(json_integer_value(json_object_get(stream, "targetLsn")), 7);
+    assert_string_equal(json_string_value(json_object_get(stream, "newStream")), "tm-9");
+    const json_t *volume = json_array_get(json_object_get(stream, "volumes"), 0);
+    assert_int_equal(json_integer_value(json_object_get(volume, "sizeBytes")), 1 << 20);
+    if (json_object_get(c->unknown, "copy-fails"))
+        ANSWER(error_set(err, -EIO, "the copy has failed: the original was deleted"));
+    if (c->rewind_looks < 3) {
+        c->rewind_looks++;
+        json_object_set_new(stream, "operation", json_string("op-1"));
+        ANSWER(error_set(err, -EAGAIN, "stream s1 is being copied: 30 %%"));
+    }
+    log_data(c, "copy");
+    if (!dead)
+        *ret = json_pack("{s:i}", "copied_ms", 12);
+    ANSWER(0);
+}
+static int bind_copy(void *context, const json_t *stream, const json_t *volume, const char *source_namespace, const char *namespace,
+                     const json_t *claim, struct error *err)
+{
+    struct cluster *c = context;
+    (void)stream, (void)volume;
+    CALL(c);
+    assert_string_equal(source_namespace, "n");
+    assert_string_equal(namespace, "test");
+    assert_non_null(claim);
+    assert_null(json_object_get(c->objects, "core/v1/PersistentVolumeClaim/test/data-db-0")); /* before it */
+    log_data(c, "bind");
+    ANSWER(0);
+}
 static void no_pause(void *context, unsigned ms)
 {
     ((struct cluster *)context)->paused += ms;
@@ -366,7 +432,15 @@ static const struct recovery_cluster_ops cluster_ops = {.get = get,
                                                         .knows = knows};
 static const struct recovery_store_ops store_ops = {read_recovery, write_status, write_plan, read_plan};
 static const struct recovery_source_ops source_ops = {objects_of, select_own};
-static const struct data_ops data_ops = {streams, plan_data, gate, rewind_data, bind_volume};
+static const struct data_ops data_ops = {.streams = streams,
+                                         .plan = plan_data,
+                                         .gate = gate,
+                                         .rewind = rewind_data,
+                                         .bind = bind_volume,
+                                         .originals = originals,
+                                         .plan_copy = plan_copy,
+                                         .copy = copy,
+                                         .bind_copy = bind_copy};
 
 static int run(struct cluster *c, bool data, struct error *err)
 {
@@ -717,8 +791,106 @@ static void a_clone_leaves_the_original_alone(void **unused)
     assert_int_equal(json_integer_value(json_object_get(json_object_get(web, "spec"), "replicas")), 1);
     const json_t *claim = json_object_get(c.objects, "core/v1/PersistentVolumeClaim/test/data-db-0");
     assert_null(json_object_get(json_object_get(claim, "spec"), "volumeName"));
+    /* Its volumes are copies, which are there before their claims; no gate is closed, no pod stopped. */
+    _cleanup_free_ char *data = json_to_text(c.data);
+    assert_string_equal(data, "[\"copy\",\"bind\"]");
+    const json_t *stream = json_array_get(json_object_get(status_of(&c), "streams"), 0);
+    assert_int_equal(json_integer_value(json_object_get(stream, "copiedMs")), 12);
+    assert_int_equal(json_integer_value(json_object_get(json_object_get(status_of(&c), "timings"), "dataMs")), 12);
+    assert_non_null(json_object_get(json_object_get(status_of(&c), "timings"), "openedMs"));
+    tear_down(&c);
+}
+
+#define CLONE "{application: shop, mode: clone, targetNamespace: test, point: '-90s'}"
+
+static void r1_a_clone_is_carried_on_at_every_call(void **unused)
+{
+    (void)unused;
+    struct cluster whole;
+    struct error err = ERROR_INIT;
+    set_up(&whole, NOW, CLONE);
+    check_ok(run(&whole, true, &err));
+    for (long at = 1; at <= whole.calls; at++) {
+        for (int lost = 0; lost < 2; lost++) {
+            struct cluster c;
+            set_up(&c, NOW, CLONE);
+            _cleanup_json_ json_t *before = json_deep_copy(c.objects);
+            c.kill_at = at;
+            c.lose_answer = lost;
+            int r = run(&c, true, &err);
+            if (r == 0 && !recovery_has_ended(c.recovery))
+                fail_msg("call %ld: ended without a phase", at);
+            c.kill_at = 0;
+            check_ok(run(&c, true, &err));
+            assert_phase(&c, "Completed");
+            assert_int_equal(verdicts(&c, "created"), verdicts(&whole, "created"));
+            assert_int_equal(verdicts(&c, "failed"), 0);
+            assert_string_equal(json_string_value(json_array_get(c.data, json_array_size(c.data) - 1)), "bind");
+            const char *name;
+            json_t *object;
+            json_object_foreach(before, name, object)
+                assert_true(json_equal(object, json_object_get(c.objects, name)));
+            tear_down(&c);
+        }
+    }
+    tear_down(&whole);
+}
+
+static void a_clone_without_data_asks_for_it(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW, "{application: shop, mode: clone, targetNamespace: test, point: '-90s', objectsOnly: true}");
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Completed");
+    assert_int_equal(json_array_size(c.data), 0);
+    assert_null(json_object_get(status_of(&c), "streams"));
+    tear_down(&c);
+    /* The plan of one with data: what it would copy. A point that leaves volumes alone in a rewind is one here. */
+    set_up(&c, NOW, "{application: shop, mode: clone, targetNamespace: test, point: latest, dryRun: true}");
+    json_object_update(c.latest, c.point);
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Planned");
+    assert_string_equal(c.data_point, "latest");
+    const json_t *volume = json_array_get(json_object_get(json_object_get(status_of(&c), "plan"), "volumes"), 0);
+    assert_string_equal(json_string_value(json_object_get(volume, "claim")), "data-db-0");
+    assert_int_equal(json_integer_value(json_object_get(volume, "changedBytes")), 8192);
     assert_int_equal(json_array_size(c.data), 0);
     tear_down(&c);
+}
+
+/* R3: what speaks against the copy is found before anything is made; a copy that fails ends the clone with the reason. */
+static void a_clone_whose_data_cannot_be_had_says_why(void **unused)
+{
+    (void)unused;
+    static const struct {
+        const char *trouble, *reason, *message;
+    } cases[] = {{"purged", "VolumesNotAvailable", "nothing is known of the volume"},
+                 {"full", "NoSpace", "does not fit"},
+                 {"plan-fails", "PointNotAvailable", "the history begins later"},
+                 {"claim", "ClaimExists", "has a claim data-db-0 with a volume of its own"},
+                 {"copy-fails", "CopyFailed", "the original was deleted"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct cluster c;
+        struct error err = ERROR_INIT;
+        bool claim = strcmp(cases[i].trouble, "claim") == 0;
+        set_up(&c,
+               claim ? NOW "---\napiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: data-db-0, namespace: test}\nspec: "
+                           "{storageClassName: fast, volumeName: pv-2}\n"
+                     : NOW,
+               CLONE);
+        json_object_set_new(c.unknown, cases[i].trouble, json_true());
+        _cleanup_json_ json_t *before = json_deep_copy(c.objects);
+        check_ok(run(&c, true, &err));
+        assert_phase(&c, "Failed");
+        const json_t *condition = json_array_get(json_object_get(status_of(&c), "conditions"), 0);
+        assert_string_equal(json_string_value(json_object_get(condition, "reason")), cases[i].reason);
+        assert_non_null(strstr(json_string_value(json_object_get(condition, "message")), cases[i].message));
+        assert_true(json_equal(before, c.objects));
+        assert_int_equal(json_array_size(c.data), 0);
+        tear_down(&c);
+    }
 }
 
 static void a_namespace_that_is_gone_is_restored(void **unused)
@@ -850,6 +1022,9 @@ static void workloads_are_awaited(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(r1_a_clone_is_carried_on_at_every_call),
+        cmocka_unit_test(a_clone_without_data_asks_for_it),
+        cmocka_unit_test(a_clone_whose_data_cannot_be_had_says_why),
         cmocka_unit_test(a_rewind_puts_objects_back),
         cmocka_unit_test(a_dry_run_changes_nothing_and_says_everything),
         cmocka_unit_test(r1_a_killed_controller_is_taken_over_at_every_call),

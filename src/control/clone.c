@@ -1,0 +1,488 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A new application whose volumes begin with what another's held at a point: the point is pinned,
+ * `tidemark-engine copy` fills the new backings, and the new engine takes them as it takes adopted ones.
+ *
+ *   C1  the new application is whole or is not there: application.yaml, written once its backings are
+ * durable, is what makes it one. Until then its directory has the file `clone.json`, and who finds that
+ * without application.yaml removes the directory. C2  of the original nothing is changed, stopped or held but
+ * the pin. */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/io.h"
+#include "base/units.h"
+#include "control/control_internal.h"
+
+#define MARKER "clone.json"
+
+const char *const clone_steps[] = {"pin the point", "copy", "start", NULL};
+enum { STEP_PIN, STEP_COPY, STEP_START };
+
+struct copying {
+    struct application *source;
+    struct operation *operation; /* NULL: only counted */
+    char id[CONTROL_ID_BYTES], config[PATH_MAX];
+    int lock_fd;
+    json_t *pin;     /* the engine's answer */
+    json_t *volumes; /* [{"name": in the new application, "from": name there, "id", "size_bytes"}] */
+    json_t *summary;
+};
+
+/* ---- the request ---- */
+
+int clone_check_request(const json_t *request, struct error *err)
+{
+    const char *text, *old;
+    json_t *volumes = NULL, *new;
+    bool unused = false;
+    int r = json_reject_unknown(request, err, "name", "point", "volumes", "dry_run", NULL);
+    if (r == 0)
+        r = json_get_string(request, "name", &text, err);
+    if (r == 0 && app_check_name(text, err) < 0)
+        r = error_context(err, "name");
+    if (r == 0)
+        r = json_get_string(request, "point", &text, err);
+    if (r == 0)
+        r = json_get_optional_bool(request, "dry_run", &unused, err);
+    if (r == 0)
+        r = json_get_optional_object(request, "volumes", &volumes, err);
+    json_object_foreach(volumes, old, new)
+    {
+        if (r == 0 && (!json_is_string(new) || app_check_name(json_string_value(new), err) < 0))
+            r = error_set(err, -EINVAL, "volumes.%.63s: expected the new volume's name, a DNS label", old);
+    }
+    if (r == 0 && volumes && json_object_size(volumes) == 0)
+        r = error_set(err, -EINVAL, "volumes: expected at least one");
+    return r;
+}
+
+/* Which volumes of the pin are copied, under which names. */
+static int choose_volumes(struct copying *c, const json_t *request, struct error *err)
+{
+    json_t *all, *volume, *wanted = json_object_get(request, "volumes"), *new;
+    size_t i, found = 0;
+    const char *old;
+    int r = json_get_array(c->pin, "volumes", &all, err);
+    if (r < 0)
+        return r;
+    c->volumes = json_array();
+    json_array_foreach(all, i, volume)
+    {
+        const char *name = json_string_value(json_object_get(volume, "name"));
+        const char *as = wanted && name ? json_string_value(json_object_get(wanted, name)) : name;
+        if (!name || app_check_name(name, err) < 0)
+            return error_set(err, -EPROTO, "the engine named a volume in an odd way");
+        if (!as)
+            continue;
+        found++;
+        json_array_append_new(c->volumes, json_pack("{s:s, s:s, s:O, s:O}", "name", as, "from", name, "id",
+                                                    json_object_get(volume, "id"), "size_bytes",
+                                                    json_object_get(volume, "size_bytes")));
+    }
+    if (found && (!wanted || found == json_object_size(wanted)))
+        return 0;
+    json_object_foreach(wanted, old, new)
+    {
+        bool there = false;
+        json_array_foreach(all, i, volume) there |=
+            strcmp(json_string_value(json_object_get(volume, "name")), old) == 0;
+        if (!there)
+            return error_set(err, -ENOENT, "%s had no volume '%.63s' at that point", c->source->name, old);
+    }
+    return error_set(err, -ENOENT, "%s had no volumes at that point", c->source->name);
+}
+
+/* ---- the copy ---- */
+
+/* `directory` NULL: only counted. */
+static int write_config(struct copying *c, const char *directory, struct error *err)
+{
+    json_t *list = json_array(), *volume;
+    size_t i;
+    json_array_foreach(c->volumes, i, volume)
+    {
+        json_t *one =
+            json_pack("{s:O, s:O, s:O}", "name", json_object_get(volume, "name"), "id",
+                      json_object_get(volume, "id"), "size_bytes", json_object_get(volume, "size_bytes"));
+        if (directory)
+            json_object_set_new(one, "target",
+                                json_sprintf("%s/backing/%s.img", directory,
+                                             json_string_value(json_object_get(volume, "name"))));
+        json_array_append_new(list, one);
+    }
+    _cleanup_json_ json_t *config =
+        json_pack("{s:o, s:s, s:o}", "journal", json_sprintf("%s/journal", c->source->directory), "pin",
+                  c->id, "volumes", list);
+    if (config && c->source->spec->key_file)
+        json_object_set_new(config, "key_file", json_string_nocheck(c->source->spec->key_file));
+    return write_json_file(c->config, config, err);
+}
+
+static void take_line(struct copying *c, const char *line)
+{
+    struct error ignored = ERROR_INIT;
+    _cleanup_json_ json_t *json = NULL;
+    uint64_t done, total;
+    if (json_parse("copy", line, strlen(line), &json, &ignored) < 0)
+        return;
+    const char *kind = json_string_value(json_object_get(json, "kind"));
+    if (kind && strcmp(kind, "summary") == 0) {
+        json_decref(c->summary);
+        c->summary = json_incref(json);
+    } else if (c->operation && json_get_u64(json, "done_bytes", &done, &ignored) == 0 &&
+               json_get_u64(json, "total_bytes", &total, &ignored) == 0)
+        operation_progress(c->operation, done, total, "bytes");
+}
+
+static int run_copy(struct copying *c, const char *log_path, struct error *err)
+{
+    int pipe_fds[2], status = 0;
+    off_t log_from = process_log_size(log_path);
+    if (pipe2(pipe_fds, O_CLOEXEC) < 0)
+        return error_errno(err, -errno, "cannot make a pipe");
+    const char *const argv[] = {c->source->control->programs.engine, "copy", "--config", c->config, NULL};
+    struct process_options options = {
+        .argv = argv, .log_path = log_path, .inherit_fd = c->lock_fd, .output_fd = pipe_fds[1]};
+    struct process process = PROCESS_NONE;
+    int r = process_start(&options, &process, err);
+    close(pipe_fds[1]);
+    _cleanup_fclose_ FILE *output = fdopen(pipe_fds[0], "r");
+    _cleanup_free_ char *line = NULL;
+    size_t capacity = 0;
+    if (r < 0)
+        return r;
+    while (output && getline(&line, &capacity, output) >= 0) {
+        take_line(c, line);
+        if (atomic_load(&c->source->control->stopping))
+            process_kill(&process, SIGTERM);
+    }
+    process_wait(&process, -1, &status);
+    process_forget(&process);
+    if (atomic_load(&c->source->control->stopping))
+        return error_set(err, -EBUSY, "`tidemark up` is stopping");
+    if (status == 0 && c->summary)
+        return 0;
+    char tail[PROCESS_TAIL_BYTES];
+    process_log_tail(log_path, log_from, tail);
+    return error_set(err, -EIO, "the copy has failed: %s", tail[0] ? tail : "its process was killed");
+}
+
+static int begin(struct copying *c, const json_t *request, struct error *err)
+{
+    const char *point = json_string_value(json_object_get(request, "point"));
+    int r = control_new_id("clone-", c->id, err);
+    if (r == 0)
+        r = pin_take(c->source, c->id, point, false, &c->lock_fd, &c->pin, err);
+    return r == 0 ? choose_volumes(c, request, err) : r;
+}
+
+static void end(struct copying *c)
+{
+    if (c->lock_fd >= 0) {
+        close(c->lock_fd);
+        pin_drop(c->source, c->id);
+    }
+    if (c->config[0])
+        unlink(c->config);
+    json_decref(c->pin);
+    json_decref(c->volumes);
+    json_decref(c->summary);
+}
+
+/* The backing and, later, the history's copy of what it began with; and the history to come. */
+static int check_space(const struct copying *c, struct error *err)
+{
+    struct statvfs fs;
+    struct app_policy *policy = NULL;
+    char needed_text[UNITS_TEXT_BYTES], free_text[UNITS_TEXT_BYTES];
+    const struct control *control = c->source->control;
+    uint64_t bytes = (uint64_t)json_integer_value(json_object_get(c->summary, "bytes"));
+    int r = policy_load(control, c->source->spec->policy, &policy, err);
+    if (r < 0 || !policy)
+        return r;
+    if (statvfs(control->state_directory, &fs) < 0)
+        r = error_errno(err, -errno, "cannot see how much of %s is free", control->state_directory);
+    uint64_t free_bytes = (uint64_t)fs.f_bavail * fs.f_frsize, quota = policy->quota_bytes;
+    app_policy_free(policy);
+    if (r == 0 && !quota)
+        quota = free_bytes / 4 < CONTROL_QUOTA_DEFAULT_BYTES ? free_bytes / 4 : CONTROL_QUOTA_DEFAULT_BYTES;
+    if (r == 0 && 2 * bytes + quota > free_bytes)
+        r = error_set(err, -ENOSPC,
+                      "a clone of %s does not fit on the disk of %s: needed %s (its data twice, and the "
+                      "journal), free %s; remove "
+                      "what is not needed there, or set a smaller spec.journal.quota in the policy",
+                      c->source->name, control->state_directory,
+                      units_format_bytes(2 * bytes + quota, needed_text),
+                      units_format_bytes(free_bytes, free_text));
+    return r;
+}
+
+/* Counts what would be copied. */
+static int count(struct copying *c, struct error *err)
+{
+    char log_path[PATH_MAX];
+    int r = application_path(c->source, log_path, err, "engine.log");
+    if (r == 0)
+        r = application_path(c->source, c->config, err, "%s.json", c->id);
+    if (r == 0)
+        r = write_config(c, NULL, err);
+    if (r == 0)
+        r = run_copy(c, log_path, err);
+    return r == 0 ? check_space(c, err) : r;
+}
+
+static json_t *told_volumes(const struct copying *c)
+{
+    json_t *list = json_array(), *volume;
+    size_t i;
+    json_array_foreach(c->volumes, i, volume) json_array_append_new(
+        list, json_pack("{s:O, s:O, s:O, s:O}", "name", json_object_get(volume, "name"), "from",
+                        json_object_get(volume, "from"), "size_bytes", json_object_get(volume, "size_bytes"),
+                        "bytes",
+                        json_object_get(json_array_get(json_object_get(c->summary, "volumes"), i), "bytes")));
+    return list;
+}
+
+int clone_plan(struct application *source, const json_t *request, json_t **ret, struct error *err)
+{
+    struct copying c = {.source = source, .lock_fd = -1};
+    int r = begin(&c, request, err);
+    if (r == 0)
+        r = count(&c, err);
+    if (r == 0) {
+        *ret = json_pack("{s:{s:s, s:O, s:O, s:O, s:O, s:o}}", "plan", "source", source->name, "lsn",
+                         json_object_get(c.pin, "lsn"), "time", json_object_get(c.pin, "time"), "note",
+                         json_object_get(c.pin, "note"), "bytes", json_object_get(c.summary, "bytes"),
+                         "volumes", told_volumes(&c));
+        r = *ret ? 0 : error_set(err, -EPROTO, "the engine's answer lacks fields");
+    }
+    end(&c);
+    return r;
+}
+
+/* ---- the new application ---- */
+
+static int make_directory(struct application *a, struct error *err)
+{
+    char path[PATH_MAX];
+    struct stat st;
+    int r = application_path(a, path, err, MARKER);
+    if (r < 0)
+        return r;
+    if (access(path, F_OK) == 0 &&
+        (r = io_remove_tree(a->directory, err)) < 0) /* a former one, that failed halfway */
+        return r;
+    if (stat(a->directory, &st) == 0)
+        return error_set(err, -EEXIST,
+                         "%s is there: data or history of a former application of that name; choose another "
+                         "name, or remove it",
+                         a->directory);
+    r = io_mkdirs(a->directory, 0700, err);
+    if (r == 0)
+        r = io_replace_file(path, "{}\n", 3, 0600, err);
+    if (r == 0)
+        r = application_path(a, path, err, "backing");
+    return r == 0 ? io_mkdirs(path, 0700, err) : r;
+}
+
+/* What is known before the point is: its volumes come with clone_run. */
+static struct app_spec *begin_spec(const struct application *source, const char *name)
+{
+    struct app_spec *spec = calloc(1, sizeof *spec);
+    if (!spec)
+        return NULL;
+    spec->name = strdup(name);
+    spec->policy = strdup(source->spec->policy);
+    spec->key_file = source->spec->key_file ? strdup(source->spec->key_file) : NULL;
+    spec->export = source->spec->export;
+    if (spec->name && spec->policy && (spec->key_file || !source->spec->key_file))
+        return spec;
+    app_spec_free(spec);
+    return NULL;
+}
+
+int clone_prepare(struct application *source, const json_t *request, struct application **ret,
+                  struct error *err)
+{
+    struct control *control = source->control;
+    struct error absent = ERROR_INIT;
+    const char *name = json_string_value(json_object_get(request, "name"));
+    MUTEX_GUARD(guard, &control->apply_mutex);
+    _cleanup_application_ struct application *there = application_find(control, name, &absent);
+    if (there) {
+        MUTEX_GUARD(inner, &control->mutex);
+        return there->copied_from[0]
+                   ? error_set(err, -EBUSY, "%s is being made", name)
+                   : error_set(err, -EEXIST, "there is an application %s already: choose another name", name);
+    }
+    struct app_spec *spec = begin_spec(source, name);
+    struct application *a = spec ? application_new(control, spec, err) : NULL;
+    if (!a)
+        return spec ? err->code : error_set(err, -ENOMEM, "out of memory");
+    snprintf(a->copied_from, sizeof a->copied_from, "%s", source->name);
+    int r = make_directory(a, err);
+    if (r == 0)
+        r = application_begin(a, "clone", 0, err);
+    if (r < 0) {
+        application_unref(a);
+        return r;
+    }
+    application_set_state(a, APPLICATION_STARTING, "its volumes are being copied");
+    application_list(a);
+    *ret = a;
+    return 0;
+}
+
+void clone_abandon(struct application *a)
+{
+    struct error err = ERROR_INIT;
+    application_unlist(a);
+    if (io_remove_tree(a->directory, &err) < 0)
+        log_warning(a->control->log, "%s", err.message);
+    application_end(a);
+}
+
+int clone_check_unused(struct control *control, const char *name, struct error *err)
+{
+    MUTEX_GUARD(guard, &control->mutex);
+    for (const struct application *a = control->applications; a; a = a->next)
+        if (strcmp(a->copied_from, name) == 0)
+            return error_set(err, -EBUSY,
+                             "%s is being cloned: %s is made of it; try again when that has ended", name,
+                             a->name);
+    return 0;
+}
+
+void clone_tidy(struct control *control, const char *name)
+{
+    char directory[PATH_MAX - 32], marker[PATH_MAX], yaml[PATH_MAX];
+    struct error err = ERROR_INIT;
+    if (snprintf(directory, sizeof directory, "%s/apps/%s", control->state_directory, name) >=
+        (int)sizeof directory)
+        return;
+    snprintf(marker, sizeof marker, "%s/" MARKER, directory);
+    snprintf(yaml, sizeof yaml, "%s/application.yaml", directory);
+    if (access(marker, F_OK) < 0)
+        return;
+    if (access(yaml, F_OK) == 0) {
+        unlink(marker);
+        return;
+    }
+    log_info(control->log,
+             "%s: was being made as a clone, which was interrupted; what there is of it is removed", name);
+    if (io_remove_tree(directory, &err) < 0)
+        log_error(control->log, "%s", err.message);
+}
+
+static int fill_spec(struct application *a, const struct copying *c, struct error *err)
+{
+    size_t i, n = json_array_size(c->volumes);
+    json_t *volume;
+    struct app_volume *volumes = calloc(n, sizeof *volumes);
+    if (!volumes)
+        return error_set(err, -ENOMEM, "out of memory");
+    MUTEX_GUARD(guard, &a->mutex);
+    a->spec->volumes = volumes;
+    a->spec->volume_count = n;
+    json_array_foreach(c->volumes, i, volume)
+    {
+        volumes[i].name = strdup(json_string_value(json_object_get(volume, "name")));
+        volumes[i].size_bytes = (uint64_t)json_integer_value(json_object_get(volume, "size_bytes"));
+        volumes[i].fs_type = APP_FS_EXT4;
+        if (asprintf(&volumes[i].from, "%s/%s@lsn:%lld", c->source->name,
+                     json_string_value(json_object_get(volume, "from")),
+                     (long long)json_integer_value(json_object_get(c->pin, "lsn"))) < 0)
+            volumes[i].from = NULL;
+        if (!volumes[i].name || !volumes[i].from)
+            return error_set(err, -ENOMEM, "out of memory");
+    }
+    return 0;
+}
+
+static int fill(struct application *a, struct copying *c, const json_t *request, struct error *err)
+{
+    char log_path[PATH_MAX], backing[PATH_MAX];
+    operation_step_begin(c->operation, STEP_PIN);
+    int r = begin(c, request, err);
+    if (r == 0)
+        r = count(c, err);
+    if (r < 0)
+        return r;
+    operation_step_end(c->operation, STEP_PIN, STEP_DONE, NULL);
+    operation_step_begin(c->operation, STEP_COPY);
+    unlink(c->config);
+    r = application_path(a, log_path, err, "copy.log");
+    if (r == 0)
+        r = application_path(a, c->config, err, "copy.json");
+    if (r == 0)
+        r = application_path(a, backing, err, "backing");
+    if (r == 0)
+        r = write_config(c, a->directory, err);
+    if (r == 0)
+        r = run_copy(c, log_path, err);
+    if (r == 0)
+        r = io_sync_directory(backing, err);
+    if (r == 0)
+        r = fill_spec(a, c, err);
+    if (r == 0)
+        operation_step_end(c->operation, STEP_COPY, STEP_DONE, NULL);
+    return r;
+}
+
+/* C1 */
+static int commit(struct application *a, struct operation *operation, struct error *err)
+{
+    char marker[PATH_MAX], yaml[PATH_MAX];
+    operation_step_begin(operation, STEP_START);
+    int r = application_path(a, marker, err, MARKER);
+    if (r == 0)
+        r = application_path(a, yaml, err, "application.yaml");
+    if (r == 0)
+        r = application_save(a, err);
+    if (r < 0)
+        return r;
+    r = application_start(a, err);
+    if (r < 0)
+        unlink(yaml);
+    else {
+        unlink(marker);
+        operation_step_end(operation, STEP_START, STEP_DONE, NULL);
+    }
+    return r;
+}
+
+int clone_run(struct application *a, struct operation *operation, const json_t *request, json_t **ret,
+              struct error *err)
+{
+    struct copying c = {.operation = operation, .lock_fd = -1};
+    const char *name = json_string_value(json_object_get(request, "source"));
+    uint64_t started_ns = clock_boottime_ns(clock_system());
+    _cleanup_application_ struct application *source = application_find(a->control, name, err);
+    c.source = source;
+    int r = source ? fill(a, &c, request, err) : err->code;
+    if (r == 0)
+        r = commit(a, operation, err);
+    if (r == 0) {
+        double ms = (double)(clock_boottime_ns(clock_system()) - started_ns) / 1e6;
+        *ret = json_pack("{s:s, s:s, s:O, s:O, s:O, s:o, s:f}", "application", a->name, "source", name, "lsn",
+                         json_object_get(c.pin, "lsn"), "time", json_object_get(c.pin, "time"), "bytes",
+                         json_object_get(c.summary, "bytes"), "volumes", told_volumes(&c), "clone_ms", ms);
+    }
+    if (source)
+        end(&c);
+    {
+        MUTEX_GUARD(guard, &a->control->mutex);
+        a->copied_from[0] = '\0';
+    }
+    if (r < 0)
+        clone_abandon(a);
+    return r < 0 ? error_context(err, "cannot clone %s as %s", name, a->name) : 0;
+}

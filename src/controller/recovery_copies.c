@@ -1,0 +1,346 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The copies of volumes that a clone makes (struct data_ops), over the node agents: a new stream beside the
+ * one that is copied. The record of a new volume is there before anything of it is made, as one of a deleted
+ * volume that names its Recovery: what becomes of it when that ends before its persistent volume is made,
+ * purge.c finds. The context is struct controller. */
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/units.h"
+#include "base/uuid.h"
+#include "controller/controller_internal.h"
+#include "controller/recovery_streams.h"
+#include "lib/json.h"
+
+static const char *text_of(const json_t *object, const char *key)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+    return text ? text : "";
+}
+
+/* ---- which volumes ---- */
+
+/* A copy can only be of a class of ours. */
+static int check_class(struct controller *c, const json_t *claim, struct error *err)
+{
+    const char *class = text_of(json_object_get(claim, "spec"), "storageClassName");
+    _cleanup_json_ json_t *of_class = *class ? kube_informer_get(c->classes, NULL, class) : NULL;
+    if (!of_class || strcmp(text_of(of_class, "provisioner"), CSI_DRIVER) == 0)
+        return 0;
+    return error_set(err, -EOPNOTSUPP,
+                     "the claim %s would be of class %s, whose volumes %s makes: the data cannot be put "
+                     "there; leave the class as it is, or, "
+                     "for empty volumes, objectsOnly: true",
+                     kube_object_name(claim), class, text_of(of_class, "provisioner"));
+}
+
+/* The volume that a claim of the point had; "": none of ours. */
+static int find_original(struct controller *c, const json_t *claim, const struct csi_volume *all,
+                         size_t count, char ret[CSI_HANDLE_BYTES], struct error *err)
+{
+    const json_t *spec = json_object_get(claim, "spec");
+    const char *name = text_of(spec, "volumeName"), *class = text_of(spec, "storageClassName");
+    *ret = '\0';
+    if (!*name)
+        return 0;
+    _cleanup_json_ json_t *volume = kube_informer_get(c->volumes, NULL, name), *of_class = NULL;
+    const json_t *csi = json_object_get(json_object_get(volume, "spec"), "csi");
+    const char *handle = strcmp(text_of(csi, "driver"), CSI_DRIVER) == 0 ? text_of(csi, "volumeHandle") : "";
+    for (size_t i = 0; i < count; i++)
+        if (strcmp(all[i].name, name) == 0 || strcmp(all[i].handle, handle) == 0) {
+            snprintf(ret, CSI_HANDLE_BYTES, "%s",
+                     *all[i].stream ? all[i].handle : ""); /* never attached: empty */
+            return *ret ? check_class(c, claim, err) : 0;
+        }
+    of_class = *class ? kube_informer_get(c->classes, NULL, class) : NULL;
+    if (volume || strcmp(text_of(of_class, "provisioner"), CSI_DRIVER) != 0)
+        return 0; /* somebody else's: it is made new */
+    return error_set(err, -ENOENT,
+                     "nothing is known of the volume %s of claim %s any more: its data cannot be cloned; "
+                     "with objectsOnly: true the "
+                     "objects alone are, and the claim gets an empty volume",
+                     name, kube_object_name(claim));
+}
+
+/* An application that is a group does not journal all its claims: those that are there count. */
+static int add_of_group(struct controller *c, const char *namespace, const char *application, json_t *chosen,
+                        struct error *err)
+{
+    _cleanup_json_ json_t *papp = kube_informer_get(c->applications, namespace, application), *handles = NULL;
+    const char *claim, *known, *group = papp ? application_group(papp) : NULL;
+    json_t *handle, *other;
+    int r = group ? volumes_handles(c, namespace, group, &handles, err) : 0;
+    json_object_foreach(handles, claim, handle)
+    {
+        bool there = json_object_get(chosen, claim);
+        json_object_foreach(chosen, known, other) there |= json_equal(handle, other);
+        if (!there)
+            json_object_set(chosen, claim, handle);
+    }
+    return r;
+}
+
+/* Names of what is to be made. */
+static int name_copies(json_t *stream, struct error *err)
+{
+    const char *claim, *first = NULL;
+    json_t *handle, *volumes = json_array();
+    json_object_set_new(stream, "volumes", volumes);
+    json_object_foreach(json_object_get(stream, "handles"), claim, handle)
+    {
+        struct uuid uuid;
+        char text[UUID_TEXT_BYTES];
+        int r = uuid_random(&uuid, err);
+        if (r < 0)
+            return r;
+        json_t *one = json_pack("{s:s, s:O, s:o}", "claim", claim, "from", handle, "handle",
+                                json_sprintf("tm-%s", uuid_format(&uuid, text)));
+        if (json_array_append_new(volumes, one) < 0)
+            return error_set(err, -ENOMEM, "out of memory");
+        first = first ? first : text_of(one, "handle");
+    }
+    json_object_set_new(stream, "newStream", json_string(first ? first : ""));
+    return 0;
+}
+
+int recovery_originals(void *context, const char *namespace, const char *application, const json_t *wanted,
+                       json_t **ret, struct error *err)
+{
+    struct controller *c = context;
+    const struct data_client_options *o = data_client_options(c->data);
+    _cleanup_json_ json_t *claims = recovery_claims_of_set(wanted), *chosen = json_object(), *streams = NULL;
+    _cleanup_free_ struct csi_volume *all = NULL;
+    size_t count = 0, i;
+    const char *name;
+    json_t *claim, *stream;
+    int r = o->records->list(o->records_context, &all, &count, err);
+    json_object_foreach(claims, name, claim)
+    {
+        char handle[CSI_HANDLE_BYTES] = "";
+        if (r == 0)
+            r = find_original(c, claim, all, count, handle, err);
+        if (r == 0 && *handle)
+            json_object_set_new(chosen, name, json_string(handle));
+    }
+    if (r == 0)
+        r = add_of_group(c, namespace, application, chosen, err);
+    if (r == 0)
+        r = data_client_streams(c->data, chosen, &streams, err);
+    json_array_foreach(streams, i, stream)
+    {
+        if (r == 0)
+            r = name_copies(stream, err);
+    }
+    if (r == 0)
+        *ret = json_incref(streams);
+    return r;
+}
+
+/* ---- the copy ---- */
+
+static int call(struct controller *c, const json_t *stream, const char *method, const char *path,
+                const json_t *body, json_t **ret, struct error *err)
+{
+    return data_client_call(c->data, text_of(stream, "node"), method, path, body, DATA_TIMEOUT_MS, ret, err);
+}
+
+static json_t *request_of(const json_t *stream, const char *point, bool dry_run)
+{
+    json_t *names = json_object(), *volume;
+    size_t i;
+    json_array_foreach(json_object_get(stream, "volumes"), i, volume)
+        json_object_set(names, text_of(volume, "from"), json_object_get(volume, "handle"));
+    return json_pack("{s:O, s:s, s:o, s:b}", "name", json_object_get(stream, "newStream"), "point", point,
+                     "volumes", names, "dry_run", (int)dry_run);
+}
+
+static int post_clone(struct controller *c, const json_t *stream, const char *point, bool dry_run,
+                      json_t **ret, struct error *err)
+{
+    char path[CSI_HANDLE_BYTES + 40];
+    _cleanup_json_ json_t *body = request_of(stream, point, dry_run);
+    snprintf(path, sizeof path, "/v1/applications/%s/clone", text_of(stream, "stream"));
+    return body ? call(c, stream, "POST", path, body, ret, err) : error_set(err, -ENOMEM, "out of memory");
+}
+
+int recovery_plan_copy(void *context, const json_t *stream, const char *point, json_t **ret,
+                       struct error *err)
+{
+    _cleanup_json_ json_t *answer = NULL, *volumes = json_array();
+    json_t *volume;
+    size_t i;
+    int r = post_clone(context, stream, point, true, &answer, err);
+    if (r < 0)
+        return r;
+    const json_t *plan = json_object_get(answer, "plan");
+    json_array_foreach(json_object_get(plan, "volumes"), i, volume)
+        json_array_append_new(volumes, json_pack("{s:O, s:O, s:O}", "name", json_object_get(volume, "from"),
+                                                 "changed_bytes", json_object_get(volume, "bytes"),
+                                                 "size_bytes", json_object_get(volume, "size_bytes")));
+    *ret = json_pack("{s:O, s:O, s:O, s:O}", "target_lsn", json_object_get(plan, "lsn"), "target_time",
+                     json_object_get(plan, "time"), "changed_bytes", json_object_get(plan, "bytes"),
+                     "volumes", volumes);
+    return *ret ? 0
+                : error_set(err, -EPROTO, "the plan of stream %s lacks fields", text_of(stream, "stream"));
+}
+
+/* R1 of the copies: known before they are made. */
+static int note_records(struct controller *c, const json_t *stream, const char *owner, struct error *err)
+{
+    const struct data_client_options *o = data_client_options(c->data);
+    size_t i;
+    json_t *volume;
+    json_array_foreach(json_object_get(stream, "volumes"), i, volume)
+    {
+        struct csi_volume v, from;
+        struct error absent = ERROR_INIT;
+        const char *handle = text_of(volume, "handle");
+        int r = o->records->load(o->records_context, handle, &v, &absent);
+        if (r == 0)
+            continue;
+        if (r != -ENOENT) {
+            *err = absent;
+            return r;
+        }
+        r = o->records->load(o->records_context, text_of(volume, "from"), &from, err);
+        if (r < 0)
+            return error_context(err, "the volume of the original");
+        v = (struct csi_volume){.size_bytes =
+                                    (uint64_t)json_integer_value(json_object_get(volume, "sizeBytes")),
+                                .deleted_ns = clock_realtime_ns(clock_system())};
+        memcpy(v.backing, from.backing, sizeof v.backing);
+        memcpy(v.ack_mode, from.ack_mode, sizeof v.ack_mode);
+        snprintf(v.handle, sizeof v.handle, "%s", handle);
+        snprintf(v.name, sizeof v.name, "%s", handle);
+        snprintf(v.node, sizeof v.node, "%s", text_of(stream, "node"));
+        snprintf(v.stream, sizeof v.stream, "%s", text_of(stream, "newStream"));
+        snprintf(v.recovery, sizeof v.recovery, "%s", owner);
+        r = o->records->save(o->records_context, &v, err);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+/* What became of the operation: 0 done, -EAGAIN under way. */
+static int judge(json_t *stream, const json_t *operation, json_t **ret, struct error *err)
+{
+    const char *state = text_of(operation, "state");
+    if (strcmp(state, "failed") == 0) {
+        json_object_del(stream, "operation"); /* what passes by itself is tried anew */
+        struct error why = ERROR_INIT;
+        int r = json_to_error(operation, -EIO, "the copy has failed", &why);
+        *err = why;
+        return r;
+    }
+    if (strcmp(state, "succeeded") == 0) {
+        json_object_del(stream, "operation");
+        double ms = json_number_value(json_object_get(json_object_get(operation, "result"), "clone_ms"));
+        *ret = json_pack("{s:I}", "copied_ms", (json_int_t)ms);
+        return *ret ? 0 : error_set(err, -ENOMEM, "out of memory");
+    }
+    const json_t *progress = json_object_get(operation, "progress");
+    json_int_t done = json_integer_value(json_object_get(progress, "done")),
+               total = json_integer_value(json_object_get(progress, "total"));
+    char text[UNITS_TEXT_BYTES];
+    json_object_set(stream, "operation", json_object_get(operation, "id"));
+    if (total <= 0)
+        return error_set(err, -EAGAIN, "stream %s is being copied", text_of(stream, "stream"));
+    return error_set(err, -EAGAIN, "stream %s is being copied: %d %% of %s", text_of(stream, "stream"),
+                     (int)(100 * done / total), units_format_bytes((uint64_t)total, text));
+}
+
+/* It is there already: made by an operation whose end nobody saw. */
+static int check_made(struct controller *c, const json_t *stream, json_t **ret, struct error *err)
+{
+    char path[CSI_HANDLE_BYTES + 32], from[2 * CSI_HANDLE_BYTES + 32];
+    _cleanup_json_ json_t *answer = NULL;
+    snprintf(path, sizeof path, "/v1/status?app=%s", text_of(stream, "newStream"));
+    int r = call(c, stream, "GET", path, NULL, &answer, err);
+    if (r < 0)
+        return r;
+    const json_t *application = json_array_get(json_object_get(answer, "applications"), 0);
+    const char *has = text_of(json_array_get(json_object_get(application, "volumes"), 0), "from");
+    snprintf(from, sizeof from, "%s/", text_of(stream, "stream"));
+    if (strncmp(has, from, strlen(from)) != 0)
+        return error_set(err, -EEXIST, "node %s has a stream %s that is no copy of %s",
+                         text_of(stream, "node"), text_of(stream, "newStream"), text_of(stream, "stream"));
+    *ret = json_pack("{s:i}", "copied_ms", 0);
+    return *ret ? 0 : error_set(err, -ENOMEM, "out of memory");
+}
+
+int recovery_copy(void *context, json_t *stream, const char *owner, json_t **ret, struct error *err)
+{
+    struct controller *c = context;
+    char path[64], point[32];
+    const char *id = text_of(stream, "operation");
+    _cleanup_json_ json_t *answer = NULL;
+    int r;
+    if (*id && strlen(id) < 32 && !strchr(id, '/')) {
+        snprintf(path, sizeof path, "/v1/operations/%s", id);
+        r = call(c, stream, "GET", path, NULL, &answer, err);
+        if (r == 0)
+            return judge(stream, json_object_get(answer, "operation"), ret, err);
+        if (r != -ENOENT)
+            return r;
+        *err = ERROR_INIT; /* the data plane was started again: the copy is gone, or whole */
+        json_object_del(stream, "operation");
+    }
+    snprintf(point, sizeof point, "lsn:%lld",
+             (long long)json_integer_value(json_object_get(stream, "targetLsn")));
+    r = note_records(c, stream, owner, err);
+    if (r == 0)
+        r = post_clone(c, stream, point, false, &answer, err);
+    if (r == -EEXIST) {
+        *err = ERROR_INIT;
+        return check_made(c, stream, ret, err);
+    }
+    return r < 0 ? r : judge(stream, json_object_get(answer, "operation"), ret, err);
+}
+
+/* ---- the persistent volume ---- */
+
+int recovery_bind_copy(void *context, const json_t *stream, const json_t *volume,
+                       const char *source_namespace, const char *namespace, const json_t *claim,
+                       struct error *err)
+{
+    struct controller *c = context;
+    const struct data_client_options *o = data_client_options(c->data);
+    const char *handle = text_of(volume, "handle"), *claim_name = text_of(volume, "claim");
+    _cleanup_json_ json_t *live = claim ? NULL : kube_informer_get(c->claims, source_namespace, claim_name),
+                          *class = NULL;
+    struct csi_volume v;
+    (void)stream;
+    claim = claim ? claim : live;
+    if (!claim)
+        return error_set(err, -ENOENT, "the claim %s/%s is not there any more", source_namespace, claim_name);
+    const char *class_name = text_of(json_object_get(claim, "spec"), "storageClassName");
+    const struct kube_target of_class = {.resource = &kube_storage_classes, .name = class_name};
+    int r = *class_name ? kube_get(c->client, &of_class, &class, err) : 0;
+    if (r == 0)
+        r = o->records->load(o->records_context, handle, &v, err);
+    if (r < 0)
+        return r;
+    v.deleted_ns = 0;
+    snprintf(v.claim_namespace, sizeof v.claim_namespace, "%s", namespace);
+    snprintf(v.claim_name, sizeof v.claim_name, "%s", claim_name);
+    r = o->records->save(o->records_context, &v, err);
+    if (r < 0)
+        return r;
+    /* Thrown away with its namespace, whatever the class says of the original's. */
+    _cleanup_json_ json_t *object =
+        recovery_volume_object(handle, namespace, claim_name, claim, &v, class, "Delete");
+    const struct kube_target all = {.resource = &kube_volumes, .field_manager = FIELD_MANAGER};
+    r = object ? kube_create(c->client, &all, object, NULL, err) : error_set(err, -ENOMEM, "out of memory");
+    if (r == -EEXIST) {
+        *err = ERROR_INIT;
+        return 0;
+    }
+    if (r == 0)
+        log_info(c->log, "volume %s: a copy of %s, for the claim %s/%s", handle, text_of(volume, "from"),
+                 namespace, claim_name);
+    return r;
+}

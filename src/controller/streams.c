@@ -1,0 +1,383 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The streams of volumes, looked at every STREAMS_EVERY_MS: nobody tells when they change. One list of the
+ * volumes' records and one question a node serve all applications; each gets streams, rpoMs and oldestTime in
+ * its status (a field manager of its own), and its volumes remember how long their history is to be kept once
+ * they are deleted. Then what is due is removed (purge.h). */
+#include <errno.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/units.h"
+#include "controller/controller_internal.h"
+#include "controller/purge.h"
+#include "controller/recovery.h"
+#include "lib/json.h"
+
+#define STREAMS_EVERY_MS 30000u
+#define STREAMS_SHOWN 100u
+#define STREAMS_MANAGER "tidemark-streams"
+#define EXTENDS_MAX 16u
+
+struct round {
+    struct controller *c;
+    struct csi_volume *all;
+    size_t count;
+    json_t *nodes; /* {node: {stream: status}}; null: it does not answer */
+    json_t *keeps; /* {policy: seconds} */
+    json_t *told;  /* {"NAMESPACE/NAME": status}, of those that are there */
+};
+
+static const char *text_of(const json_t *object, const char *key)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+    return text ? text : "";
+}
+
+json_t *streams_placement(struct controller *c, const char *handle)
+{
+    MUTEX_GUARD(guard, &c->placements.mutex);
+    return json_deep_copy(json_object_get(c->placements.volumes, handle));
+}
+
+/* application.c puts it into the applications' status.volumes. */
+static void note_placements(struct round *round)
+{
+    json_t *volumes = json_object();
+    for (size_t i = 0; i < round->count; i++) {
+        const struct csi_volume *v = &round->all[i];
+        if (*v->stream && !v->deleted_ns)
+            json_object_set_new(volumes, v->handle,
+                                json_pack("{s:s, s:s}", "stream", v->stream, "node", v->node));
+    }
+    MUTEX_GUARD(guard, &round->c->placements.mutex);
+    json_decref(round->c->placements.volumes);
+    round->c->placements.volumes = volumes;
+}
+
+/* ---- what a node says ---- */
+
+static const json_t *status_of_stream(struct round *round, const char *node, const char *stream)
+{
+    json_t *of_node = json_object_get(round->nodes, node), *application;
+    _cleanup_json_ json_t *answer = NULL;
+    struct error err = ERROR_INIT;
+    size_t i;
+    if (!of_node) {
+        int r = data_client_call(round->c->data, node, "GET", "/v1/status", NULL, DATA_STATUS_TIMEOUT_MS,
+                                 &answer, &err);
+        if (r < 0)
+            log_info(round->c->log, "streams of node %s: %s", node, err.message);
+        of_node = r < 0 ? json_null() : json_object();
+        json_array_foreach(json_object_get(answer, "applications"), i, application)
+            json_object_set(of_node, text_of(application, "name"), application);
+        json_object_set_new(round->nodes, node, of_node);
+    }
+    return json_is_null(of_node) ? NULL : json_object_get(of_node, stream);
+}
+
+static void copy_time(json_t *to, const char *key, const json_t *from, const char *name)
+{
+    if (json_is_string(json_object_get(from, name)))
+        json_object_set(to, key, json_object_get(from, name));
+}
+
+static json_t *stream_entry(struct round *round, const struct csi_volume *v)
+{
+    const json_t *status = status_of_stream(round, v->node, v->stream);
+    bool answers = !json_is_null(json_object_get(round->nodes, v->node));
+    const char *state = status ? text_of(status, "state") : answers ? "starting" : "unreachable";
+    json_t *entry = json_pack("{s:s, s:s, s:s}", "stream", v->stream, "node", v->node, "state", state);
+    if (json_is_number(json_object_get(status, "rpo_ms")))
+        json_object_set_new(
+            entry, "rpoMs",
+            json_integer((json_int_t)(json_number_value(json_object_get(status, "rpo_ms")) + 0.999)));
+    copy_time(entry, "oldestTime", status, "oldest_time");
+    copy_time(entry, "latestTime", status, "latest_time");
+    return entry;
+}
+
+/* ---- how long history is kept ---- */
+
+/* onDelete.keep of the policy, or of the nearest that it extends which says it. */
+static uint64_t keep_of_policy(struct round *round, const char *policy)
+{
+    const json_t *known = json_object_get(round->keeps, policy);
+    char name[256];
+    uint64_t keep_s = PURGE_KEEP_DEFAULT_S, ns;
+    if (known)
+        return (uint64_t)json_integer_value(known);
+    snprintf(name, sizeof name, "%s", policy);
+    for (unsigned i = 0; i < EXTENDS_MAX && *name; i++) {
+        struct error ignored = ERROR_INIT;
+        _cleanup_json_ json_t *object = kube_informer_get(round->c->policies, NULL, name);
+        const json_t *spec = json_object_get(object, "spec");
+        const char *keep = text_of(json_object_get(spec, "onDelete"), "keep");
+        if (*keep && units_parse_duration(keep, &ns, &ignored) == 0) {
+            keep_s = ns / NS_PER_SECOND;
+            break;
+        }
+        snprintf(name, sizeof name, "%s", text_of(spec, "extends"));
+    }
+    json_object_set_new(round->keeps, policy, json_integer((json_int_t)keep_s));
+    return keep_s;
+}
+
+/* A clone's own time is none, whatever the policy of the namespace that it is in says. */
+static void note_keep(struct round *round, struct csi_volume *v, uint64_t keep_s)
+{
+    const struct data_client_options *o = data_client_options(round->c->data);
+    struct error err = ERROR_INIT;
+    if (*v->recovery || !o->records->keep || (v->keep_known && v->keep_s == keep_s))
+        return;
+    if (o->records->keep(o->records_context, v->handle, keep_s, &err) < 0)
+        log_warning(round->c->log, "%s", err.message);
+    else {
+        v->keep_known = true;
+        v->keep_s = keep_s;
+    }
+}
+
+/* ---- an application ---- */
+
+static struct csi_volume *find_volume(struct round *round, const char *handle)
+{
+    for (size_t i = 0; i < round->count; i++)
+        if (strcmp(round->all[i].handle, handle) == 0 && !round->all[i].deleted_ns)
+            return &round->all[i];
+    return NULL;
+}
+
+static bool has_stream(const json_t *entries, const char *stream)
+{
+    size_t i;
+    json_t *entry;
+    json_array_foreach(entries, i, entry)
+    {
+        if (strcmp(text_of(entry, "stream"), stream) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* {"streams", "rpoMs", "oldestTime"}. */
+static json_t *sum_up(json_t *entries)
+{
+    json_t *sum = json_pack("{s:O}", "streams", entries), *entry;
+    const char *oldest = "";
+    bool rpo_known = json_array_size(entries) > 0;
+    json_int_t rpo = 0;
+    size_t i;
+    json_array_foreach(entries, i, entry)
+    {
+        const json_t *one = json_object_get(entry, "rpoMs");
+        const char *time = text_of(entry, "oldestTime");
+        rpo_known = rpo_known && json_is_integer(one);
+        rpo = json_integer_value(one) > rpo ? json_integer_value(one) : rpo;
+        oldest = strcmp(time, oldest) > 0 ? time : oldest; /* RFC 3339 of one form */
+    }
+    if (rpo_known)
+        json_object_set_new(sum, "rpoMs", json_integer(rpo));
+    if (*oldest)
+        json_object_set_new(sum, "oldestTime", json_string(oldest));
+    return sum;
+}
+
+static int write_status(struct round *round, const json_t *papp, json_t *status, struct error *err)
+{
+    const char *namespace = kube_object_namespace(papp), *name = kube_object_name(papp);
+    char key[600];
+    snprintf(key, sizeof key, "%s/%s", namespace, name);
+    const json_t *told = json_object_get(round->c->placements.told, key);
+    if (told && json_equal(told, status)) {
+        json_object_set(round->told, key, status);
+        return 0;
+    }
+    _cleanup_json_ json_t *object =
+        json_pack("{s:s, s:s, s:{s:s, s:s}, s:O}", "apiVersion", API_VERSION, "kind", "ProtectedApplication",
+                  "metadata", "name", name, "namespace", namespace, "status", status);
+    const struct kube_target target = {.resource = &controller_applications,
+                                       .namespace = namespace,
+                                       .name = name,
+                                       .subresource = "status",
+                                       .field_manager = STREAMS_MANAGER};
+    int r = object ? kube_apply(round->c->client, &target, object, true, NULL, err)
+                   : error_errno(err, -ENOMEM, "%s/%s", namespace, name);
+    if (r == 0)
+        json_object_set(round->told, key, status);
+    return r == -ENOENT ? 0 : r; /* deleted meanwhile */
+}
+
+/* Whether its status says of the volume where it is. */
+static bool says_place(const json_t *papp, const char *claim, const struct csi_volume *v)
+{
+    size_t i;
+    json_t *volume;
+    json_array_foreach(json_object_get(json_object_get(papp, "status"), "volumes"), i, volume)
+    {
+        if (strcmp(text_of(volume, "claim"), claim) == 0 && json_is_true(json_object_get(volume, "captured")))
+            return strcmp(text_of(volume, "stream"), v->stream) == 0 &&
+                   strcmp(text_of(volume, "node"), v->node) == 0;
+    }
+    return true; /* one of those that are not told */
+}
+
+static int look_at_application(struct round *round, const json_t *papp, struct error *err)
+{
+    _cleanup_json_ json_t *handles = NULL, *entries = json_array();
+    const char *claim, *policy = text_of(json_object_get(json_object_get(papp, "spec"), "policyRef"), "name");
+    json_t *handle;
+    bool told = true;
+    if (json_object_get(json_object_get(papp, "metadata"), "deletionTimestamp"))
+        return 0;
+    int r = volumes_handles(round->c, kube_object_namespace(papp), application_group(papp), &handles, err);
+    uint64_t keep_s = keep_of_policy(round, *policy ? policy : "default");
+    json_object_foreach(handles, claim, handle)
+    {
+        struct csi_volume *v = find_volume(round, json_string_value(handle));
+        if (!v)
+            continue;
+        note_keep(round, v, keep_s);
+        told = told && (!*v->stream || says_place(papp, claim, v));
+        if (*v->stream && *v->node && json_array_size(entries) < STREAMS_SHOWN &&
+            !has_stream(entries, v->stream))
+            json_array_append_new(entries, stream_entry(round, v));
+    }
+    if (!told)
+        controller_enqueue(round->c, kube_object_namespace(papp), kube_object_name(papp), 0);
+    _cleanup_json_ json_t *status = r == 0 ? sum_up(entries) : NULL;
+    return r < 0    ? r
+           : status ? write_status(round, papp, status, err)
+                    : error_set(err, -ENOMEM, "out of memory");
+}
+
+/* ---- what is left of volumes that are gone ---- */
+
+static int goes_on(void *context, const char *recovery, bool *ret, struct error *err)
+{
+    struct controller *c = context;
+    char namespace[CSI_RECOVERY_BYTES];
+    _cleanup_json_ json_t *object = NULL;
+    const char *slash = strchr(recovery, '/');
+    *ret = false;
+    if (!slash)
+        return 0;
+    snprintf(namespace, sizeof namespace, "%.*s", (int)(slash - recovery), recovery);
+    const struct kube_target target = {
+        .resource = &controller_recoveries, .namespace = namespace, .name = slash + 1};
+    int r = kube_get(c->client, &target, &object, err);
+    if (r == -ENOENT) {
+        *err = ERROR_INIT;
+        return 0;
+    }
+    if (r == 0)
+        *ret = !recovery_has_ended(object);
+    return r;
+}
+
+static int abandoned(void *context, const struct csi_volume *v, bool *ret, struct error *err)
+{
+    struct controller *c = context;
+    const struct kube_target target = {.resource = &kube_volumes, .name = v->name},
+                             of_claim = {.resource = &kube_claims,
+                                         .namespace = v->claim_namespace,
+                                         .name = v->claim_name};
+    _cleanup_json_ json_t *known = kube_informer_get(c->claims, v->claim_namespace, v->claim_name),
+                          *volume = NULL;
+    *ret = false;
+    if (known)
+        return 0;
+    int r = kube_get(c->client, &target, &volume, err);
+    if (r == -ENOENT) {
+        *err = ERROR_INIT;
+        *ret = true;
+        return 0;
+    }
+    /* Others are deleted by whoever deletes such, and come here again then. */
+    if (r < 0 || strcmp(text_of(json_object_get(volume, "status"), "phase"), "Available") != 0)
+        return r;
+    r = kube_get(c->client, &of_claim, NULL, err);
+    if (r != -ENOENT)
+        return r;
+    *err = ERROR_INIT;
+    r = kube_delete(c->client, &target, NULL, err);
+    if (r == 0)
+        log_info(c->log, "volume %s: its clone was not finished; it is deleted", v->handle);
+    *ret = r == 0;
+    return r;
+}
+
+static int destroy(void *context, const char *node, const char *stream, struct error *err)
+{
+    struct controller *c = context;
+    char path[CSI_HANDLE_BYTES + 48];
+    struct error gone = ERROR_INIT;
+    snprintf(path, sizeof path, "/v1/applications/%s?purge=true", stream);
+    int r = data_client_call(c->data, node, "DELETE", path, NULL, DATA_TIMEOUT_MS, NULL, err);
+    if (r == -ENOENT) {
+        *err = ERROR_INIT;
+        return 0;
+    }
+    /* A node that is no part of the cluster any more, and its disk with it. */
+    const struct kube_target target = {.resource = &kube_nodes, .name = node};
+    if (r == -EAGAIN && kube_get(c->client, &target, NULL, &gone) == -ENOENT) {
+        log_warning(c->log, "stream %s: node %s is gone from the cluster; what it has of it is not removed",
+                    stream, node);
+        *err = ERROR_INIT;
+        return 0;
+    }
+    return r;
+}
+
+static int save_record(void *context, const struct csi_volume *v, struct error *err)
+{
+    const struct data_client_options *o = data_client_options(((struct controller *)context)->data);
+    return o->records->save(o->records_context, v, err);
+}
+
+static int forget_record(void *context, const char *handle, struct error *err)
+{
+    const struct data_client_options *o = data_client_options(((struct controller *)context)->data);
+    return o->records->remove(o->records_context, handle, err);
+}
+
+static const struct purge_ops purge_ops = {goes_on, abandoned, destroy, save_record, forget_record};
+
+static bool collect(void *context, json_t *papp)
+{
+    json_array_append(context, papp);
+    return true;
+}
+
+int streams_reconcile(struct controller *c, struct error *err)
+{
+    const struct data_client_options *o = data_client_options(c->data);
+    _cleanup_json_ json_t *papps = json_array(), *nodes = json_object(), *keeps = json_object();
+    json_t *papp;
+    _cleanup_free_ struct csi_volume *all = NULL;
+    struct round round = {.c = c, .nodes = nodes, .keeps = keeps, .told = json_object()};
+    uint64_t next_ns = 0, now_ns = clock_realtime_ns(clock_system());
+    size_t i;
+    controller_enqueue(c, STREAMS_KEY, NULL, STREAMS_EVERY_MS);
+    int r = o->records->list(o->records_context, &all, &round.count, err);
+    if (r < 0) {
+        json_decref(round.told);
+        return r;
+    }
+    round.all = all;
+    note_placements(&round);
+    kube_informer_each(c->applications, NULL, collect, papps);
+    json_array_foreach(papps, i, papp)
+    {
+        struct error one = ERROR_INIT;
+        if (look_at_application(&round, papp, &one) < 0)
+            log_warning(c->log, "streams of %s/%s: %s", kube_object_namespace(papp), kube_object_name(papp),
+                        one.message);
+    }
+    json_decref(c->placements.told);
+    c->placements.told = round.told;
+    purge_run(&purge_ops, c, c->log, all, round.count, now_ns, &next_ns);
+    if (next_ns && next_ns > now_ns && next_ns - now_ns < STREAMS_EVERY_MS * NS_PER_MS)
+        controller_enqueue(c, STREAMS_KEY, NULL, (unsigned)((next_ns - now_ns) / NS_PER_MS) + 1);
+    return 0;
+}

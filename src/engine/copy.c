@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The volumes of a pinned point are copied to new sparse files, or only counted. One JSON object a line is
+ * printed, as by verify: {"kind": "progress", "done_bytes", "total_bytes"}, and at the end {"kind":
+ * "summary", "bytes", "volumes":
+ * [{"name", "bytes"}]}. Durable when that is printed. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "base/io.h"
+#include "engine/engine_internal.h"
+#include "journal/seal.h"
+#include "view/image.h"
+
+#define PROGRESS_INTERVAL_NS (250 * NS_PER_MS)
+#define CHUNK_BYTES (1u << 20) /* a region of the image */
+#define PIECE_BYTES (64u << 10)
+#define EXTENTS 64u
+
+struct copied {
+    const char *name, *target; /* of the configuration; target NULL: only counted */
+    struct block *from;
+    uint64_t bytes;
+};
+
+struct copy {
+    struct image *image;
+    char *chunk;
+    struct copied volumes[GROUP_MAX_VOLUMES];
+    size_t count;
+    uint64_t done_bytes, total_bytes, told_ns;
+};
+
+static void print(json_t *line)
+{
+    _cleanup_free_ char *text = line ? json_to_text(line) : NULL;
+    if (text)
+        puts(text);
+    fflush(stdout);
+    json_decref(line);
+}
+
+static void tell_progress(struct copy *c)
+{
+    uint64_t now = clock_boottime_ns(clock_system());
+    if (now - c->told_ns < PROGRESS_INTERVAL_NS)
+        return;
+    c->told_ns = now;
+    print(json_pack("{s:s, s:I, s:I}", "kind", "progress", "done_bytes", (json_int_t)c->done_bytes,
+                    "total_bytes", (json_int_t)c->total_bytes));
+}
+
+static bool is_zero(const char *data, size_t length_bytes)
+{
+    return !data[0] && memcmp(data, data + 1, length_bytes - 1) == 0;
+}
+
+/* Zeroes are what the new file has anyway. */
+static int write_chunk(struct block *to, const char *data, size_t length_bytes, uint64_t offset,
+                       struct error *err)
+{
+    int r = 0;
+    for (size_t at = 0; at < length_bytes && r == 0; at += PIECE_BYTES) {
+        size_t length = length_bytes - at < PIECE_BYTES ? length_bytes - at : PIECE_BYTES;
+        if (!is_zero(data + at, length))
+            r = block_pwrite(to, data + at, length, offset + at, 0, err);
+    }
+    return r;
+}
+
+static int copy_extent(struct copy *c, const struct copied *v, struct block *to, const struct block_extent *e,
+                       struct error *err)
+{
+    int r = 0;
+    for (uint64_t at = 0; at < e->length_bytes && r == 0;) {
+        uint64_t offset = e->offset_bytes + at, room = CHUNK_BYTES - offset % CHUNK_BYTES,
+                 left = e->length_bytes - at;
+        size_t length = (size_t)(left < room ? left : room);
+        r = block_pread(v->from, c->chunk, length, offset, err);
+        if (r == 0)
+            r = write_chunk(to, c->chunk, length, offset, err);
+        at += length;
+        c->done_bytes += length;
+        tell_progress(c);
+    }
+    return r;
+}
+
+/* Visits what is no hole: `to` NULL counts it, else copies it. */
+static int walk(struct copy *c, struct copied *v, struct block *to, struct error *err)
+{
+    struct block_extent extents[EXTENTS];
+    for (uint64_t at = 0; at < v->from->size_bytes;) {
+        size_t count = 0;
+        int r = block_extents(v->from, v->from->size_bytes - at, at, extents, EXTENTS, &count, err);
+        if (r == 0 && !count)
+            r = error_set(err, -EIO, "the image of volume %s ends at %llu", v->name, (unsigned long long)at);
+        for (size_t i = 0; i < count && r == 0; i++) {
+            at += extents[i].length_bytes;
+            if (extents[i].hole)
+                continue;
+            if (to)
+                r = copy_extent(c, v, to, &extents[i], err);
+            else
+                v->bytes += extents[i].length_bytes;
+        }
+        if (r < 0)
+            return error_context(err, "volume %s", v->name);
+    }
+    return 0;
+}
+
+static int copy_volume(struct copy *c, struct copied *v, struct error *err)
+{
+    struct block *to;
+    if (!v->target)
+        return 0;
+    int r = block_file_open(v->target, v->from->size_bytes, false, &to, err);
+    if (r < 0)
+        return r;
+    r = to->size_bytes == v->from->size_bytes
+            ? walk(c, v, to, err)
+            : error_set(err, -EEXIST, "%s is there already, and has another size", v->target);
+    if (r == 0)
+        r = block_flush(to, err);
+    block_free(to);
+    return r;
+}
+
+static int add_volume(struct copy *c, json_t *object, struct error *err)
+{
+    struct copied *v = &c->volumes[c->count];
+    uint64_t id, size_bytes;
+    int r = json_reject_unknown(object, err, "name", "id", "size_bytes", "target", NULL);
+    if (r == 0)
+        r = json_get_string(object, "name", &v->name, err);
+    if (r == 0)
+        r = json_get_u64(object, "id", &id, err);
+    if (r == 0)
+        r = json_get_u64(object, "size_bytes", &size_bytes, err);
+    if (r == 0)
+        r = json_get_optional_string(object, "target", &v->target, err);
+    if (r == 0)
+        r = image_block(c->image, (uint32_t)id, size_bytes, &v->from, err);
+    c->count += r == 0;
+    return r;
+}
+
+static int open_image(struct copy *c, json_t *config, struct error *err)
+{
+    const char *journal, *pin, *key_file = "";
+    json_t *volumes = NULL, *volume;
+    size_t i;
+    int r = json_reject_unknown(config, err, "journal", "pin", "key_file", "volumes", NULL);
+    if (r == 0)
+        r = json_get_string(config, "journal", &journal, err);
+    if (r == 0)
+        r = json_get_string(config, "pin", &pin, err);
+    if (r == 0)
+        r = json_get_optional_string(config, "key_file", &key_file, err);
+    if (r == 0)
+        r = json_get_array(config, "volumes", &volumes, err);
+    if (r == 0 && json_array_size(volumes) > GROUP_MAX_VOLUMES)
+        r = error_set(err, -EINVAL, "more than %u volumes", GROUP_MAX_VOLUMES);
+    if (r == 0)
+        r = seal_unlock(journal, key_file, err);
+    if (r == 0)
+        r = image_open(journal, pin, &c->image, err);
+    if (r == 0)
+        r = image_check_files(journal, pin, err);
+    json_array_foreach(volumes, i, volume) if (r == 0) r = add_volume(c, volume, err);
+    return r;
+}
+
+static int copy_all(struct copy *c, struct error *err)
+{
+    _cleanup_json_ json_t *list = json_array();
+    int r = 0;
+    for (size_t i = 0; i < c->count && r == 0; i++) {
+        r = walk(c, &c->volumes[i], NULL, err);
+        c->total_bytes += c->volumes[i].bytes;
+    }
+    for (size_t i = 0; i < c->count && r == 0; i++) {
+        r = copy_volume(c, &c->volumes[i], err);
+        json_array_append_new(list, json_pack("{s:s, s:I}", "name", c->volumes[i].name, "bytes",
+                                              (json_int_t)c->volumes[i].bytes));
+    }
+    if (r == 0)
+        print(json_pack("{s:s, s:I, s:O}", "kind", "summary", "bytes", (json_int_t)c->total_bytes, "volumes",
+                        list));
+    return r;
+}
+
+int engine_copy(const char *config_path, struct error *err)
+{
+    _cleanup_json_ json_t *config = NULL;
+    _cleanup_free_ struct copy *c = calloc(1, sizeof *c);
+    if (!c || !(c->chunk = io_alloc_pages(CHUNK_BYTES)))
+        return error_errno(err, -ENOMEM, "cannot copy");
+    int r = json_parse_file(config_path, &config, err);
+    if (r == 0)
+        r = open_image(c, config, err);
+    if (r == 0)
+        r = copy_all(c, err);
+    for (size_t i = 0; i < c->count; i++)
+        block_free(c->volumes[i].from);
+    image_free(c->image);
+    io_free_pages(c->chunk, CHUNK_BYTES);
+    return r;
+}

@@ -1,0 +1,187 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""An earlier moment of a database application, with its data, in another namespace, while the original runs: exactly the rows that were
+acknowledged before the point, nothing of the original touched, and nothing left once the clone's namespace is deleted. The history of the
+original goes too, when the time that the policy keeps it is over.
+
+Environment: as test_rewind.py."""
+import json
+import subprocess
+import sys
+import threading
+
+import test_rewind as base
+from test_rewind import NAMESPACE, SYSTEM, Failed, condition, expect, get, kubectl, recover, status, within
+
+CLONE = NAMESPACE + "-clone"
+RECORDS = "tidemark.io/volume-record"
+SQL = "SELECT count(*), min(id), max(id), (SELECT count(*) FROM orders WHERE id > 200) FROM orders"
+
+
+def query(sql, namespace):
+    return kubectl("-n", namespace, "exec", "db-0", "-c", "db", "--", "psql", "-qAtU", "postgres", "-c", sql).strip()
+
+
+class Writer(threading.Thread):
+    """Rows from 1001 on into the original, until told to stop."""
+
+    def __init__(self):
+        super().__init__()
+        self.stop = threading.Event()
+        self.last = 1000
+        self.error = None
+
+    def run(self):
+        try:
+            session = base.Session()
+            while not self.stop.is_set():
+                session.ask(f"INSERT INTO orders VALUES ({self.last + 1}) RETURNING id")
+                self.last += 1
+            session.close()
+        except (Failed, OSError, subprocess.SubprocessError) as e:
+            self.error = e
+
+
+def records():
+    """{handle: record}, with the claim's namespace."""
+    found = json.loads(kubectl("-n", SYSTEM, "get", "configmaps", "-l", f"{RECORDS}=true", "-o", "json"))["items"]
+    return {item["metadata"]["name"]: json.loads(item["data"]["record"]) for item in found}
+
+
+def volumes_of(namespace):
+    return [v for v in json.loads(kubectl("get", "persistentvolumes", "-o", "json"))["items"]
+            if v["spec"].get("claimRef", {}).get("namespace") == namespace]
+
+
+def streams_of_nodes():
+    """The streams that the data planes have."""
+    names = set()
+    pods = json.loads(kubectl("-n", SYSTEM, "get", "pods", "-l", "app.kubernetes.io/component=data", "-o", "json"))["items"]
+    for pod in pods:
+        text = kubectl("-n", SYSTEM, "exec", pod["metadata"]["name"], "--", "tidemark", "status", "-o", "json", "--socket",
+                       "/run/tidemark/data.sock")
+        names |= {application["name"] for application in json.loads(text)["applications"]}
+    return names
+
+
+def check_status():
+    """What the nodes say of the streams is in the application's status."""
+    def told():
+        now = (get("papp", NAMESPACE) or {}).get("status", {})
+        streams = now.get("streams", [])
+        return now if len(streams) == 1 and streams[0].get("state") == "protected" and now.get("oldestTime") and "rpoMs" in now else None
+    now = within(90, "the application's status has its stream", told)
+    expect("each volume says its stream and node", all(v.get("stream") == now["streams"][0]["stream"] and v.get("node") for v in now["volumes"]) or
+           within(60, "(soon)", lambda: all(v.get("stream") for v in get("papp", NAMESPACE)["status"]["volumes"])))
+
+
+def check_dry_run(point):
+    recover("dry", point, mode="clone", targetNamespace=CLONE, dryRun=True)
+
+    def planned():
+        now = status("dry")
+        if now.get("phase") == "Failed":
+            raise Failed(json.dumps(now))
+        return now if now.get("phase") == "Planned" else None
+    plan = within(60, "the clone is planned", planned)["plan"]
+    expect("the plan says how much is copied", sorted(v["claim"] for v in plan["volumes"]) == ["data-db-0", "wal-db-0"]
+           and all(0 < v["changedBytes"] for v in plan["volumes"]), json.dumps(plan["volumes"]))
+    expect("nothing was made", get("namespace", CLONE) is None)
+
+
+def check_clone(point):
+    before = get("pod", "db-0")
+    recover("clone", point, mode="clone", targetNamespace=CLONE, isolated=True)
+    done = base.completed("clone")
+    expect("all rows that were acknowledged before the point are in the clone, and none after", query(SQL, CLONE) == "200|1|200|0",
+           query(SQL, CLONE))
+    expect("the clone's volumes are its own", {v["metadata"]["name"] for v in volumes_of(CLONE)}.isdisjoint(
+        v["metadata"]["name"] for v in volumes_of(NAMESPACE)) and len(volumes_of(CLONE)) == 2)
+    expect("it is cut off the network", get("networkpolicy", "tidemark-isolated", CLONE) is not None)
+    now = get("pod", "db-0")
+    expect("the original's pod is the same", now["metadata"]["uid"] == before["metadata"]["uid"]
+           and now["status"]["containerStatuses"][0]["restartCount"] == 0)
+    timings = done["timings"]
+    print(f"clone: rows_lost=0 clone_ms={done['rtoMs']} data_ms={timings['dataMs']} opened_ms={timings['openedMs']} "
+          f"ready_ms={timings['readyMs']} copied_bytes={sum(s['changedBytes'] for s in done['streams'])}", flush=True)
+
+
+def check_apart(writer):
+    query("INSERT INTO orders VALUES (100000)", CLONE)
+    expect("a row of the clone is not in the original", query("SELECT count(*) FROM orders WHERE id = 100000", NAMESPACE) == "0")
+    expect("the original has gone on", writer.error is None and writer.is_alive(), str(writer.error))
+    writer.stop.set()
+    writer.join(60)
+    expect("no acknowledged row of the original is lost",
+           query("SELECT count(*) FROM orders WHERE id > 1000", NAMESPACE) == str(writer.last - 1000), str(writer.error))
+
+
+def check_thrown_away():
+    streams = {r["stream"] for r in records().values() if r["claim_namespace"] == CLONE}
+    expect("the clone has a stream of its own", len(streams) == 1 and streams <= streams_of_nodes())
+    kubectl("delete", "namespace", CLONE, "--wait", "--timeout=150s")
+    within(120, "its persistent volumes are gone", lambda: not volumes_of(CLONE))
+    within(120, "its volumes' records are gone", lambda: not [r for r in records().values() if r["claim_namespace"] == CLONE])
+    expect("its stream is gone from the node", streams.isdisjoint(streams_of_nodes()))
+    expect("the original runs", condition("pod", "db-0", "Ready").get("status") == "True")
+
+
+def check_refusals(point):
+    recover("early", "2001-01-01T00:00:00Z", mode="clone", targetNamespace=CLONE)
+    within(60, "a point before the history is refused", lambda: status("early").get("phase") == "Failed")
+    expect("with a reason", condition("recovery", "early", "Ready").get("reason") == "PointNotAvailable", json.dumps(status("early")))
+    expect("and nothing was made", get("namespace", CLONE) is None)
+    # Cancelled before it ends: what was copied goes.
+    recover("cancelled", point, mode="clone", targetNamespace=CLONE)
+    kubectl("-n", NAMESPACE, "annotate", "recovery", "cancelled", "tidemark.io/cancel=true")
+    within(120, "a clone that is cancelled ends", lambda: status("cancelled").get("phase") in ("Cancelled", "Completed"))
+    kubectl("delete", "namespace", CLONE, "--wait", "--timeout=150s", "--ignore-not-found")
+    within(120, "nothing is left of it", lambda: not [r for r in records().values() if r.get("recovery") == f"{NAMESPACE}/cancelled"]
+           and not volumes_of(CLONE))
+
+
+def check_purge():
+    streams = {r["stream"] for r in records().values() if r["claim_namespace"] == NAMESPACE}
+    kubectl("delete", "namespace", NAMESPACE, "--wait", "--timeout=150s")
+    within(150, "what was kept of the original is removed when its time is over",
+           lambda: not [r for r in records().values() if r["claim_namespace"] == NAMESPACE])
+    expect("with its streams", streams.isdisjoint(streams_of_nodes()))
+
+
+def main():
+    failure = None
+    writer = Writer()
+    try:
+        base.install()
+        kubectl("create", "namespace", NAMESPACE)
+        kubectl("annotate", "namespace", NAMESPACE, f"tidemark.io/policy={base.POLICY}")
+        kubectl("apply", "-f", "-", text=base.APPLICATION.replace("spec: {}", "spec: {onDelete: {keep: 5s}}", 1))
+        within(180, "the database runs", lambda: condition("pod", "db-0", "Ready").get("status") == "True")
+        within(60, "its volumes are captured", lambda: condition("papp", NAMESPACE, "Protected").get("reason") == "AllVolumesCaptured")
+        within(60, "its objects are journaled", lambda: condition("papp", NAMESPACE, "Ready").get("status") == "True")
+        check_status()
+        point = base.write_rows()
+        writer.start()
+        check_dry_run(point)
+        check_clone(point)
+        check_apart(writer)
+        check_thrown_away()
+        check_refusals(point)
+        check_purge()
+    except (Failed, subprocess.TimeoutExpired) as e:
+        failure = e
+        base.show()
+    finally:
+        writer.stop.set()
+        for namespace in (CLONE, NAMESPACE):
+            kubectl("delete", "namespace", namespace, "--wait", "--timeout=120s", "--ignore-not-found", check=False)
+        kubectl("delete", "protectionpolicy", base.POLICY, check=False)
+        base.uninstall()
+    if failure:
+        print(f"NOT OK: {failure}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,392 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Questions about the history (src/controller/history.h): a real API server, the controller as it is installed, and a node with a real
+engine, whose agent the controller finds by its pod. Tests name the invariants."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import unittest
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, HERE)
+sys.path.insert(0, os.path.join(HERE, "../kube"))
+sys.path.insert(0, os.path.join(HERE, "../control"))
+import journal
+import test_webhook as base
+from apiserver import CACHE, ROOT, ApiServer, free_ports, skip, until
+
+TIDEMARK = os.path.abspath(os.environ.get("TIDEMARK", "build/src/cli/tidemark"))
+SYSTEM, NODE, MIB = "tidemark-system", "node-1", 1 << 20
+SERVER = STAND = None
+OK, FAILED, USAGE, NOT_FOUND, REFUSED, UNREACHABLE, DAMAGED = range(7)
+SECRET = "c2VjcmV0LXRoYXQtbm9ib2R5LXNlZXM="
+
+
+class Stand:
+    """`tidemark data` and `tidemark node` of one node, with certificates."""
+
+    def __init__(self):
+        self.root = tempfile.mkdtemp(prefix="tmk-", dir="/tmp")
+        self.children = {}
+        self.port = free_ports(1)
+        os.symlink(TIDEMARK, self.path("kubectl-tidemark"))
+        openssl = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+        self.run(*openssl, "-subj", "/CN=ca", "-keyout", self.path("ca.key"), "-out", self.path("ca.crt"))
+        for name, usage in (("server", "serverAuth"), ("client", "clientAuth")):
+            self.run(*openssl, "-subj", f"/CN={name}", "-CA", self.path("ca.crt"), "-CAkey", self.path("ca.key"), "-addext",
+                     f"extendedKeyUsage={usage}", "-addext", "subjectAltName=DNS:tidemark-node", "-addext", "basicConstraints=critical,CA:FALSE",
+                     "-keyout", self.path(f"{name}.key"), "-out", self.path(f"{name}.crt"))
+        self.start("data", "data: the API answers", "data", "--state", self.path("d"), "--socket", self.path("data.sock"))
+        self.start_node()
+
+    def path(self, *parts):
+        return os.path.join(self.root, *parts)
+
+    @staticmethod
+    def run(*command):
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def start(self, name, ready, *arguments):
+        log = self.path(f"{name}.log")
+        before = os.path.getsize(log) if os.path.exists(log) else 0
+        with open(log, "ab") as f:
+            self.children[name] = subprocess.Popen([TIDEMARK, *arguments], stdout=f, stderr=f, stdin=subprocess.DEVNULL)
+
+        def answers():
+            with open(log, encoding="utf-8", errors="replace") as f:
+                text = f.read()[before:]
+            assert self.children[name].poll() is None, text
+            return ready in text
+        until(f"{name} is ready", answers)
+
+    def start_node(self):
+        self.start("node", "node: CSI answers", "node", "--state", self.path("n"), "--csi-socket", self.path("node.sock"), "--data-socket",
+                   self.path("data.sock"), "--node-name", NODE, "--listen", f"127.0.0.1:{self.port}", "--tls-cert", self.path("server.crt"),
+                   "--tls-key", self.path("server.key"), "--tls-ca", self.path("ca.crt"))
+
+    def stop(self, name):
+        child = self.children.pop(name)
+        child.send_signal(signal.SIGTERM)
+        child.wait(60)
+
+    def api(self, method, path, body=None):
+        command = ["curl", "-sS", "--fail-with-body", "--unix-socket", self.path("data.sock"), "-X", method, f"http://localhost{path}"]
+        if body is not None:
+            command += ["--data-binary", body if isinstance(body, str) else json.dumps(body)]
+        return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+    def stream(self, name, handles):
+        """The devices of its volumes."""
+        volumes = "".join(f"  - {{name: {h}, size: 64Mi}}\n" for h in handles)
+        self.api("POST", "/v1/apply?file=stream", "apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\n"
+                 f"metadata: {{name: {name}}}\nspec:\n  export: fuse\n  volumes:\n{volumes}")
+        status = self.api("GET", f"/v1/status?app={name}")["applications"][0]
+        return {v["name"]: v["device"] for v in status["volumes"]}
+
+    def destroy(self, streams):
+        for name in streams:
+            try:
+                self.api("DELETE", f"/v1/applications/{name}?purge=true")
+            except subprocess.CalledProcessError:
+                pass
+        for name in list(self.children):
+            self.stop(name)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+def write(device, offset, data):
+    fd = os.open(device, os.O_RDWR)
+    os.pwrite(fd, data, offset)
+    os.fsync(fd)
+    os.close(fd)
+
+
+def plugin(*arguments, user=None):
+    """(exit status, standard output, standard error)"""
+    kubeconfig = SERVER.kubeconfig
+    if user:
+        kubeconfig = STAND.path(f"kubeconfig-{user}")
+        if not os.path.exists(kubeconfig):
+            config = json.loads(SERVER.kubectl("config", "view", "--raw", "-o", "json"))
+            token = SERVER.kubectl("-n", "default", "create", "token", user, "--duration=24h")
+            config["users"] = [{"name": u["name"], "user": {"token": token}} for u in config["users"]]
+            with open(kubeconfig, "w", encoding="utf-8") as f:
+                json.dump(config, f)
+    done = subprocess.run([STAND.path("kubectl-tidemark"), *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=180,
+                          stdin=subprocess.DEVNULL, env=dict(os.environ, KUBECONFIG=kubeconfig, TERM="dumb"))
+    return done.returncode, done.stdout, done.stderr
+
+
+def answer(*arguments, code=OK, user=None):
+    got, out, err = plugin(*arguments, "-o", "json", user=user)
+    assert got == code, (arguments, got, out, err)
+    return json.loads(out)
+
+
+def review(namespace, user=None, dry=True, **spec):
+    """What the API server makes of a HistoryReview: (exit status, text or object)."""
+    thing = {"apiVersion": "tidemark.io/v1alpha1", "kind": "HistoryReview", "metadata": {"name": "q", "namespace": namespace},
+             "spec": {"application": namespace, **spec}}
+    command = [f"{CACHE}/bin/kubectl", f"--kubeconfig={SERVER.kubeconfig}", "create", "-f", "-", "-o", "json"]
+    command += ["--dry-run=server"] if dry else []
+    if user:
+        command += [f"--as={user}", "--as-group=system:authenticated"]
+    done = subprocess.run(command, input=json.dumps(thing), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return done.returncode, json.loads(done.stdout) if done.returncode == 0 else done.stderr
+
+
+class History(base.Webhook):
+    streams = []
+
+    def volume(self, namespace, claim, number, stream):
+        """A claim that is bound to a volume of ours: its handle."""
+        handle = f"tm-00000000-0000-4000-8000-{number:012d}"
+        record = {"handle": handle, "name": f"pvc-{number}", "size_bytes": 64 * MIB, "backing": "host", "backing_class": "", "ack_mode": "",
+                  "claim_namespace": namespace, "claim_name": claim, "node": NODE, "published_node": NODE, "stream": stream, "deleted_ns": 0}
+        SERVER.apply(
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": handle, "namespace": SYSTEM, "labels": {"tidemark.io/volume-record": "true"}},
+             "data": {"record": json.dumps(record)}},
+            {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": f"pvc-{number}"}, "spec": {
+                "capacity": {"storage": "64Mi"}, "accessModes": ["ReadWriteOnce"], "persistentVolumeReclaimPolicy": "Retain", "storageClassName": "tidemark",
+                "claimRef": {"namespace": namespace, "name": claim}, "csi": {"driver": "csi.tidemark.io", "volumeHandle": handle}}},
+            {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": claim, "namespace": namespace}, "spec": {
+                "accessModes": ["ReadWriteOnce"], "storageClassName": "tidemark", "volumeName": f"pvc-{number}", "resources": {"requests": {"storage": "64Mi"}}}})
+        return handle
+
+    def journaled(self, namespace, *objects):
+        """Applies them; until the history has them. Its newest record, as a point."""
+        SERVER.apply(*objects)
+        names = {f"{o['kind']}/{namespace}/{o['metadata']['name']}" for o in objects}
+
+        def there():
+            points = answer("points", f"{namespace}/{namespace}", "--limit", "5000")["points"]
+            seen = {"/".join(p["name"].split("/")[-3:]) for p in points if p["kind"] == "object" and "name" in p}
+            return [p for p in points if p.get("of") == "objects"][0]["point"] if names <= seen else None
+        return until("they are journaled", there)
+
+    def captured(self, namespace, count):
+        until("the volumes are known", lambda: SERVER.kubectl("-n", namespace, "get", "papp", namespace, "-o", "jsonpath={.status.volumesCaptured}",
+                                                              check=False) == str(count))
+
+    def application(self, name, owner=None):
+        """One with two claims in one stream: its devices."""
+        self.namespace(name, owner)
+        first = 100 * (1 + len(self.streams))
+        handles = [self.volume(name, claim, first + i, f"stream-{name}") for i, claim in enumerate(("data", "wal"))]
+        self.streams.append(f"stream-{name}")
+        devices = STAND.stream(f"stream-{name}", handles)
+        self.captured(name, 2)
+        return [devices[h] for h in handles]
+
+
+class Points(History):
+    def test_every_second_of_every_stream_is_listed_with_the_objects_and_nothing_is_stored(self):
+        data, wal = self.application("shop")
+        app = "shop/shop"
+        self.journaled("shop", base.config_map("settings", "shop", "1"))
+        write(data, 0, b"a" * MIB)
+        write(wal, 4096, b"b" * 8192)
+        found = answer("points", app)
+        activity = [p for p in found["points"] if p["kind"] == "activity"]
+        self.assertGreaterEqual(sum(p["bytes"] for p in activity), MIB + 8192)
+        self.assertEqual({(p["of"], tuple(sorted(p["claims"])), p["stream"]) for p in activity}, {("volumes", ("data", "wal"), "stream-shop")})
+        self.assertTrue(any(p["kind"] == "object" and p["name"] == "core/v1/ConfigMap/shop/settings" for p in found["points"]), found)
+        times = [p["time"] for p in found["points"]]
+        self.assertEqual(times, sorted(times, reverse=True), "newest first")
+        stream, = found["streams"]
+        self.assertEqual((stream["stream"], stream["node"], sorted(stream["claims"])), ("stream-shop", NODE, ["data", "wal"]))
+        # the limit is of all together, and what is given is the newest
+        self.assertEqual([p["point"] for p in answer("points", app, "--limit", "2")["points"]], [p["point"] for p in found["points"][:2]])
+        # only what came after
+        since = activity[0]["time"]
+        later = answer("points", app, "--since", since)["points"]
+        self.assertTrue(later and all(p["time"] >= since for p in later), later)
+        code, text, _ = plugin("points", app)
+        self.assertEqual(code, OK)
+        self.assertRegex(text, r"(?m)^20\S+Z +20\S+Z .* activity +(data, wal|wal, data) +\d+ writes, ")
+        self.assertRegex(text, r"(?m)^lsn:\d+ .* object +objects +core/v1/ConfigMap/shop/settings")
+        self.assertEqual(SERVER.json("-n", "shop", "get", "historyreviews")["items"], [])
+        # each of them is a point that a recovery takes
+        code, text, err = plugin("rewind", app, "--to", activity[0]["point"], "--dry-run")
+        self.assertEqual(code, OK, err)
+
+    def test_what_makes_no_sense_is_told(self):
+        self.namespace("sense")
+        for remedy, arguments in (("goes without --since", ("--last-clean", "--limit", "3")), ("at most 5000", ("--limit", "5001"))):
+            code, _, err = plugin("points", "sense/sense", *arguments)
+            self.assertNotEqual(code, OK)
+            self.assertIn(remedy, err)
+        code, _, err = plugin("points", "sense/sense", "--last-clean")
+        self.assertEqual(code, NOT_FOUND)
+        self.assertIn("no volume that is captured", err)
+        for because, spec in (("none of points", {"query": "all"}), ("no name of an application", {"application": "../shop/shop", "query": "points"}),
+                              ("spec.from", {"query": "diff", "to": "latest"}), ("yesterday", {"query": "diff", "from": "yesterday", "to": "latest"})):
+            code, text = review("sense", **spec)
+            self.assertNotEqual(code, 0, spec)
+            self.assertIn(because, text, spec)
+        code, text = review("sense", dry=False, query="points")
+        self.assertNotEqual(code, 0)
+        self.assertIn("--dry-run=server", text)
+        self.assertEqual(SERVER.json("-n", "sense", "get", "historyreviews")["items"], [])
+
+    def test_nothing_suspicious_is_told_and_a_node_that_is_away(self):
+        data, _ = self.application("calm")
+        write(data, 0, b"x" * 4096)
+        code, _, err = plugin("points", "calm/calm", "--last-clean")
+        self.assertEqual(code, NOT_FOUND, err)
+        self.assertIn("every point is clean", err)
+        STAND.stop("node")
+        try:
+            found = answer("points", "calm/calm")
+            self.assertIn("node-1", found["streams"][0]["error"])
+            self.assertTrue(found["points"], "the objects' are there")
+            result = answer("verify", "calm/calm", code=UNREACHABLE)
+            self.assertEqual((result["ok"], result["complete"]), (True, False))
+        finally:
+            STAND.start_node()
+        self.assertNotIn("error", answer("points", "calm/calm")["streams"][0])
+
+
+class Diff(History):
+    def test_fields_of_objects_and_bytes_of_claims_between_two_points(self):
+        data, wal = self.application("two")
+        app = "two/two"
+        before = self.journaled("two", base.config_map("changed", "two", "old"), base.config_map("goes", "two", "1"))
+        write(wal, 0, b"a" * 4096)
+        first = answer("points", app, "--limit", "1")["points"][0]["point"]
+        write(data, MIB, b"b" * (2 * MIB))
+        SERVER.kubectl("-n", "two", "delete", "configmap", "goes")
+        self.journaled("two", base.config_map("changed", "two", "new"), base.config_map("comes", "two", "1"))
+        found = until("the change is in the history", lambda: (lambda d: d if d["objects"]["changed"] and d["objects"]["deleted"] else None)(
+            answer("diff", f"{app}@{first}", f"{app}@latest")))
+        objects = {o["object"].split("/")[-1]: o for o in found["objects"]["objects"]}
+        self.assertEqual({n: objects[n]["change"] for n in ("changed", "goes", "comes")}, {"changed": "changed", "goes": "deleted", "comes": "created"})
+        self.assertEqual(objects["changed"]["fields"], [{"path": "data.value", "from": "old", "to": "new"}])
+        self.assertEqual({v["claim"]: v["changedBytes"] for v in found["volumes"]}, {"data": 2 * MIB, "wal": 0})
+        code, text, err = plugin("diff", f"{app}@{first}", f"{app}@latest")
+        self.assertEqual(code, OK, err)
+        self.assertIn('- "old"\n', text)
+        self.assertRegex(text, r"(?m)^data +2\.0 MiB ")
+        # a record of the objects is a moment of the volumes as well, and the order may be turned round
+        turned = answer("diff", f"{app}@latest", f"{app}@{before}")
+        self.assertEqual({v["claim"]: v["changedBytes"] for v in turned["volumes"]}["wal"], 4096)
+        self.assertEqual(turned["objects"]["changed"], 1)
+        code, _, err = plugin("diff", f"{app}@-1m", "calm/calm@latest")
+        self.assertEqual((code, "two applications" in err), (USAGE, True), err)
+        code, _, err = plugin("diff", f"{app}@2001-01-01T00:00:00Z", f"{app}@latest")
+        self.assertEqual(code, REFUSED, err)
+        self.assertIn("kubectl tidemark points two/two", err)
+
+    def test_q2_secrets_are_never_told_and_kinds_that_she_may_not_get_only_by_kind(self):
+        ns = "hidden"
+        SERVER.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "viewer", "namespace": "default"}})
+        self.namespace(ns)
+        SERVER.apply({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "viewer", "namespace": ns},
+                      "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"},
+                      "subjects": [{"kind": "ServiceAccount", "name": "viewer", "namespace": "default"}]})
+        until("the role is aggregated", lambda: SERVER.kubectl("-n", ns, "auth", "can-i", "create", "historyreviews.tidemark.io",
+                                                               "--as=system:serviceaccount:default:viewer", check=False) == "yes")
+        secret = lambda value: {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "token-of-eve", "namespace": ns}, "data": {"key": value}}
+        first = self.journaled(ns, secret(SECRET), base.config_map("seen", ns, "1"))
+        SERVER.apply(secret("b3RoZXI="), base.config_map("seen", ns, "2"))
+        found = until("both changed", lambda: (lambda d: d if d["objects"]["changed"] >= 2 else None)(answer("diff", f"{ns}/{ns}@{first}", f"{ns}/{ns}@latest")))
+        fields = [o for o in found["objects"]["objects"] if o["object"].endswith("token-of-eve")][0]["fields"]
+        self.assertEqual(fields, [{"path": "data.key", "from": "(hidden)", "to": "(hidden)", "hidden": True}])
+        for user in (None, "viewer"):
+            for words in (("diff", f"{ns}/{ns}@{first}", f"{ns}/{ns}@latest"), ("points", f"{ns}/{ns}")):
+                for form in ("table", "json"):
+                    code, text, err = plugin(*words, "-o", form, user=user)
+                    self.assertEqual(code, OK, err)
+                    self.assertNotIn(SECRET, text)
+                    self.assertNotIn("b3RoZXI=", text)
+                    self.assertIn("seen", text)
+                    self.assertEqual("token-of-eve" in text, user is None, text)
+
+    def test_q1_a_tenant_asks_about_her_namespaces_only(self):
+        self.namespace("hers", "ann")
+        self.namespace("others")
+        until("the role is aggregated", lambda: review("hers", "ann", query="points")[0] == 0)
+        code, text = review("hers", "ann", query="lastClean")
+        self.assertEqual((code, text["status"]["error"]["code"]), (0, "ENOENT"), text)
+        code, text = review("others", "ann", query="points")
+        self.assertNotEqual(code, 0)
+        self.assertIn("forbidden", text)
+        # a job is hers alone
+        code, running = review("hers", "ann", query="verify")
+        job = running["status"].get("job", "00000000-0000-0000-0000-000000000000")
+        code, text = review("hers", query="verify", job=job)
+        self.assertEqual(text["status"]["phase"], "Elsewhere", text)
+
+
+class Verify(History):
+    def test_damage_is_named_and_what_is_whole_too(self):
+        data, _ = self.application("read")
+        app = "read/read"
+        self.journaled("read", base.config_map("a", "read", "1"))
+        write(data, 0, os.urandom(4 * MIB))
+        result = answer("verify", app)
+        self.assertEqual((result["ok"], result["complete"], result["objects"]["ok"]), (True, True, True), result)
+        self.assertGreater(result["streams"][0]["bytes"], 4 * MIB)
+        self.assertGreater(result["objects"]["records"], 0)
+        code, text, _ = plugin("verify", app)
+        self.assertRegex(text, r"(?m)^  stream-read: whole, ")
+        path, offset, _ = journal.a_write(STAND.path("d/apps/stream-read/journal"), 1)
+        journal.flip(path, offset + 100)
+        result = answer("verify", app, code=DAMAGED)
+        self.assertEqual((result["ok"], result["objects"]["ok"], result["streams"][0]["ok"]), (False, True, False), result)
+        self.assertEqual({d["claim"] for d in result["streams"][0]["damage"] if d.get("claim")}, {"data"})
+        path = journal.segments(f"{base.CONTROLLER.state}/state/objects/read/read")[0]
+        journal.flip(path, next(journal.frames(path))[0] * journal.BLOCK + 130)  # the first record of the first frame
+        result = answer("verify", app, code=DAMAGED)
+        self.assertFalse(result["objects"]["ok"])
+        self.assertTrue(result["objects"]["damage"][0]["file"])
+        code, text, err = plugin("verify", app)
+        self.assertEqual(code, DAMAGED)
+        self.assertIn("DAMAGED", text)
+        self.assertIn("damage was found", err)
+
+
+def install_node():
+    """The agent of the node, as the controller finds it."""
+    SERVER.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}},
+                 {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "agent", "namespace": SYSTEM, "labels": {"app.kubernetes.io/component": "node"}},
+                  "spec": {"nodeName": NODE, "tolerations": [{"operator": "Exists"}], "containers": [
+                      {"name": "node", "image": "none", "ports": [{"name": "agent", "containerPort": STAND.port}]}]}})
+    SERVER.kubectl("-n", SYSTEM, "patch", "pod", "agent", "--subresource=status", "--type=merge", "-p",
+                   json.dumps({"status": {"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}}))
+
+
+if __name__ == "__main__":
+    if os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
+        skip("needs root and /dev/fuse")
+    SERVER = base.SERVER = ApiServer()
+    STAND = Stand()
+    try:
+        SERVER.kubectl("apply", "-f", f"{ROOT}/packaging/crds")
+        SERVER.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        SERVER.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM}})
+        SERVER.apply(*base.manifests("ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"))
+        until("the policy", lambda: base.create(base.tidemark_object("ProtectionPolicy", "gold"))[0] == 0)
+        SERVER.apply({"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "tidemark"}, "provisioner": "csi.tidemark.io",
+                      "volumeBindingMode": "WaitForFirstConsumer"})
+        install_node()
+        base.CONTROLLER = base.Controller(f"--agent-cert={STAND.path('client.crt')}", f"--agent-key={STAND.path('client.key')}",
+                                          f"--agent-ca={STAND.path('ca.crt')}")
+        try:
+            base.CONTROLLER.start()
+            base.install()
+            result = unittest.main(exit=False, verbosity=2).result
+            if not result.wasSuccessful():
+                for log in (f"{base.CONTROLLER.state}/log", STAND.path("data.log"), STAND.path("node.log")):
+                    with open(log, encoding="utf-8", errors="replace") as f:
+                        print(f"--- {log}\n" + "".join(f.readlines()[-40:]), file=sys.stderr)
+        finally:
+            base.CONTROLLER.close()
+    finally:
+        STAND.destroy(History.streams)
+        SERVER.close()
+    sys.exit(not result.wasSuccessful())

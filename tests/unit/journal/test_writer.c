@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What is around the journal's writer: clocks that are set back, a kernel that is short of memory, gaps without end. */
+#include "check.h"
+
+#include <errno.h>
+#include <liburing.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "journal/journal.h"
+
+static struct error err;
+static char directory[64], ring[80];
+static _Atomic bool clock_ahead; /* it will be set back by a day, as soon as it was looked at */
+static _Atomic int refusals;
+
+int __real_clock_gettime(clockid_t id, struct timespec *t);
+int __wrap_clock_gettime(clockid_t id, struct timespec *t);
+int __wrap_clock_gettime(clockid_t id, struct timespec *t)
+{
+    int r = __real_clock_gettime(id, t);
+    if (id == CLOCK_REALTIME && clock_ahead)
+        t->tv_sec += 86400;
+    return r;
+}
+
+int __real_io_uring_submit(struct io_uring *r);
+int __wrap_io_uring_submit(struct io_uring *r);
+int __wrap_io_uring_submit(struct io_uring *r)
+{
+    return atomic_fetch_sub(&refusals, 1) > 0 ? -EAGAIN : __real_io_uring_submit(r);
+}
+
+static struct journal *open_journal(void)
+{
+    struct journal_options options = {.directory = directory, .ring_path = ring, .owner = "test", .segment_blocks = 64, .segment_records = 16};
+    struct journal *j;
+    check_ok(journal_open(&options, &j, &err));
+    return j;
+}
+
+static const struct journal_record discard = {.op = OP_DISCARD, .flags = RECORD_LAST, .volume = 1, .length = 8};
+
+/* Mode flush: what nobody waits for is written and synced all the same, whatever the wall clock does. */
+static void a_clock_that_is_set_back_delays_nothing(void **unused)
+{
+    (void)unused;
+    clock_ahead = true; /* the threads begin their waits by it */
+    struct journal *j = open_journal();
+    struct journal_record record = discard;
+    struct journal_ticket ticket;
+    struct journal_status s;
+    record.lazy = true;
+    usleep(300000); /* all of them wait */
+    clock_ahead = false;
+    check_ok(journal_append(j, &record, &ticket, &err));
+    journal_backed(j, &ticket);
+    unsigned waited_ms = 0;
+    do {
+        usleep(10000);
+        journal_status(j, &s);
+    } while (s.durable.n < ticket.lsn.n && (waited_ms += 10) < 60000);
+    assert_true(s.durable.n >= ticket.lsn.n);
+    check_ok(journal_close(j, &err));
+}
+
+static void a_submission_that_the_kernel_puts_off_is_repeated(void **unused)
+{
+    (void)unused;
+    struct journal *j = open_journal();
+    struct lsn lsn;
+    check_ok(journal_append_durable(j, &discard, &lsn, &err));
+    refusals = 3;
+    check_ok(journal_append_durable(j, &discard, &lsn, &err));
+    assert_false(journal_is_suspended(j));
+    check_ok(journal_append_durable(j, &discard, &lsn, &err));
+    check_ok(journal_close(j, &err));
+}
+
+/* More gaps than the manifest has room for: points are refused that need not be, but journaling goes on, and a start succeeds. */
+static void gaps_without_end_are_joined(void **unused)
+{
+    (void)unused;
+    struct journal *j = open_journal();
+    struct manifest m;
+    struct lsn lsn;
+    for (unsigned i = 0; i < MANIFEST_MAX_REFUSED + 3; i++) {
+        struct journal_status s;
+        journal_status(j, &s);
+        check_ok(journal_refuse_begin(j, s.latest, &err));
+        check_ok(journal_append_durable(j, &discard, &lsn, &err));
+        check_ok(journal_append_durable(j, &discard, &lsn, &err));
+        check_ok(journal_refuse_end(j, lsn, &err));
+    }
+    check_ok(journal_manifest(j, &m, &err));
+    assert_int_equal(m.refused_count, MANIFEST_MAX_REFUSED);
+    assert_int_equal(m.refused[m.refused_count - 1].high.n, lsn.n);
+    manifest_release(&m);
+    struct journal_point found;
+    check_error(journal_resolve(j, &(struct point){.kind = POINT_LSN, .lsn = {lsn.n - 1}}, &found, &err), -ERANGE, "inside a gap");
+    check_ok(journal_resolve(j, &(struct point){.kind = POINT_LSN, .lsn = lsn}, &found, &err));
+    check_ok(journal_close(j, &err));
+}
+
+static int begin(void **unused)
+{
+    char template[] = "/dev/shm/tidemark-writer-XXXXXX";
+    (void)unused;
+    if (!mkdtemp(template))
+        return -1;
+    memcpy(directory, template, sizeof template);
+    snprintf(ring, sizeof ring, "%s.ring", directory);
+    refusals = 0;
+    clock_ahead = false;
+    return 0;
+}
+
+static int end(void **unused)
+{
+    (void)unused;
+    unlink(ring);
+    return io_remove_tree(directory, &err);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(a_clock_that_is_set_back_delays_nothing, begin, end),
+        cmocka_unit_test_setup_teardown(a_submission_that_the_kernel_puts_off_is_repeated, begin, end),
+        cmocka_unit_test_setup_teardown(gaps_without_end_are_joined, begin, end),
+    };
+    return cmocka_run_group_tests_name("journal-writer", tests, NULL, NULL);
+}
