@@ -19,7 +19,7 @@
 #include "lib/zstd.h"
 
 #define BLOCK JOURNAL_BLOCK_BYTES
-#define LEVEL 1           /* several times as fast as the default, for a few percent of the size */
+#define LEVEL 1           /* the fast end: it shares the machine with the application */
 #define OUT_BYTES (1u << 20) /* written at a time */
 
 enum domain { DOMAIN_CHUNK = 3, DOMAIN_TABLE = 4 }; /* 0 to 2: sealed_segment.c */
