@@ -170,6 +170,7 @@ static void term_end(struct term *t, struct history *history)
     data_client_free(c->data);
     json_decref(c->placements.volumes);
     json_decref(c->placements.told);
+    json_decref(c->placements.policies);
     pthread_mutex_destroy(&c->placements.mutex);
     sealing_release(&c->sealing);
 }

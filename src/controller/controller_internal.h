@@ -39,7 +39,8 @@ struct capture;
 struct placements {
     pthread_mutex_t mutex;
     json_t *volumes;
-    json_t *told; /* streams.c's own */
+    json_t *told;     /* streams.c's own */
+    json_t *policies; /* that too: {stream: what its node has taken} */
 };
 
 struct controller {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The streams of volumes, looked at every STREAMS_EVERY_MS: nobody tells when they change. One list of the
  * volumes' records and one question a node serve all applications; each gets streams, rpoMs and oldestTime in
- * its status (a field manager of its own), and its volumes remember how long their history is to be kept once
+ * its status (a field manager of its own), its streams get what the policy says of the journal (stream_policy.h), and its volumes remember how long their history is to be kept once
  * they are deleted. Then what is due is removed (purge.h). */
 #include <errno.h>
 #include <string.h>
@@ -12,12 +12,13 @@
 #include "controller/controller_internal.h"
 #include "controller/purge.h"
 #include "controller/recovery.h"
+#include "controller/stream_policy.h"
 #include "lib/json.h"
 
 #define STREAMS_EVERY_MS 30000u
 #define STREAMS_SHOWN 100u
 #define STREAMS_MANAGER "tidemark-streams"
-#define EXTENDS_MAX 16u
+#define STREAM_MESSAGE_MAX 400u
 
 struct round {
     struct controller *c;
@@ -26,6 +27,7 @@ struct round {
     json_t *nodes; /* {node: {stream: status}}; null: it does not answer */
     json_t *keeps; /* {policy: seconds} */
     json_t *told;  /* {"NAMESPACE/NAME": status}, of those that are there */
+    json_t *policies; /* {stream: what its node has taken} */
 };
 
 static const char *text_of(const json_t *object, const char *key)
@@ -97,6 +99,45 @@ static json_t *stream_entry(struct round *round, const struct csi_volume *v)
     return entry;
 }
 
+/* ---- the policy of a stream ---- */
+
+static const char *policy_of(const json_t *papp)
+{
+    const char *name = text_of(json_object_get(json_object_get(papp, "spec"), "policyRef"), "name");
+    return *name ? name : "default";
+}
+
+static json_t *policy_named(void *context, const char *name)
+{
+    struct round *round = context;
+    return kube_informer_get(round->c->policies, NULL, name);
+}
+
+/* The node is told when the policy says something else than what it took, or when the stream has another. */
+static void tell_policy(struct round *round, const json_t *papp, const struct csi_volume *v, json_t *entry)
+{
+    char path[CSI_HANDLE_BYTES + 32], message[ERROR_MESSAGE_BYTES + 300];
+    struct error err = ERROR_INIT;
+    const json_t *wanted = json_object_get(papp, "spec"), *status = status_of_stream(round, v->node, v->stream);
+    const char *policy = policy_of(papp), *history = json_string_value(json_object_get(json_object_get(wanted, "overrides"), "history"));
+    _cleanup_json_ json_t *spec = status ? stream_policy(policy_named, round, policy, v->ack_mode, history) : NULL;
+    if (!spec)
+        return;
+    const json_t *taken = json_object_get(round->c->placements.policies, v->stream);
+    bool same = taken && json_equal(taken, spec) && strcmp(text_of(status, "policy"), v->stream) == 0;
+    _cleanup_json_ json_t *body = json_pack("{s:O}", "spec", spec);
+    snprintf(path, sizeof path, "/v1/streams/%s/policy", v->stream);
+    int r = same ? 0 : data_client_call(round->c->data, v->node, "POST", path, body, DATA_STATUS_TIMEOUT_MS, NULL, &err);
+    if (r == 0) {
+        json_object_set(round->policies, v->stream, spec);
+        return;
+    }
+    snprintf(message, sizeof message, "it has not taken the policy '%s' yet: %s", policy, err.message);
+    log_warning(round->c->log, "stream %s: %s", v->stream, message);
+    message[STREAM_MESSAGE_MAX] = '\0';
+    json_object_set_new(entry, "message", json_string(message));
+}
+
 /* ---- how long history is kept ---- */
 
 /* onDelete.keep of the policy, or of the nearest that it extends which says it. */
@@ -108,7 +149,7 @@ static uint64_t keep_of_policy(struct round *round, const char *policy)
     if (known)
         return (uint64_t)json_integer_value(known);
     snprintf(name, sizeof name, "%s", policy);
-    for (unsigned i = 0; i < EXTENDS_MAX && *name; i++) {
+    for (unsigned i = 0; i < STREAM_POLICY_CHAIN_MAX && *name; i++) {
         struct error ignored = ERROR_INIT;
         _cleanup_json_ json_t *object = kube_informer_get(round->c->policies, NULL, name);
         const json_t *spec = json_object_get(object, "spec");
@@ -225,13 +266,13 @@ static bool says_place(const json_t *papp, const char *claim, const struct csi_v
 static int look_at_application(struct round *round, const json_t *papp, struct error *err)
 {
     _cleanup_json_ json_t *handles = NULL, *entries = json_array();
-    const char *claim, *policy = text_of(json_object_get(json_object_get(papp, "spec"), "policyRef"), "name");
+    const char *claim;
     json_t *handle;
     bool told = true;
     if (json_object_get(json_object_get(papp, "metadata"), "deletionTimestamp"))
         return 0;
     int r = volumes_handles(round->c, kube_object_namespace(papp), application_group(papp), &handles, err);
-    uint64_t keep_s = keep_of_policy(round, *policy ? policy : "default");
+    uint64_t keep_s = keep_of_policy(round, policy_of(papp));
     json_object_foreach(handles, claim, handle)
     {
         struct csi_volume *v = find_volume(round, json_string_value(handle));
@@ -239,9 +280,13 @@ static int look_at_application(struct round *round, const json_t *papp, struct e
             continue;
         note_keep(round, v, keep_s);
         told = told && (!*v->stream || says_place(papp, claim, v));
-        if (*v->stream && *v->node && json_array_size(entries) < STREAMS_SHOWN &&
-            !has_stream(entries, v->stream))
-            json_array_append_new(entries, stream_entry(round, v));
+        if (!*v->stream || !*v->node || has_stream(entries, v->stream))
+            continue;
+        json_t *entry = stream_entry(round, v);
+        tell_policy(round, papp, v, entry);
+        if (json_array_size(entries) < STREAMS_SHOWN)
+            json_array_append(entries, entry);
+        json_decref(entry);
     }
     if (!told)
         controller_enqueue(round->c, kube_object_namespace(papp), kube_object_name(papp), 0);
@@ -355,13 +400,14 @@ int streams_reconcile(struct controller *c, struct error *err)
     _cleanup_json_ json_t *papps = json_array(), *nodes = json_object(), *keeps = json_object();
     json_t *papp;
     _cleanup_free_ struct csi_volume *all = NULL;
-    struct round round = {.c = c, .nodes = nodes, .keeps = keeps, .told = json_object()};
+    struct round round = {.c = c, .nodes = nodes, .keeps = keeps, .told = json_object(), .policies = json_object()};
     uint64_t next_ns = 0, now_ns = clock_realtime_ns(clock_system());
     size_t i;
     controller_enqueue(c, STREAMS_KEY, NULL, STREAMS_EVERY_MS);
     int r = o->records->list(o->records_context, &all, &round.count, err);
     if (r < 0) {
         json_decref(round.told);
+        json_decref(round.policies);
         return r;
     }
     round.all = all;
@@ -376,6 +422,8 @@ int streams_reconcile(struct controller *c, struct error *err)
     }
     json_decref(c->placements.told);
     c->placements.told = round.told;
+    json_decref(c->placements.policies);
+    c->placements.policies = round.policies;
     purge_run(&purge_ops, c, c->log, all, round.count, now_ns, &next_ns);
     if (next_ns && next_ns > now_ns && next_ns - now_ns < STREAMS_EVERY_MS * NS_PER_MS)
         controller_enqueue(c, STREAMS_KEY, NULL, (unsigned)((next_ns - now_ns) / NS_PER_MS) + 1);

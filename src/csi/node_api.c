@@ -5,7 +5,8 @@
  *   GET  /v1/streams/{stream}            STREAM: {"name", "closed", "rewind", "volumes": [{"handle",
  * "staging", "block", "published"}]} POST /v1/streams/{stream}/gate       {"closed": BOOL} -> STREAM POST
  * /v1/streams/{stream}/rewind     {"to": POINT, "id": TEXT, "keep_closed": BOOL} -> 202 STREAM; the same id
- * again is the same rewind POST /v1/streams/{stream}/undo       {"id": TEXT} -> 202 STREAM anything else below /v1/ the data
+ * again is the same rewind POST /v1/streams/{stream}/undo       {"id": TEXT} -> 202 STREAM
+ *   POST /v1/streams/{stream}/policy     {"spec": {...}} -> STREAM: its ProtectionPolicy, as the data plane knows them; anything else below /v1/ the data
  * plane's API, handed on (api/openapi.yaml) */
 #include <errno.h>
 #include <stdlib.h>
@@ -79,6 +80,12 @@ static int change_stream(struct csi_node *node, const char *stream, const char *
             r = json_get_bool(body, "closed", &closed, err);
         return r == 0 ? node_gate_set(node, stream, closed, &gate, err) : r;
     }
+    if (strcmp(verb, "policy") == 0) {
+        r = json_reject_unknown(body, err, "spec", NULL);
+        if (r == 0 && !json_is_object(json_object_get(body, "spec")))
+            r = error_set(err, -EINVAL, "spec: expected an object");
+        return r == 0 ? node_stream_set_policy(node, stream, json_object_get(body, "spec"), err) : r;
+    }
     bool undo = strcmp(verb, "undo") == 0;
     r = undo ? json_reject_unknown(body, err, "id", NULL) : json_reject_unknown(body, err, "to", "id", "keep_closed", NULL);
     if (r == 0 && !undo)
@@ -123,12 +130,13 @@ static int handle_stream(struct csi_node *node, const struct http_request *reque
     int r = split(request->path, stream, &verb, err);
     if (r == 0)
         r = check_stream(node, stream, err);
-    bool known = strcmp(verb, "gate") == 0 || strcmp(verb, "rewind") == 0 || strcmp(verb, "undo") == 0;
+    bool starts = strcmp(verb, "rewind") == 0 || strcmp(verb, "undo") == 0;
+    bool known = starts || strcmp(verb, "gate") == 0 || strcmp(verb, "policy") == 0;
     if (r == 0 && ((*verb && !known) || strcmp(request->method, *verb ? "POST" : "GET") != 0))
         r = error_set(err, -ENOENT, "there is no %s %s", request->method, request->path);
     if (r == 0 && *verb) {
         r = change_stream(node, stream, verb, request, err);
-        status = strcmp(verb, "gate") == 0 ? 200 : 202;
+        status = starts ? 202 : 200;
     }
     if (r == 0)
         r = stream_json(node, stream, &json, err);

@@ -96,12 +96,15 @@ int node_gate_remove(struct csi_node *node, const char *stream, struct error *er
  * when the stream does not exist. *ret_created: its volumes were made just now. */
 struct node_wanted {
     const char *stream, *handle, *ack_mode;
+    const json_t *policy; /* spec of a ProtectionPolicy that gets the stream's name; NULL: as it is */
     uint64_t size_bytes;
     const struct csi_member *members;
     size_t member_count;
 };
 int node_stream_ensure(struct csi_node *node, const struct node_wanted *wanted, const struct rpc_call *call,
                        char ret_device[NODE_DEVICE_BYTES], bool *ret_created, struct error *err) MUST_CHECK;
+/* Gives the stream a policy of its own: `spec` as in a ProtectionPolicy of the data plane. Again with the same is nothing. -ENOENT. */
+int node_stream_set_policy(struct csi_node *node, const char *stream, const json_t *spec, struct error *err) MUST_CHECK;
 /* The device of a volume that the stream has. -ENOENT. */
 int node_stream_device(struct csi_node *node, const char *stream, const char *handle,
                        char ret_device[NODE_DEVICE_BYTES], struct error *err) MUST_CHECK;

@@ -106,6 +106,16 @@ int node_stream_device(struct csi_node *node, const char *stream, const char *ha
 
 /* ---- changes ---- */
 
+/* JSON is YAML. */
+static int write_policy(FILE *out, const char *name, const json_t *spec)
+{
+    _cleanup_json_ json_t *policy = json_pack("{s:s, s:s, s:{s:s}, s:O}", "apiVersion", APP_API_VERSION, "kind", "ProtectionPolicy", "metadata",
+                                              "name", name, "spec", spec);
+    int r = policy ? json_dumpf(policy, out, JSON_COMPACT) : -1;
+    fputs("\n---\n", out);
+    return r;
+}
+
 /* The stream as YAML: the volumes of `status` (may be NULL), then members that it lacks. `handle` gets
  * `size_bytes` if that is more. */
 static char *format_stream(const struct node_wanted *w, const json_t *status)
@@ -114,10 +124,12 @@ static char *format_stream(const struct node_wanted *w, const json_t *status)
     size_t size = 0, i;
     json_t *volume;
     FILE *out = open_memstream(&text, &size);
-    const char *policy = status ? text_of(status, "policy") : *w->ack_mode ? w->ack_mode : "default";
-    bool own_policy = !status && *w->ack_mode;
+    const char *policy = w->policy ? w->stream : status ? text_of(status, "policy") : *w->ack_mode ? w->ack_mode : "default";
+    bool own_policy = !w->policy && !status && *w->ack_mode, failed = false;
     if (!out)
         return NULL;
+    if (w->policy)
+        failed = write_policy(out, w->stream, w->policy) < 0;
     if (own_policy)
         fprintf(out,
                 "apiVersion: " APP_API_VERSION
@@ -143,7 +155,7 @@ static char *format_stream(const struct node_wanted *w, const json_t *status)
         }
     if (!told)
         fprintf(out, "  - {name: %s, size: %" PRIu64 "}\n", w->handle, w->size_bytes);
-    bool failed = ferror(out);
+    failed |= ferror(out) != 0;
     if (fclose(out) != 0 || failed) {
         free(text);
         return NULL;
@@ -163,6 +175,17 @@ static int apply(struct csi_node *node, const struct node_wanted *w, const json_
     if (r < 0)
         error_context(err, "stream %s", w->stream);
     return soften(r, err);
+}
+
+int node_stream_set_policy(struct csi_node *node, const char *stream, const json_t *spec, struct error *err)
+{
+    _cleanup_json_ json_t *status = NULL;
+    int r = load_status(node, stream, &status, err);
+    if (r < 0)
+        return r;
+    const char *first = text_of(json_array_get(json_object_get(status, "volumes"), 0), "name");
+    const struct node_wanted w = {.stream = stream, .handle = first, .ack_mode = "", .policy = spec};
+    return apply(node, &w, status, err);
 }
 
 /* The stream runs and lacks the volume: it is stopped and started for that, so nothing of it may be

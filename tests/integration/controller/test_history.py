@@ -251,6 +251,30 @@ class Points(History):
         self.assertNotIn("error", answer("points", "calm/calm")["streams"][0])
 
 
+class Policies(History):
+    def test_what_the_policy_says_of_the_journal_reaches_the_streams_and_so_does_a_change(self):
+        self.application("ruled")
+        SERVER.kubectl("annotate", "namespace", "ruled", "tidemark.io/policy=own", "--overwrite")
+
+        def taken():
+            status = STAND.api("GET", "/v1/status?app=stream-ruled")["applications"][0]
+            return status["policy"], status["quota_bytes"], status["ack"]
+
+        base_policy = {"apiVersion": "tidemark.io/v1alpha1", "kind": "ProtectionPolicy", "metadata": {"name": "own-base"},
+                       "spec": {"journal": {"quota": "320Mi"}, "ackMode": "flush"}}
+        policy = {"apiVersion": "tidemark.io/v1alpha1", "kind": "ProtectionPolicy", "metadata": {"name": "own"}, "spec": {"extends": "own-base"}}
+        SERVER.apply(base_policy, policy)
+        until("the stream has the inherited quota", lambda: taken() == ("stream-ruled", 320 * MIB, "flush"), 120)
+        policy["spec"]["journal"] = {"quota": "400Mi"}
+        SERVER.apply(policy)
+        until("the stream has the changed quota", lambda: taken() == ("stream-ruled", 400 * MIB, "flush"), 120)
+        policy["spec"]["journal"] = {"quota": "1Mi"}  # the API server takes it, the data plane does not
+        SERVER.apply(policy)
+        until("the application says why", lambda: "quota" in SERVER.kubectl(
+            "-n", "ruled", "get", "papp", "ruled", "-o", "jsonpath={.status.streams[0].message}", check=False), 120)
+        self.assertEqual(taken()[1], 400 * MIB)
+
+
 class Diff(History):
     def test_fields_of_objects_and_bytes_of_claims_between_two_points(self):
         data, wal = self.application("two")

@@ -363,6 +363,32 @@ class Endpoint(Case):
         self.assertEqual(streams["streams"], [{"name": v.id, "closed": False, "rewind": None, "volumes": [
             {"handle": v.id, "staging": v.staging, "block": False, "published": 0}]}])
 
+    def test_a_stream_takes_its_policy_while_it_is_used_and_keeps_it(self):
+        v = self.stand.volume("policed")
+        v.stage()
+        v.publish()
+
+        def status():
+            return self.https("GET", f"/v1/status?app={v.id}")[1]["applications"][0]
+
+        path, spec = f"/v1/streams/{v.id}/policy", {"journal": {"quota": "300Mi", "history": "30d", "thinning": []}, "ackMode": "flush"}
+        for _ in range(2):
+            code, answer = self.https("POST", path, {"spec": spec})
+            self.assertEqual(code, 200, answer)
+            now = status()
+            self.assertEqual((now["policy"], now["quota_bytes"], now["ack"]), (v.id, 300 << 20, "flush"))
+        for wrong, word in (({"journal": {"quota": "1Mi"}}, "quota"), ({"hooks": []}, "hooks"), ("gold", "object")):
+            code, answer = self.https("POST", path, {"spec": wrong})
+            self.assertGreaterEqual(code, 400)
+            self.assertIn(word, answer["error"]["message"])
+        self.assertEqual(status()["quota_bytes"], 300 << 20)
+        self.assertEqual(self.https("POST", "/v1/streams/nobody/policy", {"spec": {}})[0], 404)
+        v.unpublish()
+        v.unstage()
+        v.stage()
+        now = status()
+        self.assertEqual((now["policy"], now["quota_bytes"], now["ack"]), (v.id, 300 << 20, "flush"))
+
     def test_a_rewind_waits_for_the_pods_and_they_for_it(self):  # N3
         v = self.stand.volume("back")
         v.stage()
