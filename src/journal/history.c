@@ -184,6 +184,7 @@ static int read_blocks(const struct book *b, const struct segment_info *s, uint3
                        struct error *err)
 {
     struct segment_reader file;
+    char name[JOURNAL_FILE_BYTES];
     int r = segment_reader_open(b->j->directory, s->number, s->generation, true, &file, err);
     if (r == -EBADMSG)
         return r;
@@ -196,7 +197,8 @@ static int read_blocks(const struct book *b, const struct segment_info *s, uint3
         segment_reader_close(&file);
     }
     if (r == -ENOENT || r == -ENODATA || r == -EISDIR)
-        return error_set(err, -EBADMSG, "segment %u is damaged: its file %s", s->number,
+        return error_set(err, -EBADMSG, "segment %u is damaged: %s %s", s->number,
+                         s->cold_kib ? journal_cold_file_of(s->number, s->generation, name) : journal_segment_file_of(s->number, s->generation, name),
                          r == -ENODATA ? "is cut off" : r == -ENOENT ? "is missing" : "is a directory");
     return r < 0 && r != -EBADMSG ? error_errno(err, r, "cannot read segment %u at block %u", s->number, block) : r;
 }

@@ -78,16 +78,18 @@ static int open_sources(struct image *image, const char *directory, const struct
 /* A drop may move the base, and take files away, between the pin and here, and again while they are opened. */
 static int open_point(struct image *image, const char *directory, const struct pin *pin, struct error *err)
 {
-    for (struct lsn base = LSN_NONE;;) {
+    struct lsn base = LSN_NONE;
+    for (bool moved = true;;) { /* also the first time: the base may be LSN_NONE still, and the first drop under way */
         int r = payload_reader_new(directory, image->cache, IMAGE_OPEN_SEGMENTS, &image->reader, err);
         if (r < 0)
             return r;
         struct lsn now = payload_base_lsn(image->reader);
-        bool moved = now.n != base.n;
+        moved |= now.n != base.n;
         base = now;
         r = open_sources(image, directory, pin, base, err);
         if (r != -ENOENT || !moved)
             return r;
+        moved = false;
         image_close_sources(image);
         payload_reader_free(image->reader);
         image->reader = NULL;

@@ -181,6 +181,9 @@ class Interrupted(unittest.TestCase):
             self.b.leave()
             self.answer = ask(self.engine_socket, data)  # it is done, and nobody hears of it
             os.rename(program, program + ".away")
+            with open(program, "w", encoding="ascii") as f:  # without one the next `up` would look elsewhere
+                f.write("#!/bin/sh\nexit 78\n")
+            os.chmod(program, 0o755)
             for pid in (holder, engine):
                 os.kill(pid, signal.SIGKILL)
             return False
