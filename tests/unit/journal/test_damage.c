@@ -582,10 +582,12 @@ static void test_sealed(void **state)
         bool covered = strcmp(f->name, "lock") != 0 && strcmp(f->name, "losses.json") != 0 &&
                        strncmp(f->name, "free-", 5) != 0 &&  /* a segment that waits to be used again holds no history */
                        strncmp(f->name, "intent-", 7) != 0; /* nor does a bitmap, whose damage means: compare everything */
+        const char *suffix = strrchr(f->name, '.');
+        bool tags = suffix && strcmp(suffix, ".tag") == 0; /* the last ones may be of blocks that hold nothing any more */
         for (int how = 0; how < 4; how++) {
             spoil(f, how, what);
             bool found = verify_finds();
-            if (covered && how < (pin ? 2 : 3) && !found)
+            if (covered && how < (pin ? 2 : 3) && !(tags && how == 0) && !found)
                 fail_msg("verify does not find: %s", what);
             check_images(what, 1);
             if ((i + (size_t)how) % (4 * STRIDE) == 0) {
