@@ -84,15 +84,11 @@ static void *tick(void *context)
 struct cli_progress *cli_progress_new(const struct cli *cli, const char *what)
 {
     struct error ignored = ERROR_INIT;
-    pthread_condattr_t attributes;
     struct cli_progress *p = cli->quiet ? NULL : calloc(1, sizeof *p);
     if (!p)
         return NULL;
     pthread_mutex_init(&p->mutex, NULL);
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&p->wake, &attributes);
-    pthread_condattr_destroy(&attributes);
+    thread_cond_init(&p->wake);
     snprintf(p->what, sizeof p->what, "%s", what);
     p->started_ns = clock_boottime_ns(clock_system());
     p->terminal = cli->terminal_err;

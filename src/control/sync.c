@@ -57,15 +57,11 @@ static void *run(void *context)
 
 static struct sync *new_sync(struct application *a)
 {
-    pthread_condattr_t attributes;
     struct sync *s = calloc(1, sizeof *s);
     if (!s)
         return NULL;
     pthread_mutex_init(&s->mutex, NULL);
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&s->changed, &attributes);
-    pthread_condattr_destroy(&attributes);
+    thread_cond_init(&s->changed);
     s->refs = 1;
     MUTEX_GUARD(guard, &a->mutex);
     for (size_t i = 0; i < a->spec->volume_count; i++) {

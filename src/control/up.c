@@ -123,17 +123,13 @@ static void probe_kernel(struct control *control)
 
 static int init(struct control *control, const struct control_options *options, struct error *err)
 {
-    pthread_condattr_t attributes;
     control->log = options->log;
     control->wait_for_users = options->wait_for_users;
     control->lock_fd = -1;
     control->started_realtime_ns = clock_realtime_ns(clock_system());
     pthread_mutex_init(&control->mutex, NULL);
     pthread_mutex_init(&control->apply_mutex, NULL);
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&control->changed, &attributes);
-    pthread_condattr_destroy(&attributes);
+    thread_cond_init(&control->changed);
     control->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (control->wake_fd < 0)
         return error_errno(err, -errno, "cannot start");

@@ -36,14 +36,10 @@ static const char *text_of(const json_t *object, const char *key)
 int history_new(struct history **ret, struct error *err)
 {
     struct history *h = calloc(1, sizeof *h);
-    pthread_condattr_t monotonic;
     if (!h)
         return error_set(err, -ENOMEM, "out of memory");
     pthread_mutex_init(&h->mutex, NULL);
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&h->changed, &monotonic);
-    pthread_condattr_destroy(&monotonic);
+    thread_cond_init(&h->changed);
     *ret = h;
     return 0;
 }

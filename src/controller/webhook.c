@@ -288,14 +288,10 @@ static int watch(struct webhook *w, const struct kube_resource *resource, const 
 int webhook_start(const struct webhook_options *options, struct webhook **ret, struct error *err)
 {
     struct webhook *w = calloc(1, sizeof *w);
-    pthread_condattr_t monotonic;
     if (!w)
         return error_set(err, -ENOMEM, "out of memory");
     pthread_mutex_init(&w->mutex, NULL);
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&w->changed, &monotonic);
-    pthread_condattr_destroy(&monotonic);
+    thread_cond_init(&w->changed);
     w->client = options->client;
     w->log = options->log;
     w->admission = (struct admission){.ops = &admission_kube, .context = options->client, .history = options->history};

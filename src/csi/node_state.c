@@ -8,6 +8,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/io.h"
+#include "base/thread.h"
 #include "control/mounts.h"
 #include "csi/node_internal.h"
 
@@ -18,12 +19,8 @@ int node_state_init(struct csi_node *node, struct error *err)
 {
     static const char *const below[] = {"volumes", "gates"};
     char path[PATH_MAX];
-    pthread_condattr_t attributes;
     pthread_mutex_init(&node->mutex, NULL);
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&node->changed, &attributes);
-    pthread_condattr_destroy(&attributes);
+    thread_cond_init(&node->changed);
     int r = 0;
     if (snprintf(node->directory, sizeof node->directory, "%s/node", node->options.state_directory) >=
         PATH_MAX - 128)

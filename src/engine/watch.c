@@ -279,7 +279,6 @@ static int load_stretches(struct watch *w, struct error *err)
 
 int watch_start(struct engine *e, struct watch **ret, struct error *err)
 {
-    pthread_condattr_t attributes;
     struct watch *w = calloc(1, sizeof *w);
     if (w)
         w->scratch = io_alloc_pages(READ_BYTES);
@@ -289,10 +288,7 @@ int watch_start(struct engine *e, struct watch **ret, struct error *err)
     }
     w->e = e;
     pthread_mutex_init(&w->mutex, NULL);
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&w->wake, &attributes);
-    pthread_condattr_destroy(&attributes);
+    thread_cond_init(&w->wake);
     signal_stretches_init(&w->stretches);
     *ret = w;
     int r = load_stretches(w, err);

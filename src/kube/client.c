@@ -9,6 +9,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/thread.h"
 #include "kube/kube_internal.h"
 
 #define CONNECT_TIMEOUT_MS 10000L
@@ -63,11 +64,7 @@ int kube_open(const struct kube_options *options, struct kube_client **ret, stru
         free(client);
         return r;
     }
-    pthread_condattr_t attributes;
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&client->changed, &attributes);
-    pthread_condattr_destroy(&attributes);
+    thread_cond_init(&client->changed);
     pthread_mutex_init(&client->mutex, NULL);
     pthread_mutex_init(&client->credentials.mutex, NULL);
     client->log = options->log;

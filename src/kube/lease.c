@@ -195,11 +195,7 @@ int kube_lease_start(struct kube_client *client, const struct kube_lease_options
     struct kube_lease *l = calloc(1, sizeof *l);
     if (!l)
         return error_errno(err, -ENOMEM, "lease %s", o->name);
-    pthread_condattr_t attributes;
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&l->changed, &attributes);
-    pthread_condattr_destroy(&attributes);
+    thread_cond_init(&l->changed);
     pthread_mutex_init(&l->mutex, NULL);
     l->client = client;
     l->namespace = strdup(o->namespace);

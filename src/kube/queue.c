@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/thread.h"
 #include "kube/kube_internal.h"
 
 struct queue_key {
@@ -39,11 +40,7 @@ int kube_queue_new(const struct clock *clock, struct kube_queue **ret, struct er
     struct kube_queue *q = calloc(1, sizeof *q);
     if (!q)
         return error_errno(err, -ENOMEM, "work queue");
-    pthread_condattr_t attributes;
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&q->changed, &attributes);
-    pthread_condattr_destroy(&attributes);
+    thread_cond_init(&q->changed);
     pthread_mutex_init(&q->mutex, NULL);
     q->clock = clock ? clock : clock_system();
     *ret = q;
