@@ -64,15 +64,9 @@ struct run {
     json_t *checkpoint, *status;
 };
 
-static const char *text_of(const json_t *object, const char *key)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-    return text ? text : "";
-}
-
 static const char *id_of(const struct run *run)
 {
-    return text_of(json_object_get(run->checkpoint, "metadata"), "uid");
+    return json_text(json_object_get(run->checkpoint, "metadata"), "uid");
 }
 
 static void now_text(const struct run *run, char text[CLOCK_TEXT_BYTES])
@@ -93,7 +87,7 @@ static void set_condition(struct run *run, const char *type, bool is, const char
     }
     json_array_foreach(conditions, i, old)
     {
-        if (strcmp(text_of(old, "type"), type) == 0) {
+        if (strcmp(json_text(old, "type"), type) == 0) {
             json_array_remove(conditions, i);
             break;
         }
@@ -122,7 +116,7 @@ static int fail(struct run *run, const char *reason, const char *message, struct
 
 bool checkpoint_has_ended(const json_t *checkpoint)
 {
-    const char *phase = text_of(json_object_get(checkpoint, "status"), "phase");
+    const char *phase = json_text(json_object_get(checkpoint, "status"), "phase");
     return strcmp(phase, "Ready") == 0 || strcmp(phase, "Failed") == 0;
 }
 
@@ -161,9 +155,9 @@ static int note_targets(struct run *run, const json_t *targets, struct error *er
     {
         uint64_t ms = (uint64_t)json_integer_value(json_object_get(target, "timeoutMs"));
         longest_ms += ms; /* one after the other */
-        json_array_append_new(hooks, json_pack("{s:s, s:s, s:s, s:s}", "hook", text_of(target, "hook"), "pod",
-                                               text_of(target, "pod"), "container",
-                                               text_of(target, "container"), "state", "Pending"));
+        json_array_append_new(hooks, json_pack("{s:s, s:s, s:s, s:s}", "hook", json_text(target, "hook"), "pod",
+                                               json_text(target, "pod"), "container",
+                                               json_text(target, "container"), "state", "Pending"));
     }
     clock_format_rfc3339(clock_realtime_ns(run->clock) + (longest_ms + CHECKPOINT_TAG_MS) * NS_PER_MS,
                          thaw_by);
@@ -178,7 +172,7 @@ static unsigned seconds_to_thaw(const struct run *run)
 {
     struct error unused = ERROR_INIT;
     uint64_t by = 0, now = clock_realtime_ns(run->clock);
-    if (clock_parse_rfc3339(text_of(run->status, "thawBy"), &by, &unused) < 0 || by <= now)
+    if (clock_parse_rfc3339(json_text(run->status, "thawBy"), &by, &unused) < 0 || by <= now)
         return 1;
     return (unsigned)((by - now) / NS_PER_SECOND) + 1;
 }
@@ -190,8 +184,8 @@ static bool freeze(struct run *run, const json_t *target, json_t *hook)
     _cleanup_free_ char *output = NULL;
     int status = 0;
     _cleanup_free_ char *script =
-        checkpoint_pre_script(id_of(run), text_of(target, "mounts"), text_of(target, "pre"),
-                              text_of(target, "post"), seconds_to_thaw(run));
+        checkpoint_pre_script(id_of(run), json_text(target, "mounts"), json_text(target, "pre"),
+                              json_text(target, "post"), seconds_to_thaw(run));
     unsigned timeout_ms = (unsigned)json_integer_value(json_object_get(target, "timeoutMs"));
     int r = script ? run->ops->run(run->context, run->checkpoint, target, script, timeout_ms, &status,
                                    &output, &err)
@@ -229,7 +223,7 @@ static bool is_over(const struct run *run)
 {
     struct error unused = ERROR_INIT;
     uint64_t by = 0;
-    return clock_parse_rfc3339(text_of(run->status, "thawBy"), &by, &unused) < 0 ||
+    return clock_parse_rfc3339(json_text(run->status, "thawBy"), &by, &unused) < 0 ||
            clock_realtime_ns(run->clock) > by + CHECKPOINT_GIVE_UP_MS * NS_PER_MS;
 }
 
@@ -237,13 +231,13 @@ static bool is_over(const struct run *run)
 static int thaw(struct run *run, const json_t *target, json_t *hook, struct error *err)
 {
     _cleanup_free_ char *output = NULL, *script = NULL;
-    bool was_held = strcmp(text_of(hook, "state"), "Held") == 0;
+    bool was_held = strcmp(json_text(hook, "state"), "Held") == 0;
     int status = 0;
     if (!target) {
         set_state(hook, "Gone", "the pod runs no more");
         return 0;
     }
-    script = checkpoint_post_script(id_of(run), text_of(target, "mounts"), text_of(target, "post"));
+    script = checkpoint_post_script(id_of(run), json_text(target, "mounts"), json_text(target, "post"));
     int r = script ? run->ops->run(run->context, run->checkpoint, target, script, CHECKPOINT_POST_MS, &status,
                                    &output, err)
                    : error_set(err, -ENOMEM, "out of memory");
@@ -258,7 +252,7 @@ static int thaw(struct run *run, const json_t *target, json_t *hook, struct erro
     else if (status != 0 && status != CHECKPOINT_NOT_HELD)
         set_state(hook, "ThawFailed", "the command after the checkpoint ended with %d: %s", status,
                   output ? output : "");
-    else if (status == 0 && strcmp(text_of(hook, "state"), "PreFailed") != 0)
+    else if (status == 0 && strcmp(json_text(hook, "state"), "PreFailed") != 0)
         set_state(hook, "Thawed", "%s", "");
     return 0;
 }
@@ -267,7 +261,7 @@ static bool is_thawed(const json_t *hook)
 {
     static const char *const ends[] = {"Thawed", "ThawedEarly", "ThawFailed", "Gone", "NotRun"};
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)
-        if (strcmp(text_of(hook, "state"), ends[i]) == 0)
+        if (strcmp(json_text(hook, "state"), ends[i]) == 0)
             return true;
     return false;
 }
@@ -304,7 +298,7 @@ static const json_t *first_failure(const struct run *run)
     json_t *hook;
     json_array_foreach(json_object_get(run->status, "hooks"), i, hook)
     {
-        if (strcmp(text_of(hook, "state"), "Thawed") != 0)
+        if (strcmp(json_text(hook, "state"), "Thawed") != 0)
             return hook;
     }
     return NULL;
@@ -318,9 +312,9 @@ static int finish(struct run *run, const char *untagged, struct error *err)
     bool consistent = json_is_true(json_object_get(json_object_get(run->checkpoint, "spec"), "consistent"));
     bool tagged = json_object_get(run->status, "time") != NULL;
     if (consistent && bad) {
-        const char *state = text_of(bad, "state");
-        snprintf(message, sizeof message, "hook %s in %s/%s: %s%s", text_of(bad, "hook"), text_of(bad, "pod"),
-                 text_of(bad, "container"), text_of(bad, "message"),
+        const char *state = json_text(bad, "state");
+        snprintf(message, sizeof message, "hook %s in %s/%s: %s%s", json_text(bad, "hook"), json_text(bad, "pod"),
+                 json_text(bad, "container"), json_text(bad, "message"),
                  tagged ? "; the moment is tagged, but consistent only as after a power failure" : "");
         return fail(run, strcmp(state, "PreFailed") == 0 ? "HookFailed" : state, message, err);
     }
@@ -348,7 +342,7 @@ static int set_tag(struct run *run, struct error *err)
 static int begin(struct run *run, struct error *err)
 {
     _cleanup_json_ json_t *targets = NULL;
-    const char *point = text_of(json_object_get(run->checkpoint, "spec"), "point");
+    const char *point = json_text(json_object_get(run->checkpoint, "spec"), "point");
     bool consistent = json_is_true(json_object_get(json_object_get(run->checkpoint, "spec"), "consistent"));
     struct error why = ERROR_INIT;
     bool good = true;
@@ -408,5 +402,5 @@ int checkpoint_advance(const struct checkpoint_ops *ops, void *context, const st
         if (json_object_set_new(checkpoint, "status", run.status) < 0)
             return error_set(err, -ENOMEM, "out of memory");
     }
-    return *text_of(run.status, "phase") ? resume(&run, err) : begin(&run, err);
+    return *json_text(run.status, "phase") ? resume(&run, err) : begin(&run, err);
 }

@@ -51,12 +51,6 @@ const struct data_client_options *data_client_options(const struct data_client *
 
 /* ---- where an agent is ---- */
 
-static const char *text_of(const json_t *object, const char *key)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-    return text ? text : "";
-}
-
 /* The port named `agent` of the pod's containers; 0: none. */
 static long port_of(const json_t *pod)
 {
@@ -66,7 +60,7 @@ static long port_of(const json_t *pod)
     {
         json_array_foreach(json_object_get(container, "ports"), k, port)
         {
-            if (strcmp(text_of(port, "name"), AGENT_PORT) == 0)
+            if (strcmp(json_text(port, "name"), AGENT_PORT) == 0)
                 return (long)json_integer_value(json_object_get(port, "containerPort"));
         }
     }
@@ -87,7 +81,7 @@ static int look_up(struct data_client *d, const char *node, char ret[ADDRESS_BYT
         return error_context(err, "looking for the node agent of %s", node);
     json_array_foreach(pods, i, pod)
     {
-        const char *ip = text_of(json_object_get(pod, "status"), "podIP");
+        const char *ip = json_text(json_object_get(pod, "status"), "podIP");
         long port = port_of(pod);
         if (!*ip || !port || json_object_get(json_object_get(pod, "metadata"), "deletionTimestamp"))
             continue;
@@ -153,7 +147,7 @@ int data_client_call(struct data_client *d, const char *node, const char *method
 static int by_stream(const void *a, const void *b)
 {
     const json_t *const *x = a, *const *y = b;
-    return strcmp(text_of(*x, "stream"), text_of(*y, "stream"));
+    return strcmp(json_text(*x, "stream"), json_text(*y, "stream"));
 }
 
 static json_t *sorted(json_t *const *streams, size_t count)
@@ -215,6 +209,6 @@ int data_client_tag(struct data_client *d, const json_t *stream, const char *nam
     char path[CSI_HANDLE_BYTES + 32];
     _cleanup_json_ json_t *body =
         json_pack("{s:s, s:O*}", "name", name, "labels", (json_t *)(uintptr_t)labels);
-    snprintf(path, sizeof path, "/v1/applications/%s/tag", text_of(stream, "stream"));
-    return data_client_call(d, text_of(stream, "node"), "POST", path, body, DATA_TIMEOUT_MS, ret, err);
+    snprintf(path, sizeof path, "/v1/applications/%s/tag", json_text(stream, "stream"));
+    return data_client_call(d, json_text(stream, "node"), "POST", path, body, DATA_TIMEOUT_MS, ret, err);
 }

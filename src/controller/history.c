@@ -27,12 +27,6 @@ static uint64_t now_ns(void)
     return clock_boottime_ns(clock_system());
 }
 
-static const char *text_of(const json_t *object, const char *key)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-    return text ? text : "";
-}
-
 int history_new(struct history **ret, struct error *err)
 {
     struct history *h = calloc(1, sizeof *h);
@@ -94,7 +88,7 @@ static void *job_main(void *context)
     struct history_job *job = context;
     struct error err = ERROR_INIT;
     json_t *answer = NULL;
-    const char *query = text_of(job->spec, "query");
+    const char *query = json_text(job->spec, "query");
     int r = strcmp(query, "points") == 0      ? history_points(job, &answer, &err)
             : strcmp(query, "lastClean") == 0 ? history_last_clean(job, &answer, &err)
             : strcmp(query, "diff") == 0      ? history_diff(job, &answer, &err)
@@ -160,7 +154,7 @@ static int check_name(const char *what, const char *text, struct error *err)
 
 static int check_point(const json_t *spec, const char *key, struct error *err)
 {
-    const char *text = text_of(spec, key);
+    const char *text = json_text(spec, key);
     struct point point;
     int r =
         strncmp(text, "before:", 7) == 0 ? check_name(key, text + 7, err) : point_parse(text, &point, err);
@@ -169,10 +163,10 @@ static int check_point(const json_t *spec, const char *key, struct error *err)
 
 static int check_spec(const json_t *spec, struct error *err)
 {
-    const char *query = text_of(spec, "query");
+    const char *query = json_text(spec, "query");
     uint64_t limit = HISTORY_POINTS_DEFAULT;
-    int r = check_name("application", text_of(spec, "application"), err);
-    if (r < 0 || *text_of(spec, "job"))
+    int r = check_name("application", json_text(spec, "application"), err);
+    if (r < 0 || *json_text(spec, "job"))
         return r;
     if (strcmp(query, "diff") == 0)
         return (r = check_point(spec, "from", err)) < 0 ? r : check_point(spec, "to", err);
@@ -210,7 +204,7 @@ static int begin_job(struct history *h, const char *namespace, const json_t *spe
     job->rights = json_object();
     uuid_format(&uuid, job->id);
     snprintf(job->namespace, sizeof job->namespace, "%s", namespace);
-    snprintf(job->application, sizeof job->application, "%s", text_of(spec, "application"));
+    snprintf(job->application, sizeof job->application, "%s", json_text(spec, "application"));
     r = job->user && job->spec && job->rights ? thread_start(&job->thread, "history", job_main, job, err)
                                               : error_set(err, -ENOMEM, "out of memory");
     if (r < 0) {
@@ -227,16 +221,16 @@ static int begin_job(struct history *h, const char *namespace, const json_t *spe
 /* Q1. Groups and what the API server adds may differ with each of her tokens. */
 static bool is_same_user(const json_t *a, const json_t *b)
 {
-    return strcmp(text_of(a, "username"), text_of(b, "username")) == 0 &&
-           strcmp(text_of(a, "uid"), text_of(b, "uid")) == 0;
+    return strcmp(json_text(a, "username"), json_text(b, "username")) == 0 &&
+           strcmp(json_text(a, "uid"), json_text(b, "uid")) == 0;
 }
 
 static struct history_job *find_job(struct history *h, const char *namespace, const json_t *spec,
                                     const json_t *user)
 {
     for (struct history_job *job = h->jobs; job; job = job->next)
-        if (strcmp(job->id, text_of(spec, "job")) == 0 && strcmp(job->namespace, namespace) == 0 &&
-            strcmp(job->application, text_of(spec, "application")) == 0 && is_same_user(job->user, user))
+        if (strcmp(job->id, json_text(spec, "job")) == 0 && strcmp(job->namespace, namespace) == 0 &&
+            strcmp(job->application, json_text(spec, "application")) == 0 && is_same_user(job->user, user))
             return job;
     return NULL;
 }
@@ -284,14 +278,14 @@ int history_answer(struct history *h, const char *namespace, const json_t *revie
     int r = check_spec(spec, err);
     if (r < 0)
         return r;
-    if (!*text_of(user, "username"))
+    if (!*json_text(user, "username"))
         return error_set(err, -EINVAL, "the API server does not say who asks");
     pthread_mutex_lock(&h->mutex);
     if (!h->c)
         r = error_set(&why, -EAGAIN, "this replica of the controller does not lead");
     else if (!watch_is_synced(h->c)) /* an application that it has not seen yet would have no volumes */
         r = error_set(&why, -EAGAIN, "the controller is starting");
-    else if (*text_of(spec, "job"))
+    else if (*json_text(spec, "job"))
         r = (job = find_job(h, namespace, spec, user)) ? 0 : error_set(&why, -EAGAIN, REPLACED);
     else
         r = begin_job(h, namespace, spec, user, &job, &why);

@@ -9,12 +9,6 @@
 #include "controller/history_internal.h"
 #include "lib/json.h"
 
-static const char *text_of(const json_t *object, const char *key)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-    return text ? text : "";
-}
-
 /* ---- rights ---- */
 
 /* The kind's plural, in the version that the server prefers. */
@@ -64,7 +58,7 @@ static int moment_before(struct history_job *job, const char *name, struct histo
         return error_context(err, "before:%s", name);
     const json_t *status = json_object_get(recovery, "status"), *lsn = json_object_get(status, "beforeLsn");
     if (!json_is_integer(lsn) ||
-        strcmp(text_of(json_object_get(recovery, "spec"), "application"), job->application) != 0)
+        strcmp(json_text(json_object_get(recovery, "spec"), "application"), job->application) != 0)
         return error_set(err, -ENOENT, "before:%s: that Recovery has changed nothing of %s", name,
                          job->application);
     snprintf(ret->objects, sizeof ret->objects, "lsn:%lld", (long long)json_integer_value(lsn));
@@ -136,7 +130,7 @@ static void cut(struct history_job *job, json_t *diff)
         json_object_set_new(diff, "moreObjects", json_integer((json_int_t)more));
     json_array_foreach(objects, i, object)
     {
-        const char *name = text_of(object, "object");
+        const char *name = json_text(object, "object");
         bool may = history_may_see(job, name);
         _cleanup_free_ char *text = may ? json_to_text(json_object_get(object, "fields")) : NULL;
         bytes += text ? strlen(text) : 0;
@@ -166,7 +160,7 @@ static void stream_point(const struct history_moment *m, const json_t *stream, c
     json_array_foreach(m->before, i, one)
     {
         const json_t *lsn = json_object_get(one, "beforeLsn");
-        if (strcmp(text_of(one, "stream"), text_of(stream, "stream")) == 0 && json_is_integer(lsn))
+        if (strcmp(json_text(one, "stream"), json_text(stream, "stream")) == 0 && json_is_integer(lsn))
             snprintf(ret, HISTORY_POINT_BYTES, "lsn:%lld", (long long)json_integer_value(lsn));
     }
 }
@@ -190,7 +184,7 @@ static int diff_stream(struct history_job *job, const json_t *stream, const stru
                                   json_object_get(stream, "stream"), "error", r < 0 ? one.message : NULL);
         json_array_foreach(json_object_get(answer, "volumes"), i, volume)
         {
-            if (strcmp(text_of(volume, "name"), json_string_value(handle)) != 0)
+            if (strcmp(json_text(volume, "name"), json_string_value(handle)) != 0)
                 continue;
             json_object_set(entry, "changedBytes", json_object_get(volume, "changed_bytes"));
             json_object_set(entry, "extents", json_object_get(volume, "extents"));
@@ -208,14 +202,14 @@ static int compare(struct history_job *job, const struct history_moment *from,
                           *streams = NULL, *volumes = json_array();
     size_t i;
     json_t *stream;
-    int r = read_objects(job, from, text_of(job->spec, "from"), &a, &point_a, err);
-    if (r < 0 || (r = read_objects(job, to, text_of(job->spec, "to"), &b, &point_b, err)) < 0 ||
+    int r = read_objects(job, from, json_text(job->spec, "from"), &a, &point_a, err);
+    if (r < 0 || (r = read_objects(job, to, json_text(job->spec, "to"), &b, &point_b, err)) < 0 ||
         (r = objects_diff(a, b, &objects, err)) < 0 || (r = history_streams(job, &streams, err)) < 0)
         return r;
     cut(job, objects);
     json_array_foreach(streams, i, stream)
     {
-        if ((r = history_progress(job, text_of(stream, "stream"), i, json_array_size(streams), err)) < 0 ||
+        if ((r = history_progress(job, json_text(stream, "stream"), i, json_array_size(streams), err)) < 0 ||
             (r = diff_stream(job, stream, from, to, volumes, err)) < 0)
             return r;
     }
@@ -227,8 +221,8 @@ static int compare(struct history_job *job, const struct history_moment *from,
 int history_diff(struct history_job *job, json_t **ret, struct error *err)
 {
     struct history_moment from, to;
-    int r = history_moment(job, text_of(job->spec, "from"), &from, err);
-    if (r == 0 && (r = history_moment(job, text_of(job->spec, "to"), &to, err)) == 0)
+    int r = history_moment(job, json_text(job->spec, "from"), &from, err);
+    if (r == 0 && (r = history_moment(job, json_text(job->spec, "to"), &to, err)) == 0)
         r = compare(job, &from, &to, ret, err);
     else
         to = (struct history_moment){0};

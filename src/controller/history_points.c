@@ -9,12 +9,6 @@
 
 #define CALL_TIMEOUT_MS 30000u
 
-static const char *text_of(const json_t *object, const char *key)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-    return text ? text : "";
-}
-
 /* ---- streams ---- */
 
 int history_streams(struct history_job *job, json_t **ret, struct error *err)
@@ -34,8 +28,8 @@ int history_call(struct history_job *job, const json_t *stream, const char *meth
                  const char *after, const json_t *body, json_t **ret, struct error *err)
 {
     char path[256];
-    snprintf(path, sizeof path, "%s%s%s", before, text_of(stream, "stream"), after);
-    return data_client_call(job->c->data, text_of(stream, "node"), method, path, body, CALL_TIMEOUT_MS, ret,
+    snprintf(path, sizeof path, "%s%s%s", before, json_text(stream, "stream"), after);
+    return data_client_call(job->c->data, json_text(stream, "node"), method, path, body, CALL_TIMEOUT_MS, ret,
                             err);
 }
 
@@ -91,7 +85,7 @@ static void hide_names(struct history_job *job, json_t *points)
     json_t *point;
     json_array_foreach(points, i, point)
     {
-        if (strcmp(text_of(point, "kind"), "object") != 0 || history_may_see(job, text_of(point, "name")))
+        if (strcmp(json_text(point, "kind"), "object") != 0 || history_may_see(job, json_text(point, "name")))
             continue;
         json_object_del(point, "name");
         json_object_set_new(point, "hidden", json_true());
@@ -106,7 +100,7 @@ static json_t *point_of(const json_t *point)
     char text[CLOCK_TEXT_BYTES];
     uint64_t ns = 0;
     struct error unused = ERROR_INIT;
-    if (clock_parse_rfc3339(text_of(point, "time"), &ns, &unused) < 0)
+    if (clock_parse_rfc3339(json_text(point, "time"), &ns, &unused) < 0)
         return json_null();
     return json_string(clock_format_rfc3339(ns + NS_PER_US, text));
 }
@@ -123,9 +117,9 @@ static int add_of_stream(struct collect *c, const json_t *stream, struct error *
     int r = history_call(c->job, stream, "GET", HISTORY_STREAM, query, NULL, &answer, err);
     json_array_foreach(json_object_get(answer, "points"), i, point)
     {
-        const char *kind = text_of(point, "kind");
+        const char *kind = json_text(point, "kind");
         if (strcmp(kind, "tag") == 0 || strcmp(kind, "volume") == 0 ||
-            strcmp(text_of(point, "time"), time) < 0)
+            strcmp(json_text(point, "time"), time) < 0)
             continue;
         json_t *copy = json_copy(point);
         json_object_set_new(copy, "point", point_of(point));
@@ -157,7 +151,7 @@ static json_t *describe(struct history_job *job, const json_t *stream, const str
 static int newer_first(const void *a, const void *b)
 {
     const json_t *x = *(json_t *const *)a, *y = *(json_t *const *)b;
-    int by_time = strcmp(text_of(y, "time"), text_of(x, "time"));
+    int by_time = strcmp(json_text(y, "time"), json_text(x, "time"));
     json_int_t lx = json_integer_value(json_object_get(x, "lsn")),
                ly = json_integer_value(json_object_get(y, "lsn"));
     return by_time ? by_time : (lx < ly) - (lx > ly);
@@ -185,7 +179,7 @@ static int since_of(struct history_job *job, uint64_t *ret_ns, struct error *err
     struct point point;
     if (!json_object_get(job->spec, "since"))
         return 0;
-    int r = history_moment(job, text_of(job->spec, "since"), &m, err);
+    int r = history_moment(job, json_text(job->spec, "since"), &m, err);
     if (r < 0)
         return r;
     if (clock_parse_rfc3339(m.objects, ret_ns, err) < 0) {
@@ -224,7 +218,7 @@ int history_points(struct history_job *job, json_t **ret, struct error *err)
     {
         struct error one = ERROR_INIT;
         if (r == 0)
-            r = history_progress(job, text_of(stream, "stream"), i, json_array_size(streams), err);
+            r = history_progress(job, json_text(stream, "stream"), i, json_array_size(streams), err);
         if (r < 0)
             return r;
         if (limit > 0 && add_of_stream(&c, stream, &one) < 0 && one.code == 0)
@@ -257,7 +251,7 @@ int history_last_clean(struct history_job *job, json_t **ret, struct error *err)
     {
         _cleanup_json_ json_t *answer = NULL;
         if (r == 0)
-            r = history_progress(job, text_of(stream, "stream"), i, json_array_size(streams), err);
+            r = history_progress(job, json_text(stream, "stream"), i, json_array_size(streams), err);
         if (r == 0)
             r = history_call(job, stream, "GET", HISTORY_STREAM, "/last-clean", NULL, &answer, err);
         if (r == -ENOENT) { /* nothing suspicious in this one */
@@ -266,13 +260,13 @@ int history_last_clean(struct history_job *job, json_t **ret, struct error *err)
             continue;
         }
         if (r < 0)
-            return error_context(err, "stream %s", text_of(stream, "stream"));
+            return error_context(err, "stream %s", json_text(stream, "stream"));
         json_object_set(answer, "stream", json_object_get(stream, "stream"));
         json_object_set(answer, "claims", json_object_get(stream, "claims"));
         json_array_append(found, answer);
-        if (!first || strcmp(text_of(answer, "time"), text_of(first, "time")) < 0)
+        if (!first || strcmp(json_text(answer, "time"), json_text(first, "time")) < 0)
             first = answer;
-        if (!since || strcmp(text_of(answer, "suspicious_since"), text_of(since, "suspicious_since")) < 0)
+        if (!since || strcmp(json_text(answer, "suspicious_since"), json_text(since, "suspicious_since")) < 0)
             since = answer;
     }
     if (r < 0)

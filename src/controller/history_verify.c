@@ -10,12 +10,6 @@
 #define DAMAGES_TOLD 100u /* of a journal */
 #define LOOK_MS "1000"
 
-static const char *text_of(const json_t *object, const char *key)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-    return text ? text : "";
-}
-
 /* ---- the objects ---- */
 
 struct reading {
@@ -73,7 +67,7 @@ static void name_claims(const json_t *stream, json_t *damage)
     {
         json_object_foreach(json_object_get(stream, "handles"), claim, handle)
         {
-            if (strcmp(json_string_value(handle), text_of(one, "volume")) == 0)
+            if (strcmp(json_string_value(handle), json_text(one, "volume")) == 0)
                 json_object_set_new(one, "claim", json_string(claim));
         }
     }
@@ -87,22 +81,22 @@ static int await(struct history_job *job, const json_t *stream, const char *id, 
     snprintf(path, sizeof path, "/v1/operations/%.100s?wait_ms=" LOOK_MS, id);
     for (;;) {
         _cleanup_json_ json_t *answer = NULL;
-        int r = data_client_call(job->c->data, text_of(stream, "node"), "GET", path, NULL,
+        int r = data_client_call(job->c->data, json_text(stream, "node"), "GET", path, NULL,
                                  DATA_STATUS_TIMEOUT_MS, &answer, err);
         if (r < 0)
             return r;
         const json_t *operation = json_object_get(answer, "operation"),
                      *progress = json_object_get(operation, "progress");
-        const char *state = text_of(operation, "state");
+        const char *state = json_text(operation, "state");
         if (strcmp(state, "succeeded") == 0) {
             *ret = json_incref(json_object_get(operation, "result"));
             return *ret ? 0
                         : error_set(err, -EPROTO, "the verification of stream %s has no result",
-                                    text_of(stream, "stream"));
+                                    json_text(stream, "stream"));
         }
         if (strcmp(state, "running") != 0)
-            return error_set(err, -EIO, "%s", text_of(json_object_get(operation, "error"), "message"));
-        r = history_progress(job, text_of(stream, "stream"),
+            return error_set(err, -EIO, "%s", json_text(json_object_get(operation, "error"), "message"));
+        r = history_progress(job, json_text(stream, "stream"),
                              (uint64_t)json_integer_value(json_object_get(progress, "done")),
                              (uint64_t)json_integer_value(json_object_get(progress, "total")), err);
         if (r < 0)
@@ -115,7 +109,7 @@ static int verify_stream(struct history_job *job, const json_t *stream, json_t *
     _cleanup_json_ json_t *answer = NULL, *body = json_object(), *result = NULL;
     int r = history_call(job, stream, "POST", HISTORY_STREAM, "/verify", body, &answer, err);
     if (r == 0)
-        r = await(job, stream, text_of(json_object_get(answer, "operation"), "id"), &result, err);
+        r = await(job, stream, json_text(json_object_get(answer, "operation"), "id"), &result, err);
     if (r < 0)
         return r;
     name_claims(stream, json_object_get(result, "damage"));
@@ -145,7 +139,7 @@ int history_verify(struct history_job *job, json_t **ret, struct error *err)
     {
         struct error one = ERROR_INIT;
         json_t *result = NULL;
-        if ((r = history_progress(job, text_of(stream, "stream"), 0, 0, err)) < 0)
+        if ((r = history_progress(job, json_text(stream, "stream"), 0, 0, err)) < 0)
             return r;
         if (verify_stream(job, stream, &result, &one) < 0) {
             if (one.code == -ECANCELED) {

@@ -11,12 +11,6 @@
 #include "controller/controller_internal.h"
 #include "lib/json.h"
 
-static const char *text_of(const json_t *object, const char *key)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-    return text ? text : "";
-}
-
 static const json_t *find_blueprint(const json_t *blueprints, const char *name)
 {
     size_t i;
@@ -56,8 +50,8 @@ static const json_t *find_container(const json_t *pod, const char *name, const c
     json_t *container;
     json_array_foreach(json_object_get(json_object_get(pod, "spec"), "containers"), i, container)
     {
-        if (*name ? strcmp(text_of(container, "name"), name) == 0
-                  : knows_image(images, text_of(container, "image")))
+        if (*name ? strcmp(json_text(container, "name"), name) == 0
+                  : knows_image(images, json_text(container, "image")))
             return container;
     }
     return NULL;
@@ -78,7 +72,7 @@ static bool has_labels(const json_t *pod, const json_t *wanted)
 
 static bool runs(const json_t *pod)
 {
-    return strcmp(text_of(json_object_get(pod, "status"), "phase"), "Running") == 0 &&
+    return strcmp(json_text(json_object_get(pod, "status"), "phase"), "Running") == 0 &&
            !json_object_get(json_object_get(pod, "metadata"), "deletionTimestamp");
 }
 
@@ -91,12 +85,12 @@ static void list_mounts(const json_t *pod, const json_t *container, char *text, 
     text[0] = '\0';
     json_array_foreach(json_object_get(container, "volumeMounts"), i, mount)
     {
-        const char *path = text_of(mount, "mountPath");
+        const char *path = json_text(mount, "mountPath");
         json_array_foreach(json_object_get(json_object_get(pod, "spec"), "volumes"), k, volume)
         {
             bool claim =
                 json_object_get(volume, "persistentVolumeClaim") || json_object_get(volume, "ephemeral");
-            if (claim && strcmp(text_of(volume, "name"), text_of(mount, "name")) == 0 &&
+            if (claim && strcmp(json_text(volume, "name"), json_text(mount, "name")) == 0 &&
                 !strpbrk(path, "' \t\n\\") && length + strlen(path) + 2 < size)
                 length += (size_t)snprintf(text + length, size - length, "%s%s", length ? " " : "", path);
         }
@@ -105,7 +99,7 @@ static void list_mounts(const json_t *pod, const json_t *container, char *text, 
 
 static int timeout_of(const json_t *hook, uint64_t *ret_ms, struct error *err)
 {
-    const char *text = text_of(hook, "timeout");
+    const char *text = json_text(hook, "timeout");
     uint64_t ns = HOOKS_TIMEOUT_MS * NS_PER_MS;
     int r = *text ? units_parse_duration(text, &ns, err) : 0;
     *ret_ms = ns / NS_PER_MS;
@@ -118,7 +112,7 @@ static int add_hook(const json_t *hook, const json_t *blueprint, const json_t *p
                     json_t *targets, struct error *err)
 {
     const json_t *labels = json_object_get(json_object_get(hook, "selector"), "matchLabels");
-    const char *wanted = text_of(hook, "container");
+    const char *wanted = json_text(hook, "container");
     size_t i, before = json_array_size(targets);
     uint64_t timeout_ms;
     json_t *pod;
@@ -128,7 +122,7 @@ static int add_hook(const json_t *hook, const json_t *blueprint, const json_t *p
     json_array_foreach(pods, i, pod)
     {
         char mounts[2048];
-        const json_t *container = find_container(pod, wanted, text_of(blueprint, "images"));
+        const json_t *container = find_container(pod, wanted, json_text(blueprint, "images"));
         if (!container || !runs(pod) || !has_labels(pod, labels) || !volumes_pod_belongs(pod, group))
             continue;
         if (json_array_size(targets) == CHECKPOINT_TARGETS_MAX)
@@ -136,9 +130,9 @@ static int add_hook(const json_t *hook, const json_t *blueprint, const json_t *p
                              CHECKPOINT_TARGETS_MAX);
         list_mounts(pod, container, mounts, sizeof mounts);
         json_array_append_new(targets,
-                              json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:I}", "hook", text_of(hook, "name"),
-                                        "pod", kube_object_name(pod), "container", text_of(container, "name"),
-                                        "pre", text_of(blueprint, "pre"), "post", text_of(blueprint, "post"),
+                              json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:I}", "hook", json_text(hook, "name"),
+                                        "pod", kube_object_name(pod), "container", json_text(container, "name"),
+                                        "pre", json_text(blueprint, "pre"), "post", json_text(blueprint, "post"),
                                         "mounts", mounts, "timeoutMs", (json_int_t)timeout_ms));
     }
     if (json_array_size(targets) == before && (json_object_size(labels) > 0 || *wanted))
@@ -157,16 +151,16 @@ int hooks_targets(const char *policy, const json_t *hooks, const json_t *bluepri
         return error_set(err, -ENOMEM, "out of memory");
     json_array_foreach(hooks, i, hook)
     {
-        const char *name = text_of(hook, "blueprint");
+        const char *name = json_text(hook, "blueprint");
         const json_t *blueprint = find_blueprint(blueprints, name);
         if (!blueprint)
             return error_set(err, -EINVAL,
                              "hook %s of the policy %s: there is no blueprint %s; kubectl -n tidemark-system "
                              "get configmaps -L " HOOKS_BLUEPRINT_LABEL " lists those there are",
-                             text_of(hook, "name"), policy, name);
+                             json_text(hook, "name"), policy, name);
         int r = add_hook(hook, blueprint, pods, group, targets, err);
         if (r < 0)
-            return error_context(err, "hook %s of the policy %s", text_of(hook, "name"), policy);
+            return error_context(err, "hook %s of the policy %s", json_text(hook, "name"), policy);
     }
     *ret = take_ptr(targets);
     return 0;

@@ -23,7 +23,7 @@ static const char *const step_names[STEPS] = {"Plan",     "CloseGate",   "StopPo
 bool recovery_has_ended(const json_t *recovery)
 {
     static const char *const ended[] = {"Planned", "Completed", "Failed", "Cancelled"};
-    const char *phase = recovery_text(json_object_get(recovery, "status"), "phase");
+    const char *phase = json_text(json_object_get(recovery, "status"), "phase");
     for (size_t i = 0; i < sizeof ended / sizeof *ended; i++) {
         if (strcmp(phase, ended[i]) == 0)
             return true;
@@ -64,7 +64,7 @@ static int fail(struct recovery_run *run, enum step reached, const char *reason,
 static int cancel(struct recovery_run *run, enum step reached, struct error *err)
 {
     char message[512];
-    const char *before = recovery_text(recovery_status(run), "before");
+    const char *before = json_text(recovery_status(run), "before");
     int r = open_gates(run, reached, err);
     if (r < 0)
         return r;
@@ -113,7 +113,7 @@ static int finish(struct recovery_run *run, struct error *err)
 static int say_pending(struct recovery_run *run, int code, struct error *err)
 {
     struct error unused = ERROR_INIT;
-    if (strcmp(recovery_text(recovery_status(run), "message"), err->message) == 0)
+    if (strcmp(json_text(recovery_status(run), "message"), err->message) == 0)
         return code;
     json_object_set_new(recovery_status(run), "message", json_string(err->message));
     if (recovery_write(run, &unused) < 0)
@@ -255,7 +255,7 @@ static void note_opened(struct recovery_run *run)
 {
     uint64_t start_ns, now_ns = clock_realtime_ns(run->clock);
     struct error unused = ERROR_INIT;
-    if (clock_parse_rfc3339(recovery_text(recovery_status(run), "startTime"), &start_ns, &unused) == 0 &&
+    if (clock_parse_rfc3339(json_text(recovery_status(run), "startTime"), &start_ns, &unused) == 0 &&
         now_ns > start_ns)
         recovery_note_ms(run, "openedMs", (now_ns - start_ns) / NS_PER_MS);
 }
@@ -296,19 +296,19 @@ static int open_run(struct recovery_run *run, struct error *err)
     if (r < 0)
         return r;
     recovery_remember(run);
-    const char *source = recovery_text(run->spec, "sourceNamespace"),
-               *target = recovery_text(run->spec, "targetNamespace");
-    snprintf(run->application, sizeof run->application, "%s", recovery_text(run->spec, "application"));
+    const char *source = json_text(run->spec, "sourceNamespace"),
+               *target = json_text(run->spec, "targetNamespace");
+    snprintf(run->application, sizeof run->application, "%s", json_text(run->spec, "application"));
     snprintf(run->source_namespace, sizeof run->source_namespace, "%s", source[0] ? source : run->namespace);
     snprintf(run->target_namespace, sizeof run->target_namespace, "%s",
              target[0] ? target : run->source_namespace);
-    return restore_mode_parse(recovery_text(run->spec, "mode"), &run->mode, err);
+    return restore_mode_parse(json_text(run->spec, "mode"), &run->mode, err);
 }
 
 static enum step step_of(const struct recovery_run *run, int *ret_wave)
 {
     const json_t *step = json_object_get(json_object_get(run->recovery, "status"), "step");
-    const char *name = recovery_text(step, "name");
+    const char *name = json_text(step, "name");
     *ret_wave = (int)json_integer_value(json_object_get(step, "wave"));
     for (int s = STEP_CLOSE_GATE; s < STEPS; s++) {
         if (strcmp(name, step_names[s]) == 0)

@@ -63,9 +63,9 @@ static const char *uid_of(void *context, const char *group, const char *kind, co
         json_t *owner;
         json_array_foreach(owners, k, owner)
         {
-            const char *api_version = recovery_text(owner, "apiVersion"), *slash = strchr(api_version, '/');
-            if (strcmp(recovery_text(owner, "name"), name) == 0 &&
-                strcmp(recovery_text(owner, "kind"), kind) == 0)
+            const char *api_version = json_text(owner, "apiVersion"), *slash = strchr(api_version, '/');
+            if (strcmp(json_text(owner, "name"), name) == 0 &&
+                strcmp(json_text(owner, "kind"), kind) == 0)
                 version = slash ? slash + 1 : api_version;
         }
         struct object_id id = {
@@ -353,8 +353,8 @@ static bool is_established(const json_t *definition)
     json_t *condition;
     json_array_foreach(conditions, i, condition)
     {
-        if (strcmp(recovery_text(condition, "type"), "Established") == 0)
-            return strcmp(recovery_text(condition, "status"), "True") == 0;
+        if (strcmp(json_text(condition, "type"), "Established") == 0)
+            return strcmp(json_text(condition, "status"), "True") == 0;
     }
     return false;
 }
@@ -377,8 +377,8 @@ static int await_one(struct recovery_run *run, const json_t *await, struct error
 {
     struct object_id id;
     char name[OBJECT_NAME_BYTES];
-    bool definition = strcmp(recovery_text(await, "condition"), "Established") == 0;
-    int r = object_id_parse(recovery_text(await, "object"), &id, err);
+    bool definition = strcmp(json_text(await, "condition"), "Established") == 0;
+    int r = object_id_parse(json_text(await, "object"), &id, err);
     if (r < 0)
         return r;
     if (!definition)

@@ -15,26 +15,20 @@
 #include "controller/recovery_streams.h"
 #include "lib/json.h"
 
-static const char *text_of(const json_t *object, const char *key)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-    return text ? text : "";
-}
-
 /* ---- which volumes ---- */
 
 /* A copy can only be of a class of ours. */
 static int check_class(struct controller *c, const json_t *claim, struct error *err)
 {
-    const char *class = text_of(json_object_get(claim, "spec"), "storageClassName");
+    const char *class = json_text(json_object_get(claim, "spec"), "storageClassName");
     _cleanup_json_ json_t *of_class = *class ? kube_informer_get(c->classes, NULL, class) : NULL;
-    if (!of_class || strcmp(text_of(of_class, "provisioner"), CSI_DRIVER) == 0)
+    if (!of_class || strcmp(json_text(of_class, "provisioner"), CSI_DRIVER) == 0)
         return 0;
     return error_set(err, -EOPNOTSUPP,
                      "the claim %s would be of class %s, whose volumes %s makes: the data cannot be put "
                      "there; leave the class as it is, or, "
                      "for empty volumes, objectsOnly: true",
-                     kube_object_name(claim), class, text_of(of_class, "provisioner"));
+                     kube_object_name(claim), class, json_text(of_class, "provisioner"));
 }
 
 /* The volume that a claim of the point had; "": none of ours. */
@@ -42,13 +36,13 @@ static int find_original(struct controller *c, const json_t *claim, const struct
                          size_t count, char ret[CSI_HANDLE_BYTES], struct error *err)
 {
     const json_t *spec = json_object_get(claim, "spec");
-    const char *name = text_of(spec, "volumeName"), *class = text_of(spec, "storageClassName");
+    const char *name = json_text(spec, "volumeName"), *class = json_text(spec, "storageClassName");
     *ret = '\0';
     if (!*name)
         return 0;
     _cleanup_json_ json_t *volume = kube_informer_get(c->volumes, NULL, name), *of_class = NULL;
     const json_t *csi = json_object_get(json_object_get(volume, "spec"), "csi");
-    const char *handle = strcmp(text_of(csi, "driver"), CSI_DRIVER) == 0 ? text_of(csi, "volumeHandle") : "";
+    const char *handle = strcmp(json_text(csi, "driver"), CSI_DRIVER) == 0 ? json_text(csi, "volumeHandle") : "";
     for (size_t i = 0; i < count; i++)
         if (strcmp(all[i].name, name) == 0 || strcmp(all[i].handle, handle) == 0) {
             snprintf(ret, CSI_HANDLE_BYTES, "%s",
@@ -56,7 +50,7 @@ static int find_original(struct controller *c, const json_t *claim, const struct
             return *ret ? check_class(c, claim, err) : 0;
         }
     of_class = *class ? kube_informer_get(c->classes, NULL, class) : NULL;
-    if (volume || strcmp(text_of(of_class, "provisioner"), CSI_DRIVER) != 0)
+    if (volume || strcmp(json_text(of_class, "provisioner"), CSI_DRIVER) != 0)
         return 0; /* somebody else's: it is made new */
     return error_set(err, -ENOENT,
                      "nothing is known of the volume %s of claim %s any more: its data cannot be cloned; "
@@ -100,7 +94,7 @@ static int name_copies(json_t *stream, struct error *err)
                                 json_sprintf("tm-%s", uuid_format(&uuid, text)));
         if (json_array_append_new(volumes, one) < 0)
             return error_set(err, -ENOMEM, "out of memory");
-        first = first ? first : text_of(one, "handle");
+        first = first ? first : json_text(one, "handle");
     }
     json_object_set_new(stream, "newStream", json_string(first ? first : ""));
     return 0;
@@ -144,7 +138,7 @@ int recovery_originals(void *context, const char *namespace, const char *applica
 static int call(struct controller *c, const json_t *stream, const char *method, const char *path,
                 const json_t *body, json_t **ret, struct error *err)
 {
-    return data_client_call(c->data, text_of(stream, "node"), method, path, body, DATA_TIMEOUT_MS, ret, err);
+    return data_client_call(c->data, json_text(stream, "node"), method, path, body, DATA_TIMEOUT_MS, ret, err);
 }
 
 static json_t *request_of(const json_t *stream, const char *point, bool dry_run)
@@ -152,7 +146,7 @@ static json_t *request_of(const json_t *stream, const char *point, bool dry_run)
     json_t *names = json_object(), *volume;
     size_t i;
     json_array_foreach(json_object_get(stream, "volumes"), i, volume)
-        json_object_set(names, text_of(volume, "from"), json_object_get(volume, "handle"));
+        json_object_set(names, json_text(volume, "from"), json_object_get(volume, "handle"));
     return json_pack("{s:O, s:s, s:o, s:b}", "name", json_object_get(stream, "newStream"), "point", point,
                      "volumes", names, "dry_run", (int)dry_run);
 }
@@ -162,7 +156,7 @@ static int post_clone(struct controller *c, const json_t *stream, const char *po
 {
     char path[CSI_HANDLE_BYTES + 40];
     _cleanup_json_ json_t *body = request_of(stream, point, dry_run);
-    snprintf(path, sizeof path, "/v1/applications/%s/clone", text_of(stream, "stream"));
+    snprintf(path, sizeof path, "/v1/applications/%s/clone", json_text(stream, "stream"));
     return body ? call(c, stream, "POST", path, body, ret, err) : error_set(err, -ENOMEM, "out of memory");
 }
 
@@ -184,7 +178,7 @@ int recovery_plan_copy(void *context, const json_t *stream, const char *point, j
                      json_object_get(plan, "time"), "changed_bytes", json_object_get(plan, "bytes"),
                      "volumes", volumes);
     return *ret ? 0
-                : error_set(err, -EPROTO, "the plan of stream %s lacks fields", text_of(stream, "stream"));
+                : error_set(err, -EPROTO, "the plan of stream %s lacks fields", json_text(stream, "stream"));
 }
 
 /* R1 of the copies: known before they are made. */
@@ -197,7 +191,7 @@ static int note_records(struct controller *c, const json_t *stream, const char *
     {
         struct csi_volume v, from;
         struct error absent = ERROR_INIT;
-        const char *handle = text_of(volume, "handle");
+        const char *handle = json_text(volume, "handle");
         int r = o->records->load(o->records_context, handle, &v, &absent);
         if (r == 0)
             continue;
@@ -205,7 +199,7 @@ static int note_records(struct controller *c, const json_t *stream, const char *
             *err = absent;
             return r;
         }
-        r = o->records->load(o->records_context, text_of(volume, "from"), &from, err);
+        r = o->records->load(o->records_context, json_text(volume, "from"), &from, err);
         if (r < 0)
             return error_context(err, "the volume of the original");
         v = (struct csi_volume){.size_bytes =
@@ -215,8 +209,8 @@ static int note_records(struct controller *c, const json_t *stream, const char *
         memcpy(v.ack_mode, from.ack_mode, sizeof v.ack_mode);
         snprintf(v.handle, sizeof v.handle, "%s", handle);
         snprintf(v.name, sizeof v.name, "%s", handle);
-        snprintf(v.node, sizeof v.node, "%s", text_of(stream, "node"));
-        snprintf(v.stream, sizeof v.stream, "%s", text_of(stream, "newStream"));
+        snprintf(v.node, sizeof v.node, "%s", json_text(stream, "node"));
+        snprintf(v.stream, sizeof v.stream, "%s", json_text(stream, "newStream"));
         snprintf(v.recovery, sizeof v.recovery, "%s", owner);
         r = o->records->save(o->records_context, &v, err);
         if (r < 0)
@@ -228,7 +222,7 @@ static int note_records(struct controller *c, const json_t *stream, const char *
 /* What became of the operation: 0 done, -EAGAIN under way. */
 static int judge(json_t *stream, const json_t *operation, json_t **ret, struct error *err)
 {
-    const char *state = text_of(operation, "state");
+    const char *state = json_text(operation, "state");
     if (strcmp(state, "failed") == 0) {
         json_object_del(stream, "operation"); /* what passes by itself is tried anew */
         struct error why = ERROR_INIT;
@@ -248,8 +242,8 @@ static int judge(json_t *stream, const json_t *operation, json_t **ret, struct e
     char text[UNITS_TEXT_BYTES];
     json_object_set(stream, "operation", json_object_get(operation, "id"));
     if (total <= 0)
-        return error_set(err, -EAGAIN, "stream %s is being copied", text_of(stream, "stream"));
-    return error_set(err, -EAGAIN, "stream %s is being copied: %d %% of %s", text_of(stream, "stream"),
+        return error_set(err, -EAGAIN, "stream %s is being copied", json_text(stream, "stream"));
+    return error_set(err, -EAGAIN, "stream %s is being copied: %d %% of %s", json_text(stream, "stream"),
                      (int)(100 * done / total), units_format_bytes((uint64_t)total, text));
 }
 
@@ -258,16 +252,16 @@ static int check_made(struct controller *c, const json_t *stream, json_t **ret, 
 {
     char path[CSI_HANDLE_BYTES + 32], from[2 * CSI_HANDLE_BYTES + 32];
     _cleanup_json_ json_t *answer = NULL;
-    snprintf(path, sizeof path, "/v1/status?app=%s", text_of(stream, "newStream"));
+    snprintf(path, sizeof path, "/v1/status?app=%s", json_text(stream, "newStream"));
     int r = call(c, stream, "GET", path, NULL, &answer, err);
     if (r < 0)
         return r;
     const json_t *application = json_array_get(json_object_get(answer, "applications"), 0);
-    const char *has = text_of(json_array_get(json_object_get(application, "volumes"), 0), "from");
-    snprintf(from, sizeof from, "%s/", text_of(stream, "stream"));
+    const char *has = json_text(json_array_get(json_object_get(application, "volumes"), 0), "from");
+    snprintf(from, sizeof from, "%s/", json_text(stream, "stream"));
     if (strncmp(has, from, strlen(from)) != 0)
         return error_set(err, -EEXIST, "node %s has a stream %s that is no copy of %s",
-                         text_of(stream, "node"), text_of(stream, "newStream"), text_of(stream, "stream"));
+                         json_text(stream, "node"), json_text(stream, "newStream"), json_text(stream, "stream"));
     *ret = json_pack("{s:i}", "copied_ms", 0);
     return *ret ? 0 : error_set(err, -ENOMEM, "out of memory");
 }
@@ -276,7 +270,7 @@ int recovery_copy(void *context, json_t *stream, const char *owner, json_t **ret
 {
     struct controller *c = context;
     char path[64], point[32];
-    const char *id = text_of(stream, "operation");
+    const char *id = json_text(stream, "operation");
     _cleanup_json_ json_t *answer = NULL;
     int r;
     if (*id && strlen(id) < 32 && !strchr(id, '/')) {
@@ -309,7 +303,7 @@ int recovery_bind_copy(void *context, const json_t *stream, const json_t *volume
 {
     struct controller *c = context;
     const struct data_client_options *o = data_client_options(c->data);
-    const char *handle = text_of(volume, "handle"), *claim_name = text_of(volume, "claim");
+    const char *handle = json_text(volume, "handle"), *claim_name = json_text(volume, "claim");
     _cleanup_json_ json_t *live = claim ? NULL : kube_informer_get(c->claims, source_namespace, claim_name),
                           *class = NULL;
     struct csi_volume v;
@@ -317,7 +311,7 @@ int recovery_bind_copy(void *context, const json_t *stream, const json_t *volume
     claim = claim ? claim : live;
     if (!claim)
         return error_set(err, -ENOENT, "the claim %s/%s is not there any more", source_namespace, claim_name);
-    const char *class_name = text_of(json_object_get(claim, "spec"), "storageClassName");
+    const char *class_name = json_text(json_object_get(claim, "spec"), "storageClassName");
     const struct kube_target of_class = {.resource = &kube_storage_classes, .name = class_name};
     int r = *class_name ? kube_get(c->client, &of_class, &class, err) : 0;
     if (r == 0)
@@ -340,7 +334,7 @@ int recovery_bind_copy(void *context, const json_t *stream, const json_t *volume
         return 0;
     }
     if (r == 0)
-        log_info(c->log, "volume %s: a copy of %s, for the claim %s/%s", handle, text_of(volume, "from"),
+        log_info(c->log, "volume %s: a copy of %s, for the claim %s/%s", handle, json_text(volume, "from"),
                  namespace, claim_name);
     return r;
 }

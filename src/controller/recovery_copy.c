@@ -14,7 +14,7 @@ static const json_t *volume_plan(const json_t *plan, const char *name)
     json_t *volume;
     json_array_foreach(json_object_get(plan, "volumes"), i, volume)
     {
-        if (strcmp(recovery_text(volume, "name"), name) == 0)
+        if (strcmp(json_text(volume, "name"), name) == 0)
             return volume;
     }
     return NULL;
@@ -32,7 +32,7 @@ static void note_volumes(struct recovery_run *run, const json_t *stream, const j
     }
     json_array_foreach(json_object_get(stream, "volumes"), i, volume)
     {
-        const json_t *planned = volume_plan(plan, recovery_text(volume, "from"));
+        const json_t *planned = volume_plan(plan, json_text(volume, "from"));
         json_object_set(volume, "sizeBytes", json_object_get(planned, "size_bytes"));
         if (json_array_size(volumes) < RECOVERY_STREAMS_MAX)
             json_array_append_new(volumes,
@@ -55,7 +55,7 @@ static int check_claims(struct recovery_run *run, const json_t *stream, const ch
                                .version = "v1",
                                .kind = "PersistentVolumeClaim",
                                .namespace = run->target_namespace,
-                               .name = recovery_text(volume, "claim")};
+                               .name = json_text(volume, "claim")};
         _cleanup_json_ json_t *live = NULL;
         int r = object_journal_name(&id, name, err);
         if (r == 0)
@@ -66,7 +66,7 @@ static int check_claims(struct recovery_run *run, const json_t *stream, const ch
         }
         if (r < 0)
             return r;
-        if (!recovery_text(json_object_get(live, "spec"), "volumeName")[0])
+        if (!json_text(json_object_get(live, "spec"), "volumeName")[0])
             continue;
         *ret_reason = "ClaimExists";
         return error_set(err, -EEXIST,
@@ -93,7 +93,7 @@ static int plan_stream(struct recovery_run *run, const json_t *stream, json_t *l
     else if (r == -ERANGE || r == -ENOENT)
         *ret_reason = "PointNotAvailable";
     if (r < 0)
-        return error_context(err, "stream %s", recovery_text(stream, "stream"));
+        return error_context(err, "stream %s", json_text(stream, "stream"));
     note_volumes(run, stream, plan);
     json_t *entry = json_pack(
         "{s:O, s:O, s:O, s:s, s:O, s:O*, s:O, s:O, s:O}", "stream", json_object_get(stream, "stream"), "node",
@@ -155,7 +155,7 @@ static int look(struct recovery_run *run, const char *owner, bool *ret_pending, 
         }
         if (r < 0) {
             *err = one;
-            return error_context(err, "stream %s", recovery_text(stream, "stream"));
+            return error_context(err, "stream %s", json_text(stream, "stream"));
         }
         json_object_set(stream, "copiedMs", json_object_get(done, "copied_ms"));
     }
@@ -212,7 +212,7 @@ int recovery_bind_copies(struct recovery_run *run, struct error *err)
                                    .version = "v1",
                                    .kind = "PersistentVolumeClaim",
                                    .namespace = run->target_namespace,
-                                   .name = recovery_text(volume, "claim")};
+                                   .name = json_text(volume, "claim")};
             int r = object_journal_name(&id, name, err);
             if (r == 0)
                 r = run->c->data->bind_copy(run->c->data_context, stream, volume, run->source_namespace,

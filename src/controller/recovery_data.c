@@ -15,7 +15,7 @@ json_t *recovery_streams(const struct recovery_run *run)
 
 static const char *point_of_streams(const struct recovery_run *run)
 {
-    return recovery_text(json_object_get(json_object_get(run->recovery, "status"), "point"), "streams");
+    return json_text(json_object_get(json_object_get(run->recovery, "status"), "point"), "streams");
 }
 
 bool recovery_has_data(const struct recovery_run *run)
@@ -52,7 +52,7 @@ static int resolve_ago(struct recovery_run *run, const char *asked, char text[RE
 {
     uint64_t made_ns, ago_ns;
     struct error unused = ERROR_INIT;
-    const char *made = recovery_text(json_object_get(run->recovery, "metadata"), "creationTimestamp");
+    const char *made = json_text(json_object_get(run->recovery, "metadata"), "creationTimestamp");
     if (clock_parse_rfc3339(made, &made_ns, &unused) < 0)
         made_ns = clock_realtime_ns(run->clock);
     int r = units_parse_duration(asked + 1, &ago_ns, err);
@@ -77,9 +77,9 @@ static int read_before(struct recovery_run *run, const char *name, json_int_t *r
     if (r < 0)
         return r;
     const json_t *status = json_object_get(other, "status"), *lsn = json_object_get(status, "beforeLsn");
-    if (strcmp(recovery_text(json_object_get(other, "spec"), "application"), run->application) != 0)
+    if (strcmp(json_text(json_object_get(other, "spec"), "application"), run->application) != 0)
         return error_set(err, -ENOENT, "the Recovery %s is about another application: %s", name,
-                         recovery_text(json_object_get(other, "spec"), "application"));
+                         json_text(json_object_get(other, "spec"), "application"));
     if (!json_is_integer(lsn))
         return error_set(err, -ENOENT, "the Recovery %s has changed nothing: there is nothing to take back",
                          name);
@@ -95,7 +95,7 @@ static int read_before(struct recovery_run *run, const char *name, json_int_t *r
 int recovery_resolve_point(struct recovery_run *run, char text[RECOVERY_POINT_BYTES], const char **ret_reason,
                            struct error *err)
 {
-    const char *asked = recovery_text(run->spec, "point");
+    const char *asked = json_text(run->spec, "point");
     const json_t *point = json_object_get(json_object_get(run->recovery, "status"), "point");
     json_int_t lsn = 0;
     int r = 0;
@@ -154,7 +154,7 @@ int recovery_point_of(struct recovery_run *run, const json_t *stream, char text[
     json_array_foreach(run->before, i, before)
     {
         const json_t *lsn = json_object_get(before, "beforeLsn");
-        if (strcmp(recovery_text(before, "stream"), recovery_text(stream, "stream")) != 0 ||
+        if (strcmp(json_text(before, "stream"), json_text(stream, "stream")) != 0 ||
             !json_is_integer(lsn))
             continue;
         snprintf(text, RECOVERY_POINT_BYTES, "lsn:%lld", (long long)json_integer_value(lsn));
@@ -178,12 +178,12 @@ static void note_volumes(struct recovery_run *run, const json_t *stream, const j
         json_int_t bytes = 0;
         json_array_foreach(json_object_get(plan, "volumes"), i, volume)
         {
-            if (strcmp(recovery_text(volume, "name"), json_string_value(handle)) == 0)
+            if (strcmp(json_text(volume, "name"), json_string_value(handle)) == 0)
                 bytes = json_integer_value(json_object_get(volume, "changed_bytes"));
         }
         if (json_array_size(volumes) < RECOVERY_STREAMS_MAX)
             json_array_append_new(volumes, json_pack("{s:s, s:s, s:I}", "claim", claim, "stream",
-                                                     recovery_text(stream, "stream"), "changedBytes", bytes));
+                                                     json_text(stream, "stream"), "changedBytes", bytes));
     }
 }
 
@@ -199,7 +199,7 @@ static int plan_stream(struct recovery_run *run, const json_t *stream, json_t *l
     }
     int r = run->c->data->plan(run->c->data_context, stream, point, &plan, err);
     if (r < 0)
-        return error_context(err, "stream %s", recovery_text(stream, "stream"));
+        return error_context(err, "stream %s", json_text(stream, "stream"));
     note_volumes(run, stream, plan);
     json_t *entry = json_pack(
         "{s:O, s:O, s:O, s:O*, s:s, s:O, s:O*, s:O}", "stream", json_object_get(stream, "stream"), "node",
@@ -226,14 +226,14 @@ static bool uses(const struct recovery_run *run, const json_t *pod)
 {
     size_t i, k;
     json_t *volume, *stream;
-    const char *name = recovery_text(json_object_get(pod, "metadata"), "name");
+    const char *name = json_text(json_object_get(pod, "metadata"), "name");
     json_array_foreach(json_object_get(json_object_get(pod, "spec"), "volumes"), i, volume)
     {
         const char *claim =
             json_string_value(json_object_get(json_object_get(volume, "persistentVolumeClaim"), "claimName"));
         char ephemeral[520];
         if (json_object_get(volume, "ephemeral")) {
-            snprintf(ephemeral, sizeof ephemeral, "%.250s-%.250s", name, recovery_text(volume, "name"));
+            snprintf(ephemeral, sizeof ephemeral, "%.250s-%.250s", name, json_text(volume, "name"));
             claim = ephemeral;
         }
         json_array_foreach(recovery_streams(run), k, stream)
@@ -320,7 +320,7 @@ int recovery_set_gates(struct recovery_run *run, bool closed, struct error *err)
         if (r == 0)
             r = run->c->data->gate(run->c->data_context, stream, closed, err);
         if (r < 0)
-            return error_context(err, "stream %s", recovery_text(stream, "stream"));
+            return error_context(err, "stream %s", json_text(stream, "stream"));
     }
     return r;
 }
@@ -367,7 +367,7 @@ static int look(struct recovery_run *run, bool *ret_pending, struct error *pendi
         }
         if (r < 0) {
             *err = one;
-            return error_context(err, "stream %s", recovery_text(stream, "stream"));
+            return error_context(err, "stream %s", json_text(stream, "stream"));
         }
         json_object_set(stream, "beforeLsn", json_object_get(done, "before_lsn"));
         json_object_set(stream, "waitedMs", json_object_get(done, "waited_ms"));

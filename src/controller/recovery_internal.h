@@ -55,12 +55,6 @@ struct recovery_run {
     json_t *before; /* status.streams of the recovery that is taken back; or NULL */
 };
 
-static inline const char *recovery_text(const json_t *object, const char *key)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-    return text ? text : "";
-}
-
 /* ---- recovery_status.c ---- */
 /* The status object, made when missing. Borrowed. */
 json_t *recovery_status(struct recovery_run *run);

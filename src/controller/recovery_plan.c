@@ -165,11 +165,11 @@ static int check_namespace(struct recovery_run *run, const char **ret_reason, st
     json_t *condition;
     json_array_foreach(conditions, i, condition)
     {
-        const char *type = recovery_text(condition, "type");
-        if (strcmp(recovery_text(condition, "status"), "True") == 0 &&
+        const char *type = json_text(condition, "type");
+        if (strcmp(json_text(condition, "status"), "True") == 0 &&
             (strcmp(type, "NamespaceFinalizersRemaining") == 0 ||
              strcmp(type, "NamespaceContentRemaining") == 0 || !why[0]))
-            why = recovery_text(condition, "message");
+            why = json_text(condition, "message");
     }
     *ret_reason = "NamespaceTerminating";
     return error_set(err, -EAGAIN,
@@ -292,9 +292,9 @@ static int check_reconcilers(struct recovery_run *run, const char **ret_reason, 
         return error_set(err, -EPERM,
                          "%s '%s' would put the newer state back (%lld objects): %s; then make the recovery "
                          "with force: true",
-                         recovery_text(one, "reconciler"), recovery_text(one, "name"),
+                         json_text(one, "reconciler"), json_text(one, "name"),
                          (long long)json_integer_value(json_object_get(one, "objects")),
-                         recovery_text(one, "remedy"));
+                         json_text(one, "remedy"));
     }
     return 0;
 }
@@ -364,7 +364,7 @@ static int plan_object(struct recovery_run *run, int wave, const char *name, con
     if (r < 0)
         return r;
     restore_adopt_binding(prepared, normal);
-    if (strcmp(recovery_text(live, "apiVersion"), recovery_text(prepared, "apiVersion")) != 0)
+    if (strcmp(json_text(live, "apiVersion"), json_text(prepared, "apiVersion")) != 0)
         return recovery_add_entry(run, ACTION_CHANGE, wave, name, NULL, NULL,
                                   err); /* compared in the version of the point then */
     if (json_equal(normal, prepared))
@@ -385,7 +385,7 @@ static const char *reason_to_stay(const json_t *object, const struct object_id *
         return "it came after the point; claims are not deleted by a recovery";
     if (strcmp(id->kind, "ServiceAccount") == 0 && strcmp(id->name, "default") == 0)
         return "every namespace has it";
-    if (strcmp(recovery_text(object, "type"), "kubernetes.io/service-account-token") == 0)
+    if (strcmp(json_text(object, "type"), "kubernetes.io/service-account-token") == 0)
         return "the control plane makes it";
     json_array_foreach(owners, i, owner)
     {

@@ -31,7 +31,7 @@ int recovery_condition(struct recovery_run *run, const char *type, bool holds, c
     }
     json_array_foreach(conditions, i, condition)
     {
-        if (strcmp(recovery_text(condition, "type"), type) == 0)
+        if (strcmp(json_text(condition, "type"), type) == 0)
             found = condition;
     }
     recovery_now(run, now);
@@ -40,7 +40,7 @@ int recovery_condition(struct recovery_run *run, const char *type, bool holds, c
         if (json_array_append_new(conditions, found) < 0)
             return -ENOMEM;
     }
-    if (strcmp(recovery_text(found, "status"), holds ? "True" : "False") != 0)
+    if (strcmp(json_text(found, "status"), holds ? "True" : "False") != 0)
         json_object_set_new(found, "lastTransitionTime", json_string(now));
     json_t *generation = json_object_get(json_object_get(run->recovery, "metadata"), "generation");
     if (generation)
@@ -116,7 +116,7 @@ int recovery_end(struct recovery_run *run, const char *phase, const char *reason
     json_object_set_new(status, "phase", json_string(phase));
     json_object_set_new(status, "message", json_string(message));
     json_object_set_new(status, "completionTime", json_string(now));
-    if (clock_parse_rfc3339(recovery_text(status, "startTime"), &start_ns, &unused) == 0)
+    if (clock_parse_rfc3339(json_text(status, "startTime"), &start_ns, &unused) == 0)
         json_object_set_new(
             status, "rtoMs",
             json_integer((json_int_t)((clock_realtime_ns(run->clock) - start_ns) / NS_PER_MS)));
@@ -133,7 +133,7 @@ int recovery_is_cancelled(struct recovery_run *run, bool *ret, struct error *err
     if (r < 0)
         return r;
     const json_t *annotations = json_object_get(json_object_get(now, "metadata"), "annotations");
-    *ret = strcmp(recovery_text(annotations, RECOVERY_CANCEL_ANNOTATION), "true") == 0;
+    *ret = strcmp(json_text(annotations, RECOVERY_CANCEL_ANNOTATION), "true") == 0;
     return 0;
 }
 
@@ -220,16 +220,16 @@ static int load_line(struct recovery_run *run, const char *line, size_t length, 
     if (r < 0)
         return r;
     while (action < RECOVERY_ACTIONS &&
-           strcmp(recovery_text(json, "a"), recovery_action_name((enum recovery_action)action)) != 0)
+           strcmp(json_text(json, "a"), recovery_action_name((enum recovery_action)action)) != 0)
         action++;
-    while (verdict < VERDICTS && strcmp(recovery_text(json, "v"), verdict_name((enum verdict)verdict)) != 0)
+    while (verdict < VERDICTS && strcmp(json_text(json, "v"), verdict_name((enum verdict)verdict)) != 0)
         verdict++;
-    if (action == RECOVERY_ACTIONS || !recovery_text(json, "o")[0])
+    if (action == RECOVERY_ACTIONS || !json_text(json, "o")[0])
         return error_set(err, -EINVAL, "the plan of recovery %s/%s has been changed: %.*s", run->namespace,
                          run->name, (int)length, line);
-    const char *reason = recovery_text(json, "r"), *uid = recovery_text(json, "u");
+    const char *reason = json_text(json, "r"), *uid = json_text(json, "u");
     r = recovery_add_entry(run, (enum recovery_action)action,
-                           (int)json_integer_value(json_object_get(json, "w")), recovery_text(json, "o"),
+                           (int)json_integer_value(json_object_get(json, "w")), json_text(json, "o"),
                            reason[0] ? reason : NULL, uid[0] ? uid : NULL, err);
     if (r == 0)
         run->entries[run->entry_count - 1].verdict = verdict < VERDICTS ? verdict : -1;

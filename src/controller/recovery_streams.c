@@ -10,12 +10,6 @@
 #include "csi/csi.h"
 #include "lib/json.h"
 
-static const char *text_of(const json_t *object, const char *key)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-    return text ? text : "";
-}
-
 #define CLAIM_PREFIX "core/v1/PersistentVolumeClaim/"
 
 /* ---- which streams ---- */
@@ -41,7 +35,7 @@ struct search {
 static bool find_user(void *context, json_t *claim)
 {
     struct search *s = context;
-    if (strcmp(text_of(json_object_get(claim, "spec"), "volumeName"), s->volume) != 0)
+    if (strcmp(json_text(json_object_get(claim, "spec"), "volumeName"), s->volume) != 0)
         return true;
     snprintf(s->user, sizeof s->user, "%.250s/%.250s", kube_object_namespace(claim), kube_object_name(claim));
     return false;
@@ -52,8 +46,8 @@ static int find_gone(struct controller *c, const json_t *claim, const struct csi
                      json_t *handles, json_t *gone, struct error *err)
 {
     const char *name = kube_object_name(claim),
-               *class = text_of(json_object_get(claim, "spec"), "storageClassName");
-    struct search search = {.volume = text_of(json_object_get(claim, "spec"), "volumeName")};
+               *class = json_text(json_object_get(claim, "spec"), "storageClassName");
+    struct search search = {.volume = json_text(json_object_get(claim, "spec"), "volumeName")};
     _cleanup_json_ json_t *of_class = *class ? kube_informer_get(c->classes, NULL, class) : NULL;
     if (!*search.volume)
         return 0; /* it had none at the point */
@@ -70,7 +64,7 @@ static int find_gone(struct controller *c, const json_t *claim, const struct csi
         json_object_set_new(gone, name, json_true());
         return 0;
     }
-    if (strcmp(text_of(of_class, "provisioner"), CSI_DRIVER) != 0)
+    if (strcmp(json_text(of_class, "provisioner"), CSI_DRIVER) != 0)
         return 0; /* somebody else's: it is made new */
     return error_set(
         err, -ENOENT,
@@ -162,13 +156,13 @@ static int look_at_volume(struct controller *c, const struct kube_target *target
     if (r < 0)
         return r;
     const json_t *spec = json_object_get(there, "spec"), *of = json_object_get(spec, "claimRef");
-    bool ours = strcmp(text_of(of, "namespace"), namespace) == 0 && strcmp(text_of(of, "name"), claim) == 0;
-    const char *phase = text_of(json_object_get(there, "status"), "phase");
+    bool ours = strcmp(json_text(of, "namespace"), namespace) == 0 && strcmp(json_text(of, "name"), claim) == 0;
+    const char *phase = json_text(json_object_get(there, "status"), "phase");
     if (json_object_get(json_object_get(there, "metadata"), "deletionTimestamp"))
         return error_set(err, -EAGAIN, "waiting until the persistent volume %s is gone", target->name);
     if (ours && strcmp(phase, "Released") != 0 && strcmp(phase, "Failed") != 0)
         return 1;
-    if (strcmp(text_of(spec, "persistentVolumeReclaimPolicy"), "Retain") != 0)
+    if (strcmp(json_text(spec, "persistentVolumeReclaimPolicy"), "Retain") != 0)
         return error_set(err, -EAGAIN, "waiting until the persistent volume %s (%s) is gone", target->name,
                          phase);
     patch = json_pack("{s:{s:{s:s, s:s, s:n, s:n}}}", "spec", "claimRef", "namespace", namespace, "name",
@@ -182,9 +176,9 @@ json_t *recovery_volume_object(const char *name, const char *namespace, const ch
                                const struct csi_volume *v, const json_t *class, const char *policy)
 {
     const json_t *spec = json_object_get(claim, "spec");
-    const char *fs_type = text_of(json_object_get(class, "parameters"), "csi.storage.k8s.io/fstype");
-    const char *mode = text_of(spec, "volumeMode");
-    policy = policy ? policy : text_of(class, "reclaimPolicy");
+    const char *fs_type = json_text(json_object_get(class, "parameters"), "csi.storage.k8s.io/fstype");
+    const char *mode = json_text(spec, "volumeMode");
+    policy = policy ? policy : json_text(class, "reclaimPolicy");
     json_t *attributes = *v->ack_mode ? json_pack("{s:s}", "ackMode", v->ack_mode) : json_object();
     json_t *csi = json_pack("{s:s, s:s, s:s, s:o}", "driver", CSI_DRIVER, "volumeHandle", v->handle, "fsType",
                             *fs_type ? fs_type : "ext4", "volumeAttributes", attributes);
@@ -198,7 +192,7 @@ json_t *recovery_volume_object(const char *name, const char *namespace, const ch
                      "apiVersion", "v1", "kind", "PersistentVolume", "metadata", "name", name, "annotations",
                      "pv.kubernetes.io/provisioned-by", CSI_DRIVER, "spec", "capacity", "storage", size,
                      "accessModes", json_object_get(spec, "accessModes"), "storageClassName",
-                     text_of(spec, "storageClassName"), "volumeMode", *mode ? mode : "Filesystem",
+                     json_text(spec, "storageClassName"), "volumeMode", *mode ? mode : "Filesystem",
                      "persistentVolumeReclaimPolicy", *policy ? policy : "Delete", "claimRef", of, "csi", csi,
                      "nodeAffinity", place);
 }
@@ -229,7 +223,7 @@ static int bind_volume(void *context, const char *namespace, const json_t *claim
     struct csi_volume volume;
     _cleanup_json_ json_t *object = NULL, *class = NULL;
     const json_t *spec = json_object_get(claim, "spec");
-    const char *name = text_of(spec, "volumeName"), *class_name = text_of(spec, "storageClassName");
+    const char *name = json_text(spec, "volumeName"), *class_name = json_text(spec, "storageClassName");
     const struct kube_target target = {
         .resource = &kube_volumes, .name = name, .field_manager = FIELD_MANAGER};
     const struct kube_target of_class = {.resource = &kube_storage_classes, .name = class_name};
@@ -257,8 +251,8 @@ static int call(struct controller *c, const json_t *stream, const char *method, 
                 const json_t *body, json_t **ret, struct error *err)
 {
     char path[160];
-    snprintf(path, sizeof path, format, text_of(stream, "stream"));
-    return data_client_call(c->data, text_of(stream, "node"), method, path, body, DATA_TIMEOUT_MS, ret, err);
+    snprintf(path, sizeof path, format, json_text(stream, "stream"));
+    return data_client_call(c->data, json_text(stream, "node"), method, path, body, DATA_TIMEOUT_MS, ret, err);
 }
 
 static int plan(void *context, const json_t *stream, const char *point, json_t **ret, struct error *err)
@@ -272,7 +266,7 @@ static int plan(void *context, const json_t *stream, const char *point, json_t *
                      json_object_get(plan, "target_time"), "changed_bytes",
                      json_object_get(plan, "changed_bytes"), "volumes", json_object_get(plan, "volumes"));
     return *ret ? 0
-                : error_set(err, -EPROTO, "the plan of stream %s lacks fields", text_of(stream, "stream"));
+                : error_set(err, -EPROTO, "the plan of stream %s lacks fields", json_text(stream, "stream"));
 }
 
 static int gate(void *context, const json_t *stream, bool closed, struct error *err)
@@ -284,16 +278,16 @@ static int gate(void *context, const json_t *stream, bool closed, struct error *
 /* What became of the rewind: 0 done, -EAGAIN under way. */
 static int judge(const json_t *stream, const json_t *rewind, json_t **ret, struct error *err)
 {
-    const char *state = text_of(rewind, "state");
+    const char *state = json_text(rewind, "state");
     uint64_t lsn = 0;
     if (strcmp(state, "failed") == 0)
-        return error_set(err, -EIO, "%s", text_of(rewind, "message"));
+        return error_set(err, -EIO, "%s", json_text(rewind, "message"));
     if (strcmp(state, "succeeded") != 0)
         return error_set(err, -EAGAIN,
                          strcmp(state, "waiting") == 0
                              ? "stream %s: waiting until the pods that use its volumes have ended"
                              : "stream %s is being put back",
-                         text_of(stream, "stream"));
+                         json_text(stream, "stream"));
     int r = json_get_u64(json_object_get(rewind, "result"), "lsn", &lsn, err);
     if (r < 0)
         return r;
@@ -313,9 +307,9 @@ static int rewind_stream(void *context, const json_t *stream, uint64_t lsn, cons
     if (r < 0)
         return r;
     const json_t *rewind = json_object_get(answer, "rewind");
-    if (strcmp(text_of(rewind, "id"), id) != 0)
+    if (strcmp(json_text(rewind, "id"), id) != 0)
         return error_set(err, -EBUSY, "stream %s is being put back to %s by another recovery (%s)",
-                         text_of(stream, "stream"), text_of(rewind, "to"), text_of(rewind, "id"));
+                         json_text(stream, "stream"), json_text(rewind, "to"), json_text(rewind, "id"));
     return judge(stream, rewind, ret, err);
 }
 

@@ -31,8 +31,8 @@ static bool is_ready_pod(const json_t *pod)
     json_t *condition;
     json_array_foreach(json_object_get(json_object_get(pod, "status"), "conditions"), i, condition)
     {
-        if (strcmp(recovery_text(condition, "type"), "Ready") == 0)
-            return strcmp(recovery_text(condition, "status"), "True") == 0;
+        if (strcmp(json_text(condition, "type"), "Ready") == 0)
+            return strcmp(json_text(condition, "status"), "True") == 0;
     }
     return false;
 }
@@ -43,7 +43,7 @@ static bool is_of(const json_t *pod, const json_t *owner)
     json_t *one;
     json_array_foreach(json_object_get(json_object_get(pod, "metadata"), "ownerReferences"), i, one)
     {
-        if (strcmp(recovery_text(one, "uid"), object_uid(owner)) == 0)
+        if (strcmp(json_text(one, "uid"), object_uid(owner)) == 0)
             return true;
     }
     return false;
@@ -51,7 +51,7 @@ static bool is_of(const json_t *pod, const json_t *owner)
 
 static int renew_pods_of(struct recovery_run *run, const json_t *set, const json_t *pods, struct error *err)
 {
-    const char *revision = recovery_text(json_object_get(set, "status"), "updateRevision");
+    const char *revision = json_text(json_object_get(set, "status"), "updateRevision");
     size_t i;
     json_t *pod;
     int r = 0;
@@ -60,7 +60,7 @@ static int renew_pods_of(struct recovery_run *run, const json_t *set, const json
         char name[OBJECT_NAME_BYTES];
         struct object_id id;
         const json_t *metadata = json_object_get(pod, "metadata");
-        const char *its = recovery_text(json_object_get(metadata, "labels"), "controller-revision-hash");
+        const char *its = json_text(json_object_get(metadata, "labels"), "controller-revision-hash");
         if (r < 0 || !is_of(pod, set) || is_ready_pod(pod) || strcmp(its, revision) == 0 ||
             json_object_get(metadata, "deletionTimestamp"))
             continue;
@@ -130,15 +130,15 @@ static void add(char text[BLOCKED_BYTES], const char *format, ...)
 static void explain_container(const char *pod, const json_t *container, char text[BLOCKED_BYTES])
 {
     const json_t *waiting = json_object_get(json_object_get(container, "state"), "waiting");
-    const char *reason = recovery_text(waiting, "reason");
+    const char *reason = json_text(waiting, "reason");
     if (*reason && strcmp(reason, "ContainerCreating") != 0 && strcmp(reason, "PodInitializing") != 0)
-        add(text, "; pod %s: %s: %.200s", pod, reason, recovery_text(waiting, "message"));
+        add(text, "; pod %s: %s: %.200s", pod, reason, json_text(waiting, "message"));
 }
 
 static void explain_pod(const json_t *pod, char text[BLOCKED_BYTES])
 {
     const json_t *status = json_object_get(pod, "status");
-    const char *name = recovery_text(json_object_get(pod, "metadata"), "name");
+    const char *name = json_text(json_object_get(pod, "metadata"), "name");
     static const char *const keys[] = {"initContainerStatuses", "containerStatuses"};
     size_t i, before = strlen(text);
     json_t *one;
@@ -147,11 +147,11 @@ static void explain_pod(const json_t *pod, char text[BLOCKED_BYTES])
     }
     json_array_foreach(json_object_get(status, "conditions"), i, one)
     {
-        if (strcmp(recovery_text(one, "reason"), "Unschedulable") == 0)
-            add(text, "; pod %s: unschedulable: %.200s", name, recovery_text(one, "message"));
+        if (strcmp(json_text(one, "reason"), "Unschedulable") == 0)
+            add(text, "; pod %s: unschedulable: %.200s", name, json_text(one, "message"));
     }
     if (strlen(text) == before)
-        add(text, "; pod %s: %s", name, recovery_text(status, "phase"));
+        add(text, "; pod %s: %s", name, json_text(status, "phase"));
 }
 
 /* What is in the way; "" when all is ready. */
@@ -174,8 +174,8 @@ static int find_blocked(struct recovery_run *run, char text[BLOCKED_BYTES], stru
         if (r == 0 && is_ready(name, live))
             continue;
         if (count++ < 3)
-            add(text, "%s%s %s", count > 1 ? ", " : "", recovery_text(object, "kind"),
-                recovery_text(json_object_get(object, "metadata"), "name"));
+            add(text, "%s%s %s", count > 1 ? ", " : "", json_text(object, "kind"),
+                json_text(json_object_get(object, "metadata"), "name"));
     }
     if (count == 0)
         return 0;
@@ -185,7 +185,7 @@ static int find_blocked(struct recovery_run *run, char text[BLOCKED_BYTES], stru
     int r = run->c->cluster->pods(run->c->cluster_context, run->target_namespace, &pods, err);
     json_array_foreach(pods, i, pod)
     {
-        const char *phase = recovery_text(json_object_get(pod, "status"), "phase");
+        const char *phase = json_text(json_object_get(pod, "status"), "phase");
         if (!is_ready_pod(pod) && strcmp(phase, "Succeeded") != 0)
             explain_pod(pod, text);
     }
@@ -197,7 +197,7 @@ static uint64_t since_step_ms(const struct recovery_run *run)
     const json_t *step = json_object_get(json_object_get(run->recovery, "status"), "step");
     uint64_t since_ns, now_ns = clock_realtime_ns(run->clock);
     struct error unused = ERROR_INIT;
-    if (clock_parse_rfc3339(recovery_text(step, "time"), &since_ns, &unused) < 0 || since_ns > now_ns)
+    if (clock_parse_rfc3339(json_text(step, "time"), &since_ns, &unused) < 0 || since_ns > now_ns)
         return 0;
     return (now_ns - since_ns) / NS_PER_MS;
 }
@@ -208,9 +208,9 @@ const char *recovery_not_ready(struct recovery_run *run)
     json_t *condition;
     json_array_foreach(json_object_get(recovery_status(run), "conditions"), i, condition)
     {
-        if (strcmp(recovery_text(condition, "type"), CONDITION) == 0 &&
-            strcmp(recovery_text(condition, "status"), "False") == 0)
-            return recovery_text(condition, "message");
+        if (strcmp(json_text(condition, "type"), CONDITION) == 0 &&
+            strcmp(json_text(condition, "status"), "False") == 0)
+            return json_text(condition, "message");
     }
     return "";
 }

@@ -30,12 +30,6 @@ struct round {
     json_t *policies; /* {stream: what its node has taken} */
 };
 
-static const char *text_of(const json_t *object, const char *key)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-    return text ? text : "";
-}
-
 json_t *streams_placement(struct controller *c, const char *handle)
 {
     MUTEX_GUARD(guard, &c->placements.mutex);
@@ -72,7 +66,7 @@ static const json_t *status_of_stream(struct round *round, const char *node, con
             log_info(round->c->log, "streams of node %s: %s", node, err.message);
         of_node = r < 0 ? json_null() : json_object();
         json_array_foreach(json_object_get(answer, "applications"), i, application)
-            json_object_set(of_node, text_of(application, "name"), application);
+            json_object_set(of_node, json_text(application, "name"), application);
         json_object_set_new(round->nodes, node, of_node);
     }
     return json_is_null(of_node) ? NULL : json_object_get(of_node, stream);
@@ -88,7 +82,7 @@ static json_t *stream_entry(struct round *round, const struct csi_volume *v)
 {
     const json_t *status = status_of_stream(round, v->node, v->stream);
     bool answers = !json_is_null(json_object_get(round->nodes, v->node));
-    const char *state = status ? text_of(status, "state") : answers ? "starting" : "unreachable";
+    const char *state = status ? json_text(status, "state") : answers ? "starting" : "unreachable";
     json_t *entry = json_pack("{s:s, s:s, s:s}", "stream", v->stream, "node", v->node, "state", state);
     if (json_is_number(json_object_get(status, "rpo_ms")))
         json_object_set_new(
@@ -103,7 +97,7 @@ static json_t *stream_entry(struct round *round, const struct csi_volume *v)
 
 static const char *policy_of(const json_t *papp)
 {
-    const char *name = text_of(json_object_get(json_object_get(papp, "spec"), "policyRef"), "name");
+    const char *name = json_text(json_object_get(json_object_get(papp, "spec"), "policyRef"), "name");
     return *name ? name : "default";
 }
 
@@ -124,7 +118,7 @@ static void tell_policy(struct round *round, const json_t *papp, const struct cs
     if (!spec)
         return;
     const json_t *taken = json_object_get(round->c->placements.policies, v->stream);
-    bool same = taken && json_equal(taken, spec) && strcmp(text_of(status, "policy"), v->stream) == 0;
+    bool same = taken && json_equal(taken, spec) && strcmp(json_text(status, "policy"), v->stream) == 0;
     _cleanup_json_ json_t *body = json_pack("{s:O}", "spec", spec);
     snprintf(path, sizeof path, "/v1/streams/%s/policy", v->stream);
     int r = same ? 0 : data_client_call(round->c->data, v->node, "POST", path, body, DATA_STATUS_TIMEOUT_MS, NULL, &err);
@@ -153,12 +147,12 @@ static uint64_t keep_of_policy(struct round *round, const char *policy)
         struct error ignored = ERROR_INIT;
         _cleanup_json_ json_t *object = kube_informer_get(round->c->policies, NULL, name);
         const json_t *spec = json_object_get(object, "spec");
-        const char *keep = text_of(json_object_get(spec, "onDelete"), "keep");
+        const char *keep = json_text(json_object_get(spec, "onDelete"), "keep");
         if (*keep && units_parse_duration(keep, &ns, &ignored) == 0) {
             keep_s = ns / NS_PER_SECOND;
             break;
         }
-        snprintf(name, sizeof name, "%s", text_of(spec, "extends"));
+        snprintf(name, sizeof name, "%s", json_text(spec, "extends"));
     }
     json_object_set_new(round->keeps, policy, json_integer((json_int_t)keep_s));
     return keep_s;
@@ -195,7 +189,7 @@ static bool has_stream(const json_t *entries, const char *stream)
     json_t *entry;
     json_array_foreach(entries, i, entry)
     {
-        if (strcmp(text_of(entry, "stream"), stream) == 0)
+        if (strcmp(json_text(entry, "stream"), stream) == 0)
             return true;
     }
     return false;
@@ -212,7 +206,7 @@ static json_t *sum_up(json_t *entries)
     json_array_foreach(entries, i, entry)
     {
         const json_t *one = json_object_get(entry, "rpoMs");
-        const char *time = text_of(entry, "oldestTime");
+        const char *time = json_text(entry, "oldestTime");
         rpo_known = rpo_known && json_is_integer(one);
         rpo = json_integer_value(one) > rpo ? json_integer_value(one) : rpo;
         oldest = strcmp(time, oldest) > 0 ? time : oldest; /* RFC 3339 of one form */
@@ -256,9 +250,9 @@ static bool says_place(const json_t *papp, const char *claim, const struct csi_v
     json_t *volume;
     json_array_foreach(json_object_get(json_object_get(papp, "status"), "volumes"), i, volume)
     {
-        if (strcmp(text_of(volume, "claim"), claim) == 0 && json_is_true(json_object_get(volume, "captured")))
-            return strcmp(text_of(volume, "stream"), v->stream) == 0 &&
-                   strcmp(text_of(volume, "node"), v->node) == 0;
+        if (strcmp(json_text(volume, "claim"), claim) == 0 && json_is_true(json_object_get(volume, "captured")))
+            return strcmp(json_text(volume, "stream"), v->stream) == 0 &&
+                   strcmp(json_text(volume, "node"), v->node) == 0;
     }
     return true; /* one of those that are not told */
 }
@@ -339,7 +333,7 @@ static int abandoned(void *context, const struct csi_volume *v, bool *ret, struc
         return 0;
     }
     /* Others are deleted by whoever deletes such, and come here again then. */
-    if (r < 0 || strcmp(text_of(json_object_get(volume, "status"), "phase"), "Available") != 0)
+    if (r < 0 || strcmp(json_text(json_object_get(volume, "status"), "phase"), "Available") != 0)
         return r;
     r = kube_get(c->client, &of_claim, NULL, err);
     if (r != -ENOENT)

@@ -5,12 +5,6 @@
 #include "csi/cluster.h"
 #include "lib/json.h"
 
-static const char *text_of(const json_t *object, const char *key)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-    return text ? text : "";
-}
-
 static int check_node(void *context, const char *node, struct error *err)
 {
     struct csi_cluster *cluster = context;
@@ -40,9 +34,9 @@ static int load_claims(struct csi_cluster *cluster, json_t **ret, struct error *
         const json_t *spec = json_object_get(item, "spec"), *csi = json_object_get(spec, "csi");
         const json_t *claim = json_object_get(spec, "claimRef");
         char key[2 * CSI_LABEL_BYTES];
-        if (strcmp(text_of(csi, "driver"), CSI_DRIVER_NAME) != 0 || !claim)
+        if (strcmp(json_text(csi, "driver"), CSI_DRIVER_NAME) != 0 || !claim)
             continue;
-        snprintf(key, sizeof key, "%s/%s", text_of(claim, "namespace"), text_of(claim, "name"));
+        snprintf(key, sizeof key, "%s/%s", json_text(claim, "namespace"), json_text(claim, "name"));
         json_object_set(claims, key, json_object_get(csi, "volumeHandle"));
     }
     *ret = json_incref(claims);
@@ -65,9 +59,9 @@ static void claim_name(const json_t *pod, const json_t *volume, char ret[CSI_LAB
     const json_t *claim = json_object_get(volume, "persistentVolumeClaim");
     const char *name = kube_object_name(pod);
     if (claim)
-        snprintf(ret, CSI_LABEL_BYTES, "%s", text_of(claim, "claimName"));
+        snprintf(ret, CSI_LABEL_BYTES, "%s", json_text(claim, "claimName"));
     else if (json_object_get(volume, "ephemeral"))
-        snprintf(ret, CSI_LABEL_BYTES, "%s-%s", name ? name : "", text_of(volume, "name"));
+        snprintf(ret, CSI_LABEL_BYTES, "%s-%s", name ? name : "", json_text(volume, "name"));
     else
         *ret = '\0';
 }
@@ -97,7 +91,7 @@ static bool handles_of(const json_t *pod, const json_t *claims, const char *hand
 
 static bool has_ended(const json_t *pod)
 {
-    const char *phase = text_of(json_object_get(pod, "status"), "phase");
+    const char *phase = json_text(json_object_get(pod, "status"), "phase");
     return strcmp(phase, "Succeeded") == 0 || strcmp(phase, "Failed") == 0;
 }
 

@@ -17,6 +17,7 @@
 #include "base/clock.h"
 #include "base/thread.h"
 #include "csi/node_internal.h"
+#include "lib/json.h"
 
 #define LOOK_S 1 /* for what nobody tells: a target that was unmounted by others */
 #define REWINDS_MAX 64u
@@ -33,15 +34,9 @@ static json_t *state_of(const json_t *gate)
     return json_object_get(gate, "rewind");
 }
 
-static const char *text_of(const json_t *object, const char *key)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-    return text ? text : "";
-}
-
 static bool is_running(const json_t *rewind)
 {
-    const char *state = text_of(rewind, "state");
+    const char *state = json_text(rewind, "state");
     return *state && strcmp(state, "succeeded") != 0 && strcmp(state, "failed") != 0;
 }
 
@@ -136,17 +131,17 @@ static int follow(struct rewind *w, const json_t *operation, json_t **ret_result
 {
     char path[128];
     _cleanup_json_ json_t *now = json_incref((json_t *)(uintptr_t)operation);
-    while (strcmp(text_of(now, "state"), "running") == 0) {
+    while (strcmp(json_text(now, "state"), "running") == 0) {
         _cleanup_json_ json_t *answer = NULL;
-        snprintf(path, sizeof path, "/v1/operations/%.60s?wait_ms=5000", text_of(now, "id"));
+        snprintf(path, sizeof path, "/v1/operations/%.60s?wait_ms=5000", json_text(now, "id"));
         int r = node_data_call(w->node, "GET", path, NULL, &answer, err);
         if (r < 0)
             return r;
         json_decref(now);
         now = json_incref(json_object_get(answer, "operation"));
     }
-    if (strcmp(text_of(now, "state"), "succeeded") != 0)
-        return error_set(err, -EIO, "%s", text_of(json_object_get(now, "error"), "message"));
+    if (strcmp(json_text(now, "state"), "succeeded") != 0)
+        return error_set(err, -EIO, "%s", json_text(json_object_get(now, "error"), "message"));
     *ret_result = json_incref(json_object_get(now, "result"));
     return 0;
 }
@@ -209,8 +204,8 @@ static int run_steps(struct rewind *w, struct error *err)
     struct node_volume *volumes = NULL;
     struct error second = ERROR_INIT;
     size_t count = 0;
-    bool mounting = strcmp(text_of(state_of(w->gate), "state"), "mounting") == 0;
-    bool rewinding = strcmp(text_of(state_of(w->gate), "state"), "rewinding") == 0;
+    bool mounting = strcmp(json_text(state_of(w->gate), "state"), "mounting") == 0;
+    bool rewinding = strcmp(json_text(state_of(w->gate), "state"), "rewinding") == 0;
     int r = take_volumes(w, &volumes, &count, err);
     if (r < 0)
         return r;
@@ -296,14 +291,14 @@ int node_rewind_start(struct csi_node *node, const char *stream, const char *id,
     if (r < 0)
         return r;
     const json_t *there = state_of(gate);
-    if (*id && strcmp(text_of(there, "id"), id) == 0) {
+    if (*id && strcmp(json_text(there, "id"), id) == 0) {
         *ret = json_incref(gate);
         return 0;
     }
     if (is_running(there))
         return error_set(err, -EBUSY,
                          "stream %s is being put back to %s already (%s); wait until that has ended", stream,
-                         text_of(there, "to"), text_of(there, "id"));
+                         json_text(there, "to"), json_text(there, "id"));
     json_object_set_new(gate, "closed", json_true());
     json_object_set_new(gate, "rewind",
                         json_pack("{s:s, s:s?, s:s, s:b, s:n, s:n, s:n}", "id", id, "to", to, "state",
@@ -325,7 +320,7 @@ int node_gate_set(struct csi_node *node, const char *stream, bool closed, json_t
     if (r == 0 && is_running(state_of(gate)))
         r = error_set(err, -EBUSY,
                       "the gate of stream %s is closed by a rewind (%s); it opens when that has ended",
-                      stream, text_of(state_of(gate), "id"));
+                      stream, json_text(state_of(gate), "id"));
     if (r == 0) {
         json_object_set_new(gate, "closed", json_boolean(closed));
         r = node_gate_save(node, stream, gate, err);

@@ -10,6 +10,7 @@
 #include "control/mounts.h"
 #include "csi/node_internal.h"
 #include "lib/http_client.h"
+#include "lib/json.h"
 
 #define POLL_MS 50
 
@@ -66,21 +67,15 @@ static const json_t *find_volume(const json_t *status, const char *handle)
     return NULL;
 }
 
-static const char *text_of(const json_t *object, const char *key)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-    return text ? text : "";
-}
-
 /* 1: *ret_device; 0: not yet. */
 static int device_of(const json_t *status, const json_t *volume, char ret_device[NODE_DEVICE_BYTES],
                      struct error *err)
 {
-    const char *state = text_of(status, "state"), *device = text_of(volume, "device"),
-               *why = text_of(status, "message");
+    const char *state = json_text(status, "state"), *device = json_text(volume, "device"),
+               *why = json_text(status, "message");
     if (strcmp(state, "failed") == 0)
         return error_set(err, -EAGAIN, "stream %s has failed and is started again: %s",
-                         text_of(status, "name"), why);
+                         json_text(status, "name"), why);
     if (strcmp(state, "starting") == 0 || strcmp(state, "stopped") == 0 || !*device)
         return 0;
     snprintf(ret_device, NODE_DEVICE_BYTES, "%s", device);
@@ -124,7 +119,7 @@ static char *format_stream(const struct node_wanted *w, const json_t *status)
     size_t size = 0, i;
     json_t *volume;
     FILE *out = open_memstream(&text, &size);
-    const char *policy = w->policy ? w->stream : status ? text_of(status, "policy") : *w->ack_mode ? w->ack_mode : "default";
+    const char *policy = w->policy ? w->stream : status ? json_text(status, "policy") : *w->ack_mode ? w->ack_mode : "default";
     bool own_policy = !w->policy && !status && *w->ack_mode, failed = false;
     if (!out)
         return NULL;
@@ -142,8 +137,8 @@ static char *format_stream(const struct node_wanted *w, const json_t *status)
     json_array_foreach(json_object_get(status, "volumes"), i, volume)
     {
         uint64_t has = (uint64_t)json_integer_value(json_object_get(volume, "size_bytes"));
-        bool this = strcmp(text_of(volume, "name"), w->handle) == 0;
-        fprintf(out, "  - {name: %s, size: %" PRIu64 "}\n", text_of(volume, "name"),
+        bool this = strcmp(json_text(volume, "name"), w->handle) == 0;
+        fprintf(out, "  - {name: %s, size: %" PRIu64 "}\n", json_text(volume, "name"),
                 this && w->size_bytes > has ? w->size_bytes : has);
     }
     bool told = find_volume(status, w->handle);
@@ -183,7 +178,7 @@ int node_stream_set_policy(struct csi_node *node, const char *stream, const json
     int r = load_status(node, stream, &status, err);
     if (r < 0)
         return r;
-    const char *first = text_of(json_array_get(json_object_get(status, "volumes"), 0), "name");
+    const char *first = json_text(json_array_get(json_object_get(status, "volumes"), 0), "name");
     const struct node_wanted w = {.stream = stream, .handle = first, .ack_mode = "", .policy = spec};
     return apply(node, &w, status, err);
 }

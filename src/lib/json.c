@@ -239,6 +239,12 @@ int json_errno_of_name(const char *name)
     return 0;
 }
 
+const char *json_text(const json_t *object, const char *key)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+    return text ? text : "";
+}
+
 json_t *json_of_error(const struct error *error)
 {
     /* A message may hold bytes of a file name that are not UTF-8, which jansson refuses: replace them then.

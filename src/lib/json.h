@@ -65,6 +65,9 @@ char *json_to_text(const json_t *json);
 /* The same with an indent of two and a newline at the end. */
 char *json_to_pretty_text(const json_t *json);
 
+/* The text of the field, borrowed from `object`; "" when it is missing or something else. */
+const char *json_text(const json_t *object, const char *key);
+
 /* {"error": {"code": "ENOENT", "message": "..."}} of docs/internals.md. NULL when out of memory. */
 json_t *json_of_error(const struct error *error);
 /* Rebuilds the error from such a body into *err; returns its code. A body of another form gives
