@@ -146,14 +146,8 @@ static bool end_requests(struct fuse_loop *l)
         struct slot *s = r->context;
         struct fuse_answer answer;
         done = r->next;
-        if (r->outcome == BLOCK_STEP_BLOCKS) {
-            workers_finish(l->workers, &s->work);
+        if (workers_go_on(l->workers, r->outcome, &s->work))
             continue;
-        }
-        if (r->outcome == BLOCK_STEP_AGAIN) {
-            workers_job(l->workers, &s->work);
-            continue;
-        }
         fuse_protocol_transferred(l->protocol, r, 0, NULL, &answer);
         fuse_send_answer(l->protocol, l->fd, unique_of(s), &answer);
         keep_slot(l, s);

@@ -195,14 +195,10 @@ static bool end_requests(struct ublk_loop *l)
         struct slot *s = done->context;
         int outcome = done->outcome;
         done = done->next;
-        if (outcome == BLOCK_STEP_BLOCKS) {
-            workers_finish(l->workers, &s->work);
-        } else if (outcome == BLOCK_STEP_AGAIN) {
-            workers_job(l->workers, &s->work);
-        } else {
-            l->under_way--;
-            answer(l, s, 0);
-        }
+        if (workers_go_on(l->workers, outcome, &s->work))
+            continue;
+        l->under_way--;
+        answer(l, s, 0);
     }
     while (returned) {
         struct slot *s = (struct slot *)returned;

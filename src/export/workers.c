@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/thread.h"
+#include "block/queue.h"
 
 struct work_list {
     struct work *first, **last;
@@ -113,6 +114,17 @@ void workers_job(struct workers *w, struct work *work)
 void workers_finish(struct workers *w, struct work *work)
 {
     hand_over(w, &w->finishes, &w->finish_there, work);
+}
+
+bool workers_go_on(struct workers *w, int outcome, struct work *work)
+{
+    if (outcome == BLOCK_STEP_BLOCKS)
+        workers_finish(w, work);
+    else if (outcome == BLOCK_STEP_AGAIN)
+        workers_job(w, work);
+    else
+        return false;
+    return true;
 }
 
 struct work *workers_take_returned(struct workers *w)

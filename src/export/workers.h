@@ -35,6 +35,9 @@ void workers_free(struct workers *w);
 /* Any thread. */
 void workers_job(struct workers *w, struct work *work);
 void workers_finish(struct workers *w, struct work *work);
+/* For the loop: a request that the queue gave back (block/queue.h) with `outcome`; what the queue could not do goes to a
+ * thread. False: it has ended. */
+bool workers_go_on(struct workers *w, int outcome, struct work *work);
 /* For the loop: what has ended, linked by `next`, in no order. */
 struct work *workers_take_returned(struct workers *w);
 
