@@ -162,21 +162,6 @@ static int look(struct recovery_run *run, const char *owner, bool *ret_pending, 
     return 0;
 }
 
-/* They are copied side by side: the longest. */
-static void note_timings(struct recovery_run *run)
-{
-    json_int_t longest = 0;
-    size_t i;
-    json_t *stream;
-    json_array_foreach(recovery_streams(run), i, stream)
-    {
-        json_int_t ms = json_integer_value(json_object_get(stream, "copiedMs"));
-        longest = ms > longest ? ms : longest;
-    }
-    json_object_del(json_object_get(recovery_status(run), "timings"), "dataMs");
-    recovery_note_ms(run, "dataMs", (uint64_t)longest);
-}
-
 int recovery_copy_data(struct recovery_run *run, struct error *err)
 {
     struct error pending = ERROR_INIT;
@@ -190,7 +175,7 @@ int recovery_copy_data(struct recovery_run *run, struct error *err)
         if (r < 0)
             return r;
         if (!waits) {
-            note_timings(run);
+            recovery_note_longest(run, "copiedMs", "dataMs");
             return 0;
         }
         recovery_pause(run, LOOK_MS);

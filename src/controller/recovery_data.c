@@ -376,23 +376,18 @@ static int look(struct recovery_run *run, bool *ret_pending, struct error *pendi
     return 0;
 }
 
-/* The longest of the streams, which go back side by side. */
-static void note_timings(struct recovery_run *run)
+void recovery_note_longest(struct recovery_run *run, const char *field, const char *timing)
 {
-    json_int_t waited = 0, rewound = 0;
+    json_int_t longest = 0;
     size_t i;
     json_t *stream;
     json_array_foreach(recovery_streams(run), i, stream)
     {
-        json_int_t w = json_integer_value(json_object_get(stream, "waitedMs")),
-                   d = json_integer_value(json_object_get(stream, "rewoundMs"));
-        waited = w > waited ? w : waited;
-        rewound = d > rewound ? d : rewound;
+        json_int_t ms = json_integer_value(json_object_get(stream, field));
+        longest = ms > longest ? ms : longest;
     }
-    json_object_del(json_object_get(recovery_status(run), "timings"), "stopMs");
-    json_object_del(json_object_get(recovery_status(run), "timings"), "dataMs");
-    recovery_note_ms(run, "stopMs", (uint64_t)waited);
-    recovery_note_ms(run, "dataMs", (uint64_t)rewound);
+    json_object_del(json_object_get(recovery_status(run), "timings"), timing);
+    recovery_note_ms(run, timing, (uint64_t)longest);
 }
 
 int recovery_rewind_data(struct recovery_run *run, struct error *err)
@@ -404,7 +399,8 @@ int recovery_rewind_data(struct recovery_run *run, struct error *err)
         if (r < 0)
             return r;
         if (!waits) {
-            note_timings(run);
+            recovery_note_longest(run, "waitedMs", "stopMs");
+            recovery_note_longest(run, "rewoundMs", "dataMs");
             return 0;
         }
         recovery_pause(run, LOOK_MS);

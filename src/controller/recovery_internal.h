@@ -122,6 +122,8 @@ int recovery_read_before(struct recovery_run *run, struct error *err);
 json_t *recovery_streams(const struct recovery_run *run);
 /* Adds what a step took to status.timings. */
 void recovery_note_ms(struct recovery_run *run, const char *key, uint64_t ms);
+/* status.timings.<timing> is the longest of the streams' `field`: they are worked on side by side. */
+void recovery_note_longest(struct recovery_run *run, const char *field, const char *timing);
 
 /* ---- recovery_workloads.c ---- */
 int recovery_renew_pods(struct recovery_run *run, struct error *err);
