@@ -51,6 +51,7 @@ static struct journal_options journal_options_of(const struct engine *e, const s
                                       .thinning_count = c->thinning_count,
                                       .compress = c->compress_after_ns != UINT64_MAX,
                                       .compress_after_ns = c->compress_after_ns,
+                                      .spare_segments = 8,
                                       .owner = "tidemark-engine",
                                       .log = e->log};
     memcpy(options.thinning, c->thinning, sizeof options.thinning);

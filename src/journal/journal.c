@@ -146,7 +146,7 @@ static int new_journal(const struct journal_options *options, struct journal **r
     j->options = *options;
     j->clock = options->clock ? options->clock : clock_system();
     j->log = options->log;
-    j->lock_fd = j->active_fd = j->sealing_fd = j->ready_fd = j->resume_fd = -1;
+    j->lock_fd = j->active_fd = j->sealing_fd = j->ready_fd = j->resume_fd = j->spare_fd = -1;
     if (!j->options.segment_blocks)
         j->options.segment_blocks = JOURNAL_SEGMENT_BLOCKS;
     if (!j->options.segment_records)
