@@ -91,10 +91,12 @@ static int take_lock(struct control *control, struct error *err)
     if (control->lock_fd < 0)
         return error_errno(err, -errno, "cannot open %s", path);
     if (flock(control->lock_fd, LOCK_EX | LOCK_NB) < 0) {
+        if (errno != EWOULDBLOCK)
+            return error_errno(err, -errno, "cannot lock %s", path);
         ssize_t n = pread(control->lock_fd, holder, sizeof holder - 1, 0);
         holder[n > 0 ? n : 0] = '\0';
         holder[strcspn(holder, "\n")] = '\0';
-        return error_set(err, -EBUSY, "the state directory %s is in use by another `tidemark up` (pid %s)",
+        return error_set(err, -EALREADY, "the state directory %s is in use by another `tidemark up` (pid %s)",
                          control->state_directory, holder[0] ? holder : "unknown");
     }
     int n = snprintf(holder, sizeof holder, "%d\n", (int)getpid());

@@ -291,6 +291,21 @@ class Names(Base):
 
 
 class Words(Base):
+    def test_a_stop_that_leaves_something_running_says_so(self):
+        s = self.s.start()
+        s.apply(s.yaml(volumes=("data",)))
+        s.write("mnt/shop/data/f", "one")
+        with open(s.path("mnt/shop/data/f"), encoding="ascii"):
+            engine = s.status()["engine_pid"]
+            self.assertEqual(s.stop(), 4)
+            self.assertIn("the next `tidemark up` takes it over", s.log_text())
+            self.assertNotIn("another one takes --state", s.log_text())
+        s.start()
+        self.assertEqual((s.status()["state"], s.status()["engine_pid"]), ("protected", engine))
+        other = subprocess.run([TIDEMARK, "--state", s.state, "up"], capture_output=True, text=True, timeout=30, check=False)
+        self.assertEqual(other.returncode, 4)
+        self.assertIn("another one takes --state", other.stderr)
+
     def test_points_since_before_the_beginning_are_all(self):
         s = self.s.start()
         s.apply(s.yaml(volumes=("data",), size="16Mi"))
