@@ -50,7 +50,7 @@ struct journal_options {
     uint32_t segment_blocks;  /* 0: JOURNAL_SEGMENT_BLOCKS */
     uint32_t segment_records; /* 0: JOURNAL_SEGMENT_RECORDS */
     uint32_t fanout;          /* 0: JOURNAL_FANOUT */
-    const char *ring_path;    /* NULL: /dev/shm/tidemark-<journal id>.ring */
+    const char *ring_path;    /* NULL: /dev/shm/tidemark-<journal id>-<device>-<inode of the directory>.ring */
     const char *owner;        /* named in the lock file; static */
     const struct log *log;
     const struct clock *clock; /* NULL: clock_system() */

@@ -21,6 +21,7 @@
 #include "base/cleanup.h"
 #include "base/io.h"
 #include "base/thread.h"
+#include "journal/age.h"
 #include "journal/history.h"
 #include "journal/index.h"
 #include "journal/journal_internal.h"
@@ -696,13 +697,14 @@ int maintain_rescue(struct journal *j, uint32_t first_segment, uint32_t last_seg
 /* Drops what is older than wanted. */
 static int age_step(struct journal *j, bool *ret_done, struct error *err)
 {
-    uint64_t now = clock_realtime_ns(j->clock);
     struct lsn limit = LSN_NONE;
+    struct age_clock now;
     pthread_mutex_lock(&j->mutex);
-    uint64_t age = j->options.history_ns;
-    for (size_t i = 0; age && i < j->manifest.segment_count; i++) {
+    age_clock_read(&j->manifest, j->clock, &now);
+    uint64_t wanted_ns = j->options.history_ns;
+    for (size_t i = 0; wanted_ns && i < j->manifest.segment_count; i++) {
         const struct segment_info *s = &j->manifest.segments[i];
-        if (s->last_realtime_ns >= now || now - s->last_realtime_ns <= age)
+        if (age_of(&now, s) <= wanted_ns)
             break;
         limit = s->last;
     }
