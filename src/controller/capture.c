@@ -122,7 +122,7 @@ static void pass_on(struct capture *capture, const struct kube_resource *resourc
         if (r == 0) {
             int put = object_store_put(capture->c->store, home, found[i].name, text,
                                        found[i].has ? object : NULL, version, &err);
-            if (put < 0 && put != -ENOENT)
+            if (put < 0 && put != -ENOENT && put != -ECANCELED)
                 log_error(capture->c->log, "%s is not journaled: %s", text, err.message);
             controller_enqueue(capture->c, home, found[i].name, STATUS_SETTLE_MS);
         }
@@ -144,6 +144,8 @@ static void on_synced(void *context, const struct kube_resource *resource, size_
     struct error err = ERROR_INIT;
     (void)count;
     MUTEX_GUARD(guard, &capture->mutex);
+    if (!kind->synced && object_store_supersede(capture->c->store, resource->group, resource->version, resource->kind, &err) < 0)
+        log_error(capture->c->log, "%s", err.message);
     if (!kind->synced)
         for (struct captured_application *a = capture->applications; a; a = a->next)
             if (a->from_start && object_store_sweep(capture->c->store, a->namespace, a->name, resource->group,

@@ -137,8 +137,10 @@ int object_store_put(struct object_store *store, const char *namespace, const ch
     if (object && store_hash(object, hash) < 0)
         return error_errno(err, -ENOMEM, "%s", name);
     MUTEX_GUARD(guard, &store->mutex);
-    while (store->pending_bytes > OBJECT_STORE_PENDING_BYTES && !store->stopping) /* S4 */
+    while (store->pending_bytes > OBJECT_STORE_PENDING_BYTES && !store->interrupted) /* S4 */
         pthread_cond_wait(&store->changed, &store->mutex);
+    if (store->interrupted)
+        return error_set(err, -ECANCELED, "%s: interrupted", name);
     struct stored_application *a = find_application(store, namespace, application);
     if (!a || a->dropped)
         return error_set(err, -ENOENT, "the application %s/%s is not protected", namespace, application);
@@ -213,6 +215,30 @@ int object_store_sweep(struct object_store *store, const char *namespace, const 
             forget_known(a, k);
         }
     }
+    return 0;
+}
+
+static bool is_superseded(const char *name, const char *group, const char *version, const char *kind)
+{
+    struct object_id id;
+    struct error ignored = ERROR_INIT;
+    return object_id_parse(name, &id, &ignored) == 0 && strcmp(id.group, group) == 0 && strcmp(id.kind, kind) == 0 &&
+           strcmp(id.version, version) != 0;
+}
+
+int object_store_supersede(struct object_store *store, const char *group, const char *version, const char *kind,
+                           struct error *err)
+{
+    MUTEX_GUARD(guard, &store->mutex);
+    for (struct stored_application *a = store->applications; a; a = a->next)
+        for (struct known_object *k = a->known, *next; k; k = next) {
+            next = k->next;
+            if (k->deleted || !is_superseded(k->name, group, version, kind))
+                continue;
+            if (enqueue_gap(store, a) < 0 || enqueue(store, a, k->name, NULL) < 0)
+                return error_errno(err, -ENOMEM, "%s/%s", a->namespace, a->name);
+            forget_known(a, k);
+        }
     return 0;
 }
 
@@ -402,6 +428,15 @@ int object_store_new(const char *directory, const struct sealing *sealing, const
     return 0;
 }
 
+void object_store_interrupt(struct object_store *store)
+{
+    if (!store)
+        return;
+    MUTEX_GUARD(guard, &store->mutex);
+    store->interrupted = true;
+    pthread_cond_broadcast(&store->changed);
+}
+
 void object_store_free(struct object_store *store)
 {
     if (!store)
@@ -437,6 +472,8 @@ int object_store_flush(struct object_store *store, const char *namespace, const 
         if (*a->error)
             return error_set(err, -EIO, "the objects of %s/%s cannot be journaled: %s", namespace,
                              application, a->error);
+        if (store->interrupted)
+            return error_set(err, -ECANCELED, "the objects of %s/%s: interrupted", namespace, application);
         pthread_cond_wait(&store->changed, &store->mutex);
     }
     return 0;
