@@ -140,7 +140,7 @@ static void set_state(json_t *hook, const char *state, const char *format, ...)
     va_end(list);
     json_object_set_new(hook, "state", json_string(state));
     /* What a command prints may be cut in the middle of a character. */
-    json_t *text = json_string(message);
+    json_t *text = json_string_lossy(message);
     json_object_set_new(hook, "message", text ? text : json_string("its output is no text"));
 }
 
