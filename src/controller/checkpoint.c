@@ -94,8 +94,8 @@ static void set_condition(struct run *run, const char *type, bool is, const char
     }
     json_array_append_new(
         conditions,
-        json_pack("{s:s, s:s, s:s, s:s, s:s, s:O?}", "type", type, "status", is ? "True" : "False", "reason",
-                  reason, "message", message, "lastTransitionTime", now, "observedGeneration",
+        json_pack("{s:s, s:s, s:s, s:o, s:s, s:O?}", "type", type, "status", is ? "True" : "False", "reason",
+                  reason, "message", json_string_lossy(message), "lastTransitionTime", now, "observedGeneration",
                   json_object_get(json_object_get(run->checkpoint, "metadata"), "generation")));
 }
 
