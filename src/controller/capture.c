@@ -3,7 +3,8 @@
  * themselves; each change of an object of a protected application goes to the store.
  *
  * Invariants: C1 an application's journal is complete once every kind was listed after it was added: by the
- * informers' first list for those that are added before capture begins, else by lists of its namespace; C2 a
+ * informers' first list for those that are added before capture begins, and for kinds that come later, else by
+ * lists of its namespace; C2 a
  * kind that could not be listed is not swept: what is not seen is not taken for deleted. */
 #include <errno.h>
 #include <malloc.h>
@@ -24,7 +25,6 @@
 struct captured_application {
     struct captured_application *next;
     char *namespace, *name, *group; /* group NULL: the whole namespace */
-    bool from_start;                /* the informers' first lists are its lists */
 };
 
 struct captured_kind {
@@ -144,13 +144,8 @@ static void on_synced(void *context, const struct kube_resource *resource, size_
     struct error err = ERROR_INIT;
     (void)count;
     MUTEX_GUARD(guard, &capture->mutex);
-    if (!kind->synced && object_store_supersede(capture->c->store, resource->group, resource->version, resource->kind, &err) < 0)
+    if (!kind->synced && object_store_sweep_kind(capture->c->store, resource->group, resource->kind, &err) < 0)
         log_error(capture->c->log, "%s", err.message);
-    if (!kind->synced)
-        for (struct captured_application *a = capture->applications; a; a = a->next)
-            if (a->from_start && object_store_sweep(capture->c->store, a->namespace, a->name, resource->group,
-                                                    resource->kind, 0, &err) < 0)
-                log_error(capture->c->log, "%s", err.message);
     kind->synced = true;
     bool all = true;
     for (struct captured_kind *k = capture->kinds; k; k = k->next)
@@ -251,7 +246,7 @@ static struct captured_application *find_application(struct capture *capture, co
 }
 
 static int add_application(struct capture *capture, const char *namespace, const char *name,
-                           const char *group, bool from_start, struct error *err)
+                           const char *group, struct error *err)
 {
     struct captured_application *a = calloc(1, sizeof *a);
     bool resumed;
@@ -266,7 +261,6 @@ static int add_application(struct capture *capture, const char *namespace, const
         free_application(a);
         return r;
     }
-    a->from_start = from_start;
     pthread_mutex_lock(&capture->mutex);
     a->next = capture->applications;
     capture->applications = a;
@@ -286,7 +280,7 @@ int capture_add(struct capture *capture, const char *namespace, const char *name
         return 0;
     if (there) /* it selects something else now */
         capture_remove(capture, namespace, name);
-    int r = add_application(capture, namespace, name, group, false, err);
+    int r = add_application(capture, namespace, name, group, err);
     if (r < 0)
         return r;
     const struct captured_application a = {.namespace = (char *)namespace, .name = (char *)name};
@@ -354,6 +348,7 @@ static int add_kind(struct capture *capture, const struct kube_resource *r, stru
     k->next = capture->kinds;
     capture->kinds = k;
     pthread_mutex_unlock(&capture->mutex);
+    object_store_list_kind(capture->c->store, r->group, r->kind); /* before the first of its events */
     const struct kube_informer_options options = {
         .resource = &k->resource, .ops = {normalize, on_event, on_synced, on_gap, on_failed, k}};
     return kube_informers_add(capture->c->informers, &options, &k->informer, err);
@@ -436,7 +431,7 @@ static int add_known(struct capture *capture, struct error *err)
         if (json_object_get(json_object_get(papp, "metadata"), "deletionTimestamp"))
             continue;
         if (add_application(capture, kube_object_namespace(papp), kube_object_name(papp),
-                            application_group(papp), true, &failure) < 0)
+                            application_group(papp), &failure) < 0)
             log_error(capture->c->log, "%s", failure.message); /* reconciling tries again, and tells */
     }
     return 0;

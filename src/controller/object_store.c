@@ -180,7 +180,7 @@ void object_store_list(struct object_store *store, const char *namespace, const 
     a->listing = begins;
     for (struct known_object *k = a->known, *next; k; k = next) {
         next = k->next;
-        k->seen = false;
+        k->seen = k->seen && !begins;
         if (k->deleted)
             forget_known(a, k);
     }
@@ -196,48 +196,48 @@ static bool is_of(const char *name, const char *group, const char *kind)
            strcmp(id.kind, kind) == 0;
 }
 
-int object_store_sweep(struct object_store *store, const char *namespace, const char *application,
-                       const char *group, const char *kind, uint64_t version, struct error *err)
+/* The mutex is held. */
+static int sweep(struct object_store *store, struct stored_application *a, const char *group, const char *kind,
+                 uint64_t version, struct error *err)
 {
-    MUTEX_GUARD(guard, &store->mutex);
-    struct stored_application *a = find_application(store, namespace, application);
-    if (!a)
-        return 0;
     for (struct known_object *k = a->known, *next; k; k = next) {
         next = k->next;
-        if (!is_of(k->name, group, kind))
-            continue;
-        if (k->deleted)
+        if (!is_of(k->name, group, kind) || k->deleted)
             continue;
         if (!k->seen && (!version || k->version <= version)) {
             if (enqueue_gap(store, a) < 0 || enqueue(store, a, k->name, NULL) < 0)
-                return error_errno(err, -ENOMEM, "%s/%s", namespace, application);
+                return error_errno(err, -ENOMEM, "%s/%s", a->namespace, a->name);
             forget_known(a, k);
         }
     }
     return 0;
 }
 
-static bool is_superseded(const char *name, const char *group, const char *version, const char *kind)
+int object_store_sweep(struct object_store *store, const char *namespace, const char *application,
+                       const char *group, const char *kind, uint64_t version, struct error *err)
 {
-    struct object_id id;
-    struct error ignored = ERROR_INIT;
-    return object_id_parse(name, &id, &ignored) == 0 && strcmp(id.group, group) == 0 && strcmp(id.kind, kind) == 0 &&
-           strcmp(id.version, version) != 0;
+    MUTEX_GUARD(guard, &store->mutex);
+    struct stored_application *a = find_application(store, namespace, application);
+    return a ? sweep(store, a, group, kind, version, err) : 0;
 }
 
-int object_store_supersede(struct object_store *store, const char *group, const char *version, const char *kind,
-                           struct error *err)
+void object_store_list_kind(struct object_store *store, const char *group, const char *kind)
 {
     MUTEX_GUARD(guard, &store->mutex);
     for (struct stored_application *a = store->applications; a; a = a->next)
-        for (struct known_object *k = a->known, *next; k; k = next) {
-            next = k->next;
-            if (k->deleted || !is_superseded(k->name, group, version, kind))
-                continue;
-            if (enqueue_gap(store, a) < 0 || enqueue(store, a, k->name, NULL) < 0)
-                return error_errno(err, -ENOMEM, "%s/%s", a->namespace, a->name);
-            forget_known(a, k);
+        for (struct known_object *k = a->known; k && !a->listing; k = k->next)
+            if (is_of(k->name, group, kind))
+                k->seen = false;
+}
+
+int object_store_sweep_kind(struct object_store *store, const char *group, const char *kind, struct error *err)
+{
+    MUTEX_GUARD(guard, &store->mutex);
+    for (struct stored_application *a = store->applications; a; a = a->next)
+        if (!a->listing) {
+            int r = sweep(store, a, group, kind, 0, err);
+            if (r < 0)
+                return r;
         }
     return 0;
 }

@@ -58,10 +58,13 @@ void object_store_list(struct object_store *store, const char *namespace, const 
  * complete. */
 int object_store_sweep(struct object_store *store, const char *namespace, const char *application,
                        const char *group, const char *kind, uint64_t version, struct error *err) MUST_CHECK;
-/* Objects of GROUP and KIND are journaled in this version of it from now on, all of them: under the names of other versions
- * they are journaled as deleted, in all applications, or they would be there twice. */
-int object_store_supersede(struct object_store *store, const char *group, const char *version, const char *kind,
-                           struct error *err) MUST_CHECK;
+/* A list of all objects of GROUP and KIND begins, of a kind that is watched from now on, or again: in another version, say,
+ * under whose name nothing is known yet. Applications that are listed by themselves meanwhile are left to that. */
+void object_store_list_kind(struct object_store *store, const char *group, const char *kind);
+/* It is complete: journals, in all applications, the deletion of the objects that were not put since, whatever the version in
+ * their names. */
+int object_store_sweep_kind(struct object_store *store, const char *group, const char *kind,
+                            struct error *err) MUST_CHECK;
 /* Changes may have passed unseen, in one application or (NULL) all. */
 void object_store_gap(struct object_store *store, const char *namespace, const char *application,
                       const char *reason);

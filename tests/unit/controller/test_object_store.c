@@ -215,8 +215,9 @@ static void test_sealing_hides_binds_and_detects(void **state)
     json_decref(secret);
 }
 
-/* A definition that serves another version: each object would be there twice, once as it was. */
-static void test_another_version_of_a_kind_takes_the_place_of_the_one_before(void **state)
+/* A definition that serves another version, or that went away and came again: what was deleted meanwhile is not there, and nothing
+ * is there twice. */
+static void test_a_kind_that_is_listed_anew_leaves_nothing_of_before(void **state)
 {
     (void)state;
     struct error err = ERROR_INIT;
@@ -225,15 +226,26 @@ static void test_another_version_of_a_kind_takes_the_place_of_the_one_before(voi
     bool resumed;
     check_ok(object_store_new(directory, &sealing, NULL, &store, &err));
     check_ok(object_store_keep(store, "shop", "shop", &resumed, &err));
+    check_ok(object_store_keep(store, "shop", "listed", &resumed, &err));
+    object_store_list(store, "shop", "shop", true);
     put(store, "shop", "example.com/v1alpha1/Thing/shop/a", "old", 1);
+    put(store, "shop", "example.com/v1alpha1/Thing/shop/gone", "1", 1);
     put(store, "shop", "example.com/v1alpha1/Thingy/shop/a", "1", 1);
     put(store, "shop", "other.com/v1alpha1/Thing/shop/a", "1", 1);
+    object_store_list(store, "shop", "shop", false);
+    check_ok(object_store_sweep_kind(store, "example.com", "Thing", &err)); /* all were put */
+    assert_string_equal(value_at(store, "shop", "example.com/v1alpha1/Thing/shop/a", &latest, text), "old");
+    put(store, "listed", "example.com/v1alpha1/Thing/shop/a", "1", 1);
+    object_store_list(store, "shop", "listed", true); /* beside it: that list says what is there */
+    object_store_list_kind(store, "example.com", "Thing");
     put(store, "shop", "example.com/v1/Thing/shop/a", "new", 2);
-    check_ok(object_store_supersede(store, "example.com", "v1", "Thing", &err));
+    check_ok(object_store_sweep_kind(store, "example.com", "Thing", &err));
     assert_string_equal(value_at(store, "shop", "example.com/v1alpha1/Thing/shop/a", &latest, text), "");
+    assert_string_equal(value_at(store, "shop", "example.com/v1alpha1/Thing/shop/gone", &latest, text), "");
     assert_string_equal(value_at(store, "shop", "example.com/v1/Thing/shop/a", &latest, text), "new");
     assert_string_equal(value_at(store, "shop", "example.com/v1alpha1/Thingy/shop/a", &latest, text), "1");
     assert_string_equal(value_at(store, "shop", "other.com/v1alpha1/Thing/shop/a", &latest, text), "1");
+    assert_string_equal(value_at(store, "listed", "example.com/v1alpha1/Thing/shop/a", &latest, text), "1");
     object_store_free(store);
     check_remove_directory(directory);
 }
@@ -305,7 +317,7 @@ int main(void)
         cmocka_unit_test(test_more_applications_than_journals_are_open),
         cmocka_unit_test(test_an_application_that_changes_all_the_time_keeps_no_other_waiting),
         cmocka_unit_test(test_sealing_hides_binds_and_detects),
-        cmocka_unit_test(test_another_version_of_a_kind_takes_the_place_of_the_one_before),
+        cmocka_unit_test(test_a_kind_that_is_listed_anew_leaves_nothing_of_before),
         cmocka_unit_test(test_what_waits_for_room_is_interrupted),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
