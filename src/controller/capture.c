@@ -169,6 +169,19 @@ static void on_failed(void *context, const struct kube_resource *resource, const
                 error->message);
 }
 
+bool capture_journals(struct capture *capture, const json_t *object)
+{
+    struct object_id id;
+    struct error unused = ERROR_INIT;
+    bool journals = false;
+    if (object_identify(object, &id, &unused) < 0)
+        return false;
+    MUTEX_GUARD(guard, &capture->mutex);
+    for (struct captured_kind *k = capture->kinds; k && !journals; k = k->next)
+        journals = k->synced && strcmp(k->resource.kind, id.kind) == 0 && strcmp(k->resource.group, id.group) == 0;
+    return journals;
+}
+
 /* ---- applications ---- */
 static void free_application(struct captured_application *a)
 {
@@ -213,8 +226,12 @@ static int list_kind(struct capture *capture, const struct captured_application 
     const struct kube_target target = {.resource = &k->resource, .namespace = a->namespace};
     const struct kube_list_options options = {.field_selector = selector};
     int r = kube_list(c->client, &target, &options, on_chunk, &l, &version, &failure);
-    if (r == -ECANCELED)
-        return error_set(err, r, "%s", failure.message);
+    pthread_mutex_lock(&capture->mutex);
+    bool synced = k->synced;
+    pthread_mutex_unlock(&capture->mutex);
+    /* What passes is tried again with all the rest: an object that the journal lacks would be one that came later. */
+    if (r == -ECANCELED || (r < 0 && synced && r != -EACCES && r != -ENOENT && r != -EOPNOTSUPP))
+        return error_set(err, r, "listing %s of %s: %s", k->resource.plural, a->namespace, failure.message);
     if (r < 0) { /* C2 */
         log_warning(c->log, "listing %s of %s: %s", k->resource.plural, a->namespace, failure.message);
         return 0;

@@ -56,6 +56,7 @@
 #define RECOVERY_READY_MS 300000u /* and workloads */
 #define RECOVERY_TURN_MS 2000u    /* of waiting in one call: -EAGAIN then, and others have the worker */
 #define RECOVERY_STREAMS_MAX 100u
+#define RECOVERY_OLDER_NS (60 * NS_PER_SECOND) /* what was made so long before the point did not come after it */
 #define RECOVERY_CANCEL_ANNOTATION "tidemark.io/cancel"
 #define RECOVERY_FINALIZER "tidemark.io/recovery" /* while it runs: to delete it then is to cancel it */
 #define RECOVERY_REQUESTER_ANNOTATION                                                                        \

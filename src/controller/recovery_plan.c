@@ -422,8 +422,27 @@ static const char *reason_to_stay(const json_t *object, const struct object_id *
     return NULL;
 }
 
+/* What was there before the point did not come after it, whatever the journal knows: it was not seen, or it did not belong to the
+ * application. Clocks need not agree to the second, nor is a change journaled in the same. */
+static bool is_older(const json_t *object, uint64_t point_ns)
+{
+    uint64_t made_ns;
+    struct error unused = ERROR_INIT;
+    const char *made = json_text(json_object_get(object, "metadata"), "creationTimestamp");
+    return clock_parse_rfc3339(made, &made_ns, &unused) == 0 && made_ns + RECOVERY_OLDER_NS < point_ns;
+}
+
+static uint64_t point_time(struct recovery_run *run)
+{
+    uint64_t ns;
+    struct error unused = ERROR_INIT;
+    const char *text = json_text(json_object_get(recovery_status(run), "point"), "time");
+    return clock_parse_rfc3339(text, &ns, &unused) == 0 ? ns : 0;
+}
+
 static int plan_deletions(struct recovery_run *run, const json_t *raw, const json_t *holders, struct error *err)
 {
+    const uint64_t point_ns = point_time(run);
     _cleanup_json_ json_t *index = references_index(run->wanted);
     const char *name;
     json_t *object;
@@ -441,6 +460,8 @@ static int plan_deletions(struct recovery_run *run, const json_t *raw, const jso
         const char *stays = reason_to_stay(object, &id);
         const char *claim = json_string_value(json_object_get(holders, object_uid(object)));
         char kept[RESTORE_REASON_BYTES];
+        if (!stays && is_older(object, point_ns))
+            stays = "it was there before the point, and no part of the application's history then";
         if (!stays && claim) {
             snprintf(kept, sizeof kept, "it came after the point; the claim %.200s would go with it", claim);
             stays = kept;

@@ -1140,6 +1140,23 @@ static void r6_claims_and_snapshots_do_not_go_with_what_came_later(void **unused
     tear_down(&c);
 }
 
+/* An object that was there long before the point did not come after it, whatever the journal lacks. */
+static void what_was_there_before_the_point_stays(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c,
+           NOW "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: older, namespace: n, creationTimestamp: '2026-11-21T10:18:00Z'}\n---\n"
+               "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: newer, namespace: n, creationTimestamp: '2026-11-21T11:21:00Z'}\n",
+           "{application: shop, mode: rewind, point: '2026-11-21T11:20:45Z'}");
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Completed");
+    assert_non_null(json_object_get(c.objects, "core/v1/ConfigMap/n/older"));
+    assert_null(json_object_get(c.objects, "core/v1/ConfigMap/n/newer"));
+    tear_down(&c);
+}
+
 /* What goes with an object of somebody else's kind nobody knows. */
 static void a_custom_object_that_cannot_be_changed_is_not_made_again(void **unused)
 {
@@ -1167,6 +1184,7 @@ int main(void)
         cmocka_unit_test(what_is_refused_in_any_language_is_told),
         cmocka_unit_test(r6_claims_and_snapshots_do_not_go_with_what_came_later),
         cmocka_unit_test(a_custom_object_that_cannot_be_changed_is_not_made_again),
+        cmocka_unit_test(what_was_there_before_the_point_stays),
         cmocka_unit_test(r1_a_clone_is_carried_on_at_every_call),
         cmocka_unit_test(a_clone_without_data_asks_for_it),
         cmocka_unit_test(a_clone_whose_data_cannot_be_had_says_why),
