@@ -7,6 +7,7 @@
 #include <pthread.h>
 
 #include "journal/journal.h"
+#include "journal/pace.h"
 #include "journal/ring.h"
 #include "journal/sealed_segment.h"
 #include "journal/tail.h"
@@ -109,6 +110,9 @@ struct journal {
     struct lsn compress_after; /* the same of compressing */
     bool held;        /* journal_hold: nothing is dropped meanwhile */
     bool disk_full; /* the next segment could not be made: history is dropped for it */
+    _Atomic uint64_t pace_ns;  /* what each write waits first: pace.c */
+    _Atomic uint64_t paced_ns; /* what writes have waited so */
+    uint64_t pace_since_ns;    /* boottime since when they do; 0: they do not */
     bool sealer_works;   /* on a segment, without the mutex */
     bool sync_failed;    /* what was written and not durable then is not known to be there */
     int resume_fd;       /* -1, or the segment that journal_resume goes on with */

@@ -583,6 +583,8 @@ static int drop_steps(struct drop *d, struct error *err)
     pthread_rwlock_wrlock(&j->files_lock);
     remove_dropped(d);
     pthread_rwlock_unlock(&j->files_lock);
+    MUTEX_GUARD(guard, &j->mutex);
+    pace_update(j);
     return 0;
 }
 
@@ -591,7 +593,8 @@ static int drop_to(struct journal *j, struct lsn base, uint32_t last_segment, bo
     char path[JOURNAL_PATH_BYTES];
     struct drop d = {.j = j, .base = base, .last_segment = last_segment, .repair = repair};
     journal_path(j, "base", path);
-    int r = journal_manifest(j, &d.m, err);
+    int r = journal_fault_at(j, "drop");
+    r = r < 0 ? error_errno(err, r, "cannot drop old history") : journal_manifest(j, &d.m, err);
     if (r < 0)
         return r;
     d.buffer = io_alloc_pages(JOURNAL_PAYLOAD_MAX_BYTES);

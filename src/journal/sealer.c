@@ -185,7 +185,7 @@ static bool must_wait(const struct journal *j)
 {
     uint64_t full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;
     return j->options.quota_bytes && j->manifest.segment_count > 1 && !j->quota_blocked && !j->drop_failed && !j->held &&
-           maintain_journal_bytes(j) > j->options.quota_bytes + 2 * full;
+           maintain_journal_bytes(j) > j->options.quota_bytes + PACE_STOP_SEGMENTS * full;
 }
 
 static int prepare_next(struct journal *j, struct error *err)
@@ -226,6 +226,7 @@ static void *sealer_main(void *context)
     bool told = false;
     pthread_mutex_lock(&j->mutex);
     while (!j->stop) {
+        bool near = pace_update(j);
         told &= j->suspended;
         if (j->suspended && !told) {
             pthread_mutex_unlock(&j->mutex);
@@ -240,7 +241,7 @@ static void *sealer_main(void *context)
             if (sync || unwritten)
                 writer_push(j, sync);
             if (!j->stop && (j->suspended || (j->ready_fd >= 0 && !j->sealing)))
-                wait_for_work(j, unwritten ? 50 : 250);
+                wait_for_work(j, near ? 10 : unwritten ? 50 : 250);
             continue;
         }
         j->sealer_works = true;
