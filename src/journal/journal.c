@@ -319,6 +319,7 @@ void journal_status(struct journal *j, struct journal_status *ret)
         .suspended = j->suspended,
         .quota_blocked = j->quota_blocked,
         .paced_ns = atomic_load(&j->paced_ns),
+        .reserve_bytes = pace_reserve(j->options.quota_bytes, (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES),
     };
     pace_update(j);
     ret->pace_ns = atomic_load(&j->pace_ns);

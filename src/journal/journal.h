@@ -177,6 +177,7 @@ struct journal_status {
     uint64_t cold_segments, cold_bytes, cold_plain_bytes; /* compressed ones, and what they would take without */
     bool suspended, quota_blocked;
     uint64_t pace_ns, paced_ns; /* what a write waits now, and what writes have waited since the opening: journal_pace */
+    uint64_t reserve_bytes;     /* how far over the quota it may get while views keep the oldest history */
     bool pace_persists;         /* so for long: dropping history does not keep up */
     char reason[256]; /* of the suspension */
 };

@@ -40,6 +40,7 @@ struct frame {
 struct internal_pin {
     char name[JOURNAL_NAME_BYTES];
     struct lsn lsn;
+    uint64_t revoked_ns; /* boottime when its holder was told to end; 0: it was not */
 };
 
 struct journal {
@@ -232,6 +233,10 @@ void volumes_count_base(struct journal *j);
 /* ---- pin.c ---- */
 /* The lowest LSN that a pin needs; LSN_MAX without pins. Removes pins whose holder is gone. */
 struct lsn pin_floor(struct journal *j);
+/* Tells the holder of the oldest external pin to end, unless it was told already. With maintain_mutex, without the mutex. */
+void pin_revoke_oldest(struct journal *j);
+/* With the mutex: whether some holder was told lately, and may be about to end. */
+bool pin_is_ending(const struct journal *j);
 /* The highest LSN that is pinned; LSN_NONE without pins. What lies behind it may be rewritten. */
 struct lsn pin_ceiling(const struct journal *j); /* with the mutex */
 

@@ -733,7 +733,11 @@ static int quota_step(struct journal *j, bool *ret_done, struct error *err)
         if (j->quota_blocked)
             log_warning(j->log, "the journal is over its quota, but an open view needs the oldest history: close it");
     }
+    uint64_t full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;
+    bool revoke = quota && j->quota_blocked && maintain_journal_bytes(j) > quota + pace_reserve(quota, full) / 2;
     pthread_mutex_unlock(&j->mutex);
+    if (revoke)
+        pin_revoke_oldest(j);
     return r;
 }
 
@@ -857,8 +861,9 @@ static void *janitor_main(void *context)
         pthread_mutex_lock(&j->mutex);
         if (more && r == 0)
             continue;
-        if (!j->stop)
-            thread_cond_wait_ns(&j->janitor_work, &j->mutex, (r < 0 ? 1 : 5) * NS_PER_SECOND);
+        if (!j->stop) /* a view that was told to end may have, which nobody says */
+            thread_cond_wait_ns(&j->janitor_work, &j->mutex,
+                                pin_is_ending(j) ? 100 * NS_PER_MS : (r < 0 ? 1 : 5) * NS_PER_SECOND);
     }
     pthread_mutex_unlock(&j->mutex);
     return NULL;

@@ -28,6 +28,18 @@ static uint64_t used_bytes(const struct journal *j)
     return maintain_journal_bytes(j) - full - (j->ready_fd >= 0 ? full : 0) - (twice ? full : 0) + used;
 }
 
+uint64_t pace_reserve(uint64_t quota_bytes, uint64_t segment_bytes)
+{
+    return quota_bytes / 8 > 4 * segment_bytes ? quota_bytes / 8 : 4 * segment_bytes;
+}
+
+bool pace_is_exhausted(const struct journal *j)
+{
+    uint64_t quota = j->options.quota_bytes, full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;
+    return quota && !j->held && j->manifest.segment_count > 1 && (j->quota_blocked || j->drop_failed) &&
+           maintain_journal_bytes(j) + full > quota + pace_reserve(quota, full); /* with the segment that would be made */
+}
+
 bool pace_update(struct journal *j)
 {
     uint64_t quota = j->options.quota_bytes, full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;

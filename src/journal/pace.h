@@ -19,6 +19,11 @@ struct journal;
 /* What a write waits while a journal with that quota takes `bytes`: nothing up to PACE_FROM_SEGMENTS over the quota, from there
  * evenly more, up to PACE_MOST_NS at PACE_STOP_SEGMENTS. */
 uint64_t pace_of(uint64_t bytes, uint64_t quota_bytes, uint64_t segment_bytes);
+/* How far over its quota a journal may get whose oldest history is needed by views, or cannot be dropped: an eighth, and four segments at
+ * least. From half of it on views are told to end, the oldest first; at its end journaling is suspended (docs/adr/0019). */
+uint64_t pace_reserve(uint64_t quota_bytes, uint64_t segment_bytes);
+/* With the journal's mutex: whether that is used up. */
+bool pace_is_exhausted(const struct journal *j);
 /* With the journal's mutex: finds out anew what writes wait. True: it may change soon, look again in some milliseconds. */
 bool pace_update(struct journal *j);
 

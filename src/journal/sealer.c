@@ -184,6 +184,8 @@ static void wait_for_work(struct journal *j, unsigned delay_ms)
 static bool must_wait(const struct journal *j)
 {
     uint64_t full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;
+    if (pin_is_ending(j) && pace_is_exhausted(j))
+        return true; /* for a moment: there will be history to drop */
     return j->options.quota_bytes && j->manifest.segment_count > 1 && !j->quota_blocked && !j->drop_failed && !j->held &&
            maintain_journal_bytes(j) > j->options.quota_bytes + PACE_STOP_SEGMENTS * full;
 }
@@ -194,6 +196,11 @@ static int prepare_next(struct journal *j, struct error *err)
     if (must_wait(j)) {
         pthread_cond_signal(&j->janitor_work);
         wait_for_work(j, 10);
+        pthread_mutex_unlock(&j->mutex);
+        return 0;
+    }
+    if (pace_is_exhausted(j)) { /* J7: a quota never fills the disk */
+        writer_suspend(j, "it has outgrown its quota by all that it may, and its oldest history cannot be dropped: close the views");
         pthread_mutex_unlock(&j->mutex);
         return 0;
     }
