@@ -381,8 +381,11 @@ void application_look_after(struct application *application)
     struct error err = ERROR_INIT;
     pthread_mutex_lock(&application->mutex);
     bool watched = !application->busy[0];
+    int status = 0;
     bool gone =
-        watched && process_exists(&application->process) && process_wait(&application->process, 0, NULL);
+        watched && process_exists(&application->process) && process_wait(&application->process, 0, &status);
+    if (gone)
+        crash_note(application, status);
     pthread_mutex_unlock(&application->mutex);
     if (gone)
         ended(application);

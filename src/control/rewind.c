@@ -127,12 +127,13 @@ int rewind_plan(struct application *application, const char *to, json_t **ret, s
     json_t *lifecycle = json_pack("{s:o, s:o, s:o}", "stop", app_commands_to_json(&application->spec->stop),
                                   "start", app_commands_to_json(&application->spec->start), "probe",
                                   app_commands_to_json(&application->spec->probe));
-    *ret = json_pack("{s:s, s:O, s:O, s:O, s:o, s:O, s:O, s:o, s:o}", "to",
+    *ret = json_pack("{s:s, s:O, s:O, s:O, s:o, s:O, s:O, s:O?, s:O?, s:o, s:o}", "to",
                      to ? to : "the state before the newest rewind", "lsn", json_object_get(answer, "lsn"),
                      "target_lsn", json_object_get(answer, "target_lsn"), "target_time",
                      json_object_get(answer, "target_time"), "note", note ? json_incref(note) : json_null(),
                      "changed_bytes", json_object_get(answer, "changed_bytes"), "volumes",
-                     json_object_get(answer, "volumes"), "manifests", changes, "lifecycle", lifecycle);
+                     json_object_get(answer, "volumes"), "space", json_object_get(answer, "space"), "refusal",
+                     json_object_get(answer, "refusal"), "manifests", changes, "lifecycle", lifecycle);
     return *ret ? 0 : error_set(err, -EPROTO, "the engine's answer to a rewind lacks fields");
 }
 
@@ -204,6 +205,9 @@ static int resolve(struct rewinding *w, struct error *err)
         return r;
     w->log = json_pack("{s:s, s:s, s:o, s:o}", "id", w->operation->id, "kind", w->to ? "rewind" : "undo",
                        "to", w->to ? json_string(w->to) : json_null(), "plan", plan);
+    const char *refusal = json_string_value(json_object_get(plan, "refusal"));
+    if (refusal) /* before the workload is stopped for it */
+        return error_set(err, -ENOSPC, "%s", refusal);
     return json_get_u64(plan, "target_lsn", &w->target_lsn, err);
 }
 

@@ -365,6 +365,7 @@ static int publish(struct opening *o, json_t **ret_view, struct error *err)
     o->process = PROCESS_NONE;
     json_t *public = views_public(o->state);
     json_object_set_new(public, "state", json_string("open"));
+    json_object_set_new(public, "reason", json_null());
     json_object_set_new(public, "overlay_bytes", json_integer(0));
     *ret_view = json_pack("{s:o}", "view", public);
     views_list(o->application->control, view);

@@ -324,11 +324,17 @@ void journal_status(struct journal *j, struct journal_status *ret)
         .journal_bytes = maintain_journal_bytes(j),
         .quota_bytes = j->options.quota_bytes,
         .base_bytes = j->base_bytes,
+        .segment_bytes = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES,
         .segments = j->manifest.segment_count + 1,
         .runs = j->manifest.run_count,
         .suspended = j->suspended,
         .quota_blocked = j->quota_blocked,
+        .paced_ns = atomic_load(&j->paced_ns),
+        .reserve_bytes = pace_reserve(j->options.quota_bytes, (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES),
     };
+    pace_update(j);
+    ret->pace_ns = atomic_load(&j->pace_ns);
+    ret->pace_persists = j->pace_since_ns && clock_boottime_ns(j->clock) - j->pace_since_ns >= PACE_ALARM_NS;
     for (size_t i = 0; i < j->manifest.segment_count; i++) {
         const struct segment_info *s = &j->manifest.segments[i];
         if (!s->cold_kib)

@@ -7,6 +7,7 @@
 #include <pthread.h>
 
 #include "journal/journal.h"
+#include "journal/pace.h"
 #include "journal/ring.h"
 #include "journal/sealed_segment.h"
 #include "journal/tail.h"
@@ -39,6 +40,7 @@ struct frame {
 struct internal_pin {
     char name[JOURNAL_NAME_BYTES];
     struct lsn lsn;
+    uint64_t revoked_ns; /* boottime when its holder was told to end; 0: it was not */
 };
 
 struct journal {
@@ -113,6 +115,9 @@ struct journal {
     struct lsn compress_after; /* the same of compressing */
     bool held;        /* journal_hold: nothing is dropped meanwhile */
     bool disk_full; /* the next segment could not be made: history is dropped for it */
+    _Atomic uint64_t pace_ns;  /* what each write waits first: pace.c */
+    _Atomic uint64_t paced_ns; /* what writes have waited so */
+    uint64_t pace_since_ns;    /* boottime since when they do; 0: they do not */
     bool sealer_works;   /* on a segment, without the mutex */
     bool sync_failed;    /* what was written and not durable then is not known to be there */
     int resume_fd;       /* -1, or the segment that journal_resume goes on with */
@@ -241,6 +246,10 @@ void volumes_count_base(struct journal *j);
 /* ---- pin.c ---- */
 /* The lowest LSN that a pin needs; LSN_MAX without pins. Removes pins whose holder is gone. */
 struct lsn pin_floor(struct journal *j);
+/* Tells the holder of the oldest external pin to end, unless it was told already. With maintain_mutex, without the mutex. */
+void pin_revoke_oldest(struct journal *j);
+/* With the mutex: whether some holder was told lately, and may be about to end. */
+bool pin_is_ending(const struct journal *j);
 /* The highest LSN that is pinned; LSN_NONE without pins. What lies behind it may be rewritten. */
 struct lsn pin_ceiling(const struct journal *j); /* with the mutex */
 
