@@ -15,7 +15,7 @@ if os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
 
 import grpc  # noqa: E402
 
-from stand import MIB, Stand, until  # noqa: E402
+from stand import MIB, Stand, csi, until  # noqa: E402
 from test_node import CODE, Endpoint, read, write  # noqa: E402
 
 JOURNAL_MIB = 700
@@ -47,8 +47,8 @@ class Disks:
         return pod, ",".join(devices)
 
     def detach(self):
-        for loop in self.loops:
-            losetup("-d", loop)
+        for loop in self.loops:  # those that a stand has taken away itself are gone
+            subprocess.run(["losetup", "-d", loop], check=False, stderr=subprocess.DEVNULL)
         self.loops.clear()
 
 
@@ -60,6 +60,7 @@ class Node:
         self.kubelet = stand.path("kubelet")
         stand.node_options = [*stand.node_options, "--kubelet-directory", self.kubelet]
         self.attachment = None
+        self.block = False
 
     def staging(self, handle):
         return self.stand.path("k", handle, "globalmount")
@@ -70,13 +71,13 @@ class Node:
     def stage(self, handle, timeout=90, size=64 * MIB):
         pod, devices = self.attachment
         self.stand.node("NodeStageVolume", timeout, volume_id=handle, staging_target_path=self.staging(handle),
-                        volume_capability=Stand.capability(), publish_context={
+                        volume_capability=Stand.capability(self.block), publish_context={
                             "stream": self.stream, "size": str(size), "members": ",".join(f"{h}={64 * MIB}" for h in self.handles),
                             "attachment": pod, "devices": devices})
 
     def publish(self, handle):
         self.stand.node("NodePublishVolume", volume_id=handle, staging_target_path=self.staging(handle), target_path=self.target(handle),
-                        volume_capability=Stand.capability())
+                        volume_capability=Stand.capability(self.block))
         return self.target(handle)
 
     def take(self, disks):
@@ -252,16 +253,16 @@ class Moves(Endpoint):
 
     def test_it_grows_with_its_device(self):
         a = self.first
+        a.block = True
         a.take(self.disks)
         h = self.handles[0]
+        until(lambda: a.status()["state"] == "protected", "what it held is in the history")
         os.truncate(self.disks.images[h], 96 * MIB)
         losetup("-c", self.disks.loops[1])
         for _ in range(2):
-            a.stand.api("POST", "/v1/apply", "\n".join([
-                "apiVersion: tidemark.io/v1alpha1", "kind: ProtectedApplication", f"metadata: {{name: {a.stream}}}", "spec:",
-                f"  policyRef: {{name: {a.status()['policy']}}}", "  export: fuse", "  volumes:",
-                f"  - {{name: {h}, source: /dev/tidemark/{a.stream}/{h}, size: {96 * MIB}}}",
-                f"  - {{name: {self.handles[1]}, source: /dev/tidemark/{a.stream}/{self.handles[1]}, size: {64 * MIB}}}"]))
+            reply = a.stand.node("NodeExpandVolume", volume_id=h, volume_path=a.target(h), staging_target_path=a.staging(h),
+                                 capacity_range=csi.CapacityRange(required_bytes=96 * MIB))
+            self.assertEqual(reply.capacity_bytes, 96 * MIB)
         self.assertEqual(next(v for v in a.status()["volumes"] if v["name"] == h)["size_bytes"], 96 * MIB)
         self.leave(a)
 
