@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -167,6 +168,14 @@ void application_unlist(struct application *application)
         application->removed = true;
     }
     application_unref(application);
+}
+
+int application_statvfs(const struct application *application, struct statvfs *ret, struct error *err)
+{
+    const char *state = application->control->state_directory;
+    if (statvfs(application->directory, ret) == 0 || (errno == ENOENT && statvfs(state, ret) == 0))
+        return 0;
+    return error_errno(err, -errno, "cannot see how much of %s is free", state);
 }
 
 int application_save(const struct application *application, struct error *err)

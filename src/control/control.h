@@ -33,6 +33,8 @@
  *          its result: VERIFY
  *   POST   /v1/applications/{app}/upgrade-engine  {"disconnect":false}  -> 202 {"operation":OPERATION}
  *          its result: {"application","from_version","to_version","from_pid","to_pid","pause_ms","disconnected"}
+ *   POST   /v1/applications/{app}/store {"device":PATH}   -> {"application","device","open":true}
+ *   DELETE /v1/applications/{app}/store                   -> {"application","open":false}
  *   GET    /v1/views              {"views":[VIEW]}
  *   GET    /v1/views/{id}         {"view":VIEW}
  *   DELETE /v1/views/{id}         {"id"}

@@ -131,6 +131,7 @@ static int init(struct control *control, const struct control_options *options, 
     control->started_realtime_ns = clock_realtime_ns(clock_system());
     pthread_mutex_init(&control->mutex, NULL);
     pthread_mutex_init(&control->apply_mutex, NULL);
+    pthread_mutex_init(&control->store_mutex, NULL);
     thread_cond_init(&control->changed);
     control->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (control->wake_fd < 0)
@@ -162,6 +163,7 @@ static void release(struct control *control)
     pthread_cond_destroy(&control->changed);
     pthread_mutex_destroy(&control->mutex);
     pthread_mutex_destroy(&control->apply_mutex);
+    pthread_mutex_destroy(&control->store_mutex);
     free(control);
 }
 
@@ -177,7 +179,7 @@ static size_t snapshot(struct control *control, struct application *list[CONTROL
     return count;
 }
 
-static void start_one(struct application *a)
+void application_bring_up(struct application *a)
 {
     struct error err = ERROR_INIT;
     if (application_begin(a, "start", 0, &err) < 0)
@@ -392,12 +394,13 @@ static int serve(struct control *control, const struct control_options *options,
                                                .log = control->log,
                                                .handler = api_handle,
                                                .context = control};
+    stores_mount(control);
     int r = applications_load(control, err);
     if (r == 0)
         r = http_server_start(&server, &control->server, err);
     if (r < 0)
         return r;
-    for_all(control, start_one);
+    for_all(control, application_bring_up);
     if (options->ready)
         options->ready(options->context, control->socket_path);
     for_all(control, start_workload);
@@ -409,6 +412,7 @@ static int serve(struct control *control, const struct control_options *options,
     pthread_mutex_unlock(&control->mutex);
     r = stop_all(control, signal_fd, err);
     http_server_stop(control->server);
+    stores_unmount(control);
     return r;
 }
 
