@@ -3,6 +3,7 @@
 """What others on the host do beside `tidemark up`: mounts of their own, damaged files, crowds at the API. Needs root, /dev/fuse and
 loop devices."""
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -447,6 +448,37 @@ class Damage(Base):
         self.assertGreater(view["salvage"]["damaged_bytes"], 0)
         s.call("DELETE", "/v1/views/" + view["id"])
 
+
+    def test_an_index_of_another_journal_or_segment_is_damage(self):
+        """It is whole, and would answer with what the other one holds: nothing of that is ever taken for this one's."""
+        s = self.s.start()
+        for name in ("shop", "other"):
+            s.apply(f"apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {{name: {name}}}\n"
+                    "spec: {export: nbd, volumes: [{name: data, size: 16Mi}]}\n")
+            for phase in range(2):
+                client = NbdClient(s.status(name)["volumes"][0]["nbd_uri"]).choose()
+                client.write(4096 * phase, name.encode().ljust(4) * 1024)
+                client.socket.close()
+                s.operate(f"/v1/applications/{name}/verify", {})  # seals a segment
+        self.assertEqual(s.stop(), 0)
+        shop, other = s.path("s/apps/shop/journal"), s.path("s/apps/other/journal")
+        first, second = (os.path.join(shop, f) for f in sorted(f for f in os.listdir(shop) if f.startswith("l0-"))[:2])
+        for source, words in ((os.path.join(other, os.path.basename(second)), "another journal"), (first, "another segment")):
+            shutil.copyfile(source, second)
+            s.start()
+            with self.assertRaises(ApiError) as caught:
+                s.operate("/v1/applications/shop/open", {"point": "latest"})
+            self.assertEqual(caught.exception.code, "EBADMSG", caught.exception.message)
+            self.assertIn(words, caught.exception.message)
+            self.assertIn(os.path.basename(second), caught.exception.message)
+            result = s.operate("/v1/applications/shop/verify", {})
+            self.assertIn(os.path.basename(second), [d["file"] for d in result["damage"]])
+            view = s.operate("/v1/applications/shop/open", {"point": "latest", "salvage": True})["view"]
+            client = NbdClient(view["volumes"][0]["nbd_uri"]).choose()
+            for phase in range(2):
+                self.assertEqual(client.read(4096 * phase), b"shop" * 1024, "the segment has it all")
+            client.socket.close()
+            self.assertEqual(s.stop(), 0)
 
     def test_a_backing_that_is_gone_is_not_replaced_by_nothing(self):
         """The remedy that is told works."""
