@@ -173,7 +173,8 @@ class Moves(Endpoint):
         status, answer = self.https("POST", f"{path}/release", {})
         self.assertEqual(status, 409, answer)
         self.assertIn("still staged", answer["error"]["message"])
-        self.https("POST", f"{path}/gate", {"closed": True})
+        status, answer = self.https("POST", f"{path}/gate", {"closed": True})
+        self.assertEqual(status, 200, answer)
         for h in self.handles:
             b.unstage(h)
         self.assertTrue(b.is_mounted(), "a recovery needs it")
