@@ -298,6 +298,8 @@ int application_export_start(struct application *application, struct error *err)
     MUTEX_GUARD(guard, &application->mutex);
     application->process = process;
     application->orphaned = orphaned;
+    application->started_ns = clock_boottime_ns(clock_system());
+    cgroup_memory("", &application->memory);
     return 0;
 }
 

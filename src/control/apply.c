@@ -300,10 +300,11 @@ static int create(struct control *control, struct app_spec *spec, uint64_t quota
         application_list(a);
         r = application_start(a, err);
     }
+    if (r < 0)
+        application_unlist(a); /* before anybody else may begin anything with it */
     application_end(a);
     if (r == 0)
         return 0;
-    application_unlist(a);
     unlink(yaml_path);
     remove_made(a->spec, existing);
     if (!kept && io_remove_tree(a->directory, &ignored) < 0)
@@ -508,6 +509,16 @@ static json_t *deleted_json(const struct application *a, bool purge)
                      purge ? json_null() : json_sprintf("%s/journal", a->directory), "volumes", volumes);
 }
 
+/* It is stopped: what is still mounted below its directory is not ours. Then it goes on as it was. */
+static int check_removal(struct application *a, struct error *err)
+{
+    struct error second = ERROR_INIT;
+    int r = io_check_tree(a->directory, err);
+    if (r < 0 && application_start(a, &second) < 0)
+        log_error(a->control->log, "%s", second.message);
+    return r;
+}
+
 int apply_delete(struct control *control, const char *name, bool purge, json_t **ret, struct error *err)
 {
     char path[PATH_MAX];
@@ -525,6 +536,8 @@ int apply_delete(struct control *control, const char *name, bool purge, json_t *
     r = views_close_all(control, name, false, err);
     if (r == 0)
         r = application_stop(a, false, err);
+    if (r == 0 && purge)
+        r = check_removal(a, err);
     if (r == 0)
         r = application_path(a, path, err, "application.yaml");
     if (r == 0 && unlink(path) < 0 && errno != ENOENT)
@@ -623,6 +636,8 @@ int apply_detach(struct control *control, const char *name, json_t **ret, struct
         r = views_close_all(control, name, false, err);
     if (r == 0)
         r = application_stop(a, false, err);
+    if (r == 0)
+        r = check_removal(a, err);
     if (r == 0)
         r = application_path(a, path, err, "application.yaml");
     if (r == 0 && unlink(path) < 0 && errno != ENOENT)

@@ -95,8 +95,8 @@ struct control_options {
 
 /* Runs until SIGTERM or SIGINT, which it takes over (blocked in all threads, SIGPIPE ignored): then it closes
  * views, unmounts, detaches and stops the engines, each within 30 s; a second signal forces. 0 after a clean
- * stop. -EPERM without root; -EBUSY when another `up` holds the state directory (the message names its pid);
- * -ENOENT when a program is missing; other negative errno when it could not start or stop something. One call
+ * stop. -EPERM without root; -EALREADY when another `up` holds the state directory (the message names its pid);
+ * -EBUSY when something is in use and was left running; -ENOENT when a program is missing; other negative errno when it could not start or stop something. One call
  * a process; blocks. */
 int control_up(const struct control_options *options, struct error *err) MUST_CHECK;
 

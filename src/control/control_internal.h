@@ -19,6 +19,7 @@
 #include "base/clock.h"
 #include "control/control.h"
 #include "control/process.h"
+#include "export/holder_ends.h"
 #include "export/loop.h"
 #include "lib/http_server.h"
 #include "lib/json.h"
@@ -38,6 +39,7 @@
 #define CONTROL_PROBE_TIMEOUT_MS 60000
 #define CONTROL_SYNC_TIMEOUT_MS 5000
 #define CONTROL_QUOTA_DEFAULT_BYTES (8ull << 30)
+#define CONTROL_ENGINE_MEMORY_MIB 96u /* the budget of an engine (J7) */
 
 struct control;
 struct manifests;
@@ -121,6 +123,9 @@ struct application {
     uint64_t retry_ns;           /* boottime when a failed one is started again; 0: not */
     uint64_t rewind_retry_ns;    /* boottime before which an interrupted rewind is not carried on */
     unsigned failures;           /* in a row */
+    struct holder_ends ends;     /* of an engine without a holder */
+    struct cgroup_memory memory; /* when that was started */
+    uint64_t started_ns;         /* boottime of that */
     struct manifests *manifests; /* busy */
     uint64_t quota_bytes;
     char copied_from[APP_NAME_LENGTH_MAX + 1]; /* while it is being made as a clone; else "". control.mutex */
@@ -176,6 +181,13 @@ int application_detach(struct application *application, bool force, struct error
 int application_mount(struct application *application, struct error *err) MUST_CHECK;
 /* All volumes, deepest first; on -EBUSY those already unmounted are mounted again. */
 int application_unmount(struct application *application, bool force, struct error *err) MUST_CHECK;
+/* crash.c: how often its engine has ended by itself. */
+void crash_load(const struct application *application, struct holder_ends *ret);
+bool crash_is_loop(const struct holder_ends *e, uint64_t now_ns);
+/* Why, and what to do. Returns `text`. */
+const char *crash_describe(const struct holder_ends *e, const char *log_path, char *text, size_t size);
+/* The application's process has ended by itself. Mutex held. */
+void crash_note(struct application *application, int wait_status);
 /* sync.c: writes what Linux holds in memory for the mounted volumes. False: not all of it within
  * CONTROL_SYNC_TIMEOUT_MS. */
 bool application_sync(struct application *application) MUST_CHECK;
