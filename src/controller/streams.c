@@ -90,6 +90,8 @@ static json_t *stream_entry(struct round *round, const struct csi_volume *v)
             json_integer((json_int_t)(json_number_value(json_object_get(status, "rpo_ms")) + 0.999)));
     copy_time(entry, "oldestTime", status, "oldest_time");
     copy_time(entry, "latestTime", status, "latest_time");
+    if (strcmp(state, "crash-looping") == 0) /* its message says why, and what to do */
+        json_object_set_new(entry, "message", json_sprintf("%.1000s", json_text(status, "message")));
     return entry;
 }
 
