@@ -3,10 +3,11 @@
  *
  *   compress_cost --directory DIR [--content FILE] [--mib 512] [--reads 2000] [--key-file FILE]
  *
- * Writes so many MiB to a volume in requests of 8 KiB at random places: the pages of FILE, again from its beginning where that
- * is too short; random bytes without it. Reads random blocks of a view of the latest point, compresses all that is sealed, and reads
- * the same blocks again. The page cache is dropped before each pass (root), and the journal is read by direct I/O.
- * Prints one JSON object; CPU seconds are those of this process. */
+ * Writes so many MiB to a volume in requests of 8 KiB at random places: the pages of FILE, again from its
+ * beginning where that is too short; random bytes without it. Reads random blocks of a view of the latest
+ * point, compresses all that is sealed, and reads the same blocks again. The page cache is dropped before
+ * each pass (root), and the journal is read by direct I/O. Prints one JSON object; CPU seconds are those of
+ * this process. */
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -68,7 +69,8 @@ static int open_all(struct run *r, struct error *err)
     static char journal[600], backing[600];
     snprintf(journal, sizeof journal, "%s/journal", r->o->directory);
     snprintf(backing, sizeof backing, "%s/v.img", r->o->directory);
-    r->journal_options = (struct journal_options){.directory = journal, .key_file = r->o->key_file, .owner = "bench"};
+    r->journal_options =
+        (struct journal_options){.directory = journal, .key_file = r->o->key_file, .owner = "bench"};
     int result = journal_open(&r->journal_options, &r->journal, err);
     if (result == 0)
         result = group_new(r->journal, GROUP_ACK_FLUSH, NULL, &r->group, err);
@@ -106,7 +108,8 @@ static int fill(struct run *r, struct error *err)
     for (uint64_t i = 0; i < r->pages && result == 0; i++) {
         result = next_page(fd, &random, &at, page, err);
         if (result == 0)
-            result = block_pwrite(group_volume_block(r->group, 0), page, PAGE, i * STRIDE % r->pages * PAGE, 0, err);
+            result = block_pwrite(group_volume_block(r->group, 0), page, PAGE, i * STRIDE % r->pages * PAGE,
+                                  0, err);
     }
     if (result == 0)
         result = block_flush(group_volume_block(r->group, 0), err);
@@ -171,11 +174,14 @@ static int compress(struct run *r, struct error *err)
 
 static void print(const struct run *r, const struct journal_status *s)
 {
-    printf("{\"plain_bytes\": %" PRIu64 ", \"segments\": %" PRIu64 ", \"cold_segments\": %" PRIu64 ", \"cold_plain_bytes\": %" PRIu64
-           ", \"cold_bytes\": %" PRIu64 ", \"fill_s\": %.3f, \"fill_cpu_s\": %.3f, \"compress_s\": %.3f, \"compress_cpu_s\": %.3f, "
-           "\"before\": {\"p50_us\": %.1f, \"p99_us\": %.1f}, \"after\": {\"p50_us\": %.1f, \"p99_us\": %.1f}}\n",
-           r->pages * PAGE, s->segments, s->cold_segments, s->cold_plain_bytes, s->cold_bytes, r->fill.wall_s, r->fill.cpu_s,
-           r->compress.wall_s, r->compress.cpu_s, r->before.p50_us, r->before.p99_us, r->after.p50_us, r->after.p99_us);
+    printf("{\"plain_bytes\": %" PRIu64 ", \"segments\": %" PRIu64 ", \"cold_segments\": %" PRIu64
+           ", \"cold_plain_bytes\": %" PRIu64 ", \"cold_bytes\": %" PRIu64
+           ", \"fill_s\": %.3f, \"fill_cpu_s\": %.3f, \"compress_s\": %.3f, \"compress_cpu_s\": %.3f, "
+           "\"before\": {\"p50_us\": %.1f, \"p99_us\": %.1f}, \"after\": {\"p50_us\": %.1f, \"p99_us\": "
+           "%.1f}}\n",
+           r->pages * PAGE, s->segments, s->cold_segments, s->cold_plain_bytes, s->cold_bytes, r->fill.wall_s,
+           r->fill.cpu_s, r->compress.wall_s, r->compress.cpu_s, r->before.p50_us, r->before.p99_us,
+           r->after.p50_us, r->after.p99_us);
 }
 
 static int measure(struct run *r, struct error *err)
@@ -202,12 +208,10 @@ static int measure(struct run *r, struct error *err)
 
 int main(int argc, char **argv)
 {
-    static const struct option long_options[] = {{"directory", required_argument, NULL, 'd'},
-                                                 {"content", required_argument, NULL, 'c'},
-                                                 {"mib", required_argument, NULL, 'm'},
-                                                 {"reads", required_argument, NULL, 'r'},
-                                                 {"key-file", required_argument, NULL, 'k'},
-                                                 {0}};
+    static const struct option long_options[] = {
+        {"directory", required_argument, NULL, 'd'}, {"content", required_argument, NULL, 'c'},
+        {"mib", required_argument, NULL, 'm'},       {"reads", required_argument, NULL, 'r'},
+        {"key-file", required_argument, NULL, 'k'},  {0}};
     struct error err = ERROR_INIT;
     struct options o = {.mib = 512, .reads = 2000};
     int option, r = 0;
@@ -226,7 +230,9 @@ int main(int argc, char **argv)
             return 2;
     }
     if (r == 0 && (!o.directory || o.mib < 64 || !o.reads || optind != argc))
-        r = error_set(&err, -EINVAL, "usage: compress_cost --directory DIR [--content FILE] [--mib N] [--reads N] [--key-file FILE]");
+        r = error_set(
+            &err, -EINVAL,
+            "usage: compress_cost --directory DIR [--content FILE] [--mib N] [--reads N] [--key-file FILE]");
     struct run run = {.o = &o, .pages = o.mib * (1048576 / PAGE)};
     if (r == 0)
         r = measure(&run, &err);

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Makes a journal as if it had so many random 4 KiB writes, for measuring at sizes that no disk here has room for:
+/* Makes a journal as if it had so many random 4 KiB writes, for measuring at sizes that no disk here has room
+ * for:
  *
  *   journal_synth --directory DIR --writes N [--volumes 4] [--volume-bytes N] [--every 13] [--seed S]
  *
- * Manifest, L0 indexes and runs are whole and made by the journal's own functions. The segments' files have their size
- * but are sparse: all payload is zeroes, which is what the indexes' CRCs say. The frames' headers, which resolving a point reads, are there
- * in every `every`-th segment only (13 has no factor in common with the fan-out, so these segments lie at all places of
- * the runs above them); open_latency --stretch takes its points there.
- * Prints one JSON object. */
+ * Manifest, L0 indexes and runs are whole and made by the journal's own functions. The segments' files have
+ * their size but are sparse: all payload is zeroes, which is what the indexes' CRCs say. The frames' headers,
+ * which resolving a point reads, are there in every `every`-th segment only (13 has no factor in common with
+ * the fan-out, so these segments lie at all places of the runs above them); open_latency --stretch takes its
+ * points there. Prints one JSON object. */
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -60,9 +61,11 @@ static int make_journal(struct synth *s, struct error *err)
     return r < 0 ? r : bench_group_close(&b, err);
 }
 
-static void fill_frame(const struct synth *s, uint32_t segment, uint32_t frame, uint64_t *random, uint32_t previous_crc, char *block)
+static void fill_frame(const struct synth *s, uint32_t segment, uint32_t frame, uint64_t *random,
+                       uint32_t previous_crc, char *block)
 {
-    uint64_t blocks = s->group->volume_bytes / 4096, done = (uint64_t)segment * SEGMENT_WRITES + (uint64_t)frame * FRAME_MAX_RECORDS;
+    uint64_t blocks = s->group->volume_bytes / 4096,
+             done = (uint64_t)segment * SEGMENT_WRITES + (uint64_t)frame * FRAME_MAX_RECORDS;
     struct frame_header *h = (struct frame_header *)block;
     struct frame_record *records = (struct frame_record *)(h + 1);
     memset(block, 0, JOURNAL_BLOCK_BYTES);
@@ -97,8 +100,8 @@ static void fill_frame(const struct synth *s, uint32_t segment, uint32_t frame, 
 }
 
 /* Writes segment number `i` of those made here and its index; what the manifest says of it goes to *ret. */
-static int write_segment(const struct synth *s, uint32_t i, struct tail *t, struct extent *scratch, char *block,
-                         struct segment_info *ret, struct error *err)
+static int write_segment(const struct synth *s, uint32_t i, struct tail *t, struct extent *scratch,
+                         char *block, struct segment_info *ret, struct error *err)
 {
     char path[600], name[JOURNAL_FILE_BYTES];
     uint32_t number = s->first_segment + i, crcs[FRAME_BLOCKS], previous_crc = 0;
@@ -114,7 +117,9 @@ static int write_segment(const struct synth *s, uint32_t i, struct tail *t, stru
         fill_frame(s, i, frame, &random, previous_crc, block);
         previous_crc = le32_get(((struct frame_header *)block)->header_crc);
         crcs[0] = crc32c(0, block, JOURNAL_BLOCK_BYTES);
-        int r = i % s->every == 0 ? io_pwrite_full(fd, block, JOURNAL_BLOCK_BYTES, (uint64_t)t->info.used_blocks * JOURNAL_BLOCK_BYTES) : 0;
+        int r = i % s->every == 0 ? io_pwrite_full(fd, block, JOURNAL_BLOCK_BYTES,
+                                                   (uint64_t)t->info.used_blocks * JOURNAL_BLOCK_BYTES)
+                                  : 0;
         if (r < 0)
             return error_errno(err, r, "cannot write %s", path);
         tail_add_frame(t, block, crcs);
@@ -167,7 +172,8 @@ static int write_segments(const struct synth *s, int table, struct error *err)
     return r;
 }
 
-/* The chain of checksums goes over segments, too: the manifest says what each begins with, and here each begins anew. */
+/* The chain of checksums goes over segments, too: the manifest says what each begins with, and here each
+ * begins anew. */
 static int extend_manifest(struct synth *s, int table, struct error *err)
 {
     int r = 0;
@@ -194,7 +200,8 @@ static int make_segments(struct synth *s, struct error *err)
     const struct segment_info *last = s->m.segment_count ? &s->m.segments[s->m.segment_count - 1] : NULL;
     struct timespec boot;
     clock_gettime(CLOCK_BOOTTIME, &boot);
-    uint64_t took_ns = (uint64_t)s->segments * SEGMENT_WRITES * WRITE_NS, boot_ns = (uint64_t)boot.tv_sec * 1000000000u;
+    uint64_t took_ns = (uint64_t)s->segments * SEGMENT_WRITES * WRITE_NS,
+             boot_ns = (uint64_t)boot.tv_sec * 1000000000u;
     s->zero_crc = crc32c(0, zero, sizeof zero);
     s->first_lsn = (last ? last->last.n : s->m.base.n) + 1;
     s->first_frame = s->m.next_frame;
@@ -244,8 +251,8 @@ static int synthesize(struct synth *s, struct error *err)
     if (r == 0)
         printf("{\"writes\": %" PRIu64 ", \"lsn\": %" PRIu64 ", \"segments\": %" PRIu64 ", \"runs\": %" PRIu64
                ", \"stretch\": \"%" PRIu64 ",%u,%u,%u\", \"indexes_s\": %.1f, \"merging_s\": %.1f}\n",
-               (uint64_t)s->segments * SEGMENT_WRITES, status.latest.n, status.segments, status.runs, s->first_lsn, SEGMENT_WRITES,
-               s->every, s->segments, made - start, now_s() - made);
+               (uint64_t)s->segments * SEGMENT_WRITES, status.latest.n, status.segments, status.runs,
+               s->first_lsn, SEGMENT_WRITES, s->every, s->segments, made - start, now_s() - made);
     return r;
 }
 
@@ -279,8 +286,11 @@ int main(int argc, char **argv)
         else
             return 2;
     }
-    if (r == 0 && (!o.directory || !s.writes || !volumes || !every || o.volume_bytes < 4096 || optind != argc))
-        r = error_set(&err, -EINVAL, "usage: journal_synth --directory DIR --writes N [--volumes N] [--volume-bytes N] [--every N] [--seed N]");
+    if (r == 0 &&
+        (!o.directory || !s.writes || !volumes || !every || o.volume_bytes < 4096 || optind != argc))
+        r = error_set(&err, -EINVAL,
+                      "usage: journal_synth --directory DIR --writes N [--volumes N] [--volume-bytes N] "
+                      "[--every N] [--seed N]");
     o.volume_count = (unsigned)volumes;
     s.every = (uint32_t)every;
     s.seed = seed;

@@ -8,7 +8,8 @@
  * Without --socket this process has the journal open (after --tail more writes, so that a part of it is not
  * sealed yet): journal_pin + image_open + image_read. With --socket another process has it: POST /v1/pin
  * there, the rest here.
- * --stretch: of journal_synth, whose journals have frames in every EVERY-th of SEGMENTS segments of RECORDS records from LSN FIRST on.
+ * --stretch: of journal_synth, whose journals have frames in every EVERY-th of SEGMENTS segments of RECORDS
+ * records from LSN FIRST on.
  * --cold drops the machine's page cache before each open (root). Prints one JSON object, times in us. */
 #include <errno.h>
 #include <fcntl.h>
@@ -129,7 +130,8 @@ static uint64_t choose_lsn(struct run *r)
     if (!o->every)
         return oldest + bench_random(&r->random) % (latest - oldest + 1);
     uint64_t places = (o->segments + o->every - 1) / o->every;
-    return o->first + bench_random(&r->random) % places * o->every * o->records + bench_random(&r->random) % o->records;
+    return o->first + bench_random(&r->random) % places * o->every * o->records +
+           bench_random(&r->random) % o->records;
 }
 
 /* A random LSN, and a block that was written before it: a read of what was never written has nothing to find.
@@ -273,9 +275,12 @@ static int run_outside(struct run *r, struct error *err)
 static int parse_stretch(const char *text, struct options *ret, struct error *err)
 {
     char end;
-    if (sscanf(text, "%" SCNu64 ",%" SCNu64 ",%" SCNu64 ",%" SCNu64 "%c", &ret->first, &ret->records, &ret->every, &ret->segments, &end) != 4 || !ret->first ||
-        !ret->records || !ret->every || !ret->segments)
-        return error_set(err, -EINVAL, "--stretch %s: expected FIRST,RECORDS,EVERY,SEGMENTS, as journal_synth prints it", text);
+    if (sscanf(text, "%" SCNu64 ",%" SCNu64 ",%" SCNu64 ",%" SCNu64 "%c", &ret->first, &ret->records,
+               &ret->every, &ret->segments, &end) != 4 ||
+        !ret->first || !ret->records || !ret->every || !ret->segments)
+        return error_set(err, -EINVAL,
+                         "--stretch %s: expected FIRST,RECORDS,EVERY,SEGMENTS, as journal_synth prints it",
+                         text);
     return 0;
 }
 

@@ -300,7 +300,8 @@ int index_writer_finish(struct index_writer *w, struct error *err)
         return r;
     fill_header(w);
     r = w->sealed ? sealed_pages_pwrite(w->sealed, w->fd, &w->header, 0, 1) : io_pwrite_full(w->fd, &w->header, sizeof w->header, 0);
-    if (r == 0 && fsync(w->fd) < 0)
+    bool durable = w->info.kind != INDEX_TAIL;
+    if (r == 0 && durable && fsync(w->fd) < 0)
         r = -errno;
     if (r == 0 && rename(w->temporary, w->path) < 0)
         r = -errno;
@@ -310,7 +311,7 @@ int index_writer_finish(struct index_writer *w, struct error *err)
     }
     close(w->fd); /* synced: an error here says nothing */
     w->fd = -1;
-    r = sync_parent(w->path, err);
+    r = durable ? sync_parent(w->path, err) : 0;
     if (r < 0)
         w->failed = r;
     return r;

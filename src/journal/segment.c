@@ -19,7 +19,9 @@
 #include "journal/journal_internal.h"
 
 #define FILL_BYTES (1u << 20)
-#define MAX_FREE_FILES 4u
+#define MIN_FREE_FILES 4u
+#define MAX_FREE_FILES 32u   /* what a stretch of thinning gives back at once: a new file has to be written with zeroes first */
+#define FREE_QUOTA_PART 32u /* but no more than such a part of the quota */
 #define AWAIT_PAUSE_MS 20u
 #define AWAIT_MS 60000u
 
@@ -227,13 +229,23 @@ int segment_prepare(struct journal *j, uint32_t number, bool keep_room, int *ret
     return 0;
 }
 
+static unsigned free_limit(struct journal *j)
+{
+    pthread_mutex_lock(&j->mutex); /* journal_configure may change it */
+    uint64_t quota = j->options.quota_bytes;
+    pthread_mutex_unlock(&j->mutex);
+    uint64_t files = quota / FREE_QUOTA_PART / ((uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES);
+    return !quota || files > MAX_FREE_FILES ? MAX_FREE_FILES : files < MIN_FREE_FILES ? MIN_FREE_FILES : (unsigned)files;
+}
+
 void segment_recycle(struct journal *j, uint32_t number, bool may_recycle)
 {
     char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES], to[JOURNAL_PATH_BYTES];
     struct stat st;
     journal_path(j, journal_segment_file(number, name), path);
     uint64_t full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;
-    for (unsigned i = 0; may_recycle && i < MAX_FREE_FILES; i++) {
+    unsigned limit = may_recycle ? free_limit(j) : 0;
+    for (unsigned i = 0; i < limit; i++) {
         free_file(i, name);
         journal_path(j, name, to);
         if (access(to, F_OK) == 0 || stat(path, &st) < 0 || (uint64_t)st.st_size != full)

@@ -233,6 +233,12 @@ static int choose(struct job *job, struct error *err)
     return r;
 }
 
+static void pace_job(void *context)
+{
+    struct job *job = context;
+    thin_pace(&job->pace, job->j);
+}
+
 static int find_survivors(struct job *job, struct error *err)
 {
     struct index *indexes[THIN_MAX_SEGMENTS] = {NULL};
@@ -240,6 +246,8 @@ static int find_survivors(struct job *job, struct error *err)
     size_t count = job->stretch.count;
     struct lsn low = {job->sources[0].first.n - 1}, high = job->sources[count - 1].last;
     int r = thin_survivors_init(&job->survivors, low, high, err);
+    job->survivors.pace = pace_job;
+    job->survivors.pace_context = job;
     for (size_t i = 0; i < count && r == 0; i++) {
         r = open_index(job, i, &indexes[i], err);
         if (r == 0)

@@ -29,7 +29,10 @@ int thin_choose_frame(struct thin_chooser *c, const struct manifest *m, const st
 struct thin_survivors {
     struct lsn low, high; /* of LSNs in (low, high] */
     uint64_t *bits;
+    void (*pace)(void *context); /* called now and then; NULL: none */
+    void *pace_context;
 };
+#define THIN_PACE_EXTENTS 256u /* between two calls of pace: some 10 us of work */
 int thin_survivors_init(struct thin_survivors *s, struct lsn low, struct lsn high, struct error *err) MUST_CHECK;
 void thin_survivors_release(struct thin_survivors *s);
 bool thin_survives(const struct thin_survivors *s, struct lsn lsn);

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Which points of a segment thinning keeps. Of an interval only the last point counts, so of most frames nothing has to be known but that
- * the interval goes on after them, which the index's list of frames says. The headers that are read:
- *  - of each frame in which an interval may end, of each with a record that forces a point, and of the segment's last;
- *  - before such a frame, of those back to one with a point: if the frame has none itself, that is the last of its interval.
- * In a stretch of which a part is refused all are read. */
+/* Which points of a segment thinning keeps. Of an interval only the last point counts, so of most frames
+ * nothing has to be known but that the interval goes on after them, which the index's list of frames says.
+ * The headers that are read:
+ *  - of each frame in which an interval may end, of each with a record that forces a point, and of the
+ * segment's last;
+ *  - before such a frame, of those back to one with a point: if the frame has none itself, that is the last
+ * of its interval. In a stretch of which a part is refused all are read. */
 #include <errno.h>
 
 #include "base/error.h"
@@ -27,13 +29,15 @@ static bool is_refused(const struct manifest *m, uint64_t lsn)
     return false;
 }
 
-int thin_choose_frame(struct thin_chooser *c, const struct manifest *m, const struct frame_header *h, bool *ret_any, struct error *err)
+int thin_choose_frame(struct thin_chooser *c, const struct manifest *m, const struct frame_header *h,
+                      bool *ret_any, struct error *err)
 {
     int r = 0;
     *ret_any = false;
     for (uint32_t i = 0; i < le16_get(h->record_count) && r == 0; i++) {
         const struct frame_record *record = &frame_records(h)[i];
-        uint64_t lsn = frame_record_lsn(h, i), time = le64_get(h->realtime_ns) + le32_get(record->delta_us) * 1000ull;
+        uint64_t lsn = frame_record_lsn(h, i),
+                 time = le64_get(h->realtime_ns) + le32_get(record->delta_us) * 1000ull;
         if (is_before(record->op)) /* what an undo leads back to, and the last that is known for sure */
             r = thin_choose_last(c, err);
         bool point = record->flags & RECORD_LAST && record->op != OP_VOID && record->op != OP_BASE;
@@ -58,19 +62,22 @@ static bool has_point(const struct frame_header *h)
 static bool touches_refused(const struct thin_points *p)
 {
     for (size_t i = 0; i < p->m->refused_count; i++)
-        if (p->m->refused[i].low.n < p->high.n && (p->m->refused[i].high.n == 0 || p->m->refused[i].high.n > p->low.n))
+        if (p->m->refused[i].low.n < p->high.n &&
+            (p->m->refused[i].high.n == 0 || p->m->refused[i].high.n > p->low.n))
             return true;
     return false;
 }
 
-/* Whether the header of frame `i` has to be read. *at: the first event that is not before the frame; moves on. */
+/* Whether the header of frame `i` has to be read. *at: the first event that is not before the frame; moves
+ * on. */
 static bool matters(const struct thin_points *p, uint32_t i, uint64_t keep_ns, uint32_t *at)
 {
     bool forced = false, last = i + 1 == p->frame_count;
     uint64_t end = last ? UINT64_MAX : le64_get(p->frames[i + 1].first_lsn);
     for (; *at < p->event_count && le64_get(p->events[*at].lsn) < end; ++*at)
         forced |= is_forced(p->events[*at].op);
-    return forced || last || le64_get(p->frames[i].realtime_ns) / keep_ns != le64_get(p->frames[i + 1].realtime_ns) / keep_ns;
+    return forced || last ||
+           le64_get(p->frames[i].realtime_ns) / keep_ns != le64_get(p->frames[i + 1].realtime_ns) / keep_ns;
 }
 
 static int visit(struct thin_chooser *c, const struct thin_points *p, uint32_t i, struct error *err)
@@ -82,7 +89,8 @@ static int visit(struct thin_chooser *c, const struct thin_points *p, uint32_t i
 }
 
 /* Gives the last frame of [from, end) that has a point. */
-static int visit_before(struct thin_chooser *c, const struct thin_points *p, uint32_t from, uint32_t end, struct error *err)
+static int visit_before(struct thin_chooser *c, const struct thin_points *p, uint32_t from, uint32_t end,
+                        struct error *err)
 {
     while (end-- > from) {
         const struct frame_header *h;
