@@ -197,9 +197,9 @@ def recovery(b):
     b.holder(d, names)
     device = b.loop(f"{d}/fuse/{names[0]}/vol")
     loaded = b.loop(f"{d}/fuse/{names[1]}/vol")
-    kills = 2 if o.quick else 8
+    kills = 2 if o.quick else 6
     command = ["fio", "--name=j", f"--filename={loaded}", "--direct=1", "--ioengine=io_uring", "--rw=randwrite", "--bs=4k", "--iodepth=32",
-               "--time_based", f"--runtime={kills * 3 + 10}", "--randrepeat=0", "--norandommap", "--output-format=json"]
+               "--time_based", f"--runtime={kills * 7 + 10}", "--randrepeat=0", "--norandommap", "--output-format=json"]
     b.commands.setdefault("recovery", " ".join(command).replace(b.dir, "$DIR"))
     fio = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     b.cleanup.push(b.kill, fio)
@@ -213,9 +213,9 @@ def recovery(b):
             pid = int(f.read())
         begun = time.monotonic()
         os.kill(pid, signal.SIGKILL)
-        # The next one comes while a segment is filled otherwise than for this one.
-        time.sleep(2.3 + 0.17 * i)
-        pauses.append({"pause_s": prober.longest(begun, begun + 2), "usual_s": prober.longest(begun - 1, begun - 0.01)})
+        # The holder waits before it restarts what dies within 5 s; and the next kill meets a segment that is filled otherwise.
+        time.sleep(5.3 + 0.17 * i)
+        pauses.append({"pause_s": prober.longest(begun, begun + 5), "usual_s": prober.longest(begun - 1, begun - 0.01)})
         if prober.error or fio.poll() is not None:
             raise b.Failed(f"after kill {i + 1}: {prober.error or fio.stderr.read().decode()[-300:]}")
     b.recovering = {"fill": fill, "kills": pauses}

@@ -7,7 +7,7 @@
  * IW1 The children of a fence page are consecutive among the pages of their level and stand before it.
  * IW2 The root is the last page of the tree, and the only page of its level.
  * IW3 Nothing exists under `path` before everything is on disk: "<path>.tmp", fsync, rename, fsync of the
- * directory. */
+ * directory. (INDEX_TAIL is not synced: it goes with its pin, which no loss of power leaves.) */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
