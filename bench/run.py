@@ -572,7 +572,7 @@ def measured_of(old):
         return old["measured"]
     how = {"date": old["date"], "arguments": old["arguments"], "rounds": old["rounds"], "runtime_s": old["runtime_s"],
            "size_bytes": old["size_bytes"], "interrupted": old["interrupted"], "machine": old["machine"]}
-    return {part: how for part in old["arguments"].split("--only ")[-1].split(",") if part != "cluster"}
+    return {part: how for part in old["arguments"].split("--only ")[-1].split()[0].split(",") if part != "cluster"}
 
 
 def targets(b):
@@ -645,7 +645,7 @@ def document(b, result):
     out += table(["parts", "measured", "by", "rounds", "volume", "a job"],
                  [[", ".join(parts) + (" (**interrupted**: what is missing was not measured)" if cut else ""), date, f"`bench/run.py {arguments}`", rounds,
                    f"{size / GIB:g} GiB", f"{runtime:g} s"] for (date, arguments, rounds, size, runtime, cut), parts in runs.items()])
-    if b.o.quick:
+    if any("--quick" in how["arguments"] for how in b.measured.values()):
         out += ["**A quick run: short and once, good for finding mistakes, not for judging.**", ""]
     out += ["## Targets", "", "Ratios are of the medians; the spread is of the ratios within a round.", ""]
     out += table(["what", "target", "measured", "spread", "result"],
@@ -763,7 +763,7 @@ def check(o):
 
 
 def write_results(b, start, interrupted):
-    arguments = f"--rounds {b.o.rounds} --runtime {b.o.runtime:g} --size {b.o.size} --only {','.join(b.o.asked)}"
+    arguments = f"--rounds {b.o.rounds} --runtime {b.o.runtime:g} --size {b.o.size} --only {','.join(b.o.asked)}" + " --quick" * b.o.quick
     how = {"date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"), "arguments": arguments, "rounds": b.o.rounds,
            "runtime_s": b.o.runtime, "size_bytes": b.o.size_bytes, "interrupted": interrupted, "machine": machine(b.dir)}
     b.measured.update({part: how for part in b.o.asked if part != "cluster"})
