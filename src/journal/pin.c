@@ -19,7 +19,7 @@
 #include "journal/journal_internal.h"
 #include "journal/pin.h"
 
-#define REVOKED_WAIT_NS (2 * NS_PER_SECOND) /* a view that was told to end has so long */
+#define REVOKED_WAIT_NS (5 * NS_PER_SECOND) /* a view that was told to end has so long */
 
 struct sources {
     struct pin_source *list;
