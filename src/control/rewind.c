@@ -171,11 +171,13 @@ json_t *rewind_unfinished(const struct application *application)
     if (json_parse_file(path, &log, &err) == 0 && json_string_value(json_object_get(log, "step")))
         return log;
     json_decref(log);
+    bool unread = err.code && err.code != -EINVAL && err.code != -EFBIG; /* no descriptor, no memory: it may be readable later */
     log_error(application->control->log,
               "%s: a rewind was interrupted, and what was noted of it cannot be read: it is not carried "
-              "on; look at the data (%s)",
-              application->name, err.code ? err.message : path);
-    log_remove(application);
+              "on%s; look at the data (%s)",
+              application->name, unread ? " yet" : "", err.code ? err.message : path);
+    if (!unread)
+        log_remove(application);
     return NULL;
 }
 
@@ -371,6 +373,13 @@ static bool is_empty(const struct rewinding *w, int step)
            (step == STEP_UNMOUNT && !app_export_has_devices(spec->export)) || (step == STEP_MOUNT && !mounts);
 }
 
+static void fail_and_retry(struct application *a, const struct error *why)
+{
+    application_set_state(a, APPLICATION_FAILED, why->message);
+    MUTEX_GUARD(guard, &a->mutex);
+    a->retry_ns = clock_boottime_ns(clock_system()) + NS_PER_SECOND;
+}
+
 /* Nothing was rewound: mount and start again as it was. */
 static void back_out(struct rewinding *w, int failed_step)
 {
@@ -378,6 +387,8 @@ static void back_out(struct rewinding *w, int failed_step)
     struct application *a = w->application;
     bool stopped = failed_step >= STEP_STOP && a->spec->stop.count;
     int r = failed_step >= STEP_UNMOUNT ? application_mount(a, &err) : 0;
+    if (r < 0)
+        fail_and_retry(a, &err);
     if (r == 0 && stopped)
         r = lifecycle_run(a, "start", &a->spec->start, &err);
     else if (stopped)
@@ -390,11 +401,8 @@ static void back_out(struct rewinding *w, int failed_step)
 static void give_up(struct rewinding *w, int failed_step, struct error *err)
 {
     struct application *a = w->application;
-    if (failed_step == STEP_MOUNT) {
-        application_set_state(a, APPLICATION_FAILED, err->message);
-        MUTEX_GUARD(guard, &a->mutex);
-        a->retry_ns = clock_boottime_ns(clock_system()) + NS_PER_SECOND;
-    }
+    if (failed_step == STEP_MOUNT)
+        fail_and_retry(a, err);
     error_context(
         err,
         "the volumes of %s are at LSN %llu now (`tidemark undo %s` brings the newer state back), but then",

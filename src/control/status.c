@@ -5,6 +5,7 @@
 
 #include "base/units.h"
 #include "control/control_internal.h"
+#include "control/mounts.h"
 #include "lib/http_client.h"
 
 static const char *const engine_fields[] = {"lsn",         "durable_lsn", "oldest_lsn",    "oldest_time",
@@ -55,6 +56,21 @@ static json_t *volumes_json(const struct application *a, const json_t *engine)
     return list;
 }
 
+/* Somebody else has unmounted it: what is written below its mount path now is neither on the volume nor journaled. */
+static void add_unmounted(struct application *a, json_t *list)
+{
+    char source[256];
+    MUTEX_GUARD(guard, &a->mutex);
+    for (size_t i = 0; i < a->spec->volume_count && !a->busy[0] && a->state == APPLICATION_RUNNING; i++) {
+        const struct app_volume *v = &a->spec->volumes[i];
+        const struct attached *at = &a->volumes[i];
+        if (at->mounted && (mounts_source(v->mount_path, source, sizeof source) < 0 || strcmp(source, at->device) != 0))
+            json_array_append_new(list, json_sprintf("volume %s was unmounted from %s by somebody else: what is written there is not "
+                                                     "protected; mount %s %s",
+                                                     v->name, v->mount_path, at->device, v->mount_path));
+    }
+}
+
 static json_t *alarms_json(struct application *a, const json_t *engine, bool operation)
 {
     char text[512];
@@ -67,6 +83,8 @@ static json_t *alarms_json(struct application *a, const json_t *engine, bool ope
             json_string(
                 "a rewind was interrupted: it is carried on when the engine answers; until then volumes "
                 "that may have been rewound are not mounted"));
+    if (!operation)
+        add_unmounted(a, list);
     MUTEX_GUARD(guard, &a->mutex);
     manifests_alarm(a->manifests, text, sizeof text);
     if (text[0])

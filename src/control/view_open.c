@@ -202,6 +202,8 @@ static int prepare_mount(struct opening *o, const char *volume, char ret[PATH_MA
     if (o->mount && json_array_size(o->volumes) > 1 && stat(o->mount, &st) < 0 && errno == ENOENT)
         json_array_append_new(created_list, json_string(o->mount));
     int r = mounts_prepare(ret, &created, err);
+    if (r == -ENOENT) /* of a directory that cannot be made: it is not the point that is not there */
+        r = err->code = -EINVAL;
     if (created)
         json_array_append_new(created_list, json_string(ret));
     return r;
@@ -377,10 +379,11 @@ static int open_steps(struct opening *o, const json_t *request, json_t **ret_vie
 {
     char time[CLOCK_TEXT_BYTES];
     int r = read_request(o, request, err);
-    if (r == 0)
+    while (r == 0 && (!o->directory[0] || access(o->directory, F_OK) == 0)) { /* one that is there is somebody's */
         r = control_new_id("v-", o->id, err);
-    if (r == 0)
-        r = application_path(o->application, o->directory, err, "views/%s", o->id);
+        if (r == 0)
+            r = application_path(o->application, o->directory, err, "views/%s", o->id);
+    }
     if (r == 0 && o->nbd)
         snprintf(o->nbd_socket, sizeof o->nbd_socket, "%s", o->nbd);
     else if (r == 0)

@@ -37,6 +37,7 @@ static int start(struct csi_node *node, struct error *err)
                                              .tls_certificate = node->options.tls_certificate,
                                              .tls_key = node->options.tls_key,
                                              .tls_ca = node->options.tls_ca,
+                                             .tls_client = node->options.tls_client,
                                              .threads = HTTP_THREADS,
                                              .log = node->options.log,
                                              .handler = node_api_handle,
@@ -60,6 +61,8 @@ int csi_node_run(const struct csi_node_options *options, struct error *err)
     if (!node)
         return error_set(err, -ENOMEM, "out of memory");
     node->options = *options;
+    if (!node->options.kubelet_directory)
+        node->options.kubelet_directory = CSI_KUBELET_DIRECTORY;
     csi_methods(csi_node_methods, node->methods);
     sigemptyset(&stop);
     sigaddset(&stop, SIGTERM);

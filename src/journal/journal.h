@@ -46,10 +46,11 @@ struct journal_options {
     size_t thinning_count;
     bool compress;              /* sealed segments that old, and what thinning writes, are compressed */
     uint64_t compress_after_ns;
+    unsigned spare_segments;  /* new ones are made ahead while hardly anything is journaled: at most so many, and 8 */
     uint32_t segment_blocks;  /* 0: JOURNAL_SEGMENT_BLOCKS */
     uint32_t segment_records; /* 0: JOURNAL_SEGMENT_RECORDS */
     uint32_t fanout;          /* 0: JOURNAL_FANOUT */
-    const char *ring_path;    /* NULL: /dev/shm/tidemark-<journal id>.ring */
+    const char *ring_path;    /* NULL: /dev/shm/tidemark-<journal id>-<device>-<inode of the directory>.ring */
     const char *owner;        /* named in the lock file; static */
     const struct log *log;
     const struct clock *clock; /* NULL: clock_system() */

@@ -102,6 +102,10 @@ struct journal {
     char *sealed_frames; /* JOURNAL_MAX_INFLIGHT frames, encrypted */
     uint32_t sealed_used; /* a bit each */
     uint32_t ready_number;
+    int spare_fd; /* the sealer's, as what follows; -1: no segment is being made ahead */
+    uint64_t spare_done_bytes, spare_seen_lsn;
+    bool spare_failed; /* not tried again */
+    unsigned filled_segments; /* by the sealer: none was there to be used */
     _Atomic bool suspended;
     bool stop, quota_blocked;
     bool drop_failed; /* the last attempt to drop history */
@@ -177,6 +181,15 @@ void segment_make_header(const struct journal *j, uint32_t number, void *block);
 void segment_make_thinned_header(const struct journal *j, const struct segment_info *s, const uint8_t *salt, void *block);
 /* Gives a dropped segment's file back: kept for recycling, or removed. */
 void segment_recycle(struct journal *j, uint32_t number, bool may_recycle);
+
+/* The path of a file that could wait to be used again beside those that do, of `count` at most; false: there are as many. */
+bool segment_free_path(const struct journal *j, unsigned count, char path[JOURNAL_PATH_BYTES]);
+
+/* ---- spare.c; for the sealer ---- */
+/* With the mutex held, which is dropped meanwhile: makes segments ahead if hardly anything was journaled since the last call. */
+void spare_work(struct journal *j);
+/* Removes the one that is not ready. */
+void spare_drop(struct journal *j);
 
 /* ---- sealer.c ---- */
 int sealer_start(struct journal *j, struct error *err) MUST_CHECK;

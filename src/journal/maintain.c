@@ -21,11 +21,12 @@
 #include "base/cleanup.h"
 #include "base/io.h"
 #include "base/thread.h"
+#include "journal/age.h"
 #include "journal/history.h"
 #include "journal/index.h"
 #include "journal/journal_internal.h"
 #include "journal/payload.h"
-#include "journal/thin.h"
+#include "journal/thin_internal.h"
 
 #define MAX_LEVELS 12u
 #define DROP_BATCH_SEGMENTS 4u
@@ -189,16 +190,17 @@ static int merge_inputs(struct journal *j, const struct manifest *m, const struc
 }
 
 /* Copies a sweep of the inputs to a flat index. */
-static int write_run(struct inputs *in, const char *path, const struct index_info *info, bool *ret_streams_taken,
+static int write_run(struct journal *j, struct inputs *in, const char *path, const struct index_info *info, bool *ret_streams_taken,
                      struct error *err)
 {
+    struct thin_pace pace = {0};
     struct extent_stream *sweep = NULL;
     struct index_writer *w = NULL;
     int r = extent_sweep(in->streams, in->count, &sweep, err);
     *ret_streams_taken = r == 0;
     if (r == 0)
         r = index_writer_new(path, info, &w, err);
-    while (r == 0) {
+    for (uint64_t n = 1; r == 0; n++) {
         struct extent e;
         int more = sweep->next(sweep, &e, err);
         if (more <= 0) {
@@ -206,6 +208,8 @@ static int write_run(struct inputs *in, const char *path, const struct index_inf
             break;
         }
         r = index_writer_add(w, &e, err);
+        if (n % THIN_PACE_EXTENTS == 0)
+            thin_pace(&pace, j);
     }
     if (r == 0)
         r = index_writer_finish(w, err);
@@ -247,7 +251,7 @@ static int do_merge(struct journal *j, const struct manifest *m, const struct me
     journal_path(j, journal_run_file(run.level, run.first_segment, name), path);
     int r = merge_inputs(j, m, merge, &in, err);
     if (r == 0)
-        r = write_run(&in, path, &info, &taken, err);
+        r = write_run(j, &in, path, &info, &taken, err);
     release_inputs(&in, !taken);
     if (r < 0)
         return error_context(err, "cannot merge %s", name);
@@ -699,13 +703,14 @@ int maintain_rescue(struct journal *j, uint32_t first_segment, uint32_t last_seg
 /* Drops what is older than wanted. */
 static int age_step(struct journal *j, bool *ret_done, struct error *err)
 {
-    uint64_t now = clock_realtime_ns(j->clock);
     struct lsn limit = LSN_NONE;
+    struct age_clock now;
     pthread_mutex_lock(&j->mutex);
-    uint64_t age = j->options.history_ns;
-    for (size_t i = 0; age && i < j->manifest.segment_count; i++) {
+    age_clock_read(&j->manifest, j->clock, &now);
+    uint64_t wanted_ns = j->options.history_ns;
+    for (size_t i = 0; wanted_ns && i < j->manifest.segment_count; i++) {
         const struct segment_info *s = &j->manifest.segments[i];
-        if (s->last_realtime_ns >= now || now - s->last_realtime_ns <= age)
+        if (age_of(&now, s) <= wanted_ns)
             break;
         limit = s->last;
     }

@@ -247,6 +247,8 @@ static void *sealer_main(void *context)
         if (!seal && !prepare) { /* never journal_sync here: it may wait for a segment, which is made here */
             if (sync || unwritten)
                 writer_push(j, sync);
+            if (!sync && !unwritten && !near)
+                spare_work(j);
             if (!j->stop && (j->suspended || (j->ready_fd >= 0 && !j->sealing)))
                 wait_for_work(j, near ? 10 : unwritten ? 50 : 250);
             continue;
@@ -283,4 +285,5 @@ void sealer_stop(struct journal *j)
     pthread_mutex_unlock(&j->mutex);
     pthread_join(j->sealer, NULL);
     j->sealer_runs = false;
+    spare_drop(j);
 }
