@@ -368,6 +368,14 @@ bool pin_is_ending(const struct journal *j)
     return false;
 }
 
+bool pin_may_end(const struct journal *j)
+{
+    for (size_t i = 0; i < j->pin_count; i++)
+        if (is_view(j->pins[i].name) && !j->pins[i].revoked_ns)
+            return true;
+    return pin_is_ending(j);
+}
+
 void pin_revoke_oldest(struct journal *j)
 {
     char name[JOURNAL_NAME_BYTES] = "", file[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
