@@ -36,6 +36,8 @@ struct shard {
 
 struct index_cache {
     _Atomic uint64_t last_instance;
+    atomic_bool has_journal;
+    struct uuid journal_id; /* written once, before has_journal */
     uint32_t shard_count; /* a power of 2 */
     uint32_t shard_frames;
     uint32_t bucket_mask;
@@ -46,7 +48,20 @@ struct index_cache {
     struct shard shards[SHARDS_MAX];
 };
 
-int index_cache_new(size_t bytes, struct index_cache **ret, struct error *err)
+void index_cache_set_journal(struct index_cache *cache, const struct uuid *journal_id)
+{
+    if (atomic_load(&cache->has_journal))
+        return;
+    cache->journal_id = *journal_id;
+    atomic_store(&cache->has_journal, true);
+}
+
+bool index_cache_takes(const struct index_cache *cache, const struct uuid *journal_id)
+{
+    return !atomic_load(&cache->has_journal) || memcmp(&cache->journal_id, journal_id, sizeof *journal_id) == 0;
+}
+
+static int new_cache(size_t bytes, void *(*allocate)(size_t), struct index_cache **ret, struct error *err)
 {
     size_t frames = bytes / (sizeof(union index_page) + sizeof(struct frame) + 2 * sizeof(uint32_t));
     frames = frames < FRAMES_MIN ? FRAMES_MIN : frames > FRAMES_MAX ? FRAMES_MAX : frames;
@@ -65,7 +80,7 @@ int index_cache_new(size_t bytes, struct index_cache **ret, struct error *err)
     cache->pages_bytes = total * sizeof *cache->pages;
     cache->frames = calloc(total, sizeof *cache->frames);
     cache->buckets = malloc((size_t)buckets * cache->shard_count * sizeof *cache->buckets);
-    cache->pages = cache->frames && cache->buckets ? io_alloc_pages(cache->pages_bytes) : NULL;
+    cache->pages = cache->frames && cache->buckets ? allocate(cache->pages_bytes) : NULL;
     if (!cache->pages) {
         free(cache->buckets);
         free(cache->frames);
@@ -82,6 +97,20 @@ int index_cache_new(size_t bytes, struct index_cache **ret, struct error *err)
     }
     *ret = cache;
     return 0;
+}
+
+int index_cache_new(size_t bytes, struct index_cache **ret, struct error *err)
+{
+    return new_cache(bytes, io_alloc_pages, ret, err);
+}
+int index_cache_new_lazy(size_t bytes, struct index_cache **ret, struct error *err)
+{
+    return new_cache(bytes, io_reserve_pages, ret, err);
+}
+
+void index_cache_populate(struct index_cache *cache)
+{
+    io_populate(cache->pages, cache->pages_bytes);
 }
 
 void index_cache_free(struct index_cache *cache)
