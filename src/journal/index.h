@@ -55,6 +55,8 @@ int index_cache_new_lazy(size_t bytes, struct index_cache **ret, struct error *e
 /* Takes all of it now, so that no lookup waits for memory. */
 void index_cache_populate(struct index_cache *cache);
 void index_cache_free(struct index_cache *cache);
+/* From now on only indexes of that journal are opened with the cache: one of another is damage. Before others use the cache. */
+void index_cache_set_journal(struct index_cache *cache, const struct uuid *journal_id);
 
 /* ---- reading: thread-safe; every page's CRC is checked, damage is -EBADMSG with file and page named ---- */
 struct index;
