@@ -100,14 +100,17 @@ static int reconcile(struct controller *c, const char *key, struct error *err)
     if (!slash)
         return protect_reconcile(c, key, err);
     bool recovery = strncmp(key, RECOVERY_KEY, strlen(RECOVERY_KEY)) == 0,
-         checkpoint = strncmp(key, CHECKPOINT_KEY, strlen(CHECKPOINT_KEY)) == 0;
-    if (recovery || checkpoint)
+         checkpoint = strncmp(key, CHECKPOINT_KEY, strlen(CHECKPOINT_KEY)) == 0,
+         schedule = strncmp(key, SCHEDULE_KEY, strlen(SCHEDULE_KEY)) == 0;
+    if (recovery || checkpoint || schedule)
         key++;
     snprintf(namespace, sizeof namespace, "%.*s", (int)(slash - key), key);
     if (recovery)
         return recovery_reconcile(c, namespace, slash + 1, err);
     if (checkpoint)
         return checkpoint_reconcile(c, namespace, slash + 1, err);
+    if (schedule)
+        return schedule_reconcile(c, namespace, slash + 1, err);
     return application_reconcile(c, namespace, slash + 1, err);
 }
 
@@ -172,6 +175,8 @@ static void term_end(struct term *t, struct history *history)
     json_decref(c->placements.told);
     json_decref(c->placements.policies);
     pthread_mutex_destroy(&c->placements.mutex);
+    json_decref(c->held.applications);
+    pthread_mutex_destroy(&c->held.mutex);
     sealing_release(&c->sealing);
 }
 
@@ -201,6 +206,7 @@ static void serve_term(const struct controller_options *o, struct kube_lease *le
                            .namespace = o->namespace ? o->namespace : CONTROLLER_NAMESPACE,
                            .identity = identity,
                            .placements.mutex = PTHREAD_MUTEX_INITIALIZER,
+                           .held.mutex = PTHREAD_MUTEX_INITIALIZER,
                            .trust_requester = o->trust_requester},
                      .lease = lease};
     int r = term_begin(&t, o, directory, &err);
