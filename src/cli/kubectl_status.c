@@ -133,8 +133,12 @@ static json_t *recoveries_under_way(struct look *l)
     size_t i;
     json_array_foreach(items, i, item)
     {
+        const json_t *diverged = kubectl_condition(item, "GitDiverged");
         if (!kubectl_recovery_has_ended(item))
             json_array_append_new(found, describe_recovery(item));
+        if (kubectl_is(diverged, "True"))
+            json_array_append_new(l->notes, json_sprintf("rewind %s/%s: %s", kube_object_namespace(item), kube_object_name(item),
+                                                         cli_field_text(diverged, "message", "?")));
     }
     return found;
 }
