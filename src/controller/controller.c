@@ -156,15 +156,16 @@ static int term_begin(struct term *t, const struct controller_options *o, const 
     return r;
 }
 
-static void term_end(struct term *t, struct history *history)
+static void term_end(struct term *t, const struct controller_options *o)
 {
     struct controller *c = &t->c;
+    controller_metrics_end(o->metrics);
     if (c->queue)
         kube_queue_close(c->queue);
     kube_interrupt(c->client, true);
     for (size_t i = 0; i < t->worker_count; i++)
         pthread_join(t->workers[i], NULL);
-    history_end(history);
+    history_end(o->history);
     kube_informers_free(c->informers); /* its callbacks use all the rest */
     kube_interrupt(c->client, false);
     capture_free(c->capture);
@@ -212,11 +213,13 @@ static void serve_term(const struct controller_options *o, struct kube_lease *le
     int r = term_begin(&t, o, directory, &err);
     if (r < 0)
         log_error(o->log, "cannot begin: %s", err.message);
-    else
+    else {
         history_begin(o->history, &t.c);
+        controller_metrics_begin(o->metrics, &t.c);
+    }
     while (r == 0 && election->held && !*o->stop)
         pause_ms(POLL_MS);
-    term_end(&t, o->history);
+    term_end(&t, o);
     for (unsigned waited = 0; r < 0 && waited < TERM_RETRY_MS && !*o->stop; waited += POLL_MS)
         pause_ms(POLL_MS);
 }

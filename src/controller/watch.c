@@ -91,9 +91,14 @@ static bool reduce(void *context, const struct kube_resource *resource, json_t *
         cut_schedule(json_object_get(object, "status"));
         return true;
     }
-    /* Of a Recovery only that it is there and its annotations count: its status is our own. */
-    if (is_kind(resource, &kube_namespaces) ||
-        is_kind(resource, &controller_recoveries) || is_kind(resource, &controller_checkpoints)) {
+    /* Of a Recovery only that it is there, its annotations and, for the metrics, its phase count: its status is our own. */
+    if (is_kind(resource, &controller_recoveries)) {
+        static const char *const phase_keys[] = {"phase", NULL}, *const keys[] = {"apiVersion", "kind", "metadata", "status", NULL};
+        keep_only(json_object_get(object, "status"), phase_keys);
+        keep_only(object, keys);
+        return true;
+    }
+    if (is_kind(resource, &kube_namespaces) || is_kind(resource, &controller_checkpoints)) {
         keep_only(object, bare_keys);
         return true;
     }
@@ -189,7 +194,7 @@ bool watch_is_synced(struct controller *c)
 {
     struct kube_informer *all[] = {c->applications, c->policies,     c->namespaces,   c->claims,
                                    c->workloads[0], c->workloads[1], c->workloads[2], c->pods,
-                                   c->volumes,      c->classes};
+                                   c->volumes,      c->classes,      c->recoveries};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (!kube_informer_synced(all[i]))
             return false;
