@@ -37,8 +37,9 @@ const struct cli_program *cli_program_kubectl(void)
         &kubectl_cancel,  &kubectl_resume,
         &kubectl_purge,   &kubectl_verify,
         &kubectl_adopt,   &kubectl_release,
-        &kubectl_version, &kubectl_completion,
-        &cli_help,        NULL,
+        &kubectl_uninstall_check, &kubectl_version,
+        &kubectl_completion, &cli_help,
+        NULL,
     };
     static const struct cli_option options[] = {
         {"namespace", 'n', CLI_KIND_NAMESPACE, "NAMESPACE",

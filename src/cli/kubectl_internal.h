@@ -108,7 +108,7 @@ enum cli_exit kubectl_history_diff(struct cli *cli);
 int kubectl_complete(int argc, char **argv);
 
 extern const struct cli_command kubectl_status, kubectl_points, kubectl_tag, kubectl_diff, kubectl_rewind,
-    kubectl_undo, kubectl_clone, kubectl_restore, kubectl_adopt, kubectl_release, kubectl_cancel, kubectl_resume, kubectl_purge, kubectl_verify,
+    kubectl_undo, kubectl_clone, kubectl_restore, kubectl_adopt, kubectl_release, kubectl_cancel, kubectl_resume, kubectl_uninstall_check, kubectl_purge, kubectl_verify,
     kubectl_version,
     kubectl_completion;
 

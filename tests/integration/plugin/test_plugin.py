@@ -18,7 +18,7 @@ import test_controller as base
 from apiserver import CACHE, ROOT, ApiServer, until
 
 TIDEMARK = os.path.abspath(os.environ.get("TIDEMARK", "build/src/cli/tidemark"))
-COMMANDS = ["status", "points", "tag", "diff", "rewind", "undo", "clone", "restore", "cancel", "resume", "purge", "verify", "adopt", "release", "version", "completion", "help"]
+COMMANDS = ["status", "points", "tag", "diff", "rewind", "undo", "clone", "restore", "cancel", "resume", "purge", "verify", "adopt", "release", "uninstall-check", "version", "completion", "help"]
 SERVER = None
 BIN = None
 OK, FAILED, USAGE, NOT_FOUND, REFUSED, UNREACHABLE = 0, 1, 2, 3, 4, 5
