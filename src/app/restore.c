@@ -387,6 +387,7 @@ enum restore_way restore_way_of(const json_t *live, const json_t *wanted, char f
     if (is_kind(&id, "", "Pod"))
         snprintf(field, RESTORE_REASON_BYTES, "spec");
     bool precious = is_kind(&id, "", "PersistentVolumeClaim") || is_kind(&id, "", "Namespace") ||
+                    is_kind(&id, "snapshot.storage.k8s.io", "VolumeSnapshot") || /* its data may go with it */
                     is_kind(&id, "apiextensions.k8s.io", "CustomResourceDefinition");
     return precious ? RESTORE_KEEP : RESTORE_RECREATE;
 }

@@ -613,6 +613,10 @@ static int read_journal(const struct yaml_node *journal, struct app_policy *poli
         r = read_thinning(thinning, policy, err);
     if (r == 0)
         r = read_compress(optional(journal, "compressAfter"), policy, err);
+    /* Of the default steps those that begin after the history ends: what is written out is read again. */
+    while (r == 0 && !thinning && policy->history_ns && policy->thinning_count &&
+           policy->thinning[policy->thinning_count - 1].after_ns >= policy->history_ns)
+        policy->thinning_count--;
     size_t last = policy->thinning_count - 1;
     if (r == 0 && thinning && policy->thinning_count && policy->history_ns &&
         policy->thinning[last].after_ns >= policy->history_ns)

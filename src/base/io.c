@@ -3,7 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
+#include <fts.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -159,19 +159,46 @@ int io_read_file(const char *path, size_t limit_bytes, char **ret_data, size_t *
     return 0;
 }
 
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
+static bool is_mount_point(const char *path)
 {
-    (void)st;
-    (void)type;
-    (void)ftw;
-    return remove(path) < 0 && errno != ENOENT ? -1 : 0;
+    struct statx st;
+    return statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC, STATX_TYPE, &st) < 0
+               ? errno == ENOTCONN /* of a FUSE server that is gone */
+               : st.stx_attributes & STATX_ATTR_MOUNT_ROOT;
+}
+
+static void close_tree(FTS **tree)
+{
+    if (*tree)
+        fts_close(*tree);
+}
+
+static FTS *open_tree(const char *path)
+{
+    char *const paths[] = {(char *)(uintptr_t)path, NULL};
+    return fts_open(paths, FTS_PHYSICAL | FTS_NOCHDIR, NULL);
+}
+
+int io_check_tree(const char *path, struct error *err)
+{
+    FTS *tree __attribute__((cleanup(close_tree))) = open_tree(path);
+    for (const FTSENT *entry; tree && (entry = fts_read(tree));)
+        if (entry->fts_info != FTS_DP && is_mount_point(entry->fts_path))
+            return error_set(err, -EBUSY, "cannot remove %s: something is mounted on %s, and its content would go too; unmount it first",
+                             path, entry->fts_path);
+    return tree ? 0 : error_errno(err, -errno, "cannot look at %s", path);
 }
 
 int io_remove_tree(const char *path, struct error *err)
 {
-    if (nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS) < 0 && errno != ENOENT)
-        return error_errno(err, -errno, "cannot remove %s", path);
-    return 0;
+    int r = io_check_tree(path, err);
+    FTS *tree __attribute__((cleanup(close_tree))) = r == 0 ? open_tree(path) : NULL;
+    if (r == 0 && !tree)
+        r = error_errno(err, -errno, "cannot remove %s", path);
+    for (const FTSENT *entry; r == 0 && (entry = fts_read(tree));)
+        if (entry->fts_info != FTS_D && remove(entry->fts_path) < 0 && errno != ENOENT)
+            r = error_errno(err, -errno, "cannot remove %s", entry->fts_path);
+    return r;
 }
 
 void *io_alloc_pages(size_t length_bytes)

@@ -27,8 +27,11 @@ int io_replace_file(const char *path, const void *data, size_t length_bytes, mod
 /* Reads a file of at most `limit_bytes` (-EFBIG above). The text is NUL-terminated; the caller frees it. */
 int io_read_file(const char *path, size_t limit_bytes, char **ret_data, size_t *ret_length_bytes,
                  struct error *err) MUST_CHECK;
-/* Removes `path` and all below it, not following links. 0 when it is not there. */
+/* Removes `path` and all below it, not following links. 0 when it is not there. Nothing is removed when something is mounted on it or
+ * below it (-EBUSY): that is somebody else's. */
 int io_remove_tree(const char *path, struct error *err) MUST_CHECK;
+/* Whether io_remove_tree would refuse. */
+int io_check_tree(const char *path, struct error *err) MUST_CHECK;
 /* Page-aligned zeroed memory from mmap, populated. NULL when out of memory. Free with io_free_pages. */
 void *io_alloc_pages(size_t length_bytes);
 void io_free_pages(void *data, size_t length_bytes);

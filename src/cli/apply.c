@@ -16,13 +16,18 @@
 struct source {
     const char *name; /* as given */
     char *text;
+    char *whole; /* for a dry run: the text and, behind it, the policies of the other files. NULL: the text does */
+    struct yaml_stream *stream; /* NULL: it is not YAML, which the server says better */
     char directory[CLI_PATH_BYTES]; /* where relative paths in it start */
 };
 
 static void release_sources(struct source (*sources)[APPLY_FILES_MAX])
 {
-    for (size_t i = 0; i < APPLY_FILES_MAX; i++)
+    for (size_t i = 0; i < APPLY_FILES_MAX; i++) {
         free((*sources)[i].text);
+        free((*sources)[i].whole);
+        yaml_stream_free((*sources)[i].stream);
+    }
 }
 
 static int read_stdin(char **ret_text, struct error *err)
@@ -52,14 +57,55 @@ static int read_source(const char *name, struct source *ret, struct error *err)
         return r;
     char *slash = strrchr(ret->directory, '/');
     slash[slash == ret->directory] = '\0';
-    if (is_stdin)
-        return read_stdin(&ret->text, err);
-    r = io_read_file(name, YAML_TEXT_LIMIT_BYTES, &ret->text, &length_bytes, err);
+    r = is_stdin ? read_stdin(&ret->text, err) : io_read_file(name, YAML_TEXT_LIMIT_BYTES, &ret->text, &length_bytes, err);
     if (r < 0)
         return r;
-    if (strlen(ret->text) != length_bytes)
+    if (!is_stdin && strlen(ret->text) != length_bytes)
         return error_set(err, -EINVAL, "%s holds a NUL: expected YAML", name);
+    struct error ignored = ERROR_INIT;
+    if (yaml_parse(ret->name, ret->text, strlen(ret->text), &ret->stream, &ignored) < 0)
+        ret->stream = NULL;
     return 0;
+}
+
+static const char *policy_name(const struct yaml_node *root)
+{
+    const char *kind = yaml_text(yaml_lookup(root, "kind"));
+    return kind && strcmp(kind, "ProtectionPolicy") == 0 ? yaml_text(yaml_lookup_path(root, "metadata.name")) : NULL;
+}
+
+/* With `name`: whether it has that policy; without: whether it has any. */
+static bool has_policy(const struct source *source, const char *name)
+{
+    for (size_t i = 0; source->stream && i < source->stream->count; i++) {
+        const char *one = policy_name(source->stream->documents[i].root);
+        if (one && (!name || strcmp(one, name) == 0))
+            return true;
+    }
+    return false;
+}
+
+/* Applications may refer to the policies of other files. */
+static int make_whole(struct source *sources, size_t count, size_t which, struct error *err)
+{
+    size_t text_bytes;
+    FILE *f = open_memstream(&sources[which].whole, &text_bytes);
+    if (!f)
+        return error_errno(err, -ENOMEM, "cannot read %s", sources[which].name);
+    fputs(sources[which].text, f);
+    for (size_t i = 0; i < count; i++)
+        for (size_t d = 0; i != which && sources[i].stream && d < sources[i].stream->count; d++) {
+            const struct yaml_document *document = &sources[i].stream->documents[d];
+            const char *name = policy_name(document->root);
+            bool there = !name || has_policy(&sources[which], name);
+            for (size_t k = 0; k < i && !there; k++)
+                there = has_policy(&sources[k], name);
+            if (!there)
+                fprintf(f, "\n---\n%.*s", (int)(document->end_bytes - document->start_bytes),
+                        sources[i].stream->text + document->start_bytes);
+        }
+    bool failed = ferror(f);
+    return fclose(f) != 0 || failed ? error_errno(err, -ENOMEM, "cannot read %s", sources[which].name) : 0;
 }
 
 static enum cli_exit send_source(const struct cli *cli, const struct source *source, bool dry_run,
@@ -75,9 +121,15 @@ static enum cli_exit send_source(const struct cli *cli, const struct source *sou
             0)
         return cli_output_fail(cli, CLI_EXIT_FAILED, NULL, "apply: out of memory");
     snprintf(what, sizeof what, "apply");
-    enum cli_exit code = cli_api_send(cli, what, path, source->text, &answer);
-    if (code == CLI_EXIT_OK && results)
-        json_array_extend(results, json_object_get(answer, "results"));
+    enum cli_exit code = cli_api_send(cli, what, path, dry_run && source->whole ? source->whole : source->text, &answer);
+    size_t i;
+    json_t *result;
+    json_array_foreach(json_object_get(answer, "results"), i, result)
+    {
+        bool policy = strcmp(cli_field_text(result, "kind", ""), "ProtectionPolicy") == 0;
+        if (code == CLI_EXIT_OK && results && (!policy || has_policy(source, cli_field_text(result, "name", ""))))
+            json_array_append(results, result);
+    }
     return code;
 }
 
@@ -142,17 +194,23 @@ static enum cli_exit run(struct cli *cli)
     bool dry_run = cli_options_flag(cli, "dry-run");
     size_t count = 0;
     const char *name;
-    while (count < APPLY_FILES_MAX && (name = cli_options_nth(cli, "file", count)))
-        if (read_source(name, &sources[count++], &err) < 0)
-            return cli_output_fail(cli, CLI_EXIT_FAILED, NULL, "apply: %s", err.message);
+    int r = 0;
+    while (r == 0 && count < APPLY_FILES_MAX && (name = cli_options_nth(cli, "file", count)))
+        r = read_source(name, &sources[count++], &err);
+    for (size_t i = 0; i < count && count > 1 && r == 0; i++)
+        r = make_whole(sources, count, i, &err);
+    if (r < 0)
+        return cli_output_fail(cli, CLI_EXIT_FAILED, NULL, "apply: %s", err.message);
     enum cli_exit code = CLI_EXIT_OK;
     /* Several files: all are checked before the first one changes anything. */
     for (size_t i = 0; i < count && count > 1 && !dry_run && code == CLI_EXIT_OK; i++)
         code = send_source(cli, &sources[i], true, NULL);
     if (code != CLI_EXIT_OK)
         return code;
-    for (size_t i = 0; i < count && code == CLI_EXIT_OK; i++)
-        code = send_source(cli, &sources[i], dry_run, results);
+    for (int policies = 1; policies >= 0; policies--) /* those that others refer to come first */
+        for (size_t i = 0; i < count && code == CLI_EXIT_OK; i++)
+            if (has_policy(&sources[i], NULL) == policies)
+                code = send_source(cli, &sources[i], dry_run, results);
     enum cli_exit printed = print(cli, results, dry_run);
     return code != CLI_EXIT_OK ? code : printed;
 }

@@ -10,9 +10,11 @@
 #include "base/thread.h"
 #include "cli/cli_internal.h"
 #include "controller/controller.h"
+#include "controller/data_client.h"
 #include "controller/webhook.h"
 #include "csi/cluster.h"
 #include "lib/http_server.h"
+#include "lib/json.h"
 
 #define NODES_MAX 16u
 
@@ -31,6 +33,7 @@ struct service {
     char state[CLI_PATH_BYTES], csi_socket[CLI_PATH_BYTES], records[CLI_PATH_BYTES + 16];
     const char *nodes[NODES_MAX + 1]; /* ends with NULL */
     struct csi_cluster cluster;
+    struct data_client *agents; /* of CSI; NULL: without certificates */
     struct reconcilers reconcilers;
     struct controller_metrics *metrics;
     struct http_server *metrics_server;
@@ -64,13 +67,46 @@ static int open_client(const struct service *s, struct kube_client **ret, struct
     return kube_open(&options, ret, err);
 }
 
+/* csi_cluster.release. */
+static int release_stream(void *context, const char *node, const char *stream, struct error *err)
+{
+    char path[CSI_HANDLE_BYTES + 32];
+    struct service *s = context;
+    _cleanup_json_ json_t *body = json_object();
+    snprintf(path, sizeof path, "/v1/streams/%s/release", stream);
+    return data_client_call(s->agents, node, "POST", path, body, DATA_TIMEOUT_MS, NULL, err);
+}
+
+static int connect_agents(struct service *s, struct error *err)
+{
+    const struct data_client_options options = {.client = s->cluster.client,
+                                                .namespace = s->cluster.namespace,
+                                                .records = &csi_records_kube,
+                                                .records_context = &s->cluster,
+                                                .certificate = cli_options_value(s->cli, "agent-cert", NULL),
+                                                .key = cli_options_value(s->cli, "agent-key", NULL),
+                                                .ca = cli_options_value(s->cli, "agent-ca", NULL),
+                                                .log = &s->log};
+    if (!options.certificate || !options.key || !options.ca)
+        return 0;
+    int r = data_client_new(&options, &s->agents, err);
+    if (r < 0)
+        return r;
+    s->cluster.release = release_stream;
+    s->cluster.release_context = s;
+    return 0;
+}
+
 /* With a cluster: --kubeconfig, or in a pod. */
 static int connect_cluster(struct service *s, struct error *err)
 {
     if (!cli_options_value(s->cli, "kubeconfig", NULL) && !getenv("KUBERNETES_SERVICE_HOST"))
         return 0;
     s->cluster.namespace = cli_options_value(s->cli, "namespace", CONTROLLER_NAMESPACE);
-    return open_client(s, &s->cluster.client, err);
+    s->cluster.attachment_image = cli_options_value(s->cli, "attachment-image", "localhost/tidemark:" TIDEMARK_VERSION);
+    s->cluster.log = &s->log;
+    int r = open_client(s, &s->cluster.client, err);
+    return r == 0 ? connect_agents(s, err) : r;
 }
 
 static int start_csi(struct service *s, struct error *err)
@@ -85,6 +121,8 @@ static int start_csi(struct service *s, struct error *err)
         .records_context = cluster ? (void *)&s->cluster : s->records,
         .cluster = cluster ? &csi_cluster_kube : NULL,
         .cluster_context = &s->cluster,
+        .classes = cluster ? &csi_class_kube : NULL,
+        .classes_context = &s->cluster,
         .nodes = s->nodes[0] ? s->nodes : NULL,
         .log = &s->log,
     };
@@ -206,6 +244,7 @@ static int serve(struct service *s, const sigset_t *stop, struct error *err)
     history_free(s->history);
     if (!csi_controller_stop(s->csi))
         _exit(CLI_EXIT_FAILED); /* a call is stuck: nothing can be freed under it */
+    data_client_free(s->agents);
     kube_close(s->cluster.client);
     if (r == 0 && s->reconcilers.err.code) {
         *err = s->reconcilers.err;
@@ -252,6 +291,8 @@ const struct cli_command cli_controller = {
             {"agent-key", 0, CLI_KIND_FILE, "FILE", .help = "with --agent-cert: its key"},
             {"agent-ca", 0, CLI_KIND_FILE, "FILE",
              .help = "with --agent-cert: CA of the agents (they are tidemark-node)"},
+            {"attachment-image", 0, CLI_KIND_TEXT, "IMAGE",
+             .help = "what pods run that bring volumes of backing class to a node (default: this version's)"},
             {"node", 0, CLI_KIND_TEXT, "NAME", .help = "without a cluster: a node there is (default: any)",
              .repeat = true},
             {"webhook-listen", 0, CLI_KIND_TEXT, "ADDRESS:PORT",

@@ -29,7 +29,7 @@ static enum cli_exit run(struct cli *cli)
         .context = cli,
     };
     int r = control_up(&options, &err);
-    if (r == -EBUSY)
+    if (r == -EALREADY)
         return cli_output_fail(cli, CLI_EXIT_REFUSED,
                                "one data plane a state directory; another one takes --state DIR", "data: %s",
                                err.message);

@@ -37,6 +37,22 @@ static void print_lifecycle(const struct cli *cli, const json_t *plan, const cha
     }
 }
 
+/* What it takes on the disks before it is copied back, and what there is. */
+static void print_space(const struct cli *cli, const json_t *plan)
+{
+    size_t i;
+    json_t *disk;
+    json_array_foreach(json_object_get(plan, "space"), i, disk)
+    {
+        char needed[UNITS_TEXT_BYTES], there[UNITS_TEXT_BYTES];
+        cli_output_say(cli, "  space     %s of %s on the disk of %s", units_format_bytes(cli_field_u64(disk, "needed_bytes"), needed),
+                       units_format_bytes(cli_field_u64(disk, "free_bytes"), there), cli_field_text(disk, "disk_of", "?"));
+    }
+    const char *refusal = cli_field_text(plan, "refusal", NULL);
+    if (refusal)
+        cli_output_say(cli, "  refused   %s", refusal);
+}
+
 static void print_plan(const struct cli *cli, const char *application, const json_t *plan)
 {
     char volumes[CLI_TEXT_BYTES];
@@ -49,6 +65,7 @@ static void print_plan(const struct cli *cli, const char *application, const jso
         cli_output_say(cli, "  note      %s", note);
     print_lifecycle(cli, plan, "stop");
     cli_output_say(cli, "  volumes   %s change", cli_field_volumes(plan, "changed_bytes", volumes));
+    print_space(cli, plan);
     print_manifests(cli, plan);
     print_lifecycle(cli, plan, "start");
     print_lifecycle(cli, plan, "probe");

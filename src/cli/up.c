@@ -34,9 +34,13 @@ static enum cli_exit run(struct cli *cli)
         return cli_output_fail(cli, CLI_EXIT_FAILED,
                                "volumes are attached and mounted by root: try it with sudo", "up: %s",
                                err.message);
-    if (r == -EBUSY)
+    if (r == -EALREADY)
         return cli_output_fail(cli, CLI_EXIT_REFUSED,
                                "one `tidemark up` a state directory; another one takes --state DIR", "up: %s",
+                               err.message);
+    if (r == -EBUSY)
+        return cli_output_fail(cli, CLI_EXIT_REFUSED,
+                               "what could not be stopped goes on, and the next `tidemark up` takes it over", "up: %s",
                                err.message);
     if (r < 0)
         return cli_output_fail(cli, CLI_EXIT_FAILED, NULL, "up: %s", err.message);

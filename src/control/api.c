@@ -67,6 +67,25 @@ static int do_detach(struct call *c, json_t **ret, struct error *err)
     return r < 0 ? r : apply_detach(c->control, c->argument, ret, err);
 }
 
+static int do_store_open(struct call *c, json_t **ret, struct error *err)
+{
+    const char *device = NULL;
+    _cleanup_json_ json_t *body = NULL;
+    int r = http_request_json(c->request, &body, err);
+    if (r == 0)
+        r = json_reject_unknown(body, err, "device", NULL);
+    if (r == 0)
+        r = json_get_string(body, "device", &device, err);
+    if (r == 0 && atomic_load(&c->control->stopping))
+        r = error_set(err, -EBUSY, "`tidemark data` is stopping");
+    return r < 0 ? r : store_open(c->control, c->argument, device, ret, err);
+}
+
+static int do_store_close(struct call *c, json_t **ret, struct error *err)
+{
+    return store_close(c->control, c->argument, ret, err);
+}
+
 static int do_points(struct call *c, json_t **ret, struct error *err)
 {
     const char *since = http_request_query(c->request, "since"),
@@ -343,6 +362,8 @@ static const struct {
     {{"POST", "/v1/apply"}, do_apply},
     {{"DELETE", "/v1/applications/{app}"}, do_delete},
     {{"POST", "/v1/applications/{app}/detach"}, do_detach},
+    {{"POST", "/v1/applications/{app}/store"}, do_store_open},
+    {{"DELETE", "/v1/applications/{app}/store"}, do_store_close},
     {{"GET", "/v1/applications/{app}/points"}, do_points},
     {{"GET", "/v1/applications/{app}/last-clean"}, do_last_clean},
     {{"POST", "/v1/applications/{app}/tag"}, do_tag},

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -169,6 +170,14 @@ void application_unlist(struct application *application)
     application_unref(application);
 }
 
+int application_statvfs(const struct application *application, struct statvfs *ret, struct error *err)
+{
+    const char *state = application->control->state_directory;
+    if (statvfs(application->directory, ret) == 0 || (errno == ENOENT && statvfs(state, ret) == 0))
+        return 0;
+    return error_errno(err, -errno, "cannot see how much of %s is free", state);
+}
+
 int application_save(const struct application *application, struct error *err)
 {
     char path[PATH_MAX];
@@ -246,6 +255,16 @@ static int application_catch_up(struct application *application, struct error *e
     return r;
 }
 
+/* Whoever starts it: one that failed is tried again, and one that runs is not started once more by a try that was due. */
+static void note_start(struct application *application, int r)
+{
+    MUTEX_GUARD(guard, &application->mutex);
+    if (r == 0)
+        application->retry_ns = application->failures = 0;
+    else if (!application->retry_ns)
+        application->retry_ns = clock_boottime_ns(clock_system()) + NS_PER_SECOND;
+}
+
 int application_start(struct application *application, struct error *err)
 {
     application_set_state(application, APPLICATION_STARTING, NULL);
@@ -271,6 +290,7 @@ int application_start(struct application *application, struct error *err)
                 application_export_stop(application);
         }
     }
+    note_start(application, r);
     if (r < 0) {
         application_set_state(application, APPLICATION_FAILED, err->message);
         return error_context(err, "%s", application->name);
@@ -370,8 +390,11 @@ void application_look_after(struct application *application)
     struct error err = ERROR_INIT;
     pthread_mutex_lock(&application->mutex);
     bool watched = !application->busy[0];
+    int status = 0;
     bool gone =
-        watched && process_exists(&application->process) && process_wait(&application->process, 0, NULL);
+        watched && process_exists(&application->process) && process_wait(&application->process, 0, &status);
+    if (gone)
+        crash_note(application, status);
     pthread_mutex_unlock(&application->mutex);
     if (gone)
         ended(application);

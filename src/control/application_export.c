@@ -54,9 +54,9 @@ static int choose_quota(const struct application *application, const struct app_
     if (json_parse_file(config_path, &old, &ignored) == 0 &&
         json_get_u64(old, "quota_bytes", ret, &ignored) == 0 && *ret)
         return 0;
-    if (statvfs(application->control->state_directory, &fs) < 0)
-        return error_errno(err, -errno, "cannot see how much of %s is free",
-                           application->control->state_directory);
+    int r = application_statvfs(application, &fs, err);
+    if (r < 0)
+        return r;
     uint64_t quarter = (uint64_t)fs.f_bavail * fs.f_frsize / 4 / (64u << 20) * (64u << 20);
     *ret = quarter < CONTROL_QUOTA_DEFAULT_BYTES ? quarter : CONTROL_QUOTA_DEFAULT_BYTES;
     if (*ret < APP_QUOTA_BYTES_MIN)
@@ -100,6 +100,8 @@ int export_write_engine_config(struct application *application, struct error *er
     const char *ack = app_ack_mode_name(policy->ack_mode), *failure_mode = app_failure_mode_name(policy->failure_mode);
     uint64_t history_ns = policy->history_ns, seed_rate = policy->seed_bytes_per_second, compress = policy->compress_after_ns;
     json_t *thinning = engine_thinning(policy);
+    if (r == 0)
+        r = store_keep_policy(application, policy, err);
     app_policy_free(policy);
     if (r < 0) {
         json_decref(thinning);
@@ -296,6 +298,8 @@ int application_export_start(struct application *application, struct error *err)
     MUTEX_GUARD(guard, &application->mutex);
     application->process = process;
     application->orphaned = orphaned;
+    application->started_ns = clock_boottime_ns(clock_system());
+    cgroup_memory("", &application->memory);
     return 0;
 }
 

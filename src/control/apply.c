@@ -97,14 +97,15 @@ int disk_check(const struct application *application, const struct app_spec *old
         volumes_text[UNITS_TEXT_BYTES], quota_text[UNITS_TEXT_BYTES];
     const char *state = application->control->state_directory;
     uint64_t volumes_bytes = 0;
-    if (statvfs(state, &fs) < 0)
-        return error_errno(err, -errno, "cannot see how much of %s is free", state);
+    int r = application_statvfs(application, &fs, err);
+    if (r < 0)
+        return r;
     uint64_t free_bytes = (uint64_t)fs.f_bavail * fs.f_frsize;
     for (size_t i = 0; i < application->spec->volume_count; i++) {
         const struct app_volume *v = &application->spec->volumes[i];
         if (old && find_volume(old, v->name))
             continue;
-        int r = application_path(application, path, err, "backing/%s.img", v->name);
+        r = application_path(application, path, err, "backing/%s.img", v->name);
         if (r < 0)
             return r;
         uint64_t there = 0;
@@ -299,10 +300,11 @@ static int create(struct control *control, struct app_spec *spec, uint64_t quota
         application_list(a);
         r = application_start(a, err);
     }
+    if (r < 0)
+        application_unlist(a); /* before anybody else may begin anything with it */
     application_end(a);
     if (r == 0)
         return 0;
-    application_unlist(a);
     unlink(yaml_path);
     remove_made(a->spec, existing);
     if (!kept && io_remove_tree(a->directory, &ignored) < 0)
@@ -507,6 +509,16 @@ static json_t *deleted_json(const struct application *a, bool purge)
                      purge ? json_null() : json_sprintf("%s/journal", a->directory), "volumes", volumes);
 }
 
+/* It is stopped: what is still mounted below its directory is not ours. Then it goes on as it was. */
+static int check_removal(struct application *a, struct error *err)
+{
+    struct error second = ERROR_INIT;
+    int r = io_check_tree(a->directory, err);
+    if (r < 0 && application_start(a, &second) < 0)
+        log_error(a->control->log, "%s", second.message);
+    return r;
+}
+
 int apply_delete(struct control *control, const char *name, bool purge, json_t **ret, struct error *err)
 {
     char path[PATH_MAX];
@@ -514,7 +526,9 @@ int apply_delete(struct control *control, const char *name, bool purge, json_t *
     _cleanup_application_ struct application *a = application_find(control, name, err);
     if (!a)
         return err->code;
-    int r = clone_check_unused(control, name, err);
+    int r = store_refuse(control, name, "deleted here", err);
+    if (r == 0)
+        r = clone_check_unused(control, name, err);
     if (r == 0)
         r = application_begin(a, "delete", 0, err);
     if (r < 0)
@@ -522,6 +536,8 @@ int apply_delete(struct control *control, const char *name, bool purge, json_t *
     r = views_close_all(control, name, false, err);
     if (r == 0)
         r = application_stop(a, false, err);
+    if (r == 0 && purge)
+        r = check_removal(a, err);
     if (r == 0)
         r = application_path(a, path, err, "application.yaml");
     if (r == 0 && unlink(path) < 0 && errno != ENOENT)
@@ -608,7 +624,9 @@ int apply_detach(struct control *control, const char *name, json_t **ret, struct
     _cleanup_application_ struct application *a = application_find(control, name, err);
     if (!a)
         return err->code;
-    int r = clone_check_unused(control, name, err);
+    int r = store_refuse(control, name, "given back as images", err);
+    if (r == 0)
+        r = clone_check_unused(control, name, err);
     if (r == 0)
         r = application_begin(a, "detach", 0, err);
     if (r < 0)
@@ -618,6 +636,8 @@ int apply_detach(struct control *control, const char *name, json_t **ret, struct
         r = views_close_all(control, name, false, err);
     if (r == 0)
         r = application_stop(a, false, err);
+    if (r == 0)
+        r = check_removal(a, err);
     if (r == 0)
         r = application_path(a, path, err, "application.yaml");
     if (r == 0 && unlink(path) < 0 && errno != ENOENT)
@@ -634,7 +654,7 @@ int apply_detach(struct control *control, const char *name, json_t **ret, struct
     return r;
 }
 
-static int load_one(struct control *control, const char *name, struct error *err)
+int application_load(struct control *control, const char *name, struct error *err)
 {
     char path[PATH_MAX];
     size_t length = 0;
@@ -673,7 +693,7 @@ int applications_load(struct control *control, struct error *err)
         return error_errno(err, -errno, "cannot read %s", path);
     for (const struct dirent *entry; (entry = readdir(dir));) {
         struct error one = ERROR_INIT;
-        if (entry->d_name[0] == '.' || load_one(control, entry->d_name, &one) == 0)
+        if (entry->d_name[0] == '.' || application_load(control, entry->d_name, &one) == 0)
             continue;
         log_error(control->log, "an application is left out: %s", one.message);
         if (!control->left_out)

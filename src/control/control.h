@@ -33,6 +33,8 @@
  *          its result: VERIFY
  *   POST   /v1/applications/{app}/upgrade-engine  {"disconnect":false}  -> 202 {"operation":OPERATION}
  *          its result: {"application","from_version","to_version","from_pid","to_pid","pause_ms","disconnected"}
+ *   POST   /v1/applications/{app}/store {"device":PATH}   -> {"application","device","open":true}
+ *   DELETE /v1/applications/{app}/store                   -> {"application","open":false}
  *   GET    /v1/views              {"views":[VIEW]}
  *   GET    /v1/views/{id}         {"view":VIEW}
  *   DELETE /v1/views/{id}         {"id"}
@@ -93,8 +95,8 @@ struct control_options {
 
 /* Runs until SIGTERM or SIGINT, which it takes over (blocked in all threads, SIGPIPE ignored): then it closes
  * views, unmounts, detaches and stops the engines, each within 30 s; a second signal forces. 0 after a clean
- * stop. -EPERM without root; -EBUSY when another `up` holds the state directory (the message names its pid);
- * -ENOENT when a program is missing; other negative errno when it could not start or stop something. One call
+ * stop. -EPERM without root; -EALREADY when another `up` holds the state directory (the message names its pid);
+ * -EBUSY when something is in use and was left running; -ENOENT when a program is missing; other negative errno when it could not start or stop something. One call
  * a process; blocks. */
 int control_up(const struct control_options *options, struct error *err) MUST_CHECK;
 

@@ -19,6 +19,7 @@
 #include "base/clock.h"
 #include "control/control.h"
 #include "control/process.h"
+#include "export/holder_ends.h"
 #include "export/loop.h"
 #include "lib/http_server.h"
 #include "lib/json.h"
@@ -38,6 +39,7 @@
 #define CONTROL_PROBE_TIMEOUT_MS 60000
 #define CONTROL_SYNC_TIMEOUT_MS 5000
 #define CONTROL_QUOTA_DEFAULT_BYTES (8ull << 30)
+#define CONTROL_ENGINE_MEMORY_MIB 96u /* the budget of an engine (J7) */
 
 struct control;
 struct manifests;
@@ -121,6 +123,9 @@ struct application {
     uint64_t retry_ns;           /* boottime when a failed one is started again; 0: not */
     uint64_t rewind_retry_ns;    /* boottime before which an interrupted rewind is not carried on */
     unsigned failures;           /* in a row */
+    struct holder_ends ends;     /* of an engine without a holder */
+    struct cgroup_memory memory; /* when that was started */
+    uint64_t started_ns;         /* boottime of that */
     struct manifests *manifests; /* busy */
     uint64_t quota_bytes;
     char copied_from[APP_NAME_LENGTH_MAX + 1]; /* while it is being made as a clone; else "". control.mutex */
@@ -152,6 +157,9 @@ int application_path(const struct application *application, char ret[PATH_MAX], 
 /* application.yaml in the application's directory. */
 int application_save(const struct application *application, struct error *err) MUST_CHECK;
 
+/* Of the file system that holds its directory, or will. */
+struct statvfs;
+int application_statvfs(const struct application *application, struct statvfs *ret, struct error *err) MUST_CHECK;
 /* All of these: busy. Starts or takes over the export, attaches and mounts, watches manifests. What was begun
  * is taken back on failure. */
 int application_start(struct application *application, struct error *err) MUST_CHECK;
@@ -173,6 +181,13 @@ int application_detach(struct application *application, bool force, struct error
 int application_mount(struct application *application, struct error *err) MUST_CHECK;
 /* All volumes, deepest first; on -EBUSY those already unmounted are mounted again. */
 int application_unmount(struct application *application, bool force, struct error *err) MUST_CHECK;
+/* crash.c: how often its engine has ended by itself. */
+void crash_load(const struct application *application, struct holder_ends *ret);
+bool crash_is_loop(const struct holder_ends *e, uint64_t now_ns);
+/* Why, and what to do. Returns `text`. */
+const char *crash_describe(const struct holder_ends *e, const char *log_path, char *text, size_t size);
+/* The application's process has ended by itself. Mutex held. */
+void crash_note(struct application *application, int wait_status);
 /* sync.c: writes what Linux holds in memory for the mounted volumes. False: not all of it within
  * CONTROL_SYNC_TIMEOUT_MS. */
 bool application_sync(struct application *application) MUST_CHECK;
@@ -295,8 +310,25 @@ int apply_detach(struct control *control, const char *name, json_t **ret, struct
 /* The named policy, or the default one. -ENOENT. Free with app_policy_free. */
 int policy_load(const struct control *control, const char *name, struct app_policy **ret,
                 struct error *err) MUST_CHECK;
+/* Puts the application of apps/<name>/application.yaml into the list, stopped; nothing to do without that file. */
+int application_load(struct control *control, const char *name, struct error *err) MUST_CHECK;
 /* Loads apps/<name>/application.yaml of all. */
 int applications_load(struct control *control, struct error *err) MUST_CHECK;
+
+/* ---- store.c: applications whose directory is a file system of its own, on a block device ---- */
+/* Mounts the device (a file system is made on one without any signature) and starts what it holds. Again is nothing. -EBUSY: open on
+ * another machine; -EEXIST: it holds something else, or the application has its files on this machine. */
+int store_open(struct control *control, const char *name, const char *device, json_t **ret, struct error *err) MUST_CHECK;
+/* Stops the application and unmounts. -ENOENT: none is open; -EBUSY: a volume or view is used. */
+int store_close(struct control *control, const char *name, json_t **ret, struct error *err) MUST_CHECK;
+bool store_is_open(const struct control *control, const char *name);
+/* -EBUSY when it lives in a store, which cannot be `what` ("deleted here"). */
+int store_refuse(const struct control *control, const char *name, const char *what, struct error *err) MUST_CHECK;
+/* A copy of the policy goes along with a store. */
+int store_keep_policy(const struct application *application, const struct app_policy *policy, struct error *err) MUST_CHECK;
+/* At the start of the process, before applications_load; at its end, when the engines have ended. */
+void stores_mount(struct control *control);
+void stores_unmount(struct control *control);
 
 /* ---- upgrade.c ---- */
 /* Replaces its engine by the installed program; busy. */
@@ -357,7 +389,8 @@ struct control {
     struct http_server *server;
     atomic_bool stopping;
     atomic_uint workers;         /* operation threads */
-    pthread_mutex_t apply_mutex; /* one apply or delete at a time; before all others */
+    pthread_mutex_t store_mutex; /* one store is opened or closed at a time; before all others */
+    pthread_mutex_t apply_mutex; /* one apply or delete at a time; before those below */
     pthread_mutex_t mutex;       /* guards the lists */
     pthread_cond_t changed;      /* an operation's version, or a worker's end */
     struct application *applications;
@@ -366,6 +399,8 @@ struct control {
     struct operation *operations;
 };
 void control_wake(struct control *control);
+/* Starts one that was loaded, and carries on a rewind that was interrupted; what fails is told and tried again. */
+void application_bring_up(struct application *application);
 /* Runs `main` in a thread that control_up waits for. */
 int control_work(struct control *control, void *(*main)(void *), void *context, struct error *err) MUST_CHECK;
 void control_work_ended(struct control *control);

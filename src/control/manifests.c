@@ -117,7 +117,7 @@ static void watch_below(struct manifests *m, const char *relative, unsigned dept
     json_object_set_new(m->watches, key, json_string(relative));
     _cleanup_closedir_ DIR *dir = opendir(path);
     for (const struct dirent *entry; dir && depth < MANIFESTS_DEPTH_MAX && (entry = readdir(dir));) {
-        if (entry->d_name[0] == '.' || entry->d_type != DT_DIR)
+        if (entry->d_name[0] == '.' || !manifests_is_directory(dir, entry))
             continue;
         char below[PATH_MAX];
         if (snprintf(below, sizeof below, "%s%s%s", relative, relative[0] ? "/" : "", entry->d_name) <

@@ -33,6 +33,13 @@ int manifests_read_one(const char *directory, const char *name, json_t **ret_con
 {
     char path[PATH_MAX];
     struct stat st;
+    _cleanup_json_ json_t *utf8 = json_string(name);
+    if (!utf8) {
+        snprintf(problem, problem_size, "a file's name is not UTF-8, and it is not journaled: %.150s", name);
+        for (char *at = problem; *at; at++)
+            *at = (unsigned char)*at < 0x80 ? *at : '?';
+        return -EINVAL;
+    }
     if (snprintf(path, sizeof path, "%s/%s", directory, name) >= (int)sizeof path)
         return -EINVAL;
     _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
@@ -61,6 +68,14 @@ int manifests_read_one(const char *directory, const char *name, json_t **ret_con
     return 0;
 }
 
+/* Not every file system tells it with the name. */
+bool manifests_is_directory(DIR *dir, const struct dirent *entry)
+{
+    struct stat st;
+    return entry->d_type != DT_UNKNOWN ? entry->d_type == DT_DIR
+                                       : fstatat(dirfd(dir), entry->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(st.st_mode);
+}
+
 static void read_below(const char *directory, const char *relative, unsigned depth, json_t *files,
                        char *problem, size_t problem_size)
 {
@@ -74,7 +89,7 @@ static void read_below(const char *directory, const char *relative, unsigned dep
                                                 entry->d_name) >= (int)sizeof name)
             continue;
         json_t *content = NULL;
-        if (entry->d_type == DT_DIR) {
+        if (manifests_is_directory(dir, entry)) {
             if (depth < MANIFESTS_DEPTH_MAX)
                 read_below(directory, name, depth + 1, files, problem, problem_size);
         } else if (manifests_is_name(name) &&

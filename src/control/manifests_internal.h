@@ -2,7 +2,9 @@
 #ifndef TIDEMARK_CONTROL_MANIFESTS_INTERNAL_H
 #define TIDEMARK_CONTROL_MANIFESTS_INTERNAL_H
 
+#include <dirent.h>
 #include <jansson.h>
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "base/error.h"
@@ -14,5 +16,7 @@
  * -EINVAL when it cannot be journaled (`problem` says why). */
 int manifests_read_one(const char *directory, const char *name, json_t **ret_content, char *problem,
                        size_t problem_size) MUST_CHECK;
+/* An entry that readdir(3) has just given. */
+bool manifests_is_directory(DIR *dir, const struct dirent *entry);
 
 #endif

@@ -28,7 +28,11 @@ static const struct metric metrics[] = {
     {"tidemark_journal_compressed_plain_bytes", "gauge", "What they would take if they were not compressed.",
      "compressed_plain_bytes", false, 1},
     {"tidemark_base_bytes", "gauge", "Size of the base, older than the history.", "base_bytes", false, 1},
-    {"tidemark_engine_restarts_total", "counter", "Times the engine's process was started again by up.",
+    {"tidemark_write_pace_seconds", "gauge", "What a write waits now because dropping history does not keep up.", "pace_ms", false,
+     1e-3},
+    {"tidemark_writes_paced_seconds_total", "counter", "What writes have waited so since the engine was started.",
+     "paced_seconds", false, 1},
+    {"tidemark_engine_restarts_total", "counter", "Times the engine's process has ended by itself and was started again.",
      "restarts", false, 1},
     {"tidemark_volume_size_bytes", "gauge", "Size of a volume.", "size_bytes", true, 1},
     {"tidemark_volume_written_bytes_total", "counter",
@@ -91,7 +95,8 @@ static void put_metric(FILE *out, const struct metric *m, const json_t *applicat
 static void put_states(FILE *out, const json_t *applications)
 {
     static const char *const states[] = {"protected", "resyncing", "suspended",
-                                         "starting",  "stopped",   "failed"};
+                                         "starting",  "stopped",   "failed",
+                                         "crash-looping"};
     size_t i;
     json_t *application;
     fputs("# HELP tidemark_application_state Whether an application is in this state (1) or not (0).\n"
@@ -109,6 +114,13 @@ static void put_states(FILE *out, const json_t *applications)
         fprintf(out, "tidemark_application_alarms{application=\"%s\"} %zu\n",
                 json_string_value(json_object_get(application, "name")),
                 json_array_size(json_object_get(application, "alarms")));
+    fputs("# HELP tidemark_engine_crash_looping 1 when the engine has ended several times in a row, and has not stayed for "
+          "10 s since.\n# TYPE tidemark_engine_crash_looping gauge\n",
+          out);
+    json_array_foreach(applications, i, application)
+        fprintf(out, "tidemark_engine_crash_looping{application=\"%s\"} %d\n",
+                json_string_value(json_object_get(application, "name")),
+                json_is_true(json_object_get(application, "crash_looping")));
     fputs("# HELP tidemark_suspicious 1 when a volume is or was probably being encrypted, and not rewound "
           "since.\n# TYPE tidemark_suspicious gauge\n",
           out);

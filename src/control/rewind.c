@@ -127,12 +127,13 @@ int rewind_plan(struct application *application, const char *to, json_t **ret, s
     json_t *lifecycle = json_pack("{s:o, s:o, s:o}", "stop", app_commands_to_json(&application->spec->stop),
                                   "start", app_commands_to_json(&application->spec->start), "probe",
                                   app_commands_to_json(&application->spec->probe));
-    *ret = json_pack("{s:s, s:O, s:O, s:O, s:o, s:O, s:O, s:o, s:o}", "to",
+    *ret = json_pack("{s:s, s:O, s:O, s:O, s:o, s:O, s:O, s:O?, s:O?, s:o, s:o}", "to",
                      to ? to : "the state before the newest rewind", "lsn", json_object_get(answer, "lsn"),
                      "target_lsn", json_object_get(answer, "target_lsn"), "target_time",
                      json_object_get(answer, "target_time"), "note", note ? json_incref(note) : json_null(),
                      "changed_bytes", json_object_get(answer, "changed_bytes"), "volumes",
-                     json_object_get(answer, "volumes"), "manifests", changes, "lifecycle", lifecycle);
+                     json_object_get(answer, "volumes"), "space", json_object_get(answer, "space"), "refusal",
+                     json_object_get(answer, "refusal"), "manifests", changes, "lifecycle", lifecycle);
     return *ret ? 0 : error_set(err, -EPROTO, "the engine's answer to a rewind lacks fields");
 }
 
@@ -170,11 +171,13 @@ json_t *rewind_unfinished(const struct application *application)
     if (json_parse_file(path, &log, &err) == 0 && json_string_value(json_object_get(log, "step")))
         return log;
     json_decref(log);
+    bool unread = err.code && err.code != -EINVAL && err.code != -EFBIG; /* no descriptor, no memory: it may be readable later */
     log_error(application->control->log,
               "%s: a rewind was interrupted, and what was noted of it cannot be read: it is not carried "
-              "on; look at the data (%s)",
-              application->name, err.code ? err.message : path);
-    log_remove(application);
+              "on%s; look at the data (%s)",
+              application->name, unread ? " yet" : "", err.code ? err.message : path);
+    if (!unread)
+        log_remove(application);
     return NULL;
 }
 
@@ -202,6 +205,9 @@ static int resolve(struct rewinding *w, struct error *err)
         return r;
     w->log = json_pack("{s:s, s:s, s:o, s:o}", "id", w->operation->id, "kind", w->to ? "rewind" : "undo",
                        "to", w->to ? json_string(w->to) : json_null(), "plan", plan);
+    const char *refusal = json_string_value(json_object_get(plan, "refusal"));
+    if (refusal) /* before the workload is stopped for it */
+        return error_set(err, -ENOSPC, "%s", refusal);
     return json_get_u64(plan, "target_lsn", &w->target_lsn, err);
 }
 
@@ -367,6 +373,13 @@ static bool is_empty(const struct rewinding *w, int step)
            (step == STEP_UNMOUNT && !app_export_has_devices(spec->export)) || (step == STEP_MOUNT && !mounts);
 }
 
+static void fail_and_retry(struct application *a, const struct error *why)
+{
+    application_set_state(a, APPLICATION_FAILED, why->message);
+    MUTEX_GUARD(guard, &a->mutex);
+    a->retry_ns = clock_boottime_ns(clock_system()) + NS_PER_SECOND;
+}
+
 /* Nothing was rewound: mount and start again as it was. */
 static void back_out(struct rewinding *w, int failed_step)
 {
@@ -374,6 +387,8 @@ static void back_out(struct rewinding *w, int failed_step)
     struct application *a = w->application;
     bool stopped = failed_step >= STEP_STOP && a->spec->stop.count;
     int r = failed_step >= STEP_UNMOUNT ? application_mount(a, &err) : 0;
+    if (r < 0)
+        fail_and_retry(a, &err);
     if (r == 0 && stopped)
         r = lifecycle_run(a, "start", &a->spec->start, &err);
     else if (stopped)
@@ -386,11 +401,8 @@ static void back_out(struct rewinding *w, int failed_step)
 static void give_up(struct rewinding *w, int failed_step, struct error *err)
 {
     struct application *a = w->application;
-    if (failed_step == STEP_MOUNT) {
-        application_set_state(a, APPLICATION_FAILED, err->message);
-        MUTEX_GUARD(guard, &a->mutex);
-        a->retry_ns = clock_boottime_ns(clock_system()) + NS_PER_SECOND;
-    }
+    if (failed_step == STEP_MOUNT)
+        fail_and_retry(a, err);
     error_context(
         err,
         "the volumes of %s are at LSN %llu now (`tidemark undo %s` brings the newer state back), but then",

@@ -3,14 +3,17 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/units.h"
 #include "control/control_internal.h"
+#include "control/mounts.h"
 #include "lib/http_client.h"
 
 static const char *const engine_fields[] = {"lsn",         "durable_lsn", "oldest_lsn",    "oldest_time",
                                             "latest_time", "rpo_ms",      "journal_bytes", "quota_bytes",
                                             "base_bytes",  "ack",         "rewind",        "resync",
                                             "history",     "suspicious_since", "seeding",
-                                            "compressed_bytes", "compressed_plain_bytes"};
+                                            "compressed_bytes", "compressed_plain_bytes",
+                                            "pace_ms", "paced_seconds"};
 
 static const json_t *engine_volume(const json_t *engine, const char *name)
 {
@@ -53,6 +56,21 @@ static json_t *volumes_json(const struct application *a, const json_t *engine)
     return list;
 }
 
+/* Somebody else has unmounted it: what is written below its mount path now is neither on the volume nor journaled. */
+static void add_unmounted(struct application *a, json_t *list)
+{
+    char source[256];
+    MUTEX_GUARD(guard, &a->mutex);
+    for (size_t i = 0; i < a->spec->volume_count && !a->busy[0] && a->state == APPLICATION_RUNNING; i++) {
+        const struct app_volume *v = &a->spec->volumes[i];
+        const struct attached *at = &a->volumes[i];
+        if (at->mounted && (mounts_source(v->mount_path, source, sizeof source) < 0 || strcmp(source, at->device) != 0))
+            json_array_append_new(list, json_sprintf("volume %s was unmounted from %s by somebody else: what is written there is not "
+                                                     "protected; mount %s %s",
+                                                     v->name, v->mount_path, at->device, v->mount_path));
+    }
+}
+
 static json_t *alarms_json(struct application *a, const json_t *engine, bool operation)
 {
     char text[512];
@@ -65,6 +83,8 @@ static json_t *alarms_json(struct application *a, const json_t *engine, bool ope
             json_string(
                 "a rewind was interrupted: it is carried on when the engine answers; until then volumes "
                 "that may have been rewound are not mounted"));
+    if (!operation)
+        add_unmounted(a, list);
     MUTEX_GUARD(guard, &a->mutex);
     manifests_alarm(a->manifests, text, sizeof text);
     if (text[0])
@@ -77,6 +97,21 @@ static json_t *alarms_json(struct application *a, const json_t *engine, bool ope
     return list;
 }
 
+/* Its engine does not stay: *ret_text says why. */
+static bool is_crash_looping(const struct application *a, unsigned *ret_ends, char *text, size_t size)
+{
+    char log_path[PATH_MAX] = "its log";
+    struct error ignored = ERROR_INIT;
+    struct holder_ends ends;
+    (void)!application_path(a, log_path, &ignored, "engine.log");
+    crash_load(a, &ends);
+    *ret_ends = ends.ends;
+    if (!crash_is_loop(&ends, clock_realtime_ns(clock_system())))
+        return false;
+    crash_describe(&ends, log_path, text, size);
+    return true;
+}
+
 static json_t *application_json(struct application *a)
 {
     static const char *const states[] = {"starting", "protected", "stopped", "failed"};
@@ -86,7 +121,12 @@ static json_t *application_json(struct application *a)
     int r = http_client_call(a->socket, "GET", "/v1/status", NULL, CONTROL_STATUS_TIMEOUT_MS, &engine, &err);
     operation_running_id(a->control, a->name, operation);
     json_t *alarms = alarms_json(a, engine, operation[0]), *views = views_ids_to_json(a->control, a->name);
+    char crashes[512];
+    unsigned ends;
     MUTEX_GUARD(guard, &a->mutex);
+    bool looping = is_crash_looping(a, &ends, crashes, sizeof crashes);
+    if (looping)
+        json_array_append_new(alarms, json_string(crashes));
     const char *state = states[a->state], *message = a->message[0] ? a->message : NULL;
     const char *told = json_string_value(json_object_get(engine, "state"));
     if (a->state == APPLICATION_RUNNING && r == 0 && told)
@@ -94,6 +134,10 @@ static json_t *application_json(struct application *a)
     else if (a->state == APPLICATION_RUNNING) {
         state = "starting"; /* its holder is starting it again */
         message = err.message;
+    }
+    if (looping && r < 0 && a->state != APPLICATION_STOPPED) {
+        state = "crash-looping";
+        message = crashes;
     }
     json_t *json = json_pack("{s:s, s:s, s:s?}", "name", a->name, "state", state, "message", message);
     for (size_t i = 0; i < sizeof engine_fields / sizeof *engine_fields; i++) {
@@ -107,7 +151,8 @@ static json_t *application_json(struct application *a)
                         a->spec->manifests ? json_string(a->spec->manifests) : json_null());
     json_object_set_new(json, "encryption", key_to_json(a));
     json_object_set_new(json, "engine_pid", pid ? json_incref(pid) : json_null());
-    json_object_set_new(json, "restarts", json_integer(a->restarts));
+    json_object_set_new(json, "restarts", json_integer((json_int_t)a->restarts + (a->spec->export == APP_EXPORT_NBD ? 0 : ends)));
+    json_object_set_new(json, "crash_looping", json_boolean(looping));
     json_object_set_new(json, "alarms", alarms);
     json_object_set_new(json, "operation", operation[0] ? json_string(operation) : json_null());
     json_object_set_new(json, "views", views);
@@ -145,6 +190,26 @@ static void add_left_out(struct control *control, json_t *warnings)
     }
 }
 
+/* Engines run in the control group of this process, unless somebody moved them. */
+static void add_memory_limit(struct control *control, json_t *warnings)
+{
+    struct cgroup_memory memory;
+    char limit[UNITS_TEXT_BYTES];
+    uint64_t count = 0;
+    cgroup_memory("", &memory);
+    pthread_mutex_lock(&control->mutex);
+    for (const struct application *a = control->applications; a; a = a->next)
+        count++;
+    pthread_mutex_unlock(&control->mutex);
+    uint64_t floor_bytes = (uint64_t)(count ? count : 1) * CONTROL_ENGINE_MEMORY_MIB << 20;
+    if (memory.limit_bytes < floor_bytes)
+        json_array_append_new(warnings, json_sprintf("the memory limit of this control group, %s, is too small: each of %llu engines needs up "
+                                                     "to %u MiB, and is killed again and again without; raise the limit (MemoryMax= of the "
+                                                     "service, resources.limits.memory of the pod)",
+                                                     units_format_bytes(memory.limit_bytes, limit), (unsigned long long)(count ? count : 1),
+                                                     CONTROL_ENGINE_MEMORY_MIB));
+}
+
 int status_to_json(struct control *control, const char *application, json_t **ret, struct error *err)
 {
     size_t count = 0;
@@ -167,6 +232,7 @@ int status_to_json(struct control *control, const char *application, json_t **re
     if (control->resend == CONTROL_RESEND_NO)
         json_array_append_new(warnings, json_string(CONTROL_WARNING_RESEND));
     add_left_out(control, warnings);
+    add_memory_limit(control, warnings);
     *ret = json_pack("{s:s, s:i, s:s, s:o, s:o}", "version", TIDEMARK_VERSION, "pid", (int)getpid(),
                      "state_directory", control->state_directory, "warnings", warnings, "applications", list);
     return 0;

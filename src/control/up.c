@@ -91,10 +91,12 @@ static int take_lock(struct control *control, struct error *err)
     if (control->lock_fd < 0)
         return error_errno(err, -errno, "cannot open %s", path);
     if (flock(control->lock_fd, LOCK_EX | LOCK_NB) < 0) {
+        if (errno != EWOULDBLOCK)
+            return error_errno(err, -errno, "cannot lock %s", path);
         ssize_t n = pread(control->lock_fd, holder, sizeof holder - 1, 0);
         holder[n > 0 ? n : 0] = '\0';
         holder[strcspn(holder, "\n")] = '\0';
-        return error_set(err, -EBUSY, "the state directory %s is in use by another `tidemark up` (pid %s)",
+        return error_set(err, -EALREADY, "the state directory %s is in use by another `tidemark up` (pid %s)",
                          control->state_directory, holder[0] ? holder : "unknown");
     }
     int n = snprintf(holder, sizeof holder, "%d\n", (int)getpid());
@@ -129,6 +131,7 @@ static int init(struct control *control, const struct control_options *options, 
     control->started_realtime_ns = clock_realtime_ns(clock_system());
     pthread_mutex_init(&control->mutex, NULL);
     pthread_mutex_init(&control->apply_mutex, NULL);
+    pthread_mutex_init(&control->store_mutex, NULL);
     thread_cond_init(&control->changed);
     control->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (control->wake_fd < 0)
@@ -160,6 +163,7 @@ static void release(struct control *control)
     pthread_cond_destroy(&control->changed);
     pthread_mutex_destroy(&control->mutex);
     pthread_mutex_destroy(&control->apply_mutex);
+    pthread_mutex_destroy(&control->store_mutex);
     free(control);
 }
 
@@ -175,7 +179,7 @@ static size_t snapshot(struct control *control, struct application *list[CONTROL
     return count;
 }
 
-static void start_one(struct application *a)
+void application_bring_up(struct application *a)
 {
     struct error err = ERROR_INIT;
     if (application_begin(a, "start", 0, &err) < 0)
@@ -189,18 +193,27 @@ static void start_one(struct application *a)
     } else
         log_info(a->control->log, "%s: protected", a->name);
     views_adopt(a);
-    if (r == 0 && !rewind_is_unfinished(a)) /* which starts it itself */
-        lifecycle_start_marked(a);
     application_end(a);
     rewind_continue(a);
 }
 
-static void start_all(struct control *control)
+/* After `ready`: a unit that is ordered after ours (`systemctl start shop`) waits for that. */
+static void start_workload(struct application *a)
+{
+    struct error err = ERROR_INIT;
+    if (a->state != APPLICATION_RUNNING || application_begin(a, "start", 0, &err) < 0)
+        return;
+    if (!rewind_is_unfinished(a)) /* which starts it itself */
+        lifecycle_start_marked(a);
+    application_end(a);
+}
+
+static void for_all(struct control *control, void (*act)(struct application *a))
 {
     struct application **list = calloc(CONTROL_APPLICATIONS_MAX, sizeof *list);
     size_t count = list ? snapshot(control, list) : 0;
     for (size_t i = 0; i < count; i++) {
-        start_one(list[i]);
+        act(list[i]);
         application_unref(list[i]);
     }
     free(list);
@@ -381,15 +394,17 @@ static int serve(struct control *control, const struct control_options *options,
                                                .log = control->log,
                                                .handler = api_handle,
                                                .context = control};
+    stores_mount(control);
     int r = applications_load(control, err);
     if (r == 0)
         r = http_server_start(&server, &control->server, err);
     if (r < 0)
         return r;
-    start_all(control);
-    log_info(control->log, "up: the API answers on %s", control->socket_path);
+    for_all(control, application_bring_up);
     if (options->ready)
         options->ready(options->context, control->socket_path);
+    for_all(control, start_workload);
+    log_info(control->log, "up: the API answers on %s", control->socket_path);
     watch(control, signal_fd);
     atomic_store(&control->stopping, true);
     pthread_mutex_lock(&control->mutex);
@@ -397,6 +412,7 @@ static int serve(struct control *control, const struct control_options *options,
     pthread_mutex_unlock(&control->mutex);
     r = stop_all(control, signal_fd, err);
     http_server_stop(control->server);
+    stores_unmount(control);
     return r;
 }
 

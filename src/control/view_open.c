@@ -365,6 +365,7 @@ static int publish(struct opening *o, json_t **ret_view, struct error *err)
     o->process = PROCESS_NONE;
     json_t *public = views_public(o->state);
     json_object_set_new(public, "state", json_string("open"));
+    json_object_set_new(public, "reason", json_null());
     json_object_set_new(public, "overlay_bytes", json_integer(0));
     *ret_view = json_pack("{s:o}", "view", public);
     views_list(o->application->control, view);
@@ -376,10 +377,11 @@ static int open_steps(struct opening *o, const json_t *request, json_t **ret_vie
 {
     char time[CLOCK_TEXT_BYTES];
     int r = read_request(o, request, err);
-    if (r == 0)
+    while (r == 0 && (!o->directory[0] || access(o->directory, F_OK) == 0)) { /* one that is there is somebody's */
         r = control_new_id("v-", o->id, err);
-    if (r == 0)
-        r = application_path(o->application, o->directory, err, "views/%s", o->id);
+        if (r == 0)
+            r = application_path(o->application, o->directory, err, "views/%s", o->id);
+    }
     if (r == 0 && o->nbd)
         snprintf(o->nbd_socket, sizeof o->nbd_socket, "%s", o->nbd);
     else if (r == 0)

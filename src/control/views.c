@@ -263,6 +263,19 @@ json_t *views_public(const json_t *state)
     return public;
 }
 
+/* Why its process has closed the view by itself, or NULL: it has not. The caller frees it. */
+static char *closed_reason(const char *directory)
+{
+    struct error ignored = ERROR_INIT;
+    char path[PATH_MAX], *text = NULL;
+    size_t length = 0;
+    if (views_path(directory, "view.sock.closed", path, &ignored) < 0 || io_read_file(path, 4096, &text, &length, &ignored) < 0)
+        return NULL;
+    if (length && text[length - 1] == '\n')
+        text[length - 1] = '\0';
+    return text;
+}
+
 /* Asks the view's process; without the mutex held. */
 static void add_state(json_t *view, const char *directory, bool dead)
 {
@@ -274,7 +287,10 @@ static void add_state(json_t *view, const char *directory, bool dead)
         http_client_call(path, "GET", "/v1/status", NULL, CONTROL_STATUS_TIMEOUT_MS, &status, &ignored) == 0)
         state = json_string_value(json_object_get(status, "state"));
     json_t *overlay = json_object_get(status, "overlay_bytes");
-    json_object_set_new(view, "state", json_string(state ? state : "dead"));
+    char *why = state ? NULL : closed_reason(directory);
+    json_object_set_new(view, "state", json_string(state ? state : why ? "closed: quota" : "dead"));
+    json_object_set_new(view, "reason", why ? json_string(why) : json_null());
+    free(why);
     json_object_set_new(view, "overlay_bytes", overlay ? json_incref(overlay) : json_null());
 }
 

@@ -28,7 +28,7 @@ void admission_warn(struct admission_request *q, const char *format, ...)
     vsnprintf(text, sizeof text, format, list);
     va_end(list);
     if (json_array_size(q->warnings) < WARNINGS_MAX)
-        json_array_append_new(q->warnings, json_string(text));
+        json_array_append_new(q->warnings, json_string_lossy(text));
 }
 
 /* ---- rights ---- */
@@ -43,10 +43,11 @@ size_t admission_rights(const json_t *recovery, struct admission_right ret[ADMIS
     own = own ? own : "";
     source = source ? source : own;
     target = target ? target : source;
-    bool foreign = strcmp(source, own) != 0;
+    bool foreign = strcmp(source, own) != 0, elsewhere = strcmp(target, own) != 0;
     if (foreign || strcmp(target, source) != 0)
         ret[count++] = (struct admission_right){source, "", "secrets", "get"};
-    if (foreign && (!mode || strcmp(mode, "clone") != 0))
+    /* What is put back there changes volumes that are there, which is done with the controller's own rights. */
+    if (elsewhere && (!mode || strcmp(mode, "clone") != 0))
         ret[count++] = (struct admission_right){target, "tidemark.io", "recoveries", "create"};
     return count;
 }
@@ -186,8 +187,10 @@ static int validate_recovery(struct admission_request *q, struct error *err)
         return error_set(err, -EACCES,
                          "the annotation " RECOVERY_REQUESTER_ANNOTATION
                          " is written by the admission webhook alone and was changed after it");
-    if (q->old) /* the spec cannot change */
-        return 0;
+    if (q->old) /* what was checked stays; API servers of before 1.25 do not look at the definition's own rule */
+        return json_equal(json_object_get(q->old, "spec"), json_object_get(q->object, "spec"))
+                   ? 0
+                   : error_set(err, -EINVAL, "the spec of a recovery cannot be changed; make another recovery");
     const char *mode = admission_text(q->object, "spec", "mode"),
                *source = admission_text(q->object, "spec", "sourceNamespace");
     const json_t *transforms = json_object_get(json_object_get(q->object, "spec"), "transforms");
@@ -233,6 +236,14 @@ static int mutate_history(const struct admission_request *q, json_t *patch, stru
                          "--dry-run=server -o yaml)");
     if (!q->a->history)
         return error_set(err, -EINVAL, "this controller has no history to ask");
+    if (q->a->untrusted) { /* or the API server has not seen the newest configuration yet: it comes again */
+        status = json_pack("{s:s, s:{s:s, s:s}}", "phase", "Elsewhere", "error", "code", "EAGAIN", "message",
+                           "the webhook's configuration is not up to date: ask again");
+        return status && json_array_append_new(patch, json_pack("{s:s, s:s, s:o}", "op", "add", "path", "/status",
+                                                                "value", status)) == 0
+                   ? 0
+                   : error_set(err, -ENOMEM, "out of memory");
+    }
     const char *namespace;
     int r = source_of(q, &namespace, err);
     if (r < 0)

@@ -37,6 +37,7 @@ struct admission {
     const struct admission_ops *ops;
     void *context;
     struct history *history; /* answers HistoryReviews; NULL: nobody does */
+    bool untrusted;          /* the review may be anybody's: what it says of the user is not believed */
 };
 
 enum admission_phase { ADMISSION_MUTATE, ADMISSION_VALIDATE };

@@ -50,8 +50,8 @@ static void set_condition(struct application *a, const char *type, bool is, cons
     clock_format_rfc3339(clock_realtime_ns(clock_system()), now);
     memcpy(now + 19, "Z", 2); /* metav1.Time has whole seconds */
     json_array_append_new(a->conditions,
-                          json_pack("{s:s, s:s, s:s, s:s, s:s, s:O?}", "type", type, "status", status,
-                                    "reason", reason, "message", message, "lastTransitionTime",
+                          json_pack("{s:s, s:s, s:s, s:o, s:s, s:O?}", "type", type, "status", status,
+                                    "reason", reason, "message", json_string_lossy(message), "lastTransitionTime",
                                     same ? old_time : now, "observedGeneration",
                                     json_object_get(json_object_get(a->papp, "metadata"), "generation")));
     if (!same)

@@ -3,7 +3,8 @@
  * themselves; each change of an object of a protected application goes to the store.
  *
  * Invariants: C1 an application's journal is complete once every kind was listed after it was added: by the
- * informers' first list for those that are added before capture begins, else by lists of its namespace; C2 a
+ * informers' first list for those that are added before capture begins, and for kinds that come later, else by
+ * lists of its namespace; C2 a
  * kind that could not be listed is not swept: what is not seen is not taken for deleted. */
 #include <errno.h>
 #include <malloc.h>
@@ -24,7 +25,6 @@
 struct captured_application {
     struct captured_application *next;
     char *namespace, *name, *group; /* group NULL: the whole namespace */
-    bool from_start;                /* the informers' first lists are its lists */
 };
 
 struct captured_kind {
@@ -122,7 +122,7 @@ static void pass_on(struct capture *capture, const struct kube_resource *resourc
         if (r == 0) {
             int put = object_store_put(capture->c->store, home, found[i].name, text,
                                        found[i].has ? object : NULL, version, &err);
-            if (put < 0 && put != -ENOENT)
+            if (put < 0 && put != -ENOENT && put != -ECANCELED)
                 log_error(capture->c->log, "%s is not journaled: %s", text, err.message);
             controller_enqueue(capture->c, home, found[i].name, STATUS_SETTLE_MS);
         }
@@ -144,11 +144,8 @@ static void on_synced(void *context, const struct kube_resource *resource, size_
     struct error err = ERROR_INIT;
     (void)count;
     MUTEX_GUARD(guard, &capture->mutex);
-    if (!kind->synced)
-        for (struct captured_application *a = capture->applications; a; a = a->next)
-            if (a->from_start && object_store_sweep(capture->c->store, a->namespace, a->name, resource->group,
-                                                    resource->kind, 0, &err) < 0)
-                log_error(capture->c->log, "%s", err.message);
+    if (!kind->synced && object_store_sweep_kind(capture->c->store, resource->group, resource->kind, &err) < 0)
+        log_error(capture->c->log, "%s", err.message);
     kind->synced = true;
     bool all = true;
     for (struct captured_kind *k = capture->kinds; k; k = k->next)
@@ -170,6 +167,19 @@ static void on_failed(void *context, const struct kube_resource *resource, const
 {
     log_warning(((struct captured_kind *)context)->capture->c->log, "capture of %s: %s", resource->plural,
                 error->message);
+}
+
+bool capture_journals(struct capture *capture, const json_t *object)
+{
+    struct object_id id;
+    struct error unused = ERROR_INIT;
+    bool journals = false;
+    if (object_identify(object, &id, &unused) < 0)
+        return false;
+    MUTEX_GUARD(guard, &capture->mutex);
+    for (struct captured_kind *k = capture->kinds; k && !journals; k = k->next)
+        journals = k->synced && strcmp(k->resource.kind, id.kind) == 0 && strcmp(k->resource.group, id.group) == 0;
+    return journals;
 }
 
 /* ---- applications ---- */
@@ -216,8 +226,12 @@ static int list_kind(struct capture *capture, const struct captured_application 
     const struct kube_target target = {.resource = &k->resource, .namespace = a->namespace};
     const struct kube_list_options options = {.field_selector = selector};
     int r = kube_list(c->client, &target, &options, on_chunk, &l, &version, &failure);
-    if (r == -ECANCELED)
-        return error_set(err, r, "%s", failure.message);
+    pthread_mutex_lock(&capture->mutex);
+    bool synced = k->synced;
+    pthread_mutex_unlock(&capture->mutex);
+    /* What passes is tried again with all the rest: an object that the journal lacks would be one that came later. */
+    if (r == -ECANCELED || (r < 0 && synced && r != -EACCES && r != -ENOENT && r != -EOPNOTSUPP))
+        return error_set(err, r, "listing %s of %s: %s", k->resource.plural, a->namespace, failure.message);
     if (r < 0) { /* C2 */
         log_warning(c->log, "listing %s of %s: %s", k->resource.plural, a->namespace, failure.message);
         return 0;
@@ -249,7 +263,7 @@ static struct captured_application *find_application(struct capture *capture, co
 }
 
 static int add_application(struct capture *capture, const char *namespace, const char *name,
-                           const char *group, bool from_start, struct error *err)
+                           const char *group, struct error *err)
 {
     struct captured_application *a = calloc(1, sizeof *a);
     bool resumed;
@@ -264,7 +278,6 @@ static int add_application(struct capture *capture, const char *namespace, const
         free_application(a);
         return r;
     }
-    a->from_start = from_start;
     pthread_mutex_lock(&capture->mutex);
     a->next = capture->applications;
     capture->applications = a;
@@ -284,7 +297,7 @@ int capture_add(struct capture *capture, const char *namespace, const char *name
         return 0;
     if (there) /* it selects something else now */
         capture_remove(capture, namespace, name);
-    int r = add_application(capture, namespace, name, group, false, err);
+    int r = add_application(capture, namespace, name, group, err);
     if (r < 0)
         return r;
     const struct captured_application a = {.namespace = (char *)namespace, .name = (char *)name};
@@ -352,6 +365,7 @@ static int add_kind(struct capture *capture, const struct kube_resource *r, stru
     k->next = capture->kinds;
     capture->kinds = k;
     pthread_mutex_unlock(&capture->mutex);
+    object_store_list_kind(capture->c->store, r->group, r->kind); /* before the first of its events */
     const struct kube_informer_options options = {
         .resource = &k->resource, .ops = {normalize, on_event, on_synced, on_gap, on_failed, k}};
     return kube_informers_add(capture->c->informers, &options, &k->informer, err);
@@ -434,7 +448,7 @@ static int add_known(struct capture *capture, struct error *err)
         if (json_object_get(json_object_get(papp, "metadata"), "deletionTimestamp"))
             continue;
         if (add_application(capture, kube_object_namespace(papp), kube_object_name(papp),
-                            application_group(papp), true, &failure) < 0)
+                            application_group(papp), &failure) < 0)
             log_error(capture->c->log, "%s", failure.message); /* reconciling tries again, and tells */
     }
     return 0;

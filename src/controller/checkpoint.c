@@ -94,8 +94,8 @@ static void set_condition(struct run *run, const char *type, bool is, const char
     }
     json_array_append_new(
         conditions,
-        json_pack("{s:s, s:s, s:s, s:s, s:s, s:O?}", "type", type, "status", is ? "True" : "False", "reason",
-                  reason, "message", message, "lastTransitionTime", now, "observedGeneration",
+        json_pack("{s:s, s:s, s:s, s:o, s:s, s:O?}", "type", type, "status", is ? "True" : "False", "reason",
+                  reason, "message", json_string_lossy(message), "lastTransitionTime", now, "observedGeneration",
                   json_object_get(json_object_get(run->checkpoint, "metadata"), "generation")));
 }
 
@@ -140,7 +140,7 @@ static void set_state(json_t *hook, const char *state, const char *format, ...)
     va_end(list);
     json_object_set_new(hook, "state", json_string(state));
     /* What a command prints may be cut in the middle of a character. */
-    json_t *text = json_string(message);
+    json_t *text = json_string_lossy(message);
     json_object_set_new(hook, "message", text ? text : json_string("its output is no text"));
 }
 

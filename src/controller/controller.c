@@ -22,10 +22,19 @@
 
 struct term {
     struct controller c;
-    struct kube_lease *lease;
     pthread_t workers[WORKERS];
     size_t worker_count;
 };
+
+bool controller_leads(const struct controller *c)
+{
+    return !c->lease || kube_lease_held(c->lease); /* L1 */
+}
+
+int controller_check_leads(const struct controller *c, struct error *err)
+{
+    return controller_leads(c) ? 0 : error_set(err, -ECANCELED, "this controller is not the leader any more");
+}
 
 void controller_enqueue(struct controller *c, const char *namespace, const char *name, unsigned delay_ms)
 {
@@ -121,7 +130,7 @@ static void *worker_main(void *context)
     while (kube_queue_get(t->c.queue, key)) {
         struct error err = ERROR_INIT;
         /* L1: what is done without the Lease may be done by another too. */
-        int r = kube_lease_held(t->lease) ? reconcile(&t->c, key, &err) : 0;
+        int r = controller_leads(&t->c) ? reconcile(&t->c, key, &err) : 0;
         if (r < 0 && r != -ECANCELED)
             log_warning(t->c.log, "%s: %s", key, err.message);
         kube_queue_done(t->c.queue, key, r < 0 ? KUBE_QUEUE_RETRY : KUBE_QUEUE_OK);
@@ -163,6 +172,7 @@ static void term_end(struct term *t, const struct controller_options *o)
     if (c->queue)
         kube_queue_close(c->queue);
     kube_interrupt(c->client, true);
+    object_store_interrupt(c->store); /* on a full disk nothing is written any more, and all would wait for that */
     for (size_t i = 0; i < t->worker_count; i++)
         pthread_join(t->workers[i], NULL);
     history_end(o->history);
@@ -203,13 +213,13 @@ static void serve_term(const struct controller_options *o, struct kube_lease *le
 {
     struct error err = ERROR_INIT;
     struct term t = {.c = {.client = o->client,
+                           .lease = lease,
                            .log = o->log,
                            .namespace = o->namespace ? o->namespace : CONTROLLER_NAMESPACE,
                            .identity = identity,
                            .placements.mutex = PTHREAD_MUTEX_INITIALIZER,
                            .held.mutex = PTHREAD_MUTEX_INITIALIZER,
-                           .trust_requester = o->trust_requester},
-                     .lease = lease};
+                           .trust_requester = o->trust_requester}};
     int r = term_begin(&t, o, directory, &err);
     if (r < 0)
         log_error(o->log, "cannot begin: %s", err.message);

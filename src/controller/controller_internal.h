@@ -35,6 +35,7 @@ extern const struct kube_resource controller_applications, controller_policies, 
     controller_checkpoints;
 
 struct capture;
+struct kube_lease;
 
 /* Where volumes are, as streams.c saw them last: {handle: {"stream", "node"}}. */
 struct placements {
@@ -46,6 +47,7 @@ struct placements {
 
 struct controller {
     struct kube_client *client;
+    struct kube_lease *lease; /* NULL: none is needed (tests) */
     const struct log *log;
     const char *namespace, *identity;
     bool trust_requester;
@@ -63,6 +65,11 @@ struct controller {
         json_t *applications; /* {"NAMESPACE/NAME": Checkpoint} whose hooks run now */
     } held;
 };
+
+/* Whether this process may still act as the leader: asked before anything is changed, since a process that was stopped for a while
+ * goes on in the middle of a step. */
+bool controller_leads(const struct controller *c);
+int controller_check_leads(const struct controller *c, struct error *err) MUST_CHECK; /* -ECANCELED */
 
 /* ---- the queue; failures are logged: out of memory only ---- */
 void controller_enqueue(struct controller *c, const char *namespace, const char *name, unsigned delay_ms);
@@ -84,6 +91,9 @@ int volumes_of(struct controller *c, const char *namespace, const char *applicat
 /* A pod belongs to a group by itself, or by its controller: a StatefulSet of the group's name, a ReplicaSet of
  * such a Deployment. */
 bool volumes_pod_belongs(const json_t *pod, const char *group);
+/* Whether the persistent volume is bound to the claim. What a claim says of itself is its owner's word: anybody can
+ * write the name of somebody else's volume into a claim of her own. */
+bool volumes_is_bound(const json_t *volume, const json_t *claim);
 /* {claim: volume handle} of its claims that are bound to volumes of ours. */
 int volumes_handles(struct controller *c, const char *namespace, const char *application, json_t **ret,
                     struct error *err) MUST_CHECK;
@@ -101,6 +111,8 @@ void capture_free(struct capture *capture);
 int capture_add(struct capture *capture, const char *namespace, const char *name, const char *application,
                 struct error *err) MUST_CHECK;
 void capture_remove(struct capture *capture, const char *namespace, const char *name);
+/* Whether objects of this one's kind are journaled: those of others cannot be told from what came later. */
+bool capture_journals(struct capture *capture, const json_t *object);
 int capture_update_kinds(struct capture *capture, struct error *err) MUST_CHECK;
 
 /* ---- recovery_reconcile.c ---- */

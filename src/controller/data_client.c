@@ -190,6 +190,11 @@ int data_client_streams(struct data_client *d, const json_t *handles, json_t **r
             *err = one;
             return error_context(err, "claim %s", claim);
         }
+        if (*volume.stream && !*volume.node && strcmp(volume.backing, "class") == 0)
+            return error_set(err, -EBUSY,
+                             "claim %s: its volume (backing class) is attached to no node, where its history could be read: run a pod "
+                             "that uses it (kubectl scale), then try again",
+                             claim);
         if (*volume.stream && *volume.node && add_volume(streams, &volume, claim) < 0)
             return error_errno(err, -ENOMEM, "streams");
     }

@@ -46,7 +46,7 @@ int data_client_call(struct data_client *d, const char *node, const char *method
 
 /* Groups volumes by stream. `handles`: {claim: volume handle}. *ret: [{"stream", "node", "claims": [name],
  * "handles": {claim: handle}}], ordered by stream. Volumes that were never attached have no stream and are left
- * out, as are those without a record. */
+ * out, as are those without a record. -EBUSY: one of backing class is attached nowhere. */
 int data_client_streams(struct data_client *d, const json_t *handles, json_t **ret, struct error *err) MUST_CHECK;
 
 /* Sets a tag in the stream: POST /v1/applications/{stream}/tag. -EEXIST. *ret (may be NULL): {"lsn", "time"}. */

@@ -137,8 +137,10 @@ int object_store_put(struct object_store *store, const char *namespace, const ch
     if (object && store_hash(object, hash) < 0)
         return error_errno(err, -ENOMEM, "%s", name);
     MUTEX_GUARD(guard, &store->mutex);
-    while (store->pending_bytes > OBJECT_STORE_PENDING_BYTES && !store->stopping) /* S4 */
+    while (store->pending_bytes > OBJECT_STORE_PENDING_BYTES && !store->interrupted) /* S4 */
         pthread_cond_wait(&store->changed, &store->mutex);
+    if (store->interrupted)
+        return error_set(err, -ECANCELED, "%s: interrupted", name);
     struct stored_application *a = find_application(store, namespace, application);
     if (!a || a->dropped)
         return error_set(err, -ENOENT, "the application %s/%s is not protected", namespace, application);
@@ -178,7 +180,7 @@ void object_store_list(struct object_store *store, const char *namespace, const 
     a->listing = begins;
     for (struct known_object *k = a->known, *next; k; k = next) {
         next = k->next;
-        k->seen = false;
+        k->seen = k->seen && !begins;
         if (k->deleted)
             forget_known(a, k);
     }
@@ -194,25 +196,49 @@ static bool is_of(const char *name, const char *group, const char *kind)
            strcmp(id.kind, kind) == 0;
 }
 
+/* The mutex is held. */
+static int sweep(struct object_store *store, struct stored_application *a, const char *group, const char *kind,
+                 uint64_t version, struct error *err)
+{
+    for (struct known_object *k = a->known, *next; k; k = next) {
+        next = k->next;
+        if (!is_of(k->name, group, kind) || k->deleted)
+            continue;
+        if (!k->seen && (!version || k->version <= version)) {
+            if (enqueue_gap(store, a) < 0 || enqueue(store, a, k->name, NULL) < 0)
+                return error_errno(err, -ENOMEM, "%s/%s", a->namespace, a->name);
+            forget_known(a, k);
+        }
+    }
+    return 0;
+}
+
 int object_store_sweep(struct object_store *store, const char *namespace, const char *application,
                        const char *group, const char *kind, uint64_t version, struct error *err)
 {
     MUTEX_GUARD(guard, &store->mutex);
     struct stored_application *a = find_application(store, namespace, application);
-    if (!a)
-        return 0;
-    for (struct known_object *k = a->known, *next; k; k = next) {
-        next = k->next;
-        if (!is_of(k->name, group, kind))
-            continue;
-        if (k->deleted)
-            continue;
-        if (!k->seen && (!version || k->version <= version)) {
-            if (enqueue_gap(store, a) < 0 || enqueue(store, a, k->name, NULL) < 0)
-                return error_errno(err, -ENOMEM, "%s/%s", namespace, application);
-            forget_known(a, k);
+    return a ? sweep(store, a, group, kind, version, err) : 0;
+}
+
+void object_store_list_kind(struct object_store *store, const char *group, const char *kind)
+{
+    MUTEX_GUARD(guard, &store->mutex);
+    for (struct stored_application *a = store->applications; a; a = a->next)
+        for (struct known_object *k = a->known; k && !a->listing; k = k->next)
+            if (is_of(k->name, group, kind))
+                k->seen = false;
+}
+
+int object_store_sweep_kind(struct object_store *store, const char *group, const char *kind, struct error *err)
+{
+    MUTEX_GUARD(guard, &store->mutex);
+    for (struct stored_application *a = store->applications; a; a = a->next)
+        if (!a->listing) {
+            int r = sweep(store, a, group, kind, 0, err);
+            if (r < 0)
+                return r;
         }
-    }
     return 0;
 }
 
@@ -402,6 +428,15 @@ int object_store_new(const char *directory, const struct sealing *sealing, const
     return 0;
 }
 
+void object_store_interrupt(struct object_store *store)
+{
+    if (!store)
+        return;
+    MUTEX_GUARD(guard, &store->mutex);
+    store->interrupted = true;
+    pthread_cond_broadcast(&store->changed);
+}
+
 void object_store_free(struct object_store *store)
 {
     if (!store)
@@ -437,6 +472,8 @@ int object_store_flush(struct object_store *store, const char *namespace, const 
         if (*a->error)
             return error_set(err, -EIO, "the objects of %s/%s cannot be journaled: %s", namespace,
                              application, a->error);
+        if (store->interrupted)
+            return error_set(err, -ECANCELED, "the objects of %s/%s: interrupted", namespace, application);
         pthread_cond_wait(&store->changed, &store->mutex);
     }
     return 0;

@@ -30,6 +30,9 @@ struct object_store;
 /* Copies `directory`; the rest is borrowed. */
 int object_store_new(const char *directory, const struct sealing *sealing, const struct log *log,
                      struct object_store **ret, struct error *err) MUST_CHECK;
+/* What waits in object_store_put and object_store_flush returns with -ECANCELED, and so do later calls: its threads can be
+ * joined, whatever a full disk says. NULL allowed. */
+void object_store_interrupt(struct object_store *store);
 /* Writes what waits, closes all journals. NULL allowed. */
 void object_store_free(struct object_store *store);
 
@@ -55,6 +58,13 @@ void object_store_list(struct object_store *store, const char *namespace, const 
  * complete. */
 int object_store_sweep(struct object_store *store, const char *namespace, const char *application,
                        const char *group, const char *kind, uint64_t version, struct error *err) MUST_CHECK;
+/* A list of all objects of GROUP and KIND begins, of a kind that is watched from now on, or again: in another version, say,
+ * under whose name nothing is known yet. Applications that are listed by themselves meanwhile are left to that. */
+void object_store_list_kind(struct object_store *store, const char *group, const char *kind);
+/* It is complete: journals, in all applications, the deletion of the objects that were not put since, whatever the version in
+ * their names. */
+int object_store_sweep_kind(struct object_store *store, const char *group, const char *kind,
+                            struct error *err) MUST_CHECK;
 /* Changes may have passed unseen, in one application or (NULL) all. */
 void object_store_gap(struct object_store *store, const char *namespace, const char *application,
                       const char *reason);

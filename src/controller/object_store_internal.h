@@ -62,7 +62,7 @@ struct object_store {
     struct stored_application *applications;
     size_t pending_bytes;
     uint64_t turns;
-    bool stopping;
+    bool stopping, interrupted;
     pthread_t writer;
 };
 

@@ -122,7 +122,7 @@ static int say_pending(struct recovery_run *run, int code, struct error *err)
     struct error unused = ERROR_INIT;
     if (strcmp(json_text(recovery_status(run), "message"), err->message) == 0)
         return code;
-    json_object_set_new(recovery_status(run), "message", json_string(err->message));
+    json_object_set_new(recovery_status(run), "message", json_string_lossy(err->message));
     if (recovery_write(run, &unused) < 0)
         log_warning(run->c->log, "recovery %s/%s: %s", run->namespace, run->name, unused.message);
     return code;
@@ -141,7 +141,7 @@ static int plan(struct recovery_run *run, struct error *err)
     if (r == -EAGAIN && reason) { /* it passes by itself: say so, and come again */
         struct error failed = ERROR_INIT;
         json_object_set_new(recovery_status(run), "phase", json_string("Pending"));
-        json_object_set_new(recovery_status(run), "message", json_string(err->message));
+        json_object_set_new(recovery_status(run), "message", json_string_lossy(err->message));
         if (recovery_condition(run, "Ready", false, reason, err->message) == 0 &&
             recovery_write(run, &failed) < 0)
             *err = failed;

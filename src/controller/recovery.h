@@ -32,7 +32,7 @@
  *   R2  the point is resolved once, to an LSN; what is read again later is read at that LSN.
  *   R3  nothing is changed before every check has passed; a failed check leaves the application as it was.
  *   R4  objects are read and changed with the rights of whoever asked, never with the controller's own.
- *   R5  a gate that was closed is opened again whatever happens: when a step fails, when it is cancelled.
+ *   R5  a gate that was closed is opened again whatever happens: when a step fails, when it is cancelled or deleted.
  *   R6  claims, namespaces and definitions are never deleted, nor are cluster-scoped objects that are there
  *       changed.
  *
@@ -50,7 +50,7 @@
 #include "base/log.h"
 
 #define RECOVERY_WORKERS 8u
-#define RECOVERY_PLAN_CHUNK 1500u /* objects of a plan in one ConfigMap */
+#define RECOVERY_PLAN_CHUNK 400u  /* objects of a plan in one ConfigMap: 1 MiB, with long names and reasons */
 #define RECOVERY_FAILURES_MAX 20u /* in status */
 #define RECOVERY_CONFLICTS_MAX 8u /* changes by others that an object's replacement is repeated after */
 #define RECOVERY_GONE_MS 30000u   /* what is deleted to be made again is awaited so long */
@@ -58,8 +58,10 @@
 #define RECOVERY_READY_MS 300000u /* and workloads */
 #define RECOVERY_TURN_MS 2000u    /* of waiting in one call: -EAGAIN then, and others have the worker */
 #define RECOVERY_STREAMS_MAX 100u
+#define RECOVERY_OLDER_NS (60 * NS_PER_SECOND) /* what was made so long before the point did not come after it */
 #define RECOVERY_CANCEL_ANNOTATION "tidemark.io/cancel"
 #define RECOVERY_RESUMED_ANNOTATION "tidemark.io/resumed" /* when: what it suspended goes on */
+#define RECOVERY_FINALIZER "tidemark.io/recovery" /* while it runs: to delete it then is to cancel it */
 #define RECOVERY_REQUESTER_ANNOTATION                                                                        \
     "tidemark.io/requested-by" /* {"username", "uid", "groups": [], "extra": {}} */
 
@@ -112,11 +114,11 @@ struct recovery_source_ops {
 /* The application's streams on their nodes. NULL: there are none. Each may be asked again after a kill. A
  * stream is what `streams` gave for it. */
 struct data_ops {
-    /* Those of the claims of the namespace that were there at the point (`wanted`: its objects), or of the application's
-     * that is a group: [{"stream": id, "node": name, "claims": [name], "handles": {claim: volume}, "gone": [name]}].
+    /* Those of the claims of the namespace that were there at the point (`wanted`: its objects; their history is that of the
+     * namespace `source`), or of the application's that is a group: [{"stream": id, "node": name, "claims": [name], "handles": {claim: volume}, "gone": [name]}].
      * `gone`: claims that are not there any more, while their volumes' history is. */
-    int (*streams)(void *context, const char *namespace, const char *application, const json_t *wanted,
-                   json_t **ret, struct error *err);
+    int (*streams)(void *context, const char *source, const char *namespace, const char *application,
+                   const json_t *wanted, json_t **ret, struct error *err);
     /* {"target_lsn", "target_time", "changed_bytes", "volumes": [{"name": volume, "changed_bytes"}]} */
     int (*plan)(void *context, const json_t *stream, const char *point, json_t **ret, struct error *err);
     int (*gate)(void *context, const json_t *stream, bool closed, struct error *err);

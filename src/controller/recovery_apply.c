@@ -178,8 +178,9 @@ static int change(struct job *job, const json_t *live, struct error *err)
     if (r == 0)
         r = ops->replace(job->run->c->cluster_context, merged, err);
     if (r == -EINVAL && (strstr(err->message, "immutable") || strstr(err->message, "updates to"))) {
-        /* A field that no table knows of. */
-        if (strcmp(job->id.kind, "PersistentVolumeClaim") == 0)
+        /* A field that no table knows of. What goes with an object of somebody else's kind nobody knows: its operator may
+         * delete the volumes, say (R6). */
+        if (strcmp(job->id.kind, "PersistentVolumeClaim") == 0 || !object_group_is_builtin(job->id.group))
             return r;
         return recreate(job, live, err);
     }
@@ -373,6 +374,16 @@ static bool has_endpoints(const json_t *endpoints)
     return false;
 }
 
+/* Objects of it can be made once discovery tells of it, too, which may come a little later. */
+static int is_served(struct recovery_run *run, const json_t *definition, bool *ret, struct error *err)
+{
+    const json_t *spec = json_object_get(definition, "spec");
+    *ret = is_established(definition);
+    return *ret ? run->c->cluster->knows(run->c->cluster_context, json_text(spec, "group"), "v1",
+                                         json_text(json_object_get(spec, "names"), "kind"), ret, err)
+                : 0;
+}
+
 static int await_one(struct recovery_run *run, const json_t *await, struct error *err)
 {
     struct object_id id;
@@ -387,7 +398,10 @@ static int await_one(struct recovery_run *run, const json_t *await, struct error
     for (unsigned waited = 0; r == 0 && waited < RECOVERY_AWAIT_MS; waited += LOOK_MS) {
         _cleanup_json_ json_t *live = NULL;
         r = run->c->cluster->get(run->c->cluster_context, name, &live, err);
-        if (r == 0 && (definition ? is_established(live) : has_endpoints(live)))
+        bool there = r == 0 && !definition && has_endpoints(live);
+        if (r == 0 && definition)
+            r = is_served(run, live, &there, err);
+        if (there)
             return 0;
         r = r == -ENOENT ? 0 : r;
         bool cancelled = false;

@@ -31,9 +31,16 @@ static int check_class(struct controller *c, const json_t *claim, struct error *
                      kube_object_name(claim), class, json_text(of_class, "provisioner"));
 }
 
+/* Whose a volume is, the volume itself says, or what the driver was told when it was made; a claim may name any. */
+static bool is_of_namespace(const json_t *volume, const struct csi_volume *v, const char *namespace)
+{
+    const json_t *of = json_object_get(json_object_get(volume, "spec"), "claimRef");
+    return strcmp(of ? json_text(of, "namespace") : v->claim_namespace, namespace) == 0;
+}
+
 /* The volume that a claim of the point had; "": none of ours. */
-static int find_original(struct controller *c, const json_t *claim, const struct csi_volume *all,
-                         size_t count, char ret[CSI_HANDLE_BYTES], struct error *err)
+static int find_original(struct controller *c, const char *namespace, const json_t *claim,
+                         const struct csi_volume *all, size_t count, char ret[CSI_HANDLE_BYTES], struct error *err)
 {
     const json_t *spec = json_object_get(claim, "spec");
     const char *name = json_text(spec, "volumeName"), *class = json_text(spec, "storageClassName");
@@ -45,6 +52,11 @@ static int find_original(struct controller *c, const json_t *claim, const struct
     const char *handle = strcmp(json_text(csi, "driver"), CSI_DRIVER) == 0 ? json_text(csi, "volumeHandle") : "";
     for (size_t i = 0; i < count; i++)
         if (strcmp(all[i].name, name) == 0 || strcmp(all[i].handle, handle) == 0) {
+            if (!is_of_namespace(volume, &all[i], namespace))
+                return error_set(err, -ENOENT,
+                                 "the claim %s names the volume %s, which is none of the namespace %s: it is not copied; with "
+                                 "objectsOnly: true the objects alone are, and the claim gets an empty volume",
+                                 kube_object_name(claim), name, namespace);
             snprintf(ret, CSI_HANDLE_BYTES, "%s",
                      *all[i].stream ? all[i].handle : ""); /* never attached: empty */
             return *ret ? check_class(c, claim, err) : 0;
@@ -115,7 +127,7 @@ int recovery_originals(void *context, const char *namespace, const char *applica
     {
         char handle[CSI_HANDLE_BYTES] = "";
         if (r == 0)
-            r = find_original(c, claim, all, count, handle, err);
+            r = find_original(c, namespace, claim, all, count, handle, err);
         if (r == 0 && *handle)
             json_object_set_new(chosen, name, json_string(handle));
     }
@@ -138,7 +150,9 @@ int recovery_originals(void *context, const char *namespace, const char *applica
 static int call(struct controller *c, const json_t *stream, const char *method, const char *path,
                 const json_t *body, json_t **ret, struct error *err)
 {
-    return data_client_call(c->data, json_text(stream, "node"), method, path, body, DATA_TIMEOUT_MS, ret, err);
+    int r = controller_check_leads(c, err);
+    return r < 0 ? r
+                 : data_client_call(c->data, json_text(stream, "node"), method, path, body, DATA_TIMEOUT_MS, ret, err);
 }
 
 static json_t *request_of(const json_t *stream, const char *point, bool dry_run)

@@ -280,8 +280,8 @@ int recovery_plan_data(struct recovery_run *run, const char **ret_reason, struct
     if (run->mode == RESTORE_CLONE)
         return recovery_plan_copies(run, ret_reason, err);
     *ret_reason = "VolumesNotReachable";
-    int r = run->c->data->streams(run->c->data_context, run->target_namespace, run->application, run->wanted,
-                                  &streams, err);
+    int r = run->c->data->streams(run->c->data_context, run->source_namespace, run->target_namespace,
+                                  run->application, run->wanted, &streams, err);
     if (r == -EEXIST)
         *ret_reason = "VolumeInUse";
     else if (r == -ENOENT)
@@ -317,10 +317,15 @@ int recovery_set_gates(struct recovery_run *run, bool closed, struct error *err)
         return 0;
     json_array_foreach(recovery_streams(run), i, stream)
     {
-        if (r == 0)
-            r = run->c->data->gate(run->c->data_context, stream, closed, err);
-        if (r < 0)
-            return error_context(err, "stream %s", json_text(stream, "stream"));
+        struct error one = ERROR_INIT;
+        if (closed && r < 0)
+            break;
+        /* R5: that one cannot be opened now keeps none of the others closed. */
+        int code = run->c->data->gate(run->c->data_context, stream, closed, &one);
+        if (code == 0 || (r < 0 && code != -EAGAIN))
+            continue;
+        *err = one;
+        r = error_context(err, "stream %s", json_text(stream, "stream"));
     }
     return r;
 }

@@ -9,13 +9,21 @@
 
 #include "app/objects.h"
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "lib/json.h"
 
 #define MANAGER "tidemark-recovery"
-enum { KINDS_MAX = 8 };
+enum { KINDS_AGAIN_MS = 300 }; /* between two discoveries */
 
 const struct kube_resource controller_recoveries = {"tidemark.io", "v1alpha1", "recoveries",
                                                     "Recovery",    true,       0};
+
+static int check_leads(const struct recovery_kube *k, struct error *err)
+{
+    return !k->leads || k->leads(k->leads_context)
+               ? 0
+               : error_set(err, -ECANCELED, "this controller is not the leader any more");
+}
 
 /* ---- who asked ---- */
 
@@ -70,10 +78,8 @@ int recovery_kube_init(struct recovery_kube *k, struct kube_client *client, cons
 
 void recovery_kube_release(struct recovery_kube *k)
 {
-    for (size_t i = 0; i < k->kinds_count; i++) {
-        kube_kinds_release(k->kinds[i]);
-        free(k->kinds[i]);
-    }
+    kube_kinds_release(&k->kinds);
+    json_decref(k->texts);
     json_decref(k->requester);
     *k = (struct recovery_kube){0};
 }
@@ -83,44 +89,63 @@ void recovery_kube_release(struct recovery_kube *k)
 /* With the mutex held. */
 static int discover(struct recovery_kube *k, struct error *err)
 {
-    if (k->kinds_count == KINDS_MAX)
-        return 0; /* asked often enough */
-    struct kube_kinds *kinds = calloc(1, sizeof *kinds);
-    int r = kinds ? kube_discover(k->client, kinds, err) : error_set(err, -ENOMEM, "out of memory");
+    struct kube_kinds found = {0};
+    uint64_t now_ns = clock_boottime_ns(clock_system());
+    if (k->kinds_ns && now_ns - k->kinds_ns < KINDS_AGAIN_MS * NS_PER_MS)
+        return 0; /* asked just now */
+    int r = kube_discover(k->client, &found, err);
     if (r < 0)
-        free(kinds);
-    else
-        k->kinds[k->kinds_count++] = kinds;
-    return r;
+        return r;
+    kube_kinds_release(&k->kinds);
+    k->kinds = found;
+    k->kinds_ns = now_ns;
+    return 0;
+}
+
+/* A text that stays when kinds are asked for again. With the mutex held; NULL: out of memory. */
+static const char *keep_text(struct recovery_kube *k, const char *text)
+{
+    if (!k->texts)
+        k->texts = json_object();
+    json_t *kept = json_object_get(k->texts, text);
+    if (!kept && json_object_set_new(k->texts, text, json_string(text)) == 0)
+        kept = json_object_get(k->texts, text);
+    return json_string_value(kept);
 }
 
 static int find_kind(struct recovery_kube *k, const char *group, const char *version, const char *kind,
-                     const struct kube_resource **ret, struct error *err)
+                     struct kube_resource *ret, struct error *err)
 {
     char api_version[320];
+    const struct kube_resource *found = NULL;
     int r = 0;
     MUTEX_GUARD(guard, &k->mutex);
     snprintf(api_version, sizeof api_version, "%s%s%s", group, group[0] ? "/" : "", version);
-    for (int tries = 0; tries < 2 && r == 0; tries++) {
-        if (k->kinds_count == 0 || tries)
+    for (int tries = 0; tries < 2 && r == 0 && !found; tries++) {
+        if (!k->kinds_ns || tries)
             r = discover(k, err);
-        *ret = r == 0 ? kube_kinds_find(k->kinds[k->kinds_count - 1], api_version, kind) : NULL;
-        if (*ret)
-            return 0;
+        found = r == 0 ? kube_kinds_find(&k->kinds, api_version, kind) : NULL;
     }
-    return r < 0 ? r
-                 : error_set(err, -ENOENT, "the cluster does not know the kind %s of %s", kind, api_version);
+    if (r < 0)
+        return r;
+    if (!found)
+        return error_set(err, -ENOENT, "the cluster does not know the kind %s of %s", kind, api_version);
+    *ret = (struct kube_resource){.group = keep_text(k, found->group),
+                                  .version = keep_text(k, found->version),
+                                  .plural = keep_text(k, found->plural),
+                                  .kind = keep_text(k, found->kind),
+                                  .namespaced = found->namespaced,
+                                  .verbs = found->verbs};
+    return ret->group && ret->version && ret->plural && ret->kind ? 0 : error_set(err, -ENOMEM, "out of memory");
 }
 
 /* The resource in the version of the object: the one that is served may be another. */
 static int target_of(struct recovery_kube *k, const struct object_id *id, struct kube_resource *resource,
                      struct kube_target *ret, struct error *err)
 {
-    const struct kube_resource *found;
-    int r = find_kind(k, id->group, id->version, id->kind, &found, err);
+    int r = find_kind(k, id->group, id->version, id->kind, resource, err);
     if (r < 0)
         return r;
-    *resource = *found;
     *ret = (struct kube_target){.resource = resource,
                                 .namespace = id->namespace[0] ? id->namespace : NULL,
                                 .name = id->name,
@@ -132,7 +157,7 @@ static int target_of(struct recovery_kube *k, const struct object_id *id, struct
 static int knows(void *context, const char *group, const char *version, const char *kind, bool *ret,
                  struct error *err)
 {
-    const struct kube_resource *found;
+    struct kube_resource found;
     int r = find_kind(context, group, version, kind, &found, err);
     *ret = r == 0;
     return r == -ENOENT ? 0 : r;
@@ -160,6 +185,8 @@ static int put(struct recovery_kube *k, const json_t *object, bool create, struc
     int r = object_identify(object, &id, err);
     if (r == 0)
         r = target_of(k, &id, &resource, &target, err);
+    if (r == 0)
+        r = check_leads(k, err);
     if (r < 0)
         return r;
     if (!create)
@@ -188,6 +215,8 @@ static int remove_object(void *context, const char *name, const char *uid, const
     if (r == 0)
         r = target_of(k, &id, &resource, &target, err);
     if (r == 0)
+        r = check_leads(k, err);
+    if (r == 0)
         r = kube_delete(k->client, &target, &options, err);
     return r == -ENOENT ? 0 : r;
 }
@@ -205,13 +234,12 @@ static int add_items(void *context, json_t *items, bool first, struct error *err
 static int list(void *context, const char *namespace, json_t *array, struct error *err)
 {
     struct recovery_kube *k = context;
-    const struct kube_kinds *kinds;
+    const struct kube_kinds *kinds = &k->kinds; /* nobody else is at work while the plan is made */
     {
         MUTEX_GUARD(guard, &k->mutex);
-        int r = k->kinds_count ? 0 : discover(k, err);
+        int r = k->kinds_ns ? 0 : discover(k, err);
         if (r < 0)
             return r;
-        kinds = k->kinds[k->kinds_count - 1];
     }
     for (size_t i = 0; i < kinds->count; i++) {
         const struct kube_resource *resource = &kinds->resources[i];
@@ -264,7 +292,8 @@ static int write_status(void *context, const json_t *recovery, json_t **ret, str
                                        .name = kube_object_name(recovery),
                                        .subresource = "status",
                                        .field_manager = MANAGER};
-    return kube_update(k->client, &target, recovery, ret, err);
+    int r = check_leads(k, err);
+    return r < 0 ? r : kube_update(k->client, &target, recovery, ret, err);
 }
 
 static void plan_name(const json_t *recovery, size_t number, char *name, size_t size)
@@ -284,13 +313,17 @@ static int write_plan(void *context, const json_t *recovery, size_t number, cons
     _cleanup_json_ json_t *object =
         json_pack("{s:s, s:s, s:{s:s, s:s, s:{s:s}, s:[{s:s, s:s, s:s, s:s}]}, s:{s:s}}", "apiVersion", "v1",
                   "kind", "ConfigMap", "metadata", "name", name, "namespace", kube_object_namespace(recovery),
-                  "labels", "tidemark.io/recovery-plan", kube_object_name(recovery), "ownerReferences",
+                  "labels", "tidemark.io/recovery-plan", kube_object_uid(recovery) /* a name may be too long for a label */,
+                  "ownerReferences",
                   "apiVersion", "tidemark.io/v1alpha1", "kind", "Recovery", "name",
                   kube_object_name(recovery), "uid", kube_object_uid(recovery), "data", "objects", text);
     const struct kube_target target = {.resource = &kube_configmaps,
                                        .namespace = kube_object_namespace(recovery),
                                        .name = name,
                                        .field_manager = MANAGER};
+    int r = check_leads(k, err);
+    if (r < 0)
+        return r;
     return object ? kube_apply(k->client, &target, object, true, NULL, err)
                   : error_set(err, -ENOMEM, "out of memory");
 }

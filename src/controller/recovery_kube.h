@@ -15,14 +15,17 @@ extern const struct kube_resource controller_recoveries;
 struct recovery_kube {
     struct kube_client *client;
     const struct log *log;
+    bool (*leads)(void *context); /* whether this process may still change anything; NULL: it may */
+    void *leads_context;
     json_t *requester; /* of the annotation; holds the texts of `user` */
     bool impersonates;
     struct kube_user user;
     const char *groups[KUBE_MAX_GROUPS];
     struct kube_extra extra[KUBE_MAX_EXTRA];
-    pthread_mutex_t mutex;       /* of kinds: they may be asked for again while objects are put back */
-    struct kube_kinds *kinds[8]; /* the newest is the last; older ones stay since resources point into them */
-    size_t kinds_count;
+    pthread_mutex_t mutex;   /* of what follows: kinds may be asked for again while objects are put back */
+    struct kube_kinds kinds; /* as asked for last */
+    uint64_t kinds_ns;       /* boottime: when; 0: not yet */
+    json_t *texts;           /* of resources that were given out: they stay */
 };
 extern const struct recovery_cluster_ops recovery_kube_cluster;
 extern const struct recovery_store_ops recovery_kube_store;

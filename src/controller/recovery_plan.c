@@ -344,6 +344,31 @@ static int plan_object(struct recovery_run *run, int wave, const char *name, con
     return recovery_add_entry(run, ACTION_RECREATE, wave, name, reason, NULL, err);
 }
 
+/* {uid: claim} of what has claims, and of the owners of that: with it they would be deleted. A pod's ephemeral ones are
+ * meant to. */
+static json_t *claim_holders(const json_t *all)
+{
+    json_t *holders = json_object(), *object, *owner;
+    size_t i, k;
+    for (size_t before = SIZE_MAX; json_object_size(holders) != before;) {
+        before = json_object_size(holders);
+        json_array_foreach(all, i, object)
+        {
+            const json_t *metadata = json_object_get(object, "metadata");
+            bool claim = strcmp(json_text(object, "kind"), "PersistentVolumeClaim") == 0;
+            json_t *held = json_object_get(holders, object_uid(object));
+            json_array_foreach(json_object_get(metadata, "ownerReferences"), k, owner)
+            {
+                const char *uid = json_text(owner, "uid");
+                if (!*uid || (!claim && !held) || strcmp(json_text(owner, "kind"), "Pod") == 0 || json_object_get(holders, uid))
+                    continue;
+                json_object_set(holders, uid, claim ? json_object_get(metadata, "name") : held);
+            }
+        }
+    }
+    return holders;
+}
+
 /* Why an object that came after the point stays, or NULL. */
 static const char *reason_to_stay(const json_t *object, const struct object_id *id)
 {
@@ -352,6 +377,8 @@ static const char *reason_to_stay(const json_t *object, const struct object_id *
     json_t *owner;
     if (strcmp(id->kind, "PersistentVolumeClaim") == 0 && !id->group[0])
         return "it came after the point; claims are not deleted by a recovery";
+    if (strcmp(id->kind, "VolumeSnapshot") == 0 && strcmp(id->group, "snapshot.storage.k8s.io") == 0)
+        return "it came after the point; snapshots are not deleted by a recovery";
     if (strcmp(id->kind, "ServiceAccount") == 0 && strcmp(id->name, "default") == 0)
         return "every namespace has it";
     if (strcmp(json_text(object, "type"), "kubernetes.io/service-account-token") == 0)
@@ -364,8 +391,27 @@ static const char *reason_to_stay(const json_t *object, const struct object_id *
     return NULL;
 }
 
-static int plan_deletions(struct recovery_run *run, const json_t *raw, struct error *err)
+/* What was there before the point did not come after it, whatever the journal knows: it was not seen, or it did not belong to the
+ * application. Clocks need not agree to the second, nor is a change journaled in the same. */
+static bool is_older(const json_t *object, uint64_t point_ns)
 {
+    uint64_t made_ns;
+    struct error unused = ERROR_INIT;
+    const char *made = json_text(json_object_get(object, "metadata"), "creationTimestamp");
+    return clock_parse_rfc3339(made, &made_ns, &unused) == 0 && made_ns + RECOVERY_OLDER_NS < point_ns;
+}
+
+static uint64_t point_time(struct recovery_run *run)
+{
+    uint64_t ns;
+    struct error unused = ERROR_INIT;
+    const char *text = json_text(json_object_get(recovery_status(run), "point"), "time");
+    return clock_parse_rfc3339(text, &ns, &unused) == 0 ? ns : 0;
+}
+
+static int plan_deletions(struct recovery_run *run, const json_t *raw, const json_t *holders, struct error *err)
+{
+    const uint64_t point_ns = point_time(run);
     _cleanup_json_ json_t *index = references_index(run->wanted);
     const char *name;
     json_t *object;
@@ -381,6 +427,14 @@ static int plan_deletions(struct recovery_run *run, const json_t *raw, struct er
             json_object_get(json_object_get(object, "metadata"), "deletionTimestamp"))
             continue;
         const char *stays = reason_to_stay(object, &id);
+        const char *claim = json_string_value(json_object_get(holders, object_uid(object)));
+        char kept[RESTORE_REASON_BYTES];
+        if (!stays && is_older(object, point_ns))
+            stays = "it was there before the point, and no part of the application's history then";
+        if (!stays && claim) {
+            snprintf(kept, sizeof kept, "it came after the point; the claim %.200s would go with it", claim);
+            stays = kept;
+        }
         r = recovery_add_entry(run, stays ? ACTION_SKIP : ACTION_DELETE, 0, name,
                                stays ? stays : "it came after the point", object_uid(object), err);
         if (r < 0)
@@ -419,11 +473,12 @@ int recovery_make_plan(struct recovery_run *run, struct error *err)
     raw = run->live = by_name(array);
     index = references_index(raw);
     if (run->mode == RESTORE_REWIND) {
+        _cleanup_json_ json_t *holders = claim_holders(array); /* before others' are taken out */
         r = run->c->source->select(run->c->source_context, run->source_namespace, run->application, array,
                                    err);
         own = by_name(array);
         if (r == 0)
-            r = plan_deletions(run, own, err);
+            r = plan_deletions(run, own, holders, err);
     }
     json_array_foreach(json_object_get(run->order, "waves"), i, wave)
     {

@@ -43,13 +43,66 @@ static int select_own(void *context, const char *namespace, const char *applicat
     for (size_t i = json_array_size(all); i-- > 0;) {
         /* The plans of recoveries are ours, and no part of the application. */
         const json_t *object = json_array_get(all, i);
-        if (!application_has(object, group) || kube_object_label(object, "tidemark.io/recovery-plan"))
+        if (!application_has(object, group) || kube_object_label(object, "tidemark.io/recovery-plan") ||
+            !capture_journals(c->capture, object))
             json_array_remove(all, i);
     }
     return 0;
 }
 
 static const struct recovery_source_ops source = {objects, select_own};
+
+/* ---- while it runs it cannot go ---- */
+
+static bool is_deleted(const json_t *recovery)
+{
+    return json_object_get(json_object_get(recovery, "metadata"), "deletionTimestamp");
+}
+
+/* Where RECOVERY_FINALIZER is among the finalizers; their count: nowhere. */
+static size_t find_hold(const json_t *finalizers)
+{
+    size_t i = 0;
+    while (i < json_array_size(finalizers) &&
+           strcmp(json_string_value(json_array_get(finalizers, i)), RECOVERY_FINALIZER) != 0)
+        i++;
+    return i;
+}
+
+/* R5: with the Recovery, what is known of the gates that it has closed would be gone. */
+static int hold(struct controller *c, const json_t *recovery, bool held, struct error *err)
+{
+    const json_t *metadata = json_object_get(recovery, "metadata");
+    _cleanup_json_ json_t *finalizers = json_copy(json_object_get(metadata, "finalizers"));
+    if (!finalizers)
+        finalizers = json_array();
+    size_t at = find_hold(finalizers);
+    if ((at < json_array_size(finalizers)) == held)
+        return 0;
+    int failed = held ? json_array_append_new(finalizers, json_string(RECOVERY_FINALIZER))
+                      : json_array_remove(finalizers, at);
+    _cleanup_json_ json_t *patch =
+        failed ? NULL
+               : json_pack("{s:{s:s, s:O}}", "metadata", "resourceVersion", kube_object_version(recovery),
+                           "finalizers", finalizers);
+    const struct kube_target target = {.resource = &controller_recoveries,
+                                       .namespace = kube_object_namespace(recovery),
+                                       .name = kube_object_name(recovery),
+                                       .field_manager = FIELD_MANAGER};
+    int r = patch ? kube_patch(c->client, &target, KUBE_PATCH_MERGE, patch, NULL, err)
+                  : error_set(err, -ENOMEM, "out of memory");
+    if (r == -ENOENT) {
+        *err = ERROR_INIT;
+        return 0;
+    }
+    return r < 0 ? error_context(err, "finalizer " RECOVERY_FINALIZER) : 0;
+}
+
+/* Whether it is one that is to be carried on: not one that was deleted before it began. */
+static bool is_wanted(const json_t *recovery)
+{
+    return !is_deleted(recovery) || json_object_get(json_object_get(recovery, "status"), "phase");
+}
 
 /* A Recovery that cannot even begin. */
 static int refuse(struct recovery_kube *k, json_t *recovery, const struct error *why, struct error *err)
@@ -65,12 +118,19 @@ static int refuse(struct recovery_kube *k, json_t *recovery, const struct error 
     return r == 0 ? recovery_kube_store.write_status(k, recovery, &written, err) : r;
 }
 
+static bool leads(void *context)
+{
+    return controller_leads(context);
+}
+
 /* Who asked is known, vouched for, and may: -EPERM, -EACCES. Other errors: to be asked again. */
 static int check_requester(struct controller *c, struct recovery_kube *k, const json_t *recovery,
                            struct error *err)
 {
     const struct admission admission = {.ops = &admission_kube, .context = c->client};
     int r = recovery_kube_init(k, c->client, recovery, c->log, err);
+    k->leads = leads;
+    k->leads_context = c;
     if (r < 0)
         return r == -ENOMEM ? r : -EPERM;
     if (json_object_get(json_object_get(recovery, "status"), "phase")) /* was asked when it began */
@@ -94,11 +154,14 @@ int recovery_reconcile(struct controller *c, const char *namespace, const char *
             r = recovery_kube_store.write_status(&k, recovery, &written, err);
             return r == -ENOENT ? 0 : r;
         }
-        return 0;
+        return r == 0 ? hold(c, recovery, false, err) : 0;
     }
-    if (r < 0)
+    if (r < 0 || !is_wanted(recovery))
         return r;
     r = check_requester(c, &k, recovery, &why);
+    if (r == 0 && !is_deleted(recovery) &&
+        !json_is_true(json_object_get(json_object_get(recovery, "spec"), "dryRun")))
+        r = hold(c, recovery, true, &why);
     if (r == -EPERM || r == -EACCES) {
         r = refuse(&k, recovery, &why, err);
     } else if (r < 0) {
@@ -129,6 +192,8 @@ int recovery_reconcile(struct controller *c, const char *namespace, const char *
                 json_string_value(json_object_get(json_object_get(after, "status"), "message"));
             event_record(c, after, phase && strcmp(phase, "Failed") == 0 ? "Warning" : "Normal",
                          phase ? phase : "Ended", message ? message : "");
+            if (recovery_has_ended(after))
+                r = hold(c, after, false, err);
         }
     }
     recovery_kube_release(&k);

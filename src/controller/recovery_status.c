@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <openssl/evp.h>
+
 #include "controller/recovery_internal.h"
 
 json_t *recovery_status(struct recovery_run *run)
@@ -47,7 +49,7 @@ int recovery_condition(struct recovery_run *run, const char *type, bool holds, c
         json_object_set(found, "observedGeneration", generation);
     json_object_set_new(found, "status", json_string(holds ? "True" : "False"));
     json_object_set_new(found, "reason", json_string(reason));
-    return json_object_set_new(found, "message", json_string(message));
+    return json_object_set_new(found, "message", json_string_lossy(message));
 }
 
 void recovery_remember(struct recovery_run *run)
@@ -114,7 +116,7 @@ int recovery_end(struct recovery_run *run, const char *phase, const char *reason
     uint64_t start_ns;
     recovery_now(run, now);
     json_object_set_new(status, "phase", json_string(phase));
-    json_object_set_new(status, "message", json_string(message));
+    json_object_set_new(status, "message", json_string_lossy(message));
     json_object_set_new(status, "completionTime", json_string(now));
     if (clock_parse_rfc3339(json_text(status, "startTime"), &start_ns, &unused) == 0)
         json_object_set_new(
@@ -132,8 +134,9 @@ int recovery_is_cancelled(struct recovery_run *run, bool *ret, struct error *err
     int r = run->c->store->read(run->c->store_context, run->namespace, run->name, &now, err);
     if (r < 0)
         return r;
-    const json_t *annotations = json_object_get(json_object_get(now, "metadata"), "annotations");
-    *ret = strcmp(json_text(annotations, RECOVERY_CANCEL_ANNOTATION), "true") == 0;
+    const json_t *metadata = json_object_get(now, "metadata"), *annotations = json_object_get(metadata, "annotations");
+    *ret = strcmp(json_text(annotations, RECOVERY_CANCEL_ANNOTATION), "true") == 0 ||
+           json_object_get(metadata, "deletionTimestamp");
     return 0;
 }
 
@@ -149,8 +152,8 @@ int recovery_count(struct recovery_run *run, struct error *err)
             continue;
         counts[e->verdict]++;
         if (e->verdict == VERDICT_FAILED && counts[VERDICT_FAILED] <= RECOVERY_FAILURES_MAX)
-            json_array_append_new(failures, json_pack("{s:s, s:s}", "object", e->name, "reason",
-                                                      e->reason ? e->reason : "unknown"));
+            json_array_append_new(failures, json_pack("{s:s, s:o}", "object", e->name, "reason",
+                                                      json_string_lossy(e->reason ? e->reason : "unknown")));
     }
     for (int v = 0; v < VERDICTS; v++)
         json_object_set_new(verdicts, verdict_name((enum verdict)v), json_integer((json_int_t)counts[v]));
@@ -172,7 +175,7 @@ static char *plan_text(const struct recovery_run *run, size_t first)
         json_t *line =
             json_pack("{s:i, s:s, s:s}", "w", e->wave, "a", recovery_action_name(e->action), "o", e->name);
         if (e->reason)
-            json_object_set_new(line, "r", json_string(e->reason));
+            json_object_set_new(line, "r", json_string_lossy(e->reason));
         if (e->uid)
             json_object_set_new(line, "u", json_string(e->uid));
         if (e->by)
@@ -199,10 +202,71 @@ static bool chunk_has_wave(const struct recovery_run *run, size_t first, int wav
     return false;
 }
 
+/* Of what is to be done, as a text: verdicts aside. The ConfigMaps lie where the application is, and whoever may change them
+ * there must not get done what she may not do herself: in status, which nobody but the controller writes, stands what
+ * was planned. NULL: out of memory. */
+static json_t *plan_digest(const struct recovery_run *run)
+{
+    unsigned char digest[EVP_MAX_MD_SIZE];
+    char text[65];
+    EVP_MD_CTX *md = EVP_MD_CTX_new();
+    bool ok = md && EVP_DigestInit_ex(md, EVP_sha256(), NULL);
+    for (size_t i = 0; ok && i < run->entry_count; i++) {
+        const struct recovery_entry *e = &run->entries[i];
+        _cleanup_free_ char *line = NULL;
+        int length = asprintf(&line, "%d %s %s %s\n", e->wave, recovery_action_name(e->action), e->name,
+                              e->uid ? e->uid : "");
+        ok = length > 0 && EVP_DigestUpdate(md, line, (size_t)length);
+    }
+    ok = ok && EVP_DigestFinal_ex(md, digest, NULL);
+    EVP_MD_CTX_free(md);
+    for (size_t i = 0; ok && i < 32; i++)
+        snprintf(text + 2 * i, 3, "%02x", digest[i]);
+    return ok ? json_string(text) : NULL;
+}
+
+static int note_digest(struct recovery_run *run, struct error *err)
+{
+    json_t *plan = json_object_get(recovery_status(run), "plan");
+    return plan && json_object_set_new(plan, "digest", plan_digest(run)) < 0
+               ? error_set(err, -ENOMEM, "out of memory")
+               : 0;
+}
+
+static int check_digest(struct recovery_run *run, struct error *err)
+{
+    const char *noted = json_text(json_object_get(recovery_status(run), "plan"), "digest");
+    _cleanup_json_ json_t *is = plan_digest(run);
+    if (!is)
+        return error_set(err, -ENOMEM, "out of memory");
+    if (*noted && strcmp(noted, json_string_value(is)) != 0)
+        return error_set(err, -EPERM,
+                         "the plan in the ConfigMap tidemark-recovery-%s was changed by somebody: nothing more is done; "
+                         "make the recovery again",
+                         run->name);
+    return 0;
+}
+
+/* How many entries were planned; SIZE_MAX: that is not known. */
+static size_t planned_entries(struct recovery_run *run)
+{
+    const json_t *plan = json_object_get(recovery_status(run), "plan");
+    size_t count = 0;
+    for (int a = 0; a < RECOVERY_ACTIONS; a++) {
+        const json_t *one = json_object_get(plan, recovery_action_name((enum recovery_action)a));
+        if (!json_is_integer(one))
+            return SIZE_MAX;
+        count += (size_t)json_integer_value(one);
+    }
+    return count;
+}
+
 int recovery_save_plan(struct recovery_run *run, int wave, struct error *err)
 {
-    int r = 0;
+    int r = wave < 0 ? note_digest(run, err) : 0;
     size_t first = 0;
+    if (r < 0)
+        return r;
     do {
         if (wave < 0 || chunk_has_wave(run, first, wave)) {
             _cleanup_free_ char *text = plan_text(run, first);
@@ -243,11 +307,12 @@ static int load_line(struct recovery_run *run, const char *line, size_t length, 
 int recovery_load_plan(struct recovery_run *run, struct error *err)
 {
     recovery_free_entries(run);
+    const size_t planned = planned_entries(run);
     for (size_t number = 0;; number++) {
         _cleanup_free_ char *text = NULL;
         int r = run->c->store->read_plan(run->c->store_context, run->recovery, number, &text, err);
         if (r == -ENOENT && number > 0)
-            return 0;
+            return check_digest(run, err);
         for (const char *line = text; r == 0 && *line;) {
             size_t length = strcspn(line, "\n");
             r = load_line(run, line, length, err);
@@ -255,7 +320,8 @@ int recovery_load_plan(struct recovery_run *run, struct error *err)
         }
         if (r < 0)
             return r;
-        if (run->entry_count < (number + 1) * RECOVERY_PLAN_CHUNK)
-            return 0;
+        /* Another part may be there of a plan that was made before. */
+        if (run->entry_count < (number + 1) * RECOVERY_PLAN_CHUNK || run->entry_count >= planned)
+            return check_digest(run, err);
     }
 }

@@ -41,27 +41,49 @@ static bool find_user(void *context, json_t *claim)
     return false;
 }
 
-/* A claim that is not there any more: its volume by the name that it had, which is that of CreateVolume. */
-static int find_gone(struct controller *c, const json_t *claim, const struct csi_volume *all, size_t count,
-                     json_t *handles, json_t *gone, struct error *err)
+/* Whether the volume was a claim's of one of the namespaces. The name of a volume in a claim of the past is what its owner
+ * wrote into it; the record has what the driver was told. */
+static bool was_of(const struct csi_volume *v, const char *source, const char *target)
 {
+    return *v->claim_namespace && (strcmp(v->claim_namespace, source) == 0 || strcmp(v->claim_namespace, target) == 0);
+}
+
+/* The claims of which something is looked for. */
+struct gone {
+    struct controller *c;
+    const char *source, *target; /* namespaces: of the history, and where it is put back */
+    const struct csi_volume *all;
+    size_t count;
+    json_t *handles, *gone;
+};
+
+/* A claim that is not there any more: its volume by the name that it had, which is that of CreateVolume. */
+static int find_gone(const struct gone *g, const json_t *claim, struct error *err)
+{
+    struct controller *c = g->c;
+    const struct csi_volume *all = g->all;
     const char *name = kube_object_name(claim),
                *class = json_text(json_object_get(claim, "spec"), "storageClassName");
     struct search search = {.volume = json_text(json_object_get(claim, "spec"), "volumeName")};
     _cleanup_json_ json_t *of_class = *class ? kube_informer_get(c->classes, NULL, class) : NULL;
     if (!*search.volume)
         return 0; /* it had none at the point */
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < g->count; i++) {
         if (strcmp(all[i].name, search.volume) != 0)
             continue;
+        if (!was_of(&all[i], g->source, g->target))
+            return error_set(err, -ENOENT,
+                             "the claim %s names the volume %s, which was none of the namespace %s: it is not put back; "
+                             "with objectsOnly: true the objects alone are, and the claim gets an empty volume",
+                             name, search.volume, g->source);
         kube_informer_each(c->claims, NULL, find_user, &search);
         if (search.user[0])
             return error_set(
                 err, -EEXIST,
                 "the volume of claim %s is used by the claim %s: to have it beside that use mode clone", name,
                 search.user);
-        json_object_set_new(handles, name, json_string(all[i].handle));
-        json_object_set_new(gone, name, json_true());
+        json_object_set_new(g->handles, name, json_string(all[i].handle));
+        json_object_set_new(g->gone, name, json_true());
         return 0;
     }
     if (strcmp(json_text(of_class, "provisioner"), CSI_DRIVER) != 0)
@@ -73,19 +95,18 @@ static int find_gone(struct controller *c, const json_t *claim, const struct csi
         search.volume, name);
 }
 
-static int add_gone(struct controller *c, const json_t *at_point, json_t *live, json_t *chosen, json_t *gone,
-                    struct error *err)
+static int add_gone(struct gone *g, const json_t *at_point, json_t *live, struct error *err)
 {
-    const struct data_client_options *o = data_client_options(c->data);
+    const struct data_client_options *o = data_client_options(g->c->data);
     _cleanup_free_ struct csi_volume *all = NULL;
-    size_t count = 0;
     const char *name;
     json_t *claim;
-    int r = o->records->list(o->records_context, &all, &count, err);
+    int r = o->records->list(o->records_context, &all, &g->count, err);
+    g->all = all;
     json_object_foreach((json_t *)(uintptr_t)at_point, name, claim)
     {
         if (r == 0 && !json_object_get(live, name))
-            r = find_gone(c, claim, all, count, chosen, gone, err);
+            r = find_gone(g, claim, err);
     }
     return r;
 }
@@ -115,8 +136,8 @@ static void mark_gone(json_t *streams, json_t *gone)
 
 /* What came after the point has no state there: it is left alone. An application that is a group does not
  * journal all its claims, so that of such a one all count. */
-static int streams(void *context, const char *namespace, const char *application, const json_t *wanted,
-                   json_t **ret, struct error *err)
+static int streams(void *context, const char *source, const char *namespace, const char *application,
+                   const json_t *wanted, json_t **ret, struct error *err)
 {
     struct controller *c = context;
     _cleanup_json_ json_t *papp = kube_informer_get(c->applications, namespace, application);
@@ -133,7 +154,8 @@ static int streams(void *context, const char *namespace, const char *application
             json_object_set(chosen, claim, handle);
     }
     kube_informer_each(c->claims, namespace, add_name, live);
-    r = add_gone(c, at_point, live, chosen, gone, err);
+    struct gone g = {.c = c, .source = source, .target = namespace, .handles = chosen, .gone = gone};
+    r = add_gone(&g, at_point, live, err);
     if (r == 0)
         r = data_client_streams(c->data, chosen, ret, err);
     if (r == 0)
@@ -227,7 +249,9 @@ static int bind_volume(void *context, const char *namespace, const json_t *claim
     const struct kube_target target = {
         .resource = &kube_volumes, .name = name, .field_manager = FIELD_MANAGER};
     const struct kube_target of_class = {.resource = &kube_storage_classes, .name = class_name};
-    int r = look_at_volume(c, &target, namespace, kube_object_name(claim), err);
+    int r = controller_check_leads(c, err);
+    if (r == 0)
+        r = look_at_volume(c, &target, namespace, kube_object_name(claim), err);
     if (r < 0)
         return r;
     bool there = r > 0;
@@ -251,6 +275,9 @@ static int call(struct controller *c, const json_t *stream, const char *method, 
                 const json_t *body, json_t **ret, struct error *err)
 {
     char path[160];
+    int r = controller_check_leads(c, err);
+    if (r < 0)
+        return r;
     snprintf(path, sizeof path, format, json_text(stream, "stream"));
     return data_client_call(c->data, json_text(stream, "node"), method, path, body, DATA_TIMEOUT_MS, ret, err);
 }
@@ -271,8 +298,15 @@ static int plan(void *context, const json_t *stream, const char *point, json_t *
 
 static int gate(void *context, const json_t *stream, bool closed, struct error *err)
 {
+    struct controller *c = context;
+    struct error unused = ERROR_INIT;
     _cleanup_json_ json_t *body = json_pack("{s:b}", "closed", (int)closed);
-    return call(context, stream, "POST", "/v1/streams/%s/gate", body, NULL, err);
+    const struct kube_target node = {.resource = &kube_nodes, .name = json_text(stream, "node")};
+    int r = call(c, stream, "POST", "/v1/streams/%s/gate", body, NULL, err);
+    if (closed || r != -EAGAIN || kube_get(c->client, &node, NULL, &unused) != -ENOENT)
+        return r;
+    *err = ERROR_INIT; /* a node that is no part of the cluster any more has no gate */
+    return 0;
 }
 
 /* What became of the rewind: 0 done, -EAGAIN under way. */

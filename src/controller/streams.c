@@ -90,6 +90,8 @@ static json_t *stream_entry(struct round *round, const struct csi_volume *v)
             json_integer((json_int_t)(json_number_value(json_object_get(status, "rpo_ms")) + 0.999)));
     copy_time(entry, "oldestTime", status, "oldest_time");
     copy_time(entry, "latestTime", status, "latest_time");
+    if (strcmp(state, "crash-looping") == 0) /* its message says why, and what to do */
+        json_object_set_new(entry, "message", json_sprintf("%.1000s", json_text(status, "message")));
     return entry;
 }
 
@@ -129,7 +131,7 @@ static void tell_policy(struct round *round, const json_t *papp, const struct cs
     snprintf(message, sizeof message, "it has not taken the policy '%s' yet: %s", policy, err.message);
     log_warning(round->c->log, "stream %s: %s", v->stream, message);
     message[STREAM_MESSAGE_MAX] = '\0';
-    json_object_set_new(entry, "message", json_string(message));
+    json_object_set_new(entry, "message", json_string_lossy(message));
 }
 
 /* ---- how long history is kept ---- */
@@ -346,9 +348,27 @@ static int abandoned(void *context, const struct csi_volume *v, bool *ret, struc
     return r;
 }
 
+/* What was listed when the round began may be old: a recovery may have brought a volume of it back. */
+static int check_unused(struct controller *c, const char *stream, struct error *err)
+{
+    const struct data_client_options *o = data_client_options(c->data);
+    _cleanup_free_ struct csi_volume *all = NULL;
+    size_t count = 0;
+    int r = o->records->list(o->records_context, &all, &count, err);
+    for (size_t i = 0; i < count && r == 0; i++)
+        if (strcmp(all[i].stream, stream) == 0 && (!all[i].deleted_ns || *all[i].published_node))
+            r = error_set(err, -EBUSY, "volume %s of it is in use again", all[i].handle);
+    return r;
+}
+
 static int destroy(void *context, const char *node, const char *stream, struct error *err)
 {
     struct controller *c = context;
+    int unused = controller_check_leads(c, err);
+    if (unused == 0)
+        unused = check_unused(c, stream, err);
+    if (unused < 0)
+        return unused;
     char path[CSI_HANDLE_BYTES + 48];
     struct error gone = ERROR_INIT;
     snprintf(path, sizeof path, "/v1/applications/%s?purge=true", stream);

@@ -117,6 +117,15 @@ static bool look_at_claim(void *context, json_t *claim)
     return true;
 }
 
+bool volumes_is_bound(const json_t *volume, const json_t *claim)
+{
+    const json_t *of = json_object_get(json_object_get(volume, "spec"), "claimRef");
+    const char *uid = json_text(of, "uid"), *of_claim = kube_object_uid(claim), *name = kube_object_name(claim),
+               *namespace = kube_object_namespace(claim);
+    return name && namespace && strcmp(json_text(of, "namespace"), namespace) == 0 &&
+           strcmp(json_text(of, "name"), name) == 0 && (!*uid || !of_claim || strcmp(uid, of_claim) == 0);
+}
+
 static void judge(struct look *l, const json_t *claim)
 {
     const char *name = kube_object_name(claim), *namespace = kube_object_namespace(claim);
@@ -124,7 +133,8 @@ static void judge(struct look *l, const json_t *claim)
                *volume_name = text_at(claim, "spec", "volumeName");
     if (class && !*class) /* without one, on purpose */
         class = NULL;
-    _cleanup_json_ json_t *volume = volume_name ? kube_informer_get(l->c->volumes, NULL, volume_name) : NULL;
+    _cleanup_json_ json_t *named = volume_name ? kube_informer_get(l->c->volumes, NULL, volume_name) : NULL;
+    const json_t *volume = named && volumes_is_bound(named, claim) ? named : NULL;
     _cleanup_json_ json_t *of_class = class ? kube_informer_get(l->c->classes, NULL, class) : NULL;
     const char *driver =
         json_string_value(json_object_get(json_object_get(json_object_get(volume, "spec"), "csi"), "driver"));
@@ -176,7 +186,7 @@ int volumes_handles(struct controller *c, const char *namespace, const char *app
         const json_t *csi = json_object_get(json_object_get(volume, "spec"), "csi");
         const char *driver = json_string_value(json_object_get(csi, "driver"));
         json_t *handle = json_object_get(csi, "volumeHandle");
-        if (driver && strcmp(driver, CSI_DRIVER) == 0 && json_is_string(handle))
+        if (driver && strcmp(driver, CSI_DRIVER) == 0 && json_is_string(handle) && volumes_is_bound(volume, claim))
             json_object_set(handles, kube_object_name(claim), handle);
     }
     *ret = take_ptr(handles);

@@ -80,7 +80,8 @@ static bool reduce(void *context, const struct kube_resource *resource, json_t *
     static const char *const other_keys[] = {"apiVersion", "kind", "metadata", "spec", "provisioner", NULL};
     static const char *const bare_keys[] = {"apiVersion", "kind", "metadata", NULL};
     static const char *const of_streams[] = {"streams", "rpoMs", "oldestTime"};
-    static const char *const volume_keys[] = {"csi", "accessModes", "storageClassName", NULL};
+    static const char *const volume_keys[] = {"csi", "accessModes", "storageClassName", "claimRef", NULL};
+    static const char *const claim_keys[] = {"namespace", "name", "uid", NULL};
     (void)context;
     cut_metadata(object);
     if (is_kind(resource, &controller_applications)) {
@@ -107,8 +108,10 @@ static bool reduce(void *context, const struct kube_resource *resource, json_t *
         return true;
     if (is_kind(resource, &kube_pods))
         return cut_pod(object);
-    if (is_kind(resource, &kube_volumes))
+    if (is_kind(resource, &kube_volumes)) {
         keep_only(json_object_get(object, "spec"), volume_keys);
+        keep_only(json_object_get(json_object_get(object, "spec"), "claimRef"), claim_keys);
+    }
     if (is_kind(resource, &kube_claims) || is_kind(resource, &kube_volumes) ||
         is_kind(resource, &kube_storage_classes))
         return true;

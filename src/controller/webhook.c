@@ -2,9 +2,11 @@
 #include "controller/webhook.h"
 
 #include <errno.h>
+#include <openssl/crypto.h>
 #include <openssl/evp.h>
 #include <pthread.h>
 #include <string.h>
+#include <sys/random.h>
 #include <time.h>
 
 #include "base/cleanup.h"
@@ -22,6 +24,8 @@
 #define CONFLICTS_MAX 5u
 #define VOUCH_MARGIN_NS (2 * NS_PER_SECOND) /* until all API servers have seen a new configuration */
 #define PEM_BYTES_MAX (64u << 10)
+#define TOKEN_BYTES 65u /* 32 random bytes in hexadecimal digits */
+#define TOKEN_FIELD "token"
 
 const struct kube_resource webhook_mutating = {
     "admissionregistration.k8s.io", "v1",  "mutatingwebhookconfigurations",
@@ -43,11 +47,22 @@ struct webhook {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
     bool dirty, stop;
+    char token[TOKEN_BYTES]; /* in the path that the API server asks for answers; "": not known yet */
+    uint64_t token_ns;       /* boottime: when this process made one; 0: not yet. The thread's own */
     pthread_t thread;
     bool running;
 };
 
 /* ---- the server ---- */
+
+/* Who asks for an answer about a history is known from the review alone, and anybody in the cluster can send one: it
+ * counts when it came by the path that stands in the webhook's configuration, which users cannot read. Should an API
+ * server tell it in an error message, it is another one soon. */
+static bool is_of_api_server(struct webhook *w, const char *token)
+{
+    MUTEX_GUARD(guard, &w->mutex);
+    return *w->token && strlen(token) == strlen(w->token) && CRYPTO_memcmp(token, w->token, strlen(token)) == 0;
+}
 
 static int handle(void *context, const struct http_request *request, struct http_response *response,
                   struct error *err)
@@ -60,7 +75,12 @@ static int handle(void *context, const struct http_request *request, struct http
         http_response_json(response, 200, json_pack("{s:b}", "ok", 1));
         return 0;
     }
-    if (strcmp(request->path, "/mutate") == 0)
+    struct admission admission = w->admission;
+    bool trusted = strncmp(request->path, WEBHOOK_MUTATE "/", strlen(WEBHOOK_MUTATE "/")) == 0 &&
+                   is_of_api_server(w, request->path + strlen(WEBHOOK_MUTATE "/"));
+    admission.untrusted = !trusted;
+    if (strncmp(request->path, WEBHOOK_MUTATE, strlen(WEBHOOK_MUTATE)) == 0 &&
+        (!request->path[strlen(WEBHOOK_MUTATE)] || request->path[strlen(WEBHOOK_MUTATE)] == '/'))
         phase = ADMISSION_MUTATE;
     else if (strcmp(request->path, "/validate") != 0)
         return error_set(err, -ENOENT, "there is no %s", request->path);
@@ -68,7 +88,7 @@ static int handle(void *context, const struct http_request *request, struct http
         return error_set(err, -EINVAL, "%s takes POST", request->path);
     int r = http_request_json(request, &review, err);
     if (r == 0)
-        r = admission_review(&w->admission, phase, review, &answer, err);
+        r = admission_review(&admission, phase, review, &answer, err);
     if (r == 0)
         http_response_json(response, 200, answer);
     return r;
@@ -131,15 +151,43 @@ static void read_secret(const json_t *secret, struct certificates *ret)
                                  .key = decode(json_string_value(json_object_get(data, "tls.key")))};
 }
 
-static json_t *make_secret(const struct webhook *w, const struct certificates *c, const char *version)
+/* A new one at each start, which is when API servers have told the old one, and from time to time. */
+static int take_token(struct webhook *w, const json_t *secret, char **ret, bool *ret_fresh, struct error *err)
+{
+    static const char digits[] = "0123456789abcdef";
+    uint64_t now = clock_boottime_ns(clock_system());
+    uint8_t random[(TOKEN_BYTES - 1) / 2];
+    *ret_fresh = false;
+    *ret = decode(json_string_value(json_object_get(json_object_get(secret, "data"), TOKEN_FIELD)));
+    if (*ret && strlen(*ret) == TOKEN_BYTES - 1 && w->token_ns && now - w->token_ns < LOOK_AGAIN_S * NS_PER_SECOND)
+        return 0;
+    free(*ret);
+    if (!(*ret = calloc(1, TOKEN_BYTES)) || getrandom(random, sizeof random, 0) != (ssize_t)sizeof random)
+        return error_set(err, -ENOMEM, "no memory, or no random bytes, for the webhook's path");
+    for (size_t i = 0; i < TOKEN_BYTES - 1; i++)
+        (*ret)[i] = digits[i % 2 ? random[i / 2] & 15 : random[i / 2] >> 4];
+    *ret_fresh = true;
+    return 0;
+}
+
+static json_t *make_secret(const struct webhook *w, const struct certificates *c, const char *token,
+                           const char *version)
 {
     _cleanup_free_ char *ca = encode(c->ca), *ca_key = encode(c->ca_key),
-                        *certificate = encode(c->certificate), *key = encode(c->key);
-    return json_pack("{s:s, s:s, s:s, s:{s:s, s:s, s:s*, s:{s:s}}, s:{s:s, s:s, s:s, s:s}}", "apiVersion",
+                        *certificate = encode(c->certificate), *key = encode(c->key), *path = encode(token);
+    return json_pack("{s:s, s:s, s:s, s:{s:s, s:s, s:s*, s:{s:s}}, s:{s:s, s:s, s:s, s:s, s:s}}", "apiVersion",
                      "v1", "kind", "Secret", "type", "kubernetes.io/tls", "metadata", "name", WEBHOOK_SECRET,
                      "namespace", w->namespace, "resourceVersion", version, "labels",
                      "app.kubernetes.io/name", "tidemark", "data", "ca.crt", ca, "ca.key", ca_key, "tls.crt",
-                     certificate, "tls.key", key);
+                     certificate, "tls.key", key, TOKEN_FIELD, path);
+}
+
+static void set_token(struct webhook *w, const char *token, bool fresh)
+{
+    MUTEX_GUARD(guard, &w->mutex);
+    snprintf(w->token, sizeof w->token, "%s", token);
+    if (fresh)
+        w->token_ns = clock_boottime_ns(clock_system());
 }
 
 /* What the Secret holds, made or renewed when it is due. Release *ret. */
@@ -152,26 +200,38 @@ static int take_certificates(struct webhook *w, struct certificates *ret, struct
     uint64_t now = clock_realtime_ns(clock_system());
     for (unsigned i = 0; i < CONFLICTS_MAX; i++) {
         _cleanup_json_ json_t *secret = NULL, *fresh = NULL;
+        _cleanup_free_ char *token = NULL;
         struct certificates old = {0}, made = {0};
+        bool new_token;
         int r = kube_get(w->client, &target, &secret, err);
         if (r < 0 && r != -ENOENT)
             return r;
         read_secret(secret, &old);
-        if (!certificates_are_due(&old, w->names, now)) {
+        bool due = certificates_are_due(&old, w->names, now);
+        r = take_token(w, secret, &token, &new_token, err);
+        if (r == 0 && !due && !new_token) {
+            set_token(w, token, false);
             *ret = old;
             return 0;
         }
-        r = certificates_renew(&old, w->names, now, &made, err);
+        if (r == 0 && due)
+            r = certificates_renew(&old, w->names, now, &made, err);
+        if (r == 0 && !due) {
+            made = old;
+            old = (struct certificates){0};
+        }
         certificates_release(&old);
         if (r < 0)
             return r;
-        fresh = make_secret(w, &made, kube_object_version(secret));
+        fresh = make_secret(w, &made, token, kube_object_version(secret));
         r = !fresh   ? error_set(err, -ENOMEM, "out of memory")
             : secret ? kube_update(w->client, &target, fresh, NULL, err)
                      : kube_create(w->client, &target, fresh, NULL, err);
         if (r == 0) {
-            log_info(w->log, "made a certificate for the admission webhook, good for %u days",
-                     CERTIFICATES_DAYS);
+            if (due)
+                log_info(w->log, "made a certificate for the admission webhook, good for %u days",
+                         CERTIFICATES_DAYS);
+            set_token(w, token, new_token);
             *ret = made;
             return 0;
         }
@@ -183,6 +243,43 @@ static int take_certificates(struct webhook *w, struct certificates *ret, struct
 }
 
 /* ---- the configurations ---- */
+
+static bool asks_for_history(const json_t *hook)
+{
+    size_t i, k;
+    json_t *rule, *resource;
+    json_array_foreach(json_object_get(hook, "rules"), i, rule)
+    {
+        json_array_foreach(json_object_get(rule, "resources"), k, resource)
+        {
+            if (json_is_string(resource) && strcmp(json_string_value(resource), "historyreviews") == 0)
+                return true;
+        }
+    }
+    return false;
+}
+
+/* The operations that give the hook number `i` the path with the token, if it has another one. */
+static void patch_path(struct webhook *w, const json_t *hook, size_t i, json_t *patch)
+{
+    const json_t *client = json_object_get(hook, "clientConfig");
+    const char *url = json_string_value(json_object_get(client, "url")),
+               *path = json_string_value(json_object_get(json_object_get(client, "service"), "path"));
+    const char *is = url ? url : path ? path : "", *at = strstr(is, WEBHOOK_MUTATE);
+    char name[64], pointer[96];
+    MUTEX_GUARD(guard, &w->mutex);
+    if (!asks_for_history(hook) || (url && !at))
+        return;
+    _cleanup_json_ json_t *wanted =
+        json_sprintf("%.*s" WEBHOOK_MUTATE "/%s", url ? (int)(at - url) : 0, url ? url : "", w->token);
+    if (wanted && strcmp(json_string_value(wanted), is) == 0)
+        return;
+    snprintf(name, sizeof name, "/webhooks/%zu/name", i);
+    snprintf(pointer, sizeof pointer, "/webhooks/%zu/clientConfig/%s", i, url ? "url" : "service/path");
+    json_array_append_new(patch, json_pack("{s:s, s:s, s:O}", "op", "test", "path", name, "value",
+                                           json_object_get(hook, "name")));
+    json_array_append_new(patch, json_pack("{s:s, s:s, s:O}", "op", "add", "path", pointer, "value", wanted));
+}
 
 static int tell_ca(struct webhook *w, const struct kube_resource *resource, const char *ca, struct error *err)
 {
@@ -206,6 +303,7 @@ static int tell_ca(struct webhook *w, const struct kube_resource *resource, cons
         const char *is =
             json_string_value(json_object_get(json_object_get(hook, "clientConfig"), "caBundle"));
         char name[64], path[96];
+        patch_path(w, hook, i, patch);
         if (is && strcmp(is, encoded) == 0)
             continue;
         snprintf(name, sizeof name, "/webhooks/%zu/name", i);
@@ -219,7 +317,7 @@ static int tell_ca(struct webhook *w, const struct kube_resource *resource, cons
         return r;
     r = kube_patch(w->client, &target, KUBE_PATCH_JSON, patch, NULL, err);
     if (r == 0)
-        log_info(w->log, "%s %s: knows the webhook's CA now", resource->kind, WEBHOOK_CONFIGURATION);
+        log_info(w->log, "%s %s: knows the webhook's CA and path now", resource->kind, WEBHOOK_CONFIGURATION);
     return r == -ENOENT ? 0 : r;
 }
 

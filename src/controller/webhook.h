@@ -3,11 +3,13 @@
  * renews, and its CA in the webhook configurations WEBHOOK_CONFIGURATION (which the chart makes).
  *
  *   POST /mutate, /validate   AdmissionReview -> AdmissionReview (controller/admission.h)
+ *   POST /mutate/TOKEN        the same; only here HistoryReviews are answered
  *   GET  /healthz             200 once it can answer
  *
  * Invariants: W1 the configurations know a CA before the server shows what it signed; W2 all replicas serve
  * with what the Secret WEBHOOK_SECRET holds, and whoever is first makes it; W3 nothing is polled: the Secret
- * and the configurations are watched.
+ * and the configurations are watched; W4 who asks for a history is believed only from whoever knows the token,
+ * which stands in the webhook configuration alone and is a new one at each start.
  *
  * Threads: one of its own, the informers', the server's. start and stop: one thread. */
 #ifndef TIDEMARK_CONTROLLER_WEBHOOK_H
@@ -20,6 +22,7 @@
 #define WEBHOOK_CONFIGURATION "tidemark"
 #define WEBHOOK_SECRET "tidemark-webhook-tls"
 #define WEBHOOK_SERVICE "tidemark-webhook"
+#define WEBHOOK_MUTATE "/mutate"
 
 extern const struct kube_resource webhook_mutating, webhook_validating;
 

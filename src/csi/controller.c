@@ -9,6 +9,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/thread.h"
 #include "base/units.h"
 #include "base/uuid.h"
 #include "csi/csi_internal.h"
@@ -40,6 +41,10 @@ static int take_parameter(const char *key, const char *value, struct csi_volume 
                  {"ackMode", v->ack_mode, sizeof v->ack_mode},
                  {"csi.storage.k8s.io/pvc/namespace", v->claim_namespace, sizeof v->claim_namespace},
                  {"csi.storage.k8s.io/pvc/name", v->claim_name, sizeof v->claim_name}};
+    if (strcmp(key, "journalSize") == 0) {
+        int r = units_parse_bytes(value, &v->journal_bytes, err);
+        return r < 0 ? error_context(err, "parameter journalSize of the StorageClass") : 0;
+    }
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (strcmp(key, known[i].key) == 0) {
             if (strlen(value) >= known[i].size)
@@ -51,10 +56,11 @@ static int take_parameter(const char *key, const char *value, struct csi_volume 
         return 0;
     return error_set(
         err, -EINVAL,
-        "unknown parameter '%.100s' of the StorageClass; there are backing, backingClass and ackMode", key);
+        "unknown parameter '%.100s' of the StorageClass; there are backing, backingClass, journalSize and ackMode", key);
 }
 
-static int take_parameters(const Csi__V1__CreateVolumeRequest *in, struct csi_volume *v, struct error *err)
+static int take_parameters(const struct csi_controller *controller, const Csi__V1__CreateVolumeRequest *in, struct csi_volume *v,
+                           struct error *err)
 {
     snprintf(v->backing, sizeof v->backing, "host");
     for (size_t i = 0; i < in->n_parameters; i++) {
@@ -62,18 +68,13 @@ static int take_parameters(const Csi__V1__CreateVolumeRequest *in, struct csi_vo
         if (r < 0)
             return r;
     }
-    if (strcmp(v->backing, "host") != 0)
-        return error_set(err, -EINVAL,
-                         "parameter backing of the StorageClass is '%s'; this version serves host",
-                         v->backing);
-    if (*v->backing_class)
-        return error_set(err, -EINVAL,
-                         "parameter backingClass of the StorageClass goes with backing class; leave it out");
+    if (strcmp(v->backing, "host") != 0 && !csi_is_class(v))
+        return error_set(err, -EINVAL, "parameter backing of the StorageClass is '%s'; expected host or class", v->backing);
     if (*v->ack_mode && strcmp(v->ack_mode, "write") != 0 && strcmp(v->ack_mode, "flush") != 0)
         return error_set(err, -EINVAL,
                          "parameter ackMode of the StorageClass is '%s'; expected write or flush",
                          v->ack_mode);
-    return 0;
+    return csi_class_check(controller, v, err);
 }
 
 /* The node where the files shall be: the first that is preferred, else the first that is possible; "" when
@@ -153,7 +154,8 @@ static int check_same(const struct csi_volume *there, const struct csi_volume *a
                          "a volume named %s exists with another size (%s, %s): delete it first, or choose "
                          "another name",
                          there->name, there->handle, units_format_bytes(there->size_bytes, has));
-    if (strcmp(there->backing, asked->backing) != 0 || strcmp(there->ack_mode, asked->ack_mode) != 0)
+    if (strcmp(there->backing, asked->backing) != 0 || strcmp(there->ack_mode, asked->ack_mode) != 0 ||
+        strcmp(there->backing_class, asked->backing_class) != 0)
         return error_set(err, -EEXIST,
                          "a volume named %s exists with other parameters (%s): delete it first, or choose "
                          "another name",
@@ -171,7 +173,7 @@ static int new_handle(char ret[CSI_HANDLE_BYTES], struct error *err)
     return r;
 }
 
-static int check_create(const Csi__V1__CreateVolumeRequest *in, struct csi_volume *v, struct error *err)
+static int check_create(const struct csi_controller *controller, const Csi__V1__CreateVolumeRequest *in, struct csi_volume *v, struct error *err)
 {
     struct csi_use use;
     int r = csi_require(in->name, "name", err);
@@ -186,14 +188,21 @@ static int check_create(const Csi__V1__CreateVolumeRequest *in, struct csi_volum
             err, -EINVAL,
             "volume_content_source is not served; open or restore a moment with a Recovery instead");
     if (r == 0)
-        r = take_parameters(in, v, err);
+        r = take_parameters(controller, in, v, err);
     if (r == 0)
         r = csi_size_of(in->capacity_range, CSI_VOLUME_BYTES_DEFAULT, &v->size_bytes, err);
-    if (r == 0)
+    if (r == 0 && !csi_is_class(v)) /* what another class carries goes wherever that one goes */
         r = choose_node(in->accessibility_requirements, v->node, err);
     if (r == 0)
         memcpy(v->name, in->name, strlen(in->name) + 1);
     return r;
+}
+
+/* What carries it, beyond its record. */
+static int provision(const struct csi_controller *controller, const struct csi_volume *v, struct error *err)
+{
+    const struct csi_class_ops *ops = controller->options.classes;
+    return csi_is_class(v) ? ops->provision(controller->options.classes_context, v, err) : 0;
 }
 
 static int create(void *context, struct rpc_call *call, const ProtobufCMessage *request, struct error *err)
@@ -201,19 +210,23 @@ static int create(void *context, struct rpc_call *call, const ProtobufCMessage *
     struct csi_controller *controller = context;
     const Csi__V1__CreateVolumeRequest *in = (const Csi__V1__CreateVolumeRequest *)request;
     struct csi_volume asked = {0}, there;
-    int r = check_create(in, &asked, err);
+    int r = check_create(controller, in, &asked, err);
     if (r < 0)
         return r;
     MUTEX_GUARD(guard, &controller->mutex);
     r = find_by_name(controller, in->name, &there, err);
     if (r > 0) {
         r = check_same(&there, &asked, in->capacity_range, err);
+        if (r == 0)
+            r = provision(controller, &there, err);
         return r < 0 ? r : reply_created(call, &there, err);
     }
     if (r == 0)
         r = new_handle(asked.handle, err);
     if (r == 0)
         r = controller->options.records->save(controller->options.records_context, &asked, err);
+    if (r == 0)
+        r = provision(controller, &asked, err);
     if (r < 0)
         return r;
     log_info(controller->options.log, "volume %s: created for %s", asked.handle, asked.name);
@@ -345,6 +358,7 @@ int csi_controller_start(const struct csi_controller_options *options, struct cs
         return error_set(err, -ENOMEM, "out of memory");
     controller->options = *options;
     pthread_mutex_init(&controller->mutex, NULL);
+    thread_cond_init(&controller->changed);
     csi_methods(methods, controller->methods);
     const struct rpc_server_options server = {.socket_path = options->socket_path,
                                               .methods = controller->methods,
@@ -353,6 +367,7 @@ int csi_controller_start(const struct csi_controller_options *options, struct cs
                                               .log = options->log};
     int r = rpc_server_start(&server, &controller->server, err);
     if (r < 0) {
+        pthread_cond_destroy(&controller->changed);
         pthread_mutex_destroy(&controller->mutex);
         free(controller);
         return r;
@@ -367,6 +382,7 @@ bool csi_controller_stop(struct csi_controller *controller)
         return true;
     if (!rpc_server_stop(controller->server))
         return false;
+    pthread_cond_destroy(&controller->changed);
     pthread_mutex_destroy(&controller->mutex);
     free(controller);
     return true;

@@ -38,6 +38,10 @@ static int decide_stream(struct csi_controller *controller, struct csi_volume *v
         struct error ignored = ERROR_INIT;
         if (csi_controller_load(controller, handles[i], &mates[i], &ignored) < 0)
             continue; /* of another driver, or deleted meanwhile */
+        if (strcmp(mates[i].backing, volume->backing) != 0) {
+            mates[i].handle[0] = '\0'; /* what stays on a node and what moves cannot be one stream */
+            continue;
+        }
         if (*mates[i].stream && !*stream)
             memcpy(stream, mates[i].stream, sizeof stream);
         if (strcmp(mates[i].handle, first) < 0)
@@ -93,22 +97,23 @@ static int check_node(struct csi_controller *controller, const char *node, struc
 }
 
 static int reply_published(struct rpc_call *call, const struct csi_volume *volume, char *members,
-                           struct error *err)
+                           struct csi_attachment *attachment, struct error *err)
 {
     Csi__V1__ControllerPublishVolumeResponse reply = CSI__V1__CONTROLLER_PUBLISH_VOLUME_RESPONSE__INIT;
-    Csi__V1__ControllerPublishVolumeResponse__PublishContextEntry entries[3], *pointers[3];
-    char keys[3][8] = {"stream", "size", "members"}, stream[CSI_HANDLE_BYTES], size[24];
+    Csi__V1__ControllerPublishVolumeResponse__PublishContextEntry entries[5], *pointers[5];
+    char keys[5][12] = {"stream", "size", "members", "attachment", "devices"}, stream[CSI_HANDLE_BYTES], size[24];
     memcpy(stream, volume->stream, sizeof stream);
     snprintf(size, sizeof size, "%" PRIu64, volume->size_bytes);
-    char *const values[3] = {stream, size, members};
-    for (size_t i = 0; i < 3; i++) {
+    char *const values[5] = {stream, size, members, attachment->pod, attachment->devices};
+    const size_t count = csi_is_class(volume) ? 5 : 3;
+    for (size_t i = 0; i < count; i++) {
         entries[i] = (Csi__V1__ControllerPublishVolumeResponse__PublishContextEntry)
             CSI__V1__CONTROLLER_PUBLISH_VOLUME_RESPONSE__PUBLISH_CONTEXT_ENTRY__INIT;
         entries[i].key = keys[i];
         entries[i].value = values[i];
         pointers[i] = &entries[i];
     }
-    reply.n_publish_context = 3;
+    reply.n_publish_context = count;
     reply.publish_context = pointers;
     return rpc_reply(call, &reply.base, err);
 }
@@ -121,13 +126,41 @@ static int check_place(const struct csi_volume *v, const char *node, struct erro
             err, -EBUSY,
             "volume %s is attached to node %s: it can be attached to %s once it is detached there", v->handle,
             v->published_node, node);
-    if (*v->node && strcmp(v->node, node) != 0)
+    if (!csi_is_class(v) && *v->node && strcmp(v->node, node) != 0)
         return error_set(err, -EBUSY,
                          "volume %s has its files on node %s (backing host) and cannot be attached to %s: "
                          "run the pod there, "
                          "or use a StorageClass with backing class",
                          v->handle, v->node, node);
     return 0;
+}
+
+/* The record says that it is published (K2); *ret and `members` are as they are then. */
+static int note_published(struct csi_controller *controller, const char *handle, const char *node, struct csi_volume *ret,
+                          char members[MEMBERS_BYTES], struct error *err)
+{
+    struct csi_volume volume;
+    MUTEX_GUARD(guard, &controller->mutex);
+    int r = csi_controller_load(controller, handle, &volume, err);
+    if (r == 0)
+        r = check_node(controller, node, err);
+    if (r == 0)
+        r = check_place(&volume, node, err);
+    if (r < 0)
+        return r;
+    bool changed = !*volume.published_node || !*volume.stream;
+    if (!*volume.stream)
+        r = decide_stream(controller, &volume, node, err);
+    memcpy(volume.published_node, node, strlen(node) + 1);
+    memcpy(volume.node, node, strlen(node) + 1);
+    if (r == 0 && changed)
+        r = save(controller, &volume, err);
+    if (r == 0)
+        r = format_members(controller, volume.stream, members, err);
+    if (r == 0 && changed)
+        log_info(controller->options.log, "volume %s: attached to %s, stream %s", volume.handle, node, volume.stream);
+    *ret = volume;
+    return r;
 }
 
 int csi_controller_publish(void *context, struct rpc_call *call, const ProtobufCMessage *request,
@@ -139,6 +172,7 @@ int csi_controller_publish(void *context, struct rpc_call *call, const ProtobufC
     char members[MEMBERS_BYTES];
     struct csi_volume volume;
     struct csi_use use;
+    _cleanup_free_ struct csi_attachment *attachment = calloc(1, sizeof *attachment);
     int r = csi_require(in->volume_id, "volume_id", err);
     if (r == 0)
         r = csi_require(in->node_id, "node_id", err);
@@ -147,31 +181,32 @@ int csi_controller_publish(void *context, struct rpc_call *call, const ProtobufC
     if (r == 0 && in->readonly)
         r = error_set(err, -EINVAL,
                       "readonly is not served when attaching; mount the volume read-only in the pod");
-    if (r < 0)
-        return r;
+    if (r == 0 && !attachment)
+        r = error_set(err, -ENOMEM, "out of memory");
+    if (r == 0)
+        r = note_published(controller, in->volume_id, in->node_id, &volume, members, err);
+    if (r == 0 && csi_is_class(&volume))
+        r = csi_class_attach(controller, &volume, call, attachment, err);
+    return r < 0 ? r : reply_published(call, &volume, members, attachment, err);
+}
+
+/* 1: `volume` is published on the node that is meant; 0: there is nothing to detach. Of backing host that is all. */
+static int note_unpublished(struct csi_controller *controller, const Csi__V1__ControllerUnpublishVolumeRequest *in,
+                            struct csi_volume *volume, struct error *err)
+{
     MUTEX_GUARD(guard, &controller->mutex);
-    r = csi_controller_load(controller, in->volume_id, &volume, err);
-    if (r == 0)
-        r = check_node(controller, in->node_id, err);
-    if (r == 0)
-        r = check_place(&volume, in->node_id, err);
-    if (r < 0)
+    int r = csi_controller_load(controller, in->volume_id, volume, err);
+    if (r == -ENOENT) { /* it is gone */
+        *err = ERROR_INIT;
+        return 0;
+    }
+    if (r < 0 || !*volume->published_node || (*in->node_id && strcmp(in->node_id, volume->published_node) != 0))
         return r;
-    bool changed = !*volume.published_node || !*volume.stream;
-    if (!*volume.stream)
-        r = decide_stream(controller, &volume, in->node_id, err);
-    memcpy(volume.published_node, in->node_id, strlen(in->node_id) + 1);
-    memcpy(volume.node, in->node_id, strlen(in->node_id) + 1);
-    if (r == 0 && changed)
-        r = save(controller, &volume, err);
-    if (r == 0)
-        r = format_members(controller, volume.stream, members, err);
-    if (r < 0)
-        return r;
-    if (changed)
-        log_info(controller->options.log, "volume %s: attached to %s, stream %s", volume.handle, in->node_id,
-                 volume.stream);
-    return reply_published(call, &volume, members, err);
+    if (csi_is_class(volume))
+        return 1;
+    log_info(controller->options.log, "volume %s: detached from %s", volume->handle, volume->published_node);
+    volume->published_node[0] = '\0';
+    return save(controller, volume, err);
 }
 
 int csi_controller_unpublish(void *context, struct rpc_call *call, const ProtobufCMessage *request,
@@ -183,25 +218,28 @@ int csi_controller_unpublish(void *context, struct rpc_call *call, const Protobu
     Csi__V1__ControllerUnpublishVolumeResponse reply = CSI__V1__CONTROLLER_UNPUBLISH_VOLUME_RESPONSE__INIT;
     struct csi_volume volume;
     int r = csi_require(in->volume_id, "volume_id", err);
-    if (r < 0)
-        return r;
-    MUTEX_GUARD(guard, &controller->mutex);
-    r = csi_controller_load(controller, in->volume_id, &volume, err);
-    if (r == 0 && *volume.published_node &&
-        (!*in->node_id || strcmp(in->node_id, volume.published_node) == 0)) {
-        log_info(controller->options.log, "volume %s: detached from %s", volume.handle,
-                 volume.published_node);
-        volume.published_node[0] = '\0';
-        r = save(controller, &volume, err);
-    }
-    if (r == -ENOENT) { /* it is gone: there is nothing to detach */
-        *err = ERROR_INIT;
-        r = 0;
-    }
+    if (r == 0)
+        r = note_unpublished(controller, in, &volume, err);
+    if (r > 0)
+        r = csi_class_detach(controller, &volume, call, err);
     return r < 0 ? r : rpc_reply(call, &reply.base, err);
 }
 
 /* ---- ControllerExpandVolume ---- */
+
+/* What carries a volume of backing class grows first. */
+static int load_and_carry(struct csi_controller *controller, const char *handle, uint64_t size_bytes, const struct rpc_call *call,
+                          struct error *err)
+{
+    struct csi_volume volume;
+    {
+        MUTEX_GUARD(guard, &controller->mutex);
+        int r = csi_controller_load(controller, handle, &volume, err);
+        if (r < 0 || !csi_is_class(&volume) || size_bytes <= volume.size_bytes)
+            return r;
+    }
+    return csi_class_expand(controller, &volume, size_bytes, call, err);
+}
 
 int csi_controller_expand(void *context, struct rpc_call *call, const ProtobufCMessage *request,
                           struct error *err)
@@ -217,6 +255,9 @@ int csi_controller_expand(void *context, struct rpc_call *call, const ProtobufCM
         r = error_set(err, -EINVAL, "capacity_range is missing");
     if (r == 0)
         r = csi_size_of(in->capacity_range, CSI_VOLUME_BYTES_DEFAULT, &size, err);
+    if (r < 0)
+        return r;
+    r = load_and_carry(controller, in->volume_id, size, call, err);
     if (r < 0)
         return r;
     MUTEX_GUARD(guard, &controller->mutex);

@@ -7,7 +7,8 @@
  * (`tidemark data`, api/openapi.yaml) whose volumes' names are the handles, exported by FUSE without mount
  * paths, so that each has a loop device. Which stream a volume belongs to is decided at its first
  * ControllerPublish and kept in its record. publish_context: stream, size (bytes), members
- * ("handle=bytes,..." of the stream).
+ * ("handle=bytes,..." of the stream); of backing class also attachment (UID of its pod) and devices
+ * ("journal=PV,handle=PV,...": the persistent volumes that the pod holds).
  *
  * Errors are gRPC codes of an errno (rpc_code_of_errno) with a message that names the thing, the reason and
  * the remedy.
@@ -18,12 +19,14 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "csi/class.h"
 #include "csi/records.h"
 
 #define CSI_DRIVER_NAME "csi.tidemark.io"
 #define CSI_TOPOLOGY_KEY "topology.csi.tidemark.io/node"
 #define CSI_VOLUME_BYTES_DEFAULT (1ull << 30)
 #define CSI_VOLUME_UNIT_BYTES (1ull << 20)
+#define CSI_KUBELET_DIRECTORY "/var/lib/kubelet"
 #define CSI_MEMBERS_MAX 32u /* volumes of one stream */
 
 /* ---- controller ---- */
@@ -38,12 +41,33 @@ struct csi_cluster_ops {
                     char (*ret_handles)[CSI_HANDLE_BYTES], size_t *ret_count, struct error *err);
 };
 
+/* Where a stream of backing class was attached. */
+struct csi_attachment {
+    char pod[CLASS_UID_BYTES];         /* UID of the attachment pod */
+    char devices[CLASS_DEVICES_BYTES]; /* "journal=VOLUME,HANDLE=VOLUME,...": persistent volumes */
+};
+
+/* What carries volumes of backing class. All of them can be repeated; -EAGAIN says what they wait for. */
+struct csi_class_ops {
+    /* Makes the volume's claim. -EINVAL: there is no such class. */
+    int (*provision)(void *context, const struct csi_volume *volume, struct error *err);
+    /* Makes it larger: 0 once it is. */
+    int (*expand)(void *context, const struct csi_volume *volume, uint64_t size_bytes, struct error *err);
+    /* The stream's volumes and its journal come to the node. `in_use`: some of its volumes are published there. */
+    int (*attach)(void *context, const char *stream, const struct csi_volume *members, size_t count, const char *node, bool in_use,
+                  struct csi_attachment *ret, struct error *err);
+    /* 0: the stream is closed on the node and nothing of it is attached there. */
+    int (*detach)(void *context, const char *stream, const char *node, struct error *err);
+};
+
 struct csi_controller_options {
     const char *socket_path;
     const struct csi_records_ops *records; /* borrowed, with its context */
     void *records_context;
     const struct csi_cluster_ops *cluster; /* NULL: standalone */
     void *cluster_context;
+    const struct csi_class_ops *classes; /* NULL: backing class is refused */
+    void *classes_context;
     const char *const *nodes; /* standalone: the nodes there are, NULL-terminated; NULL: any name */
     const struct log *log;
 };
@@ -63,6 +87,7 @@ struct csi_node_options {
     const char
         *state_directory; /* absolute; what is staged and published, and closed gates: node/ below it */
     const char *node_name;
+    const char *kubelet_directory; /* where pods' block devices are mapped; NULL: CSI_KUBELET_DIRECTORY */
     const char *listen_address;                     /* "host:port" of the HTTPS endpoint; NULL: none */
     const char *tls_certificate, *tls_key, *tls_ca; /* files; with listen_address */
     const struct log *log;

@@ -52,17 +52,34 @@ int csi_members_parse(const char *text, struct csi_member ret[CSI_MEMBERS_MAX], 
 /* Writes the Identity service's methods, then `more` (ends with a NULL path), to `ret`. */
 void csi_methods(const struct rpc_method *more, struct rpc_method ret[CSI_METHODS_MAX]);
 
+#define CSI_STREAMS_BUSY_MAX 16u
+
 /* ---- controller.c, controller_publish.c ---- */
 struct csi_controller {
     struct csi_controller_options options;
     struct rpc_method methods[CSI_METHODS_MAX];
     struct rpc_server *server;
-    pthread_mutex_t mutex; /* one change of records at a time */
+    pthread_mutex_t mutex; /* one change of records at a time; guards what follows */
+    pthread_cond_t changed; /* busy */
+    char busy[CSI_STREAMS_BUSY_MAX][CSI_HANDLE_BYTES]; /* streams that are attached or detached now; "": free */
+    unsigned waiters;
 };
 /* Handlers of controller_publish.c. */
 rpc_handler csi_controller_publish, csi_controller_unpublish, csi_controller_expand, csi_controller_list;
 /* A record that is there; -ENOENT for deleted ones too. Mutex held. */
 int csi_controller_load(struct csi_controller *controller, const char *handle, struct csi_volume *ret,
                         struct error *err) MUST_CHECK;
+
+/* ---- controller_class.c: mutex not held ---- */
+bool csi_is_class(const struct csi_volume *v);
+/* Parameters of a StorageClass that go with one backing alone. */
+int csi_class_check(const struct csi_controller *controller, const struct csi_volume *v, struct error *err) MUST_CHECK;
+int csi_class_attach(struct csi_controller *controller, const struct csi_volume *volume, const struct rpc_call *call,
+                     struct csi_attachment *ret, struct error *err) MUST_CHECK;
+/* The volume is not published any more; with the last of its stream the stream is closed and taken off the node. */
+int csi_class_detach(struct csi_controller *controller, const struct csi_volume *volume, const struct rpc_call *call,
+                     struct error *err) MUST_CHECK;
+int csi_class_expand(struct csi_controller *controller, const struct csi_volume *volume, uint64_t size_bytes, const struct rpc_call *call,
+                     struct error *err) MUST_CHECK;
 
 #endif

@@ -95,6 +95,29 @@ static int check_staged(const struct node_volume *there, const struct node_volum
     return 0;
 }
 
+/* The volumes of another class that carry the stream; false: it has files of this node. */
+static int read_attachment(const Csi__V1__NodeStageVolumeRequest *in, struct node_attachment *ret, bool *ret_on_devices, struct error *err)
+{
+    ret->pod = CSI_MAP_GET(in->n_publish_context, in->publish_context, "attachment");
+    ret->devices = CSI_MAP_GET(in->n_publish_context, in->publish_context, "devices");
+    *ret_on_devices = ret->pod != NULL;
+    return ret->pod && !ret->devices ? error_set(err, -EINVAL, "publish_context has an attachment and no devices") : 0;
+}
+
+static int stage_it(struct csi_node *node, const struct node_wanted *wanted, const struct node_attachment *attachment,
+                    const struct node_volume *volume, struct rpc_call *call, struct error *err)
+{
+    char device[NODE_DEVICE_BYTES];
+    bool created = false;
+    int r = wanted->on_devices ? node_store_open(node, wanted->stream, attachment, err) : 0;
+    if (r == 0)
+        r = node_stream_ensure(node, wanted, call, device, &created, err);
+    if (r == 0)
+        r = node_volume_save(node, volume, err); /* N1 */
+    /* What is on somebody else's volume before its first use, nobody knows. */
+    return r == 0 ? node_mount_stage(node, volume, device, created && !wanted->on_devices, err) : r;
+}
+
 static int stage(void *context, struct rpc_call *call, const ProtobufCMessage *request, struct error *err)
 {
     struct csi_node *node = context;
@@ -105,8 +128,7 @@ static int stage(void *context, struct rpc_call *call, const ProtobufCMessage *r
     struct csi_use use;
     struct error ignored = ERROR_INIT;
     _cleanup_volume_ struct node_volume volume = {0}, there = {0};
-    char device[NODE_DEVICE_BYTES];
-    bool created = false;
+    struct node_attachment attachment;
     int r = csi_require(in->volume_id, "volume_id", err);
     if (r == 0)
         r = csi_require_path(in->staging_target_path, "staging_target_path", err);
@@ -116,6 +138,8 @@ static int stage(void *context, struct rpc_call *call, const ProtobufCMessage *r
         r = join_flags(in->volume_capability, volume.flags, err);
     if (r == 0)
         r = read_stage(in, members, &wanted, err);
+    if (r == 0)
+        r = read_attachment(in, &attachment, &wanted.on_devices, err);
     if (r == 0)
         r = node_begin_open(node, in->volume_id, wanted.stream, call, err);
     if (r < 0)
@@ -135,12 +159,13 @@ static int stage(void *context, struct rpc_call *call, const ProtobufCMessage *r
         r = 0;
     if (r == 0 && !(volume.targets = there.targets ? json_incref(there.targets) : json_object()))
         r = error_set(err, -ENOMEM, "out of memory");
-    if (r == 0)
-        r = node_stream_ensure(node, &wanted, call, device, &created, err);
-    if (r == 0)
-        r = node_volume_save(node, &volume, err); /* N1 */
-    if (r == 0)
-        r = node_mount_stage(node, &volume, device, created, err);
+    if (r == 0 && wanted.on_devices)
+        r = node_store_begin(node, wanted.stream, err);
+    if (r == 0) {
+        r = stage_it(node, &wanted, &attachment, &volume, call, err);
+        if (wanted.on_devices)
+            node_store_end(node, wanted.stream);
+    }
     return r < 0 ? r : rpc_reply(call, &reply.base, err);
 }
 
@@ -170,6 +195,8 @@ static int unstage(void *context, struct rpc_call *call, const ProtobufCMessage 
         r = node_mount_unstage(&volume, err);
     if (r == 0)
         r = node_volume_remove(node, in->volume_id, err);
+    if (r == 0)
+        node_store_unstaged(node, volume.stream);
     return r < 0 ? r : rpc_reply(call, &reply.base, err);
 }
 

@@ -6,6 +6,7 @@
  * "staging", "block", "published"}]} POST /v1/streams/{stream}/gate       {"closed": BOOL} -> STREAM POST
  * /v1/streams/{stream}/rewind     {"to": POINT, "id": TEXT, "keep_closed": BOOL} -> 202 STREAM; the same id
  * again is the same rewind POST /v1/streams/{stream}/undo       {"id": TEXT} -> 202 STREAM
+ *   POST /v1/streams/{stream}/release    {} -> {"name", "released"}: of backing class; its journal is closed and unmounted
  *   POST /v1/streams/{stream}/policy     {"spec": {...}} -> STREAM: its ProtectionPolicy, as the data plane knows them; anything else below /v1/ the data
  * plane's API, handed on (api/openapi.yaml) */
 #include <errno.h>
@@ -120,6 +121,22 @@ static int check_stream(struct csi_node *node, const char *stream, struct error 
     return node_data_call(node, "GET", path, NULL, &answer, err);
 }
 
+/* A stream that nobody has open is released. */
+static int release(struct csi_node *node, const char *stream, const struct http_request *request, struct http_response *response,
+                   struct error *err)
+{
+    _cleanup_json_ json_t *body = NULL;
+    int r = strcmp(request->method, "POST") == 0 ? http_request_json(request, &body, err)
+                                                 : error_set(err, -ENOENT, "there is no %s %s", request->method, request->path);
+    if (r == 0)
+        r = json_reject_unknown(body, err, NULL);
+    if (r == 0)
+        r = node_store_release(node, stream, err);
+    if (r == 0)
+        http_response_json(response, 200, json_pack("{s:s, s:b}", "name", stream, "released", 1));
+    return r;
+}
+
 static int handle_stream(struct csi_node *node, const struct http_request *request,
                          struct http_response *response, struct error *err)
 {
@@ -128,6 +145,8 @@ static int handle_stream(struct csi_node *node, const struct http_request *reque
     json_t *json = NULL;
     int status = 200;
     int r = split(request->path, stream, &verb, err);
+    if (r == 0 && strcmp(verb, "release") == 0)
+        return release(node, stream, request, response, err);
     if (r == 0)
         r = check_stream(node, stream, err);
     bool starts = strcmp(verb, "rewind") == 0 || strcmp(verb, "undo") == 0;

@@ -9,7 +9,7 @@
  * (ABORTED) and comes back
  *
  * Files, below <state>/node: volumes/<handle>.json (what is staged and published), gates/<stream>.json
- * (closed gates and the last rewind).
+ * (closed gates and the last rewind), stores/<stream>.json (streams of backing class that are open here).
  *
  * Threads: workers of the RPC server, of the HTTPS server, one for each rewind under way. Lock:
  * csi_node.mutex, never held over a mount or a call to the data plane. */
@@ -30,10 +30,11 @@
 #define NODE_DATA_TIMEOUT_MS 120000u /* of one call to the data plane */
 #define NODE_BUSY_MAX 64u
 #define NODE_DEVICE_BYTES 64
+#define NODE_DEVICE_DIRECTORY "/dev/tidemark" /* <stream>/journal, <stream>/<handle>: of backing class */
 #define NODE_FLAGS_BYTES 4097 /* mount_flags have at most 4 KiB */
 
 struct busy {
-    char handle[CSI_HANDLE_BYTES]; /* "": free */
+    char handle[CSI_HANDLE_BYTES + 8]; /* "": free; a volume's, or "store-<stream>" */
     char stream[CSI_HANDLE_BYTES];
 };
 
@@ -81,6 +82,10 @@ void node_end(struct csi_node *node, const char *handle);
 /* N3: waits while the stream's gate is closed, then node_begin. -EAGAIN when it stays closed. */
 int node_begin_open(struct csi_node *node, const char *handle, const char *stream,
                     const struct rpc_call *call, struct error *err) MUST_CHECK;
+/* node_begin that waits for the call before. -EALREADY when that does not end. */
+int node_begin_wait(struct csi_node *node, const char *handle, const char *stream, struct error *err) MUST_CHECK;
+/* node_begin_wait of what would end the stream: -EBUSY while its gate is closed. */
+int node_begin_closing(struct csi_node *node, const char *handle, const char *stream, struct error *err) MUST_CHECK;
 /* Whether a call about the stream runs. Mutex held. */
 bool node_stream_busy(const struct csi_node *node, const char *stream);
 
@@ -100,6 +105,7 @@ struct node_wanted {
     uint64_t size_bytes;
     const struct csi_member *members;
     size_t member_count;
+    bool on_devices; /* backing class: its volumes are devices in NODE_DEVICE_DIRECTORY */
 };
 int node_stream_ensure(struct csi_node *node, const struct node_wanted *wanted, const struct rpc_call *call,
                        char ret_device[NODE_DEVICE_BYTES], bool *ret_created, struct error *err) MUST_CHECK;
@@ -114,6 +120,23 @@ int node_stream_grow(struct csi_node *node, const char *stream, const char *hand
 /* A call to the data plane; nobody there is -EAGAIN. */
 int node_data_call(struct csi_node *node, const char *method, const char *path, const json_t *body,
                    json_t **ret, struct error *err) MUST_CHECK;
+
+/* ---- node_store.c: backing class ---- */
+struct node_attachment {
+    const char *pod;     /* UID of the attachment pod on this node */
+    const char *devices; /* "journal=VOLUME,HANDLE=VOLUME,...": names of the persistent volumes that it holds */
+};
+/* Between these nobody else opens or closes the stream's store. */
+int node_store_begin(struct csi_node *node, const char *stream, struct error *err) MUST_CHECK;
+void node_store_end(struct csi_node *node, const char *stream);
+/* Makes the device nodes and has the data plane open the store. Again is nothing. -EAGAIN while the devices are not there or another
+ * node has the journal. */
+int node_store_open(struct csi_node *node, const char *stream, const struct node_attachment *a, struct error *err) MUST_CHECK;
+bool node_store_known(const struct csi_node *node, const char *stream);
+/* Has it closed, if it is open: 0 means that the journal is closed and unmounted. -EBUSY while a volume is staged or the gate is closed. */
+int node_store_release(struct csi_node *node, const char *stream, struct error *err) MUST_CHECK;
+/* After a volume was unstaged: a stream without staged volumes is closed. What fails is left to node_store_release. */
+void node_store_unstaged(struct csi_node *node, const char *stream);
 
 /* ---- node_mount.c ---- */
 /* `created`: nothing was ever written to the device. Nothing to do when it is mounted there already. */

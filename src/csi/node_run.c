@@ -60,6 +60,8 @@ int csi_node_run(const struct csi_node_options *options, struct error *err)
     if (!node)
         return error_set(err, -ENOMEM, "out of memory");
     node->options = *options;
+    if (!node->options.kubelet_directory)
+        node->options.kubelet_directory = CSI_KUBELET_DIRECTORY;
     csi_methods(csi_node_methods, node->methods);
     sigemptyset(&stop);
     sigaddset(&stop, SIGTERM);

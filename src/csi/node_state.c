@@ -17,7 +17,7 @@
 
 int node_state_init(struct csi_node *node, struct error *err)
 {
-    static const char *const below[] = {"volumes", "gates"};
+    static const char *const below[] = {"volumes", "gates", "stores"};
     char path[PATH_MAX];
     pthread_mutex_init(&node->mutex, NULL);
     thread_cond_init(&node->changed);
@@ -25,7 +25,7 @@ int node_state_init(struct csi_node *node, struct error *err)
     if (snprintf(node->directory, sizeof node->directory, "%s/node", node->options.state_directory) >=
         PATH_MAX - 128)
         return error_set(err, -ENAMETOOLONG, "%s: path too long", node->options.state_directory);
-    for (size_t i = 0; i < 2 && r == 0; i++) {
+    for (size_t i = 0; i < sizeof below / sizeof *below && r == 0; i++) {
         snprintf(path, sizeof path, "%.*s/%s", PATH_MAX - 128, node->directory, below[i]);
         r = io_mkdirs(path, 0700, err);
     }
@@ -294,6 +294,44 @@ static int gate_closed(struct csi_node *node, const char *stream, bool *ret, str
     if (r == 0)
         *ret = json_is_true(json_object_get(gate, "closed"));
     return r;
+}
+
+/* Mutex held. */
+static void wait_for_change(struct csi_node *node)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec++;
+    pthread_cond_timedwait(&node->changed, &node->mutex, &until);
+}
+
+static int begin_wait(struct csi_node *node, const char *handle, const char *stream, bool closing, struct error *err)
+{
+    bool closed = false;
+    uint64_t limit_ns = clock_boottime_ns(clock_system()) + NODE_GATE_WAIT_MS * NS_PER_MS;
+    MUTEX_GUARD(guard, &node->mutex);
+    for (;;) {
+        int r = closing ? gate_closed(node, stream, &closed, err) : 0;
+        if (r == 0 && closed)
+            r = error_set(err, -EBUSY, "the gate of stream %s is closed: a recovery is putting it back, and it stays on node %s until then",
+                          stream, node->options.node_name);
+        if (r == 0)
+            r = take_busy(node, handle, stream, err);
+        if (r != -EALREADY || clock_boottime_ns(clock_system()) >= limit_ns || atomic_load(&node->stopping))
+            return r;
+        *err = ERROR_INIT;
+        wait_for_change(node);
+    }
+}
+
+int node_begin_wait(struct csi_node *node, const char *handle, const char *stream, struct error *err)
+{
+    return begin_wait(node, handle, stream, false, err);
+}
+
+int node_begin_closing(struct csi_node *node, const char *handle, const char *stream, struct error *err)
+{
+    return begin_wait(node, handle, stream, true, err);
 }
 
 int node_begin_open(struct csi_node *node, const char *handle, const char *stream,

@@ -111,6 +111,17 @@ static int write_policy(FILE *out, const char *name, const json_t *spec)
     return r;
 }
 
+/* One volume. `size_bytes` 0: that of its device. */
+static void write_volume(FILE *out, const struct node_wanted *w, const char *handle, uint64_t size_bytes)
+{
+    fprintf(out, "  - {name: %s", handle);
+    if (w->on_devices)
+        fprintf(out, ", source: " NODE_DEVICE_DIRECTORY "/%s/%s", w->stream, handle);
+    if (size_bytes)
+        fprintf(out, ", size: %" PRIu64, size_bytes);
+    fputs("}\n", out);
+}
+
 /* The stream as YAML: the volumes of `status` (may be NULL), then members that it lacks. `handle` gets
  * `size_bytes` if that is more. */
 static char *format_stream(const struct node_wanted *w, const json_t *status)
@@ -138,18 +149,16 @@ static char *format_stream(const struct node_wanted *w, const json_t *status)
     {
         uint64_t has = (uint64_t)json_integer_value(json_object_get(volume, "size_bytes"));
         bool this = strcmp(json_text(volume, "name"), w->handle) == 0;
-        fprintf(out, "  - {name: %s, size: %" PRIu64 "}\n", json_text(volume, "name"),
-                this && w->size_bytes > has ? w->size_bytes : has);
+        write_volume(out, w, json_text(volume, "name"), this && w->size_bytes > has ? w->size_bytes : has);
     }
     bool told = find_volume(status, w->handle);
     for (size_t k = 0; k < w->member_count; k++)
         if (!find_volume(status, w->members[k].handle)) {
             told |= strcmp(w->members[k].handle, w->handle) == 0;
-            fprintf(out, "  - {name: %s, size: %" PRIu64 "}\n", w->members[k].handle,
-                    w->members[k].size_bytes);
+            write_volume(out, w, w->members[k].handle, w->on_devices ? 0 : w->members[k].size_bytes);
         }
     if (!told)
-        fprintf(out, "  - {name: %s, size: %" PRIu64 "}\n", w->handle, w->size_bytes);
+        write_volume(out, w, w->handle, w->on_devices ? 0 : w->size_bytes);
     failed |= ferror(out) != 0;
     if (fclose(out) != 0 || failed) {
         free(text);
@@ -179,7 +188,8 @@ int node_stream_set_policy(struct csi_node *node, const char *stream, const json
     if (r < 0)
         return r;
     const char *first = json_text(json_array_get(json_object_get(status, "volumes"), 0), "name");
-    const struct node_wanted w = {.stream = stream, .handle = first, .ack_mode = "", .policy = spec};
+    const struct node_wanted w = {.stream = stream, .handle = first, .ack_mode = "", .policy = spec,
+                                  .on_devices = node_store_known(node, stream)};
     return apply(node, &w, status, err);
 }
 
@@ -269,7 +279,8 @@ int node_stream_grow(struct csi_node *node, const char *stream, const char *hand
                      struct error *err)
 {
     const struct node_wanted w = {
-        .stream = stream, .handle = handle, .ack_mode = "", .size_bytes = size_bytes};
+        .stream = stream, .handle = handle, .ack_mode = "", .size_bytes = size_bytes,
+        .on_devices = node_store_known(node, stream)};
     uint64_t limit_ns = clock_boottime_ns(clock_system()) + NODE_DEVICE_WAIT_MS * NS_PER_MS, has = 0;
     char device[NODE_DEVICE_BYTES];
     _cleanup_json_ json_t *status = NULL;

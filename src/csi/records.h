@@ -24,9 +24,10 @@ struct csi_volume {
     uint64_t size_bytes;
     char backing[16];                    /* "host" or "class" */
     char backing_class[CSI_LABEL_BYTES]; /* of backing class */
+    uint64_t journal_bytes;              /* of backing class: journalSize; 0: by the volumes' sizes */
     char ack_mode[16];                   /* "write", "flush"; "": as the policy says */
     char claim_namespace[CSI_LABEL_BYTES], claim_name[CSI_LABEL_BYTES]; /* "" when not told */
-    char node[CSI_LABEL_BYTES];           /* where the files of backing host are; "": not decided yet */
+    char node[CSI_LABEL_BYTES];           /* where the stream is; "": not decided yet, or of backing class and attached nowhere */
     char published_node[CSI_LABEL_BYTES]; /* "": none */
     char stream[CSI_HANDLE_BYTES];        /* "": not decided yet */
     uint64_t deleted_ns;                  /* realtime; 0: it is there */

@@ -13,12 +13,13 @@
 
 json_t *csi_volume_to_json(const struct csi_volume *v)
 {
-    return json_pack("{s:s, s:s, s:o, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:o, s:s*}", "handle", v->handle,
+    return json_pack("{s:s, s:s, s:o, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:o, s:s*, s:o*}", "handle", v->handle,
                      "name", v->name, "size_bytes", json_u64(v->size_bytes), "backing", v->backing,
                      "backing_class", v->backing_class, "ack_mode", v->ack_mode, "claim_namespace",
                      v->claim_namespace, "claim_name", v->claim_name, "node", v->node, "published_node",
                      v->published_node, "stream", v->stream, "deleted_ns", json_u64(v->deleted_ns),
-                     "recovery", *v->recovery ? v->recovery : NULL);
+                     "recovery", *v->recovery ? v->recovery : NULL, "journal_bytes",
+                     v->journal_bytes ? json_u64(v->journal_bytes) : NULL);
 }
 
 static int take_text(const json_t *json, const char *key, char *ret, size_t size, struct error *err)
@@ -57,6 +58,8 @@ int csi_volume_of_json(const json_t *json, struct csi_volume *ret, struct error 
         r = take_text(json, texts[i].key, texts[i].text, texts[i].size, err);
     if (r == 0 && json_object_get(json, "recovery")) /* records of before have none */
         r = take_text(json, "recovery", v.recovery, sizeof v.recovery, err);
+    if (r == 0 && json_object_get(json, "journal_bytes"))
+        r = json_get_u64(json, "journal_bytes", &v.journal_bytes, err);
     if (r == 0)
         *ret = v;
     return r;

@@ -117,7 +117,9 @@ static int forget(void *context, const char *handle, struct error *err)
 {
     struct csi_cluster *cluster = context;
     struct kube_target target = target_of(cluster, handle);
-    int r = kube_delete(cluster->client, &target, NULL, err);
+    int r = csi_class_forget(cluster, handle, err);
+    if (r == 0)
+        r = kube_delete(cluster->client, &target, NULL, err);
     if (r == -ENOENT) {
         *err = ERROR_INIT;
         return 0;

@@ -95,8 +95,16 @@ static json_t *alarms_json(const struct journal_status *s, const struct group_st
                                                  (unsigned long long)g->unjournaled_writes));
     if (g->seed_trouble[0])
         json_array_append_new(list, json_sprintf("adopting does not go on: %s", g->seed_trouble));
+    if (g->copy_trouble[0])
+        json_array_append_new(list, json_sprintf("a rewind is not copied back further (its volumes are what they should be, and the "
+                                                 "journal keeps what they need of it): %s; it goes on by itself", g->copy_trouble));
+    if (s->pace_persists)
+        json_array_append_new(list, json_sprintf("each write waits %.1f ms: more is written than old history can be dropped for; a larger "
+                                                 "quota, a faster disk for the journal, or fewer writes would end it", (double)s->pace_ns / 1e6));
     if (s->quota_blocked)
-        json_array_append_new(list, json_string("the journal is over its quota: an open view needs the oldest history; close it"));
+        json_array_append_new(list, json_sprintf("the journal is over its quota: an open view needs the oldest history; close it. From %llu MiB "
+                                                 "over the quota on views are closed, oldest first; at %llu MiB journaling is suspended",
+                                                 (unsigned long long)(s->reserve_bytes / 2 >> 20), (unsigned long long)(s->reserve_bytes >> 20)));
     for (size_t i = 0; i < group_volume_count(e->group); i++) {
         struct group_volume_status v;
         group_volume_status(e->group, i, &v);
@@ -152,6 +160,8 @@ json_t *engine_status_json(struct engine *e)
         "base_bytes", (json_int_t)s.base_bytes, "segments", (json_int_t)s.segments);
     json_object_set_new(status, "compressed_bytes", json_integer((json_int_t)s.cold_bytes));
     json_object_set_new(status, "compressed_plain_bytes", json_integer((json_int_t)s.cold_plain_bytes));
+    json_object_set_new(status, "pace_ms", json_real((double)s.pace_ns / 1e6));
+    json_object_set_new(status, "paced_seconds", json_real((double)s.paced_ns / 1e9));
     json_object_set_new(status, "version", json_string(TIDEMARK_VERSION));
     json_object_set_new(status, "rewind",
                         g.rewinding ? json_pack("{s:I, s:I, s:I}", "lsn", (json_int_t)g.rewind_lsn.n, "target_lsn",
@@ -580,27 +590,57 @@ static int rewind_behind_gate(struct engine *e, struct lsn target, struct group_
     return r;
 }
 
-/* rewind_mutex held. */
+/* By disks, what is needed and what is there. */
+static json_t *space_json(struct engine *e, const struct group_change *plan)
+{
+    struct group_space list[GROUP_MAX_DISKS];
+    size_t count = group_rewind_space(e->group, plan, list);
+    json_t *json = json_array();
+    for (size_t i = 0; i < count; i++)
+        json_array_append_new(json, json_pack("{s:s, s:I, s:I}", "disk_of", list[i].of, "needed_bytes",
+                                              (json_int_t)list[i].needed_bytes, "free_bytes", (json_int_t)list[i].free_bytes));
+    return json;
+}
+
+static json_t *rewind_json(const struct group_change *change, const struct journal_point *target, uint64_t start)
+{
+    uint64_t duration_us = (clock_boottime_ns(clock_system()) - start) / NS_PER_US;
+    return json_pack("{s:o, s:o, s:o, s:I, s:o, s:I}", "lsn", lsn_json(change->lsn), "target_lsn", lsn_json(target->lsn),
+                     "target_time", engine_json_time(target->realtime_ns), "changed_bytes", (json_int_t)change->changed_bytes,
+                     "volumes", change_volumes_json(change, false), "duration_us", (json_int_t)duration_us);
+}
+
+/* A rewind that would not fit the disks is refused before anything is stopped or changed. rewind_mutex held. */
 static int rewind_to(struct call *c, const struct journal_point *target, json_t **ret, struct error *err)
 {
-    struct group_change change;
+    struct group_change plan, change;
+    struct error refusal = ERROR_INIT;
     bool dry_run = false;
     int r = json_get_optional_bool(c->body, "dry_run", &dry_run, err);
     uint64_t start = clock_boottime_ns(clock_system());
     if (r == 0)
         r = group_check_seeded(c->e->group, LSN_MAX, err);
     if (r == 0)
-        r = dry_run ? group_rewind(c->e->group, target->lsn, true, &change, err)
-                    : rewind_behind_gate(c->e, target->lsn, &change, err);
+        r = group_rewind(c->e->group, target->lsn, true, &plan, err);
     if (r < 0)
         return r;
-    uint64_t duration_us = (clock_boottime_ns(clock_system()) - start) / NS_PER_US;
-    *ret = json_pack("{s:o, s:o, s:o, s:I, s:o, s:I}", "lsn", lsn_json(change.lsn), "target_lsn", lsn_json(target->lsn),
-                     "target_time", engine_json_time(target->realtime_ns), "changed_bytes", (json_int_t)change.changed_bytes,
-                     "volumes", change_volumes_json(&change, false), "duration_us", (json_int_t)duration_us);
+    bool fits = group_check_space(c->e->group, &plan, &refusal) == 0;
+    if (dry_run) {
+        *ret = rewind_json(&plan, target, start);
+        json_object_set_new(*ret, "space", space_json(c->e, &plan));
+        json_object_set_new(*ret, "refusal", fits ? json_null() : json_string(refusal.message));
+    }
+    free(plan.volumes);
+    if (dry_run)
+        return 0;
+    if (!fits)
+        return error_set(err, -ENOSPC, "cannot rewind to LSN %llu: %s", (unsigned long long)target->lsn.n, refusal.message);
+    r = rewind_behind_gate(c->e, target->lsn, &change, err);
+    if (r < 0)
+        return r;
+    *ret = rewind_json(&change, target, start);
     free(change.volumes);
-    if (!dry_run)
-        watch_rewound(c->e->watch, change.lsn);
+    watch_rewound(c->e->watch, change.lsn);
     return 0;
 }
 

@@ -21,12 +21,14 @@ void engine_request_stop(void)
     kill(getpid(), SIGTERM);
 }
 
-static int write_pid(const struct engine *e, struct error *err)
+static int write_pid(struct engine *e, struct error *err)
 {
     char path[128], text[32];
     snprintf(path, sizeof path, "%s.pid", e->config->socket);
     int n = snprintf(text, sizeof text, "%d\n", getpid());
-    return io_replace_file(path, text, (size_t)n, 0600, err);
+    int r = io_replace_file(path, text, (size_t)n, 0600, err);
+    e->told_pid = r == 0;
+    return r;
 }
 
 static int open_group(struct engine *e, struct error *err)
@@ -51,6 +53,7 @@ static struct journal_options journal_options_of(const struct engine *e, const s
                                       .thinning_count = c->thinning_count,
                                       .compress = c->compress_after_ns != UINT64_MAX,
                                       .compress_after_ns = c->compress_after_ns,
+                                      .spare_segments = 8,
                                       .owner = "tidemark-engine",
                                       .log = e->log};
     memcpy(options.thinning, c->thinning, sizeof options.thinning);
@@ -157,7 +160,8 @@ int engine_stop(struct engine *e, struct error *err)
     group_free(e->group);
     int r = journal_close(e->journal, err);
     snprintf(path, sizeof path, "%s.pid", e->config->socket);
-    unlink(path);
+    if (e->told_pid) /* else it is that of an engine that runs, and has kept this one from starting */
+        unlink(path);
     free(e->config);
     free(e);
     return r;

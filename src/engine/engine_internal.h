@@ -52,6 +52,7 @@ struct engine {
     struct watch *watch;
     struct http_server *server;
     uint64_t started_boottime_ns;
+    bool told_pid; /* <socket>.pid is this one's */
 };
 
 /* The control socket's handler. */

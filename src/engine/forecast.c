@@ -47,7 +47,9 @@ int engine_forecast(struct engine *e, const json_t *body, json_t **ret, struct e
     if (r < 0)
         return r;
     struct forecast_limits limits = {c->quota_bytes, c->history_ns, c->thinning, c->thinning_count};
-    forecast_make(&m, &limits, clock_realtime_ns(clock_system()), &f);
+    struct age_clock now;
+    age_clock_read(&m, clock_system(), &now);
+    forecast_make(&m, &limits, &now, &f);
     manifest_release(&m);
     *ret = forecast_json(&f);
     return 0;

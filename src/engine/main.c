@@ -2,6 +2,7 @@
 /* tidemark-engine: a dispatch to serve, view, verify or copy. */
 #include <errno.h>
 #include <getopt.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -11,6 +12,9 @@
 #include "export/fuse_runtime.h"
 #include "export/nbd.h"
 #include "export/ublk.h"
+
+#define HEAP_ARENAS 2
+#define HEAP_MMAP_BYTES (256 << 10)
 
 static const char help[] =
     "usage: tidemark-engine serve|view --config FILE [--ublk DIRECTORY | --nbd SOCKET [--pid-file FILE]]\n"
@@ -49,6 +53,15 @@ static void allow_files(void)
     }
 }
 
+/* The heap stays as large as what is in use: without these each thread would have an arena of its own, and a large block that was
+ * freed once would raise the size up to which blocks stay in the heap. Nothing on the way of a request allocates. */
+static void bound_heap(void)
+{
+    mallopt(M_ARENA_MAX, HEAP_ARENAS);
+    mallopt(M_MMAP_THRESHOLD, HEAP_MMAP_BYTES);
+    mallopt(M_TRIM_THRESHOLD, HEAP_MMAP_BYTES);
+}
+
 int main(int argc, char **argv)
 {
     static const struct option options[] = {{"config", required_argument, NULL, 'c'},
@@ -84,6 +97,7 @@ int main(int argc, char **argv)
         return usage();
     const char *role = argv[optind];
     allow_files();
+    bound_heap();
     bool serves = strcmp(role, "serve") == 0, views = strcmp(role, "view") == 0;
     if (((nbd || ublk) && !serves && !views) || (nbd && ublk) || (pid_file && !nbd))
         return usage();

@@ -99,6 +99,10 @@ char *engine_metrics(struct engine *e)
            (double)s.cold_bytes);
     sample(f, "tidemark_journal_compressed_plain_bytes", "gauge", "What they would take if they were not compressed.", app,
            (double)s.cold_plain_bytes);
+    sample(f, "tidemark_write_pace_seconds", "gauge", "What a write waits now because dropping history does not keep up.", app,
+           (double)s.pace_ns / 1e9);
+    sample(f, "tidemark_writes_paced_seconds_total", "counter", "What writes have waited so, summed over them.", app,
+           (double)s.paced_ns / 1e9);
     sample(f, "tidemark_journal_suspended", "gauge", "1 while writes go on unjournaled.", app, s.suspended);
     sample(f, "tidemark_rpo_seconds", "gauge", "Age of the oldest record that is not durable.", app, (double)s.not_durable_ns / 1e9);
     sample(f, "tidemark_unjournaled_writes_total", "counter", "Writes that went on without the journal.", app, (double)g.unjournaled_writes);

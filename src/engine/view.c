@@ -8,6 +8,7 @@
 
 #include "base/cleanup.h"
 #include "base/io.h"
+#include "base/thread.h"
 #include "engine/view_salvage_internal.h"
 #include "journal/pin.h"
 #include "journal/seal.h"
@@ -27,7 +28,15 @@ struct engine_view {
     size_t count;
     struct view_volume volumes[GROUP_MAX_VOLUMES];
     struct http_server *server;
+    pthread_t watch;
+    bool watches;
+    pthread_mutex_t mutex; /* guards `stop` */
+    pthread_cond_t stopping;
+    bool stop;
+    const struct log *log;
 };
+
+#define REVOKED_LOOK_NS (250 * NS_PER_MS)
 
 static int handle(void *context, const struct http_request *request, struct http_response *response, struct error *err)
 {
@@ -161,6 +170,61 @@ static int start(struct engine_view *v, const char *config_path, const struct lo
     return http_server_start(&options, &v->server, err);
 }
 
+/* For `up`: the view was closed, and why. */
+static void tell_closed(const struct engine_view *v, const char *why)
+{
+    char path[sizeof v->socket + 8];
+    struct error err = ERROR_INIT;
+    snprintf(path, sizeof path, "%s.closed", v->socket);
+    if (io_replace_file(path, why, strlen(why), 0600, &err) < 0)
+        log_warning(v->log, "%s", err.message);
+}
+
+/* The engine needs the room of what the view reads: it ends at once, and whoever uses it gets I/O errors. Only then, when its lock on the
+ * pin is gone with it, the history goes: what a view reads is never something newer. */
+static void *watch_main(void *context)
+{
+    struct engine_view *v = context;
+    char path[PATH_MAX + 80], *why = NULL;
+    struct error err = ERROR_INIT;
+    size_t length;
+    snprintf(path, sizeof path, "%s/pins/%s" PIN_REVOKED_SUFFIX, v->journal, v->pin);
+    pthread_mutex_lock(&v->mutex);
+    while (!v->stop) {
+        if (access(path, F_OK) == 0) {
+            if (io_read_file(path, 4096, &why, &length, &err) < 0)
+                why = NULL;
+            log_warning(v->log, "the view is closed: %s", why ? why : err.message);
+            tell_closed(v, why ? why : "quota\n");
+            _exit(EXIT_FAILURE);
+        }
+        thread_cond_wait_ns(&v->stopping, &v->mutex, REVOKED_LOOK_NS);
+    }
+    pthread_mutex_unlock(&v->mutex);
+    return NULL;
+}
+
+static int start_watch(struct engine_view *v, const struct log *log, struct error *err)
+{
+    v->log = log;
+    int r = thread_start(&v->watch, "view-watch", watch_main, v, err);
+    v->watches = r == 0;
+    return r;
+}
+
+static void stop_watch(struct engine_view *v)
+{
+    if (v->watches) {
+        pthread_mutex_lock(&v->mutex);
+        v->stop = true;
+        pthread_cond_signal(&v->stopping);
+        pthread_mutex_unlock(&v->mutex);
+        pthread_join(v->watch, NULL);
+    }
+    pthread_mutex_destroy(&v->mutex);
+    pthread_cond_destroy(&v->stopping);
+}
+
 /* For `up`, which sees only that the process ended: <socket>.error holds the error as the API tells errors. */
 static void tell_error(const struct engine_view *v, const struct log *log, const struct error *why)
 {
@@ -180,7 +244,11 @@ int engine_view_start(const char *config_path, const struct log *log, struct eng
     struct engine_view *v = calloc(1, sizeof *v);
     if (!v)
         return error_errno(err, -ENOMEM, "cannot start the view");
+    pthread_mutex_init(&v->mutex, NULL);
+    thread_cond_init(&v->stopping);
     int r = start(v, config_path, log, err);
+    if (r == 0)
+        r = start_watch(v, log, err);
     if (r < 0) {
         tell_error(v, log, err);
         engine_view_stop(v);
@@ -194,6 +262,7 @@ void engine_view_stop(struct engine_view *v)
 {
     if (!v)
         return;
+    stop_watch(v);
     http_server_stop(v->server);
     view_salvage_free(v->salvage);
     for (size_t i = 0; i < v->count; i++) {

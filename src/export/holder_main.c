@@ -34,6 +34,7 @@
 #include "base/log.h"
 #include "export/fuse_mount.h"
 #include "export/fuse_runtime.h"
+#include "export/holder_ends.h"
 #include "lib/json.h"
 
 #define HOLDER_MAX_MOUNTS FUSE_RUNTIME_MAX_VOLUMES
@@ -57,6 +58,9 @@ struct holder {
     const char *name;
     const char *pid_file; /* NULL: none */
     bool restart;
+    int ends_fd; /* the file of holder_ends.h; -1: none */
+    struct holder_ends ends;
+    struct cgroup_memory memory; /* when the program was started */
     struct held_mount mounts[HOLDER_MAX_MOUNTS];
     size_t mount_count; /* those that are mounted, once that began */
     char *program[HOLDER_MAX_ARGUMENTS + 1];
@@ -266,6 +270,34 @@ static void log_end(const struct holder *h, pid_t pid, int status, bool again)
         log_info(&h->log, "%s: %s (pid %d) has ended", h->name, h->program[0], (int)pid);
 }
 
+/* For `up`: why it does not stay. The file is made before the first start; what fails here is told by the log alone. */
+static void open_ends(struct holder *h)
+{
+    char path[PATH_MAX], text[HOLDER_ENDS_BYTES + 1];
+    const char *slash = h->pid_file ? strrchr(h->pid_file, '/') : NULL;
+    h->ends_fd = -1;
+    if (!slash || !h->restart ||
+        snprintf(path, sizeof path, "%.*s/" HOLDER_ENDS_FILE, (int)(slash - h->pid_file), h->pid_file) >= (int)sizeof path)
+        return;
+    h->ends_fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    holder_ends_format(&h->ends, text);
+    if (h->ends_fd < 0 || pwrite(h->ends_fd, text, HOLDER_ENDS_BYTES, 0) != HOLDER_ENDS_BYTES)
+        log_warning(&h->log, "cannot write %s: %m", path);
+}
+
+static void note_end(struct holder *h, int status, uint64_t ran_ns)
+{
+    struct cgroup_memory now;
+    char text[HOLDER_ENDS_BYTES + 1];
+    cgroup_memory("", &now);
+    holder_ends_note(&h->ends, status, ran_ns, clock_realtime_ns(clock_system()), &h->memory, &now);
+    holder_ends_format(&h->ends, text);
+    if (h->ends_fd >= 0 && pwrite(h->ends_fd, text, HOLDER_ENDS_BYTES, 0) != HOLDER_ENDS_BYTES)
+        log_warning(&h->log, "cannot note that the program has ended: %m");
+    if (h->ends.oom_killed)
+        log_warning(&h->log, "%s: the memory limit of its control group was reached meanwhile", h->name);
+}
+
 /* Runs the program until it ends for good (H2, H3). Returns the holder's exit status. */
 static int supervise(struct holder *h)
 {
@@ -275,12 +307,15 @@ static int supervise(struct holder *h)
         struct error err = ERROR_INIT;
         pid_t pid;
         uint64_t started = clock_boottime_ns(clock_system());
+        cgroup_memory("", &h->memory);
         if (spawn(h, resume, &pid, &err) == 0) {
             int status = wait_for(h, pid, &stopping);
             bool clean = WIFEXITED(status) && WEXITSTATUS(status) == 0;
             bool refused = WIFEXITED(status) && WEXITSTATUS(status) == RUNTIME_EXIT_REFUSED;
             bool again = h->restart && !clean && !refused && !stopping;
             log_end(h, pid, status, again);
+            if (again)
+                note_end(h, status, clock_boottime_ns(clock_system()) - started);
             if (clean || (stopping && !refused))
                 return EXIT_SUCCESS;
             if (refused)
@@ -337,6 +372,7 @@ static int run(const char *config_path)
     if (read_config(h, config_path, &err) == 0) {
         protect(h);
         status = EXIT_FAILURE;
+        open_ends(h);
         if (mount_all(h, &err) == 0 && make_environments(h, &err) == 0 && write_pid_file(h, &err) == 0)
             status = supervise(h);
     }

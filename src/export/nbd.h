@@ -15,6 +15,8 @@
 #define NBD_GATE_MS 30000       /* requests that do not end by then keep the volumes from being rewound */
 #define NBD_DEFAULT_SPIN_US 50u
 #define NBD_MAX_EXPORTS 256u
+#define NBD_BUFFERS_BYTES (16u << 20)       /* of a server, for the data of requests: its exports share it equally, */
+#define NBD_BUFFERS_LEAST_BYTES (256u << 10) /* but each has so much */
 
 struct nbd_server;
 

@@ -14,6 +14,7 @@ struct nbd_loop;
 struct nbd_loop_options {
     struct block *block; /* all outlive the loop */
     const struct nbd_export *export;
+    size_t buffer_bytes; /* for the data of requests; at least 2 units of nbd_buffers.h */
     uint64_t spin_ns;
     atomic_uint *connections; /* one less when the loop has closed one */
     const struct log *log;

@@ -9,24 +9,27 @@
  * than NBD_STALL_MS, so that one that stops reading or writing leaves the others their part. N4  The loop
  * sleeps only after it found nothing while what wakes it was armed; it asks without sleeping for spin_ns
  *     after its last progress: a sleep and a wake-up cost more than a request.
- * N5  What a client asks for reaches the block only after nbd_request_check. */
+ * N5  What a client asks for reaches the block only after nbd_request_check.
+ * N6  Memory for data is of the loop's buffers alone, and a connection has half of them at most. A request of more than
+ *     `part_bytes` is served in parts, each a request to the block as those that Linux splits are; a large read has its
+ *     connection for itself, since a simple reply's data must not be interrupted. */
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "base/thread.h"
+#include "export/nbd_buffers.h"
 #include "export/nbd_internal.h"
 #include "export/workers.h"
 
 #define SLOTS 128u
 #define CONNECTION_SLOTS 64u
-#define SLOT_BYTES (256u << 10) /* larger requests take the one large slot, by a thread */
+#define PART_BYTES (1u << 20) /* what a record of the journal holds */
 #define JOB_THREADS 8u
 #define INPUT_BYTES (64u << 10)
 #define RECEIVES_AT_ONCE 4u /* of a connection, before what was begun is submitted */
@@ -37,7 +40,12 @@ struct connection;
 struct slot {
     struct work work; /* first; links the free list and answers too */
     struct connection *connection;
-    char *buffer;
+    struct slot *whole; /* the large request that this is a part of */
+    char *buffer;       /* NULL: it has no data, or none that are kept */
+    size_t buffer_bytes;
+    bool large; /* has parts: so many are in slots, so many bytes were begun */
+    unsigned parts;
+    uint32_t begun_bytes;
     struct nbd_request request;
     struct block_request transfer;
     uint32_t error;
@@ -52,6 +60,8 @@ struct connection {
     bool ending; /* nothing more is received */
     bool broken; /* nor sent */
     unsigned slots;
+    size_t buffer_bytes; /* that these have */
+    struct slot *whole;  /* a large read, or a large write that is being received */
     uint64_t progress_ns;
 
     struct work *answers, **last_answer;
@@ -69,10 +79,11 @@ struct nbd_loop {
     struct nbd_loop_options o;
     struct block_queue *queue; /* NULL: the block has none */
     struct workers *workers;
-    char *buffers;
-    struct slot slots[SLOTS], large;
+    struct nbd_buffers *buffers;
+    size_t part_bytes, share_bytes; /* share: of a connection */
+    struct connection *hungry;      /* waits for memory; nobody else takes any before it */
+    struct slot slots[SLOTS];
     struct work *free;
-    bool large_taken;
     unsigned under_way; /* begun and not answered */
     struct connection *connections;
 
@@ -93,45 +104,111 @@ static uint64_t now_ns(void)
 
 /* ---- slots ---- */
 
-/* A slot for the connection's request, or NULL: there will be one. */
+static void answer(struct nbd_loop *l, struct slot *s, uint32_t error);
+static void part_gone(struct nbd_loop *l, struct slot *whole);
+
+/* A slot with a buffer of `bytes` (0: none), or NULL: there will be one. */
+static struct slot *take(struct nbd_loop *l, struct connection *c, size_t bytes)
+{
+    size_t cost = nbd_buffers_cost(bytes);
+    char *buffer = NULL;
+    if (c->slots == CONNECTION_SLOTS || !l->free)
+        return NULL;
+    if (bytes) {
+        if (c->buffer_bytes + cost > l->share_bytes || (l->hungry && l->hungry != c))
+            return NULL;
+        buffer = nbd_buffers_take(l->buffers, bytes);
+        l->hungry = buffer ? NULL : c;
+        if (!buffer)
+            return NULL;
+    }
+    struct slot *s = (struct slot *)l->free;
+    l->free = s->work.next;
+    s->connection = c;
+    s->whole = NULL;
+    s->buffer = buffer;
+    s->buffer_bytes = bytes;
+    s->large = false;
+    s->parts = 0;
+    s->begun_bytes = 0;
+    s->data_bytes = 0;
+    s->error = 0;
+    c->slots++;
+    c->buffer_bytes += cost;
+    return s;
+}
+
+/* A slot for the connection's request, or NULL. What is refused needs no memory: its data are skipped. */
 static struct slot *take_slot(struct nbd_loop *l, struct connection *c)
 {
-    bool transfers = c->request.command == NBD_CMD_READ || c->request.command == NBD_CMD_WRITE;
-    bool large = transfers && c->request.length_bytes > SLOT_BYTES &&
-                 nbd_request_check(&c->request, l->o.export, c->allocation) == 0;
-    struct slot *s;
-    if (c->slots == CONNECTION_SLOTS || (large ? l->large_taken : !l->free))
+    const struct nbd_request *q = &c->request;
+    bool reads = q->command == NBD_CMD_READ, transfers = reads || q->command == NBD_CMD_WRITE;
+    uint32_t error = nbd_request_check(q, l->o.export, c->allocation);
+    bool large = transfers && !error && q->length_bytes > l->part_bytes;
+    size_t bytes = error || large ? 0
+                   : transfers    ? q->length_bytes
+                   : q->command == NBD_CMD_BLOCK_STATUS ? NBD_DESCRIPTORS_MAX * sizeof(struct nbd_block_descriptor)
+                                                        : 0;
+    if (large && reads && c->slots)
+        return NULL; /* N6 */
+    struct slot *s = take(l, c, bytes);
+    if (!s)
         return NULL;
-    if (large) {
-        s = &l->large;
-        s->buffer = mmap(NULL, NBD_MAX_REQUEST_BYTES, PROT_READ | PROT_WRITE,
-                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        s->error = s->buffer == MAP_FAILED ? NBD_ENOMEM : 0;
-        l->large_taken = true;
-    } else {
-        s = (struct slot *)l->free;
-        l->free = s->work.next;
-        s->error = 0;
-    }
-    s->connection = c;
-    s->request = c->request;
+    s->request = *q;
+    s->error = error;
+    s->large = large;
     c->has_request = false;
-    c->slots++;
+    return s;
+}
+
+/* A slot for the next part of the connection's large request, or NULL. */
+static struct slot *take_part(struct nbd_loop *l, struct connection *c)
+{
+    struct slot *w = c->whole;
+    uint32_t left = w->request.length_bytes - w->begun_bytes, bytes = left < l->part_bytes ? left : (uint32_t)l->part_bytes;
+    struct slot *s = take(l, c, bytes);
+    if (!s)
+        return NULL;
+    s->whole = w;
+    s->request = w->request;
+    s->request.flags &= (uint16_t)~NBD_CMD_FLAG_FUA; /* flushed once, at the end */
+    s->request.offset_bytes += w->begun_bytes;
+    s->request.length_bytes = bytes;
+    w->parts++;
     return s;
 }
 
 static void keep_slot(struct nbd_loop *l, struct slot *s)
 {
+    struct slot *whole = s->whole;
     s->connection->slots--;
+    s->connection->buffer_bytes -= nbd_buffers_cost(s->buffer_bytes);
+    if (s->buffer)
+        nbd_buffers_give(l->buffers, s->buffer, s->buffer_bytes);
     s->connection = NULL;
-    if (s == &l->large) {
-        if (s->buffer != MAP_FAILED)
-            munmap(s->buffer, NBD_MAX_REQUEST_BYTES);
-        l->large_taken = false;
-        return;
-    }
     s->work.next = l->free;
     l->free = &s->work;
+    if (whole)
+        part_gone(l, whole);
+}
+
+/* A part of a large request has ended, and its answer was sent if it has one. */
+static void part_gone(struct nbd_loop *l, struct slot *w)
+{
+    struct connection *c = w->connection;
+    bool reads = w->request.command == NBD_CMD_READ, all = w->begun_bytes == w->request.length_bytes;
+    if (--w->parts)
+        return;
+    if (c->broken || (reads && (all || w->error))) {
+        if (c->whole == w)
+            c->whole = NULL;
+        keep_slot(l, w);
+    } else if (!reads && all && !w->error && w->request.flags & NBD_CMD_FLAG_FUA) {
+        l->under_way++;
+        workers_job(l->workers, &w->work);
+    } else if (!reads && all) {
+        answer(l, w, w->error);
+    }
 }
 
 /* ---- connections ---- */
@@ -157,9 +234,15 @@ static void drop(struct nbd_loop *l, struct connection *c, const char *why)
     c->ending = c->broken = true;
     shutdown(c->fd, SHUT_RDWR);
     drop_answers(l, c);
-    if (c->taking)
-        keep_slot(l, c->taking);
-    c->taking = NULL;
+    if (l->hungry == c)
+        l->hungry = NULL;
+    struct slot *taking = c->taking, *whole = c->whole;
+    c->taking = c->whole = NULL;
+    bool alone = whole && whole->parts == 0; /* else it goes with its last part */
+    if (taking)
+        keep_slot(l, taking);
+    if (alone)
+        keep_slot(l, whole);
 }
 
 /* Those that have ended. */
@@ -196,6 +279,15 @@ static bool take_arrived(struct nbd_loop *l)
 
 /* ---- answers ---- */
 
+static void queue_answer(struct connection *c, struct slot *s)
+{
+    if (!c->answers)
+        c->progress_ns = now_ns();
+    s->work.next = NULL;
+    *c->last_answer = &s->work;
+    c->last_answer = &s->work.next;
+}
+
 static void answer(struct nbd_loop *l, struct slot *s, uint32_t error)
 {
     struct connection *c = s->connection;
@@ -206,11 +298,44 @@ static void answer(struct nbd_loop *l, struct slot *s, uint32_t error)
     if (error)
         s->data_bytes = 0;
     s->head_bytes = nbd_reply_head(&s->request, c->structured, error, (uint32_t)s->data_bytes, s->head);
-    if (!c->answers)
-        c->progress_ns = now_ns();
-    s->work.next = NULL;
-    *c->last_answer = &s->work;
-    c->last_answer = &s->work.next;
+    queue_answer(c, s);
+}
+
+/* The data of a part of a read. Once the head of a simple reply was sent, an error can only be told by hanging up. */
+static void answer_part(struct nbd_loop *l, struct slot *s, uint32_t error)
+{
+    struct connection *c = s->connection;
+    struct slot *w = s->whole;
+    bool first = s->request.offset_bytes == w->request.offset_bytes, last = w->begun_bytes == w->request.length_bytes;
+    if (error)
+        w->error = error;
+    if (error && !first && !c->structured)
+        drop(l, c, "the rest of what it reads cannot be read");
+    if (c->broken) {
+        keep_slot(l, s);
+        return;
+    }
+    if (error)
+        s->data_bytes = 0;
+    s->head_bytes = first || c->structured ? nbd_reply_head(&s->request, c->structured, error, (uint32_t)s->data_bytes, s->head) : 0;
+    if (c->structured && !error && !last)
+        nbd_reply_goes_on(s->head);
+    queue_answer(c, s);
+}
+
+/* A request, or a part of one, has ended. */
+static void ended(struct nbd_loop *l, struct slot *s, uint32_t error)
+{
+    l->under_way--;
+    if (!s->whole) {
+        answer(l, s, error);
+    } else if (s->request.command == NBD_CMD_READ) {
+        answer_part(l, s, error);
+    } else {
+        if (error)
+            s->whole->error = error;
+        keep_slot(l, s);
+    }
 }
 
 /* Sends what there is; false: the client has to take some first. */
@@ -304,8 +429,8 @@ static bool do_job(void *context, struct work *work)
     case NBD_CMD_READ:
         r = block_pread(b, s->buffer, q->length_bytes, q->offset_bytes, &err);
         break;
-    case NBD_CMD_WRITE:
-        r = block_pwrite(b, s->buffer, q->length_bytes, q->offset_bytes, flags, &err);
+    case NBD_CMD_WRITE: /* of a large one with FUA only the end is left */
+        r = s->large ? block_flush(b, &err) : block_pwrite(b, s->buffer, q->length_bytes, q->offset_bytes, flags, &err);
         break;
     case NBD_CMD_FLUSH:
         r = block_flush(b, &err);
@@ -352,7 +477,9 @@ static void begin(struct nbd_loop *l, struct slot *s)
         return;
     }
     l->under_way++;
-    if (l->queue && queues && s != &l->large) {
+    if (s->whole)
+        s->whole->begun_bytes += q->length_bytes;
+    if (l->queue && queues) {
         s->transfer = (struct block_request){
             .op = ops[q->command],
             .flags = q->command == NBD_CMD_WRITE && q->flags & NBD_CMD_FLAG_FUA ? BLOCK_FUA : 0,
@@ -378,14 +505,12 @@ static bool end_requests(struct nbd_loop *l)
         done = done->next;
         if (workers_go_on(l->workers, outcome, &s->work))
             continue;
-        l->under_way--;
-        answer(l, s, 0);
+        ended(l, s, 0);
     }
     while (returned) {
         struct slot *s = (struct slot *)returned;
         returned = returned->next;
-        l->under_way--;
-        answer(l, s, s->error);
+        ended(l, s, s->error);
     }
     if (any)
         send_answers(l);
@@ -421,6 +546,8 @@ static void taken(struct nbd_loop *l, struct connection *c, uint32_t bytes)
         return;
     c->taking = NULL;
     begin(l, s);
+    if (s->whole && c->whole && c->whole->begun_bytes == c->whole->request.length_bytes)
+        c->whole = NULL; /* all of it was received */
 }
 
 /* Works through the input; true while more is wanted, false when it waits for a slot or has ended. */
@@ -439,15 +566,21 @@ static bool take_input(struct nbd_loop *l, struct connection *c)
             taken(l, c, (uint32_t)part);
             continue;
         }
+        c->taken_bytes = 0;
+        if (c->whole) { /* its next part, before anything else of this connection */
+            c->taking = c->whole->request.command == NBD_CMD_WRITE ? take_part(l, c) : NULL;
+            if (!c->taking)
+                return false;
+            continue;
+        }
         if (!c->has_request && !take_header(l, c))
             return !c->ending;
         struct slot *s = take_slot(l, c);
         if (!s)
             return false;
-        if (!s->error)
-            s->error = nbd_request_check(&s->request, l->o.export, c->allocation);
-        c->taken_bytes = 0;
-        if (nbd_request_payload_bytes(&s->request))
+        if (s->large)
+            c->whole = s;
+        else if (nbd_request_payload_bytes(&s->request))
             c->taking = s;
         else
             begin(l, s);
@@ -500,7 +633,27 @@ static bool receive(struct nbd_loop *l)
     return any;
 }
 
+/* Goes on with large reads, a part at a time: the next once the last one was sent. */
+static bool continue_reads(struct nbd_loop *l)
+{
+    bool any = false;
+    for (struct connection *c = l->connections; c; c = c->next) {
+        struct slot *w = c->whole, *s;
+        if (!w || w->request.command != NBD_CMD_READ || w->parts || !(s = take_part(l, c)))
+            continue;
+        begin(l, s);
+        any = true;
+    }
+    return any;
+}
+
 /* ---- the loop ---- */
+
+/* For a slot, or for memory, or for its own large read. */
+static bool waits(const struct connection *c)
+{
+    return c->has_request || (c->whole && !c->taking);
+}
 
 static bool mid_message(const struct connection *c)
 {
@@ -513,7 +666,7 @@ static nfds_t connection_fds(struct nbd_loop *l, struct pollfd *fds, bool receiv
     nfds_t count = 0;
     *ret_timeout_ms = -1;
     for (struct connection *c = l->connections; c; c = c->next) {
-        bool waits_for_slot = c->has_request, in = receives && !c->ending && !waits_for_slot;
+        bool waits_for_slot = waits(c), in = receives && !c->ending && !waits_for_slot;
         short events = (short)((in ? POLLIN : 0) | (c->answers ? POLLOUT : 0));
         if (mid_message(c) && !waits_for_slot)
             *ret_timeout_ms = 1000; /* looks for those that stall */
@@ -527,7 +680,7 @@ static void drop_stalled(struct nbd_loop *l)
 {
     uint64_t now = now_ns();
     for (struct connection *c = l->connections; c; c = c->next)
-        if (mid_message(c) && (!c->has_request || c->answers) &&
+        if (mid_message(c) && (!waits(c) || c->answers) &&
             now > c->progress_ns + NBD_STALL_MS * NS_PER_MS)
             drop(l, c, "it neither sent the rest of a request nor took an answer for a minute");
 }
@@ -564,6 +717,7 @@ static void *loop_main(void *context)
         bool stopping = atomic_load(&l->stopping), closed = stopping || atomic_load(&l->closed);
         bool progress = take_arrived(l);
         progress |= !closed && receive(l);
+        progress |= !closed && continue_reads(l);
         progress |= end_requests(l);
         progress |= send_answers(l);
         remove_connections(l);
@@ -627,16 +781,14 @@ int nbd_loop_start(const struct nbd_loop_options *options, struct nbd_loop **ret
                                       .log = options->log};
     l->o = *options;
     pthread_mutex_init(&l->mutex, NULL);
-    /* Touched as far as requests are long. */
-    l->buffers = mmap(NULL, (size_t)SLOTS * SLOT_BYTES, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    int r = l->buffers == MAP_FAILED
-                ? error_errno(err, -ENOMEM, "cannot allocate the buffers of %u requests", SLOTS)
-                : 0;
-    for (unsigned i = 0; i < SLOTS && r == 0; i++) {
-        l->slots[i].buffer = l->buffers + (size_t)i * SLOT_BYTES;
+    int r = nbd_buffers_new(options->buffer_bytes, &l->buffers, err);
+    for (unsigned i = 0; i < SLOTS; i++) {
         l->slots[i].work.next = l->free;
         l->free = &l->slots[i].work;
+    }
+    if (r == 0) {
+        l->share_bytes = nbd_buffers_size(l->buffers) / 2 / NBD_BUFFERS_UNIT_BYTES * NBD_BUFFERS_UNIT_BYTES;
+        l->part_bytes = l->share_bytes < PART_BYTES ? l->share_bytes : PART_BYTES;
     }
     if (r == 0 && block_can_queue(options->block))
         r = block_queue_new(options->block, SLOTS, &l->queue, err);
@@ -668,8 +820,7 @@ void nbd_loop_free(struct nbd_loop *l)
     close_all(l);
     workers_free(l->workers);
     block_queue_free(l->queue);
-    if (l->buffers != MAP_FAILED)
-        munmap(l->buffers, (size_t)SLOTS * SLOT_BYTES);
+    nbd_buffers_free(l->buffers);
     pthread_mutex_destroy(&l->mutex);
     free(l);
 }

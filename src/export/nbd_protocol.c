@@ -426,3 +426,9 @@ size_t nbd_reply_head(const struct nbd_request *r, bool structured, uint32_t err
     memcpy(head, &reply, sizeof reply);
     return sizeof reply;
 }
+
+void nbd_reply_goes_on(char head[NBD_REPLY_HEAD_BYTES])
+{
+    struct nbd_chunk_header *header = (struct nbd_chunk_header *)(void *)head;
+    header->flags = be16_of(0);
+}

@@ -75,5 +75,7 @@ uint32_t nbd_error_of(int code);
 /* The head of the answer; what follows it, `data_bytes`, is 0 after an error. Returns its length. */
 size_t nbd_reply_head(const struct nbd_request *r, bool structured, uint32_t error, uint32_t data_bytes,
                       char head[NBD_REPLY_HEAD_BYTES]);
+/* Says in the head of a structured reply that others of the same request follow. */
+void nbd_reply_goes_on(char head[NBD_REPLY_HEAD_BYTES]);
 
 #endif

@@ -209,12 +209,15 @@ int nbd_server_start(const struct nbd_server_options *options, struct nbd_server
     int r = options->count > NBD_MAX_EXPORTS
                 ? error_set(err, -E2BIG, "cannot serve more than %u volumes by NBD", NBD_MAX_EXPORTS)
                 : 0;
+    size_t share = NBD_BUFFERS_BYTES / (options->count ? options->count : 1),
+           buffer_bytes = share > NBD_BUFFERS_LEAST_BYTES ? share : NBD_BUFFERS_LEAST_BYTES;
     for (size_t i = 0; i < options->count && r == 0; i++) {
         struct block *b = s->blocks[i] = options->blocks[i];
         s->exports[i] = (struct nbd_export){
             .name = options->names[i], .size_bytes = b->size_bytes, .extents = b->ops->extents != NULL};
         struct nbd_loop_options loop = {.block = b,
                                         .export = &s->exports[i],
+                                        .buffer_bytes = buffer_bytes,
                                         .spin_ns = NBD_DEFAULT_SPIN_US * NS_PER_US,
                                         .connections = &s->connections,
                                         .log = s->log};

@@ -15,6 +15,7 @@
 
 #include "base/cleanup.h"
 #include "base/io.h"
+#include "journal/age.h"
 #include "journal/frame.h"
 #include "journal/journal_internal.h"
 #include "journal/segment_reader.h"
@@ -49,14 +50,15 @@ static int fault(struct cooling *c, unsigned step, struct error *err)
 /* With the mutex: the oldest segment that is due. Near the quota younger ones are too. */
 static bool find_due(const struct journal *j, struct segment_info *ret)
 {
-    uint64_t now = clock_realtime_ns(j->clock), after = j->options.compress_after_ns;
+    struct age_clock now;
+    uint64_t after = j->options.compress_after_ns;
     uint32_t haste = thin_haste(maintain_journal_bytes(j), j->options.quota_bytes);
     if (haste > 100)
         after = after / haste * 100;
+    age_clock_read(&j->manifest, j->clock, &now);
     for (size_t i = 0; i < j->manifest.segment_count; i++) {
         const struct segment_info *s = &j->manifest.segments[i];
-        bool old = s->last_realtime_ns <= now && now - s->last_realtime_ns >= after;
-        if (s->cold_kib || s->dense || !old || s->used_blocks < 2 || s->first.n <= j->compress_after.n)
+        if (s->cold_kib || s->dense || age_of(&now, s) < after || s->used_blocks < 2 || s->first.n <= j->compress_after.n)
             continue;
         *ret = *s;
         return true;

@@ -22,15 +22,15 @@ static uint64_t points_of(const struct segment_info *s, uint32_t keep_s)
 }
 
 /* How many of the oldest segments would go; the last one stays. */
-static size_t count_dropped(const struct manifest *m, const struct forecast_limits *limits, uint64_t now_ns)
+static size_t count_dropped(const struct manifest *m, const struct forecast_limits *limits, const struct age_clock *now)
 {
-    uint64_t total = 0, oldest_ns = limits->history_ns && now_ns > limits->history_ns ? now_ns - limits->history_ns : 0;
+    uint64_t total = 0;
     size_t dropped = 0;
     for (size_t i = 0; i < m->segment_count; i++)
         total += bytes_of(&m->segments[i]);
     while (dropped + 1 < m->segment_count) {
         const struct segment_info *s = &m->segments[dropped];
-        bool old = s->last_realtime_ns < oldest_ns, over = limits->quota_bytes && total > limits->quota_bytes;
+        bool old = limits->history_ns && age_of(now, s) > limits->history_ns, over = limits->quota_bytes && total > limits->quota_bytes;
         if (!old && !over)
             break;
         total -= bytes_of(s);
@@ -55,9 +55,9 @@ static void add_thinned(struct forecast *f, const struct segment_info *s, uint32
     step->bytes += bytes_of(s);
 }
 
-void forecast_make(const struct manifest *m, const struct forecast_limits *limits, uint64_t now_ns, struct forecast *ret)
+void forecast_make(const struct manifest *m, const struct forecast_limits *limits, const struct age_clock *now, struct forecast *ret)
 {
-    size_t dropped = count_dropped(m, limits, now_ns);
+    size_t dropped = count_dropped(m, limits, now);
     *ret = (struct forecast){.oldest_ns = m->base_realtime_ns, .oldest = m->base, .oldest_after_ns = m->base_realtime_ns, .oldest_after = m->base};
     for (size_t i = 0; i < m->segment_count; i++) {
         const struct segment_info *s = &m->segments[i];
@@ -68,7 +68,7 @@ void forecast_make(const struct manifest *m, const struct forecast_limits *limit
             ret->dropped_points += points_of(s, s->keep_s);
             continue;
         }
-        uint32_t wanted = thin_wanted(limits->thinning, limits->thinning_count, now_ns, s->last_realtime_ns);
+        uint32_t wanted = thin_wanted(limits->thinning, limits->thinning_count, age_of(now, s));
         if (wanted > s->keep_s)
             add_thinned(ret, s, wanted);
     }

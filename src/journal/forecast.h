@@ -4,6 +4,7 @@
 #ifndef TIDEMARK_JOURNAL_FORECAST_H
 #define TIDEMARK_JOURNAL_FORECAST_H
 
+#include "journal/age.h"
 #include "journal/journal.h"
 
 #define FORECAST_MAX_STEPS (JOURNAL_MAX_THINNING)
@@ -26,7 +27,7 @@ struct forecast {
     struct forecast_step steps[FORECAST_MAX_STEPS];
     size_t step_count;
 };
-/* `m` is the history as it is at `now_ns`. */
-void forecast_make(const struct manifest *m, const struct forecast_limits *limits, uint64_t now_ns, struct forecast *ret);
+/* `m` is the history as it is `now`. */
+void forecast_make(const struct manifest *m, const struct forecast_limits *limits, const struct age_clock *now, struct forecast *ret);
 
 #endif

@@ -102,11 +102,22 @@ static int load_or_create(struct journal *j, struct error *err)
     return 0;
 }
 
+/* Of this directory: a copy of it is the same journal, and may be open beside it. */
 static int open_ring(struct journal *j, struct error *err)
 {
-    char path[128], id[UUID_TEXT_BYTES];
-    snprintf(path, sizeof path, "/dev/shm/tidemark-%s.ring", uuid_format(&j->manifest.journal_id, id));
-    return ring_open(&j->ring, j->options.ring_path ? j->options.ring_path : path, &j->manifest.journal_id, err);
+    char path[128], former[128], id[UUID_TEXT_BYTES];
+    struct stat st;
+    if (j->options.ring_path)
+        return ring_open(&j->ring, j->options.ring_path, &j->manifest.journal_id, err);
+    if (stat(j->directory, &st) < 0)
+        return error_errno(err, -errno, "cannot look at %s", j->directory);
+    uuid_format(&j->manifest.journal_id, id);
+    snprintf(path, sizeof path, "/dev/shm/tidemark-%s-%llx-%llx.ring", id, (unsigned long long)st.st_dev, (unsigned long long)st.st_ino);
+    /* An engine of before had it under the name of the journal alone: upgrade-engine goes on with that. */
+    snprintf(former, sizeof former, "/dev/shm/tidemark-%s.ring", id);
+    if (!j->manifest.clean && access(path, F_OK) < 0 && rename(former, path) < 0 && errno != ENOENT)
+        log_warning(j->log, "cannot rename %s: %s; the volumes are compared with the journal instead", former, strerrordesc_np(errno));
+    return ring_open(&j->ring, path, &j->manifest.journal_id, err);
 }
 
 static void free_journal(struct journal *j)
@@ -146,7 +157,7 @@ static int new_journal(const struct journal_options *options, struct journal **r
     j->options = *options;
     j->clock = options->clock ? options->clock : clock_system();
     j->log = options->log;
-    j->lock_fd = j->active_fd = j->sealing_fd = j->ready_fd = j->resume_fd = -1;
+    j->lock_fd = j->active_fd = j->sealing_fd = j->ready_fd = j->resume_fd = j->spare_fd = -1;
     if (!j->options.segment_blocks)
         j->options.segment_blocks = JOURNAL_SEGMENT_BLOCKS;
     if (!j->options.segment_records)
@@ -313,11 +324,17 @@ void journal_status(struct journal *j, struct journal_status *ret)
         .journal_bytes = maintain_journal_bytes(j),
         .quota_bytes = j->options.quota_bytes,
         .base_bytes = j->base_bytes,
+        .segment_bytes = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES,
         .segments = j->manifest.segment_count + 1,
         .runs = j->manifest.run_count,
         .suspended = j->suspended,
         .quota_blocked = j->quota_blocked,
+        .paced_ns = atomic_load(&j->paced_ns),
+        .reserve_bytes = pace_reserve(j->options.quota_bytes, (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES),
     };
+    pace_update(j);
+    ret->pace_ns = atomic_load(&j->pace_ns);
+    ret->pace_persists = j->pace_since_ns && clock_boottime_ns(j->clock) - j->pace_since_ns >= PACE_ALARM_NS;
     for (size_t i = 0; i < j->manifest.segment_count; i++) {
         const struct segment_info *s = &j->manifest.segments[i];
         if (!s->cold_kib)

@@ -27,7 +27,7 @@
 
 struct journal;
 
-/* Makes steps fail, for tests: called before each, with its name ("write", "sync", "segment", "seal", "save"); a negative
+/* Makes steps fail, for tests: called before each, with its name ("write", "sync", "segment", "seal", "save", "drop"); a negative
  * errno fails it. In any thread. The volumes use it too ("intent"). */
 typedef int (*journal_fault)(void *context, const char *step);
 /* History older than `after_ns` keeps one point every `keep_s` seconds. */
@@ -46,10 +46,11 @@ struct journal_options {
     size_t thinning_count;
     bool compress;              /* sealed segments that old, and what thinning writes, are compressed */
     uint64_t compress_after_ns;
+    unsigned spare_segments;  /* new ones are made ahead while hardly anything is journaled: at most so many, and 8 */
     uint32_t segment_blocks;  /* 0: JOURNAL_SEGMENT_BLOCKS */
     uint32_t segment_records; /* 0: JOURNAL_SEGMENT_RECORDS */
     uint32_t fanout;          /* 0: JOURNAL_FANOUT */
-    const char *ring_path;    /* NULL: /dev/shm/tidemark-<journal id>.ring */
+    const char *ring_path;    /* NULL: /dev/shm/tidemark-<journal id>-<device>-<inode of the directory>.ring */
     const char *owner;        /* named in the lock file; static */
     const struct log *log;
     const struct clock *clock; /* NULL: clock_system() */
@@ -145,6 +146,11 @@ void journal_unlisten(struct journal *j, struct journal_listener *l);
 /* Readable when journal_poll will find something. */
 int journal_poll_fd(const struct journal *j);
 
+/* Whether writes have to wait a little before they are appended, because dropping old history does not keep up with them; one relaxed
+ * load. If so, journal_pace sleeps for what is due: at most 50 ms, whatever happens. With no lock held. */
+bool journal_paces(const struct journal *j);
+void journal_pace(struct journal *j);
+
 /* Between these, appends of other threads wait, so that the parts of one request get successive LSNs. */
 void journal_exclusive_begin(struct journal *j);
 void journal_exclusive_end(struct journal *j);
@@ -167,9 +173,13 @@ struct journal_status {
     uint64_t latest_realtime_ns, oldest_realtime_ns;
     uint64_t not_durable_ns; /* age of the oldest record that is not durable; 0: none */
     uint64_t journal_bytes, quota_bytes, base_bytes;
+    uint64_t segment_bytes; /* of a full one */
     uint64_t segments, runs;
     uint64_t cold_segments, cold_bytes, cold_plain_bytes; /* compressed ones, and what they would take without */
     bool suspended, quota_blocked;
+    uint64_t pace_ns, paced_ns; /* what a write waits now, and what writes have waited since the opening: journal_pace */
+    uint64_t reserve_bytes;     /* how far over the quota it may get while views keep the oldest history */
+    bool pace_persists;         /* so for long: dropping history does not keep up */
     char reason[256]; /* of the suspension */
 };
 void journal_status(struct journal *j, struct journal_status *ret);

@@ -7,6 +7,7 @@
 #include <pthread.h>
 
 #include "journal/journal.h"
+#include "journal/pace.h"
 #include "journal/ring.h"
 #include "journal/sealed_segment.h"
 #include "journal/tail.h"
@@ -39,6 +40,7 @@ struct frame {
 struct internal_pin {
     char name[JOURNAL_NAME_BYTES];
     struct lsn lsn;
+    uint64_t revoked_ns; /* boottime when its holder was told to end; 0: it was not */
 };
 
 struct journal {
@@ -99,6 +101,10 @@ struct journal {
     char *sealed_frames; /* JOURNAL_MAX_INFLIGHT frames, encrypted */
     uint32_t sealed_used; /* a bit each */
     uint32_t ready_number;
+    int spare_fd; /* the sealer's, as what follows; -1: no segment is being made ahead */
+    uint64_t spare_done_bytes, spare_seen_lsn;
+    bool spare_failed; /* not tried again */
+    unsigned filled_segments; /* by the sealer: none was there to be used */
     _Atomic bool suspended;
     bool stop, quota_blocked;
     bool drop_failed; /* the last attempt to drop history */
@@ -109,6 +115,9 @@ struct journal {
     struct lsn compress_after; /* the same of compressing */
     bool held;        /* journal_hold: nothing is dropped meanwhile */
     bool disk_full; /* the next segment could not be made: history is dropped for it */
+    _Atomic uint64_t pace_ns;  /* what each write waits first: pace.c */
+    _Atomic uint64_t paced_ns; /* what writes have waited so */
+    uint64_t pace_since_ns;    /* boottime since when they do; 0: they do not */
     bool sealer_works;   /* on a segment, without the mutex */
     bool sync_failed;    /* what was written and not durable then is not known to be there */
     int resume_fd;       /* -1, or the segment that journal_resume goes on with */
@@ -172,6 +181,15 @@ void segment_make_thinned_header(const struct journal *j, const struct segment_i
 /* Gives a dropped segment's file back: kept for recycling, or removed. */
 void segment_recycle(struct journal *j, uint32_t number, bool may_recycle);
 
+/* The path of a file that could wait to be used again beside those that do, of `count` at most; false: there are as many. */
+bool segment_free_path(const struct journal *j, unsigned count, char path[JOURNAL_PATH_BYTES]);
+
+/* ---- spare.c; for the sealer ---- */
+/* With the mutex held, which is dropped meanwhile: makes segments ahead if hardly anything was journaled since the last call. */
+void spare_work(struct journal *j);
+/* Removes the one that is not ready. */
+void spare_drop(struct journal *j);
+
 /* ---- sealer.c ---- */
 int sealer_start(struct journal *j, struct error *err) MUST_CHECK;
 void sealer_stop(struct journal *j);
@@ -228,6 +246,10 @@ void volumes_count_base(struct journal *j);
 /* ---- pin.c ---- */
 /* The lowest LSN that a pin needs; LSN_MAX without pins. Removes pins whose holder is gone. */
 struct lsn pin_floor(struct journal *j);
+/* Tells the holder of the oldest external pin to end, unless it was told already. With maintain_mutex, without the mutex. */
+void pin_revoke_oldest(struct journal *j);
+/* With the mutex: whether some holder was told lately, and may be about to end. */
+bool pin_is_ending(const struct journal *j);
 /* The highest LSN that is pinned; LSN_NONE without pins. What lies behind it may be rewritten. */
 struct lsn pin_ceiling(const struct journal *j); /* with the mutex */
 

@@ -21,6 +21,7 @@
 #include "base/cleanup.h"
 #include "base/io.h"
 #include "base/thread.h"
+#include "journal/age.h"
 #include "journal/history.h"
 #include "journal/index.h"
 #include "journal/journal_internal.h"
@@ -583,6 +584,8 @@ static int drop_steps(struct drop *d, struct error *err)
     pthread_rwlock_wrlock(&j->files_lock);
     remove_dropped(d);
     pthread_rwlock_unlock(&j->files_lock);
+    MUTEX_GUARD(guard, &j->mutex);
+    pace_update(j);
     return 0;
 }
 
@@ -591,7 +594,8 @@ static int drop_to(struct journal *j, struct lsn base, uint32_t last_segment, bo
     char path[JOURNAL_PATH_BYTES];
     struct drop d = {.j = j, .base = base, .last_segment = last_segment, .repair = repair};
     journal_path(j, "base", path);
-    int r = journal_manifest(j, &d.m, err);
+    int r = journal_fault_at(j, "drop");
+    r = r < 0 ? error_errno(err, r, "cannot drop old history") : journal_manifest(j, &d.m, err);
     if (r < 0)
         return r;
     d.buffer = io_alloc_pages(JOURNAL_PAYLOAD_MAX_BYTES);
@@ -696,13 +700,14 @@ int maintain_rescue(struct journal *j, uint32_t first_segment, uint32_t last_seg
 /* Drops what is older than wanted. */
 static int age_step(struct journal *j, bool *ret_done, struct error *err)
 {
-    uint64_t now = clock_realtime_ns(j->clock);
     struct lsn limit = LSN_NONE;
+    struct age_clock now;
     pthread_mutex_lock(&j->mutex);
-    uint64_t age = j->options.history_ns;
-    for (size_t i = 0; age && i < j->manifest.segment_count; i++) {
+    age_clock_read(&j->manifest, j->clock, &now);
+    uint64_t wanted_ns = j->options.history_ns;
+    for (size_t i = 0; wanted_ns && i < j->manifest.segment_count; i++) {
         const struct segment_info *s = &j->manifest.segments[i];
-        if (s->last_realtime_ns >= now || now - s->last_realtime_ns <= age)
+        if (age_of(&now, s) <= wanted_ns)
             break;
         limit = s->last;
     }
@@ -730,7 +735,11 @@ static int quota_step(struct journal *j, bool *ret_done, struct error *err)
         if (j->quota_blocked)
             log_warning(j->log, "the journal is over its quota, but an open view needs the oldest history: close it");
     }
+    uint64_t full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;
+    bool revoke = quota && j->quota_blocked && maintain_journal_bytes(j) > quota + pace_reserve(quota, full) / 2;
     pthread_mutex_unlock(&j->mutex);
+    if (revoke)
+        pin_revoke_oldest(j);
     return r;
 }
 
@@ -854,8 +863,9 @@ static void *janitor_main(void *context)
         pthread_mutex_lock(&j->mutex);
         if (more && r == 0)
             continue;
-        if (!j->stop)
-            thread_cond_wait_ns(&j->janitor_work, &j->mutex, (r < 0 ? 1 : 5) * NS_PER_SECOND);
+        if (!j->stop) /* a view that was told to end may have, which nobody says */
+            thread_cond_wait_ns(&j->janitor_work, &j->mutex,
+                                pin_is_ending(j) ? 100 * NS_PER_MS : (r < 0 ? 1 : 5) * NS_PER_SECOND);
     }
     pthread_mutex_unlock(&j->mutex);
     return NULL;

@@ -19,6 +19,8 @@
 #include "journal/journal_internal.h"
 #include "journal/pin.h"
 
+#define REVOKED_WAIT_NS (2 * NS_PER_SECOND) /* a view that was told to end has so long */
+
 struct sources {
     struct pin_source *list;
     size_t count, capacity;
@@ -291,6 +293,7 @@ static int enter(struct journal *j, const char *name, struct lsn lsn, struct err
     struct internal_pin *pin = &j->pins[j->pin_count++];
     snprintf(pin->name, sizeof pin->name, "%s", name);
     pin->lsn = lsn;
+    pin->revoked_ns = 0;
     return 0;
 }
 
@@ -348,6 +351,44 @@ int journal_unpin(struct journal *j, const char *name, struct error *err)
     pthread_cond_signal(&j->janitor_work);
     pthread_mutex_unlock(&j->mutex);
     return 0;
+}
+
+static bool is_view(const char *name)
+{
+    return strncmp(name, PIN_VIEW_PREFIX, sizeof PIN_VIEW_PREFIX - 1) == 0;
+}
+
+bool pin_is_ending(const struct journal *j)
+{
+    uint64_t now = clock_boottime_ns(j->clock);
+    for (size_t i = 0; i < j->pin_count; i++)
+        if (j->pins[i].revoked_ns && now - j->pins[i].revoked_ns < REVOKED_WAIT_NS)
+            return true;
+    return false;
+}
+
+void pin_revoke_oldest(struct journal *j)
+{
+    char name[JOURNAL_NAME_BYTES] = "", file[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
+    struct error err = ERROR_INIT;
+    pthread_mutex_lock(&j->mutex);
+    struct internal_pin *oldest = NULL;
+    for (size_t i = 0; i < j->pin_count; i++)
+        if (is_view(j->pins[i].name) && !j->pins[i].revoked_ns && (!oldest || j->pins[i].lsn.n < oldest->lsn.n))
+            oldest = &j->pins[i];
+    if (oldest && !pin_is_ending(j)) {
+        oldest->revoked_ns = clock_boottime_ns(j->clock);
+        snprintf(name, sizeof name, "%s", oldest->name);
+    }
+    pthread_mutex_unlock(&j->mutex);
+    if (!name[0])
+        return;
+    log_warning(j->log, "the journal has outgrown its quota by half of what it may: the view %s, the oldest, is closed", name);
+    snprintf(file, sizeof file, "pins/%.40s" PIN_REVOKED_SUFFIX, name);
+    journal_path(j, file, path);
+    static const char why[] = "the journal had outgrown its quota, and this was the oldest view\n";
+    if (io_replace_file(path, why, sizeof why - 1, 0600, &err) < 0)
+        log_error(j->log, "%s", err.message);
 }
 
 struct lsn pin_ceiling(const struct journal *j)

@@ -9,6 +9,9 @@
 
 #define PIN_INTERNAL_PREFIX "engine-" /* pins that end with the engine */
 
+#define PIN_VIEW_PREFIX "v-"          /* pins of views, which can be told to end */
+#define PIN_REVOKED_SUFFIX ".revoked" /* a file that tells the pin's holder to end: its history is about to go. Holds the reason */
+
 struct pin {
     struct lsn lsn, base;
     struct pin_source *sources;

@@ -124,6 +124,13 @@ int journal_resume_prepare(struct journal *j, struct error *err)
     if (!j->suspended || j->resume_fd >= 0)
         return 0;
     MUTEX_GUARD(maintenance, &j->maintain_mutex);
+    pthread_mutex_lock(&j->mutex);
+    bool exhausted = pace_is_exhausted(j);
+    pthread_cond_signal(&j->janitor_work);
+    pthread_mutex_unlock(&j->mutex);
+    if (exhausted)
+        return error_set(err, -EDQUOT, "journaling cannot go on yet: the journal is over its quota by all that it may, and a view or what "
+                                       "cannot be dropped keeps its oldest history");
     wait_for_others(j);
     int r = close_old(j, err);
     if (r < 0)

@@ -184,8 +184,10 @@ static void wait_for_work(struct journal *j, unsigned delay_ms)
 static bool must_wait(const struct journal *j)
 {
     uint64_t full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;
+    if (pin_is_ending(j) && pace_is_exhausted(j))
+        return true; /* for a moment: there will be history to drop */
     return j->options.quota_bytes && j->manifest.segment_count > 1 && !j->quota_blocked && !j->drop_failed && !j->held &&
-           maintain_journal_bytes(j) > j->options.quota_bytes + 2 * full;
+           maintain_journal_bytes(j) > j->options.quota_bytes + PACE_STOP_SEGMENTS * full;
 }
 
 static int prepare_next(struct journal *j, struct error *err)
@@ -194,6 +196,11 @@ static int prepare_next(struct journal *j, struct error *err)
     if (must_wait(j)) {
         pthread_cond_signal(&j->janitor_work);
         wait_for_work(j, 10);
+        pthread_mutex_unlock(&j->mutex);
+        return 0;
+    }
+    if (pace_is_exhausted(j)) { /* J7: a quota never fills the disk */
+        writer_suspend(j, "it has outgrown its quota by all that it may, and its oldest history cannot be dropped: close the views");
         pthread_mutex_unlock(&j->mutex);
         return 0;
     }
@@ -226,6 +233,7 @@ static void *sealer_main(void *context)
     bool told = false;
     pthread_mutex_lock(&j->mutex);
     while (!j->stop) {
+        bool near = pace_update(j);
         told &= j->suspended;
         if (j->suspended && !told) {
             pthread_mutex_unlock(&j->mutex);
@@ -239,8 +247,10 @@ static void *sealer_main(void *context)
         if (!seal && !prepare) { /* never journal_sync here: it may wait for a segment, which is made here */
             if (sync || unwritten)
                 writer_push(j, sync);
+            if (!sync && !unwritten && !near)
+                spare_work(j);
             if (!j->stop && (j->suspended || (j->ready_fd >= 0 && !j->sealing)))
-                wait_for_work(j, unwritten ? 50 : 250);
+                wait_for_work(j, near ? 10 : unwritten ? 50 : 250);
             continue;
         }
         j->sealer_works = true;
@@ -275,4 +285,5 @@ void sealer_stop(struct journal *j)
     pthread_mutex_unlock(&j->mutex);
     pthread_join(j->sealer, NULL);
     j->sealer_runs = false;
+    spare_drop(j);
 }

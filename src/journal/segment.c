@@ -19,7 +19,7 @@
 #include "journal/journal_internal.h"
 
 #define FILL_BYTES (1u << 20)
-#define MAX_FREE_FILES 4u
+#define MAX_FREE_FILES 8u
 #define AWAIT_PAUSE_MS 20u
 #define AWAIT_MS 60000u
 
@@ -123,6 +123,18 @@ static bool has_room(const struct journal *j, uint64_t bytes)
     return statvfs(j->directory, &st) < 0 || (uint64_t)st.f_bavail * st.f_frsize >= bytes + full + full / 16;
 }
 
+bool segment_free_path(const struct journal *j, unsigned count, char path[JOURNAL_PATH_BYTES])
+{
+    char name[JOURNAL_FILE_BYTES];
+    for (unsigned i = 0; i < count && i < MAX_FREE_FILES; i++) {
+        free_file(i, name);
+        journal_path(j, name, path);
+        if (access(path, F_OK) < 0)
+            return true;
+    }
+    return false;
+}
+
 static void remove_free(const struct journal *j)
 {
     char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
@@ -193,6 +205,7 @@ int segment_prepare(struct journal *j, uint32_t number, bool keep_room, int *ret
             unlink(path);
             return error_context(err, "%s", path);
         }
+        j->filled_segments += keep_room;
     }
     void *block = io_alloc_pages(JOURNAL_BLOCK_BYTES);
     if (!block)
@@ -233,13 +246,8 @@ void segment_recycle(struct journal *j, uint32_t number, bool may_recycle)
     struct stat st;
     journal_path(j, journal_segment_file(number, name), path);
     uint64_t full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;
-    for (unsigned i = 0; may_recycle && i < MAX_FREE_FILES; i++) {
-        free_file(i, name);
-        journal_path(j, name, to);
-        if (access(to, F_OK) == 0 || stat(path, &st) < 0 || (uint64_t)st.st_size != full)
-            continue;
-        if (rename(path, to) == 0)
-            return;
-    }
+    if (may_recycle && stat(path, &st) == 0 && (uint64_t)st.st_size == full && segment_free_path(j, MAX_FREE_FILES, to) &&
+        rename(path, to) == 0)
+        return;
     unlink(path);
 }

@@ -389,7 +389,7 @@ static int run_job(struct job *job, struct error *err)
 int thin_step(struct journal *j, bool *ret_done, struct error *err)
 {
     struct job *job = calloc(1, sizeof *job);
-    struct thin_policy policy = {.steps = j->options.thinning, .now_ns = clock_realtime_ns(j->clock)};
+    struct thin_policy policy = {.steps = j->options.thinning};
     *ret_done = false;
     if (!job)
         return error_errno(err, -ENOMEM, "cannot thin old history");
@@ -406,6 +406,7 @@ int thin_step(struct journal *j, bool *ret_done, struct error *err)
     policy.segment_blocks = j->options.segment_blocks;
     policy.segment_records = j->options.segment_records;
     policy.above = pin_ceiling(j);
+    age_clock_read(&j->manifest, j->clock, &policy.now);
     if (j->thin_after.n > policy.above.n)
         policy.above = j->thin_after;
     bool due = policy.step_count && !j->suspended && thin_find(&j->manifest, &policy, &job->stretch);

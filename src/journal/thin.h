@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "journal/age.h"
 #include "journal/journal.h"
 
 #define THIN_MAX_SEGMENTS 32u           /* rewritten at a time */
@@ -43,7 +44,7 @@ struct thin_stretch {
 struct thin_policy {
     const struct journal_thinning *steps; /* ascending */
     size_t step_count;
-    uint64_t now_ns;
+    struct age_clock now;
     struct lsn above;   /* only segments that begin above it: something reads the others */
     uint64_t max_bytes; /* of a stretch with more than one segment; 0: no limit */
     uint32_t haste_percent; /* 0 or 100: as the steps say; else ages count as so much more */
@@ -54,7 +55,7 @@ struct thin_policy {
  * again and again, and the number of small segments grows with the logarithm of their size only. */
 bool thin_find(const struct manifest *m, const struct thin_policy *policy, struct thin_stretch *ret);
 /* The distance at which the steps keep points of that age; 0: all. */
-uint32_t thin_wanted(const struct journal_thinning *steps, size_t step_count, uint64_t now_ns, uint64_t realtime_ns);
+uint32_t thin_wanted(const struct journal_thinning *steps, size_t step_count, uint64_t age_ns);
 
 /* How much sooner to thin when `bytes` of `quota_bytes` are used (haste_percent): 100 up to 70 %, rising to 800 at 95 %. History that
  * is coarse too early is better than history that is dropped. */

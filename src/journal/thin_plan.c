@@ -62,11 +62,11 @@ bool thin_is_cut(const struct thin_chooser *c, struct lsn lsn)
     return i < c->count && c->cuts[i].n == lsn.n;
 }
 
-uint32_t thin_wanted(const struct journal_thinning *steps, size_t step_count, uint64_t now_ns, uint64_t realtime_ns)
+uint32_t thin_wanted(const struct journal_thinning *steps, size_t step_count, uint64_t age_ns)
 {
     uint32_t keep_s = 0;
     for (size_t i = 0; i < step_count; i++)
-        if (realtime_ns < now_ns && now_ns - realtime_ns >= steps[i].after_ns)
+        if (age_ns >= steps[i].after_ns)
             keep_s = steps[i].keep_s;
     return keep_s;
 }
@@ -80,19 +80,19 @@ uint32_t thin_haste(uint64_t bytes, uint64_t quota_bytes)
     return (uint32_t)(haste < THIN_HASTE_MAX * 100 ? haste : THIN_HASTE_MAX * 100);
 }
 
-static uint32_t wanted_now(const struct thin_policy *p, uint64_t realtime_ns)
+static uint32_t wanted_now(const struct thin_policy *p, const struct segment_info *s)
 {
-    uint64_t now = p->now_ns;
-    if (p->haste_percent > 100 && realtime_ns < now)
-        now = realtime_ns + (now - realtime_ns) / 100 * p->haste_percent;
-    return thin_wanted(p->steps, p->step_count, now, realtime_ns);
+    uint64_t age_ns = age_of(&p->now, s);
+    if (p->haste_percent > 100)
+        age_ns = age_ns / 100 * p->haste_percent;
+    return thin_wanted(p->steps, p->step_count, age_ns);
 }
 
 /* What segment `i` is to be thinned to; 0: nothing to do, or not possible. */
 static uint32_t due(const struct manifest *m, const struct thin_policy *p, size_t i)
 {
     const struct segment_info *s = &m->segments[i];
-    uint32_t wanted = wanted_now(p, s->last_realtime_ns);
+    uint32_t wanted = wanted_now(p, s);
     if (wanted <= s->keep_s || s->first.n <= p->above.n || s->generation >= THIN_MAX_GENERATION)
         return 0;
     for (size_t k = 0; k < m->refused_count; k++) /* being compared: nothing is known yet */

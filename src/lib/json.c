@@ -245,19 +245,31 @@ const char *json_text(const json_t *object, const char *key)
     return text ? text : "";
 }
 
+json_t *json_string_lossy(const char *text)
+{
+    json_t *string = json_string(text);
+    size_t length = text ? strlen(text) : 0;
+    if (string || !length)
+        return string;
+    _cleanup_free_ char *copy = strdup(text);
+    if (!copy)
+        return NULL;
+    /* Mostly a character that was cut in the middle. */
+    while (length > 1 && ((unsigned char)copy[length - 1] & 0xc0) == 0x80)
+        length--;
+    copy[length - 1] = '\0';
+    if ((string = json_string(copy)))
+        return string;
+    memcpy(copy, text, strlen(text) + 1);
+    for (char *c = copy; *c; c++)
+        *c = (unsigned char)*c < 0x80 ? *c : '?';
+    return json_string(copy);
+}
+
 json_t *json_of_error(const struct error *error)
 {
-    /* A message may hold bytes of a file name that are not UTF-8, which jansson refuses: replace them then.
-     */
-    _cleanup_json_ json_t *message = json_string(error->message);
-    if (!message) {
-        char ascii[ERROR_MESSAGE_BYTES];
-        size_t i = 0;
-        for (; i < sizeof ascii - 1 && error->message[i]; i++)
-            ascii[i] = (unsigned char)error->message[i] < 0x80 ? error->message[i] : '?';
-        ascii[i] = '\0';
-        message = json_string(ascii);
-    }
+    /* A message may hold bytes of a file name that are not UTF-8. */
+    _cleanup_json_ json_t *message = json_string_lossy(error->message);
     if (!message)
         return NULL;
     return json_pack("{s:{s:s, s:O}}", "error", "code", json_errno_name(error->code), "message", message);

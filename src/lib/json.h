@@ -67,6 +67,9 @@ char *json_to_pretty_text(const json_t *json);
 
 /* The text of the field, borrowed from `object`; "" when it is missing or something else. */
 const char *json_text(const json_t *object, const char *key);
+/* A string of a text that may have been cut in the middle of a character, or have bytes that are no UTF-8 at all: what jansson
+ * would refuse is left out, or replaced by '?'. NULL: out of memory, or no text. */
+json_t *json_string_lossy(const char *text);
 
 /* {"error": {"code": "ENOENT", "message": "..."}} of docs/internals.md. NULL when out of memory. */
 json_t *json_of_error(const struct error *error);

@@ -474,6 +474,9 @@ static void *worker_main(void *context)
             r = 0;
         if (r >= 0)
             r = copy_back_some(g, &copied, &err);
+        pthread_mutex_lock(&g->worker_mutex);
+        snprintf(g->copy_trouble, sizeof g->copy_trouble, "%s", r < 0 ? err.message : "");
+        pthread_mutex_unlock(&g->worker_mutex);
         if (r >= 0)
             r = verify_some(g, &verified, &err);
         intents_tidy(g);

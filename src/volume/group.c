@@ -431,6 +431,9 @@ void group_status(struct group *g, struct group_status *ret)
     pthread_mutex_lock(&g->seed_mutex);
     memcpy(ret->seed_trouble, g->seed_trouble, sizeof ret->seed_trouble);
     pthread_mutex_unlock(&g->seed_mutex);
+    pthread_mutex_lock(&g->worker_mutex);
+    memcpy(ret->copy_trouble, g->copy_trouble, sizeof ret->copy_trouble);
+    pthread_mutex_unlock(&g->worker_mutex);
     for (size_t i = 0; i < g->volume_count; i++)
         ret->stale_bytes += atomic_load(&g->volumes[i].stale.set_count) * GROUP_GRAIN_BYTES;
 }

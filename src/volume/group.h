@@ -81,6 +81,7 @@ struct group_status {
     bool seeding;                /* adopted volumes: points cannot be opened yet */
     uint64_t seed_done_bytes, seed_total_bytes;
     char seed_trouble[256]; /* why that does not go on; "" if it does */
+    char copy_trouble[256]; /* the same of copying a rewind back */
 };
 void group_status(struct group *g, struct group_status *ret);
 
@@ -100,6 +101,7 @@ struct group_volume_change {
     uint32_t volume;
     char name[JOURNAL_NAME_BYTES];
     uint64_t changed_bytes, extents;
+    uint64_t needed_bytes; /* of a dry run: on the disk of its backing */
     struct {
         uint64_t offset_bytes, length_bytes;
     } ranges[GROUP_MAX_RANGES]; /* the first ones, joined */
@@ -110,9 +112,19 @@ struct group_change {
     struct group_volume_change *volumes; /* one a volume of the group; free it */
     size_t volume_count;
     uint64_t changed_bytes;
+    uint64_t needed_bytes; /* of a dry run: on the journal's disk */
 };
 /* Makes all volumes what they were at `target`, at once; the copy follows in the background. */
 int group_rewind(struct group *g, struct lsn target, bool dry_run, struct group_change *ret, struct error *err) MUST_CHECK;
+/* What a dry run found that a rewind needs, by disks. */
+#define GROUP_MAX_DISKS (GROUP_MAX_VOLUMES + 1u)
+struct group_space {
+    const char *of; /* "the journal", or the volume whose backing it has */
+    uint64_t device, needed_bytes, free_bytes;
+};
+size_t group_rewind_space(struct group *g, const struct group_change *change, struct group_space list[GROUP_MAX_DISKS]);
+/* -ENOSPC, saying what is needed and what is there, if one of them has not enough. */
+int group_check_space(struct group *g, const struct group_change *change, struct error *err) MUST_CHECK;
 /* What differs between two points. */
 int group_diff(struct group *g, struct lsn from, struct lsn to, struct group_change *ret, struct error *err) MUST_CHECK;
 /* Ends a round of the write-intent bitmaps (volume/intent.h): marks that were idle for some are cleared, after flushes of

@@ -70,6 +70,7 @@ struct group {
     pthread_mutex_t rewind_mutex; /* one rewind or diff at a time; taken first */
     struct image *stale_image;    /* what stale grains read; changed under the exclusive gate */
     char stale_pin[24];
+    char copy_trouble[256];        /* why copying back does not go on; guarded by worker_mutex */
     pthread_mutex_t pending_mutex; /* one writer of rewind.pending */
     _Atomic bool pending_behind;   /* grains were made plain since it was written */
     uint64_t pin_counter;
@@ -194,6 +195,20 @@ int grains_flush(struct group *g, struct error *err) MUST_CHECK;
 /* Opens an image of the stream at `lsn` under an internal pin whose name is put into `pin`. */
 int grains_open_image(struct group *g, struct lsn lsn, char pin[24], struct image **ret, struct error *err) MUST_CHECK;
 void grains_close_image(struct group *g, char pin[24], struct image **image);
+
+/* ---- rewind_space.c ---- */
+struct rewind_space {
+    struct group *g;
+    struct group_change *change;
+    uint64_t pieces, copied_bytes, referred_bytes;
+    uint32_t volume; /* whose grains were counted below counted_grains */
+    uint64_t counted_grains;
+};
+void rewind_space_init(struct rewind_space *s, struct group *g, struct group_change *change);
+/* A piece of the reference run; they come in the order of volumes and sectors. */
+int rewind_space_piece(struct rewind_space *s, const struct extent *piece, struct error *err) MUST_CHECK;
+/* Sums up in `change`. */
+void rewind_space_end(struct rewind_space *s);
 
 /* ---- resize.c ---- */
 /* The backing gets the new size, zero beyond the old one, then the journal. */

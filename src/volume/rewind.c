@@ -128,10 +128,13 @@ struct builder {
     struct index_writer *writer;
     struct base_store *rescue;
     char *buffer;
+    struct rewind_space *space; /* not NULL: nothing is built, what it takes is counted */
 };
 
 static int emit(struct builder *b, struct extent piece, struct error *err)
 {
+    if (b->space)
+        return rewind_space_piece(b->space, &piece, err);
     piece.lsn = b->lsn;
     piece.flags |= EXTENT_REFERENCE;
     return index_writer_add(b->writer, &piece, err);
@@ -141,7 +144,9 @@ static int emit(struct builder *b, struct extent piece, struct error *err)
 static int emit_copy(struct builder *b, const struct extent *piece, struct error *err)
 {
     int r = 0;
-    for (uint32_t done = 0; done < piece->length && r == 0; done += COPY_SECTORS) {
+    if (b->space)
+        b->space->copied_bytes += (uint64_t)piece->length * BLOCK_SECTOR_BYTES;
+    for (uint32_t done = 0; !b->space && done < piece->length && r == 0; done += COPY_SECTORS) {
         uint32_t part = piece->length - done < COPY_SECTORS ? piece->length - done : COPY_SECTORS;
         r = image_read(b->target, piece->volume, piece->lba + done, part, b->buffer, err);
         if (r == 0)
@@ -241,6 +246,55 @@ static int build_run(struct builder *b, struct image *latest, struct lsn target,
     base_store_free(b->rescue);
     io_free_pages(b->buffer, COPY_SECTORS * BLOCK_SECTOR_BYTES);
     return r;
+}
+
+/* ---- what it would take ---- */
+
+/* As build_run, with nothing written and nobody kept waiting. */
+static int count_space(struct group *g, struct lsn latest, struct lsn target, struct group_change *change, struct error *err)
+{
+    char target_pin[24] = "", latest_pin[24] = "";
+    struct image *newer = NULL;
+    struct manifest m;
+    struct rewind_space space;
+    struct builder b = {.g = g, .change = change, .space = &space};
+    int r = journal_manifest(g->journal, &m, err);
+    if (r < 0)
+        return r;
+    b.base = m.base;
+    manifest_release(&m);
+    rewind_space_init(&space, g, change);
+    r = grains_open_image(g, target, target_pin, &b.target, err);
+    if (r == 0)
+        r = grains_open_image(g, latest, latest_pin, &newer, err);
+    if (r == 0)
+        r = visit_changes(newer, target, build_stretch, &b, err);
+    grains_close_image(g, target_pin, &b.target);
+    grains_close_image(g, latest_pin, &newer);
+    rewind_space_end(&space);
+    return r;
+}
+
+static int plan_rewind(struct group *g, struct lsn target, struct group_change *ret, struct error *err)
+{
+    struct group_change change;
+    struct journal_status status;
+    int r = journal_sync(g->journal, -1, NULL, err);
+    journal_status(g->journal, &status);
+    if (r < 0)
+        return r;
+    MUTEX_GUARD(guard, &g->rewind_mutex);
+    r = start_change(g, &change, err);
+    if (r < 0)
+        return r;
+    change.lsn = status.latest;
+    r = count_space(g, status.latest, target, &change, err);
+    if (r < 0) {
+        free(change.volumes);
+        return r;
+    }
+    *ret = change;
+    return 0;
 }
 
 /* ---- rewinding ---- */
@@ -343,12 +397,8 @@ int group_rewind(struct group *g, struct lsn target, bool dry_run, struct group_
 {
     struct group_change change;
     struct rewind w = {0};
-    if (dry_run) {
-        struct journal_status status;
-        int r = journal_sync(g->journal, -1, NULL, err);
-        journal_status(g->journal, &status);
-        return r < 0 ? r : group_diff(g, target, status.latest, ret, err);
-    }
+    if (dry_run)
+        return plan_rewind(g, target, ret, err);
     MUTEX_GUARD(guard, &g->rewind_mutex);
     int r = group_check_seeded(g, LSN_MAX, err);
     if (r == 0)

@@ -202,6 +202,8 @@ static int change_once(struct volume *v, const struct change *c, struct error *e
 /* Where writes wait for the journal, one that it has lost is done again whole: it was not acknowledged. */
 static int change_range(struct volume *v, const struct change *c, struct error *err)
 {
+    if (journal_paces(v->group->journal))
+        journal_pace(v->group->journal);
     int r = change_once(v, c, err);
     while (r == -ESHUTDOWN && group_await_journal(v->group))
         r = change_once(v, c, err);

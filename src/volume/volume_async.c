@@ -66,7 +66,7 @@ static int start_write(struct volume *v, struct block_request *r)
     struct group *g = v->group;
     struct async *a = async_of(r);
     *a = (struct async){0};
-    if (r->length_bytes > JOURNAL_PAYLOAD_MAX_BYTES || pthread_rwlock_tryrdlock(&g->gate) != 0)
+    if (r->length_bytes > JOURNAL_PAYLOAD_MAX_BYTES || journal_paces(g->journal) || pthread_rwlock_tryrdlock(&g->gate) != 0)
         return -EAGAIN;
     if (!range_lock_try(&g->ranges, v->id, r->offset_bytes / BLOCK_SECTOR_BYTES, r->length_bytes / BLOCK_SECTOR_BYTES, &a->range)) {
         pthread_rwlock_unlock(&g->gate);

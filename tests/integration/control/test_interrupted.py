@@ -150,7 +150,7 @@ class Interrupted(unittest.TestCase):
 
     def test_up_is_killed_and_the_engine_rewinds_while_the_next_one_looks(self):
         """The request of the dead reaches the engine after the next `up` has begun: not below a mounted file system, and once."""
-        s, held, asked, again = self.s, [], threading.Event(), threading.Event()
+        s, held, asked, killed, again = self.s, [], threading.Event(), threading.Event(), threading.Event()
 
         def hook(data):
             if asked.is_set():
@@ -159,12 +159,14 @@ class Interrupted(unittest.TestCase):
                 return True
             held.append(data)
             asked.set()
+            killed.wait(60)  # else it would ask again before it is
             return False
 
         self.between(hook)
         s.call("POST", "/v1/applications/shop/rewind", {"to": "tag:good"})
         self.assertTrue(asked.wait(60))
         s.stop(signal.SIGKILL)
+        killed.set()
         self.start()
         self.assertTrue(again.wait(60))
         until(lambda: not os.path.exists(self.operation), "the rewind has ended")

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import unittest
 
 sys.path.insert(0, os.path.dirname(__file__))
@@ -146,7 +147,165 @@ class Status(Base):
             self.assertGreater(s.status()["lsn"], before)
 
 
+    def test_a_volume_that_somebody_unmounted_is_told(self):
+        s = self.s.start()
+        s.apply(s.yaml())
+        s.write("mnt/shop/data/f", "one")
+        self.assertEqual(s.status()["alarms"], [])
+        device, mount = s.status()["volumes"][0]["device"], s.path("mnt/shop/data")
+        subprocess.run(["umount", mount], check=True)
+        alarms = s.status()["alarms"]
+        self.assertEqual(len(alarms), 1, alarms)
+        self.assertIn("volume data was unmounted from " + mount, alarms[0])
+        subprocess.run(alarms[0].rsplit("; ", 1)[1].split(), check=True)  # the remedy, as it is told
+        self.assertEqual((s.status()["alarms"], s.read("mnt/shop/data/f")), ([], "one"))
+        self.assertEqual(s.status()["volumes"][0]["device"], device)
+
+
+class Starts(Base):
+    def test_a_start_that_was_asked_for_is_not_followed_by_the_one_that_was_due(self):
+        """Which would end the engine that runs, and take its volumes from the workload."""
+        s = self.s.start()
+        text = s.yaml(volumes=("data",))
+        s.apply(text)
+        self.assertEqual(s.stop(), 0)
+        backing = s.path("s/apps/shop/backing/data.img")
+        os.rename(backing, backing + ".lost")
+        s.start()
+        until(lambda: s.log_text().count("is gone") >= 3, "the next try is in four seconds")
+        os.rename(backing + ".lost", backing)
+        s.apply(text)
+        status = s.status()
+        self.assertEqual(status["state"], "protected")
+        with open(s.path("mnt/shop/data/f"), "w", encoding="ascii") as f:
+            time.sleep(5)
+            f.write("a workload is in the middle of it")
+            f.flush()
+            os.fsync(f.fileno())
+        after = s.status()
+        self.assertEqual((after["state"], after["engine_pid"], after["restarts"]), ("protected", status["engine_pid"], status["restarts"]))
+
+    def test_ready_is_told_before_the_workload_is_started(self):
+        """`systemctl start shop` waits for what shop is ordered after: for `up` to be ready."""
+        s = self.s.start()
+        notify = s.path("notify")
+        s.apply(s.yaml(volumes=("data",), extra=f"  lifecycle:\n    start: for i in $(seq 600); do test -e {s.root}/told && break; sleep 0.05; done; test -e {s.root}/told && echo start >> {s.root}/calls\n"))
+        self.assertEqual(s.stop(), 0)
+        s.write("s/apps/shop/workload-stopped", "")
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.addCleanup(listener.close)
+        listener.bind(notify)
+        listener.settimeout(60)
+
+        def told():
+            self.assertEqual(listener.recv(100), b"READY=1")
+            s.write("told", "")
+
+        thread = threading.Thread(target=told)
+        thread.start()
+        self.addCleanup(thread.join)
+        s.start(environment={"NOTIFY_SOCKET": notify})
+        self.assertEqual(s.read("calls"), "start\n")
+
+
+class Copies(Base):
+    def test_a_copy_of_the_state_directory_is_a_history_of_its_own(self):
+        """Beside the original, on the same host: an administrator tries something on the copy."""
+        s = self.s.start()
+        s.apply(s.yaml(export="nbd", volumes=("data",), size="16Mi"))
+        client = NbdClient(s.status()["volumes"][0]["nbd_uri"]).choose()
+        client.write(0, b"both" * 1024)
+        client.socket.close()
+        s.call("POST", "/v1/applications/shop/tag", {"name": "both"})
+        self.assertEqual(s.stop(), 0)
+        copy = Stand()
+        self.addCleanup(copy.destroy)
+        subprocess.run(["cp", "-a", s.state, copy.state], check=True)
+        stands = (s, copy)
+        for one in stands:
+            one.start()
+        clients = [NbdClient(one.status()["volumes"][0]["nbd_uri"]).choose() for one in stands]
+        for c in clients:
+            self.addCleanup(c.socket.close)
+        for i in range(200):
+            for word, c in zip((b"here", b"copy"), clients):
+                c.write((1 + i) * 4096, word * 1024)
+        rings = []
+        for one in stands:
+            with open(f"/proc/{one.status()['engine_pid']}/maps", encoding="utf-8") as f:
+                rings.append({line.split()[-1] for line in f if line.rstrip().endswith(".ring")})
+        self.assertTrue(all(rings) and not rings[0] & rings[1], rings)
+        for one in stands:  # what they have in shared memory counts now
+            os.kill(one.status()["engine_pid"], signal.SIGKILL)
+        for word, one in zip((b"here", b"copy"), stands):
+            until(lambda o=one: o.status()["state"] == "protected", "the engine is back")
+            self.assertTrue(one.operate("/v1/applications/shop/verify", {})["ok"])
+            view = one.operate("/v1/applications/shop/open", {"point": "latest"})["view"]
+            for uri in (view["volumes"][0]["nbd_uri"], one.status()["volumes"][0]["nbd_uri"]):
+                client = NbdClient(uri).choose()
+                self.addCleanup(client.socket.close)
+                self.assertEqual([i for i in range(200) if client.read((1 + i) * 4096) != word * 1024], [])
+                self.assertEqual(client.read(0), b"both" * 1024)
+
+
+class Removal(Base):
+    def test_nothing_that_is_mounted_below_is_removed(self):
+        s = self.s.start()
+        s.apply(s.yaml(volumes=("data",)))
+        s.write("mnt/shop/data/f", "one")
+        os.mkdir(s.path("precious"))
+        s.write("precious/f", "somebody else's")
+        below = s.path("s/apps/shop/backup")
+        os.mkdir(below)
+        subprocess.run(["mount", "--bind", s.path("precious"), below], check=True)
+        self.addCleanup(subprocess.run, ["umount", "-l", below], stderr=subprocess.DEVNULL, check=False)
+        for remove in (lambda: s.call("DELETE", "/v1/applications/shop?purge=true"),
+                       lambda: s.call("POST", "/v1/applications/shop/detach", {})):
+            with self.assertRaises(ApiError) as caught:
+                remove()
+            self.assertEqual(caught.exception.code, "EBUSY")
+            self.assertIn("mounted on " + below, caught.exception.message)
+            self.assertEqual((s.status()["state"], s.read("mnt/shop/data/f")), ("protected", "one"), "it goes on")
+        self.assertEqual(s.read("precious/f"), "somebody else's")
+        subprocess.run(["umount", below], check=True)
+        s.call("DELETE", "/v1/applications/shop?purge=true")
+        self.assertEqual(os.listdir(s.path("s/apps")), [])
+        self.assertEqual(s.read("precious/f"), "somebody else's")
+
+
+class Names(Base):
+    def test_a_manifest_with_an_odd_name_is_told(self):
+        s = self.s.start()
+        odd = os.path.join(os.fsencode(s.path("manifests")), b"caf\xe9.yaml")
+        with open(odd, "wb") as f:
+            f.write(b"a: 1\n")
+        s.write("manifests/good \u00e9 'quoted'.yaml", "a: 1\n")
+        s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\n"
+                "spec: {manifests: ./manifests, volumes: [{name: data, size: 16Mi}]}\n")
+        until(lambda: any("is not UTF-8" in a and "caf?.yaml" in a for a in s.status()["alarms"]), "the alarm")
+        points = s.call("GET", "/v1/applications/shop/points")["points"]
+        self.assertEqual([p["name"] for p in points if p["kind"] == "object"], ["good \u00e9 'quoted'.yaml"])
+        s.call("POST", "/v1/applications/shop/tag", {"name": "one"})
+        s.operate("/v1/applications/shop/rewind", {"to": "tag:one"})
+        self.assertTrue(os.path.exists(odd), "what is not journaled is left alone")
+
+
 class Words(Base):
+    def test_a_stop_that_leaves_something_running_says_so(self):
+        s = self.s.start()
+        s.apply(s.yaml(volumes=("data",)))
+        s.write("mnt/shop/data/f", "one")
+        with open(s.path("mnt/shop/data/f"), encoding="ascii"):
+            engine = s.status()["engine_pid"]
+            self.assertEqual(s.stop(), 4)
+            self.assertIn("the next `tidemark up` takes it over", s.log_text())
+            self.assertNotIn("another one takes --state", s.log_text())
+        s.start()
+        self.assertEqual((s.status()["state"], s.status()["engine_pid"]), ("protected", engine))
+        other = subprocess.run([TIDEMARK, "--state", s.state, "up"], capture_output=True, text=True, timeout=30, check=False)
+        self.assertEqual(other.returncode, 4)
+        self.assertIn("another one takes --state", other.stderr)
+
     def test_points_since_before_the_beginning_are_all(self):
         s = self.s.start()
         s.apply(s.yaml(volumes=("data",), size="16Mi"))
@@ -160,6 +319,34 @@ class Words(Base):
             with self.assertRaises(ApiError) as caught:
                 s.call("GET", f"/v1/applications/shop/points?since={since}")
             self.assertEqual(caught.exception.code, "ERANGE", since)
+
+
+class Files(Base):
+    def test_an_application_may_refer_to_the_policy_of_another_file(self):
+        """As `tidemark help apply` shows it, in either order; and nothing is changed when one of them is wrong."""
+        s = self.s.start()
+        policy, shop = s.path("policies.yaml"), s.path("shop.yaml")
+        with open(policy, "w", encoding="utf-8") as f:
+            f.write("# kept\napiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\nmetadata: {name: gold}\n"
+                    "spec: {journal: {quota: 1Gi}}\n")
+        with open(shop, "w", encoding="utf-8") as f:
+            f.write("apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\n"
+                    "spec: {policyRef: {name: gold}, volumes: [{name: data, size: 16Mi}]}\n")
+
+        def apply(*files, status=0):
+            words = [w for f in files for w in (("-f", f) if f.startswith("/") else (f,))]
+            done = subprocess.run([TIDEMARK, "--state", s.state, "apply", *words], capture_output=True, text=True, timeout=120,
+                                  check=False)
+            self.assertEqual(done.returncode, status, done.stdout + done.stderr)
+            return done.stdout + done.stderr
+
+        self.assertIn("there is no ProtectionPolicy 'gold'", apply(shop, status=1))
+        for order in ((policy, shop), (shop, policy), (shop, policy, policy)):
+            told = apply(*order, "--dry-run")
+            self.assertIn("ProtectionPolicy/gold created (dry run)", told)
+            self.assertIn("ProtectedApplication/shop created (dry run)", told)
+        self.assertEqual(apply(shop, policy), "ProtectionPolicy/gold created\nProtectedApplication/shop created\n")
+        self.assertEqual(s.status()["policy"], "gold")
 
 
 class Tags(Base):

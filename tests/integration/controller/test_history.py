@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Questions about the history (src/controller/history.h): a real API server, the controller as it is installed, and a node with a real
 engine, whose agent the controller finds by its pod. Tests name the invariants."""
+import base64
 import json
 import os
 import shutil
@@ -232,6 +233,38 @@ class Points(History):
         self.assertNotEqual(code, 0)
         self.assertIn("--dry-run=server", text)
         self.assertEqual(SERVER.json("-n", "sense", "get", "historyreviews")["items"], [])
+
+    def test_a_claim_that_names_the_volume_of_another_gives_nothing_of_it(self):
+        self.application("owner")
+        volume = SERVER.json("-n", "owner", "get", "pvc", "data")["spec"]["volumeName"]
+        self.namespace("thief")
+        SERVER.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data", "namespace": "thief"}, "spec": {
+            "accessModes": ["ReadWriteOnce"], "storageClassName": "tidemark", "volumeName": volume, "resources": {"requests": {"storage": "64Mi"}}}})
+        self.journaled("thief", base.config_map("settings", "thief", "1"))
+        claims = lambda: SERVER.json("-n", "thief", "get", "papp", "thief").get("status", {}).get("volumes", [])
+        until("the claim is judged", claims)
+        self.assertEqual([(v["claim"], v["captured"]) for v in claims()], [("data", False)])
+        self.assertEqual(answer("points", "thief/thief")["streams"], [])
+        self.assertEqual(answer("points", "owner/owner")["streams"][0]["stream"], "stream-owner")
+
+    def test_a_review_that_no_api_server_sent_is_not_answered(self):
+        self.namespace("forged")
+        self.journaled("forged", base.config_map("settings", "forged", "1"))
+        thing = {"apiVersion": "tidemark.io/v1alpha1", "kind": "HistoryReview", "metadata": {"name": "q", "namespace": "forged"},
+                 "spec": {"application": "forged", "query": "points"}}
+        body = json.dumps({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
+            "uid": "1", "kind": {"group": "tidemark.io", "version": "v1alpha1", "kind": "HistoryReview"}, "namespace": "forged", "name": "q",
+            "operation": "CREATE", "dryRun": True, "userInfo": json.loads(base.FORGED), "object": thing}})
+
+        def ask(path):
+            done = subprocess.run(["curl", "-sk", "--data-binary", body, f"https://127.0.0.1:{base.CONTROLLER.port}{path}"], stdout=subprocess.PIPE, check=True)
+            patch = json.loads(done.stdout).get("response", {}).get("patch")
+            return json.loads(base64.b64decode(patch))[0]["value"]["phase"] if patch else None
+        for path in ("/mutate", "/mutate/", "/mutate/" + "0" * 64, "/mutate/" + "0" * 6400):
+            self.assertIn(ask(path), ("Elsewhere", None), path)
+        hooks = SERVER.json("get", "mutatingwebhookconfiguration", "tidemark")["webhooks"]
+        url, = [h["clientConfig"]["url"] for h in hooks if h["name"].startswith("historyreviews")]
+        self.assertIn(ask(url[url.index("/mutate"):]), ("Answered", "Running"))
 
     def test_nothing_suspicious_is_told_and_a_node_that_is_away(self):
         data, _ = self.application("calm")

@@ -4,7 +4,9 @@
 rewinds behind closed gates. As root. Tests name the invariants of src/csi/node_internal.h."""
 import json
 import os
+import random
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -50,6 +52,18 @@ def may_resize():
 def read(path):
     with open(path, encoding="utf-8") as f:
         return f.read()
+
+
+def free_port():
+    """Below the range from which outgoing connections get theirs."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as s:
+            try:
+                s.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
 
 
 class Case(unittest.TestCase):
@@ -317,7 +331,7 @@ class Endpoint(Case):
             self.run_quiet(*openssl, "-subj", f"/CN={name}", "-CA", s.path(f"{ca}.crt"), "-CAkey", s.path(f"{ca}.key"), "-addext",
                            f"extendedKeyUsage={usage}", "-addext", "subjectAltName=IP:127.0.0.1", "-addext",
                            "basicConstraints=critical,CA:FALSE", "-keyout", s.path(f"{name}.key"), "-out", s.path(f"{name}.crt"))
-        self.port = 20000 + os.getpid() % 20000
+        self.port = free_port()
         s.node_options = ["--listen", f"127.0.0.1:{self.port}", "--tls-cert", s.path("server.crt"), "--tls-key", s.path("server.key"),
                           "--tls-ca", s.path("ca.crt")]
 

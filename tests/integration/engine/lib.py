@@ -8,6 +8,7 @@
 As root. Exit status 77: skipped, the machine lacks something.
 """
 import fcntl
+import glob
 import http.client
 import json
 import os
@@ -297,7 +298,8 @@ class Application(Served):
         try:
             with open(self.journal + "/manifest", "rb") as f:
                 identity = uuid.UUID(bytes=f.read(40)[24:40])
-            os.unlink("/dev/shm/tidemark-%s.ring" % identity)
+            for ring in glob.glob("/dev/shm/tidemark-%s-*.ring" % identity):
+                os.unlink(ring)
         except (OSError, ValueError):
             pass
 

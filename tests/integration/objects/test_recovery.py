@@ -81,6 +81,8 @@ class Recoveries(base.ControllerTest):
         ns = self.make("rewind")
         self.start()
         self.captured(ns)
+        SERVER.apply({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "by-hand", "namespace": ns},  # of a kind that is not journaled
+                      "subsets": [{"addresses": [{"ip": "192.0.2.1"}], "ports": [{"port": 5432}]}]})
         point = self.settle(
             ns, base.config_map("settings", ns, "good"), base.config_map("gone", ns, "old"), deployment("web", ns),
             deployment("moved", ns, label="old"), service("auto", ns), service("asked", ns, 30123),
@@ -104,6 +106,7 @@ class Recoveries(base.ControllerTest):
         self.assertEqual(SERVER.json("-n", ns, "get", "configmap", "gone")["data"], {"value": "old"})
         self.assertEqual(SERVER.json("-n", ns, "get", "secret", "keys")["data"], {"password": "d2FzLWl0"})
         self.assertIn("NotFound", SERVER.kubectl("-n", ns, "get", "configmap", "later", check=False))
+        self.assertEqual(SERVER.json("-n", ns, "get", "endpoints", "by-hand")["subsets"][0]["ports"][0]["port"], 5432)
         self.assertEqual(self.spec("deployment", ns, "moved")["selector"]["matchLabels"], {"app": "old"})
         self.assertEqual(self.spec("service", ns, "auto"), before, "what was allocated stays")
         port = self.spec("service", ns, "asked")["ports"][0]["nodePort"]

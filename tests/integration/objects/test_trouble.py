@@ -109,6 +109,20 @@ class Trouble(recoveries.Recoveries):
         until("its end", lambda: self.status(ns, "pull").get("phase") in recoveries.DONE)
         self.assertEqual(SERVER.json("-n", ns, "get", "deployment", "web")["spec"]["replicas"], 1, "what was put back stays")
 
+    def test_deleting_a_recovery_that_runs_cancels_it_and_one_that_has_ended_just_goes(self):
+        ns = self.make("deleted")
+        self.start()
+        self.captured(ns)
+        point = self.settle(ns, recoveries.deployment("web", ns))
+        self.start_recovery(ns, "going", mode="rewind", point=point)
+        until("the workloads are awaited", lambda: self.status(ns, "going").get("step", {}).get("name") == "Await")
+        self.assertEqual(SERVER.json("-n", ns, "get", "recovery", "going")["metadata"]["finalizers"], ["tidemark.io/recovery"])
+        SERVER.kubectl("-n", ns, "delete", "recovery", "going", "--wait=false")
+        until("it is gone", lambda: "NotFound" in SERVER.kubectl("-n", ns, "get", "recovery", "going", check=False))
+        long = "r" * 120  # no label is so long
+        self.assertEqual(self.recover(ns, long, mode="rewind", point=point)["phase"], "Completed")
+        until("nothing holds it", lambda: "finalizers" not in SERVER.json("-n", ns, "get", "recovery", long)["metadata"])
+
     def test_an_api_server_that_is_away_longer_than_the_lease_loses_nothing(self):
         ns = self.make("away")
         controller = self.start()

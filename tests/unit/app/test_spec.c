@@ -178,6 +178,17 @@ static void retention(void **unused)
     assert_non_null(strstr(nothing, "    thinning: []\n"));
     _cleanup_app_documents_ struct app_documents *still = parse(nothing);
     assert_int_equal(still->items[0].policy->thinning_count, 0);
+    /* A history that ends before the default steps begin: what is stored of it can be read at the next start. */
+    static const struct { const char *history; size_t steps; } short_ones[] = {{"1h", 0}, {"2h", 0}, {"24h", 1}, {"7d", 2}, {"8d", 3}};
+    for (size_t i = 0; i < sizeof short_ones / sizeof *short_ones; i++) {
+        char document[256];
+        snprintf(document, sizeof document, POLICY "spec: {journal: {history: %s}}\n", short_ones[i].history);
+        _cleanup_app_documents_ struct app_documents *given = parse(document);
+        assert_int_equal(given->items[0].policy->thinning_count, short_ones[i].steps);
+        _cleanup_free_ char *stored = app_policy_to_yaml(given->items[0].policy);
+        _cleanup_app_documents_ struct app_documents *read = parse(stored);
+        assert_int_equal(read->items[0].policy->thinning_count, short_ones[i].steps);
+    }
 }
 
 static void compression(void **unused)

@@ -215,6 +215,93 @@ static void test_sealing_hides_binds_and_detects(void **state)
     json_decref(secret);
 }
 
+/* A definition that serves another version, or that went away and came again: what was deleted meanwhile is not there, and nothing
+ * is there twice. */
+static void test_a_kind_that_is_listed_anew_leaves_nothing_of_before(void **state)
+{
+    (void)state;
+    struct error err = ERROR_INIT;
+    struct object_store *store;
+    char *directory = check_make_directory(), text[64];
+    bool resumed;
+    check_ok(object_store_new(directory, &sealing, NULL, &store, &err));
+    check_ok(object_store_keep(store, "shop", "shop", &resumed, &err));
+    check_ok(object_store_keep(store, "shop", "listed", &resumed, &err));
+    object_store_list(store, "shop", "shop", true);
+    put(store, "shop", "example.com/v1alpha1/Thing/shop/a", "old", 1);
+    put(store, "shop", "example.com/v1alpha1/Thing/shop/gone", "1", 1);
+    put(store, "shop", "example.com/v1alpha1/Thingy/shop/a", "1", 1);
+    put(store, "shop", "other.com/v1alpha1/Thing/shop/a", "1", 1);
+    object_store_list(store, "shop", "shop", false);
+    check_ok(object_store_sweep_kind(store, "example.com", "Thing", &err)); /* all were put */
+    assert_string_equal(value_at(store, "shop", "example.com/v1alpha1/Thing/shop/a", &latest, text), "old");
+    put(store, "listed", "example.com/v1alpha1/Thing/shop/a", "1", 1);
+    object_store_list(store, "shop", "listed", true); /* beside it: that list says what is there */
+    object_store_list_kind(store, "example.com", "Thing");
+    put(store, "shop", "example.com/v1/Thing/shop/a", "new", 2);
+    check_ok(object_store_sweep_kind(store, "example.com", "Thing", &err));
+    assert_string_equal(value_at(store, "shop", "example.com/v1alpha1/Thing/shop/a", &latest, text), "");
+    assert_string_equal(value_at(store, "shop", "example.com/v1alpha1/Thing/shop/gone", &latest, text), "");
+    assert_string_equal(value_at(store, "shop", "example.com/v1/Thing/shop/a", &latest, text), "new");
+    assert_string_equal(value_at(store, "shop", "example.com/v1alpha1/Thingy/shop/a", &latest, text), "1");
+    assert_string_equal(value_at(store, "shop", "other.com/v1alpha1/Thing/shop/a", &latest, text), "1");
+    assert_string_equal(value_at(store, "listed", "example.com/v1alpha1/Thing/shop/a", &latest, text), "1");
+    object_store_free(store);
+    check_remove_directory(directory);
+}
+
+static void *fill(void *context)
+{
+    struct error err = ERROR_INIT;
+    char name[64], *value = malloc(64 << 10);
+    memset(value, 'x', (64 << 10) - 1);
+    value[(64 << 10) - 1] = '\0';
+    json_t *object = config_map(value);
+    int r = 0;
+    for (unsigned i = 0; r == 0; i++) {
+        snprintf(name, sizeof name, "core/v1/ConfigMap/shop/c%u", i);
+        r = object_store_put(context, "shop", "shop", name, object, 1, &err);
+    }
+    json_decref(object);
+    free(value);
+    return (void *)(intptr_t)r;
+}
+
+/* The end of a term joins the threads that put: it must not wait for a disk that takes nothing more. */
+static void test_what_waits_for_room_is_interrupted(void **state)
+{
+    (void)state;
+    struct error err = ERROR_INIT;
+    struct object_store *store;
+    char *directory = check_make_directory(), path[300], aside[300];
+    struct object_store_status status = {0};
+    pthread_t thread;
+    void *result;
+    bool resumed;
+    check_ok(object_store_new(directory, &sealing, NULL, &store, &err));
+    for (unsigned i = 0; i < OBJECT_STORE_JOURNALS + 1; i++) { /* the first is closed again */
+        snprintf(path, sizeof path, "%s", i ? "other" : "shop");
+        snprintf(path + strlen(path), sizeof path - strlen(path), i ? "%u" : "", i);
+        check_ok(object_store_keep(store, "shop", path, &resumed, &err));
+    }
+    snprintf(path, sizeof path, "%s/shop/shop", directory);
+    snprintf(aside, sizeof aside, "%s/shop/aside", directory);
+    assert_int_equal(rename(path, aside), 0);
+    FILE *file = fopen(path, "w"); /* no directory: nothing can be written there */
+    fclose(file);
+    assert_int_equal(pthread_create(&thread, NULL, fill, store), 0);
+    while (status.pending < OBJECT_STORE_PENDING_BYTES / (64 << 10)) {
+        check_ok(object_store_status(store, "shop", "shop", &status, &err));
+        sched_yield();
+    }
+    object_store_interrupt(store);
+    pthread_join(thread, &result);
+    assert_int_equal((intptr_t)result, -ECANCELED);
+    check_error(object_store_flush(store, "shop", "shop", &err), -EIO, "cannot be journaled");
+    object_store_free(store);
+    check_remove_directory(directory);
+}
+
 static int setup(void **state)
 {
     struct error err = ERROR_INIT;
@@ -230,6 +317,8 @@ int main(void)
         cmocka_unit_test(test_more_applications_than_journals_are_open),
         cmocka_unit_test(test_an_application_that_changes_all_the_time_keeps_no_other_waiting),
         cmocka_unit_test(test_sealing_hides_binds_and_detects),
+        cmocka_unit_test(test_a_kind_that_is_listed_anew_leaves_nothing_of_before),
+        cmocka_unit_test(test_what_waits_for_room_is_interrupted),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
 }

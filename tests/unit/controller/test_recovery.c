@@ -23,7 +23,9 @@ struct cluster {
     unsigned version, uids;
     long calls, kill_at; /* the call at which the controller dies; 0: none */
     bool lose_answer;    /* that call is still carried out */
-    bool refuse_kind;    /* ConfigMaps named "refused" cannot be replaced */
+    bool refuse_kind;    /* what is named "refused" cannot be replaced */
+    bool immutable;      /* and that is why */
+    char refusal[3000];  /* or this */
     bool cancel_at_apply;
     bool never_ready; /* workloads */
     unsigned paused;
@@ -112,7 +114,8 @@ static int replace(void *context, const json_t *object, struct error *err)
                     json_object_get(json_object_get(object, "metadata"), "resourceVersion")))
         ANSWER(error_set(err, -EBUSY, "the object has been modified"));
     if (c->refuse_kind && strcmp(id.name, "refused") == 0)
-        ANSWER(error_set(err, -EACCES, "admission webhook \"policy\" denied the request: no"));
+        ANSWER(error_set(err, c->immutable ? -EINVAL : -EACCES, "admission webhook \"policy\" denied the request: %s",
+                         c->immutable ? "spec.size is immutable" : c->refusal));
     const json_t *port = json_array_get(json_object_get(json_object_get(object, "spec"), "ports"), 0);
     if (json_integer_value(json_object_get(port, "nodePort")) == 30001)
         ANSWER(error_set(err, -EINVAL,
@@ -281,11 +284,11 @@ static int log_data(struct cluster *c, const char *what)
 {
     return json_array_append_new(c->data, json_string(what));
 }
-static int streams(void *context, const char *namespace, const char *application, const json_t *wanted,
-                   json_t **ret, struct error *err)
+static int streams(void *context, const char *source, const char *namespace, const char *application,
+                   const json_t *wanted, json_t **ret, struct error *err)
 {
     struct cluster *c = context;
-    (void)namespace, (void)application;
+    (void)source, (void)namespace, (void)application;
     CALL(c);
     assert_non_null(json_object_get(wanted, "core/v1/PersistentVolumeClaim/n/data-db-0"));
     json_t *gone = json_array();
@@ -316,8 +319,9 @@ static int plan_data(void *context, const json_t *stream, const char *point, jso
 static int gate(void *context, const json_t *stream, bool closed, struct error *err)
 {
     struct cluster *c = context;
-    (void)stream;
     CALL(c);
+    if (!closed && strcmp(json_string_value(json_object_get(stream, "stream")), "s0") == 0) /* its node is away */
+        ANSWER(error_set(err, -EAGAIN, "node0 has no running node agent"));
     log_data(c, closed ? "close" : "open");
     ANSWER(0);
 }
@@ -608,8 +612,10 @@ static void a_dry_run_changes_nothing_and_says_everything(void **unused)
     assert_phase(&c, "Planned");
     assert_true(json_equal(before, c.objects));
     assert_int_equal(json_array_size(c.data), 0);
-    _cleanup_free_ char *plan =
-        json_dumps(json_object_get(status_of(&c), "plan"), JSON_SORT_KEYS | JSON_COMPACT);
+    json_t *planned = json_object_get(status_of(&c), "plan");
+    assert_int_equal(strlen(json_string_value(json_object_get(planned, "digest"))), 64);
+    json_object_del(planned, "digest");
+    _cleanup_free_ char *plan = json_dumps(planned, JSON_SORT_KEYS | JSON_COMPACT);
     assert_string_equal(
         plan, "{\"change\":1,\"configMap\":\"tidemark-recovery-r\",\"create\":2,\"delete\":1,"
               "\"recreate\":1,\"same\":2,\"skip\":1,"
@@ -1019,6 +1025,156 @@ static void workloads_are_awaited(void **unused)
     tear_down(&c);
 }
 
+/* Puts the recovery where a run has come to step `name`, which is then to be done. */
+static void come_to(struct cluster *c, const char *name)
+{
+    struct error err = ERROR_INIT;
+    c->never_ready = true;
+    assert_int_equal(run(c, true, &err), -EAGAIN);
+    json_object_set_new(json_object_get(json_object_get(c->recovery, "status"), "step"), "name", json_string(name));
+    c->never_ready = false;
+    json_array_clear(c->data);
+}
+
+static void r5_to_delete_it_is_to_cancel_it(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW, REWIND);
+    come_to(&c, "Delete");
+    json_object_set_new(json_object_get(c.recovery, "metadata"), "deletionTimestamp", json_string("2026-11-21T02:04:46Z"));
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Cancelled");
+    _cleanup_free_ char *data = json_to_text(c.data);
+    assert_string_equal(data, "[\"open\"]");
+    tear_down(&c);
+}
+
+static void r5_a_gate_that_cannot_be_opened_keeps_no_other_closed(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW, REWIND);
+    come_to(&c, "OpenGate");
+    json_t *streams = json_object_get(json_object_get(c.recovery, "status"), "streams"),
+           *away = json_deep_copy(json_array_get(streams, 0));
+    json_object_set_new(away, "stream", json_string("s0"));
+    json_array_insert_new(streams, 0, away);
+    check_error(run(&c, true, &err), -EAGAIN, "node0 has no running node agent");
+    assert_int_equal(json_array_size(c.data), 1);
+    assert_string_equal(json_string_value(json_array_get(c.data, 0)), "open");
+    tear_down(&c);
+}
+
+/* The plan lies in the application's namespace: whoever may write there must not have done by the recovery what she may not. */
+static void a_plan_that_somebody_changed_is_not_carried_out(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW, REWIND);
+    come_to(&c, "Delete");
+    char text[8192];
+    snprintf(text, sizeof text, "%s{\"w\":0,\"a\":\"delete\",\"o\":\"core/v1/Namespace/_/n\"}\n",
+             json_string_value(json_object_get(c.plans, "0")));
+    json_object_set_new(c.plans, "0", json_string(text));
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Failed");
+    assert_non_null(strstr(json_string_value(json_object_get(status_of(&c), "message")), "was changed by somebody"));
+    assert_non_null(json_object_get(c.objects, "core/v1/Namespace/_/n"));
+    assert_string_equal(json_string_value(json_array_get(c.data, 0)), "open");
+    tear_down(&c);
+}
+
+/* A reason that is cut in the middle of a character is no reason to go on for ever. */
+static void what_is_refused_in_any_language_is_told(void **unused)
+{
+    (void)unused;
+    for (size_t shift = 0; shift < 3; shift++) {
+        struct cluster c;
+        struct error err = ERROR_INIT;
+        set_up(&c,
+               NOW
+               "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: refused, namespace: n}\ndata: {a: new}\n",
+               REWIND);
+        _cleanup_json_ json_t *refused = manifests_one(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: refused, namespace: n}\ndata: {a: old}\n");
+        check_ok(objects_add(c.point, refused, NULL, &err));
+        c.refuse_kind = true;
+        for (size_t i = 0; i < shift; i++)
+            c.refusal[i] = 'x';
+        for (size_t i = shift; i + 3 < sizeof c.refusal; i += 3)
+            memcpy(c.refusal + i, "\xe4\xbd\xa0", 3);
+        check_ok(run(&c, true, &err));
+        assert_phase(&c, "Failed");
+        const json_t *failure = json_array_get(json_object_get(status_of(&c), "failures"), 0);
+        assert_non_null(strstr(json_string_value(json_object_get(failure, "reason")), "\xe4\xbd\xa0"));
+        tear_down(&c);
+    }
+}
+
+/* R6: not by what hangs on something else, either. */
+static void r6_claims_and_snapshots_do_not_go_with_what_came_later(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c,
+           NOW "---\napiVersion: example.com/v1\nkind: Database\nmetadata: {name: db, namespace: n}\n---\n"
+               "apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: db2, namespace: n, ownerReferences: [{apiVersion: "
+               "example.com/v1, kind: Database, name: db, uid: uid-11}]}\n---\n"
+               "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: data-db2-0, namespace: n, ownerReferences: "
+               "[{apiVersion: apps/v1, kind: StatefulSet, name: db2, uid: uid-12}]}\n---\n"
+               "apiVersion: snapshot.storage.k8s.io/v1\nkind: VolumeSnapshot\nmetadata: {name: before, namespace: n}\n",
+           REWIND);
+    assert_string_equal(object_uid(json_object_get(c.objects, "example.com/v1/Database/n/db")), "uid-11");
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Completed");
+    assert_non_null(json_object_get(c.objects, "example.com/v1/Database/n/db"));
+    assert_non_null(json_object_get(c.objects, "apps/v1/StatefulSet/n/db2"));
+    assert_non_null(json_object_get(c.objects, "snapshot.storage.k8s.io/v1/VolumeSnapshot/n/before"));
+    assert_null(json_object_get(c.objects, "core/v1/ConfigMap/n/later"));
+    assert_non_null(strstr(json_string_value(json_object_get(c.plans, "0")), "the claim data-db2-0 would go with it"));
+    tear_down(&c);
+}
+
+/* An object that was there long before the point did not come after it, whatever the journal lacks. */
+static void what_was_there_before_the_point_stays(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c,
+           NOW "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: older, namespace: n, creationTimestamp: '2026-11-21T10:18:00Z'}\n---\n"
+               "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: newer, namespace: n, creationTimestamp: '2026-11-21T11:21:00Z'}\n",
+           "{application: shop, mode: rewind, point: '2026-11-21T11:20:45Z'}");
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Completed");
+    assert_non_null(json_object_get(c.objects, "core/v1/ConfigMap/n/older"));
+    assert_null(json_object_get(c.objects, "core/v1/ConfigMap/n/newer"));
+    tear_down(&c);
+}
+
+/* What goes with an object of somebody else's kind nobody knows. */
+static void a_custom_object_that_cannot_be_changed_is_not_made_again(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW "---\napiVersion: example.com/v1\nkind: Database\nmetadata: {name: refused, namespace: n}\nspec: {size: 2}\n", REWIND);
+    _cleanup_json_ json_t *database = manifests_one(
+        "apiVersion: example.com/v1\nkind: Database\nmetadata: {name: refused, namespace: n}\nspec: {size: 1}\n");
+    check_ok(objects_add(c.point, database, NULL, &err));
+    c.refuse_kind = c.immutable = true;
+    _cleanup_free_ char *before = strdup(object_uid(json_object_get(c.objects, "example.com/v1/Database/n/refused")));
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Failed");
+    assert_string_equal(object_uid(json_object_get(c.objects, "example.com/v1/Database/n/refused")), before);
+    tear_down(&c);
+}
+
 /* ---- who would put it back ---- */
 
 #define BY_FLUX(name)                                                                                        \
@@ -1096,6 +1252,13 @@ static void a_controller_that_dies_leaves_it_suspended_once(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(r5_to_delete_it_is_to_cancel_it),
+        cmocka_unit_test(r5_a_gate_that_cannot_be_opened_keeps_no_other_closed),
+        cmocka_unit_test(a_plan_that_somebody_changed_is_not_carried_out),
+        cmocka_unit_test(what_is_refused_in_any_language_is_told),
+        cmocka_unit_test(r6_claims_and_snapshots_do_not_go_with_what_came_later),
+        cmocka_unit_test(a_custom_object_that_cannot_be_changed_is_not_made_again),
+        cmocka_unit_test(what_was_there_before_the_point_stays),
         cmocka_unit_test(r1_a_clone_is_carried_on_at_every_call),
         cmocka_unit_test(a_clone_without_data_asks_for_it),
         cmocka_unit_test(a_clone_whose_data_cannot_be_had_says_why),

@@ -17,7 +17,8 @@ static const struct csi_volume sample = {.handle = "tm-b",
                                          .node = "n1",
                                          .published_node = "n1",
                                          .stream = "tm-a",
-                                         .deleted_ns = 7};
+                                         .deleted_ns = 7,
+                                         .journal_bytes = 9};
 
 static void what_is_saved_is_loaded(void **unused)
 {
@@ -34,7 +35,7 @@ static void what_is_saved_is_loaded(void **unused)
     check_ok(csi_records_directory.save(directory, &other, &err));
     check_ok(csi_records_directory.load(directory, "tm-b", &volume, &err));
     assert_string_equal(volume.name, sample.name);
-    assert_true(volume.size_bytes == sample.size_bytes && volume.deleted_ns == 7);
+    assert_true(volume.size_bytes == sample.size_bytes && volume.deleted_ns == 7 && volume.journal_bytes == 9);
     assert_string_equal(volume.stream, "tm-a");
     check_ok(csi_records_directory.list(directory, &all, &count, &err));
     assert_int_equal(count, 2);

@@ -152,8 +152,7 @@ static void what_is_written_is_read(void **state)
     for (int v = 0; v < 2; v++) {
         int fd = choose(names[v]);
         uint64_t seed = 7, cookie;
-        const uint32_t lengths[] = {512,       4096,      65536,  128 << 10,
-                                    256 << 10, 512 << 10, 1 << 20}; /* some take the large slot */
+        const uint32_t lengths[] = {512, 4096, 65536, 128 << 10, 256 << 10, 512 << 10, 1 << 20};
         for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
             for (size_t k = 0; k < lengths[i]; k++)
                 data[k] = (char)check_random(&seed);
@@ -176,6 +175,107 @@ static void what_is_written_is_read(void **state)
         ask(fd, NBD_CMD_DISC, 0, 0, 0, 0);
         is_closed(fd);
     }
+}
+
+/* N6: what is larger than the memory of a connection is served in parts, several clients at once, and nothing else comes in
+ * between. */
+static void large_requests_are_served_in_parts(void **state)
+{
+    static char data[VOLUME_BYTES], got[VOLUME_BYTES];
+    static const char *const names[] = {"data", "wal"};
+    const uint32_t length = VOLUME_BYTES - 1024; /* the last part is a short one */
+    (void)state;
+    for (int v = 0; v < 2; v++) {
+        uint64_t seed = 11, cookie;
+        int fd = choose(names[v]), other = choose(names[v]);
+        for (size_t k = 0; k < sizeof data; k++)
+            data[k] = (char)check_random(&seed);
+        for (uint16_t flags = 0; flags <= NBD_CMD_FLAG_FUA; flags += NBD_CMD_FLAG_FUA) {
+            ask(fd, NBD_CMD_WRITE, flags, 9, 512, length);
+            say(fd, data + flags, length / 2);
+            assert_int_equal(call(other, NBD_CMD_READ, 0, VOLUME_BYTES - 512, 512), 0); /* is not kept waiting */
+            hear(other, got, 512);
+            say(fd, data + flags + length / 2, length - length / 2);
+            assert_int_equal(answer(fd, &cookie), 0);
+            assert_int_equal(cookie, 9);
+            ask(fd, NBD_CMD_READ, 0, 10, 512, length);
+            ask(fd, NBD_CMD_READ, 0, 11, 1024, 4096); /* its answer must not come into the midst of the first one's */
+            assert_int_equal(answer(fd, &cookie), 0);
+            assert_int_equal(cookie, 10);
+            hear(fd, got, length);
+            assert_memory_equal(data + flags, got, length);
+            assert_int_equal(answer(fd, &cookie), 0);
+            assert_int_equal(cookie, 11);
+            hear(fd, got, 4096);
+            assert_memory_equal(data + flags + 512, got, 4096);
+        }
+        ask(other, NBD_CMD_WRITE, 0, 12, 0, length); /* one that goes away in the middle leaves nothing behind */
+        say(other, data, length / 2);
+        close(other);
+        other = choose(names[v]);
+        ask(other, NBD_CMD_READ, 0, 13, 0, length);
+        assert_int_equal(answer(other, &cookie), 0);
+        close(other);
+        for (int i = 0; i < 8; i++) {
+            assert_int_equal(call(fd, NBD_CMD_READ, 0, 0, VOLUME_BYTES), 0);
+            hear(fd, got, VOLUME_BYTES);
+        }
+        close(fd);
+    }
+}
+
+/* A device whose second half cannot be read or written. */
+static int half_pread(struct block *b, void *data, size_t length_bytes, uint64_t offset_bytes, struct error *e)
+{
+    (void)b;
+    memset(data, 7, length_bytes);
+    return offset_bytes + length_bytes > VOLUME_BYTES / 2 ? error_set(e, -EIO, "the second half is broken") : 0;
+}
+static int half_pwrite(struct block *b, const void *data, size_t length_bytes, uint64_t offset_bytes, unsigned flags,
+                       struct error *e)
+{
+    (void)b, (void)data, (void)flags;
+    return offset_bytes + length_bytes > VOLUME_BYTES / 2 ? error_set(e, -EIO, "the second half is broken") : 0;
+}
+static int half_flush(struct block *b, struct error *e)
+{
+    (void)b, (void)e;
+    return 0;
+}
+static void half_free(struct block *b)
+{
+    (void)b;
+}
+
+/* What of a large request fails is told, and what cannot be told any more ends the connection: never data that were not read. */
+static void a_part_that_fails_is_told(void **state)
+{
+    static const struct block_ops ops = {.pread = half_pread, .pwrite = half_pwrite, .flush = half_flush, .free = half_free};
+    static char data[VOLUME_BYTES];
+    (void)state;
+    struct block half = {.ops = &ops, .size_bytes = VOLUME_BYTES}, *blocks[] = {&half};
+    static const char *const names[] = {"data"};
+    struct nbd_server *server;
+    uint64_t cookie;
+    char path[80], first[sizeof x.path];
+    memcpy(first, x.path, sizeof first);
+    snprintf(path, sizeof path, "%.40s.half", x.path);
+    snprintf(x.path, sizeof x.path, "%s", path);
+    struct nbd_server_options o = {.socket_path = path, .count = 1, .blocks = blocks, .names = names};
+    check_ok(nbd_server_start(&o, &server, &err));
+    int fd = choose("data");
+    ask(fd, NBD_CMD_WRITE, NBD_CMD_FLAG_FUA, 1, 0, VOLUME_BYTES);
+    say(fd, data, VOLUME_BYTES);
+    assert_int_equal(answer(fd, &cookie), NBD_EIO);
+    assert_int_equal(call(fd, NBD_CMD_READ, 0, VOLUME_BYTES / 2, VOLUME_BYTES / 2), NBD_EIO); /* its first part */
+    assert_int_equal(call(fd, NBD_CMD_READ, 0, 0, VOLUME_BYTES), 0);
+    hear(fd, data, VOLUME_BYTES / 2);
+    is_closed(fd);
+    fd = choose("data");
+    assert_int_equal(call(fd, NBD_CMD_FLUSH, 0, 0, 0), 0);
+    close(fd);
+    nbd_server_free(server);
+    memcpy(x.path, first, sizeof x.path);
 }
 
 static void bad_requests_are_refused_and_the_next_is_served(void **state)
@@ -281,6 +381,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(what_is_written_is_read, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(large_requests_are_served_in_parts, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_part_that_fails_is_told, set_up, tear_down),
         cmocka_unit_test_setup_teardown(bad_requests_are_refused_and_the_next_is_served, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_client_that_stops_harms_no_other, set_up, tear_down),
         cmocka_unit_test_setup_teardown(connections_are_limited, set_up, tear_down),

@@ -10,6 +10,12 @@
 #define HOUR (3600ull * NS_PER_SECOND)
 #define SEGMENT_BYTES (100ull * JOURNAL_BLOCK_BYTES + 4096)
 
+/* By the wall clock alone, as after a boot. */
+static struct age_clock at(uint64_t realtime_ns)
+{
+    return (struct age_clock){.boot = {{9}}, .realtime_ns = realtime_ns, .first_boottime_ns = UINT64_MAX};
+}
+
 /* Ten segments of an hour and 7,200 records each; the oldest is ten hours old, the newest ends now. */
 static struct segment_info segments[10];
 static struct manifest make(uint64_t now_ns)
@@ -27,7 +33,8 @@ static void test_nothing(void **state)
     (void)state;
     struct forecast f;
     struct manifest m = make(1000 * HOUR);
-    forecast_make(&m, &(struct forecast_limits){.quota_bytes = 10 * SEGMENT_BYTES, .history_ns = 11 * HOUR}, 1000 * HOUR, &f);
+    struct age_clock now = at(1000 * HOUR);
+    forecast_make(&m, &(struct forecast_limits){.quota_bytes = 10 * SEGMENT_BYTES, .history_ns = 11 * HOUR}, &now, &f);
     assert_int_equal(f.step_count, 0);
     assert_int_equal(f.dropped_bytes, 0);
     assert_true(f.oldest.n == 5 && f.oldest_after.n == 5 && f.oldest_after_ns == f.oldest_ns);
@@ -38,13 +45,14 @@ static void test_drop(void **state)
     (void)state;
     struct forecast f;
     struct manifest m = make(1000 * HOUR);
-    forecast_make(&m, &(struct forecast_limits){.history_ns = 7 * HOUR - 1}, 1000 * HOUR, &f);
+    struct age_clock now = at(1000 * HOUR);
+    forecast_make(&m, &(struct forecast_limits){.history_ns = 7 * HOUR - 1}, &now, &f);
     assert_int_equal(f.dropped_bytes, 3 * SEGMENT_BYTES); /* those that end more than 7 h ago */
     assert_int_equal(f.dropped_points, 3 * 7200);
     assert_true(f.oldest_after.n == 3 * 7200 && f.oldest_after_ns == 993 * HOUR);
-    forecast_make(&m, &(struct forecast_limits){.quota_bytes = 4 * SEGMENT_BYTES}, 1000 * HOUR, &f);
+    forecast_make(&m, &(struct forecast_limits){.quota_bytes = 4 * SEGMENT_BYTES}, &now, &f);
     assert_int_equal(f.dropped_bytes, 6 * SEGMENT_BYTES);
-    forecast_make(&m, &(struct forecast_limits){.quota_bytes = 1}, 1000 * HOUR, &f);
+    forecast_make(&m, &(struct forecast_limits){.quota_bytes = 1}, &now, &f);
     assert_int_equal(f.dropped_bytes, 9 * SEGMENT_BYTES); /* the last one stays */
 }
 
@@ -53,9 +61,10 @@ static void test_thin(void **state)
     (void)state;
     struct forecast f;
     struct manifest m = make(1000 * HOUR);
+    struct age_clock now = at(1000 * HOUR);
     const struct journal_thinning steps[] = {{2 * HOUR, 1}, {6 * HOUR, 60}};
     segments[0].keep_s = 60; /* done already */
-    forecast_make(&m, &(struct forecast_limits){.thinning = steps, .thinning_count = 2}, 1000 * HOUR, &f);
+    forecast_make(&m, &(struct forecast_limits){.thinning = steps, .thinning_count = 2}, &now, &f);
     assert_int_equal(f.step_count, 2);
     assert_int_equal(f.steps[0].keep_s, 60);
     assert_int_equal(f.steps[0].bytes, 3 * SEGMENT_BYTES);

@@ -68,16 +68,62 @@ static const struct journal_thinning steps[] = {{7200 * NS_PER_SECOND, 1}, {8640
 #define NOW (100 * 86400 * NS_PER_SECOND)
 #define HOUR (3600 * NS_PER_SECOND)
 
+/* By the wall clock alone, as after a boot. */
+static struct age_clock at(uint64_t realtime_ns)
+{
+    return (struct age_clock){.boot = {{9}}, .realtime_ns = realtime_ns, .first_boottime_ns = UINT64_MAX};
+}
+
 static void steps_by_age(void **unused)
 {
     (void)unused;
-    assert_int_equal(thin_wanted(steps, 3, NOW, NOW), 0);
-    assert_int_equal(thin_wanted(steps, 3, NOW, NOW - 2 * HOUR + 1), 0);
-    assert_int_equal(thin_wanted(steps, 3, NOW, NOW - 2 * HOUR), 1);
-    assert_int_equal(thin_wanted(steps, 3, NOW, NOW - 24 * HOUR), 60);
-    assert_int_equal(thin_wanted(steps, 3, NOW, NOW - 24 * 7 * HOUR), 3600);
-    assert_int_equal(thin_wanted(steps, 3, NOW, NOW + HOUR), 0); /* the clock was set back */
-    assert_int_equal(thin_wanted(steps, 0, NOW, 0), 0);
+    assert_int_equal(thin_wanted(steps, 3, 0), 0);
+    assert_int_equal(thin_wanted(steps, 3, 2 * HOUR - 1), 0);
+    assert_int_equal(thin_wanted(steps, 3, 2 * HOUR), 1);
+    assert_int_equal(thin_wanted(steps, 3, 24 * HOUR), 60);
+    assert_int_equal(thin_wanted(steps, 3, 24 * 7 * HOUR), 3600);
+    assert_int_equal(thin_wanted(steps, 0, NOW), 0);
+}
+
+static uint64_t read_first(void *times)
+{
+    return ((const uint64_t *)times)[0];
+}
+static uint64_t read_second(void *times)
+{
+    return ((const uint64_t *)times)[1];
+}
+
+/* Set forward for a moment, the wall clock would make all history old, and what is dropped or thinned then is gone. */
+static void a_clock_that_jumps_ages_nothing(void **unused)
+{
+    (void)unused;
+    struct manifest m = {.boot = {{2}}};
+    const uint64_t year = 365 * 24 * HOUR, boot = 50 * HOUR; /* the machine has been up for so long */
+    /* Of the boot before, then of this one: the last of them written while the clock was a year ahead. */
+    struct segment_info old = {.number = 1, .boot = {{1}}, .first = {1}, .last = {10}, .last_realtime_ns = NOW - 60 * HOUR, .last_boottime_ns = 7};
+    struct segment_info first = {.number = 2, .boot = {{2}}, .first = {11}, .last = {20}, .first_realtime_ns = NOW - 40 * HOUR,
+                                 .last_realtime_ns = NOW - 30 * HOUR, .first_boottime_ns = boot - 40 * HOUR, .last_boottime_ns = boot - 30 * HOUR};
+    struct segment_info ahead = {.number = 3, .boot = {{2}}, .first = {21}, .last = {30}, .last_realtime_ns = NOW + year - HOUR,
+                                 .last_boottime_ns = boot - HOUR};
+    assert_int_equal(manifest_add_segment(&m, &old, &err), 0);
+    for (int jumped = -1; jumped <= 1; jumped++) {
+        struct age_clock now;
+        uint64_t times[2] = {NOW + (uint64_t)jumped * 24 * HOUR, boot};
+        age_clock_read(&m, &(struct clock){read_first, read_second, times}, &now);
+        assert_int_equal(age_of(&now, &old), (uint64_t)(60 + 24 * jumped) * HOUR); /* nothing else to go by */
+    }
+    assert_int_equal(manifest_add_segment(&m, &first, &err), 0);
+    assert_int_equal(manifest_add_segment(&m, &ahead, &err), 0);
+    for (int jumped = -1; jumped <= 1; jumped++) {
+        struct age_clock now;
+        uint64_t times[2] = {NOW + (uint64_t)jumped * 24 * HOUR, boot};
+        age_clock_read(&m, &(struct clock){read_first, read_second, times}, &now);
+        assert_int_equal(age_of(&now, &old), (uint64_t)(jumped < 0 ? 36 : 60) * HOUR);
+        assert_int_equal(age_of(&now, &first), 30 * HOUR);
+        assert_int_equal(age_of(&now, &ahead), HOUR);
+    }
+    manifest_release(&m);
 }
 
 /* Segments of one minute each, the newest ending `age_min` minutes ago. */
@@ -97,7 +143,7 @@ static void stretches(void **unused)
 {
     (void)unused;
     struct thin_stretch s = {0};
-    struct thin_policy p = {.steps = steps, .step_count = 3, .now_ns = NOW};
+    struct thin_policy p = {.steps = steps, .step_count = 3, .now = at(NOW)};
     struct manifest m = make(200, 60);
     /* Segments 1 to 81 are older than two hours: 32 at a time. */
     assert_true(thin_find(&m, &p, &s));
@@ -116,7 +162,7 @@ static void stretches(void **unused)
     for (size_t i = 0; i < 140; i++)
         m.segments[i].keep_s = 1, m.segments[i].generation = 1;
     assert_false(thin_find(&m, &p, &s));
-    p.now_ns = NOW + 22 * HOUR;
+    p.now = at(NOW + 22 * HOUR);
     assert_true(thin_find(&m, &p, &s));
     assert_int_equal(s.first, 0);
     assert_int_equal(s.keep_s, 60);
@@ -140,13 +186,13 @@ static void waiting(void **unused)
 {
     (void)unused;
     struct thin_stretch s = {0};
-    struct thin_policy p = {.steps = steps, .step_count = 3, .now_ns = NOW};
+    struct thin_policy p = {.steps = steps, .step_count = 3, .now = at(NOW)};
     struct manifest m = make(30, 24 * 60 - 10);
     for (size_t i = 0; i < m.segment_count; i++)
         m.segments[i].keep_s = 1, m.segments[i].generation = 1;
     assert_true(thin_find(&m, &p, &s)); /* 20 minutes of it are older than a day */
     assert_int_equal(s.count, 20);
-    p.now_ns -= 5 * 60 * NS_PER_SECOND; /* 15 minutes: 16 are wanted */
+    p.now = at(NOW - 5 * 60 * NS_PER_SECOND); /* 15 minutes: 16 are wanted */
     assert_false(thin_find(&m, &p, &s));
     m.segments[15].keep_s = 60; /* it cannot become longer */
     assert_true(thin_find(&m, &p, &s));
@@ -164,7 +210,7 @@ static void early_near_the_quota(void **unused)
     assert_int_equal(thin_haste(300, 100), 800);
     assert_true(thin_haste(80, 100) > 300 && thin_haste(80, 100) < 500);
     struct thin_stretch s = {0};
-    struct thin_policy p = {.steps = steps, .step_count = 3, .now_ns = NOW, .haste_percent = 100};
+    struct thin_policy p = {.steps = steps, .step_count = 3, .now = at(NOW), .haste_percent = 100};
     struct manifest m = make(70, 10); /* up to 80 minutes old, and thinned from 2 hours on */
     assert_false(thin_find(&m, &p, &s));
     p.haste_percent = 200;
@@ -227,7 +273,7 @@ static void small_segments_are_joined(void **unused)
         struct thin_stretch s;
         assert_int_equal(manifest_add_segment(&m, &info, &err), 0);
         written += info.used_blocks;
-        p.now_ns = end;
+        p.now = at(end);
         while (thin_find(&m, &p, &s))
             thin_in_table(&m, &s, &rewritten);
         most = m.segment_count > most ? m.segment_count : most;
@@ -239,7 +285,7 @@ static void small_segments_are_joined(void **unused)
     assert_false(thin_find(&m, &p, &s));
     manifest_release(&m);
     m = make(8, 60);
-    p = (struct thin_policy){.steps = steps, .step_count = 3, .now_ns = NOW, .segment_blocks = 1000, .segment_records = 1000};
+    p = (struct thin_policy){.steps = steps, .step_count = 3, .now = at(NOW), .segment_blocks = 1000, .segment_records = 1000};
     for (size_t i = 0; i < 8; i++)
         m.segments[i].keep_s = 1;
     assert_true(thin_find(&m, &p, &s) && s.first == 0 && s.count == 8 && s.keep_s == 1);
@@ -326,7 +372,7 @@ int main(void)
 {
     seed = check_seed();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(the_last_of_each_interval), cmocka_unit_test(steps_by_age), cmocka_unit_test(stretches),
+        cmocka_unit_test(the_last_of_each_interval), cmocka_unit_test(steps_by_age), cmocka_unit_test(a_clock_that_jumps_ages_nothing), cmocka_unit_test(stretches),
         cmocka_unit_test(waiting), cmocka_unit_test(early_near_the_quota), cmocka_unit_test(small_segments_are_joined), cmocka_unit_test(half_of_the_time), cmocka_unit_test(survivors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -3,11 +3,14 @@
 #include "check.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <liburing.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "journal/journal.h"
 
@@ -33,12 +36,18 @@ int __wrap_io_uring_submit(struct io_uring *r)
     return atomic_fetch_sub(&refusals, 1) > 0 ? -EAGAIN : __real_io_uring_submit(r);
 }
 
-static struct journal *open_journal(void)
+static struct journal *open_spare(unsigned spare_segments, uint64_t quota_bytes)
 {
-    struct journal_options options = {.directory = directory, .ring_path = ring, .owner = "test", .segment_blocks = 64, .segment_records = 16};
+    struct journal_options options = {.directory = directory, .ring_path = ring, .owner = "test", .segment_blocks = 64, .segment_records = 16,
+                                      .spare_segments = spare_segments, .quota_bytes = quota_bytes};
     struct journal *j;
     check_ok(journal_open(&options, &j, &err));
     return j;
+}
+
+static struct journal *open_journal(void)
+{
+    return open_spare(0, 0);
 }
 
 static const struct journal_record discard = {.op = OP_DISCARD, .flags = RECORD_LAST, .volume = 1, .length = 8};
@@ -104,6 +113,75 @@ static void gaps_without_end_are_joined(void **unused)
     check_ok(journal_close(j, &err));
 }
 
+static bool await_file(const char *name, struct stat *ret)
+{
+    char path[128];
+    snprintf(path, sizeof path, "%s/%s", directory, name);
+    for (unsigned waited_ms = 0; waited_ms < 60000; waited_ms += 10) {
+        if (stat(path, ret) == 0)
+            return true;
+        usleep(10000);
+    }
+    return false;
+}
+
+/* Segments are made ahead while nothing is written, whole, and used when they are needed. */
+static void segments_are_made_ahead_and_used(void **unused)
+{
+    (void)unused;
+    char path[128];
+    struct stat ahead, segment;
+    snprintf(path, sizeof path, "%s/direct", directory);
+    int fd = open(path, O_RDWR | O_CREAT | O_DIRECT, 0600);
+    if (fd < 0)
+        skip(); /* no direct I/O in memory (Linux 6.5 and earlier) */
+    close(fd);
+    snprintf(path, sizeof path, "%s/spare.tmp", directory); /* of a process that was killed */
+    struct journal *j = open_spare(0, 0);
+    check_ok(journal_close(j, &err));
+    fd = open(path, O_RDWR | O_CREAT, 0600);
+    close(fd);
+    j = open_journal();
+    assert_int_not_equal(access(path, F_OK), 0);
+    check_ok(journal_close(j, &err));
+    struct lsn lsn;
+    bool used = false;
+    j = open_spare(4, 0);
+    for (unsigned i = 0; i < 16 * 12; i++) /* a burst, 16 a segment: after it there are as many as it needed */
+        check_ok(journal_append_durable(j, &discard, &lsn, &err));
+    assert_true(await_file("free-3.tmj", &ahead));
+    assert_int_equal(ahead.st_size, 64 * 4096);
+    assert_int_equal(ahead.st_blocks, ahead.st_size / 512);
+    for (unsigned i = 0; i < 16 * 8 && !used; i++) {
+        check_ok(journal_append_durable(j, &discard, &lsn, &err));
+        for (unsigned n = 1; n < 32 && !used; n++) {
+            snprintf(path, sizeof path, "%s/segment-%010u.tmj", directory, n);
+            used = stat(path, &segment) == 0 && segment.st_ino == ahead.st_ino;
+        }
+    }
+    assert_true(used);
+    check_ok(journal_close(j, &err));
+}
+
+/* A quota that has no room for them makes none; what is there says so at the end. */
+static void a_small_quota_makes_none_ahead(void **unused)
+{
+    (void)unused;
+    struct journal *j = open_spare(4, 15 * 64 * 4096);
+    struct lsn lsn;
+    struct stat st;
+    for (unsigned i = 0; i < 16 * 6; i++)
+        check_ok(journal_append_durable(j, &discard, &lsn, &err));
+    for (unsigned i = 0; i < 4; i++) /* as many rounds of the sealer at least as would have made them */
+        usleep(250000);
+    char path[128];
+    for (unsigned i = 0; i < 4; i++) {
+        snprintf(path, sizeof path, "%s/free-%u.tmj", directory, i);
+        assert_int_not_equal(stat(path, &st), 0);
+    }
+    check_ok(journal_close(j, &err));
+}
+
 static int begin(void **unused)
 {
     char template[] = "/dev/shm/tidemark-writer-XXXXXX";
@@ -130,6 +208,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_clock_that_is_set_back_delays_nothing, begin, end),
         cmocka_unit_test_setup_teardown(a_submission_that_the_kernel_puts_off_is_repeated, begin, end),
         cmocka_unit_test_setup_teardown(gaps_without_end_are_joined, begin, end),
+        cmocka_unit_test_setup_teardown(segments_are_made_ahead_and_used, begin, end),
+        cmocka_unit_test_setup_teardown(a_small_quota_makes_none_ahead, begin, end),
     };
     return cmocka_run_group_tests_name("journal-writer", tests, NULL, NULL);
 }

@@ -101,6 +101,20 @@ static void errors(void **unused)
     assert_string_equal(json_errno_name(-4000), "EIO");
 }
 
+static void lossy_strings(void **unused)
+{
+    static const char *const cases[][2] = {
+        {"", ""},         {"plain", "plain"},    {"gr\xc3\xbc\xc3\x9f", "gr\xc3\xbc\xc3\x9f"}, {"gr\xc3", "gr"}, {"\xe4\xbd", ""},
+        {"a\xe4\xbd", "a"}, {"\xf0\x9f\x98", ""}, {"a\xff" "b", "a?b"},          {"\xc3\xbc\xff", "\xc3\xbc"},
+    };
+    (void)unused;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        _cleanup_json_ json_t *string = json_string_lossy(cases[i][0]);
+        assert_string_equal(json_string_value(string), cases[i][1]);
+    }
+    assert_null(json_string_lossy(NULL));
+}
+
 static void texts(void **unused)
 {
     _cleanup_json_ json_t *o = json_pack("{s:o, s:[i]}", "z", json_u64(UINT64_MAX), "a", 1);
@@ -116,7 +130,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(positions), cmocka_unit_test(readers), cmocka_unit_test(unknown_fields),
-        cmocka_unit_test(errors),    cmocka_unit_test(texts),
+        cmocka_unit_test(errors),    cmocka_unit_test(texts),   cmocka_unit_test(lossy_strings),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Engines that do not stay: what the holder has noted (export/holder_ends.h), or, of an engine without one, `up` itself. */
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/units.h"
+#include "control/control_internal.h"
+
+#define CRASH_ROW 3u                         /* so many ends in a row are a loop */
+#define CRASH_RECENT_NS (10 * NS_PER_SECOND) /* until it has stayed for so long */
+
+void crash_load(const struct application *application, struct holder_ends *ret)
+{
+    char path[PATH_MAX];
+    struct error ignored = ERROR_INIT;
+    _cleanup_json_ json_t *json = NULL;
+    *ret = application->ends;
+    if (application->spec->export == APP_EXPORT_NBD || application_path(application, path, &ignored, HOLDER_ENDS_FILE) < 0 ||
+        access(path, F_OK) < 0 || json_parse_file(path, &json, &ignored) < 0)
+        return;
+    ret->ends = (unsigned)json_integer_value(json_object_get(json, "ends"));
+    ret->in_a_row = (unsigned)json_integer_value(json_object_get(json, "in_a_row"));
+    ret->signal_number = (int)json_integer_value(json_object_get(json, "signal"));
+    ret->status = (int)json_integer_value(json_object_get(json, "status"));
+    ret->realtime_ns = (uint64_t)json_integer_value(json_object_get(json, "realtime_ns"));
+    ret->ran_ms = (uint64_t)json_integer_value(json_object_get(json, "ran_ms"));
+    ret->oom_killed = json_is_true(json_object_get(json, "oom_killed"));
+    ret->limit_bytes = (uint64_t)json_integer_value(json_object_get(json, "limit_bytes"));
+}
+
+bool crash_is_loop(const struct holder_ends *e, uint64_t now_ns)
+{
+    /* A clock that was set back makes it look newer than now: it is recent then. */
+    return e->in_a_row >= CRASH_ROW && (now_ns < e->realtime_ns || now_ns - e->realtime_ns < CRASH_RECENT_NS);
+}
+
+const char *crash_describe(const struct holder_ends *e, const char *log_path, char *text, size_t size)
+{
+    char how[96], limit[UNITS_TEXT_BYTES], remedy[256];
+    if (e->signal_number)
+        snprintf(how, sizeof how, "by signal %d (%s)", e->signal_number, strsignal(e->signal_number));
+    else
+        snprintf(how, sizeof how, "with status %d", e->status);
+    if (e->oom_killed)
+        snprintf(remedy, sizeof remedy,
+                 "the memory limit of its control group%s%s was reached: give it more (an engine needs up to %u MiB)",
+                 e->limit_bytes ? ", " : "", e->limit_bytes ? units_format_bytes(e->limit_bytes, limit) : "",
+                 CONTROL_ENGINE_MEMORY_MIB);
+    else
+        snprintf(remedy, sizeof remedy, "the reason should be in %.180s", log_path);
+    snprintf(text, size, "its engine has ended %u times in a row, the last time %s after %.1f s; it is started again and again, and what "
+             "uses its volumes waits: %s", e->in_a_row, how, (double)e->ran_ms / 1e3, remedy);
+    return text;
+}
+
+void crash_note(struct application *application, int wait_status)
+{
+    struct cgroup_memory now;
+    uint64_t boottime = clock_boottime_ns(clock_system());
+    uint64_t ran_ns = application->started_ns && application->started_ns < boottime ? boottime - application->started_ns : 0;
+    cgroup_memory("", &now);
+    holder_ends_note(&application->ends, wait_status, ran_ns, clock_realtime_ns(clock_system()), &application->memory, &now);
+}

@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""An engine that ends again and again is told as such, with how it ended and what to do, and is forgotten once it stays; what was
+written before is there. Needs root, /dev/fuse and loop devices."""
+import os
+import signal
+import sys
+import unittest
+
+sys.path.insert(0, os.path.dirname(__file__))
+from stand import Stand, until  # noqa: E402
+
+ENGINE = os.path.join(os.environ["TIDEMARK_BUILD"], "src/engine/tidemark-engine")
+
+
+class Limits(unittest.TestCase):
+    def setUp(self):
+        self.s = Stand()
+        self.addCleanup(self.s.destroy)
+
+    def start(self, export):
+        """With an engine that kills itself while there is a file `die`."""
+        s, self.die = self.s, self.s.path("die")
+        os.makedirs(s.path("programs"), exist_ok=True)
+        with open(s.path("programs/tidemark-engine"), "w") as f:
+            f.write('#!/bin/sh\nif [ "$1" = serve ] && [ -e "%s" ]; then kill -9 $$; fi\nexec "%s" "$@"\n' % (self.die, ENGINE))
+        os.chmod(s.path("programs/tidemark-engine"), 0o755)
+        s.start(environment={"TIDEMARK_LIBEXEC": s.path("programs")})
+        s.apply(s.yaml(volumes=("data",), export=export))
+
+    def metric(self, name):
+        text = self.s.call("GET", "/metrics", raw=True)[1]
+        return next(line for line in text.splitlines() if line.startswith(name + '{application="shop"')).split()[-1]
+
+    def test_an_engine_that_does_not_stay(self):
+        s = self.s
+        self.start("fuse")
+        with open(s.path("mnt/shop/data/f"), "w") as f:
+            f.write("kept")
+            f.flush()
+            os.fsync(f.fileno())
+        status = s.status()
+        self.assertEqual((status["state"], status["crash_looping"], status["restarts"], status["alarms"]), ("protected", False, 0, []))
+        open(self.die, "w").close()
+        os.kill(status["engine_pid"], signal.SIGKILL)
+        until(lambda: s.status()["state"] == "crash-looping", "the engine to be told as one that does not stay")
+        status = s.status()
+        for words in ("times in a row", "signal 9", "engine.log"):
+            self.assertIn(words, status["message"])
+        self.assertTrue(any("in a row" in alarm for alarm in status["alarms"]))
+        self.assertGreaterEqual(status["restarts"], 3)
+        self.assertEqual(self.metric("tidemark_engine_crash_looping"), "1")
+        self.assertGreaterEqual(int(self.metric("tidemark_engine_restarts_total")), 3)
+        os.unlink(self.die)
+        until(lambda: s.status()["state"] == "protected", "the engine to stay")
+        with open(s.path("mnt/shop/data/f")) as f:
+            self.assertEqual(f.read(), "kept")
+        until(lambda: not s.status()["crash_looping"], "that to be forgotten")
+        self.assertEqual(s.status()["alarms"], [])
+        self.assertEqual(self.metric("tidemark_engine_crash_looping"), "0")
+
+
+if __name__ == "__main__":
+    if os.geteuid() or not os.path.exists("/dev/fuse"):
+        print("skipped: needs root and /dev/fuse")
+        sys.exit(77)
+    unittest.main(verbosity=2)

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "check.h"
+
+#include <errno.h>
+
+#include "controller/recovery_kube.h"
+
+static bool leads(void *context)
+{
+    return *(bool *)context;
+}
+
+/* Who is the leader no more changes nothing, in the middle of a step either. Nobody listens where the kubeconfig points to: what
+ * gets so far as to try says so. */
+static void what_leads_no_more_changes_nothing(void **state)
+{
+    (void)state;
+    char *directory = check_make_directory(), path[300];
+    struct kube_client *client;
+    struct error err = ERROR_INIT;
+    struct recovery_kube k;
+    bool is_leader = false;
+    snprintf(path, sizeof path, "%s/kubeconfig", directory);
+    FILE *f = fopen(path, "w");
+    fputs("{current-context: c, contexts: [{name: c, context: {cluster: k, user: u}}], clusters: [{name: k, cluster: "
+          "{server: 'http://127.0.0.1:1'}}], users: [{name: u, user: {}}]}",
+          f);
+    fclose(f);
+    check_ok(kube_open(&(const struct kube_options){.kubeconfig = path}, &client, &err));
+    json_t *recovery = json_pack("{s:{s:s, s:s, s:s, s:{s:s}}}", "metadata", "name", "r", "namespace", "n", "uid", "u",
+                                 "annotations", RECOVERY_REQUESTER_ANNOTATION, "{\"username\": \"ann\"}"),
+           *object = json_pack("{s:s, s:s, s:{s:s, s:s}}", "apiVersion", "v1", "kind", "ConfigMap", "metadata", "name", "a",
+                               "namespace", "n"),
+           *written = NULL;
+    check_ok(recovery_kube_init(&k, client, recovery, NULL, &err));
+    k.leads = leads;
+    k.leads_context = &is_leader;
+    check_error(recovery_kube_store.write_status(&k, recovery, &written, &err), -ECANCELED, "not the leader");
+    check_error(recovery_kube_store.write_plan(&k, recovery, 0, "{}", &err), -ECANCELED, "not the leader");
+    kube_interrupt(client, true); /* not to wait for an API server; it says so in other words */
+    is_leader = true;
+    check_error(recovery_kube_store.write_status(&k, recovery, &written, &err), -ECANCELED, "interrupted");
+    json_decref(object);
+    recovery_kube_release(&k);
+    json_decref(recovery);
+    kube_close(client);
+    check_remove_directory(directory);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_leads_no_more_changes_nothing),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
