@@ -13,24 +13,69 @@
 
 enum { ARGO, FLUX_KUSTOMIZATION, FLUX_HELM, FLEET, OLM, HELM_CHART, KEDA, AUTOSCALER, HELM };
 static const struct reconciler_kind kinds[] = {
-    [ARGO] = {"Argo CD", RECONCILER_ARGO, "argoproj.io", "Application", {"v1alpha1"}, true,
+    [ARGO] = {"Argo CD",
+              RECONCILER_ARGO,
+              "argoproj.io",
+              "Application",
+              {"v1alpha1"},
+              true,
               "revert the change in Git, or turn off automated sync of the Application"},
-    [FLUX_KUSTOMIZATION] = {"Flux Kustomization", RECONCILER_FLUX, "kustomize.toolkit.fluxcd.io", "Kustomization",
-                            {"v1", "v1beta2", "v1beta1"}, true,
+    [FLUX_KUSTOMIZATION] = {"Flux Kustomization",
+                            RECONCILER_FLUX,
+                            "kustomize.toolkit.fluxcd.io",
+                            "Kustomization",
+                            {"v1", "v1beta2", "v1beta1"},
+                            true,
                             "revert the change in Git, or set spec.suspend of the Kustomization"},
-    [FLUX_HELM] = {"Flux HelmRelease", RECONCILER_FLUX, "helm.toolkit.fluxcd.io", "HelmRelease",
-                   {"v2", "v2beta2", "v2beta1"}, true,
+    [FLUX_HELM] = {"Flux HelmRelease",
+                   RECONCILER_FLUX,
+                   "helm.toolkit.fluxcd.io",
+                   "HelmRelease",
+                   {"v2", "v2beta2", "v2beta1"},
+                   true,
                    "revert the change in Git, or set spec.suspend of the HelmRelease"},
-    [FLEET] = {"Fleet", RECONCILER_CANNOT, NULL, NULL, {NULL}, true, "revert the change in Git, or pause the bundle"},
-    [OLM] = {"Operator Lifecycle Manager", RECONCILER_CANNOT, NULL, NULL, {NULL}, true,
+    [FLEET] = {"Fleet",
+               RECONCILER_CANNOT,
+               NULL,
+               NULL,
+               {NULL},
+               true,
+               "revert the change in Git, or pause the bundle"},
+    [OLM] = {"Operator Lifecycle Manager",
+             RECONCILER_CANNOT,
+             NULL,
+             NULL,
+             {NULL},
+             true,
              "pin the operator's version in its Subscription"},
-    [HELM_CHART] = {"HelmChart", RECONCILER_CANNOT, NULL, NULL, {NULL}, true,
-                    "put the HelmChart's values and version back first: its controller upgrades the release again"},
-    [KEDA] = {"KEDA", RECONCILER_KEDA, "keda.sh", "ScaledObject", {"v1alpha1"}, false,
+    [HELM_CHART] =
+        {"HelmChart",
+         RECONCILER_CANNOT,
+         NULL,
+         NULL,
+         {NULL},
+         true,
+         "put the HelmChart's values and version back first: its controller upgrades the release again"},
+    [KEDA] = {"KEDA",
+              RECONCILER_KEDA,
+              "keda.sh",
+              "ScaledObject",
+              {"v1alpha1"},
+              false,
               "it sets the number of replicas again by load: nothing to do"},
-    [AUTOSCALER] = {"HorizontalPodAutoscaler", RECONCILER_CANNOT, NULL, NULL, {NULL}, false,
+    [AUTOSCALER] = {"HorizontalPodAutoscaler",
+                    RECONCILER_CANNOT,
+                    NULL,
+                    NULL,
+                    {NULL},
+                    false,
                     "it sets the number of replicas again by load: nothing to do"},
-    [HELM] = {"Helm", RECONCILER_CANNOT, NULL, NULL, {NULL}, false,
+    [HELM] = {"Helm",
+              RECONCILER_CANNOT,
+              NULL,
+              NULL,
+              {NULL},
+              false,
               "the next helm upgrade puts the newer values back: roll the release back as well"},
 };
 
@@ -44,14 +89,14 @@ const struct reconciler_kind *reconciler_named(const char *reconciler)
 
 void reconciler_text(const struct reconciler *r, char text[RECONCILER_TEXT_BYTES])
 {
-    snprintf(text, RECONCILER_TEXT_BYTES, "%s%s%s%s%s", r->kind->reconciler, r->name[0] ? " " : "", r->namespace,
-             r->namespace[0] ? "/" : "", r->name);
+    snprintf(text, RECONCILER_TEXT_BYTES, "%s%s%s%s%s", r->kind->reconciler, r->name[0] ? " " : "",
+             r->namespace, r->namespace[0] ? "/" : "", r->name);
 }
 
 /* ---- who it is ---- */
 
-/* Labels and annotations by which reconcilers mark what they made; the first that is there is the one that rules: Flux and
- * Argo CD leave Helm's annotations, too. */
+/* Labels and annotations by which reconcilers mark what they made; the first that is there is the one that
+ * rules: Flux and Argo CD leave Helm's annotations, too. */
 static const struct {
     int kind;
     bool annotation;
@@ -143,7 +188,8 @@ static bool by_manager(const json_t *metadata, struct reconciler *ret)
 
 bool reconciler_of(const json_t *object, const struct object_id *id, struct reconciler *ret)
 {
-    const json_t *metadata = json_object_get(object, "metadata"), *annotations = json_object_get(metadata, "annotations");
+    const json_t *metadata = json_object_get(object, "metadata"),
+                 *annotations = json_object_get(metadata, "annotations");
     *ret = (struct reconciler){0};
     if (by_marks(metadata, ret) || by_owner(metadata, id, ret) || by_manager(metadata, ret))
         return true;
@@ -152,14 +198,16 @@ bool reconciler_of(const json_t *object, const struct object_id *id, struct reco
         return false;
     ret->kind = &kinds[HELM];
     snprintf(ret->name, sizeof ret->name, "%s", release);
-    snprintf(ret->namespace, sizeof ret->namespace, "%s", objects_text(annotations, "meta.helm.sh/release-namespace"));
+    snprintf(ret->namespace, sizeof ret->namespace, "%s",
+             objects_text(annotations, "meta.helm.sh/release-namespace"));
     return true;
 }
 
 bool reconciler_autoscaler(const struct object_id *id, struct reconciler *ret)
 {
     bool keda = strcmp(id->group, "keda.sh") == 0 && strcmp(id->kind, "ScaledObject") == 0;
-    bool horizontal = strcmp(id->group, "autoscaling") == 0 && strcmp(id->kind, "HorizontalPodAutoscaler") == 0;
+    bool horizontal =
+        strcmp(id->group, "autoscaling") == 0 && strcmp(id->kind, "HorizontalPodAutoscaler") == 0;
     if (!keda && !horizontal)
         return false;
     *ret = (struct reconciler){.kind = &kinds[keda ? KEDA : AUTOSCALER]};
@@ -289,7 +337,8 @@ const char *reconciler_revision(const struct reconciler_kind *kind, const json_t
     if (kind->way == RECONCILER_ARGO)
         return objects_text(json_object_get(status, "sync"), "revision");
     const char *applied = objects_text(status, "lastAppliedRevision");
-    return applied[0] ? applied : objects_text(json_array_get(json_object_get(status, "history"), 0), "chartVersion");
+    return applied[0] ? applied
+                      : objects_text(json_array_get(json_object_get(status, "history"), 0), "chartVersion");
 }
 
 void reconciler_spec_hash(const json_t *object, char text[9])
@@ -308,12 +357,13 @@ bool reconciler_source(const struct reconciler_kind *kind, const json_t *object,
     if (kind->way != RECONCILER_FLUX || !objects_text(ref, "name")[0])
         return false;
     const char *namespace = objects_text(ref, "namespace");
-    *ret = (struct object_id){.group = "source.toolkit.fluxcd.io",
-                              .version = versions[0],
-                              .kind = objects_text(ref, "kind"),
-                              .namespace = namespace[0] ? namespace
-                                                        : objects_text(json_object_get(object, "metadata"), "namespace"),
-                              .name = objects_text(ref, "name")};
+    *ret = (struct object_id){
+        .group = "source.toolkit.fluxcd.io",
+        .version = versions[0],
+        .kind = objects_text(ref, "kind"),
+        .namespace =
+            namespace[0] ? namespace : objects_text(json_object_get(object, "metadata"), "namespace"),
+        .name = objects_text(ref, "name")};
     *ret_versions = versions;
     return true;
 }
@@ -337,8 +387,9 @@ static bool argo_differs(const json_t *object, char why[RECONCILER_TEXT_BYTES])
     }
     snprintf(why, RECONCILER_TEXT_BYTES,
              "it is %.20s at the revision %.60s%s%s: revert that in Git, and refresh the Application",
-             state[0] ? state : "of unknown state", objects_text(sync, "revision")[0] ? objects_text(sync, "revision") : "?",
-             names, count > 3 ? " ..." : "");
+             state[0] ? state : "of unknown state",
+             objects_text(sync, "revision")[0] ? objects_text(sync, "revision") : "?", names,
+             count > 3 ? " ..." : "");
     return true;
 }
 
@@ -354,7 +405,8 @@ bool reconciler_differs(const struct reconciler_kind *kind, const json_t *object
     reconciler_spec_hash(object, hash);
     if (strcmp(hash, spec_hash) != 0)
         return false;
-    const char *now = objects_text(json_object_get(json_object_get(source, "status"), "artifact"), "revision");
+    const char *now =
+        objects_text(json_object_get(json_object_get(source, "status"), "artifact"), "revision");
     if (now[0] && revision[0] && strcmp(now, revision) != 0)
         return false;
     snprintf(why, RECONCILER_TEXT_BYTES, "%s still has %s%.100s, which it applied last: revert that in Git%s",
@@ -371,9 +423,9 @@ static int count_object(json_t *found, const struct reconciler *r)
     snprintf(key, sizeof key, "%s|%s|%s", r->kind->reconciler, r->namespace, r->name);
     json_t *entry = json_object_get(found, key);
     if (!entry) {
-        entry = json_pack("{s:s, s:s, s:s, s:i, s:b, s:s}", "reconciler", r->kind->reconciler, "name", r->name,
-                          "namespace", r->namespace, "objects", 0, "reverts", (int)r->kind->reverts, "remedy",
-                          r->kind->remedy);
+        entry = json_pack("{s:s, s:s, s:s, s:i, s:b, s:s}", "reconciler", r->kind->reconciler, "name",
+                          r->name, "namespace", r->namespace, "objects", 0, "reverts", (int)r->kind->reverts,
+                          "remedy", r->kind->remedy);
         if (json_object_set_new(found, key, entry) < 0)
             return -ENOMEM;
     }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Whoever would put a newer state back after a rewind (Argo CD, Flux, ...): which of them rules an object, how it is
- * suspended and let go again, and whether what it would apply is still what was rewound away.
+/* Whoever would put a newer state back after a rewind (Argo CD, Flux, ...): which of them rules an object,
+ * how it is suspended and let go again, and whether what it would apply is still what was rewound away.
  *
- * What suspending took away is remembered in the annotation RECONCILER_ANNOTATION of the reconciler's own object.
+ * What suspending took away is remembered in the annotation RECONCILER_ANNOTATION of the reconciler's own
+ * object.
  *
  * Invariants:
  *   G1 resuming gives back exactly what suspending took: one that was suspended before stays so.
@@ -23,30 +24,31 @@
 #define RECONCILER_TEXT_BYTES 400
 
 enum reconciler_way {
-    RECONCILER_CANNOT,      /* nothing of it can be suspended by Tidemark */
-    RECONCILER_FLUX,        /* spec.suspend */
-    RECONCILER_ARGO,        /* spec.syncPolicy.automated, taken out */
-    RECONCILER_KEDA,        /* an annotation; until the recovery has ended */
+    RECONCILER_CANNOT, /* nothing of it can be suspended by Tidemark */
+    RECONCILER_FLUX,   /* spec.suspend */
+    RECONCILER_ARGO,   /* spec.syncPolicy.automated, taken out */
+    RECONCILER_KEDA,   /* an annotation; until the recovery has ended */
 };
 
 struct reconciler_kind {
-    const char *reconciler;           /* as it is called: "Flux Kustomization" */
+    const char *reconciler; /* as it is called: "Flux Kustomization" */
     enum reconciler_way way;
-    const char *group, *kind;         /* of its own objects; NULL: has none that counts */
-    const char *versions[4];          /* newest first */
-    bool reverts;                     /* it puts a newer state back by itself */
+    const char *group, *kind; /* of its own objects; NULL: has none that counts */
+    const char *versions[4];  /* newest first */
+    bool reverts;             /* it puts a newer state back by itself */
     const char *remedy;
 };
 struct reconciler {
     const struct reconciler_kind *kind;
-    char name[RECONCILER_NAME_BYTES]; /* "": not told */
+    char name[RECONCILER_NAME_BYTES];           /* "": not told */
     char namespace[RECONCILER_NAMESPACE_BYTES]; /* "": not told */
 };
 
-/* Who rules the object, by labels, annotations, owners, and field managers (which only raw objects have): the one that
- * counts when several left their marks. False: nobody known. `id`: the object's. */
+/* Who rules the object, by labels, annotations, owners, and field managers (which only raw objects have): the
+ * one that counts when several left their marks. False: nobody known. `id`: the object's. */
 bool reconciler_of(const json_t *object, const struct object_id *id, struct reconciler *ret);
-/* Whether the object is itself one that sets replicas, whatever is put there (HorizontalPodAutoscaler, KEDA). */
+/* Whether the object is itself one that sets replicas, whatever is put there (HorizontalPodAutoscaler, KEDA).
+ */
 bool reconciler_autoscaler(const struct object_id *id, struct reconciler *ret);
 /* By status.reconcilers' name; NULL: not known. */
 const struct reconciler_kind *reconciler_named(const char *reconciler);
@@ -63,16 +65,18 @@ int reconciler_resume(const struct reconciler_kind *kind, json_t *object);
 const char *reconciler_revision(const struct reconciler_kind *kind, const json_t *object);
 /* Eight digits that change when what the object asks for does. */
 void reconciler_spec_hash(const json_t *object, char text[9]);
-/* Where its object says it takes things from; false: nowhere that can be asked. The versions are to be tried. */
+/* Where its object says it takes things from; false: nowhere that can be asked. The versions are to be tried.
+ */
 bool reconciler_source(const struct reconciler_kind *kind, const json_t *object, struct object_id *ret,
                        const char *const **ret_versions);
-/* Whether what it would apply when it goes on is still what was rewound away. `object` as it is now; `source`: that of
- * reconciler_source, or NULL; `revision`, `spec_hash`: as noted by the recovery. `why` says what is to be done. */
+/* Whether what it would apply when it goes on is still what was rewound away. `object` as it is now;
+ * `source`: that of reconciler_source, or NULL; `revision`, `spec_hash`: as noted by the recovery. `why` says
+ * what is to be done. */
 bool reconciler_differs(const struct reconciler_kind *kind, const json_t *object, const json_t *source,
                         const char *revision, const char *spec_hash, char why[RECONCILER_TEXT_BYTES]);
 
-/* Of the objects of a set: sorted, one entry a reconciler, [{"reconciler", "name", "namespace", "objects": N, "reverts",
- * "remedy"}]. */
+/* Of the objects of a set: sorted, one entry a reconciler, [{"reconciler", "name", "namespace", "objects": N,
+ * "reverts", "remedy"}]. */
 int reconcilers_of_set(const json_t *set, json_t **ret, struct error *err) MUST_CHECK;
 
 #endif

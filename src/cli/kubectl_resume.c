@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Lets those go on that a rewind suspended (app/reconcilers.h), once Git does not have any more what was rewound away. It is
- * done with the user's own rights; the annotation on the Recovery tells the controller. */
+/* Lets those go on that a rewind suspended (app/reconcilers.h), once Git does not have any more what was
+ * rewound away. It is done with the user's own rights; the annotation on the Recovery tells the controller.
+ */
 #include <errno.h>
 #include <string.h>
 
@@ -44,7 +45,8 @@ static bool is_known(const struct resume *s, const json_t *entry)
     json_t *one;
     json_array_foreach(s->found, i, one)
     {
-        if (json_equal(json_object_get(json_object_get(one, "entry"), "object"), json_object_get(entry, "object")))
+        if (json_equal(json_object_get(json_object_get(one, "entry"), "object"),
+                       json_object_get(entry, "object")))
             return true;
     }
     return false;
@@ -66,8 +68,8 @@ static enum cli_exit collect(struct resume *s, const json_t *recoveries)
         {
             struct error err = ERROR_INIT;
             _cleanup_json_ json_t *object = NULL;
-            if (!is_diverged(recovery) || strcmp(cli_field_text(entry, "state", ""), "Suspended") != 0 || is_known(s, entry) ||
-                !reconciler_named(cli_field_text(entry, "reconciler", "")))
+            if (!is_diverged(recovery) || strcmp(cli_field_text(entry, "state", ""), "Suspended") != 0 ||
+                is_known(s, entry) || !reconciler_named(cli_field_text(entry, "reconciler", "")))
                 continue;
             int r = get_entry(s, entry, &object, &err);
             if (r < 0 && r != -ENOENT)
@@ -80,8 +82,8 @@ static enum cli_exit collect(struct resume *s, const json_t *recoveries)
 
 /* ---- whether Git differs ---- */
 
-static int get_source(struct resume *s, const struct reconciler_kind *kind, const json_t *object, json_t **ret,
-                      struct error *err)
+static int get_source(struct resume *s, const struct reconciler_kind *kind, const json_t *object,
+                      json_t **ret, struct error *err)
 {
     struct object_id id;
     const char *const *versions;
@@ -119,7 +121,8 @@ static enum cli_exit check(struct resume *s)
     }
     if (!length || cli_options_flag(s->k->cli, "force"))
         return CLI_EXIT_OK;
-    return cli_output_fail(s->k->cli, CLI_EXIT_REFUSED, "--force lets it put that back all the same", "%s: %s", s->what, text);
+    return cli_output_fail(s->k->cli, CLI_EXIT_REFUSED, "--force lets it put that back all the same",
+                           "%s: %s", s->what, text);
 }
 
 /* ---- letting go ---- */
@@ -153,11 +156,13 @@ static enum cli_exit tell(struct resume *s, const json_t *recovery)
     struct error err = ERROR_INIT;
     char now[CLOCK_TEXT_BYTES];
     clock_format_rfc3339(clock_realtime_ns(clock_system()), now);
-    _cleanup_json_ json_t *patch = json_pack("{s:{s:{s:s}}}", "metadata", "annotations", RECOVERY_RESUMED_ANNOTATION, now);
+    _cleanup_json_ json_t *patch =
+        json_pack("{s:{s:{s:s}}}", "metadata", "annotations", RECOVERY_RESUMED_ANNOTATION, now);
     const struct kube_target target = {.resource = &kubectl_recoveries,
                                        .namespace = kube_object_namespace(recovery),
                                        .name = kube_object_name(recovery)};
-    int r = is_diverged(recovery) ? kube_patch(s->k->client, &target, KUBE_PATCH_MERGE, patch, NULL, &err) : 0;
+    int r =
+        is_diverged(recovery) ? kube_patch(s->k->client, &target, KUBE_PATCH_MERGE, patch, NULL, &err) : 0;
     return r == 0 || r == -ENOENT ? CLI_EXIT_OK : kubectl_fail(s->k, s->what, &err);
 }
 
@@ -179,7 +184,8 @@ static enum cli_exit resume_all(struct resume *s, json_t *answers)
         json_array_append_new(answers, json_pack("{s:s, s:s, s:b}", "reconciler", text, "object",
                                                  cli_field_text(entry, "object", ""), "resumed", r == 0));
         if (s->k->cli->format == CLI_FORMAT_TABLE)
-            cli_output_say(s->k->cli, r == 0 ? "%s goes on" : "%s was not suspended any more, or is gone", text);
+            cli_output_say(s->k->cli, r == 0 ? "%s goes on" : "%s was not suspended any more, or is gone",
+                           text);
     }
     return CLI_EXIT_OK;
 }
@@ -205,7 +211,8 @@ static enum cli_exit run(struct cli *cli)
     if (code == CLI_EXIT_OK)
         code = collect(&s, recoveries);
     if (code == CLI_EXIT_OK && json_array_size(found) == 0 && cli->format == CLI_FORMAT_TABLE)
-        cli_output_say(cli, "%s/%s: no recovery suspended anything that still is", member.namespace, member.name);
+        cli_output_say(cli, "%s/%s: no recovery suspended anything that still is", member.namespace,
+                       member.name);
     if (code == CLI_EXIT_OK)
         code = check(&s);
     if (code == CLI_EXIT_OK)
@@ -222,10 +229,11 @@ static enum cli_exit run(struct cli *cli)
 const struct cli_command kubectl_resume = {
     .name = "resume",
     .summary = "let Argo CD or Flux go on, which a rewind suspended",
-    .description = "A rewind suspends those who would put the newer state back from Git (Flux, Argo CD), and\n"
-                   "they stay so. This lets them go on, as they were before. It is refused while Git still has\n"
-                   "what was rewound away: the error names the revision to revert. Flux: as long as the source\n"
-                   "has the revision that was applied last; Argo CD: as long as the Application is not Synced.",
+    .description =
+        "A rewind suspends those who would put the newer state back from Git (Flux, Argo CD), and\n"
+        "they stay so. This lets them go on, as they were before. It is refused while Git still has\n"
+        "what was rewound away: the error names the revision to revert. Flux: as long as the source\n"
+        "has the revision that was applied last; Argo CD: as long as the Application is not Synced.",
     .operands = (const struct cli_operand[]){{"NAMESPACE/NAME", .kind = CLI_KIND_MEMBER}, {0}},
     .options =
         (const struct cli_option[]){

@@ -147,7 +147,8 @@ static void put_conditions(struct scrape *s)
 {
     size_t i, k;
     json_t *papp, *condition;
-    head(s->out, "tidemark_application_condition", "Whether a condition of the application holds (1) or not (0): alarms are those at 0.");
+    head(s->out, "tidemark_application_condition",
+         "Whether a condition of the application holds (1) or not (0): alarms are those at 0.");
     json_array_foreach(s->applications, i, papp)
     {
         json_array_foreach(json_object_get(json_object_get(papp, "status"), "conditions"), k, condition)
@@ -174,10 +175,14 @@ static void put_objects(struct scrape *s)
         {
             struct object_store_status status;
             struct error ignored = ERROR_INIT;
-            if (object_store_status(s->c->store, kube_object_namespace(papp), kube_object_name(papp), &status, &ignored) < 0)
+            if (object_store_status(s->c->store, kube_object_namespace(papp), kube_object_name(papp), &status,
+                                    &ignored) < 0)
                 continue;
             of_application(s->out, names[n][0], papp);
-            fprintf(s->out, "} %zu\n", n == 0 ? status.objects : n == 1 ? status.pending : (size_t)(status.error[0] != '\0'));
+            fprintf(s->out, "} %zu\n",
+                    n == 0   ? status.objects
+                    : n == 1 ? status.pending
+                             : (size_t)(status.error[0] != '\0'));
         }
     }
 }
@@ -195,7 +200,8 @@ static double seconds_since(const char *time)
 static void put_streams(struct scrape *s)
 {
     static const char *const names[][2] = {
-        {"tidemark_capture_lag_seconds", "The newest writes of its volumes that a loss of power could take from the history."},
+        {"tidemark_capture_lag_seconds",
+         "The newest writes of its volumes that a loss of power could take from the history."},
         {"tidemark_history_seconds", "How far back all its volumes reach."}};
     const char *key;
     json_t *told, *stream, *papp;
@@ -218,7 +224,8 @@ static void put_streams(struct scrape *s)
             fprintf(s->out, "} %.3f\n", value);
         }
     }
-    head(s->out, "tidemark_stream_state", "The state of a stream of volumes: any but protected needs a look.");
+    head(s->out, "tidemark_stream_state",
+         "The state of a stream of volumes: any but protected needs a look.");
     json_object_foreach(s->c->placements.told, key, told)
     {
         json_array_foreach(json_object_get(told, "streams"), i, stream)
@@ -275,7 +282,8 @@ static void put_all(struct scrape *s)
     put_objects(s);
     put_streams(s);
     put_recoveries(s);
-    head(s->out, "tidemark_controller_queue_keys", "Keys that the reconcilers have before them, those of later times among them.");
+    head(s->out, "tidemark_controller_queue_keys",
+         "Keys that the reconcilers have before them, those of later times among them.");
     fprintf(s->out, "tidemark_controller_queue_keys %zu\n", kube_queue_count(s->c->queue));
 }
 

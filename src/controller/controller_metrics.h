@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* GET /metrics of the controller: what nothing protects, applications, their streams and objects, recoveries, schedules.
- * From what informers and reconcilers know: a scrape asks nobody. Replicas that do not lead tell that alone.
+/* GET /metrics of the controller: what nothing protects, applications, their streams and objects, recoveries,
+ * schedules. From what informers and reconcilers know: a scrape asks nobody. Replicas that do not lead tell
+ * that alone.
  *
  * Threads: controller_metrics_text from any. */
 #ifndef TIDEMARK_CONTROLLER_CONTROLLER_METRICS_H

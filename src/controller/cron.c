@@ -37,8 +37,8 @@ static int parse_value(unsigned field, const char *text, unsigned *ret, struct e
             return 0;
         }
     if (units_parse_u64(text, fields[field].high, &value, &ignored) < 0 || value < fields[field].low)
-        return error_set(err, -EINVAL, "the %s '%s': from %u to %u", fields[field].name, text, fields[field].low,
-                         fields[field].high);
+        return error_set(err, -EINVAL, "the %s '%s': from %u to %u", fields[field].name, text,
+                         fields[field].low, fields[field].high);
     *ret = (unsigned)value;
     return 0;
 }
@@ -65,7 +65,8 @@ static int parse_item(unsigned field, char *text, uint64_t *set, struct error *e
         if ((r = parse_value(field, text, &low, err)) == 0)
             r = parse_value(field, dash + 1, &high, err);
         if (r == 0 && low > high)
-            r = error_set(err, -EINVAL, "the %s from %s to %s: that is backwards", fields[field].name, text, dash + 1);
+            r = error_set(err, -EINVAL, "the %s from %s to %s: that is backwards", fields[field].name, text,
+                          dash + 1);
     } else {
         r = parse_value(field, text, &low, err);
         high = slash ? high : low;
@@ -93,9 +94,10 @@ static int parse_field(unsigned field, char *text, uint64_t *ret, struct error *
 
 static const char *of_name(const char *text)
 {
-    static const char *const named[][2] = {
-        {"@hourly", "0 * * * *"},  {"@daily", "0 0 * * *"},   {"@midnight", "0 0 * * *"}, {"@weekly", "0 0 * * 0"},
-        {"@monthly", "0 0 1 * *"}, {"@yearly", "0 0 1 1 *"}, {"@annually", "0 0 1 1 *"}};
+    static const char *const named[][2] = {{"@hourly", "0 * * * *"},   {"@daily", "0 0 * * *"},
+                                           {"@midnight", "0 0 * * *"}, {"@weekly", "0 0 * * 0"},
+                                           {"@monthly", "0 0 1 * *"},  {"@yearly", "0 0 1 1 *"},
+                                           {"@annually", "0 0 1 1 *"}};
     for (size_t i = 0; i < sizeof named / sizeof *named; i++)
         if (strcasecmp(text, named[i][0]) == 0)
             return named[i][1];
@@ -123,10 +125,11 @@ int cron_parse(const char *text, struct cron *ret, struct error *err)
         count++;
     }
     if (count != FIELDS)
-        return error_set(err, -EINVAL,
-                         "the schedule '%s' needs five fields, minute hour day-of-month month day-of-week, such as "
-                         "'*/15 * * * *'",
-                         text);
+        return error_set(
+            err, -EINVAL,
+            "the schedule '%s' needs five fields, minute hour day-of-month month day-of-week, such as "
+            "'*/15 * * * *'",
+            text);
     *ret = (struct cron){.minutes = sets[0],
                          .hours = (uint32_t)sets[1],
                          .days = (uint32_t)sets[2],

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Those who would put the newer state back after a rewind: named in the plan, suspended before anything is changed, and
- * left so (app/reconcilers.h). status.reconcilers has each with its `state`:
+/* Those who would put the newer state back after a rewind: named in the plan, suspended before anything is
+ * changed, and left so (app/reconcilers.h). status.reconcilers has each with its `state`:
+ *
  *   Ignored        it puts nothing back by itself, or nothing of its objects changes
  *   Stopped        somebody suspended it before
  *   CannotSuspend  `message` says why; refused without force
  *   ToSuspend -> Suspended -> Resumed
+ *
  * The condition GitDiverged says what has to be reverted in Git; `kubectl tidemark resume` ends it. */
 #include "app/objects.h"
 #include "app/reconcilers.h"
@@ -39,8 +41,8 @@ static json_t *entry_of(json_t *found, const struct reconciler *r)
     reconciler_text(r, key);
     json_t *entry = json_object_get(found, key);
     if (!entry) {
-        entry = json_pack("{s:s, s:s, s:s, s:i, s:i, s:b, s:s, s:s, s:[]}", "reconciler", r->kind->reconciler, "name",
-                          r->name, "namespace", r->namespace, "objects", 0, "changed", 0, "reverts",
+        entry = json_pack("{s:s, s:s, s:s, s:i, s:i, s:b, s:s, s:s, s:[]}", "reconciler", r->kind->reconciler,
+                          "name", r->name, "namespace", r->namespace, "objects", 0, "changed", 0, "reverts",
                           (int)r->kind->reverts, "remedy", r->kind->remedy, "state", "Ignored", "changes");
         json_object_set_new(found, key, entry);
     }
@@ -81,19 +83,25 @@ static int look_at_entry(struct recovery_run *run, struct recovery_entry *e, jso
 
 /* The reconciler's own object, with the rights of whoever asked. -ENOENT, -EACCES. */
 static int find_object(struct recovery_run *run, const struct reconciler_kind *kind, const char *name,
-                       const char *namespace, char journal_name[OBJECT_NAME_BYTES], json_t **ret, struct error *err)
+                       const char *namespace, char journal_name[OBJECT_NAME_BYTES], json_t **ret,
+                       struct error *err)
 {
     const char *const places[] = {namespace, kind->way == RECONCILER_ARGO ? "argocd" : run->target_namespace,
                                   run->target_namespace};
     int r = -ENOENT;
     for (size_t v = 0; v < sizeof kind->versions / sizeof *kind->versions && kind->versions[v]; v++) {
         bool known = false;
-        r = run->c->cluster->knows(run->c->cluster_context, kind->group, kind->versions[v], kind->kind, &known, err);
+        r = run->c->cluster->knows(run->c->cluster_context, kind->group, kind->versions[v], kind->kind,
+                                   &known, err);
         if (r < 0)
             return r;
-        for (size_t p = namespace[0] ? 0 : 1; known && p < (namespace[0] ? 1 : sizeof places / sizeof *places); p++) {
-            struct object_id id = {.group = kind->group, .version = kind->versions[v], .kind = kind->kind,
-                                   .namespace = places[p], .name = name};
+        for (size_t p = namespace[0] ? 0 : 1;
+             known && p < (namespace[0] ? 1 : sizeof places / sizeof *places); p++) {
+            struct object_id id = {.group = kind->group,
+                                   .version = kind->versions[v],
+                                   .kind = kind->kind,
+                                   .namespace = places[p],
+                                   .name = name};
             r = object_journal_name(&id, journal_name, err);
             if (r == 0)
                 r = run->c->cluster->get(run->c->cluster_context, journal_name, ret, err);
@@ -103,10 +111,12 @@ static int find_object(struct recovery_run *run, const struct reconciler_kind *k
         if (known)
             break;
     }
-    return error_set(err, -ENOENT, "there is no %s '%s' of %s that could be suspended", kind->kind, name, kind->group);
+    return error_set(err, -ENOENT, "there is no %s '%s' of %s that could be suspended", kind->kind, name,
+                     kind->group);
 }
 
-static void note_object(json_t *entry, const struct reconciler_kind *kind, const char *name, const json_t *object)
+static void note_object(json_t *entry, const struct reconciler_kind *kind, const char *name,
+                        const json_t *object)
 {
     char hash[9];
     reconciler_spec_hash(object, hash);
@@ -131,7 +141,8 @@ static int judge(struct recovery_run *run, json_t *entry, struct error *err)
                                                  : "which one it is, its objects do not say");
         return 0;
     }
-    int r = find_object(run, kind, json_text(entry, "name"), json_text(entry, "namespace"), name, &object, &why);
+    int r =
+        find_object(run, kind, json_text(entry, "name"), json_text(entry, "namespace"), name, &object, &why);
     if (r == -ENOENT || r == -EACCES || r == -EINVAL) {
         snprintf(message, sizeof message, "%.600s", why.message);
         set_state(entry, keda ? "Ignored" : "CannotSuspend", message);
@@ -192,12 +203,13 @@ int recovery_plan_reconcilers(struct recovery_run *run, const char **ret_reason,
         if (!has_state(one, "CannotSuspend"))
             continue;
         *ret_reason = "ReconcilerWouldRevert";
-        return error_set(err, -EPERM,
-                         "%s '%s' would put the newer state back (%lld objects), and it is not suspended: %.300s. %s; or "
-                         "make the recovery with force: true",
-                         json_text(one, "reconciler"), json_text(one, "name"),
-                         (long long)json_integer_value(json_object_get(one, "changed")), json_text(one, "message"),
-                         json_text(one, "remedy"));
+        return error_set(
+            err, -EPERM,
+            "%s '%s' would put the newer state back (%lld objects), and it is not suspended: %.300s. %s; or "
+            "make the recovery with force: true",
+            json_text(one, "reconciler"), json_text(one, "name"),
+            (long long)json_integer_value(json_object_get(one, "changed")), json_text(one, "message"),
+            json_text(one, "remedy"));
     }
     return 0;
 }
@@ -231,7 +243,8 @@ static bool is_ours(const json_t *object, const char *by)
            strcmp(json_text(memory, "by"), by) == 0;
 }
 
-/* Changes the reconciler's object; repeated when others change it, too. 1: another recovery suspended it, and it stays so. */
+/* Changes the reconciler's object; repeated when others change it, too. 1: another recovery suspended it, and
+ * it stays so. */
 static int change(struct recovery_run *run, const json_t *entry, bool suspend, struct error *err)
 {
     const struct reconciler_kind *kind = reconciler_named(json_text(entry, "reconciler"));
@@ -266,25 +279,28 @@ static void say_diverged(struct recovery_run *run)
     {
         if (!has_state(one, "Suspended") || !json_is_true(json_object_get(one, "reverts")) || length > 1200)
             continue;
-        length += (size_t)snprintf(message + length, sizeof message - length, "%s%s %.63s%s%.100s is suspended%s%.80s; it would change ",
-                                   length ? ". " : "", json_text(one, "reconciler"), json_text(one, "namespace"),
-                                   json_text(one, "namespace")[0] ? "/" : "", json_text(one, "name"),
-                                   json_text(one, "revision")[0] ? " at the revision " : "", json_text(one, "revision"));
+        length += (size_t)snprintf(
+            message + length, sizeof message - length,
+            "%s%s %.63s%s%.100s is suspended%s%.80s; it would change ", length ? ". " : "",
+            json_text(one, "reconciler"), json_text(one, "namespace"),
+            json_text(one, "namespace")[0] ? "/" : "", json_text(one, "name"),
+            json_text(one, "revision")[0] ? " at the revision " : "", json_text(one, "revision"));
         json_array_foreach(json_object_get(one, "changes"), k, object)
         {
             if (k < 3)
-                length += (size_t)snprintf(message + length, sizeof message - length, "%s%.100s", k ? ", " : "",
-                                           json_string_value(object));
+                length += (size_t)snprintf(message + length, sizeof message - length, "%s%.100s",
+                                           k ? ", " : "", json_string_value(object));
         }
         json_int_t changed = json_integer_value(json_object_get(one, "changed"));
         if (changed > 3)
-            length += (size_t)snprintf(message + length, sizeof message - length, " and %lld more", (long long)changed - 3);
+            length += (size_t)snprintf(message + length, sizeof message - length, " and %lld more",
+                                       (long long)changed - 3);
     }
     if (length == 0)
         return;
     snprintf(message + length, sizeof message - length,
-             ". Revert that in Git; then `kubectl tidemark resume %.63s/%.200s` lets it go on", run->source_namespace,
-             run->application);
+             ". Revert that in Git; then `kubectl tidemark resume %.63s/%.200s` lets it go on",
+             run->source_namespace, run->application);
     recovery_condition(run, "GitDiverged", true, "Suspended", message);
 }
 
@@ -305,10 +321,11 @@ int recovery_suspend(struct recovery_run *run, struct error *err)
             continue;
         }
         if (refused)
-            return error_set(err, -EPERM,
-                             "%s '%s' would put the newer state back, and it cannot be suspended: %.400s. Have it "
-                             "suspended by somebody who may, or make the recovery with force: true",
-                             json_text(one, "reconciler"), json_text(one, "name"), why.message);
+            return error_set(
+                err, -EPERM,
+                "%s '%s' would put the newer state back, and it cannot be suspended: %.400s. Have it "
+                "suspended by somebody who may, or make the recovery with force: true",
+                json_text(one, "reconciler"), json_text(one, "name"), why.message);
         if (r < 0) {
             *err = why;
             return r;
@@ -359,12 +376,14 @@ int recovery_let_go(struct recovery_run *run, bool all, struct error *err)
         if (r > 0)
             continue;
         if (r < 0)
-            return error_context(err, "%s '%s' stays suspended", json_text(one, "reconciler"), json_text(one, "name"));
+            return error_context(err, "%s '%s' stays suspended", json_text(one, "reconciler"),
+                                 json_text(one, "name"));
         set_state(one, "Resumed", NULL);
         some = some || !keda;
     }
     if (some)
-        recovery_condition(run, "GitDiverged", false, "Resumed", "nothing was changed, and what was suspended goes on");
+        recovery_condition(run, "GitDiverged", false, "Resumed",
+                           "nothing was changed, and what was suspended goes on");
     return 0;
 }
 
@@ -389,5 +408,6 @@ bool recovery_note_resumed(json_t *recovery, const struct clock *clock)
         if (has_state(one, "Suspended"))
             set_state(one, "Resumed", NULL);
     }
-    return recovery_condition(&run, "GitDiverged", false, "Resumed", "what was suspended goes on (kubectl tidemark resume)") == 0;
+    return recovery_condition(&run, "GitDiverged", false, "Resumed",
+                              "what was suspended goes on (kubectl tidemark resume)") == 0;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Whether what a recovery makes fits into the ResourceQuotas and LimitRanges of the namespace that it goes to: what it adds
- * (made, and changed to more) less what it takes away, against what the quotas leave. Quotas with scopes are left to the
- * API server: which pods they count is not known before there are pods. */
+/* Whether what a recovery makes fits into the ResourceQuotas and LimitRanges of the namespace that it goes
+ * to: what it adds (made, and changed to more) less what it takes away, against what the quotas leave. Quotas
+ * with scopes are left to the API server: which pods they count is not known before there are pods. */
 #include "app/objects.h"
 #include "controller/recovery_internal.h"
 
@@ -14,10 +14,10 @@ static long double quantity(const json_t *value)
     static const struct {
         const char *suffix;
         long double factor;
-    } suffixes[] = {{"", 1},           {"n", 1e-9L},       {"u", 1e-6L},        {"m", 1e-3L},
-                    {"k", 1e3L},       {"M", 1e6L},        {"G", 1e9L},         {"T", 1e12L},
-                    {"P", 1e15L},      {"E", 1e18L},       {"Ki", 1024.0L},     {"Mi", 1048576.0L},
-                    {"Gi", 0x1p30L},   {"Ti", 0x1p40L},    {"Pi", 0x1p50L},     {"Ei", 0x1p60L}};
+    } suffixes[] = {{"", 1},         {"n", 1e-9L},    {"u", 1e-6L},    {"m", 1e-3L},
+                    {"k", 1e3L},     {"M", 1e6L},     {"G", 1e9L},     {"T", 1e12L},
+                    {"P", 1e15L},    {"E", 1e18L},    {"Ki", 1024.0L}, {"Mi", 1048576.0L},
+                    {"Gi", 0x1p30L}, {"Ti", 0x1p40L}, {"Pi", 0x1p50L}, {"Ei", 0x1p60L}};
     if (json_is_number(value))
         return (long double)json_number_value(value);
     const char *text = json_string_value(value);
@@ -35,7 +35,8 @@ static void format(const char *resource, long double amount, char text[48])
     static const char *const units[] = {"", "Ki", "Mi", "Gi", "Ti", "Pi"};
     bool bytes = strstr(resource, "storage") || strstr(resource, "memory");
     unsigned unit = 0;
-    while (bytes && unit < 5 && amount >= 1024 && (long double)(unsigned long long)(amount / 1024) * 1024 == amount) {
+    while (bytes && unit < 5 && amount >= 1024 &&
+           (long double)(unsigned long long)(amount / 1024) * 1024 == amount) {
         amount /= 1024;
         unit++;
     }
@@ -62,14 +63,15 @@ static long double pods_of(const json_t *object, const char *kind)
     const json_t *replicas = json_object_get(json_object_get(object, "spec"), "replicas");
     if (strcmp(kind, "Pod") == 0)
         return 1;
-    if (strcmp(kind, "Deployment") != 0 && strcmp(kind, "StatefulSet") != 0 && strcmp(kind, "ReplicaSet") != 0 &&
-        strcmp(kind, "ReplicationController") != 0)
+    if (strcmp(kind, "Deployment") != 0 && strcmp(kind, "StatefulSet") != 0 &&
+        strcmp(kind, "ReplicaSet") != 0 && strcmp(kind, "ReplicationController") != 0)
         return 0;
     return json_is_integer(replicas) ? (long double)json_integer_value(replicas) : 1;
 }
 
 /* Of a container: what it asks for, else what limits it, else the namespace's default. */
-static long double of_container(const json_t *container, const char *what, const char *resource, const json_t *defaults)
+static long double of_container(const json_t *container, const char *what, const char *resource,
+                                const json_t *defaults)
 {
     const json_t *resources = json_object_get(container, "resources");
     long double amount = quantity(json_object_get(json_object_get(resources, what), resource));
@@ -82,15 +84,16 @@ static long double of_container(const json_t *container, const char *what, const
 
 static void add_pods(json_t *demand, const json_t *spec, long double pods, const json_t *defaults)
 {
-    static const char *const whats[] = {"requests", "limits"}, *const resources[] = {"cpu", "memory", "ephemeral-storage"};
+    static const char *const whats[] = {"requests", "limits"}, *const resources[] = {"cpu", "memory",
+                                                                                     "ephemeral-storage"};
     size_t i;
     json_t *container;
     char key[64];
     for (int w = 0; w < 2; w++)
         for (int k = 0; k < 3; k++) {
             long double sum = 0, first = 0;
-            json_array_foreach(json_object_get(spec, "containers"), i, container)
-                sum += of_container(container, whats[w], resources[k], defaults);
+            json_array_foreach(json_object_get(spec, "containers"), i, container) sum +=
+                of_container(container, whats[w], resources[k], defaults);
             json_array_foreach(json_object_get(spec, "initContainers"), i, container)
             {
                 long double one = of_container(container, whats[w], resources[k], defaults);
@@ -108,7 +111,8 @@ static void add_pods(json_t *demand, const json_t *spec, long double pods, const
 static void add_claim(json_t *demand, const json_t *object)
 {
     const json_t *spec = json_object_get(object, "spec");
-    long double size = quantity(json_object_get(json_object_get(json_object_get(spec, "resources"), "requests"), "storage"));
+    long double size =
+        quantity(json_object_get(json_object_get(json_object_get(spec, "resources"), "requests"), "storage"));
     const char *class = json_text(spec, "storageClassName");
     char key[400];
     size = size < 0 ? 0 : size;
@@ -191,7 +195,8 @@ static json_t *defaults_of(const json_t *live)
         {
             if (strcmp(json_text(limit, "type"), "Container") != 0)
                 continue;
-            json_t *requests = json_object_get(limit, "defaultRequest"), *limits = json_object_get(limit, "default");
+            json_t *requests = json_object_get(limit, "defaultRequest"),
+                   *limits = json_object_get(limit, "default");
             if (limits) {
                 json_object_update(json_object_get(defaults, "limits"), limits);
                 json_object_update(json_object_get(defaults, "requests"), limits);
@@ -215,7 +220,8 @@ static bool breaks(const json_t *limit, const char *resource, long double low, l
         return false;
     format(resource, less ? low : high, is);
     format(resource, less ? min : max, bound);
-    snprintf(why, LIMITS_MESSAGE_BYTES, "%s of %s, and %s %s is allowed", is, resource, less ? "at least" : "at most", bound);
+    snprintf(why, LIMITS_MESSAGE_BYTES, "%s of %s, and %s %s is allowed", is, resource,
+             less ? "at least" : "at most", bound);
     return true;
 }
 
@@ -231,23 +237,25 @@ static bool breaks_limit(const json_t *limit, const json_t *object, const char *
     if (object_id_parse(name, &id, &unused) < 0)
         return false;
     if (strcmp(type, "PersistentVolumeClaim") == 0 && strcmp(id.kind, type) == 0) {
-        const json_t *requests = json_object_get(json_object_get(json_object_get(object, "spec"), "resources"), "requests");
+        const json_t *requests =
+            json_object_get(json_object_get(json_object_get(object, "spec"), "resources"), "requests");
         long double size = quantity(json_object_get(requests, "storage"));
         return size >= 0 && breaks(limit, "storage", size, size, why);
     }
     if (strcmp(type, "Container") != 0 || pods_of(object, id.kind) <= 0)
         return false;
-    json_array_foreach(json_object_get(pod_spec(object, id.kind), "containers"), i, container)
-        for (int k = 0; k < 2; k++)
-        {
-            if (breaks(limit, resources[k], of_container(container, "requests", resources[k], defaults),
-                       of_container(container, "limits", resources[k], defaults), why))
-                return true;
-        }
+    json_array_foreach(json_object_get(pod_spec(object, id.kind), "containers"), i,
+                       container) for (int k = 0; k < 2; k++)
+    {
+        if (breaks(limit, resources[k], of_container(container, "requests", resources[k], defaults),
+                   of_container(container, "limits", resources[k], defaults), why))
+            return true;
+    }
     return false;
 }
 
-static int check_limits(struct recovery_run *run, const json_t *range, const json_t *defaults, struct error *err)
+static int check_limits(struct recovery_run *run, const json_t *range, const json_t *defaults,
+                        struct error *err)
 {
     const json_t *limits = json_object_get(json_object_get(range, "spec"), "limits");
     size_t k;
@@ -261,9 +269,11 @@ static int check_limits(struct recovery_run *run, const json_t *range, const jso
         {
             if (breaks_limit(limit, json_object_get(run->wanted, e->name), e->name, defaults, why))
                 return error_set(err, -EDQUOT,
-                                 "the LimitRange %s of the namespace %s would refuse %s: it has %s. Change the LimitRange, "
+                                 "the LimitRange %s of the namespace %s would refuse %s: it has %s. Change "
+                                 "the LimitRange, "
                                  "or take another namespace",
-                                 json_text(json_object_get(range, "metadata"), "name"), run->target_namespace, e->name, why);
+                                 json_text(json_object_get(range, "metadata"), "name"), run->target_namespace,
+                                 e->name, why);
         }
     }
     return 0;
@@ -282,7 +292,8 @@ static int check_quota(struct recovery_run *run, const json_t *quota, const json
         return 0;
     json_object_foreach(json_object_get(spec, "hard"), resource, hard)
     {
-        long double need = (long double)json_real_value(json_object_get(demand, resource)), most = quantity(hard),
+        long double need = (long double)json_real_value(json_object_get(demand, resource)),
+                    most = quantity(hard),
                     used = quantity(json_object_get(json_object_get(status, "used"), resource));
         long double left = most - (used < 0 ? 0 : used);
         if (need <= 0 || most < 0 || need <= left * (1 + 1e-12L) + 1e-9L)
@@ -292,14 +303,16 @@ static int check_quota(struct recovery_run *run, const json_t *quota, const json
         format(resource, need, needs);
         format(resource, left < 0 ? 0 : left, leaves);
         format(resource, most, whole);
-        length += (size_t)snprintf(message + length, sizeof message - length, "%s%s more of %.100s are needed, and %s of %s are left",
+        length += (size_t)snprintf(message + length, sizeof message - length,
+                                   "%s%s more of %.100s are needed, and %s of %s are left",
                                    lacks > 1 ? "; " : "", needs, resource, leaves, whole);
         length = length < sizeof message ? length : sizeof message - 1;
     }
     if (lacks == 0)
         return 0;
     return error_set(err, -EDQUOT,
-                     "the ResourceQuota %s of the namespace %s is too small: %s. Raise it (kubectl -n %s edit resourcequota "
+                     "the ResourceQuota %s of the namespace %s is too small: %s. Raise it (kubectl -n %s "
+                     "edit resourcequota "
                      "%s), make room, or take another namespace",
                      json_text(json_object_get(quota, "metadata"), "name"), run->target_namespace, message,
                      run->target_namespace, json_text(json_object_get(quota, "metadata"), "name"));
@@ -309,7 +322,8 @@ static void add_all(json_t *sum, json_t *demand, int sign)
 {
     const char *resource;
     json_t *amount;
-    json_object_foreach(demand, resource, amount) add(sum, resource, sign * (long double)json_real_value(amount));
+    json_object_foreach(demand, resource, amount)
+        add(sum, resource, sign * (long double)json_real_value(amount));
     json_decref(demand);
 }
 

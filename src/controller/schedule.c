@@ -103,7 +103,8 @@ static int64_t last_before(const struct schedule *s, int64_t now_s)
     return now_s;
 }
 
-void schedule_decide(const struct schedule *s, const json_t *status, int64_t now_s, struct schedule_decision *ret)
+void schedule_decide(const struct schedule *s, const json_t *status, int64_t now_s,
+                     struct schedule_decision *ret)
 {
     int64_t next_s = parse_time(json_text(status, "nextTime")), coming_s = next_after(s, now_s);
     *ret = (struct schedule_decision){.next_s = coming_s};
@@ -118,7 +119,8 @@ void schedule_decide(const struct schedule *s, const json_t *status, int64_t now
         next_s += (int64_t)ret->missed * s->interval_s;
         ret->next_s = next_s + s->interval_s;
     } else {
-        for (int64_t t; ret->missed < SCHEDULE_STEPS_MAX && (t = next_after(s, next_s)) && t <= now_s; next_s = t)
+        for (int64_t t; ret->missed < SCHEDULE_STEPS_MAX && (t = next_after(s, next_s)) && t <= now_s;
+             next_s = t)
             ret->missed++;
         if (ret->missed == SCHEDULE_STEPS_MAX)
             next_s = last_before(s, now_s);
@@ -138,8 +140,8 @@ void schedule_name(const char *application, int64_t due_s, char name[SCHEDULE_NA
     struct tm t;
     time_t time = (time_t)due_s;
     gmtime_r(&time, &t);
-    snprintf(name, SCHEDULE_NAME_BYTES, "%.60s-%04d%02d%02d-%02d%02d%02d", application, t.tm_year + 1900, t.tm_mon + 1,
-             t.tm_mday, t.tm_hour, t.tm_min, t.tm_sec);
+    snprintf(name, SCHEDULE_NAME_BYTES, "%.60s-%04d%02d%02d-%02d%02d%02d", application, t.tm_year + 1900,
+             t.tm_mon + 1, t.tm_mday, t.tm_hour, t.tm_min, t.tm_sec);
 }
 
 /* ---- those that are there ---- */
@@ -197,8 +199,8 @@ const json_t *schedule_latest(const json_t *checkpoints, const char *application
     return best;
 }
 
-int schedule_expired(const struct schedule *s, const json_t *checkpoints, const char *application, int64_t now_s,
-                     json_t **ret, int64_t *ret_next_s, struct error *err)
+int schedule_expired(const struct schedule *s, const json_t *checkpoints, const char *application,
+                     int64_t now_s, json_t **ret, int64_t *ret_next_s, struct error *err)
 {
     size_t count = 0, i, good = 0, failed = 0;
     json_t **sorted = calloc(json_array_size(checkpoints) + 1, sizeof *sorted), *one, *out = json_array();

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Schedules of Checkpoints in the controller (schedule.h). An application's is looked at when it, its policy or one of its
- * Checkpoints changes, and at the next time that counts: nothing is polled. */
+/* Schedules of Checkpoints in the controller (schedule.h). An application's is looked at when it, its policy
+ * or one of its Checkpoints changes, and at the next time that counts: nothing is polled. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -79,10 +79,12 @@ static json_t *make_condition(struct look *l, bool good, const char *reason, con
     bool same = old && strcmp(json_text(old, "status"), status) == 0;
     schedule_time((int64_t)(clock_realtime_ns(clock_system()) / NS_PER_SECOND), now);
     if (!same || (!good && strcmp(json_text(old, "reason"), reason) != 0))
-        event_record(l->c, l->papp, good ? "Normal" : "Warning", good ? "CheckpointsScheduled" : reason, message);
-    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:O?}", "type", SCHEDULE_CONDITION, "status", status, "reason", reason, "message",
-                     message, "lastTransitionTime", same ? json_text(old, "lastTransitionTime") : now,
-                     "observedGeneration", json_object_get(json_object_get(l->papp, "metadata"), "generation"));
+        event_record(l->c, l->papp, good ? "Normal" : "Warning", good ? "CheckpointsScheduled" : reason,
+                     message);
+    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:O?}", "type", SCHEDULE_CONDITION, "status", status,
+                     "reason", reason, "message", message, "lastTransitionTime",
+                     same ? json_text(old, "lastTransitionTime") : now, "observedGeneration",
+                     json_object_get(json_object_get(l->papp, "metadata"), "generation"));
 }
 
 /* `condition` NULL: nothing of a schedule is left in the status. Takes the reference. */
@@ -94,8 +96,8 @@ static int write_status(struct look *l, json_t *condition, struct error *err)
     if (l->status)
         json_object_set(status, "checkpoints", l->status);
     _cleanup_json_ json_t *object =
-        json_pack("{s:s, s:s, s:{s:s, s:s}, s:O}", "apiVersion", API_VERSION, "kind", "ProtectedApplication", "metadata",
-                  "name", l->name, "namespace", l->namespace, "status", status);
+        json_pack("{s:s, s:s, s:{s:s, s:s}, s:O}", "apiVersion", API_VERSION, "kind", "ProtectedApplication",
+                  "metadata", "name", l->name, "namespace", l->namespace, "status", status);
     const struct kube_target target = {.resource = &controller_applications,
                                        .namespace = l->namespace,
                                        .name = l->name,
@@ -109,16 +111,16 @@ static int write_status(struct look *l, json_t *condition, struct error *err)
 /* ---- a run ---- */
 
 /* T1: one that is there already is this one. */
-static int make_checkpoint(struct look *l, const struct schedule *s, int64_t due_s, char name[SCHEDULE_NAME_BYTES],
-                           struct error *err)
+static int make_checkpoint(struct look *l, const struct schedule *s, int64_t due_s,
+                           char name[SCHEDULE_NAME_BYTES], struct error *err)
 {
     char at[32];
     schedule_name(l->name, due_s, name);
     schedule_time(due_s, at);
-    _cleanup_json_ json_t *object =
-        json_pack("{s:s, s:s, s:{s:s, s:s, s:{s:s}, s:{s:s}}, s:{s:s, s:b}}", "apiVersion", API_VERSION, "kind",
-                  "Checkpoint", "metadata", "name", name, "namespace", l->namespace, "labels", SCHEDULE_LABEL, "true",
-                  "annotations", SCHEDULE_AT, at, "spec", "application", l->name, "consistent", (int)s->consistent);
+    _cleanup_json_ json_t *object = json_pack(
+        "{s:s, s:s, s:{s:s, s:s, s:{s:s}, s:{s:s}}, s:{s:s, s:b}}", "apiVersion", API_VERSION, "kind",
+        "Checkpoint", "metadata", "name", name, "namespace", l->namespace, "labels", SCHEDULE_LABEL, "true",
+        "annotations", SCHEDULE_AT, at, "spec", "application", l->name, "consistent", (int)s->consistent);
     const struct kube_target target = {
         .resource = &controller_checkpoints, .namespace = l->namespace, .field_manager = SCHEDULE_MANAGER};
     int r = object ? kube_create(l->c->client, &target, object, NULL, err)
@@ -169,18 +171,20 @@ static json_t *judge(struct look *l, const struct schedule *s, int64_t next_s, c
     if (next_s)
         schedule_time(next_s, next);
     if (latest && strcmp(json_text(json_object_get(latest, "status"), "phase"), "Ready") != 0) {
-        snprintf(message, sizeof message, "the Checkpoint %s failed (%s): %.600s; the next one is due at %s", name,
-                 json_text(ready, "reason"), json_text(ready, "message"), next);
+        snprintf(message, sizeof message, "the Checkpoint %s failed (%s): %.600s; the next one is due at %s",
+                 name, json_text(ready, "reason"), json_text(ready, "message"), next);
         return make_condition(l, false, "CheckpointFailed", message);
     }
     if (latest)
         json_object_set_new(l->status, "lastSuccessTime",
                             json_string(json_text(json_object_get(latest, "status"), "time")));
     if (running) {
-        snprintf(message, sizeof message, "the one that is due waits until the Checkpoint %s has ended", kube_object_name(running));
+        snprintf(message, sizeof message, "the one that is due waits until the Checkpoint %s has ended",
+                 kube_object_name(running));
         return make_condition(l, true, "Waiting", message);
     }
-    snprintf(message, sizeof message, "%.200s by the policy %.100s; the next one is due at %s", s->text, l->policy, next);
+    snprintf(message, sizeof message, "%.200s by the policy %.100s; the next one is due at %s", s->text,
+             l->policy, next);
     return make_condition(l, true, "Scheduled", message);
 }
 
@@ -242,7 +246,8 @@ int schedule_reconcile(struct controller *c, const char *namespace, const char *
     struct look l = {.c = c, .namespace = namespace, .name = name};
     struct schedule s;
     struct error why = ERROR_INIT;
-    const struct kube_target target = {.resource = &controller_applications, .namespace = namespace, .name = name};
+    const struct kube_target target = {
+        .resource = &controller_applications, .namespace = namespace, .name = name};
     if (!known || json_object_get(json_object_get(known, "metadata"), "deletionTimestamp"))
         return 0;
     spec = find_spec(c, known, l.policy);
@@ -259,13 +264,15 @@ int schedule_reconcile(struct controller *c, const char *namespace, const char *
             r = run(&l, &s, err);
         } else { /* nothing is due meanwhile, and what was does not pile up */
             char message[MESSAGE_BYTES];
-            snprintf(message, sizeof message, "the policy %.100s, spec.checkpoints: %.700s", l.policy, why.message);
+            snprintf(message, sizeof message, "the policy %.100s, spec.checkpoints: %.700s", l.policy,
+                     why.message);
             l.status = json_pack("{s:s}", "schedule", parsed ? "paused" : "invalid");
-            r = write_status(&l,
-                             parsed ? make_condition(&l, false, "Paused",
-                                                     "spec.paused is true: no Checkpoints are made until it is false")
-                                    : make_condition(&l, false, "BadSchedule", message),
-                             err);
+            r = write_status(
+                &l,
+                parsed ? make_condition(&l, false, "Paused",
+                                        "spec.paused is true: no Checkpoints are made until it is false")
+                       : make_condition(&l, false, "BadSchedule", message),
+                err);
         }
     }
     if (parsed)

@@ -175,8 +175,8 @@ static bool take_change(const char **at, struct change *c)
     (*at)++;
     if (**at == 'M') {
         (*at)++;
-        if (!take_number(at, 12, &c->month) || c->month < 1 || *(*at)++ != '.' || !take_number(at, 5, &c->week) ||
-            c->week < 1 || *(*at)++ != '.' || !take_number(at, 6, &c->day))
+        if (!take_number(at, 12, &c->month) || c->month < 1 || *(*at)++ != '.' ||
+            !take_number(at, 5, &c->week) || c->week < 1 || *(*at)++ != '.' || !take_number(at, 6, &c->day))
             return false;
     } else {
         c->kind = **at == 'J' ? BY_JULIAN : BY_DAY;
@@ -267,7 +267,8 @@ static bool parse(struct time_zone *z, const uint8_t *data, size_t size)
     if (size < skip + sizeof *h)
         return false;
     h = (const struct tzif_header *)(data + skip);
-    if (!sane(h, size - skip) || size - skip < sizeof *h + block_bytes(h, 8) || !parse_block(z, h, data + skip + sizeof *h))
+    if (!sane(h, size - skip) || size - skip < sizeof *h + block_bytes(h, 8) ||
+        !parse_block(z, h, data + skip + sizeof *h))
         return false;
     const char *at = (const char *)(h + 1) + block_bytes(h, 8);
     size_t left = size - (size_t)((const uint8_t *)at - data);
@@ -294,7 +295,8 @@ int time_zone_load(const char *directory, const char *name, struct time_zone **r
     char path[512];
     size_t size = 0;
     if (!is_name(name))
-        return error_set(err, -EINVAL, "'%s' is no time zone: one is called such as Europe/Berlin or UTC", name);
+        return error_set(err, -EINVAL, "'%s' is no time zone: one is called such as Europe/Berlin or UTC",
+                         name);
     if (!zone)
         return error_set(err, -ENOMEM, "out of memory");
     if (strcmp(name, "UTC") == 0 || strcmp(name, "Etc/UTC") == 0) {
@@ -304,7 +306,8 @@ int time_zone_load(const char *directory, const char *name, struct time_zone **r
     snprintf(path, sizeof path, "%s/%s", directory ? directory : TIME_ZONE_DIRECTORY, name);
     int r = io_read_file(path, FILE_LIMIT_BYTES, &data, &size, err);
     if (r == -ENOENT || r == -EISDIR || r == -ENOTDIR)
-        return error_set(err, -ENOENT, "there is no time zone '%s' (%s): look for typing errors, or use UTC", name, path);
+        return error_set(err, -ENOENT, "there is no time zone '%s' (%s): look for typing errors, or use UTC",
+                         name, path);
     if (r < 0)
         return r;
     if (!parse(zone, (const uint8_t *)data, size))

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The head of a TZif file (RFC 8536, 3.1): big-endian. A second one with times of eight bytes follows the first block of a
- * file of version 2 and later, and behind its block, between newlines, the rule for all times after it. */
+/* The head of a TZif file (RFC 8536, 3.1): big-endian. A second one with times of eight bytes follows the
+ * first block of a file of version 2 and later, and behind its block, between newlines, the rule for all
+ * times after it. */
 #ifndef TIDEMARK_CONTROLLER_TIME_ZONE_FORMAT_H
 #define TIDEMARK_CONTROLLER_TIME_ZONE_FORMAT_H
 

@@ -40,7 +40,8 @@ static void next_times_are_those_of_cron(void **unused)
         {"0 0 29 2 *", "2026-01-01T00:00:00Z", "2028-02-29T00:00:00Z"},
         {"0 0 1 jan,JUL *", "2026-02-01T00:00:00Z", "2026-07-01T00:00:00Z"},
         {"0 0 13 * 5", "2026-11-14T00:00:00Z", "2026-11-20T00:00:00Z"}, /* either day */
-        {"0 0 */2 * 5", "2026-11-14T00:00:00Z", "2026-11-27T00:00:00Z"}, /* both, as one begins with an asterisk */
+        {"0 0 */2 * 5", "2026-11-14T00:00:00Z",
+         "2026-11-27T00:00:00Z"}, /* both, as one begins with an asterisk */
         {"0 12 * * 7", "2026-11-21T00:00:00Z", "2026-11-22T12:00:00Z"},
         {"5-10/5 1 * * *", "2026-11-21T01:05:00Z", "2026-11-21T01:10:00Z"},
         {"50/4 1 * * *", "2026-11-21T01:50:00Z", "2026-11-21T01:54:00Z"},
@@ -56,13 +57,14 @@ static void next_times_are_those_of_cron(void **unused)
 
 static void what_is_no_schedule_is_refused_with_the_field(void **unused)
 {
-    static const char *const cases[][2] = {{"* * * *", "needs five fields"},   {"* * * * * *", "needs five fields"},
-                                           {"60 * * * *", "the minute '60'"},  {"* 24 * * *", "the hour '24'"},
-                                           {"* * 0 * *", "day of the month"},  {"* * * foo *", "the month 'foo'"},
-                                           {"* * * * 8", "day of the week"},   {"*/0 * * * *", "step '0'"},
-                                           {"5-1 * * * *", "backwards"},       {"0 0 30 2 *", "never comes"},
-                                           {", * * * *", "empty item"},        {"", "needs five fields"},
-                                           {"-5 * * * *", "minute"},           {"@often", "the minute '@often'"}};
+    static const char *const cases[][2] = {
+        {"* * * *", "needs five fields"},  {"* * * * * *", "needs five fields"},
+        {"60 * * * *", "the minute '60'"}, {"* 24 * * *", "the hour '24'"},
+        {"* * 0 * *", "day of the month"}, {"* * * foo *", "the month 'foo'"},
+        {"* * * * 8", "day of the week"},  {"*/0 * * * *", "step '0'"},
+        {"5-1 * * * *", "backwards"},      {"0 0 30 2 *", "never comes"},
+        {", * * * *", "empty item"},       {"", "needs five fields"},
+        {"-5 * * * *", "minute"},          {"@often", "the minute '@often'"}};
     (void)unused;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct error err = ERROR_INIT;
@@ -76,7 +78,8 @@ static void what_is_no_schedule_is_refused_with_the_field(void **unused)
 
 static void put32(FILE *f, uint32_t value)
 {
-    const uint8_t bytes[] = {(uint8_t)(value >> 24), (uint8_t)(value >> 16), (uint8_t)(value >> 8), (uint8_t)value};
+    const uint8_t bytes[] = {(uint8_t)(value >> 24), (uint8_t)(value >> 16), (uint8_t)(value >> 8),
+                             (uint8_t)value};
     assert_int_equal(fwrite(bytes, 1, 4, f), 4);
 }
 
@@ -120,8 +123,9 @@ static struct time_zone *zone_of(const char *rule)
 static void zones_follow_their_transitions_and_then_their_rule(void **unused)
 {
     (void)unused;
-    struct time_zone *berlin = zone_of("CET-1CEST,M3.5.0,M10.5.0/3"), *sydney = zone_of("AEST-10AEDT,M10.1.0,M4.1.0/3"),
-                     *plain = zone_of("<+0530>-5:30"), *julian = zone_of("XXX3YYY,J60/0,300/0");
+    struct time_zone *berlin = zone_of("CET-1CEST,M3.5.0,M10.5.0/3"),
+                     *sydney = zone_of("AEST-10AEDT,M10.1.0,M4.1.0/3"), *plain = zone_of("<+0530>-5:30"),
+                     *julian = zone_of("XXX3YYY,J60/0,300/0");
     assert_int_equal(time_zone_offset(berlin, at("2000-07-01T00:00:00Z")), 7200);
     assert_int_equal(time_zone_offset(berlin, at("2026-03-29T00:59:59Z")), 3600);
     assert_int_equal(time_zone_offset(berlin, at("2026-03-29T01:00:00Z")), 7200);
@@ -132,7 +136,8 @@ static void zones_follow_their_transitions_and_then_their_rule(void **unused)
     assert_int_equal(time_zone_offset(sydney, at("2026-10-03T15:59:59Z")), 36000);
     assert_int_equal(time_zone_offset(sydney, at("2026-10-03T16:00:00Z")), 39600);
     assert_int_equal(time_zone_offset(plain, at("2026-07-15T00:00:00Z")), 19800);
-    assert_int_equal(time_zone_offset(julian, at("2028-03-01T02:59:59Z")), -10800); /* J60 is 1 March, whatever year */
+    assert_int_equal(time_zone_offset(julian, at("2028-03-01T02:59:59Z")),
+                     -10800); /* J60 is 1 March, whatever year */
     assert_int_equal(time_zone_offset(julian, at("2028-03-01T03:00:00Z")), -7200);
     time_zone_free(berlin), time_zone_free(sydney), time_zone_free(plain), time_zone_free(julian);
 }
@@ -148,19 +153,22 @@ static void a_clock_that_changes_leaves_out_and_counts_once(void **unused)
     check_ok(cron_parse("30 */2 * * *", &half, &err));
     /* 29 March 2026: from 2:00 to 3:00. */
     assert_string_equal(text_of(cron_next(&daily, zone, at("2026-03-28T12:00:00Z"))), "2026-03-30T00:30:00Z");
-    assert_string_equal(text_of(cron_next(&hourly, zone, at("2026-03-29T00:00:00Z"))), "2026-03-29T01:00:00Z");
+    assert_string_equal(text_of(cron_next(&hourly, zone, at("2026-03-29T00:00:00Z"))),
+                        "2026-03-29T01:00:00Z");
     /* 25 October 2026: 2:30 comes at 0:30 and at 1:30 of UTC. */
     assert_string_equal(text_of(cron_next(&daily, zone, at("2026-10-24T12:00:00Z"))), "2026-10-25T00:30:00Z");
     assert_string_equal(text_of(cron_next(&daily, zone, at("2026-10-25T00:30:00Z"))), "2026-10-26T01:30:00Z");
     assert_string_equal(text_of(cron_next(&half, zone, at("2026-10-25T00:30:00Z"))), "2026-10-25T01:30:00Z");
-    assert_string_equal(text_of(cron_next(&hourly, zone, at("2026-10-25T00:00:00Z"))), "2026-10-25T01:00:00Z");
+    assert_string_equal(text_of(cron_next(&hourly, zone, at("2026-10-25T00:00:00Z"))),
+                        "2026-10-25T01:00:00Z");
     time_zone_free(zone);
 }
 
 static void names_and_files_of_no_zone_are_refused(void **unused)
 {
     (void)unused;
-    static const char *const names[] = {"", "/etc/passwd", "../../etc/passwd", "Europe/Nowhere At All", "no such"};
+    static const char *const names[] = {"", "/etc/passwd", "../../etc/passwd", "Europe/Nowhere At All",
+                                        "no such"};
     struct time_zone *zone;
     struct error err = ERROR_INIT;
     char directory[] = "/tmp/tidemark-zone-XXXXXX", path[64];
@@ -204,7 +212,8 @@ static void a_new_schedule_begins_with_its_next_time(void **unused)
     schedule_decide(&s, NULL, now, &d); /* T3 */
     assert_int_equal(d.due_s, 0);
     assert_string_equal(text_of(d.next_s), "2026-11-21T16:00:00Z");
-    _cleanup_json_ json_t *other = json_pack("{s:s, s:s}", "schedule", "0 3 * * * UTC", "nextTime", "2026-11-21T03:00:00Z");
+    _cleanup_json_ json_t *other =
+        json_pack("{s:s, s:s}", "schedule", "0 3 * * * UTC", "nextTime", "2026-11-21T03:00:00Z");
     schedule_decide(&s, other, now, &d);
     assert_int_equal(d.due_s, 0);
     schedule_decide(&every, NULL, now, &d);
@@ -217,8 +226,10 @@ static void missed_times_are_one_and_are_counted(void **unused)
     (void)unused;
     struct schedule s = parse("{\"schedule\": \"0 * * * *\"}"), every = parse("{\"interval\": \"6h\"}");
     struct schedule_decision d;
-    _cleanup_json_ json_t *status = json_pack("{s:s, s:s}", "schedule", s.text, "nextTime", "2026-11-21T03:00:00Z");
-    _cleanup_json_ json_t *of_every = json_pack("{s:s, s:s}", "schedule", every.text, "nextTime", "2026-11-20T03:00:00Z");
+    _cleanup_json_ json_t *status =
+        json_pack("{s:s, s:s}", "schedule", s.text, "nextTime", "2026-11-21T03:00:00Z");
+    _cleanup_json_ json_t *of_every =
+        json_pack("{s:s, s:s}", "schedule", every.text, "nextTime", "2026-11-20T03:00:00Z");
     schedule_decide(&s, status, at("2026-11-21T02:59:59Z"), &d);
     assert_int_equal(d.due_s, 0);
     assert_string_equal(text_of(d.next_s), "2026-11-21T03:00:00Z");
@@ -233,7 +244,8 @@ static void missed_times_are_one_and_are_counted(void **unused)
     assert_string_equal(text_of(d.due_s), "2026-11-21T15:00:00Z");
     assert_int_equal(d.missed, 6);
     assert_string_equal(text_of(d.next_s), "2026-11-21T21:00:00Z");
-    _cleanup_json_ json_t *years = json_pack("{s:s, s:s}", "schedule", s.text, "nextTime", "2020-01-01T00:00:00Z");
+    _cleanup_json_ json_t *years =
+        json_pack("{s:s, s:s}", "schedule", s.text, "nextTime", "2020-01-01T00:00:00Z");
     schedule_decide(&s, years, at("2026-11-21T15:10:00Z"), &d); /* more than are counted */
     assert_string_equal(text_of(d.due_s), "2026-11-21T15:00:00Z");
     assert_int_equal(d.missed, SCHEDULE_STEPS_MAX);
@@ -250,20 +262,21 @@ static void a_time_has_one_name(void **unused)
     assert_string_not_equal(one, two);
 }
 
-static void add_checkpoint(json_t *all, const char *name, const char *application, bool scheduled, const char *phase,
-                           const char *created)
+static void add_checkpoint(json_t *all, const char *name, const char *application, bool scheduled,
+                           const char *phase, const char *created)
 {
-    json_array_append_new(all, json_pack("{s:{s:s, s:s, s:{s:s}}, s:{s:s}, s:{s:s}}", "metadata", "name", name,
-                                         "creationTimestamp", created, "labels", SCHEDULE_LABEL,
-                                         scheduled ? "true" : "false", "spec", "application", application, "status", "phase",
-                                         phase));
+    json_array_append_new(all, json_pack("{s:{s:s, s:s, s:{s:s}}, s:{s:s}, s:{s:s}}", "metadata", "name",
+                                         name, "creationTimestamp", created, "labels", SCHEDULE_LABEL,
+                                         scheduled ? "true" : "false", "spec", "application", application,
+                                         "status", "phase", phase));
 }
 
 static void only_ended_ones_that_it_made_are_removed(void **unused)
 {
     (void)unused;
     struct schedule count = parse("{\"schedule\": \"0 * * * *\", \"keep\": {\"count\": 2}}"),
-                    both = parse("{\"schedule\": \"0 * * * *\", \"keep\": {\"count\": 3, \"duration\": \"2h\"}}"),
+                    both = parse(
+                        "{\"schedule\": \"0 * * * *\", \"keep\": {\"count\": 3, \"duration\": \"2h\"}}"),
                     plain = parse("{\"schedule\": \"0 * * * *\"}");
     _cleanup_json_ json_t *all = json_array(), *gone = NULL, *old = NULL, *none = NULL;
     struct error err = ERROR_INIT;
@@ -297,7 +310,8 @@ static void what_a_policy_must_not_say_is_refused(void **unused)
         {"{\"schedule\": \"0 * * * *\", \"interval\": \"1h\"}", "not both"},
         {"{\"interval\": \"30s\"}", "at least 1m"},
         {"{\"interval\": \"1h\", \"timeZone\": \"UTC\"}", "goes with schedule"},
-        {"{\"schedule\": \"0 * * * *\", \"timeZone\": \"Mars/Olympus\"}", "there is no time zone 'Mars/Olympus'"},
+        {"{\"schedule\": \"0 * * * *\", \"timeZone\": \"Mars/Olympus\"}",
+         "there is no time zone 'Mars/Olympus'"},
         {"{\"schedule\": \"0 99 * * *\"}", "the hour '99'"},
         {"{\"schedule\": \"0 * * * *\", \"keep\": {\"duration\": \"soon\"}}", "keep.duration"}};
     (void)unused;
