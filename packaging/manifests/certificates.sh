@@ -14,8 +14,9 @@ openssl req -x509 -new -key ca.key -sha256 -days 3650 -subj /CN=tidemark -addext
 for role in controller node; do
     key $role
     openssl req -new -key $role.key -subj "/CN=tidemark-$role" -out $role.csr
-    printf 'subjectAltName=DNS:tidemark-%s,DNS:tidemark-%s.%s.svc,IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n' \
-        $role $role "$namespace" >$role.ext
+    usage=$([[ $role == node ]] && echo serverAuth || echo clientAuth) # a node's opens no other node
+    printf 'subjectAltName=DNS:tidemark-%s,DNS:tidemark-%s.%s.svc,IP:127.0.0.1\nextendedKeyUsage=%s\n' \
+        $role $role "$namespace" $usage >$role.ext
     openssl x509 -req -in $role.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 3650 -sha256 -extfile $role.ext \
         -out $role.crt 2>/dev/null
     cat <<EOF

@@ -102,9 +102,11 @@ int disk_check(const struct application *application, const struct app_spec *old
         return r;
     uint64_t free_bytes = (uint64_t)fs.f_bavail * fs.f_frsize;
     for (size_t i = 0; i < application->spec->volume_count; i++) {
-        const struct app_volume *v = &application->spec->volumes[i];
-        if (old && find_volume(old, v->name))
+        const struct app_volume *v = &application->spec->volumes[i], *was = old ? find_volume(old, v->name) : NULL;
+        if (was) { /* what it grows by; a source grows where it is */
+            volumes_bytes += !v->source && v->size_bytes > was->size_bytes ? v->size_bytes - was->size_bytes : 0;
             continue;
+        }
         r = application_path(application, path, err, "backing/%s.img", v->name);
         if (r < 0)
             return r;
@@ -397,7 +399,7 @@ static int update(struct application *a, struct app_spec **spec, uint64_t quota_
         r = sources_check(a->control, *spec, a->spec, err);
     if (r == 0)
         r = change_classify(a->spec, *spec, &kind, err);
-    if (r == 0 && kind == CHANGE_REMOUNT) {
+    if (r == 0 && kind != CHANGE_NONE) {
         struct app_spec *old = a->spec;
         struct app_spec *new = *spec;
         swap_spec(a, &new);

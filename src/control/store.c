@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Stores: an application's directory (journal, base, configuration) as the root of a file system of its own, on a block device
- * that can be opened on another machine next. Opening mounts it, in this process' mount namespace alone, and starts
- * the application that it holds; closing stops that and unmounts.
+/* Stores: an application's directory (journal, base, configuration) as the root of a file system of its own,
+ * on a block device that can be opened on another machine next. Opening mounts it, in this process' mount
+ * namespace alone, and starts the application that it holds; closing stops that and unmounts.
  *
  * Invariants:
- *   S1  mkfs runs only on a device without any signature; what is mounted as a store carries the mark of this application
- *   S2  a store is mounted on one machine at a time: the file system has multi-mount protection, so that after a
- *       crash the next mount waits until nobody else writes to it, and is refused when somebody does
+ *   S1  mkfs runs only on a device without any signature; what is mounted as a store carries the mark of this
+ * application S2  a store is mounted on one machine at a time: the file system has multi-mount protection, so
+ * that after a crash the next mount waits until nobody else writes to it, and is refused when somebody does
  *   S3  once closing has returned the engine has closed its journal and nothing of the store is mounted
  *
- * What is open is written down before it is mounted (<state>/stores/NAME.json), and mounted again by the next process if
- * the device node is still there: device nodes go with a reboot, and then whoever attaches devices has to open it again. */
+ * What is open is written down before it is mounted (<state>/stores/NAME.json), and mounted again by the next
+ * process if the device node is still there: device nodes go with a reboot, and then whoever attaches devices
+ * has to open it again. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -55,21 +56,35 @@ bool store_is_open(const struct control *control, const char *name)
 
 int store_refuse(const struct control *control, const char *name, const char *what, struct error *err)
 {
-    return store_is_open(control, name)
-               ? error_set(err, -EBUSY,
-                           "%s cannot be %s: it lives on a device of its own (a volume with backing class); detach it from this node, "
-                           "by deleting the pods that use it",
-                           name, what)
-               : 0;
+    return store_is_open(control, name) ? error_set(err, -EBUSY,
+                                                    "%s cannot be %s: it lives on a device of its own (a "
+                                                    "volume with backing class); detach it from this node, "
+                                                    "by deleting the pods that use it",
+                                                    name, what)
+                                        : 0;
 }
 
 /* ---- the file system ---- */
 
 static int make(const struct control *control, const struct store *s, struct error *err)
 {
-    /* Few inodes, nothing reserved: it holds segments. The machine that has it writes a number to it every few seconds. */
-    const char *const argv[] = {"mkfs.ext4", "-q", "-F", "-O", "mmp", "-m", "0", "-T", "largefile", "-L", "tidemark",
-                                "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", s->device, NULL};
+    /* Few inodes, nothing reserved: it holds segments. The machine that has it writes a number to it every
+     * few seconds. */
+    const char *const argv[] = {"mkfs.ext4",
+                                "-q",
+                                "-F",
+                                "-O",
+                                "mmp",
+                                "-m",
+                                "0",
+                                "-T",
+                                "largefile",
+                                "-L",
+                                "tidemark",
+                                "-E",
+                                "nodiscard,lazy_itable_init=0,lazy_journal_init=0",
+                                s->device,
+                                NULL};
     const struct process_options options = {.argv = argv, .inherit_fd = -1};
     struct process_result result;
     char text[PROCESS_TAIL_BYTES + 64];
@@ -91,32 +106,40 @@ static int check_mark(const struct store *s, struct error *err)
     if (access(path, F_OK) == 0) {
         int r = io_read_file(path, APP_NAME_LENGTH_MAX + 1, &text, &length, err);
         if (r == 0 && strcmp(text, s->name) != 0)
-            r = error_set(err, -EEXIST, "%s holds the journal of %.100s, not of %s: nothing was changed", s->device, text, s->name);
+            r = error_set(err, -EEXIST, "%s holds the journal of %.100s, not of %s: nothing was changed",
+                          s->device, text, s->name);
         return r;
     }
     _cleanup_closedir_ DIR *dir = opendir(s->directory);
     if (!dir)
         return error_errno(err, -errno, "cannot read %s", s->directory);
     for (const struct dirent *entry; (entry = readdir(dir));)
-        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0 && strcmp(entry->d_name, "lost+found") != 0)
-            return error_set(err, -EEXIST, "%s holds files of somebody else (%s): nothing was changed; give %s another device",
-                             s->device, entry->d_name, s->name);
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0 &&
+            strcmp(entry->d_name, "lost+found") != 0)
+            return error_set(
+                err, -EEXIST,
+                "%s holds files of somebody else (%s): nothing was changed; give %s another device",
+                s->device, entry->d_name, s->name);
     return io_replace_file(path, s->name, strlen(s->name), 0600, err);
 }
 
 /* S2. */
 static int mount_it(const struct store *s, struct error *err)
 {
-    if (mount(s->device, s->directory, "ext4", MS_NOATIME | MS_NOSUID | MS_NODEV | MS_NOEXEC, "errors=remount-ro") == 0)
+    if (mount(s->device, s->directory, "ext4", MS_NOATIME | MS_NOSUID | MS_NODEV | MS_NOEXEC,
+              "errors=remount-ro") == 0)
         return 0;
     int r = -errno;
     if (r == -EBUSY)
         return error_set(err, -EBUSY,
-                         "the journal of %s (%s) is open on another node, or was until just now: it is not opened here before that "
+                         "the journal of %s (%s) is open on another node, or was until just now: it is not "
+                         "opened here before that "
                          "node has let go of it",
                          s->name, s->device);
-    return error_errno(err, r, "cannot mount the journal of %s (%s): the kernel's log tells more; `fsck.ext4 -n %s` checks it",
-                       s->name, s->device, s->device);
+    return error_errno(
+        err, r,
+        "cannot mount the journal of %s (%s): the kernel's log tells more; `fsck.ext4 -n %s` checks it",
+        s->name, s->device, s->device);
 }
 
 /* 1: this very device is mounted there; 0: nothing is; -EBUSY: another. */
@@ -158,7 +181,8 @@ static int mount_store(const struct control *control, const struct store *s, boo
     char found[MOUNTS_TYPE_BYTES];
     int r = mounts_probe(s->device, found, err);
     if (r == 0 && *found && strcmp(found, "ext4") != 0)
-        r = error_set(err, -EEXIST, "%s holds %s, which is no store of Tidemark: nothing was changed", s->device, found);
+        r = error_set(err, -EEXIST, "%s holds %s, which is no store of Tidemark: nothing was changed",
+                      s->device, found);
     if (r == 0 && !*found && !may_make)
         r = error_set(err, -ENODATA, "%s holds nothing any more", s->device);
     if (r == 0)
@@ -185,7 +209,8 @@ static int mount_store(const struct control *control, const struct store *s, boo
 #define POLICY_NAME "policy.yaml"
 #define POLICY_FILE_BYTES_MAX (64u << 10)
 
-int store_keep_policy(const struct application *application, const struct app_policy *policy, struct error *err)
+int store_keep_policy(const struct application *application, const struct app_policy *policy,
+                      struct error *err)
 {
     char path[PATH_MAX];
     if (!store_is_open(application->control, application->name))
@@ -197,7 +222,8 @@ int store_keep_policy(const struct application *application, const struct app_po
     return r == 0 ? io_replace_file(path, text, strlen(text), 0600, err) : r;
 }
 
-/* The policy as the last machine had it: one of the application's own name is taken, another only if there is none here. */
+/* The policy as the last machine had it: one of the application's own name is taken, another only if there is
+ * none here. */
 static int take_policy(struct control *control, const struct store *s, struct error *err)
 {
     char path[PATH_MAX];
@@ -208,7 +234,8 @@ static int take_policy(struct control *control, const struct store *s, struct er
     size_t length = 0;
     _cleanup_free_ char *text = NULL;
     _cleanup_app_documents_ struct app_documents *documents = NULL;
-    if (snprintf(path, sizeof path, "%s/" POLICY_NAME, s->directory) >= (int)sizeof path || access(path, F_OK) < 0)
+    if (snprintf(path, sizeof path, "%s/" POLICY_NAME, s->directory) >= (int)sizeof path ||
+        access(path, F_OK) < 0)
         return 0;
     const struct app_parse_options options = {.file = path};
     int r = io_read_file(path, POLICY_FILE_BYTES_MAX, &text, &length, err);
@@ -222,28 +249,32 @@ static int take_policy(struct control *control, const struct store *s, struct er
     bool exists = policy_load(control, policy->name, &here, &unknown) == 0;
     if (exists)
         app_policy_free(here);
-    return exists && strcmp(policy->name, s->name) != 0 ? 0 : policy_apply(control, policy, false, &ignored, &message, err);
+    return exists && strcmp(policy->name, s->name) != 0
+               ? 0
+               : policy_apply(control, policy, false, &ignored, &message, err);
 }
 
 /* ---- open ---- */
 
-/* The application that it holds, if it holds one. */
+/* The application that it holds, if it holds one, comes into the list. */
 static int load(struct control *control, const struct store *s, struct error *err)
 {
     struct error ignored = ERROR_INIT;
-    {
-        MUTEX_GUARD(guard, &control->apply_mutex);
-        _cleanup_application_ struct application *there = application_find(control, s->name, &ignored);
-        int r = there ? 0 : take_policy(control, s, err);
-        if (r == 0 && !there)
-            r = application_load(control, s->name, err);
-        if (r < 0 || there)
-            return r;
-    }
-    _cleanup_application_ struct application *a = application_find(control, s->name, &ignored);
-    if (a)
+    MUTEX_GUARD(guard, &control->apply_mutex);
+    _cleanup_application_ struct application *there = application_find(control, s->name, &ignored);
+    if (there)
+        return 0;
+    int r = take_policy(control, s, err);
+    return r == 0 ? application_load(control, s->name, err) : r;
+}
+
+/* Starts it if it does not run; a journal that has to be recovered takes its time. */
+static void start(struct control *control, const char *name)
+{
+    struct error ignored = ERROR_INIT;
+    _cleanup_application_ struct application *a = application_find(control, name, &ignored);
+    if (a && a->state == APPLICATION_STOPPED)
         application_bring_up(a);
-    return 0;
 }
 
 static int close_it(struct control *control, const struct store *s, struct error *err);
@@ -257,7 +288,9 @@ static int open_it(struct control *control, const struct store *s, struct error 
     bool known = access(s->record, F_OK) == 0;
     _cleanup_application_ struct application *a = application_find(control, s->name, &ignored);
     if (a && !known)
-        return error_set(err, -EEXIST, "%s has its files on this node already (backing host): nothing was changed", s->name);
+        return error_set(err, -EEXIST,
+                         "%s has its files on this node already (backing host): nothing was changed",
+                         s->name);
     r = look(s, err);
     if (r == -EBUSY && known) { /* left from an earlier attachment */
         *err = ERROR_INIT;
@@ -283,11 +316,15 @@ int store_open(struct control *control, const char *name, const char *device, js
         r = error_set(err, -ENAMETOOLONG, "device: path too long");
     if (r < 0)
         return r;
-    MUTEX_GUARD(guard, &control->store_mutex);
-    r = open_it(control, &s, err);
-    if (r == 0)
-        *ret = json_pack("{s:s, s:s, s:b}", "application", s.name, "device", s.device, "open", 1);
-    return r;
+    {
+        MUTEX_GUARD(guard, &control->store_mutex);
+        r = open_it(control, &s, err);
+    }
+    if (r < 0)
+        return r;
+    start(control, name);
+    *ret = json_pack("{s:s, s:s, s:b}", "application", s.name, "device", s.device, "open", 1);
+    return 0;
 }
 
 /* ---- close ---- */

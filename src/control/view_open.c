@@ -202,6 +202,8 @@ static int prepare_mount(struct opening *o, const char *volume, char ret[PATH_MA
     if (o->mount && json_array_size(o->volumes) > 1 && stat(o->mount, &st) < 0 && errno == ENOENT)
         json_array_append_new(created_list, json_string(o->mount));
     int r = mounts_prepare(ret, &created, err);
+    if (r == -ENOENT) /* of a directory that cannot be made: it is not the point that is not there */
+        r = err->code = -EINVAL;
     if (created)
         json_array_append_new(created_list, json_string(ret));
     return r;

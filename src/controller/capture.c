@@ -33,6 +33,7 @@ struct captured_kind {
     struct kube_resource resource;  /* texts owned */
     struct capture *capture;
     bool synced, wanted;
+    bool refused; /* the server does not let it be listed */
 };
 
 struct capture {
@@ -147,6 +148,7 @@ static void on_synced(void *context, const struct kube_resource *resource, size_
     if (!kind->synced && object_store_sweep_kind(capture->c->store, resource->group, resource->kind, &err) < 0)
         log_error(capture->c->log, "%s", err.message);
     kind->synced = true;
+    kind->refused = false;
     bool all = true;
     for (struct captured_kind *k = capture->kinds; k; k = k->next)
         all &= k->synced;
@@ -165,21 +167,30 @@ static void on_gap(void *context, const struct kube_resource *resource, const ch
 
 static void on_failed(void *context, const struct kube_resource *resource, const struct error *error)
 {
+    struct captured_kind *kind = context;
+    pthread_mutex_lock(&kind->capture->mutex);
+    kind->refused = error->code == -EACCES || error->code == -ENOENT || error->code == -EOPNOTSUPP;
+    pthread_mutex_unlock(&kind->capture->mutex);
     log_warning(((struct captured_kind *)context)->capture->c->log, "capture of %s: %s", resource->plural,
                 error->message);
 }
 
-bool capture_journals(struct capture *capture, const json_t *object)
+int capture_journals(struct capture *capture, const json_t *object, bool *ret, struct error *err)
 {
     struct object_id id;
     struct error unused = ERROR_INIT;
-    bool journals = false;
+    *ret = false;
     if (object_identify(object, &id, &unused) < 0)
-        return false;
+        return 0;
     MUTEX_GUARD(guard, &capture->mutex);
-    for (struct captured_kind *k = capture->kinds; k && !journals; k = k->next)
-        journals = k->synced && strcmp(k->resource.kind, id.kind) == 0 && strcmp(k->resource.group, id.group) == 0;
-    return journals;
+    for (struct captured_kind *k = capture->kinds; k; k = k->next) {
+        if (strcmp(k->resource.kind, id.kind) != 0 || strcmp(k->resource.group, id.group) != 0)
+            continue;
+        *ret = k->synced;
+        if (!k->synced && !k->refused)
+            return error_set(err, -EAGAIN, "waiting until all %s are known", k->resource.plural);
+    }
+    return 0;
 }
 
 /* ---- applications ---- */

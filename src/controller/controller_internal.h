@@ -111,8 +111,9 @@ void capture_free(struct capture *capture);
 int capture_add(struct capture *capture, const char *namespace, const char *name, const char *application,
                 struct error *err) MUST_CHECK;
 void capture_remove(struct capture *capture, const char *namespace, const char *name);
-/* Whether objects of this one's kind are journaled: those of others cannot be told from what came later. */
-bool capture_journals(struct capture *capture, const json_t *object);
+/* Whether objects of this one's kind are journaled: those of others cannot be told from what came later. -EAGAIN: they are being
+ * listed. */
+int capture_journals(struct capture *capture, const json_t *object, bool *ret, struct error *err) MUST_CHECK;
 int capture_update_kinds(struct capture *capture, struct error *err) MUST_CHECK;
 
 /* ---- recovery_reconcile.c ---- */

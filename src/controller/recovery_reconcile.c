@@ -43,8 +43,11 @@ static int select_own(void *context, const char *namespace, const char *applicat
     for (size_t i = json_array_size(all); i-- > 0;) {
         /* The plans of recoveries are ours, and no part of the application. */
         const json_t *object = json_array_get(all, i);
-        if (!application_has(object, group) || kube_object_label(object, "tidemark.io/recovery-plan") ||
-            !capture_journals(c->capture, object))
+        bool journaled = false;
+        r = capture_journals(c->capture, object, &journaled, err);
+        if (r < 0)
+            return r;
+        if (!journaled || !application_has(object, group) || kube_object_label(object, "tidemark.io/recovery-plan"))
             json_array_remove(all, i);
     }
     return 0;

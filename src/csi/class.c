@@ -36,20 +36,24 @@ uint64_t class_journal_bytes(const struct class_stream *stream)
 
 /* ---- claims ---- */
 
-static json_t *claim(const char *namespace, const char *name, const char *class_name, uint64_t bytes, const char *label, const char *value)
+static json_t *claim(const char *namespace, const char *name, const char *class_name, uint64_t bytes,
+                     const char *label, const char *value)
 {
-    return json_pack("{s:s, s:s, s:{s:s, s:s, s:{s:s, s:s}}, s:{s:s, s:s, s:[s], s:{s:{s:o}}}}", "apiVersion", "v1", "kind",
-                     "PersistentVolumeClaim", "metadata", "name", name, "namespace", namespace, "labels", "app.kubernetes.io/name",
-                     "tidemark", label, value, "spec", "storageClassName", class_name, "volumeMode", "Block", "accessModes",
-                     "ReadWriteOnce", "resources", "requests", "storage", json_sprintf("%llu", (unsigned long long)bytes));
+    return json_pack("{s:s, s:s, s:{s:s, s:s, s:{s:s, s:s}}, s:{s:s, s:s, s:[s], s:{s:{s:o}}}}", "apiVersion",
+                     "v1", "kind", "PersistentVolumeClaim", "metadata", "name", name, "namespace", namespace,
+                     "labels", "app.kubernetes.io/name", "tidemark", label, value, "spec", "storageClassName",
+                     class_name, "volumeMode", "Block", "accessModes", "ReadWriteOnce", "resources",
+                     "requests", "storage", json_sprintf("%llu", (unsigned long long)bytes));
 }
 
 json_t *class_volume_claim(const char *namespace, const struct csi_volume *v)
 {
-    json_t *object = claim(namespace, v->handle, v->backing_class, v->size_bytes, "tidemark.io/volume", v->handle);
+    json_t *object =
+        claim(namespace, v->handle, v->backing_class, v->size_bytes, "tidemark.io/volume", v->handle);
     if (object && *v->claim_name)
         json_object_set_new(json_object_get(object, "metadata"), "annotations",
-                            json_pack("{s:o}", "tidemark.io/claim", json_sprintf("%s/%s", v->claim_namespace, v->claim_name)));
+                            json_pack("{s:o}", "tidemark.io/claim",
+                                      json_sprintf("%s/%s", v->claim_namespace, v->claim_name)));
     return object;
 }
 
@@ -57,12 +61,14 @@ json_t *class_journal_claim(const struct class_stream *stream)
 {
     char name[CLASS_NAME_BYTES];
     class_journal_name(stream->name, name);
-    return claim(stream->namespace, name, stream->volumes[0].backing_class, class_journal_bytes(stream), CLASS_STREAM_LABEL, stream->name);
+    return claim(stream->namespace, name, stream->volumes[0].backing_class, class_journal_bytes(stream),
+                 CLASS_STREAM_LABEL, stream->name);
 }
 
 uint64_t class_claim_asked(const json_t *object)
 {
-    const json_t *requests = json_object_get(json_object_get(json_object_get(object, "spec"), "resources"), "requests");
+    const json_t *requests =
+        json_object_get(json_object_get(json_object_get(object, "spec"), "resources"), "requests");
     uint64_t bytes = 0;
     struct error ignored = ERROR_INIT;
     return units_parse_bytes(json_text(requests, "storage"), &bytes, &ignored) == 0 ? bytes : 0;
@@ -80,24 +86,29 @@ uint64_t class_claim_has(const json_t *object)
 
 static void add_device(json_t *devices, json_t *volumes, const char *name, const char *claim_name)
 {
-    json_array_append_new(devices, json_pack("{s:s, s:o}", "name", name, "devicePath", json_sprintf("/dev/tidemark/%s", name)));
-    json_array_append_new(volumes, json_pack("{s:s, s:{s:s}}", "name", name, "persistentVolumeClaim", "claimName", claim_name));
+    json_array_append_new(
+        devices, json_pack("{s:s, s:o}", "name", name, "devicePath", json_sprintf("/dev/tidemark/%s", name)));
+    json_array_append_new(
+        volumes, json_pack("{s:s, s:{s:s}}", "name", name, "persistentVolumeClaim", "claimName", claim_name));
 }
 
 /* Node affinity, not nodeName: the scheduler binds claims that wait for their first consumer. */
 static json_t *affinity(const char *node)
 {
-    return json_pack("{s:{s:{s:[{s:[{s:s, s:s, s:[s]}]}]}}}", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution",
-                     "nodeSelectorTerms", "matchFields", "key", "metadata.name", "operator", "In", "values", node);
+    return json_pack("{s:{s:{s:[{s:[{s:s, s:s, s:[s]}]}]}}}", "nodeAffinity",
+                     "requiredDuringSchedulingIgnoredDuringExecution", "nodeSelectorTerms", "matchFields",
+                     "key", "metadata.name", "operator", "In", "values", node);
 }
 
 static json_t *container(const struct class_stream *stream, json_t *devices)
 {
-    return json_pack("{s:s, s:s, s:s, s:[s, s], s:o, s:{s:{s:s, s:s}}, s:{s:b, s:b, s:i, s:b, s:{s:[s]}, s:{s:s}}}", "name", "hold", "image",
-                     stream->image, "imagePullPolicy", "IfNotPresent", "command", "sleep", "infinity", "volumeDevices", devices, "resources",
-                     "requests", "cpu", "1m", "memory", "4Mi", "securityContext", "allowPrivilegeEscalation", 0, "runAsNonRoot", 1,
-                     "runAsUser", 65534, "readOnlyRootFilesystem", 1, "capabilities", "drop", "ALL", "seccompProfile", "type",
-                     "RuntimeDefault");
+    return json_pack(
+        "{s:s, s:s, s:s, s:[s, s], s:o, s:{s:{s:s, s:s}}, s:{s:b, s:b, s:i, s:b, s:{s:[s]}, s:{s:s}}}",
+        "name", "hold", "image", stream->image, "imagePullPolicy", "IfNotPresent", "command", "sleep",
+        "infinity", "volumeDevices", devices, "resources", "requests", "cpu", "1m", "memory", "4Mi",
+        "securityContext", "allowPrivilegeEscalation", 0, "runAsNonRoot", 1, "runAsUser", 65534,
+        "readOnlyRootFilesystem", 1, "capabilities", "drop", "ALL", "seccompProfile", "type",
+        "RuntimeDefault");
 }
 
 json_t *class_pod(const struct class_stream *stream, const char *node, const char *node_uid)
@@ -109,15 +120,18 @@ json_t *class_pod(const struct class_stream *stream, const char *node, const cha
     add_device(devices, volumes, "journal", journal);
     for (size_t i = 0; i < stream->count; i++)
         add_device(devices, volumes, stream->volumes[i].handle, stream->volumes[i].handle);
-    json_t *owners = node_uid ? json_pack("[{s:s, s:s, s:s, s:s, s:b}]", "apiVersion", "v1", "kind", "Node", "name", node, "uid", node_uid,
-                                          "controller", 1)
+    json_t *owners = node_uid ? json_pack("[{s:s, s:s, s:s, s:s, s:b}]", "apiVersion", "v1", "kind", "Node",
+                                          "name", node, "uid", node_uid, "controller", 1)
                               : NULL;
-    return json_pack("{s:s, s:s, s:{s:s, s:s, s:{s:s, s:s, s:s}, s:{s:s}, s:o*}, s:{s:b, s:s, s:s, s:i, s:[{s:s}], s:o, s:[o], s:o}}", "apiVersion",
-                     "v1", "kind", "Pod", "metadata", "name", name, "namespace", stream->namespace, "labels", "app.kubernetes.io/name",
-                     "tidemark", "app.kubernetes.io/component", "attachment", CLASS_STREAM_LABEL, stream->name, "annotations",
-                     CLASS_NODE_ANNOTATION, node, "ownerReferences", owners, "spec", "automountServiceAccountToken", 0, "priorityClassName", "system-node-critical",
-                     "restartPolicy", "Always", "terminationGracePeriodSeconds", 1, "tolerations", "operator", "Exists", "affinity",
-                     affinity(node), "containers", container(stream, devices), "volumes", volumes);
+    return json_pack(
+        "{s:s, s:s, s:{s:s, s:s, s:{s:s, s:s, s:s}, s:{s:s}, s:o*}, s:{s:b, s:s, s:s, s:i, s:[{s:s}], s:o, "
+        "s:[o], s:o}}",
+        "apiVersion", "v1", "kind", "Pod", "metadata", "name", name, "namespace", stream->namespace, "labels",
+        "app.kubernetes.io/name", "tidemark", "app.kubernetes.io/component", "attachment", CLASS_STREAM_LABEL,
+        stream->name, "annotations", CLASS_NODE_ANNOTATION, node, "ownerReferences", owners, "spec",
+        "automountServiceAccountToken", 0, "priorityClassName", "system-node-critical", "restartPolicy",
+        "Always", "terminationGracePeriodSeconds", 1, "tolerations", "operator", "Exists", "affinity",
+        affinity(node), "containers", container(stream, devices), "volumes", volumes);
 }
 
 static bool holds(const json_t *pod, const char *claim_name)
@@ -140,14 +154,16 @@ static void waits_for(const json_t *status, char *text, size_t size)
     snprintf(text, size, "the kubelet has not mapped its devices yet");
     json_array_foreach(json_object_get(status, "conditions"), i, one)
     {
-        if (strcmp(json_text(one, "type"), "PodScheduled") == 0 && strcmp(json_text(one, "status"), "False") == 0)
+        if (strcmp(json_text(one, "type"), "PodScheduled") == 0 &&
+            strcmp(json_text(one, "status"), "False") == 0)
             snprintf(text, size, "%.300s", json_text(one, "message"));
     }
     json_array_foreach(json_object_get(status, "containerStatuses"), i, one)
     {
         const json_t *waiting = json_object_get(json_object_get(one, "state"), "waiting");
         if (waiting && strcmp(json_text(waiting, "reason"), "ContainerCreating") != 0)
-            snprintf(text, size, "%.60s: %.240s", json_text(waiting, "reason"), json_text(waiting, "message"));
+            snprintf(text, size, "%.60s: %.240s", json_text(waiting, "reason"),
+                     json_text(waiting, "message"));
     }
 }
 
@@ -156,11 +172,13 @@ static bool all_ready(const json_t *status)
     size_t i;
     json_t *one;
     bool ready = json_array_size(json_object_get(status, "containerStatuses")) > 0;
-    json_array_foreach(json_object_get(status, "containerStatuses"), i, one) ready &= json_is_true(json_object_get(one, "ready"));
+    json_array_foreach(json_object_get(status, "containerStatuses"), i, one) ready &=
+        json_is_true(json_object_get(one, "ready"));
     return ready && strcmp(json_text(status, "phase"), "Running") == 0;
 }
 
-enum class_pod_state class_look_at_pod(const json_t *pod, const struct class_stream *stream, const char *node, char *text, size_t size)
+enum class_pod_state class_look_at_pod(const json_t *pod, const struct class_stream *stream, const char *node,
+                                       char *text, size_t size)
 {
     const json_t *status = json_object_get(pod, "status");
     const char *on = kube_object_annotation(pod, CLASS_NODE_ANNOTATION), *phase = json_text(status, "phase");
@@ -191,7 +209,8 @@ enum class_node_state class_look_at_node(const json_t *node)
     bool ready = false, given_up = false;
     json_array_foreach(json_object_get(json_object_get(node, "status"), "conditions"), i, one)
     {
-        ready |= strcmp(json_text(one, "type"), "Ready") == 0 && strcmp(json_text(one, "status"), "True") == 0;
+        ready |=
+            strcmp(json_text(one, "type"), "Ready") == 0 && strcmp(json_text(one, "status"), "True") == 0;
     }
     json_array_foreach(json_object_get(json_object_get(node, "spec"), "taints"), i, one)
     {

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Volumes of backing class: what the controller makes of them in the cluster. Each volume has a claim of its class for a raw block
- * volume (named as its handle), each stream one for its journal (<stream>-journal), and while the stream is attached a pod on that node
- * (<stream>-attachment) that holds all of them, so that the kubelet maps their devices there. All of it is in the
- * driver's namespace, so that deleting an application's namespace deletes no history.
+/* Volumes of backing class: what the controller makes of them in the cluster. Each volume has a claim of its
+ * class for a raw block volume (named as its handle), each stream one for its journal (<stream>-journal), and
+ * while the stream is attached a pod on that node
+ * (<stream>-attachment) that holds all of them, so that the kubelet maps their devices there. All of it is in
+ * the driver's namespace, so that deleting an application's namespace deletes no history.
  *
  * The functions here only compute; csi/class_kube.c does it.
  *
@@ -17,7 +18,8 @@
 #define CLASS_JOURNAL_BYTES_MIN (1ull << 30)
 #define CLASS_NAME_BYTES (CSI_HANDLE_BYTES + 16)
 #define CLASS_UID_BYTES 64
-#define CLASS_DEVICES_BYTES (33u * (CSI_HANDLE_BYTES + CSI_LABEL_BYTES)) /* of CSI_MEMBERS_MAX and the journal */
+#define CLASS_DEVICES_BYTES                                                                                  \
+    (33u * (CSI_HANDLE_BYTES + CSI_LABEL_BYTES)) /* of CSI_MEMBERS_MAX and the journal */
 #define CLASS_STREAM_LABEL "tidemark.io/stream"
 #define CLASS_NODE_ANNOTATION "tidemark.io/node"
 
@@ -31,7 +33,8 @@ struct class_stream {
 void class_journal_name(const char *stream, char ret[CLASS_NAME_BYTES]);
 void class_pod_name(const char *stream, char ret[CLASS_NAME_BYTES]);
 /* Of the journal's claim: room for the base, which may come to hold as much as the volumes do, and for the
- * journal itself: the largest journalSize of a volume's class; without one as much again, at least CLASS_JOURNAL_BYTES_MIN. */
+ * journal itself: the largest journalSize of a volume's class; without one as much again, at least
+ * CLASS_JOURNAL_BYTES_MIN. */
 uint64_t class_journal_bytes(const struct class_stream *stream);
 
 /* Objects to be made. NULL when out of memory. */
@@ -49,8 +52,8 @@ enum class_pod_state {
     CLASS_POD_ELSEWHERE, /* is on another node; text: that node */
     CLASS_POD_LACKS,     /* a volume that joined later; text: its handle */
 };
-enum class_pod_state class_look_at_pod(const json_t *pod, const struct class_stream *stream, const char *node, char *text,
-                                       size_t size);
+enum class_pod_state class_look_at_pod(const json_t *pod, const struct class_stream *stream, const char *node,
+                                       char *text, size_t size);
 
 /* How a node is, for what was attached there: */
 enum class_node_state {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* struct csi_class_ops over a Kubernetes API server. Each call looks once, does the next thing that is to be done, and says
- * -EAGAIN with what is waited for; so it can be repeated, and a controller that is killed goes on with the next call. */
+/* struct csi_class_ops over a Kubernetes API server. Each call looks once, does the next thing that is to be
+ * done, and says -EAGAIN with what is waited for; so it can be repeated, and a controller that is killed goes
+ * on with the next call. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -12,14 +13,18 @@
 #include "csi/cluster.h"
 #include "lib/json.h"
 
-static struct kube_target target(const struct csi_cluster *cluster, const struct kube_resource *resource, const char *name)
+static struct kube_target target(const struct csi_cluster *cluster, const struct kube_resource *resource,
+                                 const char *name)
 {
-    return (struct kube_target){.resource = resource, .namespace = resource->namespaced ? cluster->namespace : NULL, .name = name,
+    return (struct kube_target){.resource = resource,
+                                .namespace = resource->namespaced ? cluster->namespace : NULL,
+                                .name = name,
                                 .field_manager = "tidemark-csi"};
 }
 
 /* 1: there; 0: not. */
-static int find(const struct csi_cluster *cluster, const struct kube_resource *resource, const char *name, json_t **ret, struct error *err)
+static int find(const struct csi_cluster *cluster, const struct kube_resource *resource, const char *name,
+                json_t **ret, struct error *err)
 {
     const struct kube_target t = target(cluster, resource, name);
     int r = kube_get(cluster->client, &t, ret, err);
@@ -30,7 +35,8 @@ static int find(const struct csi_cluster *cluster, const struct kube_resource *r
 }
 
 /* Takes `object`. One that is there already is taken as it is. */
-static int make(const struct csi_cluster *cluster, const struct kube_resource *resource, json_t *object, struct error *err)
+static int make(const struct csi_cluster *cluster, const struct kube_resource *resource, json_t *object,
+                struct error *err)
 {
     _cleanup_json_ json_t *o = object;
     const struct kube_target t = target(cluster, resource, NULL);
@@ -45,7 +51,8 @@ static int make(const struct csi_cluster *cluster, const struct kube_resource *r
     return r < 0 ? error_context(err, "%s %s", resource->kind, name) : 0;
 }
 
-static int destroy(const struct csi_cluster *cluster, const struct kube_resource *resource, const char *name, struct error *err)
+static int destroy(const struct csi_cluster *cluster, const struct kube_resource *resource, const char *name,
+                   struct error *err)
 {
     const struct kube_target t = target(cluster, resource, name);
     int r = kube_delete(cluster->client, &t, NULL, err);
@@ -63,9 +70,12 @@ static int check_class(const struct csi_cluster *cluster, const char *name, stru
     _cleanup_json_ json_t *object = NULL;
     int r = find(cluster, &kube_storage_classes, name, &object, err);
     if (r == 0)
-        return error_set(err, -EINVAL, "backingClass: there is no StorageClass %s; make it, or name another", name);
+        return error_set(err, -EINVAL, "backingClass: there is no StorageClass %s; make it, or name another",
+                         name);
     if (r > 0 && strcmp(json_text(object, "provisioner"), CSI_DRIVER_NAME) == 0)
-        return error_set(err, -EINVAL, "backingClass: the StorageClass %s is Tidemark's own; name one of another storage", name);
+        return error_set(err, -EINVAL,
+                         "backingClass: the StorageClass %s is Tidemark's own; name one of another storage",
+                         name);
     return r < 0 ? r : 0;
 }
 
@@ -83,9 +93,10 @@ static int ask_for(const struct csi_cluster *cluster, const json_t *claim, uint6
     if (class_claim_asked(claim) >= bytes)
         return 0;
     const struct kube_target t = target(cluster, &kube_claims, name);
-    _cleanup_json_ json_t *patch =
-        json_pack("{s:{s:{s:{s:o}}}}", "spec", "resources", "requests", "storage", json_sprintf("%" PRIu64, bytes));
-    int r = patch ? kube_patch(cluster->client, &t, KUBE_PATCH_MERGE, patch, NULL, err) : error_set(err, -ENOMEM, "out of memory");
+    _cleanup_json_ json_t *patch = json_pack("{s:{s:{s:{s:o}}}}", "spec", "resources", "requests", "storage",
+                                             json_sprintf("%" PRIu64, bytes));
+    int r = patch ? kube_patch(cluster->client, &t, KUBE_PATCH_MERGE, patch, NULL, err)
+                  : error_set(err, -ENOMEM, "out of memory");
     return r < 0 ? error_context(err, "the claim %s cannot grow", name) : 0;
 }
 
@@ -96,7 +107,8 @@ static int expand(void *context, const struct csi_volume *v, uint64_t size_bytes
     _cleanup_json_ json_t *claim = NULL, *volume = NULL;
     int r = find(cluster, &kube_claims, v->handle, &claim, err);
     if (r == 0)
-        return error_set(err, -EIO, "volume %s: its claim %s is gone from namespace %s", v->handle, v->handle, cluster->namespace);
+        return error_set(err, -EIO, "volume %s: its claim %s is gone from namespace %s", v->handle, v->handle,
+                         cluster->namespace);
     if (r > 0)
         r = ask_for(cluster, claim, size_bytes, err);
     if (r < 0)
@@ -112,19 +124,25 @@ static int expand(void *context, const struct csi_volume *v, uint64_t size_bytes
         if (units_parse_bytes(has, &bytes, &ignored) == 0 && bytes >= size_bytes)
             return 0;
     }
-    return error_set(err, -EAGAIN, "volume %s: its claim %s in namespace %s (class %s) is not expanded to %s yet", v->handle, v->handle,
-                     cluster->namespace, v->backing_class, units_format_bytes(size_bytes, wanted));
+    return error_set(
+        err, -EAGAIN, "volume %s: its claim %s in namespace %s (class %s) is not expanded to %s yet",
+        v->handle, v->handle, cluster->namespace, v->backing_class, units_format_bytes(size_bytes, wanted));
 }
 
 /* ---- attaching ---- */
 
-static struct class_stream stream_of(const struct csi_cluster *cluster, const char *name, const struct csi_volume *members, size_t count)
+static struct class_stream stream_of(const struct csi_cluster *cluster, const char *name,
+                                     const struct csi_volume *members, size_t count)
 {
-    return (struct class_stream){.name = name, .namespace = cluster->namespace, .image = cluster->attachment_image, .volumes = members,
+    return (struct class_stream){.name = name,
+                                 .namespace = cluster->namespace,
+                                 .image = cluster->attachment_image,
+                                 .volumes = members,
                                  .count = count};
 }
 
-static int make_pod(const struct csi_cluster *cluster, const struct class_stream *stream, const char *node, struct error *err)
+static int make_pod(const struct csi_cluster *cluster, const struct class_stream *stream, const char *node,
+                    struct error *err)
 {
     char name[CLASS_NAME_BYTES];
     _cleanup_json_ json_t *journal = NULL;
@@ -135,18 +153,21 @@ static int make_pod(const struct csi_cluster *cluster, const struct class_stream
     else if (r > 0) {
         struct error refused = ERROR_INIT; /* a class that cannot grow: it goes on with what there is */
         if (ask_for(cluster, journal, class_journal_bytes(stream), &refused) < 0 && cluster->log)
-            log_warning(cluster->log, "stream %s: its journal stays as it is: %s", stream->name, refused.message);
+            log_warning(cluster->log, "stream %s: its journal stays as it is: %s", stream->name,
+                        refused.message);
         r = 0;
     }
     _cleanup_json_ json_t *object = NULL;
     if (r == 0)
         r = find(cluster, &kube_nodes, node, &object, err);
-    return r < 0 ? r : make(cluster, &kube_pods, class_pod(stream, node, object ? kube_object_uid(object) : NULL), err);
+    return r < 0 ? r
+                 : make(cluster, &kube_pods, class_pod(stream, node, object ? kube_object_uid(object) : NULL),
+                        err);
 }
 
 /* "journal=PV,handle=PV,..." */
-static int name_devices(const struct csi_cluster *cluster, const struct class_stream *stream, char ret[CLASS_DEVICES_BYTES],
-                        struct error *err)
+static int name_devices(const struct csi_cluster *cluster, const struct class_stream *stream,
+                        char ret[CLASS_DEVICES_BYTES], struct error *err)
 {
     size_t used = 0;
     for (size_t i = 0; i <= stream->count; i++) {
@@ -159,8 +180,10 @@ static int name_devices(const struct csi_cluster *cluster, const struct class_st
             return r;
         const char *bound = json_text(json_object_get(claim, "spec"), "volumeName");
         if (!*bound || strlen(bound) >= CSI_LABEL_BYTES)
-            return error_set(err, -EAGAIN, "stream %s: the claim %s in namespace %s is not bound", stream->name, name, cluster->namespace);
-        used += (size_t)snprintf(ret + used, CLASS_DEVICES_BYTES - used, "%s%s=%s", used ? "," : "", i ? name : "journal", bound);
+            return error_set(err, -EAGAIN, "stream %s: the claim %s in namespace %s is not bound",
+                             stream->name, name, cluster->namespace);
+        used += (size_t)snprintf(ret + used, CLASS_DEVICES_BYTES - used, "%s%s=%s", used ? "," : "",
+                                 i ? name : "journal", bound);
     }
     return 0;
 }
@@ -169,12 +192,12 @@ static int again(const struct class_stream *stream, const char *node, const char
 {
     char name[CLASS_NAME_BYTES];
     class_pod_name(stream->name, name);
-    return error_set(err, -EAGAIN, "stream %s is being attached to node %s: pod %s in namespace %s: %s", stream->name, node, name,
-                     stream->namespace, what);
+    return error_set(err, -EAGAIN, "stream %s is being attached to node %s: pod %s in namespace %s: %s",
+                     stream->name, node, name, stream->namespace, what);
 }
 
-static int attach(void *context, const char *name, const struct csi_volume *members, size_t count, const char *node, bool in_use,
-                  struct csi_attachment *ret, struct error *err)
+static int attach(void *context, const char *name, const struct csi_volume *members, size_t count,
+                  const char *node, bool in_use, struct csi_attachment *ret, struct error *err)
 {
     struct csi_cluster *cluster = context;
     const struct class_stream stream = stream_of(cluster, name, members, count);
@@ -197,15 +220,18 @@ static int attach(void *context, const char *name, const struct csi_volume *memb
     case CLASS_POD_ENDING:
         return again(&stream, node, "the one of before is still being deleted", err);
     case CLASS_POD_ELSEWHERE:
-        return error_set(err, -EAGAIN,
-                         "stream %s is still attached to node %s (pod %s in namespace %s): it is opened on node %s only when that pod is gone, "
-                         "which it is once the volumes are detached there; if that node is lost for good, taint it with "
-                         "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute, or delete the Node",
-                         name, text, pod_name, cluster->namespace, node);
+        return error_set(
+            err, -EAGAIN,
+            "stream %s is still attached to node %s (pod %s in namespace %s): it is opened on node %s only "
+            "when that pod is gone, "
+            "which it is once the volumes are detached there; if that node is lost for good, taint it with "
+            "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute, or delete the Node",
+            name, text, pod_name, cluster->namespace, node);
     case CLASS_POD_LACKS:
         if (in_use)
             return error_set(err, -EBUSY,
-                             "RegroupPending: volume %s joins stream %s, which is attached to node %s without it: delete the pods that use the "
+                             "RegroupPending: volume %s joins stream %s, which is attached to node %s "
+                             "without it: delete the pods that use the "
                              "stream's other volumes, and they are attached together",
                              text, name, node);
         break;
@@ -219,7 +245,8 @@ static int attach(void *context, const char *name, const struct csi_volume *memb
 /* ---- detaching ---- */
 
 /* The node does not answer: 0 when it cannot write any more, as far as the cluster's administrator knows. */
-static int check_given_up(const struct csi_cluster *cluster, const char *stream, const char *node, struct error *err)
+static int check_given_up(const struct csi_cluster *cluster, const char *stream, const char *node,
+                          struct error *err)
 {
     char why[300];
     struct error second = ERROR_INIT;
@@ -231,8 +258,10 @@ static int check_given_up(const struct csi_cluster *cluster, const char *stream,
     }
     snprintf(why, sizeof why, "%s", err->message);
     return error_set(err, -EAGAIN,
-                     "stream %s: node %s does not say that it has let go of it (%s): it may still be written there, and is opened nowhere else. "
-                     "If the node is lost for good, taint it with node.kubernetes.io/out-of-service=nodeshutdown:NoExecute, or delete the Node",
+                     "stream %s: node %s does not say that it has let go of it (%s): it may still be written "
+                     "there, and is opened nowhere else. "
+                     "If the node is lost for good, taint it with "
+                     "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute, or delete the Node",
                      stream, node, why);
 }
 
@@ -241,8 +270,10 @@ static int detach(void *context, const char *stream, const char *node, struct er
     struct csi_cluster *cluster = context;
     char pod_name[CLASS_NAME_BYTES];
     _cleanup_json_ json_t *pod = NULL;
-    int r = cluster->release ? cluster->release(cluster->release_context, node, stream, err)
-                             : error_set(err, -EAGAIN, "the controller has no certificate for the node agents (--agent-cert)");
+    int r =
+        cluster->release
+            ? cluster->release(cluster->release_context, node, stream, err)
+            : error_set(err, -EAGAIN, "the controller has no certificate for the node agents (--agent-cert)");
     if (r == -EAGAIN)
         r = check_given_up(cluster, stream, node, err);
     class_pod_name(stream, pod_name);
@@ -255,10 +286,13 @@ static int detach(void *context, const char *stream, const char *node, struct er
         return 0; /* of a later attachment */
     if (!json_object_get(json_object_get(pod, "metadata"), "deletionTimestamp"))
         r = destroy(cluster, &kube_pods, pod_name, err);
-    return r < 0 ? r : error_set(err, -EAGAIN, "stream %s: the pod %s on node %s is being deleted", stream, pod_name, node);
+    return r < 0 ? r
+                 : error_set(err, -EAGAIN, "stream %s: the pod %s on node %s is being deleted", stream,
+                             pod_name, node);
 }
 
-const struct csi_class_ops csi_class_kube = {.provision = provision, .expand = expand, .attach = attach, .detach = detach};
+const struct csi_class_ops csi_class_kube = {
+    .provision = provision, .expand = expand, .attach = attach, .detach = detach};
 
 int csi_class_forget(struct csi_cluster *cluster, const char *handle, struct error *err)
 {

@@ -90,6 +90,7 @@ struct csi_node_options {
     const char *kubelet_directory; /* where pods' block devices are mapped; NULL: CSI_KUBELET_DIRECTORY */
     const char *listen_address;                     /* "host:port" of the HTTPS endpoint; NULL: none */
     const char *tls_certificate, *tls_key, *tls_ca; /* files; with listen_address */
+    const char *tls_client; /* the name that the controller's certificate is for; NULL: any of the CA's will do */
     const struct log *log;
     void (*ready)(void *context); /* may be NULL */
     void *context;

@@ -37,6 +37,7 @@ static int start(struct csi_node *node, struct error *err)
                                              .tls_certificate = node->options.tls_certificate,
                                              .tls_key = node->options.tls_key,
                                              .tls_ca = node->options.tls_ca,
+                                             .tls_client = node->options.tls_client,
                                              .threads = HTTP_THREADS,
                                              .log = node->options.log,
                                              .handler = node_api_handle,

@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Streams of backing class on this node. The controller has an attachment pod here, to which the kubelet maps the block volumes
- * of another class: one for the stream's journal, one for each of its volumes. The agent finds their devices below the
- * kubelet's directory and makes device nodes of its own for them, with names that are the same on every node:
+/* Streams of backing class on this node. The controller has an attachment pod here, to which the kubelet maps
+ * the block volumes of another class: one for the stream's journal, one for each of its volumes. The agent
+ * finds their devices below the kubelet's directory and makes device nodes of its own for them, with names
+ * that are the same on every node:
  *
  *   /dev/tidemark/<stream>/journal, /dev/tidemark/<stream>/<handle>
  *
- * which is what the stream's configuration, on its journal, says as well. /dev is a devtmpfs: a reboot forgets them, and so
- * nothing is opened by a number that has become another device.
+ * which is what the stream's configuration, on its journal, says as well. /dev is a devtmpfs: a reboot
+ * forgets them, and so nothing is opened by a number that has become another device.
  *
- * stores/<stream>.json is there from before the store is opened until it is closed. Calls about a store exclude each other as
- * those about a volume do (N4), under the name store-<stream>. */
+ * stores/<stream>.json is there from before the store is opened until it is closed. Calls about a store
+ * exclude each other as those about a volume do (N4), under the name store-<stream>. */
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -41,16 +42,19 @@ static int check_component(const char *text, const char *what, struct error *err
 }
 
 /* pods/<uid>/volumeDevices/<plugin>/<volume>: a link to, or a bind mount of, the device. */
-static int find_device(const struct csi_node *node, const char *pod, const char *volume, dev_t *ret, struct error *err)
+static int find_device(const struct csi_node *node, const char *pod, const char *volume, dev_t *ret,
+                       struct error *err)
 {
     char path[PATH_MAX];
     struct stat st;
-    if (snprintf(path, sizeof path, "%s/pods/%s/volumeDevices", node->options.kubelet_directory, pod) >= (int)sizeof path)
+    if (snprintf(path, sizeof path, "%s/pods/%s/volumeDevices", node->options.kubelet_directory, pod) >=
+        (int)sizeof path)
         return error_set(err, -ENAMETOOLONG, "%s: path too long", node->options.kubelet_directory);
     _cleanup_closedir_ DIR *dir = opendir(path);
     for (const struct dirent *entry; dir && (entry = readdir(dir));) {
         char below[PATH_MAX];
-        if (entry->d_name[0] == '.' || snprintf(below, sizeof below, "%s/%s/%s", path, entry->d_name, volume) >= (int)sizeof below)
+        if (entry->d_name[0] == '.' ||
+            snprintf(below, sizeof below, "%s/%s/%s", path, entry->d_name, volume) >= (int)sizeof below)
             continue;
         if (stat(below, &st) == 0 && S_ISBLK(st.st_mode)) {
             *ret = st.st_rdev;
@@ -58,8 +62,9 @@ static int find_device(const struct csi_node *node, const char *pod, const char 
         }
     }
     return error_set(err, -EAGAIN,
-                     "the kubelet has mapped no device of volume %s for the attachment pod (looked below %s); it is tried again", volume,
-                     path);
+                     "the kubelet has mapped no device of volume %s for the attachment pod (looked below "
+                     "%s); it is tried again",
+                     volume, path);
 }
 
 static int make_node(const char *stream, const char *name, dev_t device, struct error *err)
@@ -74,7 +79,8 @@ static int make_node(const char *stream, const char *name, dev_t device, struct 
     snprintf(new, sizeof new, "%s.new", path);
     unlink(new);
     if (mknod(new, S_IFBLK | 0600, device) < 0 || rename(new, path) < 0)
-        return error_errno(err, -errno, "cannot make the device node %s (%u:%u)", path, major(device), minor(device));
+        return error_errno(err, -errno, "cannot make the device node %s (%u:%u)", path, major(device),
+                           minor(device));
     return 0;
 }
 
@@ -94,7 +100,8 @@ static void remove_nodes(const char *stream)
 }
 
 /* "name=volume,...": the journal and the volumes of the stream. */
-static int make_nodes(const struct csi_node *node, const char *stream, const char *pod, const char *devices, struct error *err)
+static int make_nodes(const struct csi_node *node, const char *stream, const char *pod, const char *devices,
+                      struct error *err)
 {
     char directory[PATH_MAX];
     bool journal = false;
@@ -142,7 +149,8 @@ bool node_store_known(const struct csi_node *node, const char *stream)
     return record_path(node, stream, path, &ignored) == 0 && access(path, F_OK) == 0;
 }
 
-static int save_record(const struct csi_node *node, const struct node_attachment *a, const char *stream, struct error *err)
+static int save_record(const struct csi_node *node, const struct node_attachment *a, const char *stream,
+                       struct error *err)
 {
     char path[PATH_MAX];
     _cleanup_json_ json_t *record = json_pack("{s:s, s:s}", "pod", a->pod, "devices", a->devices);
@@ -172,7 +180,8 @@ void node_store_end(struct csi_node *node, const char *stream)
     node_end(node, name);
 }
 
-int node_store_open(struct csi_node *node, const char *stream, const struct node_attachment *a, struct error *err)
+int node_store_open(struct csi_node *node, const char *stream, const struct node_attachment *a,
+                    struct error *err)
 {
     char journal[PATH_MAX], path[64 + CSI_HANDLE_BYTES];
     int r = check_component(a->pod, "attachment", err);
@@ -214,7 +223,8 @@ static int close_it(struct csi_node *node, const char *stream, struct error *err
 static bool in_use(const struct node_volume *v)
 {
     char source[256];
-    return node_volume_published(v) > 0 || (!v->block && mounts_source(v->staging, source, sizeof source) == 0);
+    return node_volume_published(v) > 0 ||
+           (!v->block && mounts_source(v->staging, source, sizeof source) == 0);
 }
 
 /* Those that are remembered, but not in use, are forgotten (`forget`), or count as in use. */
@@ -225,8 +235,8 @@ static int check_unused(struct csi_node *node, const char *stream, bool forget, 
     int r = node_volumes_list(node, stream, &staged, &count, err);
     for (size_t i = 0; i < count && r == 0; i++) {
         if (!forget || in_use(&staged[i]))
-            r = error_set(err, -EBUSY, "volume %s of stream %s is still staged on node %s", staged[i].handle, stream,
-                          node->options.node_name);
+            r = error_set(err, -EBUSY, "volume %s of stream %s is still staged on node %s", staged[i].handle,
+                          stream, node->options.node_name);
         else
             r = node_volume_remove(node, staged[i].handle, err);
     }

@@ -95,6 +95,10 @@ static json_t *alarms_json(const struct journal_status *s, const struct group_st
                                                  (unsigned long long)g->unjournaled_writes));
     if (g->seed_trouble[0])
         json_array_append_new(list, json_sprintf("adopting does not go on: %s", g->seed_trouble));
+    if (g->pending_damaged)
+        json_array_append_new(list, json_string("rewind.pending was damaged: which blocks a rewind had not copied back is not known, so every "
+                                                "block is copied back from the journal; the volumes are right meanwhile. The file is kept as "
+                                                "rewind.pending.damaged: verify the journal, and look at the disk"));
     if (g->copy_trouble[0])
         json_array_append_new(list, json_sprintf("a rewind is not copied back further (its volumes are what they should be, and the "
                                                  "journal keeps what they need of it): %s; it goes on by itself", g->copy_trouble));

@@ -68,9 +68,12 @@ static void view_stop(struct runtime *r)
 /* What starting again cannot mend. */
 static bool refused(const struct error *err)
 {
+    /* Nobody waits for its volumes yet: `up` tells the reason at once, and tries again. */
+    if (!getenv("TIDEMARK_RESUME"))
+        return true;
     /* The key file may come back, and a disk that still writes what the last engine began will end it; until then the volumes wait. */
     if (err->code == -ENOKEY || err->code == -EKEYREJECTED || err->code == -EBUSY)
-        return !getenv("TIDEMARK_RESUME");
+        return false;
     return err->code == -EINVAL || err->code == -EBADMSG || err->code == -EPROTONOSUPPORT ||
            err->code == -ENAMETOOLONG || err->code == -ENOENT || err->code == -EACCES;
 }

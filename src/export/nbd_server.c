@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -189,7 +190,8 @@ static int listen_at(struct nbd_server *s, const char *path, struct error *err)
     memcpy(s->address.sun_path, path, strlen(path) + 1);
     const struct sockaddr *address = (const struct sockaddr *)&s->address;
     s->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    int r = s->fd < 0 || bind(s->fd, address, sizeof s->address) < 0 ? -errno : 0;
+    /* The mode before bind is the file's: nobody else may read the volume, whatever the umask. */
+    int r = s->fd < 0 || fchmod(s->fd, 0600) < 0 || bind(s->fd, address, sizeof s->address) < 0 ? -errno : 0;
     if (r == -EADDRINUSE && !is_served(s) && unlink(path) == 0) /* left by a server that was killed */
         r = bind(s->fd, address, sizeof s->address) < 0 ? -errno : 0;
     s->bound = r == 0;

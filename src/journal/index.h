@@ -51,6 +51,8 @@ void index_writer_free(struct index_writer *w);
 struct index_cache;
 int index_cache_new(size_t bytes, struct index_cache **ret, struct error *err) MUST_CHECK;
 void index_cache_free(struct index_cache *cache);
+/* From now on only indexes of that journal are opened with the cache: one of another is damage. Before others use the cache. */
+void index_cache_set_journal(struct index_cache *cache, const struct uuid *journal_id);
 
 /* ---- reading: thread-safe; every page's CRC is checked, damage is -EBADMSG with file and page named ---- */
 struct index;

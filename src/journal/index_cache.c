@@ -36,6 +36,8 @@ struct shard {
 
 struct index_cache {
     _Atomic uint64_t last_instance;
+    atomic_bool has_journal;
+    struct uuid journal_id; /* written once, before has_journal */
     uint32_t shard_count; /* a power of 2 */
     uint32_t shard_frames;
     uint32_t bucket_mask;
@@ -45,6 +47,19 @@ struct index_cache {
     uint32_t *buckets;
     struct shard shards[SHARDS_MAX];
 };
+
+void index_cache_set_journal(struct index_cache *cache, const struct uuid *journal_id)
+{
+    if (atomic_load(&cache->has_journal))
+        return;
+    cache->journal_id = *journal_id;
+    atomic_store(&cache->has_journal, true);
+}
+
+bool index_cache_takes(const struct index_cache *cache, const struct uuid *journal_id)
+{
+    return !atomic_load(&cache->has_journal) || memcmp(&cache->journal_id, journal_id, sizeof *journal_id) == 0;
+}
 
 int index_cache_new(size_t bytes, struct index_cache **ret, struct error *err)
 {

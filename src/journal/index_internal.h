@@ -106,6 +106,7 @@ int index_read_pages(const struct index *index, uint32_t first, uint32_t count, 
                      struct error *err) MUST_CHECK;
 
 /* ---- the cache: copies in and out, so that no lock is held and no page pinned while a caller works ---- */
+bool index_cache_takes(const struct index_cache *cache, const struct uuid *journal_id);
 uint64_t index_cache_new_instance(struct index_cache *cache);
 bool index_cache_get(struct index_cache *cache, uint64_t instance, uint32_t page, void *ret_page);
 void index_cache_put(struct index_cache *cache, uint64_t instance, uint32_t page, const void *data);

@@ -106,6 +106,19 @@ static int load_header(struct index *index, struct error *err)
     return check_layout(index, err);
 }
 
+/* A file that was put in the place of another is whole, and would answer with what another journal or segment holds. */
+static int check_identity(const struct index *index, struct error *err)
+{
+    const char *slash = strrchr(index->path, '/'), *name = slash ? slash + 1 : index->path;
+    unsigned number, level;
+    if (index->cache && !index_cache_takes(index->cache, &index->info.journal_id))
+        return header_damaged(index, "it belongs to another journal", err);
+    bool named = sscanf(name, "l0-%u", &number) == 1 || sscanf(name, "run-%u-%u", &level, &number) == 2;
+    if (named && number != index->info.first_segment)
+        return header_damaged(index, "it belongs to another segment", err);
+    return 0;
+}
+
 int index_open(const char *path, struct index_cache *cache, struct index **ret, struct error *err)
 {
     struct index *index = calloc(1, sizeof *index);
@@ -125,6 +138,8 @@ int index_open(const char *path, struct index_cache *cache, struct index **ret, 
         goto fail;
     }
     r = load_header(index, err);
+    if (r == 0)
+        r = check_identity(index, err);
     if (r < 0)
         goto fail;
     if (cache)

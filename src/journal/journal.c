@@ -242,6 +242,8 @@ int journal_open(const struct journal_options *options, struct journal **ret, st
     if (r == 0)
         r = load_or_create(j, err);
     if (r == 0)
+        index_cache_set_journal(j->cache, &j->manifest.journal_id);
+    if (r == 0)
         r = reserve_sealed(j, err);
     if (r == 0)
         r = open_ring(j, err);

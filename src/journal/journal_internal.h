@@ -75,6 +75,7 @@ struct journal {
     uint64_t demand_lsn; /* a frame with records up to it is written even when it has room */
     uint64_t next_lsn, last_lsn; /* next_lsn may lie further on than last_lsn + 1: after a loss, LSNs are left out */
     uint64_t durable_lsn, durable_realtime_ns;
+    uint64_t lost_low, lost_high; /* the last resume left out the LSNs (lost_low, lost_high]: they are in no segment */
     _Atomic uint64_t written_lsn;
     uint64_t written_realtime_ns, written_boottime_ns;
     uint64_t unsynced_since_ns; /* boottime of the first record after the last sync; 0: none */

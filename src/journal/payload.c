@@ -154,6 +154,8 @@ int payload_refresh(struct payload_reader *p, struct error *err)
     if (r < 0)
         return r;
     payload_set_base_lsn(p, m.base);
+    if (p->cache)
+        index_cache_set_journal(p->cache, &m.journal_id);
     manifest_release(&m);
     return 0;
 }

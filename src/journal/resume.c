@@ -168,6 +168,8 @@ int journal_resume(struct journal *j, struct error *err)
     j->resume_fd = -1;
     aead_free(j->active_key);
     j->active_key = take_ptr(j->resume_key);
+    j->lost_low = j->durable_lsn; /* who slept through all of this must not take a later LSN for its own */
+    j->lost_high = j->next_lsn - 1;
     j->written_lsn = j->last_lsn = j->durable_lsn;
     j->demand_lsn = 0;
     j->unsynced_since_ns = 0;

@@ -27,6 +27,12 @@ int ring_open(struct ring *ring, const char *path, const struct uuid *journal, s
     struct stat st;
     if (fstat(fd, &st) < 0)
         return error_errno(err, -errno, "cannot examine the frame ring %s", path);
+    /* What others could write is not believed: it says which writes were in flight, and holds the newest of them. */
+    if (!S_ISREG(st.st_mode) || st.st_uid != geteuid() || st.st_mode & 077 || st.st_nlink > 1)
+        return error_set(err, -EPERM,
+                         "the frame ring %s is not this user's alone (user %u, mode %03o, %u links): somebody else made it; remove it "
+                         "and start again",
+                         path, (unsigned)st.st_uid, (unsigned)st.st_mode & 0777, (unsigned)st.st_nlink);
     bool sized = (uint64_t)st.st_size == ring->length_bytes;
     if (!sized) {
         int r = ftruncate(fd, 0) < 0 ? -errno : -posix_fallocate(fd, 0, (off_t)ring->length_bytes);

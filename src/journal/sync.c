@@ -104,13 +104,19 @@ static int suspended(const struct journal *j, struct error *err)
     return error_set(err, -ESHUTDOWN, "the journal is suspended: %s", j->reason);
 }
 
+/* With the mutex: whether it will never be in the journal. */
+static bool is_lost(const struct journal *j, uint64_t lsn)
+{
+    return j->suspended || (lsn > j->lost_low && lsn <= j->lost_high);
+}
+
 int journal_sync(struct journal *j, int also_fd, int *ret_also, struct error *err)
 {
     int r = 0, also = 0;
     bool also_done = also_fd < 0;
     pthread_mutex_lock(&j->mutex);
     uint64_t target = writer_write_all(j);
-    while (!j->suspended && j->durable_lsn < target) {
+    while (!is_lost(j, target) && j->durable_lsn < target) {
         if (!j->syncing)
             sync_begin(j);
         if (!also_done) { /* beside the journal's */
@@ -122,7 +128,7 @@ int journal_sync(struct journal *j, int also_fd, int *ret_also, struct error *er
             sync_await(j);
         }
     }
-    if (j->suspended)
+    if (is_lost(j, target))
         r = suspended(j, err);
     pthread_mutex_unlock(&j->mutex);
     if (!also_done)
@@ -165,13 +171,14 @@ bool journal_sync_step(struct journal *j, struct lsn target, bool *ret_lost)
     MUTEX_GUARD(guard, &j->mutex);
     if (j->syncing && !j->sync_taken)
         take_ended(j);
-    bool durable = j->durable_lsn >= target.n;
-    if (!durable && !j->suspended && !j->syncing && j->written_lsn >= target.n) {
+    bool lost = is_lost(j, target.n), durable = !lost && j->durable_lsn >= target.n;
+    if (!durable && !lost && !j->syncing && j->written_lsn >= target.n) {
         sync_begin(j);
         durable = j->durable_lsn >= target.n;
     }
-    *ret_lost = !durable && j->suspended;
-    return durable || j->suspended;
+    lost = !durable && is_lost(j, target.n);
+    *ret_lost = lost;
+    return durable || lost;
 }
 
 int journal_sync_poll_fd(const struct journal *j)

@@ -422,8 +422,10 @@ int journal_verify(const char *directory, const struct verify_report *report, st
         return r;
     v.buffer = io_alloc_pages((size_t)FRAME_MAX_BLOCKS * JOURNAL_BLOCK_BYTES);
     r = v.buffer ? index_cache_new(CACHE_BYTES, &v.cache, err) : error_errno(err, -ENOMEM, "cannot verify");
-    if (r == 0)
+    if (r == 0) {
+        index_cache_set_journal(v.cache, &v.m.journal_id);
         check_all(&v);
+    }
     index_cache_free(v.cache);
     io_free_pages(v.buffer, (size_t)FRAME_MAX_BLOCKS * JOURNAL_BLOCK_BYTES);
     manifest_release(&v.m);

@@ -25,6 +25,11 @@ static int prepare_base(struct journal *j, uint32_t volume, uint64_t size_bytes,
     return r;
 }
 
+struct resize {
+    struct resize_info info;
+    uint64_t size_bytes;
+};
+
 /* With the mutex. */
 static struct volume_info *find_volume(struct journal *j, uint32_t id)
 {
@@ -95,10 +100,20 @@ int journal_volume(struct journal *j, const char *name, uint64_t size_bytes, boo
     return r;
 }
 
+static int add_resize(void *context, struct manifest *m, struct error *err)
+{
+    const struct resize *resize = context;
+    int r = manifest_add_resize(m, &resize->info, err);
+    for (size_t i = 0; i < m->volume_count && r == 0; i++)
+        if (m->volumes[i].id == resize->info.volume)
+            m->volumes[i].size_bytes = resize->size_bytes;
+    return r;
+}
+
 int journal_resize(struct journal *j, uint32_t volume, uint64_t size_bytes, struct error *err)
 {
     struct volume_info info;
-    struct resize_info resize = {.volume = volume};
+    struct resize resize = {.info = {.volume = volume}, .size_bytes = size_bytes};
     pthread_mutex_lock(&j->mutex);
     struct volume_info *v = find_volume(j, volume);
     if (v)
@@ -108,19 +123,12 @@ int journal_resize(struct journal *j, uint32_t volume, uint64_t size_bytes, stru
         return error_set(err, -ENOENT, "there is no volume %u in the journal", volume);
     if (info.size_bytes == size_bytes)
         return 0;
-    resize.old_bytes = info.size_bytes;
+    resize.info.old_bytes = info.size_bytes;
     int r = prepare_base(j, volume, size_bytes, err);
     if (r == 0)
-        r = append_change(j, &info, "resized", info.size_bytes, size_bytes, &resize.lsn, err);
-    if (r < 0)
-        return r;
-    pthread_mutex_lock(&j->mutex);
-    r = manifest_add_resize(&j->manifest, &resize, err);
-    v = find_volume(j, volume);
-    if (r == 0 && v)
-        v->size_bytes = size_bytes;
-    pthread_mutex_unlock(&j->mutex);
-    return r < 0 ? r : sealer_save(j, err);
+        r = append_change(j, &info, "resized", info.size_bytes, size_bytes, &resize.info.lsn, err);
+    /* Saved before it counts: repeated after a failure it is done again, and not taken for done. */
+    return r < 0 ? r : sealer_change(j, add_resize, &resize, err);
 }
 
 /* With base_mutex: the base to write to. */

@@ -51,7 +51,8 @@ int writer_init(struct journal *j, struct error *err)
 {
     int r = io_uring_queue_init(RING_SLOTS, &j->uring, 0);
     if (r < 0)
-        return error_errno(err, r, "cannot set up io_uring (is it disabled by kernel.io_uring_disabled?)");
+        return error_errno(err, r, "cannot set up io_uring (%s)",
+                           r == -ENOMEM ? "may enough memory be locked? ulimit -l, LimitMEMLOCK=" : "is it disabled by kernel.io_uring_disabled?");
     r = io_uring_queue_init(4, &j->sync_uring, 0);
     if (r < 0) {
         io_uring_queue_exit(&j->uring);

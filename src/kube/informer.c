@@ -140,6 +140,9 @@ static void wait_for(struct kube_informer *i, unsigned ms)
 static void fail(struct kube_informer *i, const struct error *error, unsigned retry_after_s)
 {
     unsigned ms = kube_backoff_ms(i->failures, RETRY_MIN_MS, RETRY_MAX_MS) + retry_after_s * 1000;
+    unsigned chunk = i->options.chunk ? i->options.chunk : KUBE_INFORMER_CHUNK;
+    if (error->code == -EFBIG && i->must_list && chunk > 1) /* large objects: Secrets of releases, say */
+        i->options.chunk = chunk / 2;
     i->failures += i->failures < 1000;
     if (error->code != -ECANCELED && i->options.ops.failed)
         i->options.ops.failed(i->options.ops.context, &i->resource, error);

@@ -179,7 +179,7 @@ int kube_delete(struct kube_client *client, const struct kube_target *target,
 /* ---- lists ---- */
 struct kube_list_options {
     const char *label_selector, *field_selector; /* not encoded; NULL */
-    unsigned limit;                              /* objects a chunk; 0: KUBE_LIST_LIMIT */
+    unsigned limit; /* objects a chunk, fewer when they are large; 0: KUBE_LIST_LIMIT */
     unsigned timeout_ms;                         /* of a chunk */
 };
 /* Called for each chunk with its items (borrowed; may be changed); their apiVersion and kind, which lists

@@ -63,15 +63,14 @@ int kube_list(struct kube_client *client, const struct kube_target *target,
     const struct kube_list_options *o = options ? options : &defaults;
     _cleanup_free_ char *path = NULL, *next = NULL;
     bool first = true;
-    unsigned restarts = 0;
+    unsigned restarts = 0, limit = o->limit ? o->limit : KUBE_LIST_LIMIT;
     int r = kube_path(target->resource, target->namespace, NULL, NULL, &path, err);
     while (r == 0) {
         _cleanup_free_ char *query = NULL;
         _cleanup_json_ json_t *page = NULL;
         json_t *items;
         const char *after, *version;
-        if ((r = kube_list_query(o->label_selector, o->field_selector, o->limit ? o->limit : KUBE_LIST_LIMIT,
-                                 next, &query, err)) < 0)
+        if ((r = kube_list_query(o->label_selector, o->field_selector, limit, next, &query, err)) < 0)
             return r;
         const struct kube_request request = {.method = "GET",
                                              .path = path,
@@ -83,6 +82,12 @@ int kube_list(struct kube_client *client, const struct kube_target *target,
         if (r == -ESTALE && next && restarts++ < LIST_RESTARTS) {
             free(take_ptr(next));
             first = true;
+            r = 0;
+            continue;
+        }
+        if (r == -EFBIG && limit > 1) { /* large objects: fewer of them at a time */
+            limit /= 2;
+            *err = ERROR_INIT;
             r = 0;
             continue;
         }

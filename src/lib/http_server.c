@@ -68,6 +68,7 @@ struct http_server {
     struct listener tcp_listener;
     struct listener tls_listener;
     char *tls_files[3]; /* certificate, key, CA */
+    char *tls_client;   /* or NULL */
     atomic_uint active;
 };
 
@@ -319,18 +320,20 @@ static void read_peer(struct MHD_Connection *connection, struct http_request *re
 }
 
 /* A certificate of the CA's, for client authentication. */
-static int check_client(struct MHD_Connection *connection, struct error *err)
+static int check_client(const struct http_server *server, struct MHD_Connection *connection, struct error *err)
 {
     const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_GNUTLS_SESSION);
     gnutls_session_t session = info ? info->tls_session : NULL;
     char purpose[] = GNUTLS_KP_TLS_WWW_CLIENT;
-    gnutls_typed_vdata_st data = {.type = GNUTLS_DT_KEY_PURPOSE_OID, .data = (unsigned char *)purpose, .size = sizeof purpose - 1};
+    gnutls_typed_vdata_st data[2] = {{.type = GNUTLS_DT_KEY_PURPOSE_OID, .data = (unsigned char *)purpose, .size = sizeof purpose - 1},
+                                     {.type = GNUTLS_DT_DNS_HOSTNAME, .data = (unsigned char *)server->tls_client}};
     unsigned status = 0, count = 0;
     if (!session || !gnutls_certificate_get_peers(session, &count) || !count)
         return error_set(err, -EACCES, "a client certificate is required here");
-    if (gnutls_certificate_verify_peers(session, &data, 1, &status) < 0 || status)
+    if (gnutls_certificate_verify_peers(session, data, server->tls_client ? 2 : 1, &status) < 0 || status)
         return error_set(err, -EACCES, "the client certificate is not accepted: it has to be signed by this server's CA, be "
-                         "valid now, and be for client authentication");
+                         "valid now, and be for client authentication%s%s",
+                         server->tls_client ? " and the name " : "", server->tls_client ? server->tls_client : "");
     return 0;
 }
 
@@ -347,7 +350,7 @@ static int answer(struct listener *listener, struct MHD_Connection *connection, 
     struct error err = ERROR_INIT;
     int r;
     read_peer(connection, &request);
-    if (listener->tls && !listener->any_client && check_client(connection, &err) < 0)
+    if (listener->tls && !listener->any_client && check_client(listener->server, connection, &err) < 0)
         r = err.code;
     else if (state->no_memory)
         r = error_errno(&err, -ENOMEM, "cannot take the request's body");
@@ -411,7 +414,7 @@ static enum MHD_Result on_access(void *context, struct MHD_Connection *connectio
         return MHD_YES;
     }
     if (*data_bytes) {
-        if (!listener->tls || listener->any_client || check_client(connection, &ignored) == 0)
+        if (!listener->tls || listener->any_client || check_client(listener->server, connection, &ignored) == 0)
             take_body(state, data, *data_bytes);
         *data_bytes = 0;
         /* Somewhat too large is read to its end, so that the sender sees the 413; without end is not. */
@@ -629,6 +632,8 @@ static int listen_tls(struct http_server *server, const struct http_server_optio
     const char *const texts[] = {options->tls_certificate_pem, options->tls_key_pem};
     size_t length;
     server->tls_listener.any_client = texts[0] != NULL;
+    if (options->tls_client && !(server->tls_client = strdup(options->tls_client)))
+        return error_errno(err, -ENOMEM, "cannot serve HTTPS at %s", options->tls_address);
     for (size_t i = 0; texts[0] && i < 2; i++)
         if (!(server->tls_files[i] = strdup(texts[i])))
             return error_errno(err, -ENOMEM, "cannot serve HTTPS at %s", options->tls_address);
@@ -658,6 +663,7 @@ int http_server_start(const struct http_server_options *options, struct http_ser
     server->options = *options;
     server->options.socket_path = server->options.tcp_address = NULL;
     server->options.tls_address = server->options.tls_certificate = server->options.tls_key = server->options.tls_ca = NULL;
+    server->options.tls_client = NULL;
     server->options.tls_certificate_pem = server->options.tls_key_pem = NULL;
     server->unix_listener.server = server->tcp_listener.server = server->tls_listener.server = server;
     init_listener(&server->unix_listener);
@@ -717,6 +723,7 @@ void http_server_stop(struct http_server *server)
         MHD_stop_daemon(tls_daemon);
     for (size_t i = 0; i < 3; i++)
         free(server->tls_files[i]);
+    free(server->tls_client);
     free(server->socket_path);
     free(server);
 }

@@ -70,6 +70,7 @@ struct http_server_options {
      * authentication; others get a 403. With it the three files (PEM), which are read once. NULL: none. */
     const char *tls_address;
     const char *tls_certificate, *tls_key, *tls_ca;
+    const char *tls_client; /* the name that a client's certificate has to be for; NULL: any of the CA's */
     /* The same for any client, whoever it is, with certificate and key as PEM texts instead of the three files;
      * both or none. */
     const char *tls_certificate_pem, *tls_key_pem;

@@ -279,7 +279,38 @@ static int load_volume_bits(struct group *g, const struct pending_volume *pv, co
     return 0;
 }
 
-int grains_load(struct group *g, struct error *err)
+/* Which grains are not copied back is not known any more: all of them are read through the journal's image, which is what they hold
+ * whether they were or not, and are copied back. The damaged file stays beside. Not when the backings may hold writes that the journal
+ * lacks: there neither can be taken for the other. */
+static int load_damaged(struct group *g, const char *path, struct error *err)
+{
+    char kept[PATH_MAX + 16];
+    struct manifest m;
+    snprintf(kept, sizeof kept, "%s.damaged", path);
+    if (journal_recovery(g->journal)->compare)
+        return error_context(err, "which blocks a rewind has not copied back is not known, and the volumes may hold writes that the journal "
+                                  "lacks. Look at the newest points in views; then either move the file away (mv %s %s), which keeps what the "
+                                  "backings hold and may take a part of that rewind back, or restore it", path, kept), -EBADMSG;
+    log_error(g->log, "%s: every block is copied back from the journal instead", err->message);
+    *err = ERROR_INIT;
+    int r = journal_manifest(g->journal, &m, err);
+    if (r < 0)
+        return r;
+    if (m.rewind_count) {
+        g->rewind_lsn = m.rewinds[m.rewind_count - 1].lsn;
+        g->rewind_target = m.rewinds[m.rewind_count - 1].target;
+    }
+    manifest_release(&m);
+    for (size_t i = 0; i < g->volume_count; i++)
+        for (uint64_t grain = 0; grain < g->volumes[i].stale.grains && !g->volumes[i].seed.wanted; grain++)
+            grain_map_set(&g->volumes[i].stale, grain);
+    if (link(path, kept) < 0 && errno != EEXIST)
+        log_warning(g->log, "cannot keep %s: %m", path);
+    g->pending_damaged = true;
+    return grains_save(g, err); /* from here on it is known again, also after a kill */
+}
+
+static int read_pending(struct group *g, struct error *err)
 {
     char path[PATH_MAX];
     _cleanup_free_ char *data = NULL;
@@ -312,6 +343,14 @@ int grains_load(struct group *g, struct error *err)
         at += bytes;
     }
     return 0;
+}
+
+int grains_load(struct group *g, struct error *err)
+{
+    char path[PATH_MAX];
+    pending_path(g, path);
+    int r = read_pending(g, err);
+    return r == -EBADMSG ? load_damaged(g, path, err) : r;
 }
 
 /* ---- the worker ---- */
@@ -408,6 +447,7 @@ static int copy_back_some(struct group *g, bool *ret_worked, struct error *err)
     }
     pthread_rwlock_unlock(&g->gate);
     if (image) {
+        g->pending_damaged = false;
         grains_close_image(g, pin, &image);
         log_info(g->log, "the rewind to LSN %llu is copied back", (unsigned long long)target.n);
     }

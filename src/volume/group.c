@@ -295,7 +295,9 @@ int group_start(struct group *g, struct error *err)
     char asked[PATH_MAX];
     bool inexact = false;
     snprintf(asked, sizeof asked, "%s/" GROUP_COMPARE_FILE, journal_directory(g->journal));
-    bool whole = access(asked, F_OK) == 0;
+    bool whole = access(asked, F_OK) == 0, replaced = false;
+    for (size_t i = 0; i < g->volume_count; i++)
+        replaced |= backing_was_replaced(&g->volumes[i]);
     r = grains_load(g, err);
     if (r == 0)
         r = seed_open(g, &inexact, err);
@@ -304,12 +306,14 @@ int group_start(struct group *g, struct error *err)
     bool compare = (rec->compare && !rec->created) || open_refusal;
     if (r == 0 && compare)
         r = intents_check(g, err);
-    if (r == 0 && (whole || inexact))
+    if (r == 0 && (whole || inexact || replaced))
         r = intents_mark_whole(g, err);
-    if (r == 0 && (compare || whole || inexact || (rec->clean && intents_left(g))))
+    if (r == 0 && (compare || whole || inexact || replaced || (rec->clean && intents_left(g))))
         r = group_begin_compare(g, err);
     if (r == 0 && whole && unlink(asked) < 0) /* the refused interval is on disk now */
         log_warning(g->log, "cannot remove %s: %m", asked);
+    for (size_t i = 0; i < g->volume_count && r == 0; i++)
+        backing_remember(&g->volumes[i]);
     bool stale = false;
     for (size_t i = 0; i < g->volume_count; i++)
         stale |= atomic_load(&g->volumes[i].stale.set_count) > 0;
@@ -432,6 +436,7 @@ void group_status(struct group *g, struct group_status *ret)
     memcpy(ret->seed_trouble, g->seed_trouble, sizeof ret->seed_trouble);
     pthread_mutex_unlock(&g->seed_mutex);
     pthread_mutex_lock(&g->worker_mutex);
+    ret->pending_damaged = atomic_load(&g->pending_damaged);
     memcpy(ret->copy_trouble, g->copy_trouble, sizeof ret->copy_trouble);
     pthread_mutex_unlock(&g->worker_mutex);
     for (size_t i = 0; i < g->volume_count; i++)

@@ -82,6 +82,7 @@ struct group_status {
     uint64_t seed_done_bytes, seed_total_bytes;
     char seed_trouble[256]; /* why that does not go on; "" if it does */
     char copy_trouble[256]; /* the same of copying a rewind back */
+    bool pending_damaged;   /* what was left of it was not known any more: everything is copied back */
 };
 void group_status(struct group *g, struct group_status *ret);
 

@@ -72,6 +72,7 @@ struct group {
     char stale_pin[24];
     char copy_trouble[256];        /* why copying back does not go on; guarded by worker_mutex */
     pthread_mutex_t pending_mutex; /* one writer of rewind.pending */
+    _Atomic bool pending_damaged;  /* it was, and all is copied back therefore */
     _Atomic bool pending_behind;   /* grains were made plain since it was written */
     uint64_t pin_counter;
     struct lsn rewind_lsn, rewind_target;
@@ -195,6 +196,12 @@ int grains_flush(struct group *g, struct error *err) MUST_CHECK;
 /* Opens an image of the stream at `lsn` under an internal pin whose name is put into `pin`. */
 int grains_open_image(struct group *g, struct lsn lsn, char pin[24], struct image **ret, struct error *err) MUST_CHECK;
 void grains_close_image(struct group *g, char pin[24], struct image **image);
+
+/* ---- backing_identity.c ---- */
+/* Whether it is another file than the one that was remembered. */
+bool backing_was_replaced(const struct volume *v);
+/* Once it is compared, or need not be. What cannot be written is told by the log. */
+void backing_remember(const struct volume *v);
 
 /* ---- rewind_space.c ---- */
 struct rewind_space {

@@ -149,17 +149,21 @@ static int finish_write(struct volume *v, struct block_request *r, struct error 
                        .length = r->length_bytes / BLOCK_SECTOR_BYTES};
     int result = volume_change_backing(v, &c, a->ticket.payload, err);
     journal_backed(g->journal, &a->ticket);
-    if (result < 0)
-        volume_after_backing_error(v, c.lba, c.length, err);
     range_lock_drop(&g->ranges, a->range);
-    bool fua = r->flags & BLOCK_FUA, waits = result == 0 && g->ack == GROUP_ACK_WRITE && !fua;
+    if (result < 0) {
+        /* Once more by a thread of those that write: it journals what the backing holds, and may wait for room in the journal for that.
+         * Here it would wait for frames that are kept by the requests behind this one. */
+        pthread_rwlock_unlock(&g->gate);
+        return BLOCK_STEP_AGAIN;
+    }
+    bool fua = r->flags & BLOCK_FUA, waits = g->ack == GROUP_ACK_WRITE && !fua;
     bool lost = waits && journal_wait(g->journal, &a->ticket, &ignored) == -ESHUTDOWN;
     pthread_rwlock_unlock(&g->gate);
     if (lost && g->holds)
         return BLOCK_STEP_AGAIN;
     if (lost)
         atomic_fetch_add(&g->unjournaled, 1);
-    return result == 0 && fua ? volume_flush_both(v, err) : result;
+    return fua ? volume_flush_both(v, err) : 0;
 }
 
 /* A transfer that failed or was short is repeated whole; a flush that failed has failed for good. */

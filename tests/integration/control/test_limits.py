@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An engine that ends again and again is told as such, with how it ended and what to do, and is forgotten once it stays; what was
 written before is there. Needs root, /dev/fuse and loop devices."""
+import mmap
 import os
 import signal
 import sys
@@ -58,6 +59,46 @@ class Limits(unittest.TestCase):
         until(lambda: not s.status()["crash_looping"], "that to be forgotten")
         self.assertEqual(s.status()["alarms"], [])
         self.assertEqual(self.metric("tidemark_engine_crash_looping"), "0")
+
+    def test_a_view_that_keeps_too_much_is_closed(self):
+        """At the quota and half of its reserve, with a reason; the application goes on protected, and history with it."""
+        s = self.s.start()
+        s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\nmetadata: {name: small}\n"
+                "spec: {journal: {quota: 256Mi, thinning: []}}\n")
+        s.apply(s.yaml(volumes=("data",), size="128Mi").replace("spec:\n", "spec:\n  policyRef: {name: small}\n"))
+        s.write("mnt/shop/data/f", "then")
+        s.call("POST", "/v1/applications/shop/tag", {"name": "then"})
+        view = s.operate("/v1/applications/shop/open", {"point": "tag:then"})["view"]
+        seen = os.path.join(view["volumes"][0]["mount"], "f")
+        with open(seen) as f:
+            self.assertEqual(f.read(), "then")
+        most, states = 0, set()
+        with open(s.path("mnt/shop/data/g"), "wb") as f:
+            for i in range(40):  # 1.25 GiB at the most
+                if s.call("GET", "/v1/views")["views"][0]["state"] != "open":
+                    break
+                f.seek(0)
+                f.write(os.urandom(1 << 20) * 32)
+                f.flush()
+                os.fdatasync(f.fileno())
+                status = s.status()
+                most, states = max(most, status["journal_bytes"]), states | {status["state"]}
+        until(lambda: s.call("GET", "/v1/views")["views"][0]["state"] == "closed: quota", "the view to be closed")
+        told = s.call("GET", "/v1/views")["views"][0]
+        self.assertIn("quota", told["reason"])
+        self.assertLessEqual(most, (256 + 256 + 192) << 20)
+        self.assertEqual(states, {"protected"})
+        with self.assertRaises(OSError):
+            fd = os.open(view["volumes"][0]["device"], os.O_RDONLY | os.O_DIRECT)
+            try:
+                os.preadv(fd, [mmap.mmap(-1, 1 << 20)], 32 << 20)
+            finally:
+                os.close(fd)
+        until(lambda: s.status()["journal_bytes"] <= 256 << 20, "history to move on")
+        self.assertGreater(s.status()["oldest_lsn"], view["lsn"])
+        s.call("DELETE", "/v1/views/" + view["id"])
+        self.assertEqual(s.call("GET", "/v1/views")["views"], [])
+        self.assertEqual(s.read("mnt/shop/data/f"), "then")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 """What others on the host do beside `tidemark up`: mounts of their own, damaged files, crowds at the API. Needs root, /dev/fuse and
 loop devices."""
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -290,6 +291,63 @@ class Names(Base):
         self.assertTrue(os.path.exists(odd), "what is not journaled is left alone")
 
 
+class Space(Base):
+    def test_a_disk_that_fills_up_under_many_writes_fails_them_and_goes_on(self):
+        """The volumes' disk, and not the journal's: each write is answered, and what the backing holds is what the history has."""
+        s = self.s.start()
+        disk, image = s.path("disk"), s.path("disk.img")
+        with open(image, "wb") as f:
+            f.truncate(96 << 20)
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
+        os.mkdir(disk)
+        subprocess.run(["mount", "-o", "loop", image, disk], check=True)
+        self.addCleanup(subprocess.run, ["umount", "-l", disk], check=False)
+        with open(os.path.join(disk, "data.img"), "wb") as f:
+            f.truncate(256 << 20)
+        s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\n"
+                f"spec: {{export: nbd, volumes: [{{name: data, source: {disk}/data.img}}]}}\n")
+        until(lambda: s.status()["state"] == "protected", "what it held is in the history")
+        client = NbdClient(s.status()["volumes"][0]["nbd_uri"]).choose()
+        self.addCleanup(client.socket.close)
+        length, count = 128 << 10, 1600
+        data = os.urandom(length)
+
+        def send():
+            for i in range(count):
+                client.socket.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 1, i, i * length, length) + data)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        self.addCleanup(sender.join)
+        errors = {}
+        for _ in range(count):
+            _, error, cookie = struct.unpack(">IIQ", client.take(16))
+            errors[cookie] = error
+        self.assertEqual(len(errors), count)
+        self.assertEqual(set(errors.values()), {0, 28}, "written, or ENOSPC")
+        self.assertEqual(s.status()["state"], "protected")
+        s.call("POST", "/v1/applications/shop/tag", {"name": "full"})
+        view = s.operate("/v1/applications/shop/open", {"point": "tag:full"})["view"]
+        there = NbdClient(view["volumes"][0]["nbd_uri"]).choose()
+        self.addCleanup(there.socket.close)
+        for i in range(count):
+            self.assertEqual(there.request(0, i * length, 4096), client.request(0, i * length, 4096), i)
+
+    def test_a_volume_does_not_grow_beyond_the_disk(self):
+        """As a new one would not be made: and it could not be made smaller again."""
+        s = self.s.start()
+        s.apply(s.yaml(export="nbd", volumes=("data",), size="16Mi"))
+        fs = os.statvfs(s.state)
+        mebibytes = (fs.f_bavail * fs.f_frsize >> 20) * 2 + 64
+        with self.assertRaises(ApiError) as caught:
+            s.apply(s.yaml(export="nbd", volumes=("data",), size=f"{mebibytes}Mi"))
+        self.assertEqual(caught.exception.code, "ENOSPC")
+        self.assertIn("does not fit on the disk", caught.exception.message)
+        self.assertEqual(s.status()["volumes"][0]["size_bytes"], 16 << 20)
+        s.apply(s.yaml(export="nbd", volumes=("data",), size="17Mi"))
+        self.assertEqual(s.status()["volumes"][0]["size_bytes"], 17 << 20)
+
+
 class Words(Base):
     def test_a_stop_that_leaves_something_running_says_so(self):
         s = self.s.start()
@@ -390,6 +448,37 @@ class Damage(Base):
         self.assertGreater(view["salvage"]["damaged_bytes"], 0)
         s.call("DELETE", "/v1/views/" + view["id"])
 
+
+    def test_an_index_of_another_journal_or_segment_is_damage(self):
+        """It is whole, and would answer with what the other one holds: nothing of that is ever taken for this one's."""
+        s = self.s.start()
+        for name in ("shop", "other"):
+            s.apply(f"apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {{name: {name}}}\n"
+                    "spec: {export: nbd, volumes: [{name: data, size: 16Mi}]}\n")
+            for phase in range(2):
+                client = NbdClient(s.status(name)["volumes"][0]["nbd_uri"]).choose()
+                client.write(4096 * phase, name.encode().ljust(4) * 1024)
+                client.socket.close()
+                s.operate(f"/v1/applications/{name}/verify", {})  # seals a segment
+        self.assertEqual(s.stop(), 0)
+        shop, other = s.path("s/apps/shop/journal"), s.path("s/apps/other/journal")
+        first, second = (os.path.join(shop, f) for f in sorted(f for f in os.listdir(shop) if f.startswith("l0-"))[:2])
+        for source, words in ((os.path.join(other, os.path.basename(second)), "another journal"), (first, "another segment")):
+            shutil.copyfile(source, second)
+            s.start()
+            with self.assertRaises(ApiError) as caught:
+                s.operate("/v1/applications/shop/open", {"point": "latest"})
+            self.assertEqual(caught.exception.code, "EBADMSG", caught.exception.message)
+            self.assertIn(words, caught.exception.message)
+            self.assertIn(os.path.basename(second), caught.exception.message)
+            result = s.operate("/v1/applications/shop/verify", {})
+            self.assertIn(os.path.basename(second), [d["file"] for d in result["damage"]])
+            view = s.operate("/v1/applications/shop/open", {"point": "latest", "salvage": True})["view"]
+            client = NbdClient(view["volumes"][0]["nbd_uri"]).choose()
+            for phase in range(2):
+                self.assertEqual(client.read(4096 * phase), b"shop" * 1024, "the segment has it all")
+            client.socket.close()
+            self.assertEqual(s.stop(), 0)
 
     def test_a_backing_that_is_gone_is_not_replaced_by_nothing(self):
         """The remedy that is told works."""

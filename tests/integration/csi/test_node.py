@@ -327,13 +327,15 @@ class Endpoint(Case):
         openssl = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
         for ca in ("ca", "other"):
             self.run_quiet(*openssl, "-subj", f"/CN={ca}", "-keyout", s.path(f"{ca}.key"), "-out", s.path(f"{ca}.crt"))
-        for name, ca, usage in (("server", "ca", "serverAuth"), ("client", "ca", "clientAuth"), ("stranger", "other", "clientAuth")):
+        for name, ca, usage in (("server", "ca", "serverAuth"), ("client", "ca", "clientAuth"), ("stranger", "other", "clientAuth"),
+                                ("node", "ca", "serverAuth,clientAuth")):
             self.run_quiet(*openssl, "-subj", f"/CN={name}", "-CA", s.path(f"{ca}.crt"), "-CAkey", s.path(f"{ca}.key"), "-addext",
-                           f"extendedKeyUsage={usage}", "-addext", "subjectAltName=IP:127.0.0.1", "-addext",
+                           f"extendedKeyUsage={usage}", "-addext",
+                           f"subjectAltName=IP:127.0.0.1,DNS:tidemark-{'node' if name == 'node' else 'controller'}", "-addext",
                            "basicConstraints=critical,CA:FALSE", "-keyout", s.path(f"{name}.key"), "-out", s.path(f"{name}.crt"))
         self.port = free_port()
         s.node_options = ["--listen", f"127.0.0.1:{self.port}", "--tls-cert", s.path("server.crt"), "--tls-key", s.path("server.key"),
-                          "--tls-ca", s.path("ca.crt")]
+                          "--tls-ca", s.path("ca.crt"), "--tls-client", "tidemark-controller"]
 
     @staticmethod
     def run_quiet(*command):
@@ -358,7 +360,7 @@ class Endpoint(Case):
 
     def test_only_the_controllers_certificate_opens_it(self):
         self.assertEqual(self.https("GET", "/v1/streams")[0], 200)
-        for client in (None, "stranger", "server"):
+        for client in (None, "stranger", "server", "node"):
             status, answer = self.https("GET", "/v1/streams", client=client)
             self.assertIn(status, (0, 403), answer)
         self.assertNotEqual(self.https("POST", "/v1/apply", "kind: x", client=None)[0], 200)

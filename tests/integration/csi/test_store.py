@@ -19,6 +19,7 @@ from stand import MIB, Stand, csi, until  # noqa: E402
 from test_node import CODE, Endpoint, read, write  # noqa: E402
 
 JOURNAL_MIB = 700
+SEED_S = 300  # two seconds, when nobody else writes to the disk
 
 
 def losetup(*arguments):
@@ -128,7 +129,7 @@ class Moves(Endpoint):
         a.take(self.disks)
         for h in self.handles:
             write(f"{a.target(h)}/file", "good")
-        until(lambda: a.status()["state"] == "protected", "what the volumes held is in the history")
+        until(lambda: a.status()["state"] == "protected", "what the volumes held is in the history", SEED_S)
         a.stand.api("POST", f"/v1/applications/{a.stream}/tag", {"name": "good"})
         for h in self.handles:
             write(f"{a.target(h)}/file", "bad")
@@ -173,7 +174,8 @@ class Moves(Endpoint):
         status, answer = self.https("POST", f"{path}/release", {})
         self.assertEqual(status, 409, answer)
         self.assertIn("still staged", answer["error"]["message"])
-        self.https("POST", f"{path}/gate", {"closed": True})
+        status, answer = self.https("POST", f"{path}/gate", {"closed": True})
+        self.assertEqual(status, 200, answer)
         for h in self.handles:
             b.unstage(h)
         self.assertTrue(b.is_mounted(), "a recovery needs it")
@@ -215,7 +217,7 @@ class Moves(Endpoint):
             subprocess.run(["umount", "-l", mount], check=True)
         a.stand.start_data()
         a.stand.start_node()
-        until(lambda: (a.status() or {}).get("state") == "protected", "the stream runs again")
+        until(lambda: (a.status() or {}).get("state") == "protected", "the stream runs again", SEED_S)
         self.assertGreaterEqual(a.status()["lsn"], before)
         for h in self.handles:
             a.unstage(h)
@@ -232,7 +234,9 @@ class Moves(Endpoint):
         a.attachment = self.disks.attach(a.kubelet)
         self.assertFails(CODE.ALREADY_EXISTS, "xfs", a.stage, self.handles[0])
         self.disks.detach()
-        subprocess.run(["mkfs.ext4", "-q", "-F", "-d", "/etc/ssl", self.disks.images["journal"]], check=True)
+        os.mkdir(a.stand.path("files"))
+        write(a.stand.path("files", "theirs"), "precious")
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-d", a.stand.path("files"), self.disks.images["journal"]], check=True)
         a.attachment = self.disks.attach(a.kubelet)
         self.assertFails(CODE.ALREADY_EXISTS, "somebody else", a.stage, self.handles[0])
         self.assertFalse(a.is_mounted())
@@ -256,7 +260,7 @@ class Moves(Endpoint):
         a.block = True
         a.take(self.disks)
         h = self.handles[0]
-        until(lambda: a.status()["state"] == "protected", "what it held is in the history")
+        until(lambda: a.status()["state"] == "protected", "what it held is in the history", SEED_S)
         os.truncate(self.disks.images[h], 96 * MIB)
         losetup("-c", self.disks.loops[1])
         for _ in range(2):

@@ -188,6 +188,44 @@ class Exec(unittest.TestCase):
         self.assertIn('pods "p" is forbidden', server.probe("exec", "n", "p", "ls")[0])
 
 
+def limit_of(path):
+    return int(path.split("limit=")[1].split("&")[0])
+
+
+def large_objects(method, path, headers, data):
+    """More than ten of its objects are more than anybody takes: the first answer is larger than the client's own limit, later ones
+    are refused."""
+    if "watch=1" in path:
+        data.write(b"HTTP/1.1 200 X\r\n\r\n")
+        data.flush()
+        data.read(1)
+        return None
+    if limit_of(path) > 100:
+        return 200, b" " * ((64 << 20) + 1), {}
+    if limit_of(path) > 10:
+        return 413, status(413, "RequestEntityTooLarge"), {}
+    begin = int(path.split("continue=")[1].split("&")[0]) if "continue=" in path else 0
+    items = [{"metadata": {"name": f"c{i}", "namespace": "n", "resourceVersion": "1"}} for i in range(begin, min(begin + limit_of(path), 25))]
+    more = {"continue": str(begin + len(items))} if begin + len(items) < 25 else {}
+    return 200, {"kind": "ConfigMapList", "metadata": {"resourceVersion": "5", **more}, "items": items}, {}
+
+
+class Large(unittest.TestCase):
+    def test_a_list_of_large_objects_comes_in_smaller_chunks(self):
+        server = Server(large_objects).configure()
+        self.assertEqual(server.probe("list", "configmaps", "-", "200")[-1].split(" chunks ")[0], "listed 25")
+
+    def test_so_does_that_of_an_informer(self):
+        server = Server(large_objects).configure()
+        child = subprocess.Popen([PROBE, "watch", "-", "configmaps"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                 env={**os.environ, "PROBE_KUBECONFIG": server.kubeconfig})
+        limit = threading.Timer(90, child.kill)  # or a client that never gets it would be waited for
+        limit.start()
+        self.assertIn("synced configmaps 25\n", iter(child.stdout.readline, ""))
+        limit.cancel()
+        child.communicate(input="")
+
+
 class Watch(unittest.TestCase):
     def test_a_watch_that_ends_at_once_does_not_spin(self):
         listed = {"kind": "ConfigMapList", "metadata": {"resourceVersion": "5"}, "items": None}

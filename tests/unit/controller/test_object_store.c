@@ -280,9 +280,8 @@ static void test_what_waits_for_room_is_interrupted(void **state)
     bool resumed;
     check_ok(object_store_new(directory, &sealing, NULL, &store, &err));
     for (unsigned i = 0; i < OBJECT_STORE_JOURNALS + 1; i++) { /* the first is closed again */
-        snprintf(path, sizeof path, "%s", i ? "other" : "shop");
-        snprintf(path + strlen(path), sizeof path - strlen(path), i ? "%u" : "", i);
-        check_ok(object_store_keep(store, "shop", path, &resumed, &err));
+        snprintf(path, sizeof path, "other%u", i);
+        check_ok(object_store_keep(store, "shop", i ? path : "shop", &resumed, &err));
     }
     snprintf(path, sizeof path, "%s/shop/shop", directory);
     snprintf(aside, sizeof aside, "%s/shop/aside", directory);

@@ -182,6 +182,43 @@ static void a_small_quota_makes_none_ahead(void **unused)
     check_ok(journal_close(j, &err));
 }
 
+/* Who waits for a sync through a suspension and the resume learns that it is lost: later LSNs are not its own (J3). */
+static void a_sync_is_not_answered_by_what_came_after_a_gap(void **unused)
+{
+    (void)unused;
+    struct journal *j = open_journal();
+    struct journal_record record = discard;
+    struct journal_ticket ticket;
+    struct lsn before, after;
+    bool lost = false;
+    record.lazy = true;
+    for (int attempt = 0; attempt < 100 && !lost; attempt++) { /* the sealer may write it at that very moment */
+        check_ok(journal_append_durable(j, &discard, &before, &err));
+        check_ok(journal_append(j, &record, &ticket, &err));
+        journal_suspend(j, "a test", false);
+        journal_backed(j, &ticket);
+        check_ok(journal_resume_prepare(j, &err));
+        check_ok(journal_resume(j, &err));
+        struct journal_status s;
+        journal_status(j, &s);
+        lost = s.durable.n < ticket.lsn.n;
+    }
+    assert_true(lost);
+    lost = false;
+    assert_true(journal_sync_step(j, ticket.lsn, &lost));
+    assert_true(lost);
+    check_ok(journal_append_durable(j, &discard, &after, &err));
+    assert_true(after.n > ticket.lsn.n);
+    lost = false;
+    assert_true(journal_sync_step(j, ticket.lsn, &lost));
+    assert_true(lost);
+    assert_true(journal_sync_step(j, before, &lost));
+    assert_false(lost);
+    assert_true(journal_sync_step(j, after, &lost));
+    assert_false(lost);
+    check_ok(journal_close(j, &err));
+}
+
 static int begin(void **unused)
 {
     char template[] = "/dev/shm/tidemark-writer-XXXXXX";
@@ -210,6 +247,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(gaps_without_end_are_joined, begin, end),
         cmocka_unit_test_setup_teardown(segments_are_made_ahead_and_used, begin, end),
         cmocka_unit_test_setup_teardown(a_small_quota_makes_none_ahead, begin, end),
+        cmocka_unit_test_setup_teardown(a_sync_is_not_answered_by_what_came_after_a_gap, begin, end),
     };
     return cmocka_run_group_tests_name("journal-writer", tests, NULL, NULL);
 }

@@ -8,9 +8,11 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/io.h"
+#include "journal/ring.h"
 #include "volume/group_internal.h"
 
 #define SIZE_BYTES (16u * GROUP_GRAIN_BYTES)
@@ -441,6 +443,146 @@ static void a_missing_backing_is_not_made_anew(void **state)
     assert_int_not_equal(access(x.path, F_OK), 0);
 }
 
+/* One that was put in its place by hand is compared: what is live is image(latest), what was is in the history. */
+static void another_backing_is_compared(void **state)
+{
+    static char data[4096];
+    (void)state;
+    put(0, 4096, 'a');
+    put(GRAIN, 4096, 'b');
+    struct lsn then = latest();
+    for (int round = 0; round < 2; round++) {
+        bool replaced = round == 1;
+        group_free(x.group);
+        check_ok(journal_close(x.journal, &err));
+        if (replaced) {
+            char kept[112];
+            snprintf(kept, sizeof kept, "%s.old", x.path); /* so that its inode is not used again */
+            assert_int_equal(rename(x.path, kept), 0);
+            FILE *f = fopen(x.path, "w");
+            assert_true(f && ftruncate(fileno(f), SIZE_BYTES) == 0 && fclose(f) == 0);
+            unlink(kept);
+        }
+        open_all();
+        struct group_status s;
+        group_status(x.group, &s);
+        assert_int_equal(s.resync_total_bytes != 0, replaced);
+        group_settle(x.group);
+        check_live(replaced ? "another backing" : "the same backing", 0, 4096, replaced ? '\0' : 'a');
+        assert_int_equal(check_latest("after a start"), 0);
+    }
+    struct image *image;
+    check_ok(journal_pin(x.journal, "engine-then", then, true, &err));
+    check_ok(image_open(x.directory, "engine-then", &image, &err));
+    check_ok(image_read(image, x.group->volumes[0].id, GRAIN / 512, 8, data, &err));
+    check_bytes("what was there", data, sizeof data, 'b');
+    image_free(image);
+    check_ok(journal_unpin(x.journal, "engine-then", &err));
+}
+
+/* A rewind whose list of grains is damaged is copied back whole, and told; nothing of it is forgotten. */
+static void a_damaged_list_of_grains_is_made_up_for(void **state)
+{
+    (void)state;
+    char path[160], kept[176];
+    struct group_change change;
+    struct group_status s;
+    snprintf(path, sizeof path, "%s/rewind.pending", x.directory);
+    snprintf(kept, sizeof kept, "%s.damaged", path);
+    put(0, 4 * GRAIN, 'a');
+    put(6 * GRAIN, GRAIN, 'x');
+    struct lsn then = latest();
+    put(0, 4 * GRAIN, 'b');
+    latest();
+    uint32_t slot = range_lock_take(&x.group->ranges, x.group->volumes[0].id, 0, GROUP_GRAIN_SECTORS); /* nothing is copied back */
+    check_ok(group_rewind(x.group, then, false, &change, &err));
+    free(change.volumes);
+    range_lock_drop(&x.group->ranges, slot);
+    group_abandon(x.group); /* some of it may have been */
+    journal_abandon(x.journal);
+    FILE *f = fopen(path, "r+");
+    if (!f) { /* all of it was: a kill had left the list of before */
+        f = fopen(path, "w");
+        assert_non_null(f);
+    }
+    assert_true(fseek(f, 20, SEEK_SET) == 0 && fputs("damage", f) >= 0 && fclose(f) == 0);
+    open_all();
+    check_live("while it is copied back", 0, 4 * GRAIN, 'a');
+    check_live("what was not touched", 6 * GRAIN, GRAIN, 'x');
+    assert_int_equal(access(kept, F_OK), 0);
+    group_settle(x.group);
+    group_status(x.group, &s);
+    assert_int_equal(s.stale_bytes, 0);
+    check_live("afterwards", 0, 4 * GRAIN, 'a');
+    assert_int_equal(check_latest("afterwards"), 0);
+    assert_int_not_equal(access(path, F_OK), 0);
+    unlink(kept);
+}
+
+/* Where the backings may hold what the journal lacks neither is taken for the other: it says how to go on. */
+static void a_damaged_list_is_not_made_up_for_after_a_gap(void **state)
+{
+    (void)state;
+    char path[160];
+    snprintf(path, sizeof path, "%s/rewind.pending", x.directory);
+    put(0, 4096, 'a');
+    journal_suspend(x.journal, "a test", false);
+    kill_all();
+    FILE *f = fopen(path, "w");
+    assert_true(f && fputs("damage", f) >= 0 && fclose(f) == 0);
+    open_journal();
+    add_volume(GROUP_ACK_WRITE);
+    check_error(group_start(x.group, &err), -EBADMSG, "move the file away");
+    assert_int_equal(access(path, F_OK), 0);
+    kill_all();
+    assert_int_equal(unlink(path), 0);
+    open_all();
+    group_settle(x.group);
+    check_live("what went on unjournaled", 0, 4096, 'a');
+}
+
+/* A volume grows once, whatever fails in between: what could not be saved is not taken for done. */
+static void a_growth_that_was_not_saved_is_done_again(void **state)
+{
+    (void)state;
+    struct manifest m;
+    x.fault = "save";
+    assert_int_equal(journal_resize(x.journal, x.group->volumes[0].id, 2 * SIZE_BYTES, &err), -EIO);
+    x.fault = NULL;
+    check_ok(journal_manifest(x.journal, &m, &err));
+    assert_int_equal(m.volumes[0].size_bytes, SIZE_BYTES);
+    assert_int_equal(m.resize_count, 0);
+    manifest_release(&m);
+    check_ok(journal_resize(x.journal, x.group->volumes[0].id, 2 * SIZE_BYTES, &err));
+    check_ok(journal_resize(x.journal, x.group->volumes[0].id, 2 * SIZE_BYTES, &err)); /* nothing is left to do */
+    check_ok(journal_manifest(x.journal, &m, &err));
+    assert_int_equal(m.volumes[0].size_bytes, 2 * SIZE_BYTES);
+    assert_int_equal(m.resize_count, 1);
+    manifest_release(&m);
+}
+
+/* A frame ring that others could write is not believed. */
+static void a_ring_of_somebody_else_is_refused(void **state)
+{
+    (void)state;
+    struct ring ring;
+    struct uuid id = {{1}};
+    char path[128];
+    snprintf(path, sizeof path, "%s.other", x.ring);
+    check_ok(ring_open(&ring, path, &id, &err));
+    ring_release(&ring, false);
+    assert_int_equal(chmod(path, 0620), 0);
+    check_error(ring_open(&ring, path, &id, &err), -EPERM, "somebody else");
+    assert_int_equal(chmod(path, 0600), 0);
+    if (geteuid() == 0) {
+        assert_int_equal(chown(path, 65534, 65534), 0);
+        check_error(ring_open(&ring, path, &id, &err), -EPERM, "user 65534");
+        assert_int_equal(chown(path, 0, 0), 0);
+    }
+    check_ok(ring_open(&ring, path, &id, &err));
+    ring_release(&ring, true);
+}
+
 /* ---- comparisons ---- */
 
 /* Back to protection without a restart, although the comparison could not begin at the first attempt. */
@@ -601,6 +743,11 @@ int main(int argc, char **argv)
         UNCLEAN(a_start_waits_for_the_last_writes_to_a_backing),
         UNCLEAN(a_start_waits_for_the_last_writes_to_a_segment),
         UNCLEAN(a_missing_backing_is_not_made_anew),
+        UNCLEAN(another_backing_is_compared),
+        UNCLEAN(a_damaged_list_of_grains_is_made_up_for),
+        UNCLEAN(a_damaged_list_is_not_made_up_for_after_a_gap),
+        UNCLEAN(a_growth_that_was_not_saved_is_done_again),
+        UNCLEAN(a_ring_of_somebody_else_is_refused),
         UNCLEAN(a_comparison_that_cannot_begin_is_tried_again),
         UNCLEAN(an_unjournaled_write_over_a_rewind_survives_a_kill),
         UNCLEAN(a_lost_before_image_is_remembered_after_a_kill),
