@@ -120,6 +120,24 @@ class Trouble(unittest.TestCase):
             self.assertEqual((code, out), (NOT_FOUND, ""), (words, err))
             self.assertIn("did you mean meant/meant?", err, words)
 
+    def test_what_is_in_the_way_of_uninstalling_is_named(self):
+        ns = base.make_namespace("in-the-way")
+        volume = {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "in-the-way"}, "spec": {
+            "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "persistentVolumeReclaimPolicy": "Retain",
+            "claimRef": {"namespace": ns, "name": "data"}, "csi": {"driver": "csi.tidemark.io", "volumeHandle": "tm-in-the-way"}}}
+        claim = base.claim("data", ns)
+        claim["spec"]["volumeName"] = "in-the-way"
+        SERVER.apply(volume, claim)
+        until("it is bound", lambda: SERVER.json("get", "pv", "in-the-way")["status"].get("phase") == "Bound")
+        code, out, err = plugin("uninstall-check")
+        self.assertEqual((code, out), (REFUSED, ""), err)
+        for part in (f"{ns}/data", "kubectl tidemark release", "helm rollback", "--no-hooks"):
+            self.assertIn(part, err)
+        self.assertIn({"namespace": ns, "claim": "data", "volume": "in-the-way"}, answer("uninstall-check", code=REFUSED))
+        SERVER.kubectl("-n", ns, "delete", "pvc", "data", "--wait=false")
+        SERVER.kubectl("delete", "pv", "in-the-way", "--wait=false")
+        until("it is gone", lambda: f"{ns}/data" not in plugin("uninstall-check")[2])
+
     def test_who_may_not_look_is_told_what_lacks_and_shown_her_own(self):
         ns = base.make_namespace("tenants")
         SERVER.apply({"apiVersion": "tidemark.io/v1alpha1", "kind": "ProtectedApplication", "metadata": {"name": "app", "namespace": ns},
