@@ -3,11 +3,13 @@
  * written:
  *
  *   open_latency --directory DIR [--socket PATH] [--opens 200] [--tail 10000] [--cold]
- *                [--volumes 4] [--volume-bytes N] [--seed S]
+ *                [--volumes 4] [--volume-bytes N] [--seed S] [--stretch FIRST,RECORDS,EVERY,SEGMENTS]
  *
  * Without --socket this process has the journal open (after --tail more writes, so that a part of it is not
  * sealed yet): journal_pin + image_open + image_read. With --socket another process has it: POST /v1/pin
  * there, the rest here.
+ * --stretch: of journal_synth, whose journals have frames in every EVERY-th of SEGMENTS segments of RECORDS
+ * records from LSN FIRST on.
  * --cold drops the machine's page cache before each open (root). Prints one JSON object, times in us. */
 #include <errno.h>
 #include <fcntl.h>
@@ -38,6 +40,7 @@ struct options {
     const char *socket;
     uint64_t opens, tail, seed;
     bool cold;
+    uint64_t first, records, every, segments; /* of --stretch; every 0: without */
 };
 
 struct run {
@@ -120,6 +123,17 @@ static int is_written(struct run *r, const struct moment *m, bool *ret, struct e
     return unpin(r, err);
 }
 
+static uint64_t choose_lsn(struct run *r)
+{
+    const struct options *o = r->o;
+    uint64_t oldest = r->oldest.n, latest = r->latest.n;
+    if (!o->every)
+        return oldest + bench_random(&r->random) % (latest - oldest + 1);
+    uint64_t places = (o->segments + o->every - 1) / o->every;
+    return o->first + bench_random(&r->random) % places * o->every * o->records +
+           bench_random(&r->random) % o->records;
+}
+
 /* A random LSN, and a block that was written before it: a read of what was never written has nothing to find.
  */
 static int choose(struct run *r, struct moment *ret, struct error *err)
@@ -128,7 +142,7 @@ static int choose(struct run *r, struct moment *ret, struct error *err)
     bool written = false;
     int result = 0;
     while (result == 0 && !written) {
-        uint64_t lsn = r->oldest.n + bench_random(&r->random) % (r->latest.n - r->oldest.n + 1);
+        uint64_t lsn = choose_lsn(r);
         *ret = (struct moment){.lsn = lsn < g->volume_count ? g->volume_count
                                                             : lsn, /* before all volumes were there */
                                .volume = 1 + (uint32_t)(bench_random(&r->random) % g->volume_count),
@@ -258,6 +272,18 @@ static int run_outside(struct run *r, struct error *err)
     return result;
 }
 
+static int parse_stretch(const char *text, struct options *ret, struct error *err)
+{
+    char end;
+    if (sscanf(text, "%" SCNu64 ",%" SCNu64 ",%" SCNu64 ",%" SCNu64 "%c", &ret->first, &ret->records,
+               &ret->every, &ret->segments, &end) != 4 ||
+        !ret->first || !ret->records || !ret->every || !ret->segments)
+        return error_set(err, -EINVAL,
+                         "--stretch %s: expected FIRST,RECORDS,EVERY,SEGMENTS, as journal_synth prints it",
+                         text);
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     static const struct option long_options[] = {{"directory", required_argument, NULL, 'd'},
@@ -267,6 +293,7 @@ int main(int argc, char **argv)
                                                  {"volumes", required_argument, NULL, 'v'},
                                                  {"volume-bytes", required_argument, NULL, 'b'},
                                                  {"seed", required_argument, NULL, 's'},
+                                                 {"stretch", required_argument, NULL, 'e'},
                                                  {"cold", no_argument, NULL, 'c'},
                                                  {0}};
     struct error err = ERROR_INIT;
@@ -290,6 +317,8 @@ int main(int argc, char **argv)
             r = units_parse_u64(optarg, 1ull << 50, &o.group.volume_bytes, &err);
         else if (option == 's')
             r = units_parse_u64(optarg, UINT64_MAX, &o.seed, &err);
+        else if (option == 'e')
+            r = parse_stretch(optarg, &o, &err);
         else if (option == 'c')
             o.cold = true;
         else

@@ -2,28 +2,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures Tidemark beside its peers in one interleaved run; writes bench/results.json and docs/benchmarks.md.
 
+With --only the results of the other parts stay as they are in both files.
+
 Root. Each round runs every candidate once, in rotating order, each on a new file or journal that was written once from
 end to end (so no block is unallocated), with caches dropped. What fails is in the tables as failed, with the reason.
 """
 import argparse
 import datetime
 import fcntl
-import http.client
 import json
 import math
 import os
 import platform
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
+import endurance
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PARTS = ["nbd", "fuse", "flush", "open", "rss", "thin", "cluster"]
+PARTS = ["nbd", "fuse", "flush", "open", "rss", "thin", "recovery", "scale", "compress", "cluster"]
 GIB = 1 << 30
 DISK_LIMIT = 60 * GIB  # this program never takes more
 CLUSTER = 64 << 10     # of QEMU's copy-before-write
@@ -51,6 +53,9 @@ TARGETS = [
     ("fuse", "tidemark-write", "loop-file", "write4k_qd1", 0.60), ("fuse", "tidemark-write", "loop-file", "write4k_qd32", 0.65),
     ("fuse", "tidemark-write", "nbdfuse", "write4k_qd1", 1.2), ("fuse", "tidemark-write", "nbdfuse", "write4k_qd32", 1.2),
 ]
+
+
+SECTIONS = {"open": "opening", "rss": "rss", **{part: x[3] for part, x in endurance.PARTS.items()}}
 
 
 class Failed(Exception):
@@ -88,6 +93,9 @@ class Cleanup:
 
 
 class Bench:
+    Failed = Failed
+    say = staticmethod(say)
+
     def __init__(self, options):
         self.o = options
         self.cleanup = Cleanup()
@@ -98,8 +106,43 @@ class Bench:
         self.opening = []
         self.rss = None
         self.thinning = []
+        self.recovering = None
+        self.scaling = []
+        self.compressing = []
+        self.measured = {}  # part -> when and how
+        self.part = None    # that is being measured
         self.notes = []
+        self.old_commands = {}
         self.counter = 0
+
+    # ---- what was measured before ----
+    def take_over(self):
+        """The results that the file has of parts, or jobs, that are not measured now."""
+        try:
+            with open(self.o.results) as f:
+                old = json.load(f)
+        except FileNotFoundError:
+            return
+        except ValueError as e:
+            raise SystemExit(f"bench: {self.o.results} is damaged ({e}): remove it, or name another by --results")
+        now = set(self.o.asked)
+        self.measured = {part: how for part, how in measured_of(old).items() if part not in now}
+        for part, candidates in old["samples"].items():
+            for candidate, jobs in candidates.items():
+                kept = {job: s for job, s in jobs.items() if part not in self.o.only or not self.runs(job)}
+                if kept:
+                    self.samples.setdefault(part, {})[candidate] = kept
+        for part, name in SECTIONS.items():
+            if part not in now:
+                setattr(self, name, old.get(name) or getattr(self, name))
+        if "open" not in now:
+            self.notes = old.get("own_notes", [])
+        self.failures = [f for f in old["failures"] if f.get("part") in self.measured]
+        self.old_commands = old["commands"]
+
+    def runs(self, job):
+        """Whether this run measures the job."""
+        return "flush" in self.o.only if JOBS[job][1] == "flush" else self.o.jobs
 
     # ---- processes ----
     def run(self, command, timeout=600):
@@ -223,8 +266,7 @@ class Bench:
     def jobs_for(self, role, number):
         """Jobs of a candidate in a round: `full`, or `info` (short, every job); information only in every second round."""
         for name, (arguments, kind) in JOBS.items():
-            wanted = ("flush" in self.o.only) if kind == "flush" else self.o.jobs
-            if not wanted or (kind != "target" and number % 2):
+            if not self.runs(name) or (kind != "target" and number % 2):
                 continue
             long = kind == "target" and role == "full"
             yield name, arguments, (self.o.runtime if long else max(1, self.o.runtime / 5))
@@ -287,15 +329,14 @@ class Bench:
         self.commands.setdefault("server nbdkit-file", " ".join(command).replace(self.dir, "$DIR"))
         self.measure("nbd", "nbdkit-file", "info", ("nbd", f"nbd+unix:///?socket={d}/s"), number)
 
-    def engine_config(self, d, ack, volumes, size, quota=0, names="data", encrypted=False, thinning=None):
+    def engine_config(self, d, ack, volumes, size, quota=0, names="data", encrypted=False, more=None):
         names = [names] if volumes == 1 else [f"v{i}" for i in range(volumes)]
         os.makedirs(f"{d}/backing", exist_ok=True)
         config = {"application": "bench", "journal": f"{d}/journal", "socket": f"{d}/engine.sock", "ack": ack,
                   "volumes": [{"name": n, "size_bytes": size, "backing": f"{d}/backing/{n}.img"} for n in names]}
         if quota:
             config["quota_bytes"] = quota
-        if thinning:
-            config["thinning"] = thinning
+        config.update(more or {})
         if encrypted:
             config["key_file"] = f"{d}/key"
             subprocess.run([f"{self.o.build}/src/cli/tidemark", "key", "generate", "-q", f"{d}/key"], check=True, stdout=subprocess.DEVNULL)
@@ -388,6 +429,7 @@ class Bench:
             for i in range(len(candidates)):
                 part, name, measure = candidates[(i + number) % len(candidates)]
                 say(f"round {number + 1}/{self.o.rounds}: {part} {name}")
+                self.part = part
                 self.guarded(f"{part}/{name}, round {number + 1}", measure, number)
 
     def guarded(self, what, function, *args):
@@ -396,61 +438,9 @@ class Bench:
             function(*args)
         except (Failed, OSError, ValueError, KeyError, subprocess.SubprocessError) as e:
             say(f"FAILED {what}: {e}")
-            self.failures.append({"what": what, "why": str(e).replace(self.dir, "$DIR")})
+            self.failures.append({"part": self.part, "what": what, "why": str(e).replace(self.dir, "$DIR")})
         finally:
             self.cleanup.unwind(depth)
-
-    # ---- thinning ----
-    def thin(self):
-        """100 MB/s of random writes for 90 s, with and without thinning of all that is older than 10 s: what it does to the
-        application's latency, and whether it keeps up."""
-        seconds = 20 if self.o.quick else 90
-        for number in range(1 if self.o.quick else self.o.rounds):
-            for steps in ([], [{"after_ns": 10 * 10**9, "keep_s": 10}])[::1 if number % 2 else -1]:
-                say(f"thin: round {number + 1}, {'with' if steps else 'without'} thinning")
-                self.guarded(f"thin, round {number + 1}", self.thin_one, number, steps, seconds)
-
-    def thin_one(self, number, steps, seconds):
-        d = self.place("thin")
-        size = min(self.o.size_bytes, GIB // 2)
-        self.engine_config(d, "write", 1, size, thinning=steps)
-        self.engine_nbd(d)
-        lags = []
-        command = ["fio", "--name=j", f"--size={size}", "--group_reporting", "--output-format=json", "--randrepeat=0", "--norandommap",
-                   "--rw=randwrite", "--bs=4k", "--iodepth=16", "--rate=100m", "--rate_process=poisson", "--ioengine=nbd",
-                   f"--uri=nbd+unix:///data?socket={d}/s", f"--runtime={seconds}", "--time_based"]
-        self.commands.setdefault("thin", " ".join(command).replace(self.dir, "$DIR"))
-        self.quiet()
-        p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        self.cleanup.push(self.kill, p)
-        begun = time.time()
-        while time.time() - begun < seconds + 60 and p.poll() is None:
-            time.sleep(1)
-            if steps:
-                lags.append(self.thin_lag(d, steps[0]["after_ns"] / 1e9, begun))
-        out, err = p.communicate(timeout=60)
-        if p.returncode:
-            raise Failed(f"fio ended with {p.returncode}: {err[-300:]}")
-        write = json.loads(out[out.index("{"):])["jobs"][0]["write"]
-        percentile = write["clat_ns"]["percentile"]
-        self.thinning.append({"round": number + 1, "thinning": bool(steps), "mib_s": write["bw_bytes"] / 2**20,
-                              "p50_us": percentile["50.000000"] / 1e3, "p99_us": percentile["99.000000"] / 1e3,
-                              "lag_s": max(lags[len(lags) // 2:], default=0)})
-
-    @staticmethod
-    def thin_lag(d, after, begun):
-        """How far thinning is behind, in seconds: what is old enough and has every write still."""
-        class Connection(http.client.HTTPConnection):
-            def connect(self):
-                self.sock = socket.socket(socket.AF_UNIX)
-                self.sock.connect(f"{d}/engine.sock")
-        c = Connection("engine", timeout=30)
-        c.request("GET", "/v1/status")
-        spans = json.loads(c.getresponse().read())["history"]["spans"]
-        c.close()
-        thinned = [s["to"] for s in spans if s["granularity_seconds"]]
-        to = datetime.datetime.fromisoformat(thinned[-1].replace("Z", "+00:00")[:26].rstrip("+") + "+00:00").timestamp() if thinned else begun
-        return max(0.0, time.time() - after - to)
 
     # ---- opening and memory ----
     def history(self):
@@ -576,10 +566,19 @@ def median(samples, key):
     return statistics.median(s[key] for s in samples) if samples else None
 
 
+def measured_of(old):
+    """Of results from before there was such a table, too."""
+    if "measured" in old:
+        return old["measured"]
+    how = {"date": old["date"], "arguments": old["arguments"], "rounds": old["rounds"], "runtime_s": old["runtime_s"],
+           "size_bytes": old["size_bytes"], "interrupted": old["interrupted"], "machine": old["machine"]}
+    return {part: how for part in old["arguments"].split("--only ")[-1].split()[0].split(",") if part != "cluster"}
+
+
 def targets(b):
     rows = []
     for part, candidate, peer, job, least in TARGETS:
-        if part not in b.o.only or not b.o.jobs:
+        if part not in b.measured:
             continue
         ours = b.samples.get(part, {}).get(candidate, {}).get(job, [])
         theirs = b.samples.get(part, {}).get(peer, {}).get(job, [])
@@ -593,11 +592,12 @@ def targets(b):
         else:
             row.update(value=None, spread=None, result="FAILED to run")
         rows.append(row)
-    if "open" in b.o.only:
+    if "open" in b.measured:
         rows += open_targets(b)
-    if "thin" in b.o.only:
-        rows += thin_targets(b)
-    if "rss" in b.o.only:
+    for part, (_, part_targets, _, _) in endurance.PARTS.items():
+        if part in b.measured:
+            rows += part_targets(b)
+    if "rss" in b.measured:
         row = {"what": "engine VmHWM, four volumes under load", "target": "<= 96 MiB", "spread": None}
         if b.rss:
             row["what"] += f", {b.rss['writes']:.0e} writes"
@@ -607,24 +607,6 @@ def targets(b):
             row.update(value=None, result="FAILED to run")
         rows.append(row)
     return rows
-
-
-def thin_targets(b):
-    quiet = {s["round"]: s for s in b.thinning if not s["thinning"]}
-    busy = [s for s in b.thinning if s["thinning"] and s["round"] in quiet]
-    each = [s["p99_us"] / quiet[s["round"]]["p99_us"] for s in busy]
-    # A stretch is thinned when it has 32 segments: so long it waits, and so long the next may take.
-    behind = [s["lag_s"] - 2 * 2048 / s["mib_s"] for s in busy]
-    row = {"what": "p99 of 100 MB/s 4K random writes, thinning / none", "target": "<= 1.20", "spread": None, "value": None,
-           "result": "FAILED to run"}
-    keeps = {"what": "thinning of 100 MB/s: behind by more than two stretches, s", "target": "<= 0", "spread": None, "value": None,
-             "result": "FAILED to run"}
-    if busy:
-        row.update(value=round(statistics.median(each), 2), spread=[round(min(each), 2), round(max(each), 2)])
-        row["result"] = "PASS" if row["value"] <= 1.2 else "short of 1.20"
-        keeps.update(value=round(statistics.median(behind), 1), spread=[round(min(behind), 1), round(max(behind), 1)])
-        keeps["result"] = "PASS" if keeps["value"] <= 0 else "short of 0"
-    return [row, keeps]
 
 
 def open_targets(b):
@@ -655,13 +637,16 @@ def table(head, rows):
 def document(b, result):
     m = result["machine"]
     out = ["# Benchmarks", "", "Generated by `make bench` (`bench/run.py`); do not edit. The samples are in `bench/results.json`.", "",
-           f"{result['date']}, `bench/run.py {result['arguments']}`. {m['cpus']} CPUs ({m['cpu']}), {m['memory_gib']} GiB of memory, "
-           f"kernel {m['kernel']}, {m['filesystem']}; {m['fio']}, {m['qemu']}, {m['nbdkit']}, {m['nbdfuse']}.",
-           f"{b.o.rounds} rounds, volume of {b.o.size_bytes / GIB:g} GiB, {b.o.runtime:g} s a job.", ""]
-    if b.o.quick:
+           f"{m['cpus']} CPUs ({m['cpu']}), {m['memory_gib']} GiB of memory, "
+           f"kernel {m['kernel']}, {m['filesystem']}; {m['fio']}, {m['qemu']}, {m['nbdkit']}, {m['nbdfuse']}.", ""]
+    runs = {}
+    for part, how in b.measured.items():
+        runs.setdefault((how["date"], how["arguments"], how["rounds"], how["size_bytes"], how["runtime_s"], how["interrupted"]), []).append(part)
+    out += table(["parts", "measured", "by", "rounds", "volume", "a job"],
+                 [[", ".join(parts) + (" (**interrupted**: what is missing was not measured)" if cut else ""), date, f"`bench/run.py {arguments}`", rounds,
+                   f"{size / GIB:g} GiB", f"{runtime:g} s"] for (date, arguments, rounds, size, runtime, cut), parts in runs.items()])
+    if any("--quick" in how["arguments"] for how in b.measured.values()):
         out += ["**A quick run: short and once, good for finding mistakes, not for judging.**", ""]
-    if result["interrupted"]:
-        out += ["**Interrupted: what is missing was not measured.**", ""]
     out += ["## Targets", "", "Ratios are of the medians; the spread is of the ratios within a round.", ""]
     out += table(["what", "target", "measured", "spread", "result"],
                  [[r["what"], r["target"], "-" if r["value"] is None else r["value"],
@@ -690,13 +675,8 @@ def document(b, result):
         out += table(["writes in the journal", "journal GiB", "segments", "runs", "kIOPS of the fill"],
                      [[f"{r['writes']:.0e}", f"{r['fill']['journal_bytes'] / GIB:.1f}", r["fill"]["segments"], r["fill"]["runs"],
                        f"{r['fill']['writes'] / max(r['fill']['seconds'], 1e-3) / 1e3:.0f}"] for r in b.opening])
-    if b.thinning:
-        out += ["## Thinning under load", "", "4K random writes at 100 MB/s by NBD; everything older than 10 s is thinned to a point every 10 s. "
-                "Behind: seconds of history, at most in the second half, that are old enough and have every write still. A stretch waits until "
-                "it has 2 GiB, so up to twice the time that it takes to write these is no lag.", ""]
-        out += table(["round", "thinning", "MiB/s", "p50 / p99 us", "behind"],
-                     [[s["round"], "yes" if s["thinning"] else "no", f"{s['mib_s']:.0f}", f"{s['p50_us']:.0f} / {s['p99_us']:.0f}",
-                       f"{s['lag_s']:.0f} s"] for s in b.thinning])
+    for part, (_, _, section, _) in endurance.PARTS.items():
+        out += section(b)
     if b.rss:
         out += ["## Memory of the engine", ""]
         out += table(["writes", "VmRSS idle", "VmRSS under load, highest sample", "VmHWM", "VmLck"],
@@ -706,7 +686,7 @@ def document(b, result):
     if b.failures:
         out += ["", "## Failed", ""] + [f"- {f['what']}: {f['why']}" for f in b.failures]
     out += ["", "## Commands", "", "`$DIR` is a new directory, `$BUILD` the build directory.", "", "```"]
-    out += [f"# {k}\n{v}" for k, v in b.commands.items()] + ["```", ""]
+    out += [f"# {k}\n{v}" for k, v in result["commands"].items()] + ["```", ""]
     return "\n".join(out)
 
 
@@ -751,6 +731,7 @@ def parse():
     o.only = o.only.split(",")
     if not set(o.only) <= set(PARTS):
         p.error(f"--only: expected some of {','.join(PARTS)}")
+    o.asked = list(o.only)
     o.jobs = "nbd" in o.only or "fuse" in o.only
     if "flush" in o.only and not o.jobs:
         o.only += ["nbd", "fuse"]
@@ -777,16 +758,19 @@ def check(o):
     if not os.path.exists(f"{o.build}/build.ninja"):
         sys.exit(f"bench: {o.build} is not built: run make first, or give --build")
     subprocess.run(["ninja", "-C", o.build, "src/engine/tidemark-engine",
-                    "src/export/tidemark-holder", "bench/journal_fill", "bench/open_latency"], check=True, stdout=subprocess.DEVNULL)
+                    "src/export/tidemark-holder", "src/cli/tidemark", "bench/journal_fill", "bench/open_latency", "bench/recovery_time",
+                    "bench/journal_synth", "bench/compress_cost"], check=True, stdout=subprocess.DEVNULL)
 
 
 def write_results(b, start, interrupted):
-    arguments = f"--rounds {b.o.rounds} --runtime {b.o.runtime:g} --size {b.o.size} --only {','.join(b.o.only)}"
-    result = {"date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"), "arguments": arguments,
-              "seconds": round(time.monotonic() - start), "interrupted": interrupted, "machine": machine(b.dir),
-              "rounds": b.o.rounds, "runtime_s": b.o.runtime, "size_bytes": b.o.size_bytes, "targets": targets(b),
-              "samples": b.samples, "opening": b.opening, "rss": b.rss, "thinning": b.thinning, "failures": b.failures, "notes": b.notes + NOTES,
-              "commands": b.commands}
+    arguments = f"--rounds {b.o.rounds} --runtime {b.o.runtime:g} --size {b.o.size} --only {','.join(b.o.asked)}" + " --quick" * b.o.quick
+    how = {"date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"), "arguments": arguments, "rounds": b.o.rounds,
+           "runtime_s": b.o.runtime, "size_bytes": b.o.size_bytes, "interrupted": interrupted, "machine": machine(b.dir)}
+    b.measured.update({part: how for part in b.o.asked if part != "cluster"})
+    b.measured = {part: b.measured[part] for part in PARTS if part in b.measured}
+    result = {**how, "seconds": round(time.monotonic() - start), "measured": b.measured, "targets": targets(b), "samples": b.samples,
+              **{name: getattr(b, name) for name in SECTIONS.values()}, "failures": b.failures, "own_notes": b.notes, "notes": b.notes + NOTES,
+              "commands": {**b.old_commands, **b.commands}}
     with open(b.o.results, "w") as f:
         json.dump(result, f, indent=1)
         f.write("\n")
@@ -816,6 +800,7 @@ def main():
     for s in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(s, stop)
     b = Bench(o)
+    b.take_over()
     start, interrupted = time.monotonic(), False
     b.dir = tempfile.mkdtemp(prefix="tidemark-bench-", dir=o.dir or o.build)
     b.cleanup.push(shutil.rmtree, b.dir, True)
@@ -824,9 +809,12 @@ def main():
             if o.jobs or "flush" in o.only:
                 b.rounds()
             if "open" in o.only or "rss" in o.only:
+                b.part = "open"
                 b.guarded("opening and memory", b.history)
-            if "thin" in o.only:
-                b.thin()
+            for part, (measure, _, _, _) in endurance.PARTS.items():
+                b.part = part
+                if part in o.only:
+                    b.guarded(part, measure, b)
             if "cluster" in o.only and cluster(o):
                 b.failures.append({"what": "the controller", "why": "bench/controller.py did not end well"})
         except KeyboardInterrupt:

@@ -98,7 +98,7 @@ int io_sync_directory(const char *path, struct error *err)
     return 0;
 }
 
-int io_replace_file(const char *path, const void *data, size_t length_bytes, mode_t mode, struct error *err)
+static int replace_file(const char *path, const void *data, size_t length_bytes, mode_t mode, bool durable, struct error *err)
 {
     char temporary[PATH_MAX], directory[PATH_MAX];
     if (snprintf(temporary, sizeof temporary, "%s.tmp", path) >= (int)sizeof temporary)
@@ -111,7 +111,7 @@ int io_replace_file(const char *path, const void *data, size_t length_bytes, mod
     if (fd < 0)
         return error_errno(err, -errno, "cannot create %s", temporary);
     int r = io_pwrite_full(fd, data, length_bytes, 0);
-    if (r < 0 || fsync(fd) < 0) {
+    if (r < 0 || (durable && fsync(fd) < 0)) {
         r = r < 0 ? r : -errno;
         unlink(temporary);
         return error_errno(err, r, "cannot write %s", temporary);
@@ -121,7 +121,16 @@ int io_replace_file(const char *path, const void *data, size_t length_bytes, mod
         unlink(temporary);
         return error_errno(err, r, "cannot replace %s", path);
     }
-    return io_sync_directory(directory, err);
+    return durable ? io_sync_directory(directory, err) : 0;
+}
+
+int io_replace_file(const char *path, const void *data, size_t length_bytes, mode_t mode, struct error *err)
+{
+    return replace_file(path, data, length_bytes, mode, true, err);
+}
+int io_replace_volatile_file(const char *path, const void *data, size_t length_bytes, mode_t mode, struct error *err)
+{
+    return replace_file(path, data, length_bytes, mode, false, err);
 }
 
 int io_read_file(const char *path, size_t limit_bytes, char **ret_data, size_t *ret_length_bytes, struct error *err)
@@ -205,6 +214,20 @@ void *io_alloc_pages(size_t length_bytes)
 {
     void *data = mmap(NULL, length_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
     return data == MAP_FAILED ? NULL : data;
+}
+
+void *io_reserve_pages(size_t length_bytes)
+{
+    void *data = mmap(NULL, length_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return data == MAP_FAILED ? NULL : data;
+}
+
+void io_populate(void *pages, size_t length_bytes)
+{
+    if (madvise(pages, length_bytes, MADV_POPULATE_WRITE) == 0)
+        return;
+    for (volatile char *at = pages, *end = at + length_bytes; at < end; at += 4096) /* before Linux 5.14 */
+        *at = *at;
 }
 
 void io_free_pages(void *data, size_t length_bytes)

@@ -24,6 +24,8 @@ int io_sync_directory(const char *path, struct error *err) MUST_CHECK;
 /* Replaces `path` by `data` so that after a crash either the old or the new content is there: temporary file in
  * the same directory, fsync, rename, fsync of the directory. */
 int io_replace_file(const char *path, const void *data, size_t length_bytes, mode_t mode, struct error *err) MUST_CHECK;
+/* The same for what is of no use after a loss of power: nothing is synced. */
+int io_replace_volatile_file(const char *path, const void *data, size_t length_bytes, mode_t mode, struct error *err) MUST_CHECK;
 /* Reads a file of at most `limit_bytes` (-EFBIG above). The text is NUL-terminated; the caller frees it. */
 int io_read_file(const char *path, size_t limit_bytes, char **ret_data, size_t *ret_length_bytes,
                  struct error *err) MUST_CHECK;
@@ -34,6 +36,10 @@ int io_remove_tree(const char *path, struct error *err) MUST_CHECK;
 int io_check_tree(const char *path, struct error *err) MUST_CHECK;
 /* Page-aligned zeroed memory from mmap, populated. NULL when out of memory. Free with io_free_pages. */
 void *io_alloc_pages(size_t length_bytes);
+/* The same, not populated: each page when it is touched. */
+void *io_reserve_pages(size_t length_bytes);
+/* Makes all of it be there; what it holds stays. Not while others write to it. */
+void io_populate(void *pages, size_t length_bytes);
 void io_free_pages(void *data, size_t length_bytes);
 
 #endif

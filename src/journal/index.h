@@ -35,7 +35,7 @@ struct index_info {
     uint64_t file_bytes; /* filled in by the writer */
 };
 
-/* ---- writing: one thread; nothing is visible under `path` until finish has fsynced and renamed it ---- */
+/* ---- writing: one thread; nothing is visible under `path` until finish has fsynced (but for INDEX_TAIL, which goes with its pin) and renamed it ---- */
 struct index_writer;
 int index_writer_new(const char *path, const struct index_info *info, struct index_writer **ret, struct error *err) MUST_CHECK;
 /* Extents in ascending (volume, LBA, LSN); a flat index must not overlap. Breaking the order is a bug (assert). */
@@ -50,6 +50,10 @@ void index_writer_free(struct index_writer *w);
 /* ---- page cache: shared by several open indexes, fixed memory, thread-safe ---- */
 struct index_cache;
 int index_cache_new(size_t bytes, struct index_cache **ret, struct error *err) MUST_CHECK;
+/* The same, with memory that is taken when it is first used: 8 MiB at once are a good part of the time in which a point is opened. */
+int index_cache_new_lazy(size_t bytes, struct index_cache **ret, struct error *err) MUST_CHECK;
+/* Takes all of it now, so that no lookup waits for memory. */
+void index_cache_populate(struct index_cache *cache);
 void index_cache_free(struct index_cache *cache);
 /* From now on only indexes of that journal are opened with the cache: one of another is damage. Before others use the cache. */
 void index_cache_set_journal(struct index_cache *cache, const struct uuid *journal_id);

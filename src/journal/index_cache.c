@@ -61,7 +61,7 @@ bool index_cache_takes(const struct index_cache *cache, const struct uuid *journ
     return !atomic_load(&cache->has_journal) || memcmp(&cache->journal_id, journal_id, sizeof *journal_id) == 0;
 }
 
-int index_cache_new(size_t bytes, struct index_cache **ret, struct error *err)
+static int new_cache(size_t bytes, void *(*allocate)(size_t), struct index_cache **ret, struct error *err)
 {
     size_t frames = bytes / (sizeof(union index_page) + sizeof(struct frame) + 2 * sizeof(uint32_t));
     frames = frames < FRAMES_MIN ? FRAMES_MIN : frames > FRAMES_MAX ? FRAMES_MAX : frames;
@@ -80,7 +80,7 @@ int index_cache_new(size_t bytes, struct index_cache **ret, struct error *err)
     cache->pages_bytes = total * sizeof *cache->pages;
     cache->frames = calloc(total, sizeof *cache->frames);
     cache->buckets = malloc((size_t)buckets * cache->shard_count * sizeof *cache->buckets);
-    cache->pages = cache->frames && cache->buckets ? io_alloc_pages(cache->pages_bytes) : NULL;
+    cache->pages = cache->frames && cache->buckets ? allocate(cache->pages_bytes) : NULL;
     if (!cache->pages) {
         free(cache->buckets);
         free(cache->frames);
@@ -97,6 +97,20 @@ int index_cache_new(size_t bytes, struct index_cache **ret, struct error *err)
     }
     *ret = cache;
     return 0;
+}
+
+int index_cache_new(size_t bytes, struct index_cache **ret, struct error *err)
+{
+    return new_cache(bytes, io_alloc_pages, ret, err);
+}
+int index_cache_new_lazy(size_t bytes, struct index_cache **ret, struct error *err)
+{
+    return new_cache(bytes, io_reserve_pages, ret, err);
+}
+
+void index_cache_populate(struct index_cache *cache)
+{
+    io_populate(cache->pages, cache->pages_bytes);
 }
 
 void index_cache_free(struct index_cache *cache)

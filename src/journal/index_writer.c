@@ -7,7 +7,7 @@
  * IW1 The children of a fence page are consecutive among the pages of their level and stand before it.
  * IW2 The root is the last page of the tree, and the only page of its level.
  * IW3 Nothing exists under `path` before everything is on disk: "<path>.tmp", fsync, rename, fsync of the
- * directory. */
+ * directory. (INDEX_TAIL is not synced: it goes with its pin, which no loss of power leaves.) */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -300,7 +300,8 @@ int index_writer_finish(struct index_writer *w, struct error *err)
         return r;
     fill_header(w);
     r = w->sealed ? sealed_pages_pwrite(w->sealed, w->fd, &w->header, 0, 1) : io_pwrite_full(w->fd, &w->header, sizeof w->header, 0);
-    if (r == 0 && fsync(w->fd) < 0)
+    bool durable = w->info.kind != INDEX_TAIL;
+    if (r == 0 && durable && fsync(w->fd) < 0)
         r = -errno;
     if (r == 0 && rename(w->temporary, w->path) < 0)
         r = -errno;
@@ -310,7 +311,7 @@ int index_writer_finish(struct index_writer *w, struct error *err)
     }
     close(w->fd); /* synced: an error here says nothing */
     w->fd = -1;
-    r = sync_parent(w->path, err);
+    r = durable ? sync_parent(w->path, err) : 0;
     if (r < 0)
         w->failed = r;
     return r;

@@ -26,7 +26,7 @@
 #include "journal/index.h"
 #include "journal/journal_internal.h"
 #include "journal/payload.h"
-#include "journal/thin.h"
+#include "journal/thin_internal.h"
 
 #define MAX_LEVELS 12u
 #define DROP_BATCH_SEGMENTS 4u
@@ -190,16 +190,17 @@ static int merge_inputs(struct journal *j, const struct manifest *m, const struc
 }
 
 /* Copies a sweep of the inputs to a flat index. */
-static int write_run(struct inputs *in, const char *path, const struct index_info *info, bool *ret_streams_taken,
+static int write_run(struct journal *j, struct inputs *in, const char *path, const struct index_info *info, bool *ret_streams_taken,
                      struct error *err)
 {
+    struct thin_pace pace = {0};
     struct extent_stream *sweep = NULL;
     struct index_writer *w = NULL;
     int r = extent_sweep(in->streams, in->count, &sweep, err);
     *ret_streams_taken = r == 0;
     if (r == 0)
         r = index_writer_new(path, info, &w, err);
-    while (r == 0) {
+    for (uint64_t n = 1; r == 0; n++) {
         struct extent e;
         int more = sweep->next(sweep, &e, err);
         if (more <= 0) {
@@ -207,6 +208,8 @@ static int write_run(struct inputs *in, const char *path, const struct index_inf
             break;
         }
         r = index_writer_add(w, &e, err);
+        if (n % THIN_PACE_EXTENTS == 0)
+            thin_pace(&pace, j);
     }
     if (r == 0)
         r = index_writer_finish(w, err);
@@ -248,7 +251,7 @@ static int do_merge(struct journal *j, const struct manifest *m, const struct me
     journal_path(j, journal_run_file(run.level, run.first_segment, name), path);
     int r = merge_inputs(j, m, merge, &in, err);
     if (r == 0)
-        r = write_run(&in, path, &info, &taken, err);
+        r = write_run(j, &in, path, &info, &taken, err);
     release_inputs(&in, !taken);
     if (r < 0)
         return error_context(err, "cannot merge %s", name);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Pins: a point with the list of index files that its image needs, newest group first. A pin is entered in the table
  * under the mutex together with the check against the base's target, so that it and a drop of history cannot pass
- * each other. External pins live as long as somebody holds the flock on pins/<name>.lock. */
+ * each other. External pins live as long as somebody holds the flock on pins/<name>.lock; so no
+ * pin outlives a loss of power, and none is made durable. */
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
@@ -198,7 +199,7 @@ static int write_pin(struct journal *j, const char *name, struct lsn lsn, const 
     h->crc = le32_of(crc32c(0, data, length));
     snprintf(file, sizeof file, "pins/%.40s", name);
     journal_path(j, file, path);
-    return sealed_replace_file(path, data, length, 0600, err);
+    return sealed_replace_volatile_file(path, data, length, 0600, err);
 }
 
 int pin_load(const char *directory, const char *name, struct pin *ret, struct error *err)

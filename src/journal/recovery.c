@@ -194,10 +194,16 @@ static const struct segment_info *find_segment(const struct manifest *m, unsigne
     unsigned generation = 0;
     if (sscanf(rest, ".g%u", &generation) != 1)
         generation = 0;
-    for (size_t i = 0; i < m->segment_count; i++)
-        if (m->segments[i].number == number)
-            return m->segments[i].generation == generation ? &m->segments[i] : NULL;
-    return NULL;
+    size_t low = 0, high = m->segment_count;
+    while (low < high) { /* there may be thousands, each with files to be looked up */
+        size_t middle = low + (high - low) / 2;
+        if (m->segments[middle].number < number)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    bool there = low < m->segment_count && m->segments[low].number == number && m->segments[low].generation == generation;
+    return there ? &m->segments[low] : NULL;
 }
 
 static bool ends_with(const char *name, const char *end)

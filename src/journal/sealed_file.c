@@ -86,16 +86,28 @@ int sealed_unwrap(const struct seal *s, const char *name, const void *data, size
     return 0;
 }
 
-int sealed_replace_file(const char *path, const void *data, size_t length_bytes, mode_t mode,
-                        struct error *err)
+typedef int (*replace_file)(const char *path, const void *data, size_t length_bytes, mode_t mode, struct error *err);
+
+static int replace_sealed(replace_file replace, const char *path, const void *data, size_t length_bytes, mode_t mode, struct error *err)
 {
     const struct seal *s = seal_of(path);
     if (!s)
-        return io_replace_file(path, data, length_bytes, mode, err);
+        return replace(path, data, length_bytes, mode, err);
     _cleanup_free_ void *file = NULL;
     size_t length = 0;
     int r = sealed_wrap(s, base_name(path), data, length_bytes, &file, &length, err);
-    return r < 0 ? r : io_replace_file(path, file, length, mode, err);
+    return r < 0 ? r : replace(path, file, length, mode, err);
+}
+
+int sealed_replace_file(const char *path, const void *data, size_t length_bytes, mode_t mode,
+                        struct error *err)
+{
+    return replace_sealed(io_replace_file, path, data, length_bytes, mode, err);
+}
+int sealed_replace_volatile_file(const char *path, const void *data, size_t length_bytes, mode_t mode,
+                                 struct error *err)
+{
+    return replace_sealed(io_replace_volatile_file, path, data, length_bytes, mode, err);
 }
 
 int sealed_read_file(const char *path, size_t limit_bytes, char **ret_data, size_t *ret_length_bytes,

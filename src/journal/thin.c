@@ -2,7 +2,7 @@
 /* Thinning old history (J5): a stretch of sealed segments becomes fewer ones, of the next generation, in the same format,
  * with the records that are the newest of some sector as of some kept point, at the LSNs that they had, and all events. Only
  * kept points have the flag LAST there. A kill at any step leaves the old history or the new:
- *  1. read all records: which points are kept; then the indexes: which records survive;
+ *  1. read the indexes, and the headers of frames in which an interval ends: which points are kept, which records survive;
  *  2. what rewinds refer to in these segments is copied to their rescue stores;
  *  3. the survivors are written to new files, synced, which the manifest does not name yet;
  *  4. one replacement of the manifest: the new segments instead of the old ones, without the runs over them;
@@ -25,6 +25,7 @@
 #include "journal/thin_internal.h"
 
 #define WINDOW_BYTES ((size_t)FRAME_MAX_BLOCKS * JOURNAL_BLOCK_BYTES)
+#define READ_BLOCKS 64u /* 256 KiB */
 #define QUOTA_PART 8u /* a stretch is at most so small a part of the quota */
 
 struct job {
@@ -64,14 +65,25 @@ static int open_source(struct job *job, size_t i, struct source *ret, struct err
     return 0;
 }
 
-/* Makes the window begin at the next frame. */
+/* Makes the window begin at the next frame. In small pieces: the application's requests wait behind each in the disk's queue. */
 static int fill_window(struct source *s, struct error *err)
 {
-    uint32_t left = s->info->used_blocks - s->block;
+    uint32_t left = s->info->used_blocks - s->block, wanted = left < FRAME_MAX_BLOCKS ? left : FRAME_MAX_BLOCKS;
+    uint32_t skip = s->block - s->window_at, have = skip < s->window_blocks ? s->window_blocks - skip : 0;
+    char *window = s->job->window;
+    if (s->file.key) /* what is left may be decrypted already */
+        have = 0;
+    memmove(window, window + (size_t)skip * JOURNAL_BLOCK_BYTES, (size_t)have * JOURNAL_BLOCK_BYTES);
     s->window_at = s->block;
-    s->window_blocks = left < FRAME_MAX_BLOCKS ? left : FRAME_MAX_BLOCKS;
-    int r = segment_reader_blocks(&s->file, s->block, s->window_blocks, s->job->window);
-    return r < 0 && r != -EBADMSG ? /* a damaged chunk shows in the frames' checksums */ error_errno(err, r, "cannot read segment %u at block %u", s->info->number, s->block) : 0;
+    s->window_blocks = wanted;
+    for (uint32_t count; have < wanted; have += count) {
+        count = wanted - have < READ_BLOCKS ? wanted - have : READ_BLOCKS;
+        int r = segment_reader_blocks(&s->file, s->block + have, count, window + (size_t)have * JOURNAL_BLOCK_BYTES);
+        if (r < 0 && r != -EBADMSG) /* a damaged chunk shows in the frames' checksums */
+            return error_errno(err, r, "cannot read segment %u at block %u", s->info->number, s->block + have);
+        thin_pace(&s->job->pace, s->job->j);
+    }
+    return 0;
 }
 
 /* 1 with s->frame (whole, payloads unchecked), 0 at the end. */
@@ -141,55 +153,90 @@ static int yield(struct job *job, struct error *err)
     return 0;
 }
 
-typedef int (*frame_visit)(struct job *job, const struct frame_header *frame, struct error *err);
+/* ---- 1: what stays ---- */
 
-static int visit_frames(struct job *job, frame_visit visit, struct error *err)
+static int open_index(struct job *job, size_t i, struct index **ret, struct error *err)
+{
+    char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
+    const struct segment_info *s = &job->sources[i];
+    journal_path(job->j, journal_l0_file_of(s->number, s->generation, name), path);
+    return index_open(path, job->j->cache, ret, err);
+}
+
+static int read_section(struct index *index, enum index_section section, size_t element_bytes, void **ret, uint32_t *ret_count,
+                        struct error *err)
+{
+    uint64_t bytes = index_section_bytes(index, section);
+    *ret = malloc(bytes ? bytes : 1);
+    *ret_count = (uint32_t)(bytes / element_bytes);
+    if (!*ret)
+        return error_errno(err, -ENOMEM, "cannot thin old history");
+    return bytes ? index_section_pread(index, section, *ret, bytes, 0, err) : 0;
+}
+
+struct headers {
+    struct source source;
+    const struct tail_frame *frames;
+};
+
+static int read_header(void *context, uint32_t i, const struct frame_header **ret, struct error *err)
+{
+    struct headers *h = context;
+    const struct source *s = &h->source;
+    seal_tag digest;
+    uint32_t block = le32_get(h->frames[i].block);
+    thin_pace(&s->job->pace, s->job->j);
+    if (atomic_load(&s->job->j->hold_wanted))
+        return error_set(err, -EAGAIN, "thinning is put off");
+    int r = segment_reader_header(&s->file, block, s->job->window, digest);
+    const struct frame_header *found = (const struct frame_header *)s->job->window;
+    if (r == 0 && (!frame_is_intact(found, &s->job->m.journal_id, s->info->epoch) ||
+                   le64_get(found->first_lsn) != le64_get(h->frames[i].first_lsn)))
+        r = -EBADMSG;
+    if (r == -EBADMSG)
+        return error_set(err, r, "segment %u is damaged at block %u (frame header)", s->info->number, block);
+    *ret = found;
+    return r < 0 ? error_errno(err, r, "cannot read segment %u at block %u", s->info->number, block) : 0;
+}
+
+static int choose_in_segment(struct job *job, size_t i, struct error *err)
+{
+    struct index *index = NULL;
+    _cleanup_free_ void *frames = NULL, *events = NULL;
+    struct headers headers = {.source = {.file.fd = -1}};
+    const struct segment_info *s = &job->sources[i];
+    struct thin_points p = {.m = &job->m, .low = {s->first.n - 1}, .high = s->last, .header = read_header, .context = &headers};
+    int r = open_index(job, i, &index, err);
+    if (r == 0)
+        r = read_section(index, INDEX_SECTION_FRAMES, sizeof *p.frames, &frames, &p.frame_count, err);
+    if (r == 0)
+        r = read_section(index, INDEX_SECTION_EVENTS, sizeof *p.events, &events, &p.event_count, err);
+    index_free(index);
+    if (r == 0)
+        r = open_source(job, i, &headers.source, err);
+    headers.frames = p.frames = frames;
+    p.events = events;
+    if (r == 0)
+        r = thin_choose_points(&job->chooser, &p, err);
+    segment_reader_close(&headers.source.file);
+    return r;
+}
+
+static int choose(struct job *job, struct error *err)
 {
     int r = 0;
     for (size_t i = 0; i < job->stretch.count && r == 0; i++) {
-        struct source s = {.file.fd = -1};
         r = yield(job, err);
         if (r == 0)
-            r = open_source(job, i, &s, err);
-        while (r == 0) {
-            int more = next_frame(&s, err);
-            if (more <= 0) {
-                r = more;
-                break;
-            }
-            thin_pace(&job->pace, job->j);
-            r = atomic_load(&job->j->hold_wanted) ? error_set(err, -EAGAIN, "thinning is put off") : visit(job, s.frame, err);
-        }
-        segment_reader_close(&s.file);
+            r = choose_in_segment(job, i, err);
     }
     return r;
 }
 
-/* ---- 1: what stays ---- */
-
-static bool is_refused(const struct manifest *m, uint64_t lsn)
+static void pace_job(void *context)
 {
-    for (size_t i = 0; i < m->refused_count; i++)
-        if (lsn > m->refused[i].low.n && (m->refused[i].high.n == 0 || lsn < m->refused[i].high.n))
-            return true;
-    return false;
-}
-
-static int choose_in_frame(struct job *job, const struct frame_header *h, struct error *err)
-{
-    int r = 0;
-    for (uint32_t i = 0; i < le16_get(h->record_count) && r == 0; i++) {
-        const struct frame_record *record = &frame_records(h)[i];
-        uint64_t lsn = frame_record_lsn(h, i), time = le64_get(h->realtime_ns) + le32_get(record->delta_us) * 1000ull;
-        bool before = record->op == OP_REWIND || record->op == OP_GAP || record->op == OP_RESYNC_BEGIN;
-        bool forced = before || record->op == OP_RESYNC_END || record->op == OP_MARK;
-        if (before) /* what an undo leads back to, and the last that is known for sure */
-            r = thin_choose_last(&job->chooser, err);
-        bool point = record->flags & RECORD_LAST && record->op != OP_VOID && record->op != OP_BASE;
-        if (r == 0 && point && !is_refused(&job->m, lsn))
-            r = thin_choose(&job->chooser, (struct lsn){lsn}, time, forced, err);
-    }
-    return r;
+    struct job *job = context;
+    thin_pace(&job->pace, job->j);
 }
 
 static int find_survivors(struct job *job, struct error *err)
@@ -199,11 +246,10 @@ static int find_survivors(struct job *job, struct error *err)
     size_t count = job->stretch.count;
     struct lsn low = {job->sources[0].first.n - 1}, high = job->sources[count - 1].last;
     int r = thin_survivors_init(&job->survivors, low, high, err);
+    job->survivors.pace = pace_job;
+    job->survivors.pace_context = job;
     for (size_t i = 0; i < count && r == 0; i++) {
-        char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
-        const struct segment_info *s = &job->sources[i];
-        journal_path(job->j, journal_l0_file_of(s->number, s->generation, name), path);
-        r = index_open(path, job->j->cache, &indexes[i], err);
+        r = open_index(job, i, &indexes[i], err);
         if (r == 0)
             r = index_stream(indexes[i], LSN_NONE, LSN_MAX, &streams[i], err);
     }
@@ -242,6 +288,28 @@ static int write_frame(struct job *job, const struct frame_header *h, struct err
     return r;
 }
 
+static int write_frames(struct job *job, struct error *err)
+{
+    int r = 0;
+    for (size_t i = 0; i < job->stretch.count && r == 0; i++) {
+        struct source s = {.file.fd = -1};
+        r = yield(job, err);
+        if (r == 0)
+            r = open_source(job, i, &s, err);
+        while (r == 0) {
+            int more = next_frame(&s, err);
+            if (more <= 0) {
+                r = more;
+                break;
+            }
+            thin_pace(&job->pace, job->j);
+            r = atomic_load(&job->j->hold_wanted) ? error_set(err, -EAGAIN, "thinning is put off") : write_frame(job, s.frame, err);
+        }
+        segment_reader_close(&s.file);
+    }
+    return r;
+}
+
 static int write_output(struct job *job, struct error *err)
 {
     const struct segment_info *first = &job->sources[0], *last = &job->sources[job->stretch.count - 1];
@@ -258,7 +326,7 @@ static int write_output(struct job *job, struct error *err)
     o->epoch = last->epoch;
     o->boot = last->boot;
     o->first = first->first;
-    r = visit_frames(job, write_frame, err);
+    r = write_frames(job, err);
     if (r == 0)
         r = fault(job, 3, err);
     return r == 0 ? thin_output_finish(o, last, err) : r;
@@ -357,7 +425,7 @@ static int run_job(struct job *job, struct error *err)
     job->window = io_alloc_pages(WINDOW_BYTES);
     int r = job->window ? 0 : error_errno(err, -ENOMEM, "cannot thin old history");
     if (r == 0)
-        r = visit_frames(job, choose_in_frame, err);
+        r = choose(job, err);
     if (r == 0)
         r = fault(job, 1, err);
     if (r == 0)

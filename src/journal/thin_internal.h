@@ -7,11 +7,32 @@
 #include "journal/tail.h"
 #include "journal/thin.h"
 
+/* ---- thin_points.c: which points of a segment are kept, by its index; few of its frames' headers are read ---- */
+struct thin_points {
+    const struct manifest *m; /* its refused intervals */
+    struct lsn low, high;     /* of the segment's records */
+    const struct tail_frame *frames;
+    uint32_t frame_count;
+    const struct tail_event *events;
+    uint32_t event_count;
+    /* The whole header block of frame `i`, valid until the next call. */
+    int (*header)(void *context, uint32_t i, const struct frame_header **ret, struct error *err);
+    void *context;
+};
+/* Gives `c` what matters of all the segment's points: afterwards it has the cuts, and the candidate, that it would have if each had been
+ * given to it. (Were the clock set back within a frame, and over the end of an interval, one point fewer may be kept.) */
+int thin_choose_points(struct thin_chooser *c, const struct thin_points *p, struct error *err) MUST_CHECK;
+/* All points of one frame. *ret_any: it has some. */
+int thin_choose_frame(struct thin_chooser *c, const struct manifest *m, const struct frame_header *h, bool *ret_any, struct error *err) MUST_CHECK;
+
 /* ---- thin_survivors.c: which records are the newest of some sector as of some kept point ---- */
 struct thin_survivors {
     struct lsn low, high; /* of LSNs in (low, high] */
     uint64_t *bits;
+    void (*pace)(void *context); /* called now and then; NULL: none */
+    void *pace_context;
 };
+#define THIN_PACE_EXTENTS 256u /* between two calls of pace: some 10 us of work */
 int thin_survivors_init(struct thin_survivors *s, struct lsn low, struct lsn high, struct error *err) MUST_CHECK;
 void thin_survivors_release(struct thin_survivors *s);
 bool thin_survives(const struct thin_survivors *s, struct lsn lsn);

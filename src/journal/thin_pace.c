@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Thinning works half of the time while the application writes: priorities alone do not keep its p99, since a block that thinning
- * reads is before the application's in the disk's queue. Idle or near the quota it works all the time. */
+/* Thinning, merging and compressing work half of the time while the application writes: priorities alone do not keep its p99, since a block that is
+ * read here is before the application's in the disk's queue. Idle or near the quota it works all the time. */
 #include <errno.h>
 #include <time.h>
 

@@ -150,8 +150,10 @@ int thin_find_survivors(struct thin_survivors *s, const struct thin_chooser *cho
         in[i].stream = streams[i];
         r = pull(&in[i], err);
     }
-    while (r == 0) {
+    for (uint64_t n = 1; r == 0; n++) {
         struct input *first = NULL;
+        if (s->pace && n % THIN_PACE_EXTENTS == 0)
+            s->pace(s->pace_context);
         for (size_t i = 0; i < count; i++)
             if (in[i].more && (!first || is_before(&in[i].next, &first->next)))
                 first = &in[i];

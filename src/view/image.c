@@ -106,7 +106,7 @@ int image_new(const char *directory, const char *pin_name, struct pin *ret_pin, 
     int r = pin_load(directory, pin_name, &pin, err);
     image->lsn = pin.lsn;
     if (r == 0)
-        r = index_cache_new(IMAGE_CACHE_BYTES, &image->cache, err);
+        r = index_cache_new_lazy(IMAGE_CACHE_BYTES, &image->cache, err);
     if (r < 0) {
         pin_release(&pin);
         image_free(image);
@@ -151,6 +151,11 @@ void image_free(struct image *image)
     index_cache_free(image->cache);
     pthread_mutex_destroy(&image->mutex);
     free(image);
+}
+
+void image_populate(struct image *image)
+{
+    index_cache_populate(image->cache);
 }
 
 struct lsn image_lsn(const struct image *image)

@@ -38,6 +38,8 @@ int image_map_damage(struct image *image, uint32_t volume, uint64_t size_bytes, 
 /* The caller has made sure that nobody reads it. NULL allowed. */
 void image_free(struct image *image);
 struct lsn image_lsn(const struct image *image);
+/* Takes the memory of its cache at once: for a process whose I/O must not wait for memory and which does not lock what it has later. */
+void image_populate(struct image *image);
 
 /* Sectors of `volume`. -EBADMSG where the journal is damaged, never wrong bytes. */
 int image_read(struct image *image, uint32_t volume, uint64_t lba, uint32_t length, void *data, struct error *err) MUST_CHECK;

@@ -79,6 +79,8 @@ int grains_open_image(struct group *g, struct lsn lsn, char pin[24], struct imag
     r = image_open(journal_directory(g->journal), pin, ret, err);
     if (r < 0)
         grains_close_image(g, pin, NULL);
+    else
+        image_populate(*ret); /* the volumes' reads go through it */
     return r;
 }
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "check.h"
+#include "journal/frame.h"
 #include "journal/thin_internal.h"
 
 static struct error err;
@@ -368,12 +369,129 @@ static void survivors(void **unused)
         check_survivors();
 }
 
+/* ---- the points by the index's list of frames, against all records given one by one ---- */
+
+enum { FRAMES = 60, SEGMENTS = 3 };
+
+struct made_segment {
+    struct tail_frame frames[FRAMES];
+    struct tail_event events[FRAMES];
+    char blocks[FRAMES][JOURNAL_BLOCK_BYTES];
+    uint32_t frame_count, event_count;
+    uint32_t reads;
+};
+
+static int made_header(void *context, uint32_t i, const struct frame_header **ret, struct error *unused)
+{
+    struct made_segment *s = context;
+    (void)unused;
+    assert_true(i < s->frame_count);
+    s->reads++;
+    *ret = (const struct frame_header *)s->blocks[i];
+    return 0;
+}
+
+/* Frames of up to 4 records. `odd`: one in so many records is no write, one in two such is no point; 0: all are writes. */
+static void make_frames(struct made_segment *s, uint64_t *lsn, uint64_t *now_ns, uint64_t step_ns, uint64_t odd)
+{
+    static const uint8_t ops[] = {OP_MARK, OP_REWIND, OP_GAP, OP_RESYNC_BEGIN, OP_RESYNC_END, OP_OBJECT, OP_VOID, OP_BASE};
+    memset(s, 0, sizeof *s);
+    s->frame_count = 1 + (uint32_t)rnd(FRAMES);
+    for (uint32_t i = 0; i < s->frame_count; i++) {
+        struct frame_header *h = (struct frame_header *)s->blocks[i];
+        struct frame_record *records = (struct frame_record *)(h + 1);
+        uint64_t begin_ns = *now_ns;
+        *h = (struct frame_header){.record_count = le16_of((uint16_t)(1 + rnd(4))), .first_lsn = le64_of(*lsn + 1), .realtime_ns = le64_of(begin_ns)};
+        for (uint32_t k = 0; k < le16_get(h->record_count); k++) {
+            *now_ns += k ? rnd(step_ns) / 1000 * 1000 : 0;
+            bool event = odd && rnd(odd) == 0;
+            uint8_t op = event ? ops[rnd(sizeof ops)] : OP_WRITE;
+            records[k] = (struct frame_record){.op = op, .flags = odd && rnd(odd) < 2 ? 0 : RECORD_LAST,
+                                               .delta_us = le32_of((uint32_t)((*now_ns - begin_ns) / 1000))};
+            ++*lsn;
+            if (event && op != OP_VOID && op != OP_BASE && s->event_count < FRAMES)
+                s->events[s->event_count++] = (struct tail_event){.lsn = le64_of(*lsn), .op = op};
+            else if (event)
+                records[k].op = OP_VOID;
+        }
+        s->frames[i] = (struct tail_frame){.first_lsn = h->first_lsn, .realtime_ns = h->realtime_ns, .records = h->record_count};
+        *now_ns += rnd(step_ns);
+    }
+}
+
+static void check_points(uint64_t odd)
+{
+    static struct made_segment segments[SEGMENTS];
+    struct thin_chooser all, few;
+    struct manifest m = {0};
+    uint64_t lsn = rnd(100), now_ns = 1000 * NS_PER_SECOND + rnd(NS_PER_SECOND), step_ns = 1 + rnd(rnd(2) ? 5 : 300) * NS_PER_MS;
+    uint64_t first = lsn;
+    thin_chooser_init(&all, 1);
+    thin_chooser_init(&few, 1);
+    if (rnd(4) == 0) {
+        struct refused_info refused = {{first + rnd(100)}, {rnd(3) ? first + 100 + rnd(100) : 0}};
+        assert_int_equal(manifest_add_refused(&m, &refused, &err), 0);
+    }
+    for (size_t i = 0; i < SEGMENTS; i++) {
+        struct made_segment *s = &segments[i];
+        struct thin_points p = {.m = &m, .low = {lsn}, .frames = s->frames, .events = s->events, .header = made_header, .context = s};
+        make_frames(s, &lsn, &now_ns, step_ns, odd);
+        p.high.n = lsn;
+        p.frame_count = s->frame_count;
+        p.event_count = s->event_count;
+        bool any;
+        for (uint32_t k = 0; k < s->frame_count; k++)
+            assert_int_equal(thin_choose_frame(&all, &m, (const struct frame_header *)s->blocks[k], &any, &err), 0);
+        assert_int_equal(thin_choose_points(&few, &p, &err), 0);
+        if (few.candidate.n != all.candidate.n)
+            fail_msg("seed %llu: segment %zu ends with point %llu instead of %llu", (unsigned long long)seed, i,
+                     (unsigned long long)few.candidate.n, (unsigned long long)all.candidate.n);
+    }
+    assert_int_equal(thin_choose_last(&all, &err), 0);
+    assert_int_equal(thin_choose_last(&few, &err), 0);
+    bool same = few.count == all.count && (all.count == 0 || memcmp(few.cuts, all.cuts, all.count * sizeof *all.cuts) == 0);
+    if (!same)
+        fail_msg("seed %llu: %zu points are kept instead of %zu, or others", (unsigned long long)seed, few.count, all.count);
+    thin_chooser_release(&all);
+    thin_chooser_release(&few);
+    manifest_release(&m);
+}
+
+static void points_by_frames(void **unused)
+{
+    (void)unused;
+    state = seed;
+    for (int i = 0; i < 3000; i++)
+        check_points(i % 3 ? 2 + rnd(20) : 0);
+}
+
+/* Of 60 frames within a second, only the last and the one before it. */
+static void few_headers_are_read(void **unused)
+{
+    (void)unused;
+    static struct made_segment s;
+    struct manifest m = {0};
+    struct thin_chooser c;
+    uint64_t lsn = 0, now_ns = 1000 * NS_PER_SECOND;
+    state = seed;
+    do
+        make_frames(&s, &lsn, &now_ns, 1, 0);
+    while (s.frame_count < 10);
+    thin_chooser_init(&c, 1);
+    struct thin_points p = {.m = &m, .high = {lsn}, .frames = s.frames, .frame_count = s.frame_count, .header = made_header, .context = &s};
+    assert_int_equal(thin_choose_points(&c, &p, &err), 0);
+    assert_int_equal(s.reads, 2);
+    assert_int_equal(c.candidate.n, lsn);
+    thin_chooser_release(&c);
+}
+
 int main(void)
 {
     seed = check_seed();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_last_of_each_interval), cmocka_unit_test(steps_by_age), cmocka_unit_test(a_clock_that_jumps_ages_nothing), cmocka_unit_test(stretches),
         cmocka_unit_test(waiting), cmocka_unit_test(early_near_the_quota), cmocka_unit_test(small_segments_are_joined), cmocka_unit_test(half_of_the_time), cmocka_unit_test(survivors),
+        cmocka_unit_test(points_by_frames), cmocka_unit_test(few_headers_are_read),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
