@@ -290,7 +290,7 @@ static int enter(struct journal *j, const char *name, struct lsn lsn, struct err
         if (strcmp(j->pins[i].name, name) == 0)
             return error_set(err, -EEXIST, "the pin %s is there already", name);
     if (j->pin_count == JOURNAL_MAX_PINS)
-        return error_set(err, -EMFILE, "more than %u views are open: close one first", JOURNAL_MAX_PINS);
+        return error_set(err, -EMFILE, "more than %u views of the application are open: `tidemark views` lists them, `tidemark close ID` closes one", JOURNAL_MAX_PINS);
     struct internal_pin *pin = &j->pins[j->pin_count++];
     snprintf(pin->name, sizeof pin->name, "%s", name);
     pin->lsn = lsn;
