@@ -261,7 +261,7 @@ const struct cli_command cli_controller = {
             {"agent-ca", 0, CLI_KIND_FILE, "FILE",
              .help = "with --agent-cert: CA of the agents (they are tidemark-node)"},
             {"attachment-image", 0, CLI_KIND_TEXT, "IMAGE",
-             .help = "what pods run that bring volumes of backing class to a node (default: this version's)"},
+             .help = "image of the pods that bring volumes of backing class to a node"},
             {"node", 0, CLI_KIND_TEXT, "NAME", .help = "without a cluster: a node there is (default: any)",
              .repeat = true},
             {"webhook-listen", 0, CLI_KIND_TEXT, "ADDRESS:PORT",
