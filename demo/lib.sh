@@ -67,9 +67,10 @@ shop_psql() {
     shop_as_postgres "$shop_pg_bin/psql" -X -q -A -t -v ON_ERROR_STOP=1 -h "$shop_dir/run" -p "$1" -c "$2" postgres
 }
 
-# shop_until SECONDS WHAT COMMAND...: repeats the command until it succeeds.
+# shop_until SECONDS WHAT COMMAND...: repeats the command until it succeeds. The seconds are for an idle machine: a busy one has three
+# times as long.
 shop_until() {
-    local end=$((SECONDS + $1)) what=$2
+    local end=$((SECONDS + 3 * $1)) what=$2
     shift 2
     until "$@"; do
         if ((SECONDS >= end)); then

@@ -158,7 +158,7 @@ def forget_volumes():
         if v["spec"].get("claimRef", {}).get("namespace") == NAMESPACE:
             name = v["metadata"]["name"]
             kubectl("patch", "persistentvolume", name, "-p", '{"spec":{"persistentVolumeReclaimPolicy":"Delete"}}', check=False)
-            kubectl("wait", "--for=delete", f"persistentvolume/{name}", "--timeout=60s", check=False)
+            kubectl("wait", "--for=delete", f"persistentvolume/{name}", "--timeout=180s", check=False)
 
 
 def main():
@@ -174,7 +174,7 @@ def main():
         failure = e
         show()
     finally:
-        kubectl("delete", "namespace", NAMESPACE, "--wait", "--timeout=120s", check=False)
+        kubectl("delete", "namespace", NAMESPACE, "--wait", "--timeout=360s", check=False)
         forget_volumes()
         kubectl("delete", "protectionpolicy", POLICY, check=False)
         base.uninstall()

@@ -42,8 +42,8 @@ clean() {
             kubectl -n $NAMESPACE logs "$pod" --all-containers --prefix --tail=20 >&2 || true
         done
     fi
-    helm uninstall tidemark --namespace $NAMESPACE --no-hooks --wait --timeout 90s >/dev/null 2>&1 || true
-    kubectl delete namespace $NAMESPACE --wait --timeout=90s >/dev/null 2>&1 || true
+    helm uninstall tidemark --no-hooks --namespace $NAMESPACE --wait --timeout 270s >/dev/null 2>&1 || true
+    kubectl delete namespace $NAMESPACE --wait --timeout=270s >/dev/null 2>&1 || true
     exit $status
 }
 trap clean EXIT
@@ -52,21 +52,21 @@ all_nodes_have_it() {
         $(kubectl get nodes -o name | wc -l) ]]
 }
 kinds_are_served() { kubectl get protectedapplications -A >/dev/null 2>&1; }
-expect "it installs" release install --create-namespace --wait --timeout 120s
+expect "it installs" release install --create-namespace --wait --timeout 360s
 expect "its kinds are served" within 30 kinds_are_served
 expect "the driver is on every node" within 60 all_nodes_have_it
 certificate() { kubectl -n $NAMESPACE get secret tidemark-node-tls -o jsonpath='{.data.tls\.crt}'; }
 before=$(certificate)
-tested() { helm test tidemark --namespace $NAMESPACE --timeout 120s >/dev/null; }
+tested() { helm test tidemark --namespace $NAMESPACE --timeout 360s >/dev/null; }
 expect "helm test passes" tested
 data_pods() { kubectl -n $NAMESPACE get pods -l app.kubernetes.io/component=data -o jsonpath='{.items[*].metadata.uid}'; }
 data_before=$(data_pods)
 # Without --wait: that would wait for the data pods, which an upgrade does not replace.
 expect "it upgrades" release upgrade --set logLevel=debug
-expect "the node agents are replaced" kubectl -n $NAMESPACE rollout status daemonset/tidemark-node --timeout=90s
-expect "the controller is replaced" kubectl -n $NAMESPACE rollout status deployment/tidemark-controller --timeout=90s
+expect "the node agents are replaced" kubectl -n $NAMESPACE rollout status daemonset/tidemark-node --timeout=270s
+expect "the controller is replaced" kubectl -n $NAMESPACE rollout status deployment/tidemark-controller --timeout=270s
 expect "the data pods are left alone" test "$(data_pods)" = "$data_before"
 expect "with the same certificates" test "$(certificate)" = "$before"
-expect "it uninstalls" helm uninstall tidemark --no-hooks --namespace $NAMESPACE --wait --timeout 120s
+expect "it uninstalls" helm uninstall tidemark --no-hooks --namespace $NAMESPACE --wait --timeout 360s
 nothing_left() { [[ -z $(kubectl get csidriver,clusterrole,clusterrolebinding,storageclass,mutatingwebhookconfiguration,validatingwebhookconfiguration,validatingadmissionpolicy,validatingadmissionpolicybinding -l app.kubernetes.io/instance=tidemark -o name) ]]; }
 expect "nothing of it is left" within 30 nothing_left

@@ -119,7 +119,7 @@ def check_apart(writer):
 def check_thrown_away():
     streams = {r["stream"] for r in records().values() if r["claim_namespace"] == CLONE}
     expect("the clone has a stream of its own", len(streams) == 1 and streams <= streams_of_nodes())
-    kubectl("delete", "namespace", CLONE, "--wait", "--timeout=150s")
+    kubectl("delete", "namespace", CLONE, "--wait", "--timeout=450s")
     within(120, "its persistent volumes are gone", lambda: not volumes_of(CLONE))
     within(120, "its volumes' records are gone", lambda: not [r for r in records().values() if r["claim_namespace"] == CLONE])
     expect("its stream is gone from the node", streams.isdisjoint(streams_of_nodes()))
@@ -135,14 +135,14 @@ def check_refusals(point):
     recover("cancelled", point, mode="clone", targetNamespace=CLONE)
     kubectl("-n", NAMESPACE, "annotate", "recovery", "cancelled", "tidemark.io/cancel=true")
     within(120, "a clone that is cancelled ends", lambda: status("cancelled").get("phase") in ("Cancelled", "Completed"))
-    kubectl("delete", "namespace", CLONE, "--wait", "--timeout=150s", "--ignore-not-found")
+    kubectl("delete", "namespace", CLONE, "--wait", "--timeout=450s", "--ignore-not-found")
     within(120, "nothing is left of it", lambda: not [r for r in records().values() if r.get("recovery") == f"{NAMESPACE}/cancelled"]
            and not volumes_of(CLONE))
 
 
 def check_purge():
     streams = {r["stream"] for r in records().values() if r["claim_namespace"] == NAMESPACE}
-    kubectl("delete", "namespace", NAMESPACE, "--wait", "--timeout=150s")
+    kubectl("delete", "namespace", NAMESPACE, "--wait", "--timeout=450s")
     within(150, "what was kept of the original is removed when its time is over",
            lambda: not [r for r in records().values() if r["claim_namespace"] == NAMESPACE])
     expect("with its streams", streams.isdisjoint(streams_of_nodes()))
@@ -174,7 +174,7 @@ def main():
     finally:
         writer.stop.set()
         for namespace in (CLONE, NAMESPACE):
-            kubectl("delete", "namespace", namespace, "--wait", "--timeout=120s", "--ignore-not-found", check=False)
+            kubectl("delete", "namespace", namespace, "--wait", "--timeout=360s", "--ignore-not-found", check=False)
         kubectl("delete", "protectionpolicy", base.POLICY, check=False)
         base.uninstall()
     if failure:

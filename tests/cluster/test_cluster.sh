@@ -30,7 +30,7 @@ expect "there are two nodes" test -n "$node2"
 pod server "$node1" 'echo listening; while true; do printf "HTTP/1.0 200 OK\r\n\r\nhello\n" | nc -l -p 8080 -q 1; done'
 pod client "$node2" 'sleep 3600'
 kubectl -n "$NAMESPACE" expose pod server --port=80 --target-port=8080 >/dev/null
-kubectl -n "$NAMESPACE" wait --for=condition=Ready pod/server pod/client --timeout=60s >/dev/null
+kubectl -n "$NAMESPACE" wait --for=condition=Ready pod/server pod/client --timeout=180s >/dev/null
 address=$(kubectl -n "$NAMESPACE" get pod server -o jsonpath='{.status.podIP}')
 
 in_client() { kubectl -n "$NAMESPACE" exec client -- "$@"; }
@@ -69,7 +69,7 @@ spec:
   - {name: main, image: localhost/toolbox:1, command: [sh, -c, $(quoted "$3")], volumeDevices: [{name: raw, devicePath: /dev/raw0}]}
   volumes: [{name: raw, persistentVolumeClaim: {claimName: raw}}]
 EOF
-        kubectl -n "$NAMESPACE" wait --for=jsonpath='{.status.phase}'=Succeeded "pod/$1" --timeout=90s >/dev/null
+        kubectl -n "$NAMESPACE" wait --for=jsonpath='{.status.phase}'=Succeeded "pod/$1" --timeout=270s >/dev/null
     }
     expect "a raw block volume is written on one node" on_node writer "$node1" "echo moved | dd of=/dev/raw0 bs=4096 conv=sync,fsync"
     kubectl -n "$NAMESPACE" delete pod writer >/dev/null

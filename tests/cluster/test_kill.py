@@ -59,7 +59,7 @@ def make_snipers():
                 "nodeName": node, "hostPID": True, "terminationGracePeriodSeconds": 0, "tolerations": [{"operator": "Exists"}],
                 "containers": [{"name": "main", "image": "localhost/toolbox:1", "command": ["sleep", "infinity"],
                                 "securityContext": {"privileged": True}}]}}))
-    kubectl("-n", OTHER, "wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s")
+    kubectl("-n", OTHER, "wait", "--for=condition=Ready", "pod", "--all", "--timeout=180s")
 
 
 def on_node(node, script, *arguments, **options):
@@ -212,7 +212,7 @@ def engine_is_killed():
 
 
 def two_replicas():
-    kubectl("-n", SYSTEM, "rollout", "status", "deployment/tidemark-controller", "--timeout=90s")
+    kubectl("-n", SYSTEM, "rollout", "status", "deployment/tidemark-controller", "--timeout=270s")
     pods = json.loads(kubectl("-n", SYSTEM, "get", "pods", "-l", "app.kubernetes.io/component=controller", "-o", "json"))["items"]
     expect("there are two replicas", len(pods) == 2)
     within(60, "one leads", lease)
@@ -249,8 +249,8 @@ def main():
               file=sys.stderr)
     finally:
         in_pod("rm", "-f", "/tmp/hold", check=False)
-        kubectl("delete", "namespace", NAMESPACE, "--wait", "--timeout=200s", check=False)
-        kubectl("delete", "namespace", OTHER, "--wait", "--timeout=60s", check=False)
+        kubectl("delete", "namespace", NAMESPACE, "--wait", "--timeout=600s", check=False)
+        kubectl("delete", "namespace", OTHER, "--wait", "--timeout=180s", check=False)
         kubectl("delete", "protectionpolicy", POLICY, check=False)
         base.uninstall()
     if failure:

@@ -23,7 +23,7 @@ spec:
 EOF
 ready() { kubectl wait --for="condition=Ready=$2" "$1" --timeout="$3" ${4:-} >/dev/null; }
 started() { kubectl -n "$NAMESPACE" get pod resident -o jsonpath='{.status.containerStatuses[0].containerID}'; }
-ready pod/resident True 60s "-n$NAMESPACE"
+ready pod/resident True 180s "-n$NAMESPACE"
 before=$(started)
 
 ./cluster.sh kubelet-stop 2 2>/dev/null
@@ -33,8 +33,8 @@ expect "a restarted kubelet serves its pods again" within 30 answers
 expect "and left them running" test "$(started)" = "$before"
 
 ./cluster.sh node-kill 2
-expect "a lost node is noticed" ready node/node2 Unknown 60s
+expect "a lost node is noticed" ready node/node2 Unknown 180s
 expect "it boots again" ./cluster.sh up
-expect "and is ready" ready node/node2 True 30s
+expect "and is ready" ready node/node2 True 90s
 restarted() { answers && [[ $(started) != "$before" ]]; }
 expect "with what ran there" within 60 restarted

@@ -79,7 +79,7 @@ class Failed(Exception):
     pass
 
 
-def run(*command, text=None, check=True, timeout=240):
+def run(*command, text=None, check=True, timeout=720):
     done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=timeout)
     if check and done.returncode:
         raise Failed(f"{' '.join(command)}: {done.stdout}{done.stderr}")
@@ -102,15 +102,15 @@ def expect(what, holds, detail=""):
 
 
 def within(seconds, what, look):
-    """Waits until look() is true, and returns what it gave."""
-    deadline = time.monotonic() + seconds
+    """Waits until look() is true, and returns what it gave. The seconds are for an idle machine: a busy one has three times as long."""
+    deadline = time.monotonic() + 3 * seconds
     while True:
         found = look()
         if found:
             print(f"ok: {what}", flush=True)
             return found
         if time.monotonic() > deadline:
-            raise Failed(f"{what}: not within {seconds} s")
+            raise Failed(f"{what}: not within {3 * seconds} s")
         time.sleep(0.2)
 
 
@@ -131,7 +131,7 @@ class Session:
 
     def close(self):
         self.process.stdin.close()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=90)
         self.process.stdout.close()
 
 
@@ -147,14 +147,14 @@ def install(*options):
         run(os.path.join(HERE, "cluster.sh"), "import", os.path.abspath(archive))
     run("helm", "install", "tidemark", CHART, "--namespace", SYSTEM, "--create-namespace", "--set",
         "sidecars.provisioner=localhost/csi-provisioner:1", "--set", "sidecars.registrar=localhost/node-driver-registrar:1", *options,
-        "--wait", "--timeout", "180s")
+        "--wait", "--timeout", "540s")
 
 
 def uninstall():
     if os.environ.get("TIDEMARK_INSTALLED"):
         return
-    run("helm", "uninstall", "tidemark", "--no-hooks", "--namespace", SYSTEM, "--wait", "--timeout", "120s", check=False)
-    kubectl("delete", "namespace", SYSTEM, "--wait", "--timeout=120s", check=False)
+    run("helm", "uninstall", "tidemark", "--no-hooks", "--namespace", SYSTEM, "--wait", "--timeout", "360s", check=False)
+    kubectl("delete", "namespace", SYSTEM, "--wait", "--timeout=360s", check=False)
 
 
 def recover(name, point, namespace=NAMESPACE, **more):
@@ -262,7 +262,7 @@ def check_undo():
 def check_restore(point):
     """The namespace is deleted, with claims and volumes; it comes back with its data."""
     kubectl("create", "namespace", OTHER)
-    kubectl("delete", "namespace", NAMESPACE, "--wait", "--timeout=150s")
+    kubectl("delete", "namespace", NAMESPACE, "--wait", "--timeout=450s")
     volumes = json.loads(kubectl("get", "persistentvolumes", "-o", "json"))["items"]
     expect("claims and volumes are gone", not [v for v in volumes if v["spec"].get("claimRef", {}).get("namespace") == NAMESPACE
                                                and v["status"]["phase"] == "Bound"])
@@ -313,8 +313,8 @@ def main():
         failure = e
         show()
     finally:
-        kubectl("delete", "namespace", NAMESPACE, "--wait", "--timeout=120s", check=False)
-        kubectl("delete", "namespace", OTHER, "--wait", "--timeout=60s", check=False)
+        kubectl("delete", "namespace", NAMESPACE, "--wait", "--timeout=360s", check=False)
+        kubectl("delete", "namespace", OTHER, "--wait", "--timeout=180s", check=False)
         kubectl("delete", "protectionpolicy", POLICY, check=False)
         uninstall()
     if failure:

@@ -6,7 +6,7 @@
  * (J4), also after a kill at the end. Mode `protection`: writes wait, and none goes unjournaled.
  *
  *   test_fault [availability|protection]     $TIDEMARK_SEED; $TIDEMARK_FAULT=n: only the nth call; all: each call, else
- *                                            every third */
+ *                                            every third, or with a sanitizer every ninth */
 #include "check.h"
 #include "check_key.h"
 
@@ -25,6 +25,11 @@
 #define SIZE_BYTES (192u * 1024)
 #define OPERATIONS 90
 #define HEAL_AFTER 12 /* operations */
+#ifdef TIDEMARK_SANITIZED
+#define STRIDE 9 /* of the calls that are made to fail */
+#else
+#define STRIDE 3
+#endif
 
 struct moment {
     uint64_t lsn;
@@ -267,7 +272,7 @@ static void run_all(bool holds)
     assert_true(calls > 40);
     bool all = only && strcmp(only, "all") == 0, one = only && !all;
     int first = one ? (int)strtol(only, NULL, 10) : 1, last = one ? first : calls;
-    for (int n = all || one ? first : 1 + (int)(seed % 3); n <= last; n += all ? 1 : 3)
+    for (int n = all || one ? first : 1 + (int)(seed % STRIDE); n <= last; n += all ? 1 : STRIDE)
         for (int k = 0; k < 2; k++)
             run_case(n, k ? 1000000 : 1, codes[(n + k) % 2], holds);
 }

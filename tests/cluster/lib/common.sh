@@ -17,9 +17,10 @@ die() {
 now_ms() { date +%s%3N; }
 seconds_since() { awk -v ms=$(($(now_ms) - $1)) 'BEGIN { printf "%.1f", ms / 1000 }'; }
 
-# until_true SECONDS WHAT COMMAND...: the condition is asked ten times a second.
+# until_true SECONDS WHAT COMMAND...: the condition is asked ten times a second. The seconds are for an idle machine: a busy one has three
+# times as long.
 until_true() {
-    local seconds=$1 what=$2 deadline
+    local seconds=$((3 * $1)) what=$2 deadline
     shift 2
     deadline=$(($(now_ms) + seconds * 1000))
     until "$@" >/dev/null 2>&1; do

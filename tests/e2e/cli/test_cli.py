@@ -588,7 +588,7 @@ class Served(unittest.TestCase):
         while not any(c["path"].startswith("/v1/operations/") for c in self.api.calls):
             time.sleep(0.02)
         process.send_signal(2)
-        self.assertIn("the operation goes on", process.communicate(timeout=10)[1])
+        self.assertIn("the operation goes on", process.communicate(timeout=60)[1])
         self.assertEqual(process.returncode, 130)
 
     def test_watch(self):

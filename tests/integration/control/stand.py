@@ -40,8 +40,8 @@ class Connection(http.client.HTTPConnection):
 
 
 def until(condition, what, deadline_s=DEADLINE_S):
-    """Polls; returns the first true value."""
-    end = time.monotonic() + deadline_s
+    """Polls; returns the first true value. The seconds are for an idle machine: a busy one has three times as long."""
+    end = time.monotonic() + 3 * deadline_s
     while time.monotonic() < end:
         value = condition()
         if value:
@@ -190,7 +190,7 @@ class Stand:
         if self.up and self.up.poll() is None:
             self.up.send_signal(signal.SIGTERM)
             try:
-                self.up.wait(40)
+                self.up.wait(120)
             except subprocess.TimeoutExpired:
                 self.up.kill()
                 self.up.wait()

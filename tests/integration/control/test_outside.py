@@ -535,7 +535,7 @@ class NbdClient:
         name, path = uri.removeprefix("nbd+unix:///").split("?socket=")
         self.name = name.encode()
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(60)
+        self.socket.settimeout(180)
         self.socket.connect(path)
         self.take(18)
         self.socket.sendall(struct.pack(">I", 3))

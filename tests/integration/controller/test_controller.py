@@ -65,7 +65,7 @@ class Controller:
     def stop(self):
         self.child.send_signal(signal.SIGTERM)
         try:
-            code = self.child.wait(timeout=60)
+            code = self.child.wait(timeout=180)
         finally:
             self.log.close()
         return code
@@ -128,7 +128,7 @@ class ControllerTest(unittest.TestCase):
                     os.unlink(ring)
         shutil.rmtree(self.state)
 
-    def until_journaled(self, namespace, seconds=120):
+    def until_journaled(self, namespace, seconds=300):
         """Until a recovery to the latest point would change nothing: everything that is there, and nothing else, is in the journal."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -156,7 +156,7 @@ class Protection(ControllerTest):
         controller = self.start()
         SERVER.kubectl("annotate", "namespace", ns, "tidemark.io/policy=gold")
         until("the application", lambda: papp(ns))
-        SERVER.kubectl("-n", ns, "wait", "--for=condition=Ready", f"papp/{ns}", "--timeout=30s")
+        SERVER.kubectl("-n", ns, "wait", "--for=condition=Ready", f"papp/{ns}", "--timeout=180s")
         status = papp(ns)["status"]
         self.assertEqual(status["observedGeneration"], papp(ns)["metadata"]["generation"])
         self.assertEqual(condition(ns, "Protected"), ("True", "NoVolumes"))
@@ -176,7 +176,7 @@ class Protection(ControllerTest):
         self.start()
         SERVER.apply({"apiVersion": "tidemark.io/v1alpha1", "kind": "ProtectedApplication", "metadata": {"name": "own", "namespace": ns},
                       "spec": {"policyRef": {"name": "gold"}}})
-        SERVER.kubectl("-n", ns, "wait", "--for=condition=Ready", "papp/own", "--timeout=30s")
+        SERVER.kubectl("-n", ns, "wait", "--for=condition=Ready", "papp/own", "--timeout=180s")
         SERVER.kubectl("annotate", "namespace", ns, "tidemark.io/policy=silver")
         make_namespace("own-after", **{"tidemark.io/policy": "gold"})  # once that is done, so is the other
         until("the application after it", lambda: condition("own-after", "Ready"))
@@ -338,7 +338,7 @@ class Capture(ControllerTest):
         second = self.start("two")
         first.kill()
         SERVER.apply(config_map("late", ns, "1"))
-        until("the second leads", lambda: "two holds the lease" in second.log_text(), 40)
+        until("the second leads", lambda: "two holds the lease" in second.log_text())
         self.until_journaled(ns)
         second.stop()
         self.assertEqual(config_maps(read(self.state, ns)), {"late": "1"})
@@ -382,7 +382,7 @@ def main(module):
     SERVER = ApiServer()
     try:
         SERVER.kubectl("apply", "-f", f"{ROOT}/packaging/crds")
-        SERVER.kubectl("wait", "--for=condition=Established", "crd", "--all")
+        SERVER.kubectl("wait", "--for=condition=Established", "--timeout=180s", "crd", "--all")
         SERVER.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "tidemark-system"}})
         until("the policy", lambda: SERVER.kubectl("apply", "-f", "-", stdin=json.dumps(POLICY), check=False).startswith("protectionpolicy"))
         result = unittest.main(module, exit=False, verbosity=2).result

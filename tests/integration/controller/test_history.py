@@ -72,7 +72,7 @@ class Stand:
     def stop(self, name):
         child = self.children.pop(name)
         child.send_signal(signal.SIGTERM)
-        child.wait(60)
+        child.wait(180)
 
     def api(self, method, path, body=None):
         command = ["curl", "-sS", "--fail-with-body", "--unix-socket", self.path("data.sock"), "-X", method, f"http://localhost{path}"]
@@ -117,7 +117,7 @@ def plugin(*arguments, user=None):
             config["users"] = [{"name": u["name"], "user": {"token": token}} for u in config["users"]]
             with open(kubeconfig, "w", encoding="utf-8") as f:
                 json.dump(config, f)
-    done = subprocess.run([STAND.path("kubectl-tidemark"), *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=180,
+    done = subprocess.run([STAND.path("kubectl-tidemark"), *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=400,
                           stdin=subprocess.DEVNULL, env=dict(os.environ, KUBECONFIG=kubeconfig, TERM="dumb"))
     return done.returncode, done.stdout, done.stderr
 
@@ -297,10 +297,10 @@ class Policies(History):
                        "spec": {"journal": {"quota": "320Mi"}, "ackMode": "flush"}}
         policy = {"apiVersion": "tidemark.io/v1alpha1", "kind": "ProtectionPolicy", "metadata": {"name": "own"}, "spec": {"extends": "own-base"}}
         SERVER.apply(base_policy, policy)
-        until("the stream has the inherited quota", lambda: taken() == ("stream-ruled", 320 * MIB, "flush"), 120)
+        until("the stream has the inherited quota", lambda: taken() == ("stream-ruled", 320 * MIB, "flush"))
         policy["spec"]["journal"] = {"quota": "400Mi"}
         SERVER.apply(policy)
-        until("the stream has the changed quota", lambda: taken() == ("stream-ruled", 400 * MIB, "flush"), 120)
+        until("the stream has the changed quota", lambda: taken() == ("stream-ruled", 400 * MIB, "flush"))
         policy["spec"]["journal"] = {"quota": "1Mi"}  # the API server takes it, the data plane does not
         SERVER.apply(policy)
         until("the application says why", lambda: "quota" in SERVER.kubectl(
@@ -458,7 +458,7 @@ if __name__ == "__main__":
     STAND = Stand()
     try:
         SERVER.kubectl("apply", "-f", f"{ROOT}/packaging/crds")
-        SERVER.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        SERVER.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=180s")
         SERVER.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM}})
         SERVER.apply(*base.manifests("ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"))
         until("the policy", lambda: base.create(base.tidemark_object("ProtectionPolicy", "gold"))[0] == 0)

@@ -121,7 +121,7 @@ class Controller:
         if self.child and self.child.poll() is None:
             self.child.send_signal(signal.SIGTERM)
             try:
-                self.child.wait(timeout=60)
+                self.child.wait(timeout=180)
             except subprocess.TimeoutExpired:
                 self.kill()
         for ring in self.rings:
@@ -420,7 +420,7 @@ if __name__ == "__main__":
     SERVER = ApiServer()
     try:
         SERVER.kubectl("apply", "-f", f"{ROOT}/packaging/crds")
-        SERVER.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        SERVER.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=180s")
         SERVER.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM}})
         SERVER.apply(*manifests("ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"))
         SERVER.apply(*manifests("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"))

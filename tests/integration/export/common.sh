@@ -46,9 +46,9 @@ needs_resend() {
     [ "$major" -gt 6 ] || { [ "$major" = 6 ] && [ "${minor%%[!0-9]*}" -ge 9 ]; } || skip "needs Linux 6.9"
 }
 
-# wait_for SECONDS COMMAND...: until the command succeeds.
+# wait_for SECONDS COMMAND...: until the command succeeds. The seconds are for an idle machine: a busy one has three times as long.
 wait_for() {
-    local tries=$(($1 * 50))
+    local tries=$(($1 * 150))
     shift
     while ! "$@"; do
         tries=$((tries - 1))

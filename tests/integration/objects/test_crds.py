@@ -146,7 +146,7 @@ if __name__ == "__main__":
     try:
         SERVER.kubectl("apply", "-f", os.path.join(ROOT, "packaging/crds"))
         names = [f"crd/{os.path.basename(p)[:-5]}.tidemark.io" for p in glob.glob(os.path.join(ROOT, "packaging/crds/*.yaml"))]
-        SERVER.kubectl("wait", "--for=condition=Established", "--timeout=60s", *names)
+        SERVER.kubectl("wait", "--for=condition=Established", "--timeout=180s", *names)
         result = unittest.main(exit=False, verbosity=1).result
     finally:
         SERVER.close()

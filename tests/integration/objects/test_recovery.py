@@ -129,17 +129,21 @@ class Recoveries(base.ControllerTest):
         controller = self.start("first")
         self.captured(ns)
         point = self.settle(ns, *(base.config_map(f"c{i}", ns, "good") for i in range(400)))
-        SERVER.apply(*(base.config_map(f"c{i}", ns, "bad") for i in range(400)))
-        self.start_recovery(ns, "killed", mode="rewind", point=point)
-        until("the middle", lambda: (self.status(ns, "killed").get("step") or {}).get("name") == "Apply" and
-              any(v == "good" for v in base.actual(ns).values()))
-        controller.kill()
-        status = self.status(ns, "killed")
-        self.assertEqual(status["phase"], "Running", "it was not quick enough for the test to mean anything")
+        for number in range(10):  # on a busy machine its middle may be seen too late
+            name = f"killed-{number}"
+            SERVER.apply(*(base.config_map(f"c{i}", ns, "bad") for i in range(400)))
+            self.start_recovery(ns, name, mode="rewind", point=point)
+            until("the middle", lambda n=name: self.status(ns, n).get("phase") in DONE or any(v == "good" for v in base.actual(ns).values()))
+            controller.kill()
+            if self.status(ns, name)["phase"] == "Running":
+                break
+            controller = self.start(f"first-{number}")
+        else:
+            self.fail("it never was in its middle for long enough for the test to mean anything")
         left = sum(v == "bad" for v in base.actual(ns).values())
         self.start("second")
-        until("the end", lambda: self.status(ns, "killed").get("phase") in DONE, 90)
-        status = self.status(ns, "killed")
+        until("the end", lambda: self.status(ns, name).get("phase") in DONE)
+        status = self.status(ns, name)
         self.assertEqual((status["phase"], status["verdicts"]["changed"], status["verdicts"]["failed"]), ("Completed", 400, 0), status)
         self.assertEqual({v for k, v in base.actual(ns).items() if k.startswith("c")}, {"good"})
         print(f"killed with {left} of 400 objects to do")
@@ -158,7 +162,7 @@ class Recoveries(base.ControllerTest):
         self.assertEqual(status["phase"], "Pending")
         self.assertIn("is being deleted", status["message"])
         SERVER.kubectl("-n", "closing", "patch", "configmap", "stuck", "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
-        until("the end", lambda: self.status(ns, "wait").get("phase") in DONE, 120)
+        until("the end", lambda: self.status(ns, "wait").get("phase") in DONE)
         self.assertEqual(self.status(ns, "wait")["phase"], "Completed")
         self.assertEqual(SERVER.json("-n", "closing", "get", "configmap", "a")["data"], {"value": "1"})
 
@@ -168,7 +172,7 @@ class Recoveries(base.ControllerTest):
         SERVER.kubectl("apply", "-f", "-", stdin="""{"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata":
             {"name": "things.lacks.example.com"}, "spec": {"group": "lacks.example.com", "scope": "Namespaced", "names": {"kind": "Thing", "plural": "things"},
             "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}]}}""")
-        SERVER.kubectl("wait", "--for=condition=Established", "crd/things.lacks.example.com", "--timeout=30s")
+        SERVER.kubectl("wait", "--for=condition=Established", "crd/things.lacks.example.com", "--timeout=180s")
         self.start()
         self.captured(ns)
         with_claim = self.settle(ns, base.claim("data", ns, "lacks-fast"))
@@ -239,7 +243,7 @@ if __name__ == "__main__":
     SERVER = base.SERVER = ApiServer()
     try:
         SERVER.kubectl("apply", "-f", os.path.join(ROOT, "packaging/crds"))
-        SERVER.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd/recoveries.tidemark.io", "crd/protectedapplications.tidemark.io",
+        SERVER.kubectl("wait", "--for=condition=Established", "--timeout=180s", "crd/recoveries.tidemark.io", "crd/protectedapplications.tidemark.io",
                        "crd/protectionpolicies.tidemark.io")
         SERVER.kubectl("create", "namespace", "tidemark-system")
         SERVER.apply(base.POLICY)

@@ -133,7 +133,7 @@ class Trouble(recoveries.Recoveries):
         until("the middle", lambda: "good" in base.actual(ns).values())
         SERVER.kill()
         # As after five minutes: the lease is lost, the term ends. Waited for by what the controller says.
-        until("the controller leads no more", lambda: "lost the lease" in controller.log_text(), 120)
+        until("the controller leads no more", lambda: "lost the lease" in controller.log_text())
         self.assertIsNone(controller.child.poll(), "it stays")
         SERVER.up()
         until("the end", lambda: self.status(ns, "through").get("phase") in recoveries.DONE, 180)
@@ -157,7 +157,7 @@ if __name__ == "__main__":
     SERVER = recoveries.SERVER = base.SERVER = ApiServer()
     try:
         SERVER.kubectl("apply", "-f", os.path.join(ROOT, "packaging/crds"))
-        SERVER.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd", "--all")
+        SERVER.kubectl("wait", "--for=condition=Established", "--timeout=180s", "crd", "--all")
         SERVER.kubectl("create", "namespace", "tidemark-system")
         until("the policy", lambda: SERVER.kubectl("apply", "-f", "-", stdin=json.dumps(base.POLICY), check=False).startswith("protectionpolicy"))
         result = unittest.main(exit=False, verbosity=2).result

@@ -38,7 +38,7 @@ def plugin(*arguments, kubeconfig=None, stdin=""):
     """(exit status, standard output, standard error)"""
     environment = dict(os.environ, KUBECONFIG=kubeconfig or SERVER.kubeconfig, PATH=f"{BIN}:{CACHE}/bin:{os.environ['PATH']}", TERM="dumb")
     done = subprocess.run([f"{BIN}/kubectl-tidemark", *arguments], input=stdin, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          env=environment, timeout=180)
+                          env=environment, timeout=400)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -374,7 +374,7 @@ class Verbs(base.ControllerTest):
         self.assertIn("clone left/left", waiting.stderr.readline())  # it waits for a second by now
         until("a second one", lambda: len([r for r in answer("status")["recoveries"] if r["phase"] == "Pending"]) == 2)
         waiting.send_signal(signal.SIGINT)
-        _, err = waiting.communicate(timeout=30)
+        _, err = waiting.communicate(timeout=120)
         self.assertEqual(waiting.returncode, 130)
         self.assertIn("goes on in the cluster", err)
         code, out, err = plugin("cancel", f"{ns}/{ns}")
@@ -429,7 +429,7 @@ if __name__ == "__main__":
         for link in ("kubectl-tidemark", "kubectl_complete-tidemark"):
             os.symlink(TIDEMARK, f"{BIN}/{link}")
         SERVER.kubectl("apply", "-f", os.path.join(ROOT, "packaging/crds"))
-        SERVER.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd", "--all")
+        SERVER.kubectl("wait", "--for=condition=Established", "--timeout=180s", "crd", "--all")
         SERVER.kubectl("create", "namespace", "tidemark-system")
         until("the policy", lambda: SERVER.kubectl("apply", "-f", "-", stdin=json.dumps(base.POLICY), check=False).startswith("protectionpolicy"))
         SERVER.apply(*REQUESTER)
