@@ -44,7 +44,8 @@ demo: deps
 demo-cluster: deps image
 	python3 demo/cluster.py
 
-# Measures against peers; writes docs/benchmarks.md and bench/results.json. Takes about half an hour. Needs root.
+# Measures against peers; writes docs/benchmarks.md and bench/results.json. Takes about three quarters of an hour; parts of it with
+# BENCH_OPTIONS="--only thin,recovery". Needs root.
 bench: deps
 	$(MAKE) --no-print-directory all
 	python3 bench/run.py $(BENCH_OPTIONS)

@@ -9,7 +9,6 @@ end to end (so no block is unallocated), with caches dropped. What fails is in t
 """
 import argparse
 import datetime
-import fcntl
 import json
 import math
 import os

@@ -389,7 +389,7 @@ def clean(own, installed):
         kubectl("delete", "namespace", namespace, "--ignore-not-found", "--timeout=120s", check=False, timeout=150)
     kubectl("delete", "protectionpolicy", POLICY, "--ignore-not-found", check=False)
     if installed:
-        run("helm", "uninstall", "tidemark", "--namespace", SYSTEM, "--wait", "--timeout", "120s", check=False)
+        run("helm", "uninstall", "tidemark", "--no-hooks", "--namespace", SYSTEM, "--wait", "--timeout", "120s", check=False)
 
 
 def main():

@@ -38,14 +38,14 @@ mapfile -t packages < <(ldd "${programs[@]}" | awk '$2 == "=>" && $3 ~ /^\// { p
     real=$(readlink -f "$library")
     dpkg-query -S "$real" 2>/dev/null || dpkg-query -S "${real#/usr}"
 done | sed 's/:.*//' | sort -u)
-# What they run: mkfs, fsck, mount, losetup, growing of file systems.
-packages+=(e2fsprogs xfsprogs mount util-linux ca-certificates)
+# What they run: mkfs, fsck, mount, losetup, growing of file systems; and the time zones of schedules.
+packages+=(e2fsprogs xfsprogs mount util-linux ca-certificates tzdata)
 
 mmdebstrap --quiet --mode=root --variant=essential "--include=$(IFS=,; echo "${packages[*]}")" \
     --aptopt='Apt::Install-Recommends "false"' \
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
-    --dpkgopt='path-exclude=/usr/share/info/*' --dpkgopt='path-exclude=/usr/share/zoneinfo/*' \
+    --dpkgopt='path-exclude=/usr/share/info/*' \
     --customize-hook="sync-in '$work/install' /" --customize-hook="'$PWD/packaging/image/shrink.sh' \"\$1\"" \
     --customize-hook="chroot \"\$1\" sh -ec '$prefix/bin/tidemark version; mkfs.ext4 -V; mkfs.xfs -V; losetup -V; blkid -V' >/dev/null 2>&1" \
     bookworm "$work/root.tar"

@@ -78,13 +78,4 @@ bool restore_drop_allocated(json_t *object);
  * of memory. */
 json_t *restore_isolation_policy(const char *namespace);
 
-/* ---- who would undo it ---- */
-/* What keeps changing the objects of a set back, from labels, annotations, and the autoscalers in it: sorted,
- * one entry a reconciler,
- *   [{"reconciler": "Argo CD"|"Flux Kustomization"|"Flux
- * HelmRelease"|"Helm"|"HorizontalPodAutoscaler"|"KEDA"|"Operator Lifecycle Manager"|"Fleet", "name": "shop",
- * "namespace": "argocd", "objects": N, "reverts": true|false, "remedy": text}] `reverts`: it would put a
- * newer state back by itself. */
-int reconcilers_of_set(const json_t *set, json_t **ret, struct error *err) MUST_CHECK;
-
 #endif

@@ -13,6 +13,7 @@
 #include "controller/data_client.h"
 #include "controller/webhook.h"
 #include "csi/cluster.h"
+#include "lib/http_server.h"
 #include "lib/json.h"
 
 #define NODES_MAX 16u
@@ -34,6 +35,8 @@ struct service {
     struct csi_cluster cluster;
     struct data_client *agents; /* of CSI; NULL: without certificates */
     struct reconcilers reconcilers;
+    struct controller_metrics *metrics;
+    struct http_server *metrics_server;
     struct history *history;            /* between the webhook, which is asked, and the reconcilers, which know */
     struct kube_client *webhook_client; /* its own: the webhook ends before CSI does */
     struct webhook *webhook;
@@ -141,6 +144,7 @@ static int start_reconcilers(struct service *s, struct error *err)
         .agent_ca = cli_options_value(s->cli, "agent-ca", NULL),
         .log = &s->log,
         .history = s->history,
+        .metrics = s->metrics,
         .trust_requester = cli_options_flag(s->cli, "trust-requester"),
         .stop = &r->stop};
     const struct controller_options *o = &r->options;
@@ -190,12 +194,37 @@ static void stop_webhook(struct service *s)
     kube_close(s->webhook_client);
 }
 
+/* Its text alone is served by TCP. */
+static int handle_metrics(void *context, const struct http_request *request, struct http_response *response, struct error *err)
+{
+    (void)request;
+    char *text = controller_metrics_text(context);
+    if (!text)
+        return error_set(err, -ENOMEM, "out of memory");
+    http_response_text(response, 200, "text/plain; version=0.0.4; charset=utf-8", text);
+    return 0;
+}
+
+static int start_metrics(struct service *s, struct error *err)
+{
+    const struct http_server_options options = {.tcp_address = cli_options_value(s->cli, "metrics", NULL),
+                                                .threads = 1,
+                                                .log = &s->log,
+                                                .handler = handle_metrics,
+                                                .context = s->metrics};
+    return options.tcp_address ? http_server_start(&options, &s->metrics_server, err) : 0;
+}
+
 static int serve(struct service *s, const sigset_t *stop, struct error *err)
 {
     int number = 0;
     int r = connect_cluster(s, err);
     if (r == 0)
         r = history_new(&s->history, err);
+    if (r == 0)
+        r = controller_metrics_new(&s->metrics, err);
+    if (r == 0)
+        r = start_metrics(s, err);
     if (r == 0)
         r = start_csi(s, err);
     if (r == 0)
@@ -210,6 +239,8 @@ static int serve(struct service *s, const sigset_t *stop, struct error *err)
     }
     stop_reconcilers(s);
     stop_webhook(s);
+    http_server_stop(s->metrics_server);
+    controller_metrics_free(s->metrics);
     history_free(s->history);
     if (!csi_controller_stop(s->csi))
         _exit(CLI_EXIT_FAILED); /* a call is stuck: nothing can be freed under it */
@@ -261,11 +292,12 @@ const struct cli_command cli_controller = {
             {"agent-ca", 0, CLI_KIND_FILE, "FILE",
              .help = "with --agent-cert: CA of the agents (they are tidemark-node)"},
             {"attachment-image", 0, CLI_KIND_TEXT, "IMAGE",
-             .help = "what pods run that bring volumes of backing class to a node (default: this version's)"},
+             .help = "image of the pods that bring volumes of backing class to a node"},
             {"node", 0, CLI_KIND_TEXT, "NAME", .help = "without a cluster: a node there is (default: any)",
              .repeat = true},
             {"webhook-listen", 0, CLI_KIND_TEXT, "ADDRESS:PORT",
              .help = "serve the admission webhook there; without it no Recovery runs"},
+            {"metrics", 0, CLI_KIND_TEXT, "HOST:PORT", .help = "serve Prometheus metrics there (GET /metrics)"},
             {"trust-requester", 0, CLI_KIND_NONE, NULL,
              .help = "for tests: believe what a Recovery says of who asked, without webhook"},
             {"log-level", 0, CLI_KIND_LEVEL, "LEVEL",

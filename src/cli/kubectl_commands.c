@@ -19,8 +19,6 @@ static const char *elsewhere(const char *command)
         {"views", "there are no views in a cluster; a clone is a namespace"},
         {"close", "there are no views in a cluster; a clone is thrown away by `kubectl delete namespace`"},
         {"detach", "it is for one host only"},
-        {"resume", "a reconciler that a recovery was forced over is not suspended by Tidemark: resume it as "
-                   "you suspended it"},
         {"up", "it is for one host: `tidemark up`"},
     };
     for (size_t i = 0; i < sizeof hints / sizeof *hints; i++)
@@ -36,9 +34,10 @@ const struct cli_program *cli_program_kubectl(void)
         &kubectl_tag,     &kubectl_diff,
         &kubectl_rewind,  &kubectl_undo,
         &kubectl_clone,   &kubectl_restore,
-        &kubectl_cancel,  &kubectl_purge,
-        &kubectl_verify,  &kubectl_adopt,
-        &kubectl_release, &kubectl_version,
+        &kubectl_cancel,  &kubectl_resume,
+        &kubectl_purge,   &kubectl_verify,
+        &kubectl_adopt,   &kubectl_release,
+        &kubectl_uninstall_check, &kubectl_version,
         &kubectl_completion, &cli_help,
         NULL,
     };

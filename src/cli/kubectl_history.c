@@ -25,16 +25,19 @@ static enum cli_exit no_memory(const struct cli *cli, const char *what)
 int kubectl_history_try(struct kubectl *k, const char *what, const struct kubectl_member *member,
                         const json_t *question, json_t **ret_answer, struct error *err)
 {
-    const struct kube_target target = {.resource = &reviews, .namespace = member->namespace, .dry_run = true};
+    const char *namespace = k->history_from ? k->history_from : member->namespace;
+    const struct kube_target target = {.resource = &reviews, .namespace = namespace, .dry_run = true};
     _cleanup_json_ json_t *spec = json_deep_copy(question);
     _cleanup_cli_progress_ struct cli_progress *progress = cli_progress_new(k->cli, what);
     uint64_t elsewhere_ns = 0;
     json_object_set_new(spec, "application", json_string(member->name));
+    if (k->history_from)
+        json_object_set_new(spec, "sourceNamespace", json_string(member->namespace));
     for (;;) {
         _cleanup_json_ json_t *made = NULL;
         _cleanup_json_ json_t *review = json_pack(
             "{s:s, s:s, s:{s:s, s:s}, s:O}", "apiVersion", "tidemark.io/v1alpha1", "kind", "HistoryReview",
-            "metadata", "name", "question", "namespace", member->namespace, "spec", spec);
+            "metadata", "name", "question", "namespace", namespace, "spec", spec);
         int r = review ? kube_create(k->client, &target, review, &made, err)
                        : error_set(err, -ENOMEM, "out of memory");
         if (r < 0)
@@ -89,6 +92,28 @@ enum cli_exit kubectl_history_fail(struct kubectl *k, const char *what, const st
     return kubectl_fail(k, what, err);
 }
 
+enum cli_exit kubectl_history_find(struct kubectl *k, const char *what, const struct kubectl_member *member, json_t **ret)
+{
+    struct error err = ERROR_INIT;
+    _cleanup_json_ json_t *namespace = NULL, *answer = NULL, *question = json_pack("{s:s, s:i}", "query", "points", "limit", 0);
+    const struct kube_target target = {.resource = &kubectl_applications, .namespace = member->namespace, .name = member->name},
+                             place = {.resource = &kube_namespaces, .name = member->namespace};
+    int r = kube_get(k->client, &target, ret, &err);
+    if (r == 0)
+        return CLI_EXIT_OK;
+    bool gone = kube_get(k->client, &place, &namespace, &err) == -ENOENT;
+    if (r == -ENOENT && gone)
+        k->history_from = strcmp(k->namespace, member->namespace) != 0 ? k->namespace : "default";
+    if (r == -ENOENT && (r = kubectl_history_try(k, what, member, question, &answer, &err)) == 0) {
+        cli_output_note(k->cli, "%s: %s; its history is kept, and `kubectl tidemark restore %s/%s` brings it back", what,
+                        gone ? "its namespace is gone" : "it is not protected any more", member->namespace, member->name);
+        return CLI_EXIT_OK;
+    }
+    if (r == -EACCES && k->history_from)
+        cli_output_note(k->cli, "%s: if there is a history of it, you may not ask: %s", what, err.message);
+    return kubectl_find(k, what, member, ret);
+}
+
 /* Opens, finds the application, asks. */
 static enum cli_exit ask(struct kubectl *k, const char *verb, const json_t *question, json_t **ret_answer)
 {
@@ -98,7 +123,7 @@ static enum cli_exit ask(struct kubectl *k, const char *verb, const json_t *ques
     char what[3 * CLI_TEXT_BYTES];
     kubectl_member_of(k, k->cli->operands[0], &member);
     snprintf(what, sizeof what, "%s %s/%s", verb, member.namespace, member.name);
-    enum cli_exit code = kubectl_find(k, what, &member, &papp);
+    enum cli_exit code = kubectl_history_find(k, what, &member, &papp);
     if (code == CLI_EXIT_OK && !question)
         code = no_memory(k->cli, what);
     if (code == CLI_EXIT_OK && kubectl_history_try(k, what, &member, question, ret_answer, &err) < 0)

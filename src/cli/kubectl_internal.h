@@ -22,6 +22,7 @@ struct kubectl {
     struct log log;
     struct kube_client *client;
     const char *namespace; /* of -n, else of the context */
+    const char *history_from; /* where questions about a namespace that is gone are asked; NULL: in the application's own */
 };
 /* "shop/web": which application. */
 struct kubectl_member {
@@ -99,6 +100,9 @@ int kubectl_kept(struct kubectl *k, json_t **ret, struct error *err) MUST_CHECK;
  * status.answer says. No message is printed. */
 int kubectl_history_try(struct kubectl *k, const char *what, const struct kubectl_member *member, const json_t *question,
                         json_t **ret_answer, struct error *err) MUST_CHECK;
+/* As kubectl_find; also of an application that is gone, or not protected any more, while its history is kept: *ret stays
+ * NULL then, and a note says so. */
+enum cli_exit kubectl_history_find(struct kubectl *k, const char *what, const struct kubectl_member *member, json_t **ret);
 /* The message of a question that has no answer. */
 enum cli_exit kubectl_history_fail(struct kubectl *k, const char *what, const struct kubectl_member *member, const struct error *err);
 /* diff of two points. */
@@ -108,7 +112,7 @@ enum cli_exit kubectl_history_diff(struct cli *cli);
 int kubectl_complete(int argc, char **argv);
 
 extern const struct cli_command kubectl_status, kubectl_points, kubectl_tag, kubectl_diff, kubectl_rewind,
-    kubectl_undo, kubectl_clone, kubectl_restore, kubectl_adopt, kubectl_release, kubectl_cancel, kubectl_purge, kubectl_verify,
+    kubectl_undo, kubectl_clone, kubectl_restore, kubectl_adopt, kubectl_release, kubectl_cancel, kubectl_resume, kubectl_uninstall_check, kubectl_purge, kubectl_verify,
     kubectl_version,
     kubectl_completion;
 

@@ -229,7 +229,7 @@ static enum cli_exit last_clean(struct kubectl *k)
                                "points: --last-clean goes without --since, --limit and --named");
     kubectl_member_of(k, cli->operands[0], &member);
     snprintf(what, sizeof what, "last clean point of %s/%s", member.namespace, member.name);
-    enum cli_exit code = kubectl_find(k, what, &member, &papp);
+    enum cli_exit code = kubectl_history_find(k, what, &member, &papp);
     if (code == CLI_EXIT_OK && kubectl_history_try(k, what, &member, question, &answer, &err) < 0)
         code = kubectl_history_fail(k, what, &member, &err);
     if (code != CLI_EXIT_OK)
@@ -257,7 +257,7 @@ static enum cli_exit run_points(struct cli *cli)
         return last_clean(&k);
     kubectl_member_of(&k, cli->operands[0], &member);
     snprintf(what, sizeof what, "points of %s/%s", member.namespace, member.name);
-    code = kubectl_find(&k, what, &member, &papp);
+    code = kubectl_history_find(&k, what, &member, &papp);
     if (code == CLI_EXIT_OK &&
         kubectl_list(&k, &kubectl_checkpoints, member.namespace, &checkpoints, &err) < 0)
         code = kubectl_fail(&k, what, &err);
@@ -274,7 +274,9 @@ static enum cli_exit run_points(struct cli *cli)
     add_history(history, points);
     const json_t *status = json_object_get(papp, "status");
     const char *oldest = cli_field_text(
-        status, "oldestTime", cli_field_text(json_object_get(status, "objects"), "oldestTime", NULL));
+        status, "oldestTime",
+        cli_field_text(json_object_get(status, "objects"), "oldestTime",
+                       papp ? NULL : cli_field_text(history, "oldestTime", NULL)));
     answer = json_pack(
         "{s:o, s:s*, s:O*, s:o}", "application", json_sprintf("%s/%s", member.namespace, member.name),
         "oldestTime", oldest, "streams", json_object_get(history, "streams"), "points",

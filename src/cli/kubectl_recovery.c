@@ -149,10 +149,10 @@ static void add_lines(json_t *objects, const char *text)
         struct error ignored = ERROR_INIT;
         if (length && json_parse("plan", text, length, &line, &ignored) == 0)
             json_array_append_new(objects,
-                                  json_pack("{s:O?, s:O?, s:O*, s:O*, s:O?}", "object",
+                                  json_pack("{s:O?, s:O?, s:O*, s:O*, s:O*, s:O?}", "object",
                                             json_object_get(line, "o"), "action", json_object_get(line, "a"),
                                             "verdict", json_object_get(line, "v"), "reason",
-                                            json_object_get(line, "r"), "wave", json_object_get(line, "w")));
+                                            json_object_get(line, "r"), "reconciler", json_object_get(line, "by"), "wave", json_object_get(line, "w")));
         text += length + (text[length] == '\n');
     }
 }
@@ -247,10 +247,16 @@ static void say_reconcilers(const struct cli *cli, const json_t *answer)
     json_t *one;
     json_array_foreach(json_object_get(answer, "reconcilers"), i, one)
     {
-        if (json_is_true(json_object_get(one, "reverts")))
-            cli_output_say(cli, "%s %s would put the newer state back: %s",
-                           cli_field_text(one, "reconciler", "?"), cli_field_text(one, "name", "?"),
-                           cli_field_text(one, "remedy", ""));
+        const char *state = cli_field_text(one, "state", "");
+        if (!json_is_true(json_object_get(one, "reverts")) || strcmp(state, "Ignored") == 0)
+            continue;
+        bool suspended = strcmp(state, "ToSuspend") == 0 || strcmp(state, "Suspended") == 0;
+        cli_output_say(cli, "%s %s would put the newer state back: %s", cli_field_text(one, "reconciler", "?"),
+                       cli_field_text(one, "name", "?"),
+                       strcmp(state, "ToSuspend") == 0 ? "it is suspended first"
+                       : suspended                     ? "it is suspended, until Git is reverted and `kubectl tidemark resume`"
+                       : strcmp(state, "Stopped") == 0 ? "but somebody has suspended it"
+                                                       : cli_field_text(one, "remedy", ""));
     }
 }
 
@@ -265,6 +271,7 @@ static bool was_refused(const char *reason)
                                           "StorageClassMissing",
                                           "ClassMissing",
                                           "ReconcilerWouldRevert",
+                                          "QuotaExceeded",
                                           "RequesterUnknown",
                                           "Forbidden",
                                           NULL};

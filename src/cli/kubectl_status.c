@@ -98,7 +98,7 @@ static json_t *describe(const json_t *papp)
 {
     static const char *const fields[] = {
         "volumes", "volumesTotal", "volumesCaptured", "objects",    "findings",
-        "streams", "rpoMs",        "oldestTime",      "conditions", NULL};
+        "streams", "rpoMs",        "oldestTime",      "conditions", "checkpoints", NULL};
     const json_t *why, *status = json_object_get(papp, "status");
     const char *state = state_of(papp, &why);
     json_t *one =
@@ -133,8 +133,12 @@ static json_t *recoveries_under_way(struct look *l)
     size_t i;
     json_array_foreach(items, i, item)
     {
+        const json_t *diverged = kubectl_condition(item, "GitDiverged");
         if (!kubectl_recovery_has_ended(item))
             json_array_append_new(found, describe_recovery(item));
+        if (kubectl_is(diverged, "True"))
+            json_array_append_new(l->notes, json_sprintf("rewind %s/%s: %s", kube_object_namespace(item), kube_object_name(item),
+                                                         cli_field_text(diverged, "message", "?")));
     }
     return found;
 }
@@ -490,6 +494,19 @@ static enum cli_exit print_unprotected(const struct cli *cli, const json_t *clai
     return code;
 }
 
+/* The Checkpoints that its policy makes. */
+static void print_schedule(const json_t *checkpoints)
+{
+    if (!cli_field_text(checkpoints, "nextTime", NULL)) /* why not: the condition says */
+        return;
+    printf("checkpoints: ");
+    put_line(cli_field_text(checkpoints, "schedule", "?"));
+    printf(", the next one at %s", cli_field_text(checkpoints, "nextTime", "?"));
+    if (cli_field_text(checkpoints, "lastCheckpoint", NULL))
+        printf(", the last one %s", cli_field_text(checkpoints, "lastCheckpoint", "?"));
+    putchar('\n');
+}
+
 /* What only the page of one application has room for. */
 static enum cli_exit print_details(struct kubectl *k, const struct kubectl_member *member,
                                    const json_t *application)
@@ -522,6 +539,7 @@ static enum cli_exit print_details(struct kubectl *k, const struct kubectl_membe
         put_line(cli_field_text(item, "message", "?"));
         putchar('\n');
     }
+    print_schedule(json_object_get(application, "checkpoints"));
     json_array_foreach(json_object_get(application, "findings"), i, item)
     {
         printf("outside: ");

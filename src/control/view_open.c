@@ -435,7 +435,8 @@ int view_open(struct application *application, struct operation *operation, cons
         count++;
     pthread_mutex_unlock(&control->mutex);
     if (count >= CONTROL_VIEWS_MAX)
-        return error_set(err, -EBUSY, "%u views are open, which is the most there can be: close one",
+        return error_set(err, -EBUSY, "%u views are open, which is the most there can be: `tidemark views` lists them, `tidemark close ID` "
+                         "closes one",
                          CONTROL_VIEWS_MAX);
     struct opening *o = calloc(1, sizeof *o);
     if (!o)

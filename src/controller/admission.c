@@ -206,6 +206,25 @@ static int validate_recovery(struct admission_request *q, struct error *err)
 
 /* ---- HistoryReviews ---- */
 
+/* Which namespace it is about. Another one than its own is asked about by who could read all of it there: RoleBindings of a
+ * namespace that is gone are gone, too. */
+static int source_of(const struct admission_request *q, const char **ret, struct error *err)
+{
+    const char *source = admission_text(q->object, "spec", "sourceNamespace");
+    const json_t *user = json_object_get(q->request, "userInfo");
+    *ret = source ? source : q->namespace;
+    if (!source || strcmp(source, q->namespace) == 0)
+        return 0;
+    const struct admission_right right = {source, "", "secrets", "get"};
+    bool may = false;
+    int r = q->a->ops->may(q->a->context, user, &right, &may, err);
+    return r < 0 || may ? r
+                        : error_set(err, -EACCES,
+                                    "%s may not get secrets in the namespace %s, which a question about its history from "
+                                    "another namespace needs: ask whoever administers the cluster",
+                                    json_text(user, "username"), source);
+}
+
 /* The answer is the object's status, which the API server gives back and nobody keeps. */
 static int mutate_history(const struct admission_request *q, json_t *patch, struct error *err)
 {
@@ -225,7 +244,11 @@ static int mutate_history(const struct admission_request *q, json_t *patch, stru
                    ? 0
                    : error_set(err, -ENOMEM, "out of memory");
     }
-    int r = history_answer(q->a->history, q->namespace, q->object, json_object_get(q->request, "userInfo"),
+    const char *namespace;
+    int r = source_of(q, &namespace, err);
+    if (r < 0)
+        return r;
+    r = history_answer(q->a->history, namespace, q->object, json_object_get(q->request, "userInfo"),
                            &status, err);
     if (r < 0)
         return r;

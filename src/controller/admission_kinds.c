@@ -8,6 +8,7 @@
 #include "base/cleanup.h"
 #include "base/units.h"
 #include "controller/admission_internal.h"
+#include "controller/schedule.h"
 #include "journal/point.h"
 #include "lib/json.h"
 
@@ -285,17 +286,16 @@ static int check_unused(const struct admission_request *q, struct error *err)
 
 static int validate_policy(struct admission_request *q, struct error *err)
 {
-    size_t i;
-    json_t *hook;
+    const json_t *checkpoints = json_object_get(json_object_get(q->object, "spec"), "checkpoints");
+    struct schedule schedule;
     if (!q->object)
         return check_unused(q, err);
-    json_array_foreach(json_object_get(json_object_get(q->object, "spec"), "hooks"), i, hook)
-    {
-        if (json_object_get(hook, "schedule"))
-            admission_warn(
-                q, "spec.hooks[%zu].schedule is not carried out yet: make Checkpoints by a CronJob", i);
-    }
-    int r = check_policy_bounds(q, err);
+    int r = checkpoints ? schedule_parse(checkpoints, NULL, &schedule, err) : 0;
+    if (r < 0)
+        return error_context(err, "spec.checkpoints");
+    if (checkpoints)
+        schedule_release(&schedule);
+    r = check_policy_bounds(q, err);
     return r < 0 ? r : check_extends(q, err);
 }
 

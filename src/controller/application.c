@@ -206,6 +206,7 @@ int application_reconcile(struct controller *c, const char *namespace, const cha
         capture_remove(c->capture, namespace, name);
         return 0;
     }
+    json_object_del(json_object_get(papp, "status"), "checkpoints"); /* the schedule's own */
     struct application a = {.c = c,
                             .papp = papp,
                             .namespace = namespace,

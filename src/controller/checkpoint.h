@@ -12,7 +12,8 @@
  * its own container that thaws at thawBy unless somebody thawed before: what is frozen thaws although no
  * controller is there. C3 a checkpoint says ApplicationConsistent only when every pre succeeded, the tag was
  * set after the last of them and before the first post, and no timer had thawed before it. C4 after the first
- * pre every target is thawed, whatever fails.
+ * pre every target is thawed, whatever fails. C5 hooks of two checkpoints of one application never run at once
+ * (checkpoint_kube.c): one would thaw what the other holds.
  *
  * Threads: values; the ops block. */
 #ifndef TIDEMARK_CONTROLLER_CHECKPOINT_H

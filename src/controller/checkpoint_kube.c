@@ -12,6 +12,7 @@
 #include "lib/json.h"
 
 #define EXTENDS_MAX 16u
+#define TURN_MS 500u /* between two looks at whether another one is done */
 
 const struct kube_resource controller_checkpoints = {"tidemark.io", "v1alpha1", "checkpoints",
                                                      "Checkpoint",  true,       0};
@@ -162,18 +163,81 @@ static int tag(void *context, const json_t *checkpoint, json_t **ret, struct err
 
 static const struct checkpoint_ops ops = {write_status, targets, run, tag};
 
+/* ---- one at a time ---- */
+
+/* C5, in this process. The key is taken until let_go. */
+static bool hold(struct controller *c, const char *key, const char *name)
+{
+    MUTEX_GUARD(guard, &c->held.mutex);
+    if (!c->held.applications)
+        c->held.applications = json_object();
+    if (json_object_get(c->held.applications, key))
+        return false;
+    return json_object_set_new(c->held.applications, key, json_string(name)) == 0;
+}
+
+static void let_go(struct controller *c, const char *key)
+{
+    MUTEX_GUARD(guard, &c->held.mutex);
+    json_object_del(c->held.applications, key);
+}
+
+/* C5, of one before this: what it held has to be thawed first. */
+static int another_holds(struct controller *c, const json_t *checkpoint, bool *ret, struct error *err)
+{
+    _cleanup_json_ json_t *all = NULL;
+    const struct kube_target target = {.resource = &controller_checkpoints,
+                                       .namespace = kube_object_namespace(checkpoint)};
+    size_t i;
+    json_t *one;
+    int r = kube_list_all(c->client, &target, NULL, &all, err);
+    *ret = false;
+    json_array_foreach(all, i, one)
+    {
+        const char *phase = json_text(json_object_get(one, "status"), "phase");
+        *ret = *ret || (*phase && !checkpoint_has_ended(one) && strcmp(application_of(one), application_of(checkpoint)) == 0 &&
+                        strcmp(kube_object_name(one), kube_object_name(checkpoint)) != 0);
+    }
+    return r;
+}
+
+static int advance(struct controller *c, json_t *checkpoint, struct error *err)
+{
+    char key[KUBE_QUEUE_KEY_BYTES];
+    bool begins = !*json_text(json_object_get(checkpoint, "status"), "phase"), busy = false;
+    if (!json_is_true(json_object_get(json_object_get(checkpoint, "spec"), "consistent")))
+        return checkpoint_advance(&ops, c, clock_system(), checkpoint, err);
+    snprintf(key, sizeof key, "%s/%s", kube_object_namespace(checkpoint), application_of(checkpoint));
+    if (!hold(c, key, kube_object_name(checkpoint)))
+        return 1;
+    int r = begins ? another_holds(c, checkpoint, &busy, err) : 0;
+    if (r == 0)
+        r = busy ? 1 : checkpoint_advance(&ops, c, clock_system(), checkpoint, err);
+    let_go(c, key);
+    return r;
+}
+
 int checkpoint_reconcile(struct controller *c, const char *namespace, const char *name, struct error *err)
 {
     const struct kube_target target = {
         .resource = &controller_checkpoints, .namespace = namespace, .name = name};
     _cleanup_json_ json_t *checkpoint = NULL;
     int r = kube_get(c->client, &target, &checkpoint, err);
+    if (r == -ENOENT) /* one less to wait for */
+        schedule_enqueue(c, namespace, NULL, 0);
     if (r == -ENOENT ||
         (r == 0 && (checkpoint_has_ended(checkpoint) ||
                     json_object_get(json_object_get(checkpoint, "metadata"), "deletionTimestamp"))))
         return 0;
-    if (r < 0 || (r = checkpoint_advance(&ops, c, clock_system(), checkpoint, err)) < 0)
+    if (r < 0 || (r = advance(c, checkpoint, err)) < 0)
         return r;
+    if (r > 0) { /* the one before it takes as long as its hooks do */
+        char key[KUBE_QUEUE_KEY_BYTES];
+        snprintf(key, sizeof key, "%s%s", CHECKPOINT_KEY, namespace);
+        controller_enqueue(c, key, name, TURN_MS);
+        return 0;
+    }
+    schedule_enqueue(c, namespace, application_of(checkpoint), 0);
     const json_t *status = json_object_get(checkpoint, "status"), *condition = NULL;
     const char *phase = json_string_value(json_object_get(status, "phase"));
     size_t i;

@@ -109,14 +109,17 @@ static int reconcile(struct controller *c, const char *key, struct error *err)
     if (!slash)
         return protect_reconcile(c, key, err);
     bool recovery = strncmp(key, RECOVERY_KEY, strlen(RECOVERY_KEY)) == 0,
-         checkpoint = strncmp(key, CHECKPOINT_KEY, strlen(CHECKPOINT_KEY)) == 0;
-    if (recovery || checkpoint)
+         checkpoint = strncmp(key, CHECKPOINT_KEY, strlen(CHECKPOINT_KEY)) == 0,
+         schedule = strncmp(key, SCHEDULE_KEY, strlen(SCHEDULE_KEY)) == 0;
+    if (recovery || checkpoint || schedule)
         key++;
     snprintf(namespace, sizeof namespace, "%.*s", (int)(slash - key), key);
     if (recovery)
         return recovery_reconcile(c, namespace, slash + 1, err);
     if (checkpoint)
         return checkpoint_reconcile(c, namespace, slash + 1, err);
+    if (schedule)
+        return schedule_reconcile(c, namespace, slash + 1, err);
     return application_reconcile(c, namespace, slash + 1, err);
 }
 
@@ -162,16 +165,17 @@ static int term_begin(struct term *t, const struct controller_options *o, const 
     return r;
 }
 
-static void term_end(struct term *t, struct history *history)
+static void term_end(struct term *t, const struct controller_options *o)
 {
     struct controller *c = &t->c;
+    controller_metrics_end(o->metrics);
     if (c->queue)
         kube_queue_close(c->queue);
     kube_interrupt(c->client, true);
     object_store_interrupt(c->store); /* on a full disk nothing is written any more, and all would wait for that */
     for (size_t i = 0; i < t->worker_count; i++)
         pthread_join(t->workers[i], NULL);
-    history_end(history);
+    history_end(o->history);
     kube_informers_free(c->informers); /* its callbacks use all the rest */
     kube_interrupt(c->client, false);
     capture_free(c->capture);
@@ -182,6 +186,8 @@ static void term_end(struct term *t, struct history *history)
     json_decref(c->placements.told);
     json_decref(c->placements.policies);
     pthread_mutex_destroy(&c->placements.mutex);
+    json_decref(c->held.applications);
+    pthread_mutex_destroy(&c->held.mutex);
     sealing_release(&c->sealing);
 }
 
@@ -212,15 +218,18 @@ static void serve_term(const struct controller_options *o, struct kube_lease *le
                            .namespace = o->namespace ? o->namespace : CONTROLLER_NAMESPACE,
                            .identity = identity,
                            .placements.mutex = PTHREAD_MUTEX_INITIALIZER,
+                           .held.mutex = PTHREAD_MUTEX_INITIALIZER,
                            .trust_requester = o->trust_requester}};
     int r = term_begin(&t, o, directory, &err);
     if (r < 0)
         log_error(o->log, "cannot begin: %s", err.message);
-    else
+    else {
         history_begin(o->history, &t.c);
+        controller_metrics_begin(o->metrics, &t.c);
+    }
     while (r == 0 && election->held && !*o->stop)
         pause_ms(POLL_MS);
-    term_end(&t, o->history);
+    term_end(&t, o);
     for (unsigned waited = 0; r < 0 && waited < TERM_RETRY_MS && !*o->stop; waited += POLL_MS)
         pause_ms(POLL_MS);
 }

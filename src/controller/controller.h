@@ -9,6 +9,7 @@
 
 #include "base/log.h"
 #include "controller/history.h"
+#include "controller/controller_metrics.h"
 #include "csi/records.h"
 #include "kube/kube.h"
 
@@ -26,6 +27,7 @@ struct controller_options {
     void *records_context;
     const char *agent_certificate, *agent_key, *agent_ca;
     const struct log *log;
+    struct controller_metrics *metrics; /* tells what it knows while it leads; NULL: nobody asks */
     struct history *history; /* answers questions about the history while it leads; NULL: nobody asks */
     /* Believes who a Recovery says that asked for it, without an admission webhook: for tests only. */
     bool trust_requester;

@@ -7,6 +7,7 @@
  *   "#kinds"            which kinds the server has (capture.c)
  *   "@NAMESPACE/NAME"   a Recovery (recovery.c)
  *   "%NAMESPACE/NAME"   a Checkpoint (checkpoint.c)
+ *   "+NAMESPACE/NAME"   the schedule of Checkpoints of a ProtectedApplication (schedule_kube.c)
  *   "#streams"          all streams of volumes (streams.c) */
 #ifndef TIDEMARK_CONTROLLER_CONTROLLER_INTERNAL_H
 #define TIDEMARK_CONTROLLER_CONTROLLER_INTERNAL_H
@@ -59,6 +60,10 @@ struct controller {
         *policies, *recoveries, *checkpoints;
     struct capture *capture;
     struct placements placements;
+    struct {
+        pthread_mutex_t mutex;
+        json_t *applications; /* {"NAMESPACE/NAME": Checkpoint} whose hooks run now */
+    } held;
 };
 
 /* Whether this process may still act as the leader: asked before anything is changed, since a process that was stopped for a while
@@ -128,6 +133,14 @@ json_t *streams_placement(struct controller *c, const char *handle);
 /* ---- checkpoint_kube.c ---- */
 #define CHECKPOINT_KEY "%"
 int checkpoint_reconcile(struct controller *c, const char *namespace, const char *name, struct error *err) MUST_CHECK;
+
+/* ---- schedule_kube.c ---- */
+#define SCHEDULE_KEY "+"
+#define SCHEDULE_CONDITION "Checkpoints"
+/* What is due is made, what was kept long enough is deleted. Enqueues itself for the next time that counts. */
+int schedule_reconcile(struct controller *c, const char *namespace, const char *name, struct error *err) MUST_CHECK;
+/* `name` NULL: those of all applications of the namespace. */
+void schedule_enqueue(struct controller *c, const char *namespace, const char *name, unsigned delay_ms);
 
 /* ---- events.c ---- */
 /* An Event about the object; failures are logged. `type`: "Normal" or "Warning". */

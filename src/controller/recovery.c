@@ -4,6 +4,7 @@
 
 enum step {
     STEP_PLAN,
+    STEP_SUSPEND,
     STEP_CLOSE_GATE,
     STEP_STOP_PODS,
     STEP_REWIND_DATA,
@@ -16,7 +17,7 @@ enum step {
     STEP_AWAIT,
     STEPS
 };
-static const char *const step_names[STEPS] = {"Plan",     "CloseGate",   "StopPods", "RewindData",
+static const char *const step_names[STEPS] = {"Plan",     "Suspend",   "CloseGate",   "StopPods", "RewindData",
                                               "CopyData", "BindVolumes", "Delete",   "Apply",
                                               "RenewPods", "OpenGate",   "Await"};
 
@@ -51,12 +52,14 @@ static int fail(struct recovery_run *run, enum step reached, const char *reason,
     struct error gate = ERROR_INIT;
     char message[ERROR_MESSAGE_BYTES + 256];
     int r = open_gates(run, reached, &gate);
+    if (r == 0 && reached >= STEP_SUSPEND)
+        r = recovery_let_go(run, reached <= STEP_STOP_PODS, &gate);
     if (r < 0 && passes(r)) {
         *err = gate;
         return r;
     }
     snprintf(message, sizeof message, "%s%s%s", err->message,
-             r < 0 ? "; and the volumes' gate stays closed: " : "", r < 0 ? gate.message : "");
+             r < 0 ? "; and what was held for it stays so: " : "", r < 0 ? gate.message : "");
     *err = ERROR_INIT;
     return recovery_end(run, "Failed", reason, message, err);
 }
@@ -66,6 +69,8 @@ static int cancel(struct recovery_run *run, enum step reached, struct error *err
     char message[512];
     const char *before = json_text(recovery_status(run), "before");
     int r = open_gates(run, reached, err);
+    if (r == 0 && reached >= STEP_SUSPEND)
+        r = recovery_let_go(run, reached <= STEP_STOP_PODS, err);
     if (r < 0)
         return r;
     if (reached <= STEP_STOP_PODS)
@@ -92,7 +97,9 @@ static int finish(struct recovery_run *run, struct error *err)
             why = e->reason ? e->reason : "";
         }
     }
-    int r = recovery_count(run, err);
+    int r = recovery_let_go(run, false, err);
+    if (r == 0)
+        r = recovery_count(run, err);
     if (r < 0)
         return r;
     if (failed)
@@ -149,6 +156,11 @@ static int plan(struct recovery_run *run, struct error *err)
     json_object_del(recovery_status(run), "message");
     reason = "PlanFailed";
     r = recovery_make_plan(run, err);
+    if (r == 0)
+        r = recovery_plan_reconcilers(run, &reason, err);
+    if (r == 0)
+        r = recovery_check_quota(run, &reason, err);
+    json_decref(take_ptr(run->live));
     if (r == 0)
         r = recovery_plan_data(run, &reason, err);
     if (r == 0)
@@ -213,6 +225,8 @@ static int take(struct recovery_run *run, enum step step, int wave, struct error
 {
     int r;
     switch (step) {
+    case STEP_SUSPEND:
+        return recovery_suspend(run, err);
     case STEP_CLOSE_GATE:
         return recovery_set_gates(run, true, err);
     case STEP_STOP_PODS:
@@ -243,6 +257,8 @@ static int take(struct recovery_run *run, enum step step, int wave, struct error
 
 static bool has_step(const struct recovery_run *run, enum step step)
 {
+    if (step == STEP_SUSPEND)
+        return recovery_has_reconcilers(run);
     if (step == STEP_DELETE)
         return run->mode == RESTORE_REWIND;
     if (step == STEP_APPLY || step == STEP_AWAIT)
@@ -258,6 +274,11 @@ static void note_opened(struct recovery_run *run)
     if (clock_parse_rfc3339(json_text(recovery_status(run), "startTime"), &start_ns, &unused) == 0 &&
         now_ns > start_ns)
         recovery_note_ms(run, "openedMs", (now_ns - start_ns) / NS_PER_MS);
+}
+
+static const char *failure_reason(enum step step)
+{
+    return step == STEP_COPY_DATA ? "CopyFailed" : step == STEP_SUSPEND ? "ReconcilerWouldRevert" : "StepFailed";
 }
 
 static int go(struct recovery_run *run, enum step from, int wave, bool resumed, struct error *err)
@@ -279,7 +300,7 @@ static int go(struct recovery_run *run, enum step from, int wave, bool resumed, 
             return 0;
         if (r < 0)
             return passes(r) ? say_pending(run, r, err)
-                             : fail(run, step, step == STEP_COPY_DATA ? "CopyFailed" : "StepFailed", err);
+                             : fail(run, step, failure_reason(step), err);
         if (step == STEP_OPEN_GATE || (step == STEP_APPLY && run->mode == RESTORE_CLONE && recovery_has_data(run)))
             note_opened(run);
         if (step == STEP_DELETE || step == STEP_APPLY)
@@ -310,7 +331,7 @@ static enum step step_of(const struct recovery_run *run, int *ret_wave)
     const json_t *step = json_object_get(json_object_get(run->recovery, "status"), "step");
     const char *name = json_text(step, "name");
     *ret_wave = (int)json_integer_value(json_object_get(step, "wave"));
-    for (int s = STEP_CLOSE_GATE; s < STEPS; s++) {
+    for (int s = STEP_SUSPEND; s < STEPS; s++) {
         if (strcmp(name, step_names[s]) == 0)
             return (enum step)s;
     }
@@ -340,7 +361,7 @@ static int drive(struct recovery_run *run, struct error *err)
         r = plan(run, err);
     if (r == 0)
         r = note_before(run, err);
-    return r == 0 ? go(run, STEP_CLOSE_GATE, 0, false, err) : r > 0 ? 0 : r;
+    return r == 0 ? go(run, STEP_SUSPEND, 0, false, err) : r > 0 ? 0 : r;
 }
 
 int recovery_advance(const struct recovery_context *context, const char *namespace, const char *name,
@@ -358,6 +379,7 @@ int recovery_advance(const struct recovery_context *context, const char *namespa
     json_decref(run.last_step);
     json_decref(run.wanted);
     json_decref(run.order);
+    json_decref(run.live);
     json_decref(run.before);
     return r;
 }

@@ -6,6 +6,8 @@
  * status.step says what is being done:
  *
  *   Plan        read the objects of the point, compare, check what the target lacks; nothing is changed
+ *   Suspend     (rewind only) those who would put the newer state back (app/reconcilers.h) are suspended, and stay so; when
+ *               it fails before anything was changed, they are let go again
  *   CloseGate   the volumes cannot be staged (rewind with volumes only, as the next two)
  *   StopPods    pods that use the claims are deleted; those that come back wait at the gate
  *   RewindData  each stream goes to the point, once nothing of it is mounted
@@ -58,6 +60,7 @@
 #define RECOVERY_STREAMS_MAX 100u
 #define RECOVERY_OLDER_NS (60 * NS_PER_SECOND) /* what was made so long before the point did not come after it */
 #define RECOVERY_CANCEL_ANNOTATION "tidemark.io/cancel"
+#define RECOVERY_RESUMED_ANNOTATION "tidemark.io/resumed" /* when: what it suspended goes on */
 #define RECOVERY_FINALIZER "tidemark.io/recovery" /* while it runs: to delete it then is to cancel it */
 #define RECOVERY_REQUESTER_ANNOTATION                                                                        \
     "tidemark.io/requested-by" /* {"username", "uid", "groups": [], "extra": {}} */
@@ -167,5 +170,7 @@ int recovery_advance(const struct recovery_context *context, const char *namespa
                      struct error *err) MUST_CHECK;
 /* Whether the phase is one that does not change any more. */
 bool recovery_has_ended(const json_t *recovery);
+/* Of one that has ended, and whose reconcilers were resumed: changes its status, true when it did. */
+bool recovery_note_resumed(json_t *recovery, const struct clock *clock);
 
 #endif

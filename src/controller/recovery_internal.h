@@ -25,13 +25,14 @@ enum recovery_action {
 #define RECOVERY_ACTIONS 6
 
 /* What is to be done with one object. Its line in the plan is {"w": wave, "a": action, "o": name, "r":
- * reason, "v": verdict}. */
+ * reason, "by": reconciler, "v": verdict}. */
 struct recovery_entry {
     enum recovery_action action;
     int wave; /* 0: deletions; from 1: of the order */
     char *name;
     char *reason; /* or NULL */
     char *uid;    /* of what is to be deleted; or NULL */
+    char *by;     /* who reconciles it; or NULL */
     int verdict;  /* enum verdict; -1: none yet */
 };
 
@@ -49,6 +50,7 @@ struct recovery_run {
         target_namespace[64]; /* copies: the Recovery is replaced at each write */
     json_t *wanted;           /* set of the point, transformed, to be put into the target */
     json_t *order;            /* objects_order(wanted) */
+    json_t *live;             /* while it is planned: {journal name: raw object} of the target namespace */
     struct recovery_entry *entries;
     size_t entry_count;
     int waves;      /* highest wave */
@@ -92,6 +94,22 @@ int recovery_add_entry(struct recovery_run *run, enum recovery_action action, in
                        const char *reason, const char *uid, struct error *err);
 void recovery_free_entries(struct recovery_run *run);
 const char *recovery_action_name(enum recovery_action action);
+
+/* ---- recovery_gitops.c ---- */
+/* After recovery_make_plan: who would put back what changes, into status.reconcilers and the entries; what cannot be
+ * suspended is refused (-EPERM), unless it is forced. */
+int recovery_plan_reconcilers(struct recovery_run *run, const char **ret_reason, struct error *err);
+bool recovery_has_reconcilers(const struct recovery_run *run);
+/* Those that the plan says. */
+int recovery_suspend(struct recovery_run *run, struct error *err);
+/* What is suspended and part of the application itself is put back suspended. */
+void recovery_keep_suspended(struct recovery_run *run);
+/* Lets those go on that this recovery suspended: all, or only those that have nothing to do with Git. */
+int recovery_let_go(struct recovery_run *run, bool all, struct error *err);
+
+/* ---- recovery_quota.c ---- */
+/* After recovery_make_plan: whether what it makes fits into the namespace's quotas and limits. -EDQUOT. */
+int recovery_check_quota(struct recovery_run *run, const char **ret_reason, struct error *err);
 
 /* ---- recovery_data.c ---- */
 /* spec.point as a point of the objects' journal, and (status.point.streams) of the streams. *ret_reason as

@@ -20,6 +20,7 @@ void recovery_free_entries(struct recovery_run *run)
         free(run->entries[i].name);
         free(run->entries[i].reason);
         free(run->entries[i].uid);
+        free(run->entries[i].by);
     }
     free(run->entries);
     run->entries = NULL;
@@ -140,6 +141,7 @@ int recovery_read_wanted(struct recovery_run *run, const char **ret_reason, stru
     if (r < 0)
         return r;
     *ret_reason = "OrderFailed";
+    recovery_keep_suspended(run);
     return objects_order(run->wanted, &run->order, err);
 }
 
@@ -268,46 +270,13 @@ static int check_classes(struct recovery_run *run, const char **ret_reason, stru
     return r;
 }
 
-/* In place, whoever reconciles from Git would put the newer state back. */
-static int check_reconcilers(struct recovery_run *run, const char **ret_reason, struct error *err)
-{
-    _cleanup_json_ json_t *list = NULL;
-    size_t i;
-    json_t *one;
-    int r = reconcilers_of_set(run->wanted, &list, err);
-    if (r < 0)
-        return r;
-    while (json_array_size(list) > 20)
-        json_array_remove(list, json_array_size(list) - 1);
-    if (json_object_set(recovery_status(run), "reconcilers", list) < 0)
-        return error_set(err, -ENOMEM, "out of memory");
-    if (run->mode != RESTORE_REWIND || json_is_true(json_object_get(run->spec, "force")) ||
-        json_is_true(json_object_get(run->spec, "dryRun")))
-        return 0;
-    json_array_foreach(list, i, one)
-    {
-        if (!json_is_true(json_object_get(one, "reverts")))
-            continue;
-        *ret_reason = "ReconcilerWouldRevert";
-        return error_set(err, -EPERM,
-                         "%s '%s' would put the newer state back (%lld objects): %s; then make the recovery "
-                         "with force: true",
-                         json_text(one, "reconciler"), json_text(one, "name"),
-                         (long long)json_integer_value(json_object_get(one, "objects")),
-                         json_text(one, "remedy"));
-    }
-    return 0;
-}
-
 int recovery_check_target(struct recovery_run *run, const char **ret_reason, struct error *err)
 {
     *ret_reason = NULL; /* of a failure to ask */
     int r = check_namespace(run, ret_reason, err);
     if (r == 0)
         r = check_kinds(run, ret_reason, err);
-    if (r == 0)
-        r = check_classes(run, ret_reason, err);
-    return r == 0 ? check_reconcilers(run, ret_reason, err) : r;
+    return r == 0 ? check_classes(run, ret_reason, err) : r;
 }
 
 /* ---- what differs ---- */
@@ -492,15 +461,16 @@ static int note_plan(struct recovery_run *run, struct error *err)
 
 int recovery_make_plan(struct recovery_run *run, struct error *err)
 {
-    _cleanup_json_ json_t *array = json_array(), *raw = NULL, *own = NULL, *index = NULL;
+    _cleanup_json_ json_t *array = json_array(), *own = NULL, *index = NULL;
     size_t i, k;
-    json_t *wave, *name;
+    json_t *wave, *name, *raw;
     recovery_free_entries(run);
     /* Whatever belongs to the application: an object of a wanted name may be there without the mark. */
     int r = run->c->cluster->list(run->c->cluster_context, run->target_namespace, array, err);
     if (r < 0)
         return r;
-    raw = by_name(array);
+    json_decref(run->live);
+    raw = run->live = by_name(array);
     index = references_index(raw);
     if (run->mode == RESTORE_REWIND) {
         _cleanup_json_ json_t *holders = claim_holders(array); /* before others' are taken out */

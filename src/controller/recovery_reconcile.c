@@ -152,6 +152,11 @@ int recovery_reconcile(struct controller *c, const char *namespace, const char *
     if (r == -ENOENT || (r == 0 && recovery_has_ended(recovery))) {
         if (r == 0 && c->data) /* a clone may have ended before its end */
             controller_enqueue(c, STREAMS_KEY, NULL, STREAMS_SOON_MS);
+        if (r == 0 && recovery_note_resumed(recovery, clock_system())) {
+            _cleanup_json_ json_t *written = NULL;
+            r = recovery_kube_store.write_status(&k, recovery, &written, err);
+            return r == -ENOENT ? 0 : r;
+        }
         return r == 0 ? hold(c, recovery, false, err) : 0;
     }
     if (r < 0 || !is_wanted(recovery))

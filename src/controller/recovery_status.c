@@ -178,6 +178,8 @@ static char *plan_text(const struct recovery_run *run, size_t first)
             json_object_set_new(line, "r", json_string_lossy(e->reason));
         if (e->uid)
             json_object_set_new(line, "u", json_string(e->uid));
+        if (e->by)
+            json_object_set_new(line, "by", json_string(e->by));
         if (e->verdict >= 0)
             json_object_set_new(line, "v", json_string(verdict_name((enum verdict)e->verdict)));
         _cleanup_free_ char *one = line ? json_to_text(line) : NULL;
@@ -295,6 +297,8 @@ static int load_line(struct recovery_run *run, const char *line, size_t length, 
     r = recovery_add_entry(run, (enum recovery_action)action,
                            (int)json_integer_value(json_object_get(json, "w")), json_text(json, "o"),
                            reason[0] ? reason : NULL, uid[0] ? uid : NULL, err);
+    if (r == 0 && json_text(json, "by")[0])
+        run->entries[run->entry_count - 1].by = strdup(json_text(json, "by"));
     if (r == 0)
         run->entries[run->entry_count - 1].verdict = verdict < VERDICTS ? verdict : -1;
     return r;

@@ -434,8 +434,11 @@ int streams_reconcile(struct controller *c, struct error *err)
             log_warning(c->log, "streams of %s/%s: %s", kube_object_namespace(papp), kube_object_name(papp),
                         one.message);
     }
-    json_decref(c->placements.told);
+    json_t *told = c->placements.told;
+    pthread_mutex_lock(&c->placements.mutex); /* controller_metrics.c looks at it */
     c->placements.told = round.told;
+    pthread_mutex_unlock(&c->placements.mutex);
+    json_decref(told);
     json_decref(c->placements.policies);
     c->placements.policies = round.policies;
     purge_run(&purge_ops, c, c->log, all, round.count, now_ns, &next_ns);

@@ -6,6 +6,7 @@
 
 #include "base/cleanup.h"
 #include "controller/controller_internal.h"
+#include "lib/json.h"
 
 #define SETTLE_MS 50u /* a chart's many objects are one reconciliation */
 
@@ -61,6 +62,18 @@ static bool cut_pod(json_t *pod)
     return json_array_size(volumes) > 0;
 }
 
+/* Of what schedule_kube.c writes, only which schedule it has. */
+static void cut_schedule(json_t *status)
+{
+    static const char *const keys[] = {"schedule", NULL};
+    json_t *conditions = json_object_get(status, "conditions");
+    if (json_object_get(status, "checkpoints"))
+        keep_only(json_object_get(status, "checkpoints"), keys);
+    for (size_t i = json_array_size(conditions); i-- > 0;)
+        if (strcmp(json_text(json_array_get(conditions, i), "type"), SCHEDULE_CONDITION) == 0)
+            json_array_remove(conditions, i);
+}
+
 static bool reduce(void *context, const struct kube_resource *resource, json_t *object)
 {
     static const char *const application_keys[] = {"apiVersion", "kind", "metadata", "spec", "status", NULL};
@@ -76,11 +89,17 @@ static bool reduce(void *context, const struct kube_resource *resource, json_t *
         /* What streams.c writes again and again is no change. */
         for (size_t i = 0; i < sizeof of_streams / sizeof *of_streams; i++)
             json_object_del(json_object_get(object, "status"), of_streams[i]);
+        cut_schedule(json_object_get(object, "status"));
         return true;
     }
-    /* Of a Recovery only that it is there and its annotations count: its status is our own. */
-    if (is_kind(resource, &kube_namespaces) ||
-        is_kind(resource, &controller_recoveries) || is_kind(resource, &controller_checkpoints)) {
+    /* Of a Recovery only that it is there, its annotations and, for the metrics, its phase count: its status is our own. */
+    if (is_kind(resource, &controller_recoveries)) {
+        static const char *const phase_keys[] = {"phase", NULL}, *const keys[] = {"apiVersion", "kind", "metadata", "status", NULL};
+        keep_only(json_object_get(object, "status"), phase_keys);
+        keep_only(object, keys);
+        return true;
+    }
+    if (is_kind(resource, &kube_namespaces) || is_kind(resource, &controller_checkpoints)) {
         keep_only(object, bare_keys);
         return true;
     }
@@ -106,6 +125,12 @@ static bool enqueue_application(void *context, json_t *papp)
     return true;
 }
 
+static bool enqueue_schedule(void *context, json_t *papp)
+{
+    schedule_enqueue(context, kube_object_namespace(papp), kube_object_name(papp), SETTLE_MS);
+    return true;
+}
+
 static void on_event(void *context, const struct kube_resource *resource, enum kube_event event,
                      const char *namespace, const char *name, uint64_t version, json_t *object)
 {
@@ -121,10 +146,13 @@ static void on_event(void *context, const struct kube_resource *resource, enum k
     } else if (is_kind(resource, &controller_applications)) {
         controller_enqueue(c, namespace, name, SETTLE_MS);
         controller_enqueue(c, namespace, NULL, SETTLE_MS);
+        schedule_enqueue(c, namespace, name, SETTLE_MS);
     } else if (is_kind(resource, &kube_namespaces)) {
         controller_enqueue(c, name, NULL, SETTLE_MS);
     } else if (!*namespace) { /* a policy, a class or a volume may concern all */
         kube_informer_each(c->applications, NULL, enqueue_application, c);
+        if (is_kind(resource, &controller_policies))
+            kube_informer_each(c->applications, NULL, enqueue_schedule, c);
     } else {
         controller_enqueue(c, namespace, NULL, SETTLE_MS);
         kube_informer_each(c->applications, namespace, enqueue_application, c);
@@ -169,7 +197,7 @@ bool watch_is_synced(struct controller *c)
 {
     struct kube_informer *all[] = {c->applications, c->policies,     c->namespaces,   c->claims,
                                    c->workloads[0], c->workloads[1], c->workloads[2], c->pods,
-                                   c->volumes,      c->classes};
+                                   c->volumes,      c->classes,      c->recoveries};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (!kube_informer_synced(all[i]))
             return false;

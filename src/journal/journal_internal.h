@@ -251,6 +251,8 @@ struct lsn pin_floor(struct journal *j);
 void pin_revoke_oldest(struct journal *j);
 /* With the mutex: whether some holder was told lately, and may be about to end. */
 bool pin_is_ending(const struct journal *j);
+/* With the mutex: whether some holder is, or can still be told to. */
+bool pin_may_end(const struct journal *j);
 /* The highest LSN that is pinned; LSN_NONE without pins. What lies behind it may be rewritten. */
 struct lsn pin_ceiling(const struct journal *j); /* with the mutex */
 

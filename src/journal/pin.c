@@ -20,7 +20,7 @@
 #include "journal/journal_internal.h"
 #include "journal/pin.h"
 
-#define REVOKED_WAIT_NS (2 * NS_PER_SECOND) /* a view that was told to end has so long */
+#define REVOKED_WAIT_NS (5 * NS_PER_SECOND) /* a view that was told to end has so long */
 
 struct sources {
     struct pin_source *list;
@@ -290,7 +290,7 @@ static int enter(struct journal *j, const char *name, struct lsn lsn, struct err
         if (strcmp(j->pins[i].name, name) == 0)
             return error_set(err, -EEXIST, "the pin %s is there already", name);
     if (j->pin_count == JOURNAL_MAX_PINS)
-        return error_set(err, -EMFILE, "more than %u views are open: close one first", JOURNAL_MAX_PINS);
+        return error_set(err, -EMFILE, "more than %u views of the application are open: `tidemark views` lists them, `tidemark close ID` closes one", JOURNAL_MAX_PINS);
     struct internal_pin *pin = &j->pins[j->pin_count++];
     snprintf(pin->name, sizeof pin->name, "%s", name);
     pin->lsn = lsn;
@@ -366,6 +366,14 @@ bool pin_is_ending(const struct journal *j)
         if (j->pins[i].revoked_ns && now - j->pins[i].revoked_ns < REVOKED_WAIT_NS)
             return true;
     return false;
+}
+
+bool pin_may_end(const struct journal *j)
+{
+    for (size_t i = 0; i < j->pin_count; i++)
+        if (is_view(j->pins[i].name) && !j->pins[i].revoked_ns)
+            return true;
+    return pin_is_ending(j);
 }
 
 void pin_revoke_oldest(struct journal *j)

@@ -184,8 +184,8 @@ static void wait_for_work(struct journal *j, unsigned delay_ms)
 static bool must_wait(const struct journal *j)
 {
     uint64_t full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;
-    if (pin_is_ending(j) && pace_is_exhausted(j))
-        return true; /* for a moment: there will be history to drop */
+    if (j->quota_blocked && pin_may_end(j) && pace_is_exhausted(j))
+        return true; /* for the janitor, which tells views to end, and for those: there will be history to drop */
     return j->options.quota_bytes && j->manifest.segment_count > 1 && !j->quota_blocked && !j->drop_failed && !j->held &&
            maintain_journal_bytes(j) > j->options.quota_bytes + PACE_STOP_SEGMENTS * full;
 }

@@ -15,9 +15,15 @@ expect "two controllers without a volume are refused" refused --set controller.r
 expect "two controllers with one make sense" not refused --set controller.replicas=2 --set controller.storage.className=any
 expect "one Secret without the other is refused" refused --set tls.nodeSecret=mine
 expect "the plain manifests are current" ../../packaging/manifests/generate.sh --check
+rendered() { helm template tidemark $chart --set tls.nodeSecret=a --set tls.controllerSecret=b "$@" 2>/dev/null; }
 same() { diff <(rendered) <(rendered); }
-rendered() { helm template tidemark $chart --set tls.nodeSecret=a --set tls.controllerSecret=b 2>/dev/null; }
 expect "the same values give the same manifests" same
+asks() { rendered "$@" | grep uninstall-check >/dev/null; }
+expect "uninstalling asks before" asks
+expect "but not when it is forced" not asks --set uninstall.force=true
+monitored() { rendered "$@" | grep ServiceMonitor >/dev/null; }
+expect "a ServiceMonitor is made where it is wanted" monitored --set metrics.serviceMonitor.enabled=true
+expect "and not elsewhere" not monitored
 
 archive=${TIDEMARK_IMAGE:-../../${TIDEMARK_BUILD:-build}/tidemark-image.tar}
 expect "there is an image (make image)" test -s "$archive"
@@ -36,7 +42,7 @@ clean() {
             kubectl -n $NAMESPACE logs "$pod" --all-containers --prefix --tail=20 >&2 || true
         done
     fi
-    helm uninstall tidemark --namespace $NAMESPACE --wait --timeout 270s >/dev/null 2>&1 || true
+    helm uninstall tidemark --no-hooks --namespace $NAMESPACE --wait --timeout 270s >/dev/null 2>&1 || true
     kubectl delete namespace $NAMESPACE --wait --timeout=270s >/dev/null 2>&1 || true
     exit $status
 }
@@ -61,6 +67,6 @@ expect "the node agents are replaced" kubectl -n $NAMESPACE rollout status daemo
 expect "the controller is replaced" kubectl -n $NAMESPACE rollout status deployment/tidemark-controller --timeout=270s
 expect "the data pods are left alone" test "$(data_pods)" = "$data_before"
 expect "with the same certificates" test "$(certificate)" = "$before"
-expect "it uninstalls" helm uninstall tidemark --namespace $NAMESPACE --wait --timeout 360s
+expect "it uninstalls" helm uninstall tidemark --no-hooks --namespace $NAMESPACE --wait --timeout 360s
 nothing_left() { [[ -z $(kubectl get csidriver,clusterrole,clusterrolebinding,storageclass,mutatingwebhookconfiguration,validatingwebhookconfiguration,validatingadmissionpolicy,validatingadmissionpolicybinding -l app.kubernetes.io/instance=tidemark -o name) ]]; }
 expect "nothing of it is left" within 30 nothing_left

@@ -153,7 +153,7 @@ def install(*options):
 def uninstall():
     if os.environ.get("TIDEMARK_INSTALLED"):
         return
-    run("helm", "uninstall", "tidemark", "--namespace", SYSTEM, "--wait", "--timeout", "360s", check=False)
+    run("helm", "uninstall", "tidemark", "--no-hooks", "--namespace", SYSTEM, "--wait", "--timeout", "360s", check=False)
     kubectl("delete", "namespace", SYSTEM, "--wait", "--timeout=360s", check=False)
 
 

@@ -11,6 +11,7 @@
 #include "app/objects_diff.h"
 #include "app/order.h"
 #include "app/references.h"
+#include "app/reconcilers.h"
 #include "app/restore.h"
 #include "app/transform.h"
 #include "base/cleanup.h"

@@ -12,6 +12,10 @@
  * long ones, with rewinds, trouble with the journal's disk, kills and clean ends; the power is lost again and
  * again, during recovery too.
  *
+ *   test_power adopt [--histories N]
+ *
+ * as exhaustive, with a volume that held something before: points that lack a before-image are refused, or right.
+ *
  * After each recovery: the live volume has in each sector what was there at the last acknowledged flush or was
  * written later; the recovered history is a prefix that has all that an acknowledged flush covered (J3), and
  * each of its points reads right; later points are refused; once the comparison is done image(latest) is the
@@ -36,6 +40,7 @@
 #include "volume/group.h"
 
 #define LIMIT 200u   /* states of a moment */
+#define ADOPT_LIMIT 6u
 #define MAX_STEPS 64 /* of a history */
 #define MAX_POINTS 512
 #define MAX_MOMENTS 65536
@@ -74,11 +79,12 @@ static struct {
     struct step steps[MAX_STEPS + 1];
     size_t step_count;
     struct kept points[MAX_POINTS];
-    size_t point_count, states;
+    size_t point_count, states, refused;
     uint64_t random, seed;
     atomic_int broken; /* the journal's disk fails; 2: for the bitmap too */
     struct uuid boot;
     bool queue; /* writes go by block/queue.h where they can */
+    bool adopt, slowly; /* the second volume held something before; it is seeded only when it has to be */
     const char *what;
     uint64_t moment;
     struct disks_choice choice;
@@ -140,7 +146,6 @@ static void open_all(void)
                                 .ring_path = x.ring,
                                 .owner = "test_power",
                                 .fault = fault,
-                                .compress = x.seed & 1,
                                 .log = getenv("TIDEMARK_LOG") ? &told : NULL};
     OK(journal_open(&o, &x.journal, &err));
     OK(group_new(x.journal, x.ack, o.log, &x.group, &err));
@@ -148,8 +153,9 @@ static void open_all(void)
         char name[8];
         snprintf(name, sizeof name, "v%d", i);
         snprintf(path, sizeof path, "%s/backing/v%d.img", x.root, i);
-        OK(group_add_volume(x.group, name, sizes[i], path, &err));
+        OK((x.adopt && i == 1 ? group_adopt_volume : group_add_volume)(x.group, name, sizes[i], path, &err));
     }
+    group_set_seed_speed(x.group, x.slowly ? 1 : 0);
     OK(group_start(x.group, &err));
 }
 
@@ -262,7 +268,10 @@ static void check_points(uint64_t moment, uint64_t last)
         const struct kept *p = &x.points[i];
         if (p->moment > moment || (x.point_count - i > 4 && below(x.point_count) > 6))
             continue; /* not yet; of many points the last ones and some others */
-        if (p->lsn <= last)
+        if (x.adopt && p->lsn <= last && /* what the volume held then may be lost */
+            journal_resolve(x.journal, &(struct point){.kind = POINT_LSN, .lsn = {p->lsn}}, &found, &err) == -ERANGE)
+            x.refused++;
+        else if (p->lsn <= last)
             check_image(p->lsn, p->data);
         else if (journal_resolve(x.journal, &(struct point){.kind = POINT_LSN, .lsn = {p->lsn}}, &found,
                                  &err) != -ERANGE)
@@ -290,7 +299,7 @@ static void recover(uint64_t moment, bool settle, char *live)
     open_all();
     read_live(live);
     check_live(moment, live);
-    if (!journal_recovery(x.journal)->created)
+    if (!journal_recovery(x.journal)->created && !x.adopt)
         check_points(moment, journal_recovery(x.journal)->last.n);
     x.states++;
     if (!settle)
@@ -302,6 +311,8 @@ static void recover(uint64_t moment, bool settle, char *live)
     OK(journal_sync(x.journal, -1, NULL, &err));
     journal_status(x.journal, &s);
     check_image(s.latest.n, live);
+    if (x.adopt && !journal_recovery(x.journal)->created) /* before it was seeded none could be opened */
+        check_points(moment, journal_recovery(x.journal)->last.n);
 }
 
 static void verify(void)
@@ -522,6 +533,26 @@ static void begin_history(uint64_t seed)
     new_boot();
 }
 
+/* What the adopted volume holds. */
+static void fill_backing(void)
+{
+    char path[160];
+    snprintf(path, sizeof path, "%s/backing/v1.img", x.root);
+    FILE *f = fopen(path, "w");
+    assert_true(f && ftruncate(fileno(f), (off_t)sizes[1]) == 0);
+    for (size_t i = 0; i < SPOTS; i++) {
+        if (spots[i].volume != 1)
+            continue;
+        for (size_t k = 0; k < SPOT_BYTES; k += 8) {
+            uint64_t word = check_random(&x.random);
+            memcpy(x.live + i * SPOT_BYTES + k, &word, 8);
+        }
+        assert_true(fseek(f, (long)spots[i].offset, SEEK_SET) == 0 &&
+                    fwrite(x.live + i * SPOT_BYTES, 1, SPOT_BYTES, f) == SPOT_BYTES);
+    }
+    assert_int_equal(fclose(f), 0);
+}
+
 /* What is there is the first step of a generation. */
 static void forget_steps(void)
 {
@@ -574,12 +605,12 @@ static void try_moment(uint64_t moment)
 {
     struct disks_open open;
     struct disks_choice c = {0};
-    uint64_t tried = 0;
+    uint64_t tried = 0, limit = x.adopt ? ADOPT_LIMIT : LIMIT;
     disks_open(moment, &open);
     bool few =
-        open.writes < 8 && (1ull << open.writes) * (open.changes[0] + 1) * (open.changes[1] + 1) <= LIMIT;
+        open.writes < 8 && (1ull << open.writes) * (open.changes[0] + 1) * (open.changes[1] + 1) <= limit;
     if (!few) {
-        for (; tried < LIMIT / 20; tried++) {
+        for (; tried < (x.adopt ? 2 : LIMIT / 20); tried++) {
             c.random = 1 + check_random(&x.random) % (UINT64_MAX - 1);
             try_state(moment, &c, tried);
         }
@@ -603,14 +634,20 @@ static void run_exhaustive(uint64_t seed, unsigned steps)
 {
     static uint64_t moments[MAX_MOMENTS];
     begin_history(seed);
-    x.what = "exhaustive";
+    x.what = x.adopt ? "adopt" : "exhaustive";
     x.queue = seed & 1;
+    x.slowly = seed & 4;
+    if (x.adopt)
+        fill_backing();
     disks_begin(x.root);
     forget_steps();
     open_all();
     remember();
-    for (unsigned i = 0; i < steps; i++)
+    for (unsigned i = 0; i < steps; i++) {
         step(false);
+        if (x.adopt && below(8) == 0)
+            group_settle(x.group);
+    }
     atomic_store(&x.broken, 0);
     if (seed & 2) {
         group_free(x.group);
@@ -678,7 +715,8 @@ static void run_random(uint64_t seed)
 
 int main(int argc, char **argv)
 {
-    bool exhaustive = argc > 1 && strcmp(argv[1], "exhaustive") == 0;
+    x.adopt = argc > 1 && strcmp(argv[1], "adopt") == 0;
+    bool exhaustive = x.adopt || (argc > 1 && strcmp(argv[1], "exhaustive") == 0);
     unsigned long histories = argc > 3 && strcmp(argv[2], "--histories") == 0 ? strtoul(argv[3], NULL, 10)
                               : exhaustive                                    ? 1
                                                                               : 20;
@@ -689,10 +727,10 @@ int main(int argc, char **argv)
         if (getenv("TIDEMARK_LOG"))
             fprintf(stderr, "seed %llu\n", (unsigned long long)(seed + i));
         if (exhaustive)
-            run_exhaustive(seed + i, 5);
+            run_exhaustive(seed + i, x.adopt ? 4 : 5);
         else
             run_random(seed + i);
     }
-    printf("%lu histories, %zu states\n", histories, x.states);
+    printf("%lu histories, %zu states, %zu points refused\n", histories, x.states, x.refused);
     return 0;
 }

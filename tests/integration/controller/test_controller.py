@@ -376,14 +376,20 @@ class Scale(ControllerTest):
         self.assertLess(max(peak, peak2), 128 * 1024)
 
 
-if __name__ == "__main__":
+def main(module):
+    """Runs the tests of the module with a server of their own."""
+    global SERVER
     SERVER = ApiServer()
     try:
         SERVER.kubectl("apply", "-f", f"{ROOT}/packaging/crds")
         SERVER.kubectl("wait", "--for=condition=Established", "--timeout=180s", "crd", "--all")
         SERVER.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "tidemark-system"}})
         until("the policy", lambda: SERVER.kubectl("apply", "-f", "-", stdin=json.dumps(POLICY), check=False).startswith("protectionpolicy"))
-        result = unittest.main(exit=False, verbosity=2).result
+        result = unittest.main(module, exit=False, verbosity=2).result
     finally:
         SERVER.close()
     sys.exit(not result.wasSuccessful())
+
+
+if __name__ == "__main__":
+    main("__main__")

@@ -379,6 +379,40 @@ class Diff(History):
         self.assertEqual(text["status"]["phase"], "Elsewhere", text)
 
 
+class Gone(History):
+    def test_a_namespace_that_is_gone_still_answers_whoever_could_read_all_of_it(self):
+        ns, other = self.namespace("gone", "ann"), self.namespace("hers", "ann", protected=False)
+        self.journaled(ns, base.config_map("settings", ns, "1"))
+        SERVER.kubectl("delete", "namespace", ns, "--timeout=90s")
+        until("it is not there", lambda: "NotFound" in SERVER.kubectl("get", "namespace", ns, check=False))
+        code, out, err = plugin("points", f"{ns}/{ns}")
+        self.assertEqual(code, OK, err)
+        self.assertIn(f"core/v1/ConfigMap/{ns}/settings", out)
+        self.assertIn(f"kubectl tidemark restore {ns}/{ns}", err)
+        found = answer("points", f"{ns}/{ns}")
+        self.assertTrue(found["oldestTime"] and found["points"])
+        before = [p for p in found["points"] if p.get("name", "").endswith("/settings") and not p["deleted"]][0]["point"]
+        diff = answer("diff", f"{ns}/{ns}@{before}", f"{ns}/{ns}@latest")
+        self.assertGreater(diff["objects"]["deleted"], 0, diff)
+        self.assertTrue(answer("verify", f"{ns}/{ns}")["ok"])
+        # Her rights there went with it, and in another namespace of hers she has none to it.
+        code, text = review(other, user="ann", application=ns, sourceNamespace=ns, query="points")
+        self.assertNotEqual(code, 0)
+        self.assertIn("may not get secrets in the namespace gone", text)
+        code, _, err = plugin("points", f"{ns}/none")
+        self.assertEqual(code, NOT_FOUND, err)
+
+    def test_an_application_that_is_not_protected_any_more_still_answers(self):
+        ns = self.namespace("former")
+        self.journaled(ns, base.config_map("settings", ns, "1"))
+        SERVER.kubectl("annotate", "namespace", ns, "tidemark.io/policy-")
+        until("it is not protected", lambda: "NotFound" in SERVER.kubectl("-n", ns, "get", "papp", ns, check=False))
+        code, out, err = plugin("points", f"{ns}/{ns}")
+        self.assertEqual(code, OK, err)
+        self.assertIn(f"core/v1/ConfigMap/{ns}/settings", out)
+        self.assertIn("not protected any more", err)
+
+
 class Verify(History):
     def test_damage_is_named_and_what_is_whole_too(self):
         data, _ = self.application("read")

@@ -430,6 +430,50 @@ class Endpoint(Case):
         self.assertEqual(self.https("POST", f"/v1/streams/{v.id}/undo", {"id": "u1"})[0], 202)
         self.assertEqual(read(f"{v.publish()}/file"), "bad")
 
+    def test_a_raw_device_grows_and_is_put_back(self):  # N3
+        v = self.stand.volume("raw", block=True)
+        v.stage()
+        device = v.publish()
+        self.assertTrue(stat.S_ISBLK(os.stat(device).st_mode))
+
+        def put(path, offset, data):
+            fd = os.open(path, os.O_RDWR)
+            os.pwrite(fd, data, offset)
+            os.fsync(fd)
+            os.close(fd)
+
+        def get(path, offset, length):
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                return os.pread(fd, length, offset)
+            finally:
+                os.close(fd)
+
+        put(device, 4096, b"good" * 1024)
+        self.stand.api("POST", f"/v1/applications/{v.id}/tag", {"name": "good"})
+        grown = self.stand.controller("ControllerExpandVolume", volume_id=v.id, capacity_range=csi.CapacityRange(required_bytes=96 * MIB))
+        for _ in range(2):
+            reply = self.stand.node("NodeExpandVolume", volume_id=v.id, volume_path=device, staging_target_path=v.staging,
+                                    capacity_range=csi.CapacityRange(required_bytes=grown.capacity_bytes))
+            self.assertEqual(reply.capacity_bytes, 96 * MIB)
+        self.assertEqual(self.stand.node("NodeGetVolumeStats", volume_id=v.id, volume_path=device).usage[0].total, 96 * MIB)
+        put(device, 4096, b"bad!" * 1024)
+        put(device, 80 * MIB, b"new!" * 1024)  # beyond what it was
+        self.assertEqual(get(device, 80 * MIB, 4096), b"new!" * 1024)
+        self.assertEqual(self.https("POST", f"/v1/streams/{v.id}/rewind", {"to": "tag:good", "id": "r1"})[0], 202)
+        self.assertEqual(self.rewind_state(v.id), "waiting")
+        self.assertEqual(get(device, 4096, 4096), b"bad!" * 1024)
+        v.unpublish()
+        device = v.publish(pod="next")  # answers when the gate opens
+        self.assertEqual(self.rewind_state(v.id), "succeeded")
+        self.assertEqual(get(device, 4096, 4096), b"good" * 1024, "neither the device nor its cache has what came after")
+        self.assertEqual(get(device, 80 * MIB, 4096), bytes(4096))
+        put(device, 8192, b"more" * 1024)
+        v.unpublish("next")
+        v.unstage()
+        v.stage()
+        self.assertEqual(get(v.publish(pod="last"), 8192, 4096), b"more" * 1024)
+
     def test_a_killed_node_agent_carries_a_rewind_on(self):  # N1
         v = self.stand.volume("carried")
         v.stage()

@@ -18,7 +18,7 @@ import test_controller as base
 from apiserver import CACHE, ROOT, ApiServer, until
 
 TIDEMARK = os.path.abspath(os.environ.get("TIDEMARK", "build/src/cli/tidemark"))
-COMMANDS = ["status", "points", "tag", "diff", "rewind", "undo", "clone", "restore", "cancel", "purge", "verify", "adopt", "release", "version", "completion", "help"]
+COMMANDS = ["status", "points", "tag", "diff", "rewind", "undo", "clone", "restore", "cancel", "resume", "purge", "verify", "adopt", "release", "uninstall-check", "version", "completion", "help"]
 SERVER = None
 BIN = None
 OK, FAILED, USAGE, NOT_FOUND, REFUSED, UNREACHABLE = 0, 1, 2, 3, 4, 5
@@ -119,6 +119,24 @@ class Trouble(unittest.TestCase):
             code, out, err = plugin(*words)
             self.assertEqual((code, out), (NOT_FOUND, ""), (words, err))
             self.assertIn("did you mean meant/meant?", err, words)
+
+    def test_what_is_in_the_way_of_uninstalling_is_named(self):
+        ns = base.make_namespace("in-the-way")
+        volume = {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "in-the-way"}, "spec": {
+            "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "persistentVolumeReclaimPolicy": "Retain",
+            "claimRef": {"namespace": ns, "name": "data"}, "csi": {"driver": "csi.tidemark.io", "volumeHandle": "tm-in-the-way"}}}
+        claim = base.claim("data", ns)
+        claim["spec"]["volumeName"] = "in-the-way"
+        SERVER.apply(volume, claim)
+        until("it is bound", lambda: SERVER.json("get", "pv", "in-the-way")["status"].get("phase") == "Bound")
+        code, out, err = plugin("uninstall-check")
+        self.assertEqual((code, out), (REFUSED, ""), err)
+        for part in (f"{ns}/data", "kubectl tidemark release", "helm rollback", "--no-hooks"):
+            self.assertIn(part, err)
+        self.assertIn({"namespace": ns, "claim": "data", "volume": "in-the-way"}, answer("uninstall-check", code=REFUSED))
+        SERVER.kubectl("-n", ns, "delete", "pvc", "data", "--wait=false")
+        SERVER.kubectl("delete", "pv", "in-the-way", "--wait=false")
+        until("it is gone", lambda: f"{ns}/data" not in plugin("uninstall-check")[2])
 
     def test_who_may_not_look_is_told_what_lacks_and_shown_her_own(self):
         ns = base.make_namespace("tenants")

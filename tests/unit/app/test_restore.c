@@ -5,6 +5,7 @@
 #include <errno.h>
 
 #include "app/objects_internal.h"
+#include "app/reconcilers.h"
 #include "app/restore.h"
 
 static json_t *prepare(const json_t *set, const char *name, enum restore_mode mode, bool exists,

@@ -1175,6 +1175,80 @@ static void a_custom_object_that_cannot_be_changed_is_not_made_again(void **unus
     tear_down(&c);
 }
 
+/* ---- who would put it back ---- */
+
+#define BY_FLUX(name)                                                                                        \
+    "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: " name ", namespace: n, labels: {"                   \
+    "kustomize.toolkit.fluxcd.io/name: " name ", kustomize.toolkit.fluxcd.io/namespace: flux}}\ndata: {a: b}\n---\n" \
+    "apiVersion: kustomize.toolkit.fluxcd.io/v1\nkind: Kustomization\nmetadata: {name: " name ", namespace: flux}\nspec: {path: x}\n---\n"
+
+static bool is_suspended(const struct cluster *c, const char *name)
+{
+    char key[128];
+    snprintf(key, sizeof key, "kustomize.toolkit.fluxcd.io/v1/Kustomization/flux/%s", name);
+    const json_t *object = json_object_get(c->objects, key);
+    assert_non_null(object);
+    return json_is_true(json_object_get(json_object_get(object, "spec"), "suspend"));
+}
+
+static const char *diverged(const struct cluster *c)
+{
+    size_t i;
+    json_t *one;
+    json_array_foreach(json_object_get(status_of(c), "conditions"), i, one)
+    {
+        if (strcmp(json_string_value(json_object_get(one, "type")), "GitDiverged") == 0)
+            return json_string_value(json_object_get(one, "status"));
+    }
+    return "";
+}
+
+/* The first is suspended, the second refuses: the first goes on, and nothing is changed. */
+static void what_cannot_be_suspended_leaves_everything_as_it_was(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW "---\n" BY_FLUX("first") BY_FLUX("refused"), REWIND);
+    c.refuse_kind = true;
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Failed");
+    assert_false(is_suspended(&c, "first"));
+    assert_string_equal(diverged(&c), "False");
+    assert_non_null(json_object_get(c.objects, "core/v1/ConfigMap/n/later"));
+    assert_int_equal(json_array_size(c.data), 0);
+    tear_down(&c);
+}
+
+/* R1: wherever the controller dies, what is suspended is known at the end, and stays so. */
+static void a_controller_that_dies_leaves_it_suspended_once(void **unused)
+{
+    (void)unused;
+    for (long at = 1;; at++) {
+        struct cluster c;
+        struct error err = ERROR_INIT;
+        set_up(&c, NOW "---\n" BY_FLUX("first"), REWIND);
+        c.kill_at = at;
+        c.lose_answer = at % 2;
+        int r = run(&c, false, &err);
+        bool died = c.calls >= at;
+        c.kill_at = 0;
+        if (died && !recovery_has_ended(c.recovery)) {
+            err = ERROR_INIT;
+            r = run(&c, false, &err);
+        }
+        if (died)
+            check_ok(r);
+        assert_phase(&c, "Completed");
+        assert_true(is_suspended(&c, "first"));
+        assert_string_equal(diverged(&c), "True");
+        assert_null(json_object_get(c.objects, "core/v1/ConfigMap/n/first"));
+        tear_down(&c);
+        if (!died)
+            break;
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -1202,6 +1276,8 @@ int main(void)
         cmocka_unit_test(before_a_recovery_is_where_each_stream_was),
         cmocka_unit_test(a_claim_that_is_gone_gets_its_volume_back),
         cmocka_unit_test(workloads_are_awaited),
+        cmocka_unit_test(what_cannot_be_suspended_leaves_everything_as_it_was),
+        cmocka_unit_test(a_controller_that_dies_leaves_it_suspended_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
