@@ -42,14 +42,9 @@ clean() {
             kubectl -n $NAMESPACE logs "$pod" --all-containers --prefix --tail=20 >&2 || true
         done
     fi
-<<<<<<< HEAD
-    helm uninstall tidemark --no-hooks --namespace $NAMESPACE --wait --timeout 270s >/dev/null 2>&1 || true
+    kubectl delete namespace chart-user --timeout=270s >/dev/null 2>&1 || true
+    helm uninstall tidemark --namespace $NAMESPACE --no-hooks --wait --timeout 270s >/dev/null 2>&1 || true
     kubectl delete namespace $NAMESPACE --wait --timeout=270s >/dev/null 2>&1 || true
-=======
-    kubectl delete namespace chart-user --timeout=90s >/dev/null 2>&1 || true
-    helm uninstall tidemark --namespace $NAMESPACE --no-hooks --wait --timeout 90s >/dev/null 2>&1 || true
-    kubectl delete namespace $NAMESPACE --wait --timeout=90s >/dev/null 2>&1 || true
->>>>>>> gitops-chart
     exit $status
 }
 trap clean EXIT
@@ -73,9 +68,6 @@ expect "the node agents are replaced" kubectl -n $NAMESPACE rollout status daemo
 expect "the controller is replaced" kubectl -n $NAMESPACE rollout status deployment/tidemark-controller --timeout=270s
 expect "the data pods are left alone" test "$(data_pods)" = "$data_before"
 expect "with the same certificates" test "$(certificate)" = "$before"
-<<<<<<< HEAD
-expect "it uninstalls" helm uninstall tidemark --no-hooks --namespace $NAMESPACE --wait --timeout 360s
-=======
 # Claims that use its volumes are in the way, until they are gone.
 make_user() {
     kubectl create namespace chart-user &&
@@ -94,19 +86,18 @@ spec:
   volumes: [{name: v, persistentVolumeClaim: {claimName: data}}]
 YAML
 }
-refused_uninstall() { ! helm uninstall tidemark --namespace $NAMESPACE --timeout 120s >/dev/null 2>&1; }
+refused_uninstall() { ! helm uninstall tidemark --namespace $NAMESPACE --timeout 360s >/dev/null 2>&1; }
 expect "a claim uses it" make_user
-expect "it is bound" kubectl -n chart-user wait --for=jsonpath='{.status.phase}'=Bound pvc/data --timeout=60s
+expect "it is bound" kubectl -n chart-user wait --for=jsonpath='{.status.phase}'=Bound pvc/data --timeout=180s
 expect "it does not uninstall under it" refused_uninstall
 says_why() { kubectl -n $NAMESPACE logs job/tidemark-uninstall-check 2>&1 | grep chart-user/data >/dev/null; }
 expect "and says why" says_why
 remedy() { kubectl -n $NAMESPACE logs job/tidemark-uninstall-check 2>&1 | grep 'kubectl tidemark release' >/dev/null; }
 expect "and what to do" remedy
 expect "a rollback keeps it" helm rollback tidemark --namespace $NAMESPACE
-expect "the claim is deleted" kubectl delete namespace chart-user --timeout=90s
+expect "the claim is deleted" kubectl delete namespace chart-user --timeout=270s
 no_volumes() { [[ -z $(kubectl get pv -o json | jq -r '.items[] | select(.spec.csi.driver == "csi.tidemark.io") | .metadata.name') ]]; }
-expect "and its volume" within 60 no_volumes
-expect "it uninstalls" helm uninstall tidemark --namespace $NAMESPACE --wait --timeout 120s
->>>>>>> gitops-chart
+expect "and its volume" within 180 no_volumes
+expect "it uninstalls" helm uninstall tidemark --namespace $NAMESPACE --wait --timeout 360s
 nothing_left() { [[ -z $(kubectl get csidriver,clusterrole,clusterrolebinding,storageclass,mutatingwebhookconfiguration,validatingwebhookconfiguration,validatingadmissionpolicy,validatingadmissionpolicybinding -l app.kubernetes.io/instance=tidemark -o name) ]]; }
 expect "nothing of it is left" within 30 nothing_left
