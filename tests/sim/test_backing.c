@@ -159,9 +159,10 @@ static int write_queued(struct block *b, const char *data, size_t length, uint64
     while (r == 0 && !done)
         done = block_queue_poll(q);
     block_queue_free(q);
-    if (r < 0)
-        return block_pwrite(b, data, length, offset, 0, &err);
-    return request.outcome == BLOCK_STEP_BLOCKS ? block_finish(b, &request, &err) : 0;
+    int outcome = r < 0 ? BLOCK_STEP_AGAIN : request.outcome;
+    if (outcome == BLOCK_STEP_BLOCKS)
+        outcome = block_finish(b, &request, &err);
+    return outcome == BLOCK_STEP_AGAIN ? block_pwrite(b, data, length, offset, 0, &err) : outcome;
 }
 
 /* What the range holds after an error: before or after, sector by sector. */
