@@ -62,7 +62,7 @@ class Trouble(recoveries.Recoveries):
             self.assertIn(said, self.ready(status)[2])
         self.assertIn("NotFound", SERVER.kubectl("get", "namespace", "transforms-clone", check=False))
 
-    def test_a_quota_that_is_full_is_named_with_the_object_and_the_rest_is_there(self):
+    def test_a_quota_that_is_full_is_named_with_what_is_needed_and_nothing_is_made(self):
         ns = self.make("quota")
         self.start()
         self.captured(ns)
@@ -70,14 +70,11 @@ class Trouble(recoveries.Recoveries):
         base.make_namespace("quota-target")
         SERVER.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few", "namespace": "quota-target"}, "spec": {"hard": {"count/configmaps": "2"}}})
         until("the quota is in force", lambda: SERVER.json("-n", "quota-target", "get", "resourcequota", "few").get("status", {}).get("used", {}).get("count/configmaps") == "1")
-        original = self.maps(ns)
+        original, before = self.maps(ns), list(self.maps("quota-target"))
         status = self.recover(ns, "full", mode="clone", point=point, targetNamespace="quota-target")
-        self.assertEqual((status["phase"],) + self.ready(status)[:2], ("Failed", "False", "ObjectsFailed"), status)
-        self.assertTrue(status["failures"])
-        for failure in status["failures"]:
-            self.assertRegex(failure["object"], r"^core/v1/ConfigMap/quota-target/")
-            self.assertIn("exceeded quota: few", failure["reason"])
-        self.assertIn("exceeded quota: few", self.ready(status)[2])
+        self.assertEqual((status["phase"],) + self.ready(status)[:2], ("Failed", "False", "QuotaExceeded"), status)
+        self.assertRegex(self.ready(status)[2], "ResourceQuota few of the namespace quota-target .*more of count/configmaps are needed, and 1 of 2 are left")
+        self.assertEqual(list(self.maps("quota-target")), before, "nothing is made")
         self.assertEqual(self.maps(ns), original, "the application is as it was")
         # with room it is done again, and what is there is the same
         SERVER.kubectl("-n", "quota-target", "patch", "resourcequota", "few", "--type=merge", "-p", '{"spec":{"hard":{"count/configmaps":"50"}}}')
