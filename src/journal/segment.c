@@ -205,7 +205,8 @@ int segment_prepare(struct journal *j, uint32_t number, bool keep_room, int *ret
             unlink(path);
             return error_context(err, "%s", path);
         }
-        j->filled_segments += keep_room;
+        if (keep_room) /* the sealer's call, and so its field */
+            j->filled_segments++;
     }
     void *block = io_alloc_pages(JOURNAL_BLOCK_BYTES);
     if (!block)

@@ -28,8 +28,7 @@ struct sweep {
 
 int thin_survivors_init(struct thin_survivors *s, struct lsn low, struct lsn high, struct error *err)
 {
-    s->low = low;
-    s->high = high;
+    *s = (struct thin_survivors){.low = low, .high = high};
     s->bits = calloc((high.n - low.n) / 64 + 1, sizeof *s->bits);
     return s->bits ? 0 : error_errno(err, -ENOMEM, "cannot thin old history");
 }
