@@ -103,7 +103,7 @@ static bool look_again(struct csi_controller *controller, const struct rpc_call 
 struct members {
     struct csi_volume *volumes;
     size_t count;
-    bool others_published; /* than that of the call */
+    bool others_published; /* than that of the call, on its node */
 };
 
 static void cleanup_members(struct members *m)
@@ -124,7 +124,9 @@ static int load_members(struct csi_controller *controller, const struct csi_volu
         const struct csi_volume *v = &ret->volumes[i];
         if (strcmp(v->stream, of->stream) != 0)
             continue;
-        ret->others_published |= *v->published_node && strcmp(v->handle, of->handle) != 0;
+        /* One that is to be attached to another node already waits until this one is closed. */
+        ret->others_published |= strcmp(v->handle, of->handle) != 0 && *v->published_node &&
+                                 strcmp(v->published_node, of->published_node) == 0;
         ret->volumes[kept++] = *v;
     }
     ret->count = r == 0 ? kept : 0;
@@ -171,6 +173,8 @@ static int note_detached(struct csi_controller *controller, const struct csi_vol
         bool this = strcmp(m->volumes[i].handle, volume->handle) == 0;
         if ((!this && (!whole || !*m->volumes[i].node)) ||
             o->records->load(o->records_context, m->volumes[i].handle, &v, err) < 0)
+            continue;
+        if (!this && *v.published_node) /* it is to be attached to another node meanwhile */
             continue;
         if (this)
             v.published_node[0] = '\0';

@@ -148,7 +148,7 @@ static int note_published(struct csi_controller *controller, const char *handle,
         r = check_place(&volume, node, err);
     if (r < 0)
         return r;
-    bool changed = !*volume.published_node || !*volume.stream;
+    bool changed = !*volume.published_node || !*volume.stream || strcmp(volume.node, node) != 0;
     if (!*volume.stream)
         r = decide_stream(controller, &volume, node, err);
     memcpy(volume.published_node, node, strlen(node) + 1);

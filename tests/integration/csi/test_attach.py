@@ -219,6 +219,27 @@ class Carried(unittest.TestCase):
         SERVER.kubectl("-n", SYSTEM, "patch", "configmap", v, "--type=merge", "-p", json.dumps({"data": {"record": json.dumps(changed)}}))
         self.fails(CODE.UNAVAILABLE, "still attached to node n1", self.attach, v, "n2", 30)
 
+    def record(self, volume, **changes):
+        record = json.loads(self.get("configmap", volume)["data"]["record"]) | changes
+        if changes:
+            SERVER.kubectl("-n", SYSTEM, "patch", "configmap", volume, "--type=merge", "-p", json.dumps({"data": {"record": json.dumps(record)}}))
+        return record
+
+    def test_a_stream_of_two_moves_though_one_is_called_for_before_the_other_has_left(self):  # K1, K2
+        a, b = self.create("first"), self.create("second")
+        self.record(b, stream=a)
+        self.attached(a)
+        self.attach(b, timeout=30)
+        self.detach(a)
+        self.assertIsNotNone(self.get("pod", f"{a}-attachment"), "the other one is still there")
+        self.not_attached(a, "n2")
+        self.detach(b)
+        self.assertIsNone(self.get("pod", f"{a}-attachment"))
+        self.attached(a, "n2")
+        self.attach(b, "n2", timeout=30)
+        for volume in (a, b):
+            self.assertEqual([self.record(volume)[k] for k in ("node", "published_node")], ["n2", "n2"])
+
     def test_it_grows_after_what_carries_it(self):
         v = self.create("small")
         self.attached(v)
