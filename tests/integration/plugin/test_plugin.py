@@ -364,7 +364,10 @@ class Verbs(base.ControllerTest):
         code, out, err = plugin("clone", f"{ns}/{ns}", "--to", point, "--into", "left-held", "--no-wait", "--yes")
         self.assertEqual(code, OK, err)
         name = out.strip().split("/")[1]
-        until("it waits", lambda: SERVER.json("-n", ns, "get", "recovery", name).get("status", {}).get("phase") == "Pending")
+        def waits_for():
+            status = SERVER.json("-n", ns, "get", "recovery", name).get("status", {})
+            return status.get("message", "") if status.get("phase") == "Pending" else ""
+        until("it waits, and says for what", lambda: "being deleted" in waits_for())
         going = answer("status")["recoveries"]
         self.assertEqual([(r["namespace"], r["name"], r["mode"]) for r in going], [(ns, name, "clone")])
         self.assertIn("being deleted", going[0]["message"])
