@@ -132,7 +132,8 @@ static int say_pending(struct recovery_run *run, int code, struct error *err)
 static int plan(struct recovery_run *run, struct error *err)
 {
     const char *reason = NULL;
-    int r = recovery_step(run, step_names[STEP_PLAN], 0, err);
+    bool waited = strcmp(json_text(recovery_status(run), "phase"), "Pending") == 0;
+    int r = waited ? 0 : recovery_step(run, step_names[STEP_PLAN], 0, err); /* what it waits for is told until it waits no more */
     if (r < 0)
         return r;
     r = recovery_read_wanted(run, &reason, err);
@@ -140,6 +141,8 @@ static int plan(struct recovery_run *run, struct error *err)
         r = recovery_check_target(run, &reason, err);
     if (r == -EAGAIN && reason) { /* it passes by itself: say so, and come again */
         struct error failed = ERROR_INIT;
+        if (waited && strcmp(json_text(recovery_status(run), "message"), err->message) == 0)
+            return r;
         json_object_set_new(recovery_status(run), "phase", json_string("Pending"));
         json_object_set_new(recovery_status(run), "message", json_string_lossy(err->message));
         if (recovery_condition(run, "Ready", false, reason, err->message) == 0 &&
@@ -153,6 +156,8 @@ static int plan(struct recovery_run *run, struct error *err)
         r = fail(run, STEP_PLAN, reason, err);
         return r < 0 ? r : 1;
     }
+    if (waited && (r = recovery_step(run, step_names[STEP_PLAN], 0, err)) < 0)
+        return r;
     json_object_del(recovery_status(run), "message");
     reason = "PlanFailed";
     r = recovery_make_plan(run, err);
