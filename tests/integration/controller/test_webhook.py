@@ -43,7 +43,7 @@ def webhooks(port):
     for configuration in found:
         for hook in configuration["webhooks"]:
             hook["timeoutSeconds"] = 30  # a machine under load shall not let by what the test wants refused
-            hook["clientConfig"] = {"url": f"https://127.0.0.1:{port}{hook['clientConfig']['service']['path']}"}
+            hook["clientConfig"] = {"url": f"https://127.0.0.1:{port}{hook['clientConfig']['service'].get('path', '/mutate')}"}
     return found
 
 
