@@ -146,7 +146,13 @@ static void open_all(void)
                                 .ring_path = x.ring,
                                 .owner = "test_power",
                                 .fault = fault,
+                                .compress = x.seed & 1,
                                 .log = getenv("TIDEMARK_LOG") ? &told : NULL};
+    for (unsigned id = 1; id <= GROUP_MAX_VOLUMES; id++) { /* the states are other files; the disk that lost its power is the same */
+        char known[200];
+        snprintf(known, sizeof known, "%s/backing-%u.id", o.directory, id);
+        unlink(known);
+    }
     OK(journal_open(&o, &x.journal, &err));
     OK(group_new(x.journal, x.ack, o.log, &x.group, &err));
     for (int i = 0; i < VOLUMES; i++) {
