@@ -32,17 +32,27 @@ static void find_identity(const struct volume *v, char text[IDENTITY_BYTES])
              born ? sx.stx_btime.tv_nsec : 0);
 }
 
-bool backing_was_replaced(const struct volume *v)
+enum identity { IDENTITY_NONE, IDENTITY_NEW, IDENTITY_SAME, IDENTITY_OTHER };
+
+/* What the file is, compared with what was noted of it; `path` and `now` are filled unless it has none. */
+static enum identity compare(const struct volume *v, char path[PATH_MAX], char now[IDENTITY_BYTES])
 {
-    char now[IDENTITY_BYTES], path[PATH_MAX];
     struct error ignored = ERROR_INIT;
     _cleanup_free_ char *then = NULL;
     size_t length;
-    identity_path(v, path);
     find_identity(v, now);
-    if (!now[0] || access(path, F_OK) < 0 || io_read_file(path, IDENTITY_BYTES, &then, &length, &ignored) < 0)
-        return false; /* not known yet: backing_remember */
-    if (strcmp(now, then) == 0)
+    if (!now[0])
+        return IDENTITY_NONE;
+    identity_path(v, path);
+    if (access(path, F_OK) < 0 || io_read_file(path, IDENTITY_BYTES, &then, &length, &ignored) < 0)
+        return IDENTITY_NEW;
+    return strcmp(now, then) == 0 ? IDENTITY_SAME : IDENTITY_OTHER;
+}
+
+bool backing_was_replaced(const struct volume *v)
+{
+    char now[IDENTITY_BYTES], path[PATH_MAX];
+    if (compare(v, path, now) != IDENTITY_OTHER) /* a new one is not known yet: backing_remember */
         return false;
     log_warning(v->group->log, "volume %s: its backing is another file than it was: it is compared with the journal", v->name);
     return true;
@@ -52,13 +62,9 @@ void backing_remember(const struct volume *v)
 {
     char now[IDENTITY_BYTES], path[PATH_MAX];
     struct error err = ERROR_INIT;
-    _cleanup_free_ char *then = NULL;
-    size_t length;
-    identity_path(v, path);
-    find_identity(v, now);
-    if (!now[0] || (access(path, F_OK) == 0 && io_read_file(path, IDENTITY_BYTES, &then, &length, &err) == 0 && strcmp(now, then) == 0))
+    enum identity is = compare(v, path, now);
+    if (is == IDENTITY_NONE || is == IDENTITY_SAME)
         return;
-    err = ERROR_INIT;
     if (io_replace_file(path, now, strlen(now), 0600, &err) < 0)
         log_warning(v->group->log, "volume %s: which file its backing is cannot be noted: %s", v->name, err.message);
 }
