@@ -137,6 +137,20 @@ static int find_outside(struct application *a, struct error *err)
     return 0;
 }
 
+int application_apply_status(struct controller *c, const char *namespace, const char *name, const char *manager, json_t *status,
+                             struct error *err)
+{
+    _cleanup_json_ json_t *papp =
+        json_pack("{s:s, s:s, s:{s:s, s:s}, s:O}", "apiVersion", API_VERSION, "kind", "ProtectedApplication",
+                  "metadata", "name", name, "namespace", namespace, "status", status);
+    const struct kube_target target = {.resource = &controller_applications,
+                                       .namespace = namespace,
+                                       .name = name,
+                                       .subresource = "status",
+                                       .field_manager = manager};
+    return papp ? kube_apply(c->client, &target, papp, true, NULL, err) : error_errno(err, -ENOMEM, "%s/%s", namespace, name);
+}
+
 static int write_status(struct application *a, struct error *err)
 {
     const json_t *old = json_object_get(a->papp, "status");
@@ -156,16 +170,7 @@ static int write_status(struct application *a, struct error *err)
     }
     if (old && json_equal(old, status))
         return 0;
-    _cleanup_json_ json_t *papp =
-        json_pack("{s:s, s:s, s:{s:s, s:s}, s:O}", "apiVersion", API_VERSION, "kind", "ProtectedApplication",
-                  "metadata", "name", a->name, "namespace", a->namespace, "status", status);
-    const struct kube_target target = {.resource = &controller_applications,
-                                       .namespace = a->namespace,
-                                       .name = a->name,
-                                       .subresource = "status",
-                                       .field_manager = FIELD_MANAGER};
-    int r = papp ? kube_apply(a->c->client, &target, papp, true, NULL, err)
-                 : error_errno(err, -ENOMEM, "%s/%s", a->namespace, a->name);
+    int r = application_apply_status(a->c, a->namespace, a->name, FIELD_MANAGER, status, err);
     return r == -ENOENT ? 0 : r; /* deleted meanwhile */
 }
 

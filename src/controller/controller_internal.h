@@ -84,6 +84,10 @@ int protect_reconcile(struct controller *c, const char *namespace, struct error 
 /* ---- application.c, volumes.c ---- */
 int application_reconcile(struct controller *c, const char *namespace, const char *name,
                           struct error *err) MUST_CHECK;
+/* Gives the ProtectedApplication what `manager` has to say of it in its status: fields that it said before and says no more go. The
+ * status is borrowed. -ENOENT: there is no such application any more. */
+int application_apply_status(struct controller *c, const char *namespace, const char *name, const char *manager, json_t *status,
+                             struct error *err) MUST_CHECK;
 /* *ret: [{"claim","captured","reason","message","storageClass"}]; *ret_pods: pods that mount captured claims.
  * `application`: as in capture_add. */
 int volumes_of(struct controller *c, const char *namespace, const char *application, json_t **ret,

@@ -95,16 +95,7 @@ static int write_status(struct look *l, json_t *condition, struct error *err)
         json_object_set_new(status, "conditions", json_pack("[o]", condition));
     if (l->status)
         json_object_set(status, "checkpoints", l->status);
-    _cleanup_json_ json_t *object =
-        json_pack("{s:s, s:s, s:{s:s, s:s}, s:O}", "apiVersion", API_VERSION, "kind", "ProtectedApplication",
-                  "metadata", "name", l->name, "namespace", l->namespace, "status", status);
-    const struct kube_target target = {.resource = &controller_applications,
-                                       .namespace = l->namespace,
-                                       .name = l->name,
-                                       .subresource = "status",
-                                       .field_manager = SCHEDULE_MANAGER};
-    int r = object ? kube_apply(l->c->client, &target, object, true, NULL, err)
-                   : error_set(err, -ENOMEM, "out of memory");
+    int r = application_apply_status(l->c, l->namespace, l->name, SCHEDULE_MANAGER, status, err);
     return r == -ENOENT ? 0 : r; /* deleted meanwhile */
 }
 

@@ -230,16 +230,7 @@ static int write_status(struct round *round, const json_t *papp, json_t *status,
         json_object_set(round->told, key, status);
         return 0;
     }
-    _cleanup_json_ json_t *object =
-        json_pack("{s:s, s:s, s:{s:s, s:s}, s:O}", "apiVersion", API_VERSION, "kind", "ProtectedApplication",
-                  "metadata", "name", name, "namespace", namespace, "status", status);
-    const struct kube_target target = {.resource = &controller_applications,
-                                       .namespace = namespace,
-                                       .name = name,
-                                       .subresource = "status",
-                                       .field_manager = STREAMS_MANAGER};
-    int r = object ? kube_apply(round->c->client, &target, object, true, NULL, err)
-                   : error_errno(err, -ENOMEM, "%s/%s", namespace, name);
+    int r = application_apply_status(round->c, namespace, name, STREAMS_MANAGER, status, err);
     if (r == 0)
         json_object_set(round->told, key, status);
     return r == -ENOENT ? 0 : r; /* deleted meanwhile */
