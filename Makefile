@@ -86,6 +86,7 @@ install: all
 uninstall:
 	ninja -C $(BUILD) uninstall
 	rm -f $(DESTDIR)$(UNIT_DIR)/tidemark.service
+	[ ! -d $(DESTDIR)$(UNIT_DIR) ] || rmdir --ignore-fail-on-non-empty $(DESTDIR)$(UNIT_DIR) $(dir $(DESTDIR)$(UNIT_DIR))
 
 clean:
 	rm -rf $(BUILD) build-clang build-asan build-tsan build-fuzz

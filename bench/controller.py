@@ -109,7 +109,7 @@ class Controller:
     def __init__(self, bench):
         self.bench = bench
         self.log = open(f"{bench.state}/log", "a", encoding="utf-8")
-        self.child = subprocess.Popen([f"{bench.o.build}/src/cli/tidemark", "--state", bench.state, "controller", "--csi-socket", f"{bench.state}/csi.sock",
+        self.child = subprocess.Popen([f"{bench.build}/src/cli/tidemark", "--state", bench.state, "controller", "--csi-socket", f"{bench.state}/csi.sock",
                                        "--kubeconfig", bench.server.kubeconfig, "--trust-requester"], stderr=self.log, stdout=self.log)
 
     def memory_mib(self, field):
@@ -133,15 +133,30 @@ class Controller:
 class Bench:
     def __init__(self, options):
         self.o = options
-        self.result = {"objects": options.namespaces * options.objects, "namespaces": options.namespaces, "restored": options.restore}
+        self.build = options.build
         self.controller = None
 
     def run(self):
-        self.state = tempfile.mkdtemp(prefix="tidemark-bench-controller-")
+        """The result; with --against that of the other build is in it, measured before and after on the same API server."""
         self.server = ApiServer()
         self.api = Api(self.server)
         try:
             self.prepare()
+            if not self.o.against:
+                return self.measure(self.o.build)
+            others = [self.measure(self.o.against)]
+            result = self.measure(self.o.build)
+            others.append(self.measure(self.o.against))
+            return {**result, "against": others}
+        finally:
+            self.server.close()
+
+    def measure(self, build):
+        say(f"the build {build}")
+        self.build = build
+        self.state = tempfile.mkdtemp(prefix="tidemark-bench-controller-")
+        self.result = {"objects": self.o.namespaces * self.o.objects, "namespaces": self.o.namespaces, "restored": self.o.restore}
+        try:
             self.capture()
             self.idle()
             self.changes()
@@ -154,9 +169,18 @@ class Bench:
         finally:
             if self.controller:
                 self.controller.stop()
-            self.server.close()
+                self.controller = None
             shutil.rmtree(self.state)
+        self.forget()
         return self.result
+
+    def forget(self):
+        """No application is known any more, and nothing of the restore is there: the next build begins as this one did."""
+        self.api.call("DELETE", "/api/v1/namespaces/big")
+        self.api.call("DELETE", f"{GROUP}/namespaces/operators/recoveries")
+        for papp in self.api.call("GET", f"{GROUP}/protectedapplications")["items"]:
+            self.api.call("DELETE", f"{GROUP}/namespaces/{papp['metadata']['namespace']}/protectedapplications/{papp['metadata']['name']}", missing=True)
+        until("the namespace is gone", lambda: time.sleep(0.5) or not self.api.call("GET", "/api/v1/namespaces/big", missing=True), 600)
 
     def many(self, work, items, threads=6):
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
@@ -173,7 +197,7 @@ class Bench:
             self.api.call("POST", path, obj)
 
     def prepare(self):
-        say(f"{self.result['objects']} objects in {self.o.namespaces} namespaces are made")
+        say(f"{self.o.namespaces * self.o.objects} objects in {self.o.namespaces} namespaces are made")
         self.server.kubectl("apply", "--server-side", "-f", f"{ROOT}/packaging/crds")
         self.server.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
         self.api.call("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "tidemark-system"}})
@@ -182,6 +206,9 @@ class Bench:
                                                             "metadata": {"name": "bench"}, "spec": {}})
         begun = time.monotonic()
         self.many(self.namespace, [(f"bench{n}", self.o.objects) for n in range(self.o.namespaces)])
+        for n in range(self.o.large):
+            text = base64.b64encode(random.Random(n).randbytes(700 << 10)).decode()
+            self.api.call("POST", PATHS["ConfigMap"].format(f"bench{n % self.o.namespaces}"), {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"large{n}"}, "data": {"value": text}})
         say(f"made in {time.monotonic() - begun:.0f} s")
 
     def captured(self):
@@ -190,10 +217,11 @@ class Bench:
 
     def capture(self):
         say("the controller starts, and journals all of them")
-        begun = time.monotonic()
+        begun, server = time.monotonic(), self.server_cpu_s()
         self.controller = Controller(self)
         self.until_captured(self.o.namespaces)
-        self.result["first_capture_s"] = time.monotonic() - begun
+        self.result |= {"first_capture_s": time.monotonic() - begun, "first_capture_cpu_s": self.controller.cpu_s(),
+                        "first_capture_server_cpu_s": self.server_cpu_s() - server}
 
     def until_captured(self, count):
         until(f"{count} applications are captured", lambda: time.sleep(0.5) or self.captured() >= count, 900)
@@ -235,7 +263,7 @@ class Bench:
         self.controller = Controller(self)
         # Both logs are of one file: what the first wrote is there already.
         until("it goes on", lambda: self.log_count("journaled again") >= self.o.namespaces, 900)
-        self.result["restart_s"] = time.monotonic() - begun
+        self.result |= {"restart_s": time.monotonic() - begun, "restart_cpu_s": self.controller.cpu_s()}
 
     def log_count(self, text):
         with open(f"{self.state}/log", encoding="utf-8") as f:
@@ -253,6 +281,7 @@ class Bench:
         names = [(f"bench{n}", f"o{i}") for n in range(self.o.namespaces) for i in range(maps)]
         rng.shuffle(names)
         single, burst = {}, {}
+        time.sleep(self.o.settle)  # until all is listed after the restart: what changes before is found by the list
         say(f"{self.o.changes} changes, one every {self.o.every} s")
         for namespace, name in names[:self.o.changes]:
             self.change(namespace, name, single)
@@ -262,7 +291,10 @@ class Bench:
         say(f"{len(rest)} changes at once, one a namespace")
         self.many(self.change, [(namespace, name, burst) for namespace, name in rest.items()])
         time.sleep(self.o.settle)
+        self.result |= {"relist_rss_mib": self.controller.memory_mib("VmRSS"), "relist_peak_mib": self.controller.memory_mib("VmHWM")}
+        begun = time.monotonic()
         self.controller.stop()
+        self.result["stop_s"] = time.monotonic() - begun
         for what, sent in (("change", single), ("burst", burst)):
             took = sorted(self.latencies(sent))
             self.result |= {f"{what}s": len(took), f"{what}_p50_ms": statistics.median(took), f"{what}_p99_ms": took[min(len(took) - 1, len(took) * 99 // 100)],
@@ -270,7 +302,7 @@ class Bench:
         self.controller = Controller(self)
 
     def latencies(self, sent):
-        probe = f"{self.o.build}/tests/integration/controller/controller_probe"
+        probe = f"{self.build}/tests/integration/controller/controller_probe"
         for namespace in sorted({namespace for namespace, _ in sent}):
             text = subprocess.run([probe, "times", self.state, namespace, namespace], check=True, stdout=subprocess.PIPE, text=True,
                                   env={**os.environ, "KUBECONFIG": self.server.kubeconfig}).stdout
@@ -314,16 +346,19 @@ class Bench:
 
     def restore(self):
         say(f"{self.o.restore} objects in one namespace, which is deleted and restored")
-        self.api.call("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "operators"}})
+        if not self.api.call("GET", "/api/v1/namespaces/operators", missing=True):
+            self.api.call("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "operators"}})
         # A restore waits for its workloads: of hundreds in one namespace that would be the time that the cluster's controllers take.
         self.namespace("big", self.o.restore, 20)
         self.until_captured(self.o.namespaces + 1)
         point = self.journaled()
         self.api.call("DELETE", "/api/v1/namespaces/big")
         until("the namespace is gone", lambda: time.sleep(0.5) or not self.api.call("GET", "/api/v1/namespaces/big", missing=True), 600)
-        before, server = self.controller.cpu_s(), self.server_cpu_s()
+        before, server, (requests, _) = self.controller.cpu_s(), self.server_cpu_s(), self.requests()
         status, seconds = self.recovery("restored", mode="restore", point=point, targetNamespace="big")
-        self.result |= {"restore_cpu_s": self.controller.cpu_s() - before, "restore_server_cpu_s": self.server_cpu_s() - server}
+        after, _ = self.requests()
+        made = sum(after.values()) - sum(requests.values())
+        self.result |= {"restore_requests": made, "restore_requests_per_s": round(made / seconds, 1), "restore_cpu_s": self.controller.cpu_s() - before, "restore_server_cpu_s": self.server_cpu_s() - server}
         if status["phase"] != "Completed":
             raise AssertionError(f"the restore: {json.dumps(status)[:2000]}")
         self.result |= {"restore_s": seconds, "restore_objects_s": status.get("timings", {}).get("objectsMs", 0) / 1e3, "verdicts": status.get("verdicts"),
@@ -374,11 +409,14 @@ def parse(arguments=None):
     p.add_argument("--quick", action="store_true", help="few objects: does everything run?")
     for name, text in (("namespaces", "100"), ("objects", "a namespace, 100"), ("restore", "objects to restore, 5000"), ("changes", "100")):
         p.add_argument(f"--{name}", type=int, help=text)
+    p.add_argument("--large", type=int, default=20, help="and so many config maps of 1 MB, 20")
+    p.add_argument("--against", help="another build directory (its tidemark and controller_probe): measured before and after, on the same API server")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--results", help="default: bench/results-controller.json, for --quick in the build directory")
     p.add_argument("--document", help="default: docs/benchmarks-controller.md, for --quick in the build directory")
     o = p.parse_args(arguments)
     o.build = os.path.join(ROOT, o.build)
+    o.against = o.against and os.path.abspath(o.against)
     o.idle, o.settle, o.every = (10, 5, 0.1) if o.quick else (60, 40, 0.5)
     for name, value, quick in (("namespaces", 100, 4), ("objects", 100, 30), ("restore", 5000, 200), ("changes", 100, 10),
                                ("results", os.path.join(ROOT, "bench/results-controller.json"), f"{o.build}/bench-controller-quick.json"),

@@ -101,12 +101,16 @@ def thread_seconds(pid):
 
 
 def status(d):
+    return ask(d, "GET", "/v1/status")
+
+
+def ask(d, method, target):
     class Connection(http.client.HTTPConnection):
         def connect(self):
             self.sock = socket.socket(socket.AF_UNIX)
             self.sock.connect(f"{d}/engine.sock")
     c = Connection("engine", timeout=30)
-    c.request("GET", "/v1/status")
+    c.request(method, target, "{}" if method == "POST" else None, {"Content-Type": "application/json"})
     answer = json.loads(c.getresponse().read())
     c.close()
     return answer
@@ -199,7 +203,7 @@ def recovery(b):
     loaded = b.loop(f"{d}/fuse/{names[1]}/vol")
     kills = 2 if o.quick else 6
     command = ["fio", "--name=j", f"--filename={loaded}", "--direct=1", "--ioengine=io_uring", "--rw=randwrite", "--bs=4k", "--iodepth=32",
-               "--time_based", f"--runtime={kills * 7 + 10}", "--randrepeat=0", "--norandommap", "--output-format=json"]
+               "--time_based", f"--runtime={2 * kills * 7 + 20}", "--randrepeat=0", "--norandommap", "--output-format=json"]
     b.commands.setdefault("recovery", " ".join(command).replace(b.dir, "$DIR"))
     fio = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     b.cleanup.push(b.kill, fio)
@@ -207,6 +211,29 @@ def recovery(b):
     prober.start()
     b.cleanup.push(prober.stop)
     time.sleep(2)
+    b.recovering = {"fill": fill, "kills": kill_again(b, d, prober, fio, kills)}
+    acknowledge(d, "flush")  # what is not written yet comes from the ring then
+    b.say("recovery: in mode flush")
+    time.sleep(2)
+    b.recovering["flush_kills"] = kill_again(b, d, prober, fio, kills)
+    b.say("recovery: a loss of power")
+    d2 = b.place("power")
+    out = b.run([f"{o.build}/bench/recovery_time", "--directory", d2, "--gib", "1" if o.quick else "2", "--recent-mib", "64"], 1200)
+    b.recovering["cases"] = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+
+
+def acknowledge(d, mode):
+    """Changes the mode of acknowledgement while the engine runs."""
+    with open(f"{d}/engine.json") as f:
+        config = json.load(f)
+    with open(f"{d}/engine.json", "w") as f:
+        json.dump({**config, "ack": mode}, f)
+    ask(d, "POST", "/v1/configure")
+    if status(d)["ack"] != mode:
+        raise RuntimeError(f"the engine does not acknowledge in mode {mode}")
+
+
+def kill_again(b, d, prober, fio, kills):
     pauses = []
     for i in range(kills):
         with open(f"{d}/engine.sock.pid") as f:
@@ -218,18 +245,18 @@ def recovery(b):
         pauses.append({"pause_s": prober.longest(begun, begun + 5), "usual_s": prober.longest(begun - 1, begun - 0.01)})
         if prober.error or fio.poll() is not None:
             raise b.Failed(f"after kill {i + 1}: {prober.error or fio.stderr.read().decode()[-300:]}")
-    b.recovering = {"fill": fill, "kills": pauses}
-    b.say("recovery: a loss of power")
-    d2 = b.place("power")
-    out = b.run([f"{o.build}/bench/recovery_time", "--directory", d2, "--gib", "1" if o.quick else "2", "--recent-mib", "64"], 1200)
-    b.recovering["cases"] = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    return pauses
 
 
 def recovery_targets(b):
-    pauses = [k["pause_s"] for k in b.recovering["kills"]] if b.recovering else []
     gib = b.recovering["fill"]["journal_bytes"] / GIB if b.recovering else 10
-    return [row(f"I/O goes on after kill -9, journal of {gib:.0f} GiB, under load: longest pause, s", "<= 1.00", round(max(pauses), 2) if pauses else None,
-                pauses and max(pauses) <= 1, "1.00", [round(min(pauses), 2), round(max(pauses), 2)] if pauses else None)]
+    rows = []
+    for key, mode in (("kills", ""), ("flush_kills", ", ack flush")):
+        pauses = [k["pause_s"] for k in b.recovering.get(key, [])] if b.recovering else []
+        rows.append(row(f"I/O goes on after kill -9, journal of {gib:.0f} GiB, under load{mode}: longest pause, s", "<= 1.00",
+                        round(max(pauses), 2) if pauses else None, pauses and max(pauses) <= 1, "1.00",
+                        [round(min(pauses), 2), round(max(pauses), 2)] if pauses else None))
+    return rows
 
 
 def recovery_document(b):
@@ -239,7 +266,8 @@ def recovery_document(b):
     out = ["## Recovery", "", f"A journal of {r['fill']['journal_bytes'] / GIB:.1f} GiB ({r['fill']['segments']} segments) of random 4K writes over four volumes; "
            "by FUSE and loop devices, fio writes 4K at QD32 to one volume and a prober one block after the other to another; the engine is killed by "
            "SIGKILL. Pause: the longest write of the prober around the kill; usual: in the second before.", ""]
-    out += table(["kill", "pause", "usual"], [[i + 1, f"{k['pause_s'] * 1e3:.0f} ms", f"{k['usual_s'] * 1e3:.0f} ms"] for i, k in enumerate(r["kills"])])
+    out += table(["ack", "kill", "pause", "usual"], [[mode, i + 1, f"{k['pause_s'] * 1e3:.0f} ms", f"{k['usual_s'] * 1e3:.0f} ms"]
+                                                    for mode, key in (("write", "kills"), ("flush", "flush_kills")) for i, k in enumerate(r.get(key, []))])
     if r.get("cases"):
         out += ["In the process, without FUSE, the page cache dropped: `kill`; `power`, what the write-intent bitmap names is compared; `power-all`, everything is.", ""]
         out += table(["case", "first write after", "points served after", "compared"],

@@ -51,6 +51,9 @@ static const char *noise_of_owned(const struct object_id *id, const json_t *owne
         return "its controller makes it again";
     if (strcmp(id->kind, "Job") == 0 && strcmp(objects_text(owner, "kind"), "CronJob") == 0)
         return "a run of a CronJob";
+    /* An ephemeral volume: its pod gets a new one, with the name of the new pod. */
+    if (strcmp(id->kind, "PersistentVolumeClaim") == 0 && strcmp(objects_text(owner, "kind"), "Pod") == 0)
+        return "its pod makes it again";
     if ((strcmp(id->group, "cert-manager.io") == 0 && strcmp(id->kind, "CertificateRequest") == 0) ||
         strcmp(id->group, "acme.cert-manager.io") == 0)
         return "its controller makes it again";

@@ -99,6 +99,11 @@ static inline bool app_volume_is_adopted(const struct app_volume *volume)
     return volume->source || volume->from;
 }
 
+/* Where a field stands in its text, for what is found out later; line 0: nowhere. */
+struct app_place {
+    unsigned line, column;
+};
+
 struct app_spec {
     char *name;
     char *policy;
@@ -108,6 +113,7 @@ struct app_spec {
     char *manifests; /* absolute; NULL: none */
     char *key_file;  /* absolute; NULL: the journal is not encrypted */
     struct app_commands stop, start, probe;
+    struct app_place policy_at, manifests_at, key_file_at;
 };
 
 /* History older than after_ns keeps one point in each keep_s seconds of the calendar. */

@@ -24,10 +24,17 @@ static const char *found(const struct yaml_node *node, char text[FOUND_BYTES])
     return text;
 }
 
+/* `path` is "" for the document itself. */
 static int refuse(struct error *err, const struct yaml_node *node, const char *path, const char *expected)
 {
     char text[FOUND_BYTES];
-    return yaml_error(err, node, -EINVAL, "%s: found %s; expected %s", path, found(node, text), expected);
+    return yaml_error(err, node, -EINVAL, "%s%sfound %s; expected %s", path, path[0] ? ": " : "",
+                      found(node, text), expected);
+}
+
+static struct app_place place_of(const struct yaml_node *node)
+{
+    return (struct app_place){node->line, node->column};
 }
 
 /* Optimal string alignment up to 2, over short words. */
@@ -442,7 +449,10 @@ static int read_policy_ref(const struct yaml_node *body, struct app_spec *spec, 
         return r;
     const struct yaml_node *name =
         need(reference, "spec.policyRef", "name", "the name of a ProtectionPolicy", err);
-    return name ? read_name(name, "spec.policyRef.name", &spec->policy, err) : err->code;
+    if (!name)
+        return err->code;
+    spec->policy_at = place_of(name);
+    return read_name(name, "spec.policyRef.name", &spec->policy, err);
 }
 
 /* Whether it lies in one of the application's volumes. */
@@ -468,7 +478,10 @@ static int read_encryption(const struct app_parse_options *options, const struct
     if (r < 0)
         return r;
     const struct yaml_node *file = need(encryption, "spec.journal.encryption", "keyFile", "the path of a key file", err);
-    r = file ? read_path(file, "spec.journal.encryption.keyFile", options->directory, false, &spec->key_file, err) : err->code;
+    if (!file)
+        return err->code;
+    spec->key_file_at = place_of(file);
+    r = read_path(file, "spec.journal.encryption.keyFile", options->directory, false, &spec->key_file, err);
     if (r == 0 && is_on_volume(spec, spec->key_file))
         return refuse(err, file, "spec.journal.encryption.keyFile",
                       "a file outside the application's volumes (they are served only once it was read)");
@@ -488,6 +501,8 @@ static int read_application(const struct app_parse_options *options, const struc
     if (r < 0)
         return r;
     const struct yaml_node *manifests = optional(body, "manifests");
+    if (manifests)
+        spec->manifests_at = place_of(manifests);
     if (manifests)
         r = read_path(manifests, "spec.manifests", options->directory, false, &spec->manifests, err);
     if (r < 0)

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -168,6 +169,21 @@ int io_read_file(const char *path, size_t limit_bytes, char **ret_data, size_t *
     return 0;
 }
 
+int io_open_private(const char *path, struct error *err)
+{
+    struct stat st;
+    _cleanup_close_ int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
+    if (fd < 0)
+        return error_errno(err, -errno, "cannot create %s", path);
+    if (fstat(fd, &st) < 0)
+        return error_errno(err, -errno, "cannot examine %s", path);
+    if (!S_ISREG(st.st_mode) || st.st_uid != geteuid() || st.st_mode & 077 || st.st_nlink > 1)
+        return error_set(err, -EPERM,
+                         "%s is not this user's alone (user %u, mode %03o, %u links): somebody else made it; remove it and start again",
+                         path, (unsigned)st.st_uid, (unsigned)st.st_mode & 0777, (unsigned)st.st_nlink);
+    return take_fd(fd);
+}
+
 static bool is_mount_point(const char *path)
 {
     struct statx st;
@@ -234,4 +250,13 @@ void io_free_pages(void *data, size_t length_bytes)
 {
     if (data)
         munmap(data, length_bytes);
+}
+
+void io_allow_files(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
 }

@@ -29,6 +29,9 @@ int io_replace_volatile_file(const char *path, const void *data, size_t length_b
 /* Reads a file of at most `limit_bytes` (-EFBIG above). The text is NUL-terminated; the caller frees it. */
 int io_read_file(const char *path, size_t limit_bytes, char **ret_data, size_t *ret_length_bytes,
                  struct error *err) MUST_CHECK;
+/* Opens, or makes, a regular file that only this user can write to or read, where others can make files too (/dev/shm); a link,
+ * or what somebody else has made there, is refused (-ELOOP, -EPERM). Returns the descriptor. */
+int io_open_private(const char *path, struct error *err) MUST_CHECK;
 /* Removes `path` and all below it, not following links. 0 when it is not there. Nothing is removed when something is mounted on it or
  * below it (-EBUSY): that is somebody else's. */
 int io_remove_tree(const char *path, struct error *err) MUST_CHECK;
@@ -41,5 +44,7 @@ void *io_reserve_pages(size_t length_bytes);
 /* Makes all of it be there; what it holds stays. Not while others write to it. */
 void io_populate(void *pages, size_t length_bytes);
 void io_free_pages(void *data, size_t length_bytes);
+/* As many files may be open as the system lets this process have. */
+void io_allow_files(void);
 
 #endif

@@ -76,23 +76,46 @@ static enum cli_exit exit_of(int code)
     }
 }
 
-/* What a person can do; NULL where the message says all there is to say. */
-static const char *remedy_of(const struct cli *cli, int code)
+/* The application that the command line begins with: "shop" of shop@-90s. "APP" when there is none. */
+static const char *application_of(const struct cli *cli, char name[CLI_NAME_BYTES])
 {
+    const struct cli_operand *operand = cli->command->operands;
+    bool first = cli->operand_count &&
+                 (operand->kind == CLI_KIND_APPLICATION || operand->kind == CLI_KIND_APPLICATION_AT_POINT);
+    const char *text = first ? cli->operands[0] : "APP";
+    snprintf(name, CLI_NAME_BYTES, "%.*s", (int)strcspn(text, "@"), text);
+    return name;
+}
+
+/* What a person can do, in `text`; NULL where the message says all there is to say: what stands behind a
+ * semicolon is what to do, in messages of `up` and the engine. */
+static const char *remedy_of(const struct cli *cli, int code, const char *message, char text[CLI_TEXT_BYTES])
+{
+    char name[CLI_NAME_BYTES];
+    if (strstr(message, "; "))
+        return NULL;
+    application_of(cli, name);
     switch (-code) {
     case ENOENT:
-        return cli->command == &cli_close
-                   ? "`tidemark views` lists the open views"
-                   : "`tidemark status` lists the applications, `tidemark points APP` the points of one";
+        if (cli->command == &cli_close)
+            return "`tidemark views` lists the open views";
+        snprintf(text, CLI_TEXT_BYTES,
+                 "`tidemark status` lists the applications, `tidemark points %s` the points of one", name);
+        return text;
     case ERANGE:
     case ENODATA:
-        return "`tidemark status APP` says how far the history goes, `tidemark points APP` what is in it";
+        snprintf(text, CLI_TEXT_BYTES,
+                 "`tidemark status %s` says how far the history goes, `tidemark points %s` what is in it",
+                 name, name);
+        return text;
     case EBUSY:
     case EALREADY:
     case EINPROGRESS:
         return "`tidemark status` shows what is under way";
     case ETIMEDOUT:
         return "`tidemark status` shows whether it goes on";
+    case ENOSPC:
+        return "make room on that disk, or use a smaller quota, and try again";
     default:
         return NULL;
     }
@@ -100,7 +123,12 @@ static const char *remedy_of(const struct cli *cli, int code)
 
 static enum cli_exit fail(const struct cli *cli, const char *what, int code, const char *message)
 {
-    return cli_output_fail(cli, exit_of(code), remedy_of(cli, code), "%s: %s", what, message);
+    char text[CLI_TEXT_BYTES];
+    size_t length = strlen(what);
+    const char *same = strncmp(message, "cannot ", 7) == 0 ? message + 7 : message; /* "cannot open shop@-1h: " says it again */
+    if (strncmp(same, what, length) == 0 && strncmp(same + length, ": ", 2) == 0)
+        message = same + length + 2;
+    return cli_output_fail(cli, exit_of(code), remedy_of(cli, code, message, text), "%s: %s", what, message);
 }
 
 /* A call that failed: because nobody is there, or because of what was answered. */

@@ -77,6 +77,7 @@ struct cli_operand {
 };
 
 struct cli;
+struct cli_completion;
 
 struct cli_command {
     const char *name;
@@ -99,6 +100,8 @@ struct cli_program {
     /* What to say of a command that it does not have (a static text), or NULL. NULL: nothing. */
     const char *(*elsewhere)(const char *command);
     const char *more; /* a line below the list of commands */
+    /* Offers values of a kind that has to be asked for: applications, points, views, volumes, namespaces. */
+    void (*complete)(struct cli_completion *completion, enum cli_kind kind);
 };
 
 /* commands.c */
@@ -131,6 +134,8 @@ struct cli {
     bool colour_out; /* colours on stdout */
     bool colour_err;
     bool terminal_err; /* stderr is a terminal */
+    unsigned columns_out; /* of the terminal on stdout; 0: none, or not known */
+    unsigned columns_err;
 };
 
 /* options.c: parses argv[1..] into *ret. Errors are -EINVAL; *ret->command is set when it was recognised. */
@@ -146,8 +151,26 @@ int cli_options_split_point(const char *text, char ret_application[CLI_NAME_BYTE
 /* `path` made absolute by the current directory (not resolved). */
 int cli_options_absolute(const char *path, char ret_path[CLI_PATH_BYTES], struct error *err) MUST_CHECK;
 
+/* Fills state_directory and socket_path from what was given. */
+int cli_options_settle_socket(struct cli *cli, struct error *err) MUST_CHECK;
+
 /* suggest.c: the nearest of `candidates` (ends with NULL), NULL when none is near. */
 const char *cli_suggest(const char *text, const char *const *candidates);
+
+/* complete.c: `PROGRAM __complete WORD...`. The process's exit status. */
+int cli_complete(const struct cli_program *program, int argc, char **argv);
+/* For cli_program.complete: the line before the word, without checks of its values; what is there of the
+ * value; a candidate, which counts if it begins with that (`help` may be NULL); the forms of a point. */
+const struct cli *cli_completion_line(const struct cli_completion *completion);
+const char *cli_completion_word(const struct cli_completion *completion);
+void cli_completion_offer(struct cli_completion *completion, const char *candidate, const char *help);
+void cli_completion_points(struct cli_completion *completion);
+/* Is a point to be completed, and of which application ("" when the line does not say)? The value is the
+ * point from then on. */
+bool cli_completion_point_of(struct cli_completion *completion, enum cli_kind kind,
+                             char ret_application[2 * CLI_NAME_BYTES]);
+/* completion.c: of `tidemark`. */
+void cli_completion_ask(struct cli_completion *completion, enum cli_kind kind);
 
 /* help.c */
 void cli_help_short(const struct cli_program *program, FILE *out);
@@ -175,7 +198,8 @@ const char *cli_output_colour(bool enabled, enum cli_colour colour);
 /* yaml.c: `json` as a YAML 1.1 document, such that every YAML reader gives the same value back. */
 int cli_yaml_write(const json_t *json, FILE *out, struct error *err) MUST_CHECK;
 
-/* table.c: rows of texts in aligned columns. Control characters are shown as '?': names come from elsewhere.
+/* table.c: rows of texts in aligned columns, or a line a cell on a terminal that is too narrow for them.
+ * Control characters are shown as '?': names come from elsewhere.
  */
 struct cli_table;
 /* `columns` ends with NULL; a leading '>' aligns to the right. NULL when out of memory. */

@@ -28,6 +28,7 @@ const struct cli_program *cli_program_tidemark(void)
         .options = options,
         .unreachable = "`tidemark up` cannot be reached",
         .more = "`tidemark help COMMAND` tells more about one; `man tidemark` has it all.",
+        .complete = cli_completion_ask,
     };
     return &program;
 }

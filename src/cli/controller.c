@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -7,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/io.h"
 #include "base/thread.h"
 #include "cli/cli_internal.h"
 #include "controller/controller.h"
@@ -17,6 +19,8 @@
 #include "lib/json.h"
 
 #define NODES_MAX 16u
+#define HEAP_ARENAS 4
+#define HEAP_MMAP_BYTES (256 << 10)
 
 /* The reconcilers, in a thread of their own. */
 struct reconcilers {
@@ -139,6 +143,8 @@ static int start_reconcilers(struct service *s, struct error *err)
         .namespace = s->cluster.namespace,
         .records = &csi_records_kube,
         .records_context = &s->cluster,
+        .classes = s->cluster.release ? &csi_class_kube : NULL,
+        .classes_context = &s->cluster,
         .agent_certificate = cli_options_value(s->cli, "agent-cert", NULL),
         .agent_key = cli_options_value(s->cli, "agent-key", NULL),
         .agent_ca = cli_options_value(s->cli, "agent-ca", NULL),
@@ -253,12 +259,23 @@ static int serve(struct service *s, const sigset_t *stop, struct error *err)
     return r;
 }
 
+/* What a list leaves behind goes back to the system: without these each thread would have an arena of its
+ * own, and one large block that was freed would raise the size up to which blocks stay. */
+static void bound_heap(void)
+{
+    mallopt(M_ARENA_MAX, HEAP_ARENAS);
+    mallopt(M_MMAP_THRESHOLD, HEAP_MMAP_BYTES);
+    mallopt(M_TRIM_THRESHOLD, HEAP_MMAP_BYTES);
+}
+
 static enum cli_exit run(struct cli *cli)
 {
     struct error err = ERROR_INIT;
     sigset_t stop;
     struct service service = {
         .cli = cli, .log = {.fd = STDERR_FILENO, .level = cli_service_level(cli), .name = "controller"}};
+    bound_heap();
+    io_allow_files(); /* many journals are open */
     block_signals(&stop);
     int r = cli_options_absolute(cli->state_directory, service.state, &err);
     if (r == 0)

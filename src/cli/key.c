@@ -32,8 +32,9 @@ static enum cli_exit generate(struct cli *cli, const char *file)
     struct error err = ERROR_INIT;
     if (seal_key_generate(file, &key, &err) < 0)
         return cli_output_fail(cli, err.code == -EEXIST ? CLI_EXIT_REFUSED : CLI_EXIT_FAILED,
-                               "a key file is never written over: name another one", "key generate: %s",
-                               err.message);
+                               err.code == -EEXIST ? "a key file is never written over: name another one"
+                                                   : NULL,
+                               "key generate: %s", err.message);
     return say_key(cli, file, &key,
                    "; keep a copy of it where the journals are not: without it they cannot be read");
 }

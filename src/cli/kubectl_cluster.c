@@ -5,8 +5,10 @@
 #include <unistd.h>
 
 #include "cli/kubectl_internal.h"
+#include "kube/discovery.h"
 
 #define GROUP_PATH "/apis/tidemark.io/v1alpha1"
+#define RELEASE_TIMEOUT_MS 3000u
 
 const struct kube_resource kubectl_applications = {
     "tidemark.io", "v1alpha1", "protectedapplications", "ProtectedApplication", true, 0};
@@ -34,6 +36,14 @@ const json_t *kubectl_condition(const json_t *object, const char *type)
     return NULL;
 }
 
+bool kubectl_answers(struct kube_client *client, unsigned timeout_ms, struct error *err)
+{
+    const struct kube_request request = {
+        .method = "GET", .path = "/version", .timeout_ms = timeout_ms, .once = true};
+    int r = kube_call(client, &request, NULL, err);
+    return r != -ECONNREFUSED && r != -EHOSTUNREACH && r != -ENETUNREACH;
+}
+
 enum cli_exit kubectl_open(struct kubectl *k, const struct cli *cli)
 {
     struct error err = ERROR_INIT;
@@ -50,6 +60,8 @@ enum cli_exit kubectl_open(struct kubectl *k, const struct cli *cli)
             "`kubectl config get-contexts` lists what it has",
             "%s: %s", cli->command->name, err.message);
     k->namespace = cli_options_value(cli, "namespace", kube_namespace(k->client));
+    if (!kubectl_answers(k->client, KUBECTL_FIRST_TIMEOUT_MS, &err))
+        return kubectl_fail(k, cli->command->name, &err);
     return CLI_EXIT_OK;
 }
 
@@ -67,8 +79,30 @@ static bool has_kinds(struct kubectl *k)
     return kube_call(k->client, &request, NULL, &ignored) != -ENOENT;
 }
 
+/* Whether it fails because the cluster is too old. */
+static bool is_too_old(struct kubectl *k, struct error *ret)
+{
+    struct kube_release release;
+    struct error unused = ERROR_INIT;
+    return kube_get_release(k->client, RELEASE_TIMEOUT_MS, &release, &unused) == 0 &&
+           kube_check_release(k->client, &release, ret) < 0;
+}
+
+/* The server answered, but not as it should. */
+static bool was_answered(const struct error *err)
+{
+    static const int codes[] = {-ENOENT, -EINVAL, -EOPNOTSUPP, -EIO, -EPROTO};
+    for (size_t i = 0; i < sizeof codes / sizeof *codes; i++)
+        if (err->code == codes[i])
+            return true;
+    return false;
+}
+
 enum cli_exit kubectl_fail(struct kubectl *k, const char *what, const struct error *err)
 {
+    struct error too_old = ERROR_INIT;
+    if (was_answered(err) && is_too_old(k, &too_old))
+        return cli_output_fail(k->cli, CLI_EXIT_REFUSED, NULL, "%s: %s", what, too_old.message);
     if (strstr(err->message, "failed calling webhook"))
         return cli_output_fail(k->cli, CLI_EXIT_UNREACHABLE,
                                "Tidemark's controller serves the webhook that vouches for who asks: kubectl "

@@ -61,6 +61,7 @@ const struct cli_program *cli_program_kubectl(void)
         .unreachable = "the cluster, or Tidemark's controller in it, cannot be reached",
         .elsewhere = elsewhere,
         .more = "`kubectl tidemark help COMMAND` tells more about one; begin with `kubectl tidemark status`.",
+        .complete = kubectl_completion_ask,
     };
     return &program;
 }

@@ -1,23 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Completion of `kubectl tidemark`: kubectl runs kubectl_complete-tidemark with the words so far, the last
- * one being completed; it prints candidates one a line, and ":4" (no file names). */
-#include <stdlib.h>
+/* Completion of `kubectl tidemark`: kubectl runs kubectl_complete-tidemark with the words so far
+ * (complete.c). */
 #include <string.h>
 
 #include "cli/kubectl_internal.h"
 
-/* kubectl's directives: a line of its own at the end. */
-#define NO_FILES ":4"
-#define FILES ":0"
-
-static void offer(const char *candidate, const char *help, const char *word)
-{
-    if (strncmp(candidate, word, strlen(word)) == 0)
-        printf("%s%s%s\n", candidate, help ? "\t" : "", help ? help : "");
-}
-
-static void offer_objects(struct kubectl *k, const struct kube_resource *resource, const char *word,
-                          const char *suffix)
+static void offer_objects(struct kubectl *k, struct cli_completion *completion,
+                          const struct kube_resource *resource, const char *suffix)
 {
     _cleanup_json_ json_t *items = NULL;
     struct error ignored = ERROR_INIT;
@@ -29,98 +18,74 @@ static void offer_objects(struct kubectl *k, const struct kube_resource *resourc
         return;
     json_array_foreach(items, i, item)
     {
-        if (resource->namespaced)
+        if (!resource->namespaced)
+            snprintf(name, sizeof name, "%s", kube_object_name(item));
+        else
             snprintf(name, sizeof name, "%s/%s%s", kube_object_namespace(item), kube_object_name(item),
                      suffix);
-        else
-            snprintf(name, sizeof name, "%s", kube_object_name(item));
-        offer(name, NULL, word);
+        cli_completion_offer(completion, name, NULL);
+        if (resource->namespaced && strcmp(kube_object_namespace(item), k->namespace) == 0 &&
+            *cli_completion_word(completion)) {
+            snprintf(name, sizeof name, "%s%s", kube_object_name(item), suffix);
+            cli_completion_offer(completion, name, NULL);
+        }
     }
 }
 
-static void offer_value(struct cli *cli, enum cli_kind kind, const char *word)
+/* Each Checkpoint is tag:NAME for the application that it is of. */
+static void offer_tags(struct kubectl *k, struct cli_completion *completion, const char *application)
 {
-    static const char *const points[] = {"latest", "-1m", "-1h", "-1d", "tag:", "lsn:", NULL};
-    static const char *const formats[] = {"table", "json", "yaml", NULL};
-    const char *const *words = kind == CLI_KIND_POINT ? points : kind == CLI_KIND_FORMAT ? formats : NULL;
-    for (; words && *words; words++)
-        offer(*words, NULL, word);
-    for (const struct cli_command *const *c = cli->program->commands; kind == CLI_KIND_COMMAND && *c; c++)
-        offer((*c)->name, (*c)->summary, word);
-    if (kind != CLI_KIND_MEMBER && kind != CLI_KIND_MEMBER_AT_POINT && kind != CLI_KIND_NAMESPACE)
-        return;
-    struct kubectl k = {.cli = cli, .log = {.fd = -1}};
+    _cleanup_json_ json_t *items = NULL;
     struct error ignored = ERROR_INIT;
-    const struct kube_options options = {.log = &k.log};
+    struct kubectl_member member;
+    char tag[2 * CLI_POINT_BYTES];
+    size_t i;
+    json_t *item;
+    kubectl_member_of(k, application, &member);
+    if (kubectl_list(k, &kubectl_checkpoints, member.namespace, &items, &ignored) < 0)
+        return;
+    json_array_foreach(items, i, item)
+    {
+        const char *of = cli_field_text(json_object_get(item, "spec"), "application", "");
+        snprintf(tag, sizeof tag, "tag:%s", kube_object_name(item));
+        if (strcmp(of, member.name) == 0)
+            cli_completion_offer(completion, tag,
+                                 cli_field_text(json_object_get(item, "status"), "time", NULL));
+    }
+}
+
+static void ask(struct kubectl *k, struct cli_completion *completion, enum cli_kind kind,
+                const char *application)
+{
+    if (application)
+        offer_tags(k, completion, application);
+    else if (kind == CLI_KIND_NAMESPACE)
+        offer_objects(k, completion, &kube_namespaces, "");
+    else if (kind == CLI_KIND_MEMBER || kind == CLI_KIND_MEMBER_AT_POINT)
+        offer_objects(k, completion, &kubectl_applications, kind == CLI_KIND_MEMBER ? "" : "@");
+}
+
+void kubectl_completion_ask(struct cli_completion *completion, enum cli_kind kind)
+{
+    const struct cli *line = cli_completion_line(completion);
+    struct kubectl k = {.cli = line, .log = {.fd = -1}};
+    struct error ignored = ERROR_INIT;
+    char application[2 * CLI_NAME_BYTES];
+    bool is_point = cli_completion_point_of(completion, kind, application);
+    const struct kube_options options = {.kubeconfig = cli_options_value(line, "kubeconfig", NULL),
+                                         .context = cli_options_value(line, "context", NULL),
+                                         .log = &k.log};
+    if (is_point)
+        cli_completion_points(completion);
     if (kube_open(&options, &k.client, &ignored) < 0)
         return;
-    k.namespace = kube_namespace(k.client);
-    offer_objects(&k, kind == CLI_KIND_NAMESPACE ? &kube_namespaces : &kubectl_applications, word,
-                  kind == CLI_KIND_MEMBER_AT_POINT ? "@" : "");
-    kubectl_close(&k);
-}
-
-static const struct cli_option *find_option(const struct cli *cli, const struct cli_command *command,
-                                            const char *text)
-{
-    const struct cli_option *lists[] = {command ? command->options : NULL, cli->program->options};
-    for (size_t i = 0; i < 2; i++)
-        for (const struct cli_option *o = lists[i]; o && o->name; o++)
-            if ((strncmp(text, "--", 2) == 0 && strcmp(text + 2, o->name) == 0) ||
-                (text[0] == '-' && o->letter && text[1] == o->letter && !text[2]))
-                return o;
-    const struct cli_option *format = cli_format_option();
-    return strcmp(text, "-o") == 0 || strcmp(text, "--output") == 0 ? format : NULL;
-}
-
-static void offer_options(const struct cli *cli, const struct cli_command *command, const char *word)
-{
-    const struct cli_option *lists[] = {command ? command->options : NULL, cli->program->options};
-    char name[64];
-    for (size_t i = 0; i < 2; i++)
-        for (const struct cli_option *o = lists[i]; o && o->name; o++) {
-            snprintf(name, sizeof name, "--%s", o->name);
-            offer(name, o->help, word);
-        }
-    if (command && command->formats)
-        offer("--output", cli_format_option()->help, word);
-}
-
-int kubectl_complete(int argc, char **argv)
-{
-    struct cli cli = {.program = cli_program_kubectl()};
-    const struct cli_command *command = NULL;
-    const struct cli_option *waiting = NULL;
-    size_t operands = 0;
-    const char *word = argc > 1 ? argv[argc - 1] : "";
-    for (int i = 1; i < argc - 1; i++) {
-        const struct cli_option *option =
-            argv[i][0] == '-' && !waiting ? find_option(&cli, command, argv[i]) : NULL;
-        if (waiting)
-            waiting = NULL;
-        else if (option)
-            waiting = option->argument ? option : NULL;
-        else if (argv[i][0] == '-')
-            continue;
-        else if (!command)
-            command = cli_find_command(cli.program, argv[i]);
-        else
-            operands++;
+    if (!kubectl_answers(k.client, KUBECTL_COMPLETION_TIMEOUT_MS, &ignored)) {
+        kubectl_close(&k);
+        return;
     }
-    enum cli_kind kind = CLI_KIND_NONE;
-    if (waiting)
-        kind = waiting->kind;
-    else if (word[0] == '-')
-        offer_options(&cli, command, word);
-    else if (!command)
-        kind = CLI_KIND_COMMAND;
-    else
-        for (const struct cli_operand *o = command->operands; o && o->name; o++)
-            if (operands-- == 0)
-                kind = o->kind;
-    offer_value(&cli, kind, word);
-    puts(kind == CLI_KIND_FILE ? FILES : NO_FILES);
-    return fflush(stdout) == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    k.namespace = cli_options_value(line, "namespace", kube_namespace(k.client));
+    ask(&k, completion, kind, is_point && *application ? application : NULL);
+    kubectl_close(&k);
 }
 
 static enum cli_exit run(struct cli *cli)

@@ -10,6 +10,8 @@
 #include "kube/kube.h"
 #include "lib/json.h"
 
+#define KUBECTL_FIRST_TIMEOUT_MS 10000
+#define KUBECTL_COMPLETION_TIMEOUT_MS 2000
 #define KUBECTL_NAME_BYTES 254 /* of an object's name with its NUL */
 #define KUBECTL_SYSTEM_NAMESPACE "tidemark-system"
 
@@ -32,7 +34,10 @@ struct kubectl_member {
 };
 
 /* ---- kubectl_cluster.c ---- */
-/* Reads the kubeconfig. On failure the message has been printed. */
+/* Whether somebody listens at the API server, asked once: calls try again for half a minute, which is right
+ * for a server that is away for a moment and wrong for a misspelt one. */
+bool kubectl_answers(struct kube_client *client, unsigned timeout_ms, struct error *err);
+/* Reads the kubeconfig and asks for the server. On failure the message has been printed. */
 enum cli_exit kubectl_open(struct kubectl *k, const struct cli *cli);
 void kubectl_close(struct kubectl *k);
 static inline void cleanup_kubectl(struct kubectl *k)
@@ -108,8 +113,8 @@ enum cli_exit kubectl_history_fail(struct kubectl *k, const char *what, const st
 /* diff of two points. */
 enum cli_exit kubectl_history_diff(struct cli *cli);
 
-/* kubectl_completion.c: what kubectl asks kubectl_complete-tidemark. The process's exit status. */
-int kubectl_complete(int argc, char **argv);
+/* kubectl_completion.c: of kubectl_complete-tidemark, which kubectl asks. */
+void kubectl_completion_ask(struct cli_completion *completion, enum cli_kind kind);
 
 extern const struct cli_command kubectl_status, kubectl_points, kubectl_tag, kubectl_diff, kubectl_rewind,
     kubectl_undo, kubectl_clone, kubectl_restore, kubectl_adopt, kubectl_release, kubectl_cancel, kubectl_resume, kubectl_uninstall_check, kubectl_purge, kubectl_verify,

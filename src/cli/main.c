@@ -3,11 +3,18 @@
 #include <locale.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "cli/kubectl_internal.h"
 
-static void settle_colours(struct cli *cli)
+static unsigned columns_of(int fd)
+{
+    struct winsize size;
+    return ioctl(fd, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
+}
+
+static void settle_terminal(struct cli *cli)
 {
     const char *no_color = getenv("NO_COLOR"), *term = getenv("TERM");
     bool wanted = !(no_color && *no_color) && !(term && strcmp(term, "dumb") == 0) &&
@@ -15,6 +22,8 @@ static void settle_colours(struct cli *cli)
     cli->terminal_err = isatty(STDERR_FILENO);
     cli->colour_out = wanted && isatty(STDOUT_FILENO);
     cli->colour_err = wanted && cli->terminal_err;
+    cli->columns_out = columns_of(STDOUT_FILENO);
+    cli->columns_err = columns_of(STDERR_FILENO);
 }
 
 static enum cli_exit usage_error(const struct cli *cli, const struct error *err)
@@ -51,13 +60,13 @@ int main(int argc, char **argv)
     bool plugin = strcmp(name, "kubectl-tidemark") == 0;
     const struct cli_program *program = plugin ? cli_program_kubectl() : cli_program_tidemark();
     if (strcmp(name, "kubectl_complete-tidemark") == 0)
-        return kubectl_complete(argc, argv);
-    if (plugin && argc > 1 && strcmp(argv[1], "__complete") == 0)
-        return kubectl_complete(argc - 1, argv + 1);
+        return cli_complete(cli_program_kubectl(), argc, argv);
+    if (argc > 1 && strcmp(argv[1], "__complete") == 0)
+        return cli_complete(program, argc - 1, argv + 1);
     struct error err = ERROR_INIT;
     setlocale(LC_CTYPE, "");
     int r = cli_options_parse(&cli, program, argc, argv, &err);
-    settle_colours(&cli);
+    settle_terminal(&cli);
     if (r < 0)
         return usage_error(&cli, &err);
     if (!cli.command) {

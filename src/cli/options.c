@@ -116,7 +116,7 @@ static int check_word(const char *text, const char *what, const char *const *wor
 static int check_value(enum cli_kind kind, const char *value, struct error *err)
 {
     static const char *const formats[] = {"table", "json", "yaml", NULL};
-    static const char *const shells[] = {"bash", "zsh", "applications", "views", NULL};
+    static const char *const shells[] = {"bash", "zsh", "fish", "applications", "views", NULL};
     static const char *const levels[] = {"error", "warning", "info", "debug", NULL};
     char application[CLI_NAME_BYTES], point[CLI_POINT_BYTES];
     uint64_t number;
@@ -262,6 +262,9 @@ static int parse_option(struct cli *cli, int argc, char **argv, int *at, struct 
             return error_set(err, -EINVAL, "--%s needs a value: --%s %s", option->name, option->name,
                              option->argument);
         value = argv[++*at];
+        if (value[0] == '-' && value[1] == '-' && find_option(cli, value + 2, strcspn(value + 2, "="), 0))
+            return error_set(err, -EINVAL, "--%s needs a value before %.100s: --%s %s", option->name, value,
+                             option->name, option->argument);
     }
     return take_option(cli, option, value, err);
 }
@@ -272,31 +275,42 @@ static int take_operand(struct cli *cli, const char *text, struct error *err)
     size_t i = 0;
     for (; operand && operand->name && !operand->repeat && i < cli->operand_count; i++)
         operand++;
-    if (!operand || !operand->name || cli->operand_count == CLI_OPERANDS_MAX)
+    if (!operand || !operand->name || cli->operand_count == CLI_OPERANDS_MAX) {
+        const struct cli_option *o = cli->command->options;
+        if (!cli->command->operands && o && o->required && o->kind == CLI_KIND_FILE)
+            return error_set(err, -EINVAL, "unexpected '%.100s': did you mean -%c %.100s?", text, o->letter,
+                             text);
         return error_set(err, -EINVAL, "unexpected '%.100s'", text);
+    }
     if (check_value(operand->kind, text, err) < 0)
         return error_context(err, "%s", operand->name);
     cli->operands[cli->operand_count++] = text;
     return 0;
 }
 
-static int settle(struct cli *cli, struct error *err)
+int cli_options_settle_socket(struct cli *cli, struct error *err)
 {
     const char *state = cli_options_value(cli, "state", CONTROL_STATE_DIRECTORY_DEFAULT);
     const char *socket = cli_options_value(cli, "socket", NULL);
-    const char *format = cli_options_value(cli, "output", "table");
     cli->state_directory = state;
+    int n = socket ? snprintf(cli->socket_path, sizeof cli->socket_path, "%s", socket)
+                   : snprintf(cli->socket_path, sizeof cli->socket_path, "%s/%s", state, CONTROL_SOCKET_NAME);
+    if (n >= (int)sizeof cli->socket_path)
+        return error_set(err, -EINVAL, "the path of the socket is too long");
+    return 0;
+}
+
+static int settle(struct cli *cli, struct error *err)
+{
+    const char *format = cli_options_value(cli, "output", "table");
     cli->format = strcmp(format, "json") == 0   ? CLI_FORMAT_JSON
                   : strcmp(format, "yaml") == 0 ? CLI_FORMAT_YAML
                                                 : CLI_FORMAT_TABLE;
     cli->quiet = cli_options_flag(cli, "quiet");
     cli->help = cli_options_flag(cli, "help");
-    int n = socket ? snprintf(cli->socket_path, sizeof cli->socket_path, "%s", socket)
-                   : snprintf(cli->socket_path, sizeof cli->socket_path, "%s/%s", state, CONTROL_SOCKET_NAME);
-    if (n >= (int)sizeof cli->socket_path)
-        return error_set(err, -EINVAL, "the path of the socket is too long");
-    if (cli->help || !cli->command)
-        return 0;
+    int r = cli_options_settle_socket(cli, err);
+    if (r < 0 || cli->help || !cli->command)
+        return r;
     size_t i = 0;
     for (const struct cli_operand *o = cli->command->operands; o && o->name; o++, i++)
         if (!o->optional && i >= cli->operand_count)

@@ -8,6 +8,7 @@
 #include "lib/json.h"
 
 #define POINTS_LIMIT_DEFAULT "50"
+#define POINTS_LIMIT_MAX 100000u /* as api/openapi.yaml has it */
 
 static void put_remarks(FILE *out, const json_t *point)
 {
@@ -113,6 +114,12 @@ static enum cli_exit run(struct cli *cli)
     char path[CLI_PATH_BYTES], suffix[3 * CLI_POINT_BYTES + 64], what[CLI_TEXT_BYTES];
     if (!since)
         return cli_output_fail(cli, CLI_EXIT_FAILED, NULL, "points: out of memory");
+    struct error err = ERROR_INIT;
+    uint64_t limit;
+    if (units_parse_u64(cli_options_value(cli, "limit", POINTS_LIMIT_DEFAULT), POINTS_LIMIT_MAX, &limit,
+                        &err) < 0)
+        return cli_output_fail(cli, CLI_EXIT_USAGE, "`tidemark help points` shows its usage",
+                               "points: --limit: %s", err.message);
     snprintf(suffix, sizeof suffix, "/points?limit=%s%s%s",
              cli_options_value(cli, "limit", POINTS_LIMIT_DEFAULT), *since ? "&since=" : "", since);
     snprintf(what, sizeof what, "points of %s", cli->operands[0]);
@@ -134,13 +141,13 @@ const struct cli_command cli_points = {
     .options =
         (const struct cli_option[]){
             {"since", 0, CLI_KIND_POINT, "POINT", .help = "only what came after this point"},
-            {"limit", 'n', CLI_KIND_NUMBER, "N", .help = "at most N of them (default 50)"},
-            {"last-clean", 0, CLI_KIND_NONE, NULL, .help = "only the last point before the newest suspicious stretch"},
+            {"limit", 'n', CLI_KIND_NUMBER, "N", .help = "at most N of them (default 50; 100000 at most)"},
+            {"last-clean", 0, CLI_KIND_NONE, NULL,
+             .help = "only the last point before the newest suspicious stretch"},
             {0},
         },
     .formats = true,
-    .examples =
-        (const char *const[]){"tidemark points shop", "tidemark points shop --since -2h --limit 10",
-                              "tidemark points shop --last-clean", NULL},
+    .examples = (const char *const[]){"tidemark points shop", "tidemark points shop --since -2h --limit 10",
+                                      "tidemark points shop --last-clean", NULL},
     .run = run,
 };

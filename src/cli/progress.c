@@ -12,6 +12,7 @@
 
 #define PROGRESS_SILENT_NS NS_PER_SECOND       /* what ends sooner shows nothing */
 #define PROGRESS_TERMINAL_NS (200 * NS_PER_MS) /* between updates of the line */
+#define PROGRESS_COLUMNS 79u                   /* of a terminal that does not say */
 #define PROGRESS_LINE_NS (5 * NS_PER_SECOND)   /* between lines elsewhere */
 
 struct cli_progress {
@@ -27,6 +28,7 @@ struct cli_progress {
     pthread_t thread;
     uint64_t started_ns;
     bool terminal;
+    unsigned columns; /* at most so many are used of a terminal's line */
 };
 
 static void describe(const struct cli_progress *p, char *text, size_t size)
@@ -53,6 +55,16 @@ static void describe(const struct cli_progress *p, char *text, size_t size)
                  (unsigned long long)((clock_boottime_ns(clock_system()) - p->started_ns) / NS_PER_SECOND));
 }
 
+/* A line that wraps could not be cleared. Each character of UTF-8 is taken as one column wide. */
+static int fitting_bytes(const char *text, unsigned columns)
+{
+    int length = 0;
+    for (; text[length]; length++)
+        if (((unsigned char)text[length] & 0xc0) != 0x80 && columns-- == 0)
+            break;
+    return length;
+}
+
 static void *tick(void *context)
 {
     struct cli_progress *p = context;
@@ -71,7 +83,7 @@ static void *tick(void *context)
             break;
         describe(p, text, sizeof text);
         if (p->terminal)
-            fprintf(stderr, "\r\033[K%.78s", text);
+            fprintf(stderr, "\r\033[K%.*s", fitting_bytes(text, p->columns), text);
         else
             fprintf(stderr, "tidemark: %s\n", text);
         fflush(stderr);
@@ -92,6 +104,7 @@ struct cli_progress *cli_progress_new(const struct cli *cli, const char *what)
     snprintf(p->what, sizeof p->what, "%s", what);
     p->started_ns = clock_boottime_ns(clock_system());
     p->terminal = cli->terminal_err;
+    p->columns = (cli->columns_err > 1 ? cli->columns_err : PROGRESS_COLUMNS) - 1;
     if (thread_start(&p->thread, "progress", tick, p, &ignored) < 0) {
         free(p); /* no progress is no reason to fail */
         return NULL;

@@ -49,12 +49,23 @@ static void describe(const json_t *application, char *text, size_t size)
         snprintf(text + used, size - used, ": %s", why);
 }
 
-static void print_summary(const struct cli *cli, const json_t *applications)
+/* Names are from elsewhere. */
+static void put_clean(char *text)
+{
+    for (char *p = text; *p; p++)
+        if ((unsigned char)*p < 0x20 || *p == 0x7f)
+            *p = '?';
+    fputs(text, stdout);
+}
+
+/* `left_out`: applications that are not among them because they could not be loaded. */
+static void print_summary(const struct cli *cli, const json_t *applications, const json_t *left_out)
 {
     size_t counts[3] = {0}, i, named = 0;
     json_t *application;
     char text[2 * ERROR_MESSAGE_BYTES];
     json_array_foreach(applications, i, application) counts[health_of(application)]++;
+    counts[HEALTH_BAD] += json_array_size(left_out);
     size_t total = counts[HEALTH_GOOD] + counts[HEALTH_UNDER_WAY] + counts[HEALTH_BAD];
     enum health worst = counts[HEALTH_BAD]         ? HEALTH_BAD
                         : counts[HEALTH_UNDER_WAY] ? HEALTH_UNDER_WAY
@@ -71,10 +82,14 @@ static void print_summary(const struct cli *cli, const json_t *applications)
         if (worst == HEALTH_GOOD || health_of(application) != worst)
             continue;
         describe(application, text, sizeof text);
-        for (char *p = text; *p; p++)
-            if ((unsigned char)*p < 0x20 || *p == 0x7f)
-                *p = '?';
-        printf("%s%s", named++ ? "; " : "", text);
+        fputs(named++ ? "; " : "", stdout);
+        put_clean(text);
+    }
+    json_array_foreach(left_out, i, application)
+    {
+        snprintf(text, sizeof text, "%s%s is left out and not protected: %s", named++ ? "; " : "",
+                 cli_field_text(application, "name", "?"), cli_field_text(application, "message", "?"));
+        put_clean(text);
     }
     if (worst != HEALTH_GOOD)
         printf(" (%zu of %zu applications)", counts[worst], total);
@@ -223,7 +238,7 @@ static enum cli_exit print(const struct cli *cli, const json_t *answer)
     const json_t *applications = json_object_get(answer, "applications");
     if (cli->format != CLI_FORMAT_TABLE)
         return cli_output_value(cli, answer);
-    print_summary(cli, applications);
+    print_summary(cli, applications, cli->operand_count ? NULL : json_object_get(answer, "left_out"));
     size_t i;
     json_t *warning;
     json_array_foreach(json_object_get(answer, "warnings"), i, warning)

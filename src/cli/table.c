@@ -107,12 +107,47 @@ static size_t width_of(const char *text)
     return width;
 }
 
-static void print_cell(const char *text, size_t width, bool right, bool last, const char *begin,
+static void print_cell(const char *text, size_t width, bool right, const char *after, const char *begin,
                        const char *end)
 {
     int blanks = (int)(width - width_of(text));
-    printf("%*s%s%s%s%*s", right ? blanks : 0, "", begin, text, end, right || last ? 0 : blanks, "");
-    fputs(last ? "\n" : "  ", stdout);
+    bool last = *after == '\n';
+    printf("%*s%s%s%s%*s%s", right ? blanks : 0, "", begin, text, end, right || last ? 0 : blanks, "", after);
+}
+
+/* A line each: for a terminal that is too narrow for the columns. */
+static void print_records(const struct cli *cli, const struct cli_table *table)
+{
+    size_t width = 0;
+    for (size_t c = 0; c < table->column_count; c++)
+        if (strlen(table->columns[c]) > width)
+            width = strlen(table->columns[c]);
+    for (size_t i = 0; i < table->row_count * table->column_count; i++) {
+        const struct cell *cell = &table->cells[i];
+        size_t c = i % table->column_count;
+        bool coloured = cli->colour_out && cell->colour != CLI_COLOUR_NONE;
+        if (i && c == 0)
+            fputc('\n', stdout);
+        if (!cell->text || !*cell->text)
+            continue;
+        print_cell(table->columns[c] + (*table->columns[c] == '>'), width, false, "  ",
+                   cli_output_colour(cli->colour_out, CLI_COLOUR_BOLD),
+                   cli_output_colour(cli->colour_out, CLI_COLOUR_NONE));
+        print_cell(cell->text, 0, false, "\n", cli_output_colour(coloured, cell->colour),
+                   cli_output_colour(coloured, CLI_COLOUR_NONE));
+    }
+}
+
+/* What stands between columns, such that they fit on the terminal; NULL when nothing does. The last column
+ * may wrap. */
+static const char *gap_of(const struct cli *cli, const struct cli_table *table, const size_t *widths)
+{
+    size_t last = table->column_count - 1, needed = width_of(table->columns[last]);
+    for (size_t c = 0; c < last; c++)
+        needed += widths[c];
+    if (!cli->columns_out || needed + 2 * last <= cli->columns_out)
+        return "  ";
+    return needed + last <= cli->columns_out ? " " : NULL;
 }
 
 enum cli_exit cli_table_print(const struct cli *cli, const struct cli_table *table)
@@ -127,9 +162,16 @@ enum cli_exit cli_table_print(const struct cli *cli, const struct cli_table *tab
             widths[c] = width > widths[c] ? width : widths[c];
         }
     }
+    const char *gap = gap_of(cli, table, widths);
+    if (!gap && !table->row_count)
+        gap = " ";
+    if (!gap) {
+        print_records(cli, table);
+        return CLI_EXIT_OK;
+    }
     for (size_t c = 0; c < table->column_count; c++) {
         bool right = *table->columns[c] == '>';
-        print_cell(table->columns[c] + right, widths[c], right, c + 1 == table->column_count,
+        print_cell(table->columns[c] + right, widths[c], right, c + 1 == table->column_count ? "\n" : gap,
                    cli_output_colour(cli->colour_out, CLI_COLOUR_BOLD),
                    cli_output_colour(cli->colour_out, CLI_COLOUR_NONE));
     }
@@ -138,7 +180,7 @@ enum cli_exit cli_table_print(const struct cli *cli, const struct cli_table *tab
         size_t c = i % table->column_count;
         bool coloured = cli->colour_out && cell->colour != CLI_COLOUR_NONE;
         print_cell(cell->text ? cell->text : "", widths[c], *table->columns[c] == '>',
-                   c + 1 == table->column_count, cli_output_colour(coloured, cell->colour),
+                   c + 1 == table->column_count ? "\n" : gap, cli_output_colour(coloured, cell->colour),
                    cli_output_colour(coloured, CLI_COLOUR_NONE));
     }
     return CLI_EXIT_OK;

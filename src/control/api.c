@@ -95,8 +95,10 @@ static int do_points(struct call *c, json_t **ret, struct error *err)
     _cleanup_application_ struct application *a = application_find(c->control, c->argument, err);
     if (!a)
         return err->code;
-    if (limit && *limit && units_parse_u64(limit, POINTS_LIMIT_MAX, &count, err) < 0)
-        return error_context(err, "limit");
+    if (limit && *limit && units_parse_u64(limit, POINTS_LIMIT_MAX, &count, err) < 0) {
+        error_context(err, "limit");
+        return err->code = -EINVAL;
+    }
     _cleanup_free_ char *encoded = http_client_encode(since ? since : "");
     if (!encoded)
         return error_set(err, -ENOMEM, "out of memory");

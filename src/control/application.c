@@ -36,8 +36,14 @@ struct application *application_find(struct control *control, const char *name, 
         if (used < sizeof names)
             used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", used ? ", " : "", a->name);
     }
-    error_set(err, -ENOENT, "there is no application '%.80s'; %s%s", name,
-              names[0] ? "there are: " : "none was applied yet", names);
+    const char *why = json_string_value(json_object_get(control->left_out, name));
+    if (why)
+        error_set(err, -ENOENT,
+                  "the application '%.80s' is left out and not protected: %s; apply its YAML again", name,
+                  why);
+    else
+        error_set(err, -ENOENT, "there is no application '%.80s'; %s%s", name,
+                  names[0] ? "there are: " : "none was applied yet", names);
     return NULL;
 }
 
@@ -66,8 +72,11 @@ int application_begin(struct application *application, const char *what, unsigne
 {
     for (unsigned waited_ms = 0;; waited_ms += BUSY_POLL_MS) {
         pthread_mutex_lock(&application->mutex);
-        bool free_now = !application->busy[0];
-        if (free_now)
+        bool free_now = !application->busy[0], gone = free_now && application->removed;
+        if (gone) /* by whom it was waited for */
+            error_set(err, -ENOENT, "there is no application '%s' any more: it was deleted, detached or closed meanwhile",
+                      application->name);
+        else if (free_now)
             snprintf(application->busy, sizeof application->busy, "%s", what);
         else if (waited_ms >= wait_ms)
             error_set(err, -EBUSY,
@@ -75,7 +84,7 @@ int application_begin(struct application *application, const char *what, unsigne
                       application->name, application->busy, application->name);
         pthread_mutex_unlock(&application->mutex);
         if (free_now)
-            return 0;
+            return gone ? -ENOENT : 0;
         if (waited_ms >= wait_ms)
             return err->code;
         pause_ms(BUSY_POLL_MS);
@@ -152,6 +161,7 @@ void application_list(struct application *application)
     application->refs++;
     application->next = *at;
     *at = application;
+    json_object_del(control->left_out, application->name);
 }
 
 void application_unlist(struct application *application)
@@ -354,8 +364,8 @@ static void *restart_main(void *context)
     return NULL;
 }
 
-/* Its process has ended. The holder gone and the engine alive: I/O goes on, so it is left alone until it ends
- * too. */
+/* Its process has ended; mutex held, and nobody is at it. The holder gone and the engine alive: I/O goes on, so it is left alone
+ * until it ends too. */
 static void ended(struct application *application)
 {
     char pid_path[PATH_MAX], config_path[PATH_MAX], tail[PROCESS_TAIL_BYTES], log_path[PATH_MAX];
@@ -365,7 +375,6 @@ static void ended(struct application *application)
         application_path(application, log_path, &ignored, "engine.log") < 0)
         return;
     process_log_tail(log_path, 0, tail);
-    MUTEX_GUARD(guard, &application->mutex);
     application->restarts++;
     application->retry_ns = clock_boottime_ns(clock_system()) + backoff_ns(application->failures);
     if (process_adopt(pid_path, config_path, &application->process) == 0) {
@@ -393,12 +402,10 @@ void application_look_after(struct application *application)
     int status = 0;
     bool gone =
         watched && process_exists(&application->process) && process_wait(&application->process, 0, &status);
-    if (gone)
+    if (gone) { /* at once: who begins something with it now would start another process */
         crash_note(application, status);
-    pthread_mutex_unlock(&application->mutex);
-    if (gone)
         ended(application);
-    pthread_mutex_lock(&application->mutex);
+    }
     bool due = application->retry_ns && application->retry_ns <= clock_boottime_ns(clock_system());
     pthread_mutex_unlock(&application->mutex);
     if (!due)

@@ -236,7 +236,7 @@ static int mount_one(struct application *application, size_t i, struct error *er
     if (r == 0)
         r = make_file_system(application, i, type, err);
     if (r == 0)
-        r = mounts_mount(device, volume->mount_path, type, false, err);
+        r = mounts_mount(device, volume->mount_path, type, app_volume_is_adopted(volume), err);
     if (r < 0) {
         if (created)
             rmdir(volume->mount_path);

@@ -169,9 +169,19 @@ static int check_conflicts(struct control *control, const struct app_spec *spec,
     return 0;
 }
 
+/* What no field's text alone shows, told with its place as the parser does; `file` as messages call the text.
+ */
+static int refuse_field(const char *file, struct app_place at, struct error *err)
+{
+    if (at.line)
+        error_context(err, "%s:%u:%u", file, at.line, at.column);
+    return err->code =
+               err->code == -ENOENT ? -EINVAL : err->code; /* it is not the application that is not there */
+}
+
 /* The policy is there (or comes with the same text), the manifests directory exists, the export can work
  * here. */
-static int check_spec(struct control *control, const struct app_documents *documents,
+static int check_spec(struct control *control, const struct app_documents *documents, const char *file,
                       const struct app_spec *spec, uint64_t *ret_quota, struct error *err)
 {
     struct stat st;
@@ -182,21 +192,25 @@ static int check_spec(struct control *control, const struct app_documents *docum
             strcmp(documents->items[i].policy->name, spec->policy) == 0)
             with_it = documents->items[i].policy;
     int r = with_it ? 0 : policy_load(control, spec->policy, &policy, err);
-    if (r == -ENOENT) /* a mistake in the YAML: it is not the application that is not there */
-        return err->code = -EINVAL;
     if (r < 0)
-        return r;
+        return refuse_field(file, spec->policy_at, err);
     *ret_quota = with_it ? with_it->quota_bytes : policy->quota_bytes;
     app_policy_free(policy);
-    if (spec->manifests && (stat(spec->manifests, &st) < 0 || !S_ISDIR(st.st_mode)))
-        return error_set(
+    if (spec->manifests && (stat(spec->manifests, &st) < 0 || !S_ISDIR(st.st_mode))) {
+        error_set(
             err, -ENOTDIR,
             "spec.manifests: there is no directory %s; create it (it may be empty), or leave the field out",
             spec->manifests);
+        return refuse_field(file, spec->manifests_at, err);
+    }
     struct seal_user_key key;
     if (spec->key_file && seal_key_load(spec->key_file, &key, err) < 0) {
+        if (access(spec->key_file, F_OK) < 0 && errno == ENOENT)
+            error_set(err, -EINVAL, "there is no key file %s; `tidemark key generate %s` makes one",
+                      spec->key_file, spec->key_file);
         error_context(err, "spec.journal.encryption.keyFile");
-        return err->code = -EINVAL;
+        err->code = -EINVAL;
+        return refuse_field(file, spec->key_file_at, err);
     }
     aead_wipe(&key, sizeof key);
     r = programs_check_export(&control->programs, spec->export, err);
@@ -427,13 +441,13 @@ static int update(struct application *a, struct app_spec **spec, uint64_t quota_
     return r;
 }
 
-static int apply_application(struct control *control, const struct app_documents *documents,
+static int apply_application(struct control *control, const struct app_documents *documents, const char *file,
                              struct app_document *document, bool dry_run, enum apply_result *ret,
                              const char **ret_message, struct error *err)
 {
     struct error ignored = ERROR_INIT;
     uint64_t quota_bytes = 0;
-    int r = check_spec(control, documents, document->spec, &quota_bytes, err);
+    int r = check_spec(control, documents, file, document->spec, &quota_bytes, err);
     if (r < 0)
         return r;
     _cleanup_application_ struct application *a = application_find(control, document->spec->name, &ignored);
@@ -441,13 +455,13 @@ static int apply_application(struct control *control, const struct app_documents
         return update(a, &document->spec, quota_bytes, dry_run, ret, ret_message, err);
     *ret = APPLY_CREATED;
     r = sources_check(control, document->spec, NULL, err);
-    if (r < 0)
-        return r;
+    if (r < 0) /* a source that is not there is a mistake in the YAML, too */
+        return err->code = r == -ENOENT ? -EINVAL : r;
     *ret_message = source_warning(document->spec);
     return create(control, take_ptr(document->spec), quota_bytes, dry_run, err);
 }
 
-static int apply_one(struct control *control, const struct app_documents *documents,
+static int apply_one(struct control *control, const struct app_documents *documents, const char *file,
                      struct app_document *document, bool dry_run, json_t *results, struct error *err)
 {
     static const char *const names[] = {"created", "configured", "unchanged"};
@@ -456,8 +470,9 @@ static int apply_one(struct control *control, const struct app_documents *docume
     const char *message = NULL;
     bool is_policy = document->kind == APP_KIND_POLICY;
     snprintf(name, sizeof name, "%s", is_policy ? document->policy->name : document->spec->name);
-    int r = is_policy ? policy_apply(control, document->policy, dry_run, &result, &message, err)
-                      : apply_application(control, documents, document, dry_run, &result, &message, err);
+    int r = is_policy
+                ? policy_apply(control, document->policy, dry_run, &result, &message, err)
+                : apply_application(control, documents, file, document, dry_run, &result, &message, err);
     if (r < 0)
         return r;
     if (!dry_run && result != APPLY_UNCHANGED)
@@ -484,7 +499,7 @@ int apply_documents(struct control *control, const char *text, size_t length_byt
     for (int kind = APP_KIND_POLICY; kind >= APP_KIND_APPLICATION; kind--)
         for (size_t i = 0; i < documents->count && r == 0; i++)
             if (documents->items[i].kind == (enum app_kind)kind)
-                r = apply_one(control, documents, &documents->items[i], dry_run, results, err);
+                r = apply_one(control, documents, file, &documents->items[i], dry_run, results, err);
     if (r < 0) {
         size_t done = json_array_size(results);
         return done ? error_context(err, "%s (%zu of %zu documents were applied before)", file, done,
@@ -650,7 +665,11 @@ int apply_detach(struct control *control, const char *name, json_t **ret, struct
         if (r == 0)
             r = io_remove_tree(a->directory, err);
         *ret = json_pack("{s:s, s:O}", "name", a->name, "volumes", volumes);
-        log_info(control->log, "%s: detached; its images are complete without Tidemark", name);
+        if (r == 0)
+            log_info(control->log, "%s: detached; its images are complete without Tidemark", name);
+        else
+            error_context(err, "%s is protected no more and its images are complete, but what is in %s could not be put away", name,
+                          a->directory);
     }
     application_end(a);
     return r;
@@ -698,6 +717,7 @@ int applications_load(struct control *control, struct error *err)
         if (entry->d_name[0] == '.' || application_load(control, entry->d_name, &one) == 0)
             continue;
         log_error(control->log, "an application is left out: %s", one.message);
+        MUTEX_GUARD(guard, &control->mutex);
         if (!control->left_out)
             control->left_out = json_object();
         json_object_set_new(control->left_out, entry->d_name, json_string(one.message));

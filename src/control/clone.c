@@ -38,6 +38,23 @@ struct copying {
 
 /* ---- the request ---- */
 
+/* Two volumes of one name would be copied into one file. */
+static int check_names(json_t *volumes, struct error *err)
+{
+    const char *old;
+    json_t *new;
+    _cleanup_json_ json_t *seen = json_object();
+    json_object_foreach(volumes, old, new)
+    {
+        const char *name = json_string_value(new), *first = json_string_value(json_object_get(seen, name));
+        if (first)
+            return error_set(err, -EINVAL, "volumes: %.63s and %.63s cannot both be named %s in the clone; choose different names",
+                             first, old, name);
+        json_object_set_new(seen, name, json_string(old));
+    }
+    return 0;
+}
+
 int clone_check_request(const json_t *request, struct error *err)
 {
     const char *text, *old;
@@ -61,7 +78,7 @@ int clone_check_request(const json_t *request, struct error *err)
     }
     if (r == 0 && volumes && json_object_size(volumes) == 0)
         r = error_set(err, -EINVAL, "volumes: expected at least one");
-    return r;
+    return r == 0 && volumes ? check_names(volumes, err) : r;
 }
 
 /* Which volumes of the pin are copied, under which names. */
@@ -288,8 +305,12 @@ static int make_directory(struct application *a, struct error *err)
     r = io_mkdirs(a->directory, 0700, err);
     if (r == 0)
         r = io_replace_file(path, "{}\n", 3, 0600, err);
-    if (r == 0)
-        r = application_path(a, path, err, "backing");
+    if (r < 0) { /* without its mark it would be taken for somebody's data */
+        unlink(path);
+        rmdir(a->directory);
+        return r;
+    }
+    r = application_path(a, path, err, "backing");
     return r == 0 ? io_mkdirs(path, 0700, err) : r;
 }
 

@@ -40,6 +40,8 @@
 #define CONTROL_SYNC_TIMEOUT_MS 5000
 #define CONTROL_QUOTA_DEFAULT_BYTES (8ull << 30)
 #define CONTROL_ENGINE_MEMORY_MIB 96u /* the budget of an engine (J7) */
+#define CONTROL_ENGINE_MEMORY_VOLUMES 4u /* with so many volumes; the buffers for requests of each further one: */
+#define CONTROL_VOLUME_MEMORY_MIB 8u
 
 struct control;
 struct manifests;
@@ -107,7 +109,7 @@ struct application {
     struct application *next;
     struct control *control;
     unsigned refs; /* control.mutex */
-    bool removed;  /* control.mutex: no longer in the list */
+    bool removed;  /* busy: no longer in the list */
     char name[APP_NAME_LENGTH_MAX + 1];
     char directory[PATH_MAX]; /* <state>/apps/<name> */
     char socket[PATH_MAX];    /* the engine's */
@@ -141,7 +143,8 @@ static inline void cleanup_application(struct application **application)
         application_unref(*application);
 }
 #define _cleanup_application_ __attribute__((cleanup(cleanup_application)))
-/* Takes the right to change it; -EBUSY says who has it. `what`: "rewind" ... Waits up to wait_ms for it. */
+/* Takes the right to change it; -EBUSY says who has it. `what`: "rewind" ... Waits up to wait_ms for it. -ENOENT: whoever had it
+ * took it from the list. */
 int application_begin(struct application *application, const char *what, unsigned wait_ms,
                       struct error *err) MUST_CHECK;
 void application_end(struct application *application);
@@ -184,8 +187,13 @@ int application_unmount(struct application *application, bool force, struct erro
 /* crash.c: how often its engine has ended by itself. */
 void crash_load(const struct application *application, struct holder_ends *ret);
 bool crash_is_loop(const struct holder_ends *e, uint64_t now_ns);
+/* The last end was a kill for memory, not long ago; and that in words. */
+bool crash_was_for_memory(const struct holder_ends *e, uint64_t now_ns);
+const char *crash_describe_memory(const struct holder_ends *e, unsigned memory_mib, char *text, size_t size);
 /* Why, and what to do. Returns `text`. */
-const char *crash_describe(const struct holder_ends *e, const char *log_path, char *text, size_t size);
+const char *crash_describe(const struct holder_ends *e, unsigned memory_mib, const char *log_path, char *text, size_t size);
+/* What an engine of so many volumes needs at most, in MiB. */
+unsigned crash_engine_memory_mib(size_t volume_count);
 /* The application's process has ended by itself. Mutex held. */
 void crash_note(struct application *application, int wait_status);
 /* sync.c: writes what Linux holds in memory for the mounted volumes. False: not all of it within
@@ -394,7 +402,8 @@ struct control {
     pthread_mutex_t mutex;       /* guards the lists */
     pthread_cond_t changed;      /* an operation's version, or a worker's end */
     struct application *applications;
-    json_t *left_out; /* names of those that could not be loaded, each with the reason; not changed after loading */
+    json_t *left_out; /* names of those that could not be loaded and were not applied since, each with the
+                         reason; by mutex */
     struct view *views;
     struct operation *operations;
 };

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Engines that do not stay: what the holder has noted (export/holder_ends.h), or, of an engine without one, `up` itself. */
 #include <errno.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -9,6 +10,7 @@
 #include "control/control_internal.h"
 
 #define CRASH_ROW 3u                         /* so many ends in a row are a loop */
+#define CRASH_TOLD_NS (3600 * NS_PER_SECOND)
 #define CRASH_RECENT_NS (10 * NS_PER_SECOND) /* until it has stayed for so long */
 
 void crash_load(const struct application *application, struct holder_ends *ret)
@@ -36,7 +38,27 @@ bool crash_is_loop(const struct holder_ends *e, uint64_t now_ns)
     return e->in_a_row >= CRASH_ROW && (now_ns < e->realtime_ns || now_ns - e->realtime_ns < CRASH_RECENT_NS);
 }
 
-const char *crash_describe(const struct holder_ends *e, const char *log_path, char *text, size_t size)
+unsigned crash_engine_memory_mib(size_t volume_count)
+{
+    unsigned further = volume_count > CONTROL_ENGINE_MEMORY_VOLUMES ? (unsigned)volume_count - CONTROL_ENGINE_MEMORY_VOLUMES : 0;
+    return CONTROL_ENGINE_MEMORY_MIB + further * CONTROL_VOLUME_MEMORY_MIB;
+}
+
+bool crash_was_for_memory(const struct holder_ends *e, uint64_t now_ns)
+{
+    return e->oom_killed && e->signal_number == SIGKILL && (now_ns < e->realtime_ns || now_ns - e->realtime_ns < CRASH_TOLD_NS);
+}
+
+const char *crash_describe_memory(const struct holder_ends *e, unsigned memory_mib, char *text, size_t size)
+{
+    char limit[UNITS_TEXT_BYTES], time[CLOCK_TEXT_BYTES];
+    snprintf(text, size, "its engine was killed by the kernel for memory at %s, and was started again: the limit of its control group%s%s was "
+             "reached; give it more (this engine needs up to %u MiB)", clock_format_rfc3339(e->realtime_ns, time), e->limit_bytes ? ", " : "",
+             e->limit_bytes ? units_format_bytes(e->limit_bytes, limit) : "", memory_mib);
+    return text;
+}
+
+const char *crash_describe(const struct holder_ends *e, unsigned memory_mib, const char *log_path, char *text, size_t size)
 {
     char how[96], limit[UNITS_TEXT_BYTES], remedy[256];
     if (e->signal_number)
@@ -45,9 +67,9 @@ const char *crash_describe(const struct holder_ends *e, const char *log_path, ch
         snprintf(how, sizeof how, "with status %d", e->status);
     if (e->oom_killed)
         snprintf(remedy, sizeof remedy,
-                 "the memory limit of its control group%s%s was reached: give it more (an engine needs up to %u MiB)",
+                 "the memory limit of its control group%s%s was reached: give it more (this engine needs up to %u MiB)",
                  e->limit_bytes ? ", " : "", e->limit_bytes ? units_format_bytes(e->limit_bytes, limit) : "",
-                 CONTROL_ENGINE_MEMORY_MIB);
+                 memory_mib);
     else
         snprintf(remedy, sizeof remedy, "the reason should be in %.180s", log_path);
     snprintf(text, size, "its engine has ended %u times in a row, the last time %s after %.1f s; it is started again and again, and what "

@@ -2,14 +2,16 @@
 /* Journals a directory of manifests: a change to a file becomes an object of the journal at once (inotify).
  *
  *   M1  at the start, after an overflow, a pause, or a change of directories, everything is compared with the
- * journal M2  watches are set before the files are read: no change falls between M3  only regular files
+ * journal; what was made and was not closed by a writer (link(2)) is read once nothing has happened for a second M2  watches are set before the files are read: no change falls between M3  only regular files
  * *.yaml, *.yml, *.json of at most 1 MiB UTF-8 without hidden components; links are not followed
  *
  * What cannot be posted because the engine is away is tried again each second. */
 #include "control/manifests_internal.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -38,6 +40,7 @@ struct manifests {
     int inotify_fd;  /* the thread's from here on */
     json_t *watches; /* "wd" -> directory relative to ours */
     json_t *known;   /* name -> content as the journal has it */
+    json_t *made;    /* set of names: they were made, and nobody has closed them yet */
     bool stale;      /* compare everything */
 };
 
@@ -136,6 +139,7 @@ static int compare_all(struct manifests *m)
         close(m->inotify_fd);
     json_decref(m->watches);
     m->watches = json_object();
+    json_object_clear(m->made);
     m->inotify_fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
     if (m->inotify_fd >= 0)
         watch_below(m, "", 0);
@@ -180,13 +184,37 @@ static int handle_event(struct manifests *m, const struct inotify_event *event)
         return -ESTALE;
     snprintf(key, sizeof key, "%d", event->wd);
     const char *relative = json_string_value(json_object_get(m->watches, key));
-    if (!relative || !event->len || event->mask & IN_CREATE)
-        return 0; /* what is created is closed or is a link, then it is no regular file */
+    if (!relative || !event->len)
+        return 0;
     if (snprintf(name, sizeof name, "%s%s%s", relative, relative[0] ? "/" : "", event->name) >=
             (int)sizeof name ||
         !manifests_is_name(name))
         return 0;
+    if (event->mask & IN_CREATE) /* mostly it is being written, and will be closed */
+        return json_object_set_new(m->made, name, json_true()) < 0 ? -ESTALE : 0;
+    json_object_del(m->made, name);
     return file_changed(m, name);
+}
+
+/* Then it will be closed. The kernel gives no lease on such a file; where there are no leases it is read as it is. */
+static bool is_being_written(const struct manifests *m, const char *name)
+{
+    char path[PATH_MAX];
+    if (snprintf(path, sizeof path, "%s/%s", m->directory, name) >= (int)sizeof path)
+        return false;
+    _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0 || fcntl(fd, F_SETSIG, SIGURG) < 0) /* a signal that does nothing, should somebody want the lease back */
+        return false;
+    return fcntl(fd, F_SETLEASE, F_RDLCK) < 0 && errno == EAGAIN;
+}
+
+static void read_made(struct manifests *m)
+{
+    const char *name;
+    json_t *ignored;
+    json_object_foreach(m->made, name, ignored)
+        m->stale |= !is_being_written(m, name) && file_changed(m, name) < 0;
+    json_object_clear(m->made);
 }
 
 static void handle_events(struct manifests *m)
@@ -223,8 +251,10 @@ static void *run(void *context)
         m->stale = retry;
         struct pollfd polled[2] = {{.fd = m->wake_fd, .events = POLLIN},
                                    {.fd = retry ? -1 : m->inotify_fd, .events = POLLIN}};
-        poll(polled, 2, retry || m->inotify_fd < 0 ? RETRY_MS : -1);
+        int ready = poll(polled, 2, retry || m->inotify_fd < 0 || json_object_size(m->made) ? RETRY_MS : -1);
         uint64_t count;
+        if (ready == 0)
+            read_made(m);
         if (polled[0].revents)
             read(m->wake_fd, &count, sizeof count);
         else if (polled[1].revents)
@@ -249,6 +279,7 @@ static void release(struct manifests *m)
         close(m->wake_fd);
     json_decref(m->watches);
     json_decref(m->known);
+    json_decref(m->made);
     pthread_cond_destroy(&m->idle_changed);
     pthread_mutex_destroy(&m->mutex);
     free(m);
@@ -269,6 +300,7 @@ int manifests_start(const struct control *control, const char *directory, const 
     pthread_cond_init(&m->idle_changed, NULL);
     m->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     m->known = json_object();
+    m->made = json_object();
     int r = m->wake_fd < 0 ? error_errno(err, -errno, "cannot watch %s", directory)
                            : thread_start(&m->thread, "manifests", run, m, err);
     if (r < 0) {

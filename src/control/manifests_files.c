@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A manifests directory on disk: reading it, and making it what it was. */
+/* A manifests directory on disk: reading it, and making it what it was.
+ *
+ *   M4  nothing below the directory is reached through a link: it may be writable for somebody who is not root, and `up` is
+ * M5  what is written belongs to whom it replaces, or else its directory, belongs */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -28,11 +31,57 @@ bool manifests_is_name(const char *name)
     return false;
 }
 
+/* M5. Not every file system has owners. */
+static int give(int fd, const struct stat *to)
+{
+    return fchown(fd, to->st_uid, to->st_gid) < 0 && errno != EPERM && errno != EINVAL ? -errno : 0;
+}
+
+/* M4. Opens the directory below `directory` that `name` lies in; `make`: missing ones are made. A descriptor, and *ret_base is
+ * the last part of the name; -ENOENT, or -ELOOP when a part is a link or no directory. */
+static int open_parent(const char *directory, const char *name, bool make, const char **ret_base)
+{
+    _cleanup_close_ int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    for (const char *slash; fd >= 0 && (slash = strchr(name, '/')); name = slash + 1) {
+        char part[NAME_MAX + 1];
+        struct stat st;
+        if ((size_t)(slash - name) >= sizeof part)
+            return -ENAMETOOLONG;
+        memcpy(part, name, (size_t)(slash - name));
+        part[slash - name] = '\0';
+        bool made = make && mkdirat(fd, part, 0755) == 0;
+        if (make && !made && errno != EEXIST)
+            return -errno;
+        int below = openat(fd, part, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        if (below < 0)
+            return errno == ENOTDIR ? -ELOOP : -errno;
+        int r = made && (fstat(fd, &st) < 0 || fsync(fd) < 0) ? -errno : made ? give(below, &st) : 0;
+        close(fd);
+        fd = below;
+        if (r < 0)
+            return r;
+    }
+    if (fd < 0)
+        return -errno;
+    *ret_base = name;
+    return take_fd(fd);
+}
+
+static int path_failed(int code, const char *what, const char *directory, const char *name, struct error *err)
+{
+    if (code == -ELOOP)
+        return error_set(err, code,
+                         "cannot %s the manifest %s/%s: a part of its path is a symbolic link or no directory, and links are not "
+                         "followed; move that away",
+                         what, directory, name);
+    return error_errno(err, code, "cannot %s the manifest %s/%s", what, directory, name);
+}
+
 int manifests_read_one(const char *directory, const char *name, json_t **ret_content, char *problem,
                        size_t problem_size)
 {
-    char path[PATH_MAX];
     struct stat st;
+    const char *base = name;
     _cleanup_json_ json_t *utf8 = json_string(name);
     if (!utf8) {
         snprintf(problem, problem_size, "a file's name is not UTF-8, and it is not journaled: %.150s", name);
@@ -40,9 +89,9 @@ int manifests_read_one(const char *directory, const char *name, json_t **ret_con
             *at = (unsigned char)*at < 0x80 ? *at : '?';
         return -EINVAL;
     }
-    if (snprintf(path, sizeof path, "%s/%s", directory, name) >= (int)sizeof path)
-        return -EINVAL;
-    _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    _cleanup_close_ int parent = open_parent(directory, name, false, &base);
+    errno = parent < 0 ? -parent : 0;
+    _cleanup_close_ int fd = parent < 0 ? -1 : openat(parent, base, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0 && (errno == ENOENT || errno == ELOOP || errno == ENOTDIR))
         return -ENOENT;
     if (fd < 0 || fstat(fd, &st) < 0) {
@@ -103,7 +152,12 @@ int manifests_read(const char *directory, json_t **ret_files, char *problem, siz
 {
     struct stat st;
     if (stat(directory, &st) < 0)
-        return error_errno(err, -errno, "cannot read the manifests directory %s", directory);
+        return errno == ENOENT
+                   ? error_set(err, -ENOENT,
+                               "the manifests directory %s is gone; make it again, or apply the application "
+                               "without it",
+                               directory)
+                   : error_errno(err, -errno, "cannot read the manifests directory %s", directory);
     if (!S_ISDIR(st.st_mode))
         return error_set(err, -ENOTDIR, "cannot read the manifests directory %s: it is no directory",
                          directory);
@@ -115,19 +169,54 @@ int manifests_read(const char *directory, json_t **ret_files, char *problem, siz
     return 0;
 }
 
-static int write_one(const char *directory, const char *name, const json_t *content, struct error *err)
+/* The whole file, durably, under a name that is no manifest's. */
+static int fill(int parent, const char *temporary, const char *base, const json_t *content)
 {
-    char path[PATH_MAX];
-    struct stat st;
-    if (snprintf(path, sizeof path, "%s/%s", directory, name) >= (int)sizeof path)
-        return error_set(err, -ENAMETOOLONG, "cannot write the manifest %s: its path is too long", name);
-    mode_t mode = lstat(path, &st) == 0 && S_ISREG(st.st_mode) ? st.st_mode & 07777 : 0644;
-    char *slash = strrchr(path, '/');
-    *slash = '\0';
-    int r = io_mkdirs(path, 0755, err);
-    *slash = '/';
-    return r < 0 ? r
-                 : io_replace_file(path, json_string_value(content), json_string_length(content), mode, err);
+    struct stat before, directory;
+    bool there = fstatat(parent, base, &before, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(before.st_mode);
+    if (fstat(parent, &directory) < 0 || (unlinkat(parent, temporary, 0) < 0 && errno != ENOENT))
+        return -errno;
+    _cleanup_close_ int fd = openat(parent, temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return -errno;
+    int r = io_pwrite_full(fd, json_string_value(content), json_string_length(content), 0);
+    if (r == 0)
+        r = give(fd, there ? &before : &directory);
+    if (r == 0 && fchmod(fd, there ? before.st_mode & 0777 : 0644) < 0 && errno != EPERM)
+        r = -errno;
+    return r == 0 && fsync(fd) < 0 ? -errno : r;
+}
+
+/* `dry_run`: whether it could be. */
+static int write_one(const char *directory, const char *name, const json_t *content, bool dry_run, struct error *err)
+{
+    const char *base = name;
+    char temporary[NAME_MAX + 1];
+    int r = dry_run ? 0 : io_mkdirs(directory, 0755, err);
+    if (r < 0)
+        return r;
+    _cleanup_close_ int parent = open_parent(directory, name, !dry_run, &base);
+    if (parent < 0)
+        return dry_run && parent == -ENOENT ? 0 : path_failed(parent, "write", directory, name, err);
+    if (dry_run)
+        return 0;
+    snprintf(temporary, sizeof temporary, ".%.240s.tmp", base);
+    r = fill(parent, temporary, base, content);
+    if (r == 0 && (renameat(parent, temporary, parent, base) < 0 || fsync(parent) < 0))
+        r = -errno;
+    if (r < 0)
+        unlinkat(parent, temporary, 0);
+    return r < 0 ? path_failed(r, "write", directory, name, err) : 0;
+}
+
+static int remove_one(const char *directory, const char *name, struct error *err)
+{
+    const char *base = name;
+    _cleanup_close_ int parent = open_parent(directory, name, false, &base);
+    int r = parent;
+    if (r >= 0 && (unlinkat(parent, base, 0) < 0 || fsync(parent) < 0))
+        r = -errno;
+    return r < 0 && r != -ENOENT ? path_failed(r, "remove", directory, name, err) : 0;
 }
 
 static int remove_others(const char *directory, json_t *files, json_t *wanted, bool dry_run, json_t *changes,
@@ -137,12 +226,11 @@ static int remove_others(const char *directory, json_t *files, json_t *wanted, b
     json_t *content;
     json_object_foreach(files, name, content)
     {
-        char path[PATH_MAX];
-        if (json_object_get(wanted, name) ||
-            snprintf(path, sizeof path, "%s/%s", directory, name) >= (int)sizeof path)
+        if (json_object_get(wanted, name))
             continue;
-        if (!dry_run && unlink(path) < 0 && errno != ENOENT)
-            return error_errno(err, -errno, "cannot remove the manifest %s", path);
+        int r = dry_run ? 0 : remove_one(directory, name, err);
+        if (r < 0)
+            return r;
         json_array_append_new(changes, json_pack("{s:s, s:s}", "name", name, "change", "delete"));
     }
     return 0;
@@ -172,8 +260,7 @@ int manifests_restore(const char *directory, const json_t *objects, bool dry_run
         json_t *now = json_object_get(files, name);
         if (now && json_equal(now, content))
             continue;
-        if (!dry_run)
-            r = write_one(directory, name, content, err);
+        r = write_one(directory, name, content, dry_run, err);
         json_array_append_new(changes,
                               json_pack("{s:s, s:s}", "name", name, "change", now ? "write" : "create"));
     }

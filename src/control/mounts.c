@@ -102,8 +102,9 @@ static bool blkid_value(const char *output, const char *key, char ret[MOUNTS_TYP
     return false;
 }
 
-int mounts_probe(const char *device, char ret_type[MOUNTS_TYPE_BYTES], struct error *err)
+static int probe(const char *device, bool copy, char ret_type[MOUNTS_TYPE_BYTES], struct error *err)
 {
+    char journal[MOUNTS_TYPE_BYTES];
     const char *const argv[] = {"blkid", "-p", "-o", "export", device, NULL};
     struct process_options options = {.argv = argv, .inherit_fd = -1};
     struct process_result result;
@@ -118,9 +119,21 @@ int mounts_probe(const char *device, char ret_type[MOUNTS_TYPE_BYTES], struct er
     else if (result.exit_status != 0)
         return error_set(err, -EIO, "cannot look what is on %s: blkid: %s", device,
                          process_describe(&result, text, sizeof text));
+    else if (copy && blkid_value(result.output, "EXT_JOURNAL", journal))
+        snprintf(ret_type, MOUNTS_TYPE_BYTES, "ext4 with a journal elsewhere");
     else if (!blkid_value(result.output, "TYPE", ret_type) && !blkid_value(result.output, "PTTYPE", ret_type))
         snprintf(ret_type, MOUNTS_TYPE_BYTES, "unknown data");
     return 0;
+}
+
+int mounts_probe(const char *device, char ret_type[MOUNTS_TYPE_BYTES], struct error *err)
+{
+    return probe(device, false, ret_type, err);
+}
+
+int mounts_probe_copy(const char *device, char ret_type[MOUNTS_TYPE_BYTES], struct error *err)
+{
+    return probe(device, true, ret_type, err);
 }
 
 int mounts_make(const char *device, const char *type, bool zeroed, struct error *err)
@@ -156,8 +169,8 @@ int mounts_prepare(const char *directory, bool *ret_created, struct error *err)
     struct stat st;
     if (mounts_source(directory, source, sizeof source) == 0)
         return error_set(err, -EBUSY,
-                         "cannot mount on %s: %s is mounted there; unmount it or choose another directory",
-                         directory, source);
+                         "cannot mount on %s: %s%s is mounted there; unmount it or choose another directory",
+                         directory, source[0] == '/' ? "" : "a file system of source ", source);
     if (lstat(directory, &st) < 0 && errno == ENOENT) {
         int r = io_mkdirs(directory, 0755, err);
         if (r >= 0 && ret_created)
@@ -179,9 +192,9 @@ int mounts_prepare(const char *directory, bool *ret_created, struct error *err)
     return 0;
 }
 
-int mounts_mount(const char *device, const char *directory, const char *type, bool view, struct error *err)
+int mounts_mount(const char *device, const char *directory, const char *type, bool copy, struct error *err)
 {
-    const char *data = view && strcmp(type, "xfs") == 0 ? "nouuid" : NULL;
+    const char *data = copy && strcmp(type, "xfs") == 0 ? "nouuid" : NULL;
     if (mount(device, directory, type, MS_NOATIME, data) == 0)
         return 0;
     int r = -errno;
@@ -211,11 +224,13 @@ static int in_use(const char *directory, struct error *err)
     size_t count = mounts_users(directory, users);
     if (!count && find_mount(NULL, NULL, directory, below, sizeof below) == 0)
         return error_set(err, -EBUSY, "cannot unmount %s: %s is mounted below it; unmount that first", directory, below);
-    return error_set(err, -EBUSY, "cannot unmount %s: it is used by %s; stop %s, or let spec.lifecycle.stop do it", directory,
-                     count ? users
-                           : "somebody who cannot be seen from here (another mount namespace, a swap "
-                             "file or loop device on it)",
-                     count == 1 ? "it" : "them");
+    return error_set(
+        err, -EBUSY,
+        "cannot unmount %s: it is used by %s; stop %s (of a volume spec.lifecycle.stop can do it)", directory,
+        count ? users
+              : "somebody who cannot be seen from here (another mount namespace, a swap "
+                "file or loop device on it)",
+        count == 1 ? "it" : "them");
 }
 
 int mounts_unmount(const char *path, bool force, struct error *err)

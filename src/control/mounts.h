@@ -22,14 +22,17 @@ int mounts_target(const char *device, char *ret_directory, size_t size) MUST_CHE
 /* What blkid finds on the device: "ext4", "xfs", ...; "" when there is no signature at all. Anything else
  * that it finds (a partition table, several signatures) is told as its name. */
 int mounts_probe(const char *device, char ret_type[MOUNTS_TYPE_BYTES], struct error *err) MUST_CHECK;
+/* The same for a copy of a device, such as a view's: ext4 that names another device as its journal is not told as ext4, since
+ * mounting the copy would play back and write the journal of the original. */
+int mounts_probe_copy(const char *device, char ret_type[MOUNTS_TYPE_BYTES], struct error *err) MUST_CHECK;
 /* Makes a file system. `zeroed`: nothing was ever written to the device. */
 int mounts_make(const char *device, const char *type, bool zeroed, struct error *err) MUST_CHECK;
 
 /* -EBUSY, -ENOTEMPTY, -ENOTDIR with a remedy unless the directory can take a mount: an empty directory, or
  * none yet (created with its parents; *ret_created, may be NULL, tells). */
 int mounts_prepare(const char *directory, bool *ret_created, struct error *err) MUST_CHECK;
-/* Mounts with noatime; `view`: with nouuid for xfs. */
-int mounts_mount(const char *device, const char *directory, const char *type, bool view,
+/* Mounts with noatime; `copy`: what it is a copy of may be mounted here, too (nouuid for xfs). */
+int mounts_mount(const char *device, const char *directory, const char *type, bool copy,
                  struct error *err) MUST_CHECK;
 /* Mounts read-only what may be damaged: if its log cannot be replayed, without it. */
 int mounts_mount_salvaged(const char *device, const char *directory, const char *type, struct error *err) MUST_CHECK;

@@ -97,8 +97,8 @@ static json_t *alarms_json(struct application *a, const json_t *engine, bool ope
     return list;
 }
 
-/* Its engine does not stay: *ret_text says why. */
-static bool is_crash_looping(const struct application *a, unsigned *ret_ends, char *text, size_t size)
+/* Its engine does not stay: `text` says why. Or it was killed for want of memory: that is an alarm for an hour. */
+static bool is_crash_looping(const struct application *a, unsigned *ret_ends, json_t *alarms, char *text, size_t size)
 {
     char log_path[PATH_MAX] = "its log";
     struct error ignored = ERROR_INIT;
@@ -106,9 +106,14 @@ static bool is_crash_looping(const struct application *a, unsigned *ret_ends, ch
     (void)!application_path(a, log_path, &ignored, "engine.log");
     crash_load(a, &ends);
     *ret_ends = ends.ends;
-    if (!crash_is_loop(&ends, clock_realtime_ns(clock_system())))
+    unsigned memory_mib = crash_engine_memory_mib(a->spec->volume_count);
+    uint64_t now = clock_realtime_ns(clock_system());
+    if (!crash_is_loop(&ends, now)) {
+        if (crash_was_for_memory(&ends, now))
+            json_array_append_new(alarms, json_string(crash_describe_memory(&ends, memory_mib, text, size)));
         return false;
-    crash_describe(&ends, log_path, text, size);
+    }
+    crash_describe(&ends, memory_mib, log_path, text, size);
     return true;
 }
 
@@ -124,7 +129,7 @@ static json_t *application_json(struct application *a)
     char crashes[512];
     unsigned ends;
     MUTEX_GUARD(guard, &a->mutex);
-    bool looping = is_crash_looping(a, &ends, crashes, sizeof crashes);
+    bool looping = is_crash_looping(a, &ends, alarms, crashes, sizeof crashes);
     if (looping)
         json_array_append_new(alarms, json_string(crashes));
     const char *state = states[a->state], *message = a->message[0] ? a->message : NULL;
@@ -176,17 +181,18 @@ static struct application **all_applications(struct control *control, size_t *re
 }
 
 /* Applications that are on disk and not here, until they are applied again. */
-static void add_left_out(struct control *control, json_t *warnings)
+static void add_left_out(struct control *control, json_t *list, json_t *warnings)
 {
     const char *name;
     json_t *why;
+    MUTEX_GUARD(guard, &control->mutex);
     json_object_foreach(control->left_out, name, why)
     {
-        struct error absent = ERROR_INIT;
-        _cleanup_application_ struct application *a = application_find(control, name, &absent);
-        if (!a)
-            json_array_append_new(warnings, json_sprintf("the application %s is left out and not protected: %s; apply its YAML again",
-                                                         name, json_string_value(why)));
+        json_array_append_new(list, json_pack("{s:s, s:O}", "name", name, "message", why));
+        json_array_append_new(
+            warnings,
+            json_sprintf("the application %s is left out and not protected: %s; apply its YAML again", name,
+                         json_string_value(why)));
     }
 }
 
@@ -195,19 +201,24 @@ static void add_memory_limit(struct control *control, json_t *warnings)
 {
     struct cgroup_memory memory;
     char limit[UNITS_TEXT_BYTES];
-    uint64_t count = 0;
+    size_t count = 0;
+    uint64_t needed_mib = 0;
     cgroup_memory("", &memory);
-    pthread_mutex_lock(&control->mutex);
-    for (const struct application *a = control->applications; a; a = a->next)
-        count++;
-    pthread_mutex_unlock(&control->mutex);
-    uint64_t floor_bytes = (uint64_t)(count ? count : 1) * CONTROL_ENGINE_MEMORY_MIB << 20;
-    if (memory.limit_bytes < floor_bytes)
-        json_array_append_new(warnings, json_sprintf("the memory limit of this control group, %s, is too small: each of %llu engines needs up "
-                                                     "to %u MiB, and is killed again and again without; raise the limit (MemoryMax= of the "
+    _cleanup_free_ struct application **all = all_applications(control, &count);
+    for (size_t i = 0; i < count; i++) {
+        pthread_mutex_lock(&all[i]->mutex);
+        needed_mib += crash_engine_memory_mib(all[i]->spec->volume_count);
+        pthread_mutex_unlock(&all[i]->mutex);
+        application_unref(all[i]);
+    }
+    if (!count)
+        needed_mib = crash_engine_memory_mib(1);
+    if (memory.limit_bytes < needed_mib << 20)
+        json_array_append_new(warnings, json_sprintf("the memory limit of this control group, %s, is too small: the engines (%zu) need up to "
+                                                     "%llu MiB, and are killed again and again without; raise the limit (MemoryMax= of the "
                                                      "service, resources.limits.memory of the pod)",
-                                                     units_format_bytes(memory.limit_bytes, limit), (unsigned long long)(count ? count : 1),
-                                                     CONTROL_ENGINE_MEMORY_MIB));
+                                                     units_format_bytes(memory.limit_bytes, limit), count ? count : 1,
+                                                     (unsigned long long)needed_mib));
 }
 
 int status_to_json(struct control *control, const char *application, json_t **ret, struct error *err)
@@ -231,9 +242,11 @@ int status_to_json(struct control *control, const char *application, json_t **re
     json_t *warnings = json_array();
     if (control->resend == CONTROL_RESEND_NO)
         json_array_append_new(warnings, json_string(CONTROL_WARNING_RESEND));
-    add_left_out(control, warnings);
+    json_t *left_out = json_array();
+    add_left_out(control, left_out, warnings);
     add_memory_limit(control, warnings);
-    *ret = json_pack("{s:s, s:i, s:s, s:o, s:o}", "version", TIDEMARK_VERSION, "pid", (int)getpid(),
-                     "state_directory", control->state_directory, "warnings", warnings, "applications", list);
+    *ret = json_pack("{s:s, s:i, s:s, s:o, s:o, s:o}", "version", TIDEMARK_VERSION, "pid", (int)getpid(),
+                     "state_directory", control->state_directory, "warnings", warnings, "left_out", left_out,
+                     "applications", list);
     return 0;
 }

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What was written to the mounted volumes before a tag shall be in it: Linux keeps it in memory for half a
- * minute otherwise. The file systems are synchronized by a thread of their own, for which nobody waits longer
- * than CONTROL_SYNC_TIMEOUT_MS: a volume whose writes wait must not keep a tag from being given. */
+/* What was written to the volumes, mounted by us or by others, before a tag shall be in it: Linux keeps it in
+ * memory for half a minute otherwise. The file systems are synchronized by a thread of their own, for which
+ * nobody waits longer than CONTROL_SYNC_TIMEOUT_MS: a volume whose writes wait must not keep a tag from being
+ * given. */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -20,7 +22,7 @@ struct sync {
     bool done;
     size_t count;
     struct {
-        char device[LOOP_DEVICE_BYTES], mount_path[APP_PATH_LENGTH_MAX + 1];
+        char device[LOOP_DEVICE_BYTES], mount_path[APP_PATH_LENGTH_MAX + 1]; /* "": not mounted by us */
     } volumes[APP_VOLUMES_MAX];
 };
 
@@ -36,17 +38,28 @@ static void unref(struct sync *s)
     free(s);
 }
 
+/* A device that we did not mount may be mounted by its user, or be written through its own cache. */
+static void sync_one(const char *device, const char *mount_path)
+{
+    char source[256], found[PATH_MAX];
+    if (!mount_path[0]) {
+        _cleanup_close_ int block = open(device, O_RDONLY | O_CLOEXEC);
+        if (mounts_target(device, found, sizeof found) == 0)
+            mount_path = found;
+        else if (block >= 0)
+            fsync(block);
+    }
+    _cleanup_close_ int fd = open(mount_path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    /* Not what lies below the mount point, should it have been unmounted meanwhile. */
+    if (fd >= 0 && mounts_source(mount_path, source, sizeof source) == 0 && strcmp(source, device) == 0)
+        syncfs(fd);
+}
+
 static void *run(void *context)
 {
     struct sync *s = context;
-    char source[256];
-    for (size_t i = 0; i < s->count; i++) {
-        _cleanup_close_ int fd = open(s->volumes[i].mount_path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        /* Not what lies below the mount point, should it have been unmounted meanwhile. */
-        if (fd >= 0 && mounts_source(s->volumes[i].mount_path, source, sizeof source) == 0 &&
-            strcmp(source, s->volumes[i].device) == 0)
-            syncfs(fd);
-    }
+    for (size_t i = 0; i < s->count; i++)
+        sync_one(s->volumes[i].device, s->volumes[i].mount_path);
     pthread_mutex_lock(&s->mutex);
     s->done = true;
     pthread_cond_broadcast(&s->changed);
@@ -65,11 +78,11 @@ static struct sync *new_sync(struct application *a)
     s->refs = 1;
     MUTEX_GUARD(guard, &a->mutex);
     for (size_t i = 0; i < a->spec->volume_count; i++) {
-        if (!a->volumes[i].mounted)
+        if (!a->volumes[i].device[0])
             continue;
         snprintf(s->volumes[s->count].device, LOOP_DEVICE_BYTES, "%s", a->volumes[i].device);
         snprintf(s->volumes[s->count++].mount_path, APP_PATH_LENGTH_MAX + 1, "%s",
-                 a->spec->volumes[i].mount_path);
+                 a->volumes[i].mounted ? a->spec->volumes[i].mount_path : "");
     }
     return s;
 }

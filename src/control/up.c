@@ -57,11 +57,24 @@ void control_work_ended(struct control *control)
 
 /* ---- start ---- */
 
+static int check_socket_path(const char *state, const char *socket_path, struct error *err)
+{
+    size_t length = socket_path ? strlen(socket_path) : strlen(state) + 1 + strlen(CONTROL_SOCKET_NAME);
+    if (length <= CONTROL_SOCKET_PATH_MAX)
+        return 0;
+    return error_set(err, -ENAMETOOLONG,
+                     "the socket's path %s%s%s is longer than %u bytes: choose another with --socket",
+                     socket_path ? socket_path : state, socket_path ? "" : "/",
+                     socket_path ? "" : CONTROL_SOCKET_NAME, CONTROL_SOCKET_PATH_MAX);
+}
+
 static int set_paths(struct control *control, const struct control_options *options, struct error *err)
 {
     const char *state = options->state_directory ? options->state_directory : CONTROL_STATE_DIRECTORY_DEFAULT;
     char path[PATH_MAX];
-    int r = io_mkdirs(state, 0700, err);
+    int r = check_socket_path(state, options->socket_path, err); /* before anything is made */
+    if (r == 0)
+        r = io_mkdirs(state, 0700, err);
     if (r == 0 && !realpath(state, control->state_directory))
         r = error_errno(err, -errno, "cannot use the state directory %s", state);
     static const char *const below[] = {"apps", "policies"};
@@ -75,10 +88,8 @@ static int set_paths(struct control *control, const struct control_options *opti
     int n = options->socket_path ? snprintf(control->socket_path, PATH_MAX, "%s", options->socket_path)
                                  : snprintf(control->socket_path, PATH_MAX, "%.*s/%s", PATH_MAX - 32,
                                             control->state_directory, CONTROL_SOCKET_NAME);
-    if (n > (int)CONTROL_SOCKET_PATH_MAX)
-        return error_set(err, -ENAMETOOLONG,
-                         "the socket's path %s is longer than %u bytes: choose another with --socket",
-                         control->socket_path, CONTROL_SOCKET_PATH_MAX);
+    if (n > (int)CONTROL_SOCKET_PATH_MAX) /* the state directory was named by a link */
+        return check_socket_path(control->state_directory, options->socket_path, err);
     return 0;
 }
 

@@ -37,29 +37,28 @@ static const char *field(const json_t *object, const char *key)
     return text ? text : "?";
 }
 
-/* The program that the holder starts is the one of its configuration: an installation elsewhere needs a new holder. */
+/* The program that the holder starts is the one that runs: holder.json was written anew by an `up` that has taken over and may be
+ * of another installation. */
 static int choose_program(struct upgrade *u, struct error *err)
 {
-    char path[PATH_MAX];
-    _cleanup_json_ json_t *holder = NULL;
+    char path[64];
     struct programs now;
+    _cleanup_free_ char *held = NULL;
+    size_t capacity = 0;
     programs_find(&now);
     if (!now.engine[0])
         return error_set(err, -ENOSYS, "no tidemark-engine is installed beside tidemark");
     snprintf(u->program, sizeof u->program, "%s", now.engine);
     if (u->application->spec->export == APP_EXPORT_NBD)
         return 0;
-    int r = application_path(u->application, path, err, "holder.json");
-    if (r == 0)
-        r = json_parse_file(path, &holder, err);
-    if (r < 0)
-        return r;
-    const char *held = json_string_value(json_array_get(json_object_get(holder, "program"), 0));
-    if (!held || strcmp(held, u->program) != 0)
+    snprintf(path, sizeof path, "/proc/%lld/cmdline", (long long)json_integer_value(json_object_get(u->before, "pid")));
+    _cleanup_fclose_ FILE *words = fopen(path, "re");
+    bool known = words && getdelim(&held, &capacity, '\0', words) > 0;
+    if (!known || strcmp(held, u->program) != 0)
         return error_set(err, -EBUSY,
                          "the running holder starts %s, and the engine is installed as %s now: stop the workload and restart "
                          "`tidemark up` at a good moment",
-                         held ? held : "nothing", u->program);
+                         known ? held : "nothing", u->program);
     return 0;
 }
 

@@ -59,6 +59,13 @@ static int read_request(struct opening *o, const json_t *request, struct error *
         return error_set(err, -ENAMETOOLONG, "nbd: the path of a socket has at most %u bytes",
                          CONTROL_SOCKET_PATH_MAX);
     struct stat st;
+    char directory[PATH_MAX];
+    snprintf(directory, sizeof directory, "%.*s", o->nbd ? (int)(strrchr(o->nbd, '/') - o->nbd) + 1 : 0,
+             o->nbd ? o->nbd : "");
+    if (o->nbd && (stat(directory, &st) < 0 || !S_ISDIR(st.st_mode)))
+        return error_set(err, -ENOTDIR,
+                         "cannot serve NBD on %s: there is no directory %s; make it, or choose another path",
+                         o->nbd, directory);
     if (o->nbd && lstat(o->nbd, &st) == 0)
         return error_set(err, -EEXIST,
                          "cannot serve NBD on %s: that exists already; remove it or choose another path",
@@ -216,7 +223,7 @@ static int mount_salvaged(struct opening *o, json_t *volume, struct error *err)
     const char *name = json_string_value(json_object_get(volume, "name"));
     const char *device = json_string_value(json_object_get(volume, "device"));
     struct error why = ERROR_INIT;
-    int r = mounts_probe(device, type, &why);
+    int r = mounts_probe_copy(device, type, &why);
     if (r == 0 && strcmp(type, "ext4") != 0 && strcmp(type, "xfs") != 0) {
         json_object_set_new(volume, "note", json_sprintf("shows %s at this point, not mounted", type[0] ? type : "no file system"));
         return 0;
@@ -234,12 +241,23 @@ static int mount_salvaged(struct opening *o, json_t *volume, struct error *err)
     return 0;
 }
 
+/* Whether the volume is one that is mounted for the application now. */
+static bool has_mount_path(const struct opening *o, const char *name)
+{
+    const struct app_spec *spec = o->application->spec;
+    for (size_t i = 0; i < spec->volume_count; i++)
+        if (strcmp(spec->volumes[i].name, name) == 0)
+            return spec->volumes[i].mount_path != NULL;
+    return false;
+}
+
+/* A volume that its user mounts may need what is not known here, such as the device of its log: it is left to him. */
 static int mount_volume(struct opening *o, json_t *volume, struct error *err)
 {
     char path[PATH_MAX], type[MOUNTS_TYPE_BYTES];
     const char *name = json_string_value(json_object_get(volume, "name"));
     const char *device = json_string_value(json_object_get(volume, "device"));
-    int r = mounts_probe(device, type, err);
+    int r = mounts_probe_copy(device, type, err);
     if (r < 0)
         return r;
     if (strcmp(type, "ext4") != 0 && strcmp(type, "xfs") != 0) {
@@ -251,10 +269,16 @@ static int mount_volume(struct opening *o, json_t *volume, struct error *err)
         return 0;
     }
     r = prepare_mount(o, name, path, err);
-    if (r == 0)
-        r = mounts_mount(device, path, type, true, err);
-    if (r == 0)
+    if (r < 0)
+        return r;
+    r = mounts_mount(device, path, type, true, err);
+    if (r == 0) {
         json_object_set_new(volume, "mount", json_string(path));
+    } else if (!o->mount && !has_mount_path(o, name)) {
+        json_object_set_new(volume, "note", json_sprintf("not mounted: %s", err->message));
+        *err = (struct error)ERROR_INIT;
+        r = 0;
+    }
     return r;
 }
 
@@ -450,7 +474,8 @@ int view_open(struct application *application, struct operation *operation, cons
     if (r < 0) {
         undo(o);
         if (r == -EBADMSG && !o->salvage && !strstr(err->message, "--salvage"))
-            error_context(err, "the journal is damaged (`tidemark open --salvage` opens what is left of the point)");
+            error_context(
+                err, "the journal is damaged (`tidemark open --salvage` opens what is left of the point)");
         error_context(err, "cannot open %s@%s", application->name, o->point ? o->point : "");
     }
     json_decref(o->pin);

@@ -14,7 +14,7 @@ struct admission_request {
     json_t *warnings;
 };
 
-/* Anything but a Recovery. -EINVAL, -ENOENT, -EBUSY, -EEXIST refuse it, other errors become a warning. */
+/* Anything but a Recovery. -EINVAL, -ENOENT, -EBUSY, -EEXIST, -EACCES refuse it, other errors become a warning. */
 int admission_validate_kind(struct admission_request *q, struct error *err) MUST_CHECK;
 
 /* object.a.b as a text, or NULL. */

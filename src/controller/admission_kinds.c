@@ -338,6 +338,44 @@ static int validate_annotated(struct admission_request *q, struct error *err)
                         : r;
 }
 
+/* The same as the ValidatingAdmissionPolicy of the chart, for API servers that have none. */
+static bool has_state(const struct admission_request *q)
+{
+    static const char *const sources[] = {"persistentVolumeClaim", "ephemeral", "hostPath"};
+    const json_t *spec = json_object_get(q->object, "spec");
+    size_t i;
+    json_t *volume;
+    if (strcmp(q->kind, "PersistentVolumeClaim") == 0 || strcmp(q->kind, "StatefulSet") == 0)
+        return true;
+    if (strcmp(q->kind, "Pod") != 0)
+        spec = json_object_get(json_object_get(spec, "template"), "spec");
+    json_array_foreach(json_object_get(spec, "volumes"), i, volume)
+    {
+        for (size_t k = 0; k < sizeof sources / sizeof *sources; k++)
+            if (json_object_get(volume, sources[k]))
+                return true;
+    }
+    return false;
+}
+
+/* In a namespace that requires a policy nothing with state goes without. */
+static int check_covered(struct admission_request *q, struct error *err)
+{
+    _cleanup_json_ json_t *namespace = NULL;
+    if (strcmp(q->kind, "Namespace") == 0 || kube_object_annotation(q->object, ANNOTATION_POLICY) || !has_state(q))
+        return 0;
+    int r = q->a->ops->get(q->a->context, &kube_namespaces, NULL, q->namespace, &namespace, err);
+    if (r < 0)
+        return r;
+    const char *required = kube_object_label(namespace, LABEL_REQUIRE_POLICY);
+    if (!required || strcmp(required, "true") != 0 || kube_object_annotation(namespace, ANNOTATION_POLICY))
+        return 0;
+    return error_set(err, -EACCES,
+                     "the namespace %s takes nothing with state that no policy covers: annotate it, or this %s, with " ANNOTATION_POLICY
+                     "=NAME; kubectl get protectionpolicies lists those there are",
+                     q->namespace, q->kind);
+}
+
 int admission_validate_kind(struct admission_request *q, struct error *err)
 {
     if (strcmp(q->kind, "ProtectionPolicy") == 0)
@@ -348,5 +386,6 @@ int admission_validate_kind(struct admission_request *q, struct error *err)
         return validate_application(q, err);
     if (strcmp(q->kind, "Checkpoint") == 0)
         return validate_checkpoint(q, err);
-    return validate_annotated(q, err);
+    int r = check_covered(q, err);
+    return r < 0 ? r : validate_annotated(q, err);
 }

@@ -124,6 +124,25 @@ static int find_conflict(struct application *a, char *text, size_t size, struct 
     return 0;
 }
 
+/* Older API servers leave it to the webhook, which lets by what comes while it is away, to refuse what no policy covers. */
+static int find_weak_door(const struct application *a, json_t *findings, struct error *err)
+{
+    if (a->c->release.major > 1 || a->c->release.minor >= POLICY_IN_SERVER_MINOR)
+        return 0;
+    _cleanup_json_ json_t *namespace = kube_informer_get(a->c->namespaces, NULL, a->namespace);
+    const char *required = kube_object_label(namespace, LABEL_REQUIRE_POLICY);
+    if (!required || strcmp(required, "true") != 0)
+        return 0;
+    _cleanup_json_ json_t *finding = json_pack(
+        "{s:s, s:o, s:o}", "type", "require-policy", "object", json_sprintf("core/v1/Namespace/_/%s", a->namespace),
+        "message",
+        json_sprintf("this Kubernetes (%s) has no ValidatingAdmissionPolicy: what no policy covers is refused by Tidemark's "
+                     "webhook, and let in while that is away; from 1.%u on the API server does it by itself",
+                     a->c->release.text, POLICY_IN_SERVER_MINOR));
+    return !finding || json_array_insert(findings, 0, finding) < 0 ? error_errno(err, -ENOMEM, "%s/%s", a->namespace, a->name)
+                                                                  : 0;
+}
+
 /* State outside the cluster that its objects point to. */
 static int find_outside(struct application *a, struct error *err)
 {
@@ -133,7 +152,12 @@ static int find_outside(struct application *a, struct error *err)
     if (r < 0 || (r = findings_of_set(set, &found, err)) < 0)
         return r;
     a->objects = json_object_size(set);
-    a->findings = json_incref(json_object_get(found, "findings"));
+    json_t *findings = json_object_get(found, "findings");
+    if ((r = find_weak_door(a, findings, err)) < 0)
+        return r;
+    if (json_array_size(findings) > FINDINGS_MAX)
+        json_array_remove(findings, FINDINGS_MAX);
+    a->findings = json_incref(findings);
     return 0;
 }
 

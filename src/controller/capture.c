@@ -400,6 +400,24 @@ static void remove_unwanted(struct capture *capture)
     }
 }
 
+static struct captured_kind *find_captured(struct capture *capture, const struct kube_resource *r)
+{
+    struct captured_kind *k = capture->kinds;
+    while (k && (strcmp(k->resource.plural, r->plural) != 0 || strcmp(k->resource.group, r->group) != 0 ||
+                 strcmp(k->resource.version, r->version) != 0))
+        k = k->next;
+    return k;
+}
+
+/* In whatever version. */
+static bool is_found(const struct kube_kinds *found, const struct kube_resource *r)
+{
+    for (size_t i = 0; i < found->count; i++)
+        if (strcmp(found->resources[i].plural, r->plural) == 0 && strcmp(found->resources[i].group, r->group) == 0)
+            return true;
+    return false;
+}
+
 int capture_update_kinds(struct capture *capture, struct error *err)
 {
     struct kube_kinds found = {0};
@@ -407,24 +425,20 @@ int capture_update_kinds(struct capture *capture, struct error *err)
     if (r < 0)
         return r;
     pthread_rwlock_wrlock(&capture->kinds_lock);
-    /* A group whose server is away keeps its informers. */
+    /* A group whose server is away keeps its informers; a kind that is there in another version does not. */
     for (struct captured_kind *k = capture->kinds; k; k = k->next)
-        k->wanted = found.failed_groups > 0;
-    for (size_t i = 0; r == 0 && i < found.count; i++) {
-        struct captured_kind *k = capture->kinds;
-        if (!is_captured(&found.resources[i]))
-            continue;
-        while (k && (strcmp(k->resource.plural, found.resources[i].plural) != 0 ||
-                     strcmp(k->resource.group, found.resources[i].group) != 0 ||
-                     strcmp(k->resource.version, found.resources[i].version) != 0))
-            k = k->next;
+        k->wanted = found.failed_groups > 0 && !is_found(&found, &k->resource);
+    for (size_t i = 0; i < found.count; i++) {
+        struct captured_kind *k = find_captured(capture, &found.resources[i]);
         if (k)
             k->wanted = true;
-        else
-            r = add_kind(capture, &found.resources[i], err);
     }
-    if (r == 0)
-        remove_unwanted(capture);
+    /* Before the new ones: of a kind that has got another version no event of the old one may come after what the new one lists, which
+     * is what sweeps the names of the old one out of the journals. */
+    remove_unwanted(capture);
+    for (size_t i = 0; r == 0 && i < found.count; i++)
+        if (is_captured(&found.resources[i]) && !find_captured(capture, &found.resources[i]))
+            r = add_kind(capture, &found.resources[i], err);
     pthread_rwlock_unlock(&capture->kinds_lock);
     if (found.failed_groups)
         controller_enqueue(capture->c, KINDS_KEY, NULL, DISCOVERY_RETRY_MS);

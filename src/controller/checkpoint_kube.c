@@ -125,7 +125,7 @@ static int tag_streams(struct controller *c, const json_t *checkpoint, json_t *l
             err, -EINVAL,
             "the application's volumes cannot be tagged: the controller has no certificates for the node "
             "agents (--agent-cert)");
-    r = data_client_streams(c->data, handles, &streams, err);
+    r = data_client_streams(c->data, handles, NULL, &streams, err);
     json_array_foreach(streams, i, stream)
     {
         _cleanup_json_ json_t *point = NULL;

@@ -19,6 +19,7 @@
 #define WORKERS 6u
 #define POLL_MS 200u
 #define TERM_RETRY_MS 3000u
+#define RELEASE_TIMEOUT_MS 3000u
 
 struct term {
     struct controller c;
@@ -148,12 +149,16 @@ static int term_begin(struct term *t, const struct controller_options *o, const 
                                              .namespace = c->namespace,
                                              .records = o->records,
                                              .records_context = o->records_context,
+                                             .classes = o->classes,
+                                             .classes_context = o->classes_context,
                                              .certificate = o->agent_certificate,
                                              .key = o->agent_key,
                                              .ca = o->agent_ca,
                                              .log = o->log};
-    if ((r = load_key(c, err)) < 0 || (r = o->agent_certificate ? data_client_new(&data, &c->data, err) : 0) < 0 ||
-        (r = object_store_new(directory, &c->sealing, o->log, &c->store, err)) < 0 ||
+    if ((r = kube_get_release(c->client, 0, &c->release, err)) < 0 ||
+        (r = kube_check_release(c->client, &c->release, err)) < 0 || (r = load_key(c, err)) < 0 ||
+        (r = o->agent_certificate ? data_client_new(&data, &c->data, err) : 0) < 0 ||
+        (r = object_store_new(directory, &c->sealing, o->log, 0, &c->store, err)) < 0 ||
         (r = kube_queue_new(NULL, &c->queue, err)) < 0 ||
         (r = kube_informers_new(o->client, o->log, &c->informers, err)) < 0 ||
         (r = capture_start(c, &c->capture, err)) < 0 || (r = watch_start(c, err)) < 0)
@@ -208,10 +213,10 @@ static void pause_ms(unsigned ms)
     nanosleep(&(struct timespec){ms / 1000, (long)(ms % 1000) * 1000000}, NULL);
 }
 
-static void serve_term(const struct controller_options *o, struct kube_lease *lease,
-                       struct election *election, const char *identity, const char *directory)
+/* 0, or what makes another term useless. */
+static int serve_term(const struct controller_options *o, struct kube_lease *lease, struct election *election,
+                      const char *identity, const char *directory, struct error *err)
 {
-    struct error err = ERROR_INIT;
     struct term t = {.c = {.client = o->client,
                            .lease = lease,
                            .log = o->log,
@@ -220,9 +225,9 @@ static void serve_term(const struct controller_options *o, struct kube_lease *le
                            .placements.mutex = PTHREAD_MUTEX_INITIALIZER,
                            .held.mutex = PTHREAD_MUTEX_INITIALIZER,
                            .trust_requester = o->trust_requester}};
-    int r = term_begin(&t, o, directory, &err);
+    int r = term_begin(&t, o, directory, err);
     if (r < 0)
-        log_error(o->log, "cannot begin: %s", err.message);
+        log_error(o->log, "cannot begin: %s", err->message);
     else {
         history_begin(o->history, &t.c);
         controller_metrics_begin(o->metrics, &t.c);
@@ -230,8 +235,12 @@ static void serve_term(const struct controller_options *o, struct kube_lease *le
     while (r == 0 && election->held && !*o->stop)
         pause_ms(POLL_MS);
     term_end(&t, o);
+    if (r == -EPROTONOSUPPORT)
+        return r;
     for (unsigned waited = 0; r < 0 && waited < TERM_RETRY_MS && !*o->stop; waited += POLL_MS)
         pause_ms(POLL_MS);
+    *err = ERROR_INIT;
+    return 0;
 }
 
 static int make_identity(const struct controller_options *o, char identity[128], struct error *err)
@@ -265,16 +274,20 @@ int controller_run(const struct controller_options *o, struct error *err)
                                                .lost = on_lost,
                                                .context = &election,
                                                .log = o->log};
-    int r = make_identity(o, identity, err);
-    if (r < 0 || (r = io_mkdirs(directory, 0700, err)) < 0 ||
+    struct kube_release release;
+    struct error away = ERROR_INIT; /* it may come: a term asks again */
+    int r = kube_get_release(o->client, RELEASE_TIMEOUT_MS, &release, &away) == 0
+                ? kube_check_release(o->client, &release, err)
+                : 0;
+    if (r < 0 || (r = make_identity(o, identity, err)) < 0 || (r = io_mkdirs(directory, 0700, err)) < 0 ||
         (r = kube_lease_start(o->client, &options, &lease, err)) < 0)
         return r;
-    while (!*o->stop) {
+    while (r == 0 && !*o->stop) {
         if (election.held)
-            serve_term(o, lease, &election, identity, directory);
+            r = serve_term(o, lease, &election, identity, directory, err);
         else
             pause_ms(POLL_MS);
     }
     kube_lease_stop(lease);
-    return 0;
+    return r;
 }

@@ -10,7 +10,7 @@
 #include "base/log.h"
 #include "controller/history.h"
 #include "controller/controller_metrics.h"
-#include "csi/records.h"
+#include "csi/csi.h"
 #include "kube/kube.h"
 
 #define CONTROLLER_NAMESPACE "tidemark-system"
@@ -25,6 +25,8 @@ struct controller_options {
      * alone. */
     const struct csi_records_ops *records;
     void *records_context;
+    const struct csi_class_ops *classes; /* what carries volumes of backing class; NULL: none are attached for recoveries */
+    void *classes_context;
     const char *agent_certificate, *agent_key, *agent_ca;
     const struct log *log;
     struct controller_metrics *metrics; /* tells what it knows while it leads; NULL: nobody asks */

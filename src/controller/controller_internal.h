@@ -17,6 +17,7 @@
 #include "controller/controller.h"
 #include "controller/data_client.h"
 #include "controller/object_store.h"
+#include "kube/discovery.h"
 #include "kube/informer.h"
 #include "kube/queue.h"
 
@@ -26,6 +27,7 @@
 #define LABEL_CREATED_BY "tidemark.io/created-by"
 #define CREATED_BY_ANNOTATION "annotation"
 #define LABEL_REQUIRE_POLICY "tidemark.io/require-policy"
+#define POLICY_IN_SERVER_MINOR 30u /* from 1.30 on the API server itself judges by that label, before it the webhook */
 #define CSI_DRIVER "csi.tidemark.io"
 #define FIELD_MANAGER "tidemark-controller"
 #define CONTROLLER_KEY_TYPE "tidemark.io/object-key" /* of the Secret that seals Secrets: never captured */
@@ -51,6 +53,7 @@ struct controller {
     const struct log *log;
     const char *namespace, *identity;
     bool trust_requester;
+    struct kube_release release; /* of the API server, when the term began */
     struct sealing sealing;
     struct object_store *store;
     struct data_client *data; /* NULL: volumes are left alone */

@@ -172,7 +172,37 @@ static int add_volume(json_t *streams, const struct csi_volume *v, const char *c
     return json_array_append_new(json_object_get(stream, "claims"), json_string(claim));
 }
 
-int data_client_streams(struct data_client *d, const json_t *handles, json_t **ret, struct error *err)
+/* A stream of backing class that is attached nowhere comes to a node, and is opened there: into v->node. */
+static int hold(struct data_client *d, struct csi_volume *v, const char *holder, struct error *err)
+{
+    const struct data_client_options *o = &d->options;
+    char path[CSI_HANDLE_BYTES + 32];
+    _cleanup_free_ struct csi_volume *all = NULL;
+    _cleanup_free_ struct csi_attachment *attachment = calloc(1, sizeof *attachment);
+    size_t count = 0, members = 0;
+    if (!attachment)
+        return error_errno(err, -ENOMEM, "streams");
+    int r = o->records->list(o->records_context, &all, &count, err);
+    if (r < 0)
+        return r;
+    for (size_t i = 0; i < count; i++)
+        if (strcmp(all[i].stream, v->stream) == 0)
+            all[members++] = all[i];
+    r = o->classes->hold(o->classes_context, v->stream, all, members, holder, v->node, attachment, err);
+    if (r < 0)
+        return r;
+    _cleanup_json_ json_t *body = json_pack("{s:s, s:s}", "attachment", attachment->pod, "devices", attachment->devices);
+    snprintf(path, sizeof path, "/v1/streams/%s/open", v->stream);
+    return data_client_call(d, v->node, "POST", path, body, DATA_TIMEOUT_MS, NULL, err);
+}
+
+int data_client_let_go(struct data_client *d, const char *stream, struct error *err)
+{
+    const struct csi_class_ops *ops = d->options.classes;
+    return ops ? ops->let_go(d->options.classes_context, stream, err) : 0;
+}
+
+int data_client_streams(struct data_client *d, const json_t *handles, const char *holder, json_t **ret, struct error *err)
 {
     _cleanup_json_ json_t *streams = json_object();
     const char *claim;
@@ -190,7 +220,13 @@ int data_client_streams(struct data_client *d, const json_t *handles, json_t **r
             *err = one;
             return error_context(err, "claim %s", claim);
         }
-        if (*volume.stream && !*volume.node && strcmp(volume.backing, "class") == 0)
+        bool nowhere = *volume.stream && !*volume.node && strcmp(volume.backing, "class") == 0;
+        const json_t *known = nowhere ? json_object_get(streams, volume.stream) : NULL;
+        if (known)
+            snprintf(volume.node, sizeof volume.node, "%s", json_text(known, "node"));
+        else if (nowhere && holder && d->options.classes && (r = hold(d, &volume, holder, err)) < 0)
+            return error_context(err, "claim %s", claim);
+        if (nowhere && !*volume.node)
             return error_set(err, -EBUSY,
                              "claim %s: its volume (backing class) is attached to no node, where its history could be read: run a pod "
                              "that uses it (kubectl scale), then try again",

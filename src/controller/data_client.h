@@ -13,7 +13,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
-#include "csi/records.h"
+#include "csi/csi.h"
 #include "kube/kube.h"
 
 #define DATA_AGENT_NAME "tidemark-node"
@@ -27,6 +27,8 @@ struct data_client_options {
     const char *namespace; /* of the driver */
     const struct csi_records_ops *records;
     void *records_context;
+    const struct csi_class_ops *classes; /* NULL: streams of backing class are used where pods have them */
+    void *classes_context;
     const char *certificate, *key, *ca; /* files */
     const struct log *log;
 };
@@ -46,8 +48,11 @@ int data_client_call(struct data_client *d, const char *node, const char *method
 
 /* Groups volumes by stream. `handles`: {claim: volume handle}. *ret: [{"stream", "node", "claims": [name],
  * "handles": {claim: handle}}], ordered by stream. Volumes that were never attached have no stream and are left
- * out, as are those without a record. -EBUSY: one of backing class is attached nowhere. */
-int data_client_streams(struct data_client *d, const json_t *handles, json_t **ret, struct error *err) MUST_CHECK;
+ * out, as are those without a record. -EBUSY: one of backing class is attached nowhere; a Recovery (`holder`, "NAMESPACE/NAME"; NULL:
+ * it is none) has it attached and opened instead: -EAGAIN until it is, and then `data_client_let_go` is to be called some time. */
+int data_client_streams(struct data_client *d, const json_t *handles, const char *holder, json_t **ret, struct error *err) MUST_CHECK;
+/* The stream is closed and detached if it is held, and if no pod has come to use it there. 0 also when it is not; -EAGAIN. */
+int data_client_let_go(struct data_client *d, const char *stream, struct error *err) MUST_CHECK;
 
 /* Sets a tag in the stream: POST /v1/applications/{stream}/tag. -EEXIST. *ret (may be NULL): {"lsn", "time"}. */
 int data_client_tag(struct data_client *d, const json_t *stream, const char *name, const json_t *labels,

@@ -21,7 +21,7 @@ int history_streams(struct history_job *job, json_t **ret, struct error *err)
         return *ret ? 0 : error_set(err, -ENOMEM, "out of memory");
     }
     int r = volumes_handles(c, job->namespace, application_group(papp), &handles, err);
-    return r < 0 ? r : data_client_streams(c->data, handles, ret, err);
+    return r < 0 ? r : data_client_streams(c->data, handles, NULL, ret, err);
 }
 
 int history_call(struct history_job *job, const json_t *stream, const char *method, const char *before,

@@ -268,7 +268,7 @@ static int load_known(void *context, const char *name, json_t *object, struct er
 int object_store_keep(struct object_store *store, const char *namespace, const char *application,
                       bool *ret_resumed, struct error *err)
 {
-    MUTEX_GUARD(io, &store->io);
+    MUTEX_GUARD(keeping, &store->keeping); /* or two would keep it */
     {
         MUTEX_GUARD(guard, &store->mutex);
         struct stored_application *known = find_application(store, namespace, application);
@@ -279,7 +279,7 @@ int object_store_keep(struct object_store *store, const char *namespace, const c
         }
     }
     struct stored_application *a = calloc(1, sizeof *a);
-    struct journal *journal;
+    struct open_journal *open = NULL;
     struct journal_status status;
     bool existed = false;
     if (!a || !(a->namespace = strdup(namespace)) || !(a->name = strdup(application))) {
@@ -288,12 +288,13 @@ int object_store_keep(struct object_store *store, const char *namespace, const c
         return error_errno(err, -ENOMEM, "%s/%s", namespace, application);
     }
     a->last = &a->first;
-    int r = store_journal(store, namespace, application, true, &journal, &existed, err);
+    int r = store_acquire(store, namespace, application, true, &open, &existed, err);
     if (r == 0 && existed) {
-        journal_status(journal, &status);
-        r = store_objects(store, journal, status.latest, load_known, a, err);
+        journal_status(open->journal, &status);
+        r = store_objects(store, open->journal, status.latest, load_known, a, err);
         gap_of(a, "the controller was not looking");
     }
+    store_release(store, open);
     if (r < 0) {
         free_application(a);
         return r;
@@ -322,13 +323,18 @@ bool object_store_keeps(struct object_store *store, const char *namespace, const
     return a && !a->dropped;
 }
 
-/* ---- the writer ---- */
-/* The one that has waited longest with something to write (S5). Frees dropped ones. */
+/* ---- the writers ---- */
+/* The one that has waited longest with something to write (S5), and that nobody writes (S2). Frees dropped
+ * ones. */
 static struct stored_application *next_application(struct object_store *store)
 {
     struct stored_application *best = NULL;
     for (struct stored_application **link = &store->applications; *link;) {
         struct stored_application *a = *link;
+        if (a->writing) {
+            link = &a->next;
+            continue;
+        }
         if (a->dropped && !a->first) {
             *link = a->next;
             free_application(a);
@@ -346,17 +352,16 @@ static struct stored_application *next_application(struct object_store *store)
 static void write_application(struct object_store *store, struct stored_application *a,
                               struct pending_change *changes)
 {
-    struct journal *journal;
+    struct open_journal *open = NULL;
     struct error err = ERROR_INIT;
     bool existed;
     size_t before = 0, after = 0, bytes = 0, left = 0;
     for (struct pending_change *c = changes; c; c = c->next, before++)
         bytes += c->bytes;
-    pthread_mutex_lock(&store->io);
-    int r = store_journal(store, a->namespace, a->name, true, &journal, &existed, &err);
+    int r = store_acquire(store, a->namespace, a->name, true, &open, &existed, &err);
     if (r == 0)
-        r = store_write(store, journal, &changes, &err);
-    pthread_mutex_unlock(&store->io);
+        r = store_write(store, open->journal, &changes, &err);
+    store_release(store, open);
     MUTEX_GUARD(guard, &store->mutex);
     struct pending_change **end = &changes;
     for (; *end; end = &(*end)->next, after++)
@@ -370,16 +375,17 @@ static void write_application(struct object_store *store, struct stored_applicat
     a->pending -= before - after;
     a->written += before - after;
     store->pending_bytes -= bytes - left;
-    a->writing = false;
     snprintf(a->error, sizeof a->error, "%s", r < 0 ? err.message : "");
     if (r < 0) {
         struct timespec until;
         log_error(store->log, "the objects of %s/%s cannot be journaled: %s", a->namespace, a->name,
                   err.message);
+        pthread_cond_broadcast(&store->changed); /* who flushes is told */
         clock_gettime(CLOCK_REALTIME, &until);
         until.tv_sec += RETRY_S;
         pthread_cond_timedwait(&store->changed, &store->mutex, &until);
     }
+    a->writing = false;
     pthread_cond_broadcast(&store->changed);
 }
 
@@ -404,24 +410,46 @@ static void *writer_main(void *context)
     }
 }
 
+static void free_store(struct object_store *store)
+{
+    store_close_journals(store);
+    for (struct stored_application *a = store->applications, *next; a; a = next) {
+        next = a->next;
+        free_application(a);
+    }
+    pthread_cond_destroy(&store->changed);
+    pthread_cond_destroy(&store->places_changed);
+    pthread_mutex_destroy(&store->mutex);
+    pthread_mutex_destroy(&store->io);
+    pthread_mutex_destroy(&store->keeping);
+    pthread_mutex_destroy(&store->verifying);
+    free(store->directory);
+    free(store);
+}
+
 int object_store_new(const char *directory, const struct sealing *sealing, const struct log *log,
-                     struct object_store **ret, struct error *err)
+                     unsigned journals, struct object_store **ret, struct error *err)
 {
     struct object_store *store = calloc(1, sizeof *store);
-    if (!store || !(store->directory = strdup(directory))) {
+    int r = 0;
+    if (!store || !(store->directory = strdup(directory)) || store_new_places(store, journals) < 0) {
+        if (store)
+            free(store->directory);
         free(store);
         return error_errno(err, -ENOMEM, "object store");
     }
     store->sealing = sealing;
     store->log = log;
     pthread_mutex_init(&store->verifying, NULL);
+    pthread_mutex_init(&store->keeping, NULL);
     pthread_mutex_init(&store->io, NULL);
     pthread_mutex_init(&store->mutex, NULL);
     pthread_cond_init(&store->changed, NULL);
-    int r = thread_start(&store->writer, "objects-writer", writer_main, store, err);
+    pthread_cond_init(&store->places_changed, NULL);
+    for (; store->writer_count < OBJECT_STORE_WRITERS && r == 0; store->writer_count += r == 0)
+        r = thread_start(&store->writers[store->writer_count], "objects-writer", writer_main, store, err);
     if (r < 0) {
-        free(store->directory);
-        free(store);
+        object_store_free(store);
         return r;
     }
     *ret = store;
@@ -445,18 +473,9 @@ void object_store_free(struct object_store *store)
     store->stopping = true;
     pthread_cond_broadcast(&store->changed);
     pthread_mutex_unlock(&store->mutex);
-    pthread_join(store->writer, NULL);
-    store_close_journals(store);
-    for (struct stored_application *a = store->applications, *next; a; a = next) {
-        next = a->next;
-        free_application(a);
-    }
-    pthread_cond_destroy(&store->changed);
-    pthread_mutex_destroy(&store->mutex);
-    pthread_mutex_destroy(&store->io);
-    pthread_mutex_destroy(&store->verifying);
-    free(store->directory);
-    free(store);
+    for (unsigned i = 0; i < store->writer_count; i++)
+        pthread_join(store->writers[i], NULL);
+    free_store(store);
 }
 
 /* ---- questions ---- */
@@ -489,7 +508,7 @@ int object_store_read(struct object_store *store, const char *namespace, const c
                       struct error *err)
 {
     _cleanup_json_ json_t *set = json_object();
-    struct journal *journal;
+    struct open_journal *open = NULL;
     struct journal_point found;
     bool existed;
     int r = object_store_flush(store, namespace, application, err);
@@ -497,10 +516,13 @@ int object_store_read(struct object_store *store, const char *namespace, const c
         return r;
     if (!set)
         return error_errno(err, -ENOMEM, "%s/%s", namespace, application);
-    MUTEX_GUARD(io, &store->io);
-    if ((r = store_journal(store, namespace, application, false, &journal, &existed, err)) < 0 ||
-        (r = journal_resolve(journal, point, &found, err)) < 0 ||
-        (r = store_objects(store, journal, found.lsn, collect, set, err)) < 0)
+    r = store_acquire(store, namespace, application, false, &open, &existed, err);
+    if (r == 0)
+        r = journal_resolve(open->journal, point, &found, err);
+    if (r == 0)
+        r = store_objects(store, open->journal, found.lsn, collect, set, err);
+    store_release(store, open);
+    if (r < 0)
         return r;
     if (ret_point)
         *ret_point = found;
@@ -511,16 +533,18 @@ int object_store_read(struct object_store *store, const char *namespace, const c
 int object_store_tag(struct object_store *store, const char *namespace, const char *application,
                      const char *name, struct journal_point *ret, struct error *err)
 {
-    struct journal *journal;
+    struct open_journal *open = NULL;
     bool existed;
     if (!object_store_keeps(store, namespace, application))
         return error_set(err, -ENOENT, "the application %s/%s is not protected", namespace, application);
     int r = object_store_flush(store, namespace, application, err);
     if (r < 0)
         return r;
-    MUTEX_GUARD(io, &store->io);
-    r = store_journal(store, namespace, application, false, &journal, &existed, err);
-    return r < 0 ? r : journal_tag(journal, name, NULL, ret, err);
+    r = store_acquire(store, namespace, application, false, &open, &existed, err);
+    if (r == 0)
+        r = journal_tag(open->journal, name, NULL, ret, err);
+    store_release(store, open);
+    return r;
 }
 
 int object_store_status(struct object_store *store, const char *namespace, const char *application,

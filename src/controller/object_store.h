@@ -6,10 +6,12 @@
  * Invariants: S1 an object is journaled when its normalized form differs from the journaled one, and only
  * then; S2 the records of an application stand in the order of the calls; S3 an older version of an object
  * never follows a newer one (lists and watches overlap); S4 at most OBJECT_STORE_JOURNALS journals are open
- * (each holds some 20 MiB) and OBJECT_STORE_PENDING_BYTES wait to be written: beyond that object_store_put
- * blocks; S5 applications are written in turn: one that changes all the time does not keep others waiting.
+ * (each holds some 100 KiB when it is idle) and OBJECT_STORE_PENDING_BYTES wait to be written: beyond that
+ * object_store_put blocks; S5 applications are written in turn: one that changes all the time does not keep
+ * others waiting; S6 what waits of one application becomes durable together.
  *
- * Threads: all functions from any. A thread of the store writes. Lock order: io, then mutex. */
+ * Threads: all functions from any. OBJECT_STORE_WRITERS threads of the store write, an application at a time
+ * each. Lock order: verifying or keeping, then io or mutex. */
 #ifndef TIDEMARK_CONTROLLER_OBJECT_STORE_H
 #define TIDEMARK_CONTROLLER_OBJECT_STORE_H
 
@@ -22,14 +24,17 @@
 #include "journal/journal.h"
 #include "journal/verify.h"
 
-#define OBJECT_STORE_JOURNALS 2u
+#define OBJECT_STORE_JOURNALS 128u
+#define OBJECT_STORE_JOURNALS_MIN 2u
+#define OBJECT_STORE_WRITERS 4u
 #define OBJECT_STORE_PENDING_BYTES (8u << 20)
 
 struct object_store;
 
-/* Copies `directory`; the rest is borrowed. */
+/* Copies `directory`; the rest is borrowed. `journals`: how many are open at most; 0: OBJECT_STORE_JOURNALS,
+ * or fewer where the process may not have as many files open. */
 int object_store_new(const char *directory, const struct sealing *sealing, const struct log *log,
-                     struct object_store **ret, struct error *err) MUST_CHECK;
+                     unsigned journals, struct object_store **ret, struct error *err) MUST_CHECK;
 /* What waits in object_store_put and object_store_flush returns with -ECANCELED, and so do later calls: its threads can be
  * joined, whatever a full disk says. NULL allowed. */
 void object_store_interrupt(struct object_store *store);

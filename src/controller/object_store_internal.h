@@ -41,12 +41,13 @@ struct stored_application {
     char *namespace, *name;
 };
 
-/* An open journal. */
+/* A place for an open journal. */
 struct open_journal {
-    struct journal *journal; /* NULL: free */
+    struct journal *journal;
     uint64_t used;
-    bool busy; /* being verified: it stays open */
-    char *namespace, *name;
+    unsigned users;         /* while there are any it stays open */
+    bool changing;          /* it is being opened or closed */
+    char *namespace, *name; /* NULL: the place is free */
 };
 
 struct object_store {
@@ -54,8 +55,11 @@ struct object_store {
     const struct sealing *sealing;
     const struct log *log;
     pthread_mutex_t verifying; /* one at a time; before io */
-    pthread_mutex_t io; /* over the journals; held during their I/O */
-    struct open_journal journals[OBJECT_STORE_JOURNALS];
+    pthread_mutex_t keeping;   /* the same: of object_store_keep */
+    pthread_mutex_t io;        /* over the places; not held during I/O */
+    pthread_cond_t places_changed;
+    struct open_journal *places;
+    size_t place_count;
     uint64_t uses;
     pthread_mutex_t mutex; /* over all below */
     pthread_cond_t changed;
@@ -63,19 +67,25 @@ struct object_store {
     size_t pending_bytes;
     uint64_t turns;
     bool stopping, interrupted;
-    pthread_t writer;
+    pthread_t writers[OBJECT_STORE_WRITERS];
+    unsigned writer_count;
 };
 
 /* ---- object_journal.c ---- */
-/* The journal, opened if need be, in the place of the one that was not used for longest. The io mutex is
- * held. */
-int store_journal(struct object_store *store, const char *namespace, const char *name, bool create,
-                  struct journal **ret, bool *ret_existed, struct error *err) MUST_CHECK;
+/* Room for so many open journals (0: OBJECT_STORE_JOURNALS), or as many as the process may have. */
+int store_new_places(struct object_store *store, unsigned journals) MUST_CHECK;
+/* The journal, opened if need be, in the place of the one that was not used for longest; it stays open until
+ * store_release (NULL allowed). With no other one acquired by this thread, and without the io mutex. -ENOENT:
+ * there is none. */
+int store_acquire(struct object_store *store, const char *namespace, const char *name, bool create,
+                  struct open_journal **ret, bool *ret_existed, struct error *err) MUST_CHECK;
+void store_release(struct object_store *store, struct open_journal *o);
+/* Closes all; nothing else is under way. */
 void store_close_journals(struct object_store *store);
-/* Writes the changes in order and makes them durable; frees those that are written. The io mutex is held. */
+/* Writes the changes in order and makes them durable together; frees those that are. */
 int store_write(struct object_store *store, struct journal *journal, struct pending_change **changes,
                 struct error *err) MUST_CHECK;
-/* Calls visit with each object at the point, opened. The io mutex is held. */
+/* Calls visit with each object at the point, opened. */
 typedef int (*store_visit)(void *context, const char *name, json_t *object, struct error *err);
 int store_objects(struct object_store *store, struct journal *journal, struct lsn lsn, store_visit visit,
                   void *context, struct error *err) MUST_CHECK;

@@ -106,16 +106,15 @@ static void look_at_stream(struct purge *p, const struct csi_volume *first)
         note_due(p, due_ns);
         return;
     }
-    int r =
-        *first->stream && *first->node ? p->ops->destroy(p->context, first->node, first->stream, &err) : 0;
+    int r = *first->stream ? p->ops->destroy(p->context, first->node, first->stream, &err) : 0;
     if (r < 0) {
         tell(p, "history of stream", first->stream, r, &err);
         note_due(p, p->now_ns);
         return;
     }
     if (*first->stream)
-        log_info(p->log, "stream %s on node %s: its volumes are deleted, its history is removed",
-                 first->stream, first->node);
+        log_info(p->log, "stream %s%s%s: its volumes are deleted, its history is removed", first->stream,
+                 *first->node ? " on node " : "", first->node);
     for (size_t i = 0; i < p->count; i++)
         if (same_stream(first, &p->all[i]))
             forget(p, &p->all[i]);

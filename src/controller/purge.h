@@ -26,7 +26,8 @@ struct purge_ops {
     /* Whether a clone's volume, whose Recovery has ended, is used by nobody: it has no persistent volume, or
      * one whose claim is not there. That is deleted. */
     int (*abandoned)(void *context, const struct csi_volume *volume, bool *ret, struct error *err);
-    /* Destroys a stream and its history. 0 also when it is not there any more. */
+    /* Destroys a stream and its history on the node; "": it is on none, and goes with its records, unless
+     * somebody uses it (-EBUSY). 0 also when it is not there any more. */
     int (*destroy)(void *context, const char *node, const char *stream, struct error *err);
     int (*save)(void *context, const struct csi_volume *volume, struct error *err);
     int (*forget)(void *context, const char *handle, struct error *err);

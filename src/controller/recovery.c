@@ -201,6 +201,23 @@ static int note_before(struct recovery_run *run, struct error *err)
                : 0;
 }
 
+/* 1: it has ended. */
+static int cancel_in(struct recovery_run *run, enum step step, struct error *err)
+{
+    int r = cancel(run, step, err);
+    return r < 0 ? r : 1;
+}
+
+/* 1: it has ended. */
+static int put_wave(struct recovery_run *run, enum step step, int wave, struct error *err)
+{
+    int r = recovery_apply_wave(run, wave, err);
+    if (r < 0)
+        return r;
+    int saved = recovery_save_plan(run, wave, err);
+    return saved < 0 ? saved : r > 0 ? cancel_in(run, step, err) : 0;
+}
+
 static int apply(struct recovery_run *run, int first_wave, struct error *err)
 {
     int r = 0;
@@ -209,19 +226,15 @@ static int apply(struct recovery_run *run, int first_wave, struct error *err)
         r = recovery_is_cancelled(run, &cancelled, err);
         if (r < 0)
             return r;
-        if (cancelled) {
-            r = cancel(run, STEP_APPLY, err);
-            return r < 0 ? r : 1;
-        }
+        if (cancelled)
+            return cancel_in(run, STEP_APPLY, err);
         r = recovery_count(run, err);
         if (r == 0)
             r = recovery_step(run, step_names[STEP_APPLY], wave, err);
         if (r == 0)
             r = recovery_await_wave(run, wave, err);
         if (r == 0)
-            r = recovery_apply_wave(run, wave, err);
-        if (r == 0)
-            r = recovery_save_plan(run, wave, err);
+            r = put_wave(run, STEP_APPLY, wave, err);
     }
     return r;
 }
@@ -241,16 +254,19 @@ static int take(struct recovery_run *run, enum step step, int wave, struct error
     case STEP_COPY_DATA:
         return recovery_copy_data(run, err);
     case STEP_BIND_VOLUMES:
-        return run->mode == RESTORE_CLONE ? recovery_bind_copies(run, err) : recovery_bind_volumes(run, err);
+        if (run->mode != RESTORE_CLONE)
+            return recovery_bind_volumes(run, err);
+        r = recovery_bind_copies(run, err);
+        return r == 0 ? recovery_let_streams_go(run, err) : r;
     case STEP_DELETE:
-        r = recovery_apply_wave(run, 0, err);
-        return r == 0 ? recovery_save_plan(run, 0, err) : r;
+        return put_wave(run, STEP_DELETE, 0, err);
     case STEP_APPLY:
         return apply(run, wave < 1 ? 1 : wave, err);
     case STEP_RENEW_PODS:
         return recovery_renew_pods(run, err);
     case STEP_OPEN_GATE:
-        return recovery_set_gates(run, false, err);
+        r = recovery_set_gates(run, false, err);
+        return r == 0 ? recovery_let_streams_go(run, err) : r;
     case STEP_AWAIT:
         return recovery_await_workloads(run, err);
     case STEP_PLAN:
@@ -351,11 +367,13 @@ static int drive(struct recovery_run *run, struct error *err)
     if (step > STEP_PLAN) { /* R1, R2: go on with what was planned */
         log_info(run->c->log, "recovery %s/%s: going on at step %s", run->namespace, run->name,
                  step_names[step]);
+        const uint64_t start_ns = clock_boottime_ns(run->clock);
         r = recovery_read_wanted(run, &reason, err);
         if (r == 0)
             r = recovery_load_plan(run, err);
         if (r < 0)
             return passes(r) ? r : fail(run, step, "CannotGoOn", err);
+        run->loaded_ms = (clock_boottime_ns(run->clock) - start_ns) / NS_PER_MS;
         return go(run, step, wave, true, err);
     }
     bool cancelled;

@@ -50,6 +50,7 @@
 #include "base/log.h"
 
 #define RECOVERY_WORKERS 8u
+#define RECOVERY_LOOK_OBJECTS 100u /* after so many of a wave it is looked whether somebody cancelled it */
 #define RECOVERY_PLAN_CHUNK 400u  /* objects of a plan in one ConfigMap: 1 MiB, with long names and reasons */
 #define RECOVERY_FAILURES_MAX 20u /* in status */
 #define RECOVERY_CONFLICTS_MAX 8u /* changes by others that an object's replacement is repeated after */
@@ -84,6 +85,11 @@ struct recovery_cluster_ops {
     /* Whether the cluster knows the kind (asks again when it seems not to). */
     int (*knows)(void *context, const char *group, const char *version, const char *kind, bool *ret,
                  struct error *err);
+    /* The version in which an object of that version can be put back, *ret: its own, or, when that is not served any more, the
+     * one that the cluster makes of it by another apiVersion alone. -ENOENT: it does not know the kind; -EOPNOTSUPP: it serves
+     * it in versions of another form. NULL: any version is its own. */
+    int (*serves)(void *context, const char *group, const char *version, const char *kind, char **ret,
+                  struct error *err);
 };
 
 /* The Recovery itself, with the controller's own rights. */
@@ -116,9 +122,13 @@ struct recovery_source_ops {
 struct data_ops {
     /* Those of the claims of the namespace that were there at the point (`wanted`: its objects; their history is that of the
      * namespace `source`), or of the application's that is a group: [{"stream": id, "node": name, "claims": [name], "handles": {claim: volume}, "gone": [name]}].
-     * `gone`: claims that are not there any more, while their volumes' history is. */
-    int (*streams)(void *context, const char *source, const char *namespace, const char *application,
+     * `gone`: claims that are not there any more, while their volumes' history is. A stream that is nowhere is brought to a node for
+     * the Recovery `owner` ("NAMESPACE/NAME"): -EAGAIN until it is there. */
+    int (*streams)(void *context, const char *owner, const char *source, const char *namespace, const char *application,
                    const json_t *wanted, json_t **ret, struct error *err);
+    /* The recovery needs the stream no more: one that was brought to a node can go where pods use it. -EAGAIN until it can. What is not
+     * let go of by a recovery that ends, is found later by itself. */
+    int (*let_go)(void *context, const json_t *stream, struct error *err);
     /* {"target_lsn", "target_time", "changed_bytes", "volumes": [{"name": volume, "changed_bytes"}]} */
     int (*plan)(void *context, const json_t *stream, const char *point, json_t **ret, struct error *err);
     int (*gate)(void *context, const json_t *stream, bool closed, struct error *err);
@@ -134,8 +144,8 @@ struct data_ops {
     /* A clone's. Which streams, of the source namespace, have the volumes that the claims in `wanted` (the clone's) had at the
      * point, deleted ones too: [{"stream", "node", "claims": [name], "newStream": id, "volumes": [{"claim", "from": volume,
      * "handle": the copy's}]}]. -EOPNOTSUPP: a claim that cannot take a copy. */
-    int (*originals)(void *context, const char *namespace, const char *application, const json_t *wanted, json_t **ret,
-                     struct error *err);
+    int (*originals)(void *context, const char *owner, const char *namespace, const char *application, const json_t *wanted,
+                     json_t **ret, struct error *err);
     /* What would be copied: {"target_lsn", "target_time", "changed_bytes", "volumes": [{"name": volume, "changed_bytes",
      * "size_bytes"}]}. -ENOSPC. */
     int (*plan_copy)(void *context, const json_t *stream, const char *point, json_t **ret, struct error *err);

@@ -258,55 +258,21 @@ static int perform(struct job *job, struct error *err)
 /* ---- several at once ---- */
 
 struct work {
-    struct job *jobs;
+    struct recovery_run *run;
+    struct recovery_entry **entries; /* of the wave, without a verdict */
     size_t count;
     atomic_size_t next;
-    atomic_int failed; /* code of what concerns the server; 0 */
-    pthread_mutex_t mutex;
-    struct error err; /* of that */
+    atomic_int failed; /* code of what concerns not one object, but the server or the plan; 0 */
+    atomic_bool cancelled;
+    pthread_mutex_t mutex; /* over what follows, and the objects of the point, which all share */
+    struct error err;      /* of `failed` */
 };
 
-static void *worker(void *context)
-{
-    struct work *work = context;
-    for (;;) {
-        size_t i = atomic_fetch_add(&work->next, 1);
-        struct error err = ERROR_INIT;
-        if (i >= work->count || atomic_load(&work->failed))
-            return NULL;
-        struct job *job = &work->jobs[i];
-        int r = perform(job, &err);
-        if (r < 0 && concerns_server(r)) {
-            MUTEX_GUARD(guard, &work->mutex);
-            work->err = err;
-            atomic_store(&work->failed, r);
-        } else if (r < 0) {
-            decide(job, VERDICT_FAILED, err.message);
-        }
-    }
-}
-
-static int run_jobs(struct job *jobs, size_t count, struct error *err)
-{
-    struct work work = {.jobs = jobs, .count = count, .mutex = PTHREAD_MUTEX_INITIALIZER};
-    pthread_t threads[RECOVERY_WORKERS];
-    size_t started = 0;
-    struct error unused = ERROR_INIT;
-    while (started + 1 < RECOVERY_WORKERS && started + 1 < count &&
-           thread_start(&threads[started], "recovery", worker, &work, &unused) == 0)
-        started++;
-    (void)worker(&work);
-    for (size_t i = 0; i < started; i++)
-        pthread_join(threads[i], NULL);
-    int failed = atomic_load(&work.failed);
-    if (failed)
-        *err = work.err;
-    return failed;
-}
-
-static int prepare_job(struct recovery_run *run, struct recovery_entry *e, struct job *job, struct error *err)
+static int prepare_job(struct work *work, struct recovery_entry *e, struct job *job, struct error *err)
 {
     char reason[RESTORE_REASON_BYTES];
+    struct recovery_run *run = work->run;
+    MUTEX_GUARD(guard, &work->mutex);
     *job = (struct job){.run = run, .entry = e};
     int r = object_id_parse(e->name, &job->id, err);
     if (r < 0 || e->action == ACTION_DELETE || e->action == ACTION_SKIP || e->action == ACTION_SAME)
@@ -323,24 +289,88 @@ static int prepare_job(struct recovery_run *run, struct recovery_entry *e, struc
     return r;
 }
 
+static void release_job(struct work *work, struct job *job)
+{
+    MUTEX_GUARD(guard, &work->mutex);
+    json_decref(job->wanted);
+    json_decref(job->there);
+    json_decref(job->plain);
+}
+
+static void give_up(struct work *work, int code, const struct error *err)
+{
+    MUTEX_GUARD(guard, &work->mutex);
+    work->err = *err;
+    atomic_store(&work->failed, code);
+}
+
+/* A wave may have thousands of objects: its end is not waited for to see that nobody wants the rest. */
+static void look_for_cancel(struct work *work)
+{
+    bool cancelled = false;
+    struct error err = ERROR_INIT;
+    int r = recovery_is_cancelled(work->run, &cancelled, &err);
+    if (r < 0)
+        give_up(work, r, &err);
+    else if (cancelled)
+        atomic_store(&work->cancelled, true);
+}
+
+static void *worker(void *context)
+{
+    struct work *work = context;
+    for (;;) {
+        size_t i = atomic_fetch_add(&work->next, 1);
+        if (i < work->count && i % RECOVERY_LOOK_OBJECTS == RECOVERY_LOOK_OBJECTS - 1)
+            look_for_cancel(work);
+        if (i >= work->count || atomic_load(&work->failed) || atomic_load(&work->cancelled))
+            return NULL;
+        struct job job;
+        struct error err = ERROR_INIT;
+        int r = prepare_job(work, work->entries[i], &job, &err);
+        if (r < 0) {
+            give_up(work, r, &err);
+        } else if ((r = perform(&job, &err)) < 0) {
+            if (concerns_server(r))
+                give_up(work, r, &err);
+            else
+                decide(&job, VERDICT_FAILED, err.message);
+        }
+        release_job(work, &job);
+    }
+}
+
+static int run_work(struct work *work, struct error *err)
+{
+    pthread_t threads[RECOVERY_WORKERS];
+    size_t started = 0;
+    struct error unused = ERROR_INIT;
+    while (started + 1 < RECOVERY_WORKERS && started + 1 < work->count &&
+           thread_start(&threads[started], "recovery", worker, work, &unused) == 0)
+        started++;
+    (void)worker(work);
+    for (size_t i = 0; i < started; i++)
+        pthread_join(threads[i], NULL);
+    int failed = atomic_load(&work->failed);
+    if (failed)
+        *err = work->err;
+    return failed ? failed : atomic_load(&work->cancelled);
+}
+
 int recovery_apply_wave(struct recovery_run *run, int wave, struct error *err)
 {
-    _cleanup_free_ struct job *jobs = calloc(run->entry_count + 1, sizeof *jobs);
-    size_t count = 0;
-    int r = jobs ? 0 : error_set(err, -ENOMEM, "out of memory");
-    for (size_t i = 0; i < run->entry_count && r == 0; i++) {
-        struct recovery_entry *e = &run->entries[i];
-        if (e->wave == wave && e->verdict < 0) {
-            r = prepare_job(run, e, &jobs[count], err);
-            count++;
-        }
-    }
-    if (r == 0 && count > 0)
-        r = run_jobs(jobs, count, err);
-    for (size_t i = 0; i < count; i++) {
-        json_decref(jobs[i].wanted);
-        json_decref(jobs[i].there);
-        json_decref(jobs[i].plain);
+    _cleanup_free_ struct recovery_entry **entries = calloc(run->entry_count + 1, sizeof *entries);
+    struct work work = {.run = run, .entries = entries, .mutex = PTHREAD_MUTEX_INITIALIZER};
+    if (!entries)
+        return error_set(err, -ENOMEM, "out of memory");
+    for (size_t i = 0; i < run->entry_count; i++)
+        if (run->entries[i].wave == wave && run->entries[i].verdict < 0)
+            entries[work.count++] = &run->entries[i];
+    int r = work.count > 0 ? run_work(&work, err) : 0;
+    if (r < 0 && r != -ECANCELED) { /* what has a verdict is not done once more by whoever goes on */
+        struct error unused = ERROR_INIT;
+        if (recovery_save_plan(run, wave, &unused) < 0)
+            log_warning(run->c->log, "recovery %s/%s: %s", run->namespace, run->name, unused.message);
     }
     return r;
 }

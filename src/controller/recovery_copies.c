@@ -112,7 +112,7 @@ static int name_copies(json_t *stream, struct error *err)
     return 0;
 }
 
-int recovery_originals(void *context, const char *namespace, const char *application, const json_t *wanted,
+int recovery_originals(void *context, const char *owner, const char *namespace, const char *application, const json_t *wanted,
                        json_t **ret, struct error *err)
 {
     struct controller *c = context;
@@ -134,7 +134,7 @@ int recovery_originals(void *context, const char *namespace, const char *applica
     if (r == 0)
         r = add_of_group(c, namespace, application, chosen, err);
     if (r == 0)
-        r = data_client_streams(c->data, chosen, &streams, err);
+        r = data_client_streams(c->data, chosen, owner, &streams, err);
     json_array_foreach(streams, i, stream)
     {
         if (r == 0)
@@ -219,7 +219,7 @@ static int note_records(struct controller *c, const json_t *stream, const char *
         v = (struct csi_volume){.size_bytes =
                                     (uint64_t)json_integer_value(json_object_get(volume, "sizeBytes")),
                                 .deleted_ns = clock_realtime_ns(clock_system())};
-        memcpy(v.backing, from.backing, sizeof v.backing);
+        snprintf(v.backing, sizeof v.backing, "host"); /* files beside the original's engine, whatever carries that */
         memcpy(v.ack_mode, from.ack_mode, sizeof v.ack_mode);
         snprintf(v.handle, sizeof v.handle, "%s", handle);
         snprintf(v.name, sizeof v.name, "%s", handle);

@@ -110,7 +110,9 @@ int recovery_plan_copies(struct recovery_run *run, const char **ret_reason, stru
     size_t i;
     json_t *stream;
     *ret_reason = "VolumesNotReachable";
-    int r = run->c->data->originals(run->c->data_context, run->source_namespace, run->application,
+    char owner[RECOVERY_OWNER_BYTES];
+    recovery_owner(run, owner);
+    int r = run->c->data->originals(run->c->data_context, owner, run->source_namespace, run->application,
                                     run->wanted, &streams, err);
     if (r == -ENOENT || r == -EOPNOTSUPP)
         *ret_reason = "VolumesNotAvailable";
@@ -165,9 +167,9 @@ static int look(struct recovery_run *run, const char *owner, bool *ret_pending, 
 int recovery_copy_data(struct recovery_run *run, struct error *err)
 {
     struct error pending = ERROR_INIT;
-    char owner[400];
+    char owner[RECOVERY_OWNER_BYTES];
     bool waits = true;
-    snprintf(owner, sizeof owner, "%s/%s", run->namespace, run->name);
+    recovery_owner(run, owner);
     for (unsigned waited = 0; waited < RECOVERY_TURN_MS; waited += LOOK_MS) {
         int r = look(run, owner, &waits, &pending, err);
         if (r == 0 && waits && waited == 0)

@@ -280,7 +280,9 @@ int recovery_plan_data(struct recovery_run *run, const char **ret_reason, struct
     if (run->mode == RESTORE_CLONE)
         return recovery_plan_copies(run, ret_reason, err);
     *ret_reason = "VolumesNotReachable";
-    int r = run->c->data->streams(run->c->data_context, run->source_namespace, run->target_namespace,
+    char owner[RECOVERY_OWNER_BYTES];
+    recovery_owner(run, owner);
+    int r = run->c->data->streams(run->c->data_context, owner, run->source_namespace, run->target_namespace,
                                   run->application, run->wanted, &streams, err);
     if (r == -EEXIST)
         *ret_reason = "VolumeInUse";
@@ -307,6 +309,28 @@ int recovery_plan_data(struct recovery_run *run, const char **ret_reason, struct
 }
 
 /* ---- gates, pods, streams ---- */
+
+void recovery_owner(const struct recovery_run *run, char ret[RECOVERY_OWNER_BYTES])
+{
+    snprintf(ret, RECOVERY_OWNER_BYTES, "%s/%s", run->namespace, run->name);
+}
+
+int recovery_let_streams_go(struct recovery_run *run, struct error *err)
+{
+    size_t i;
+    json_t *stream;
+    int r = 0;
+    json_array_foreach(recovery_streams(run), i, stream)
+    {
+        struct error one = ERROR_INIT;
+        int code = run->c->data->let_go(run->c->data_context, stream, &one);
+        if (code < 0) {
+            *err = one;
+            r = code;
+        }
+    }
+    return r;
+}
 
 int recovery_set_gates(struct recovery_run *run, bool closed, struct error *err)
 {

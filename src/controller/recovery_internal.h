@@ -54,6 +54,7 @@ struct recovery_run {
     struct recovery_entry *entries;
     size_t entry_count;
     int waves;      /* highest wave */
+    uint64_t loaded_ms; /* what it took to go on with it */
     json_t *before; /* status.streams of the recovery that is taken back; or NULL */
 };
 
@@ -122,6 +123,11 @@ int recovery_note_point(struct recovery_run *run, const struct recovery_point *f
  * that use them are made again. */
 int recovery_plan_data(struct recovery_run *run, const char **ret_reason, struct error *err);
 bool recovery_has_data(const struct recovery_run *run);
+#define RECOVERY_OWNER_BYTES 400
+/* "NAMESPACE/NAME" of the Recovery. */
+void recovery_owner(const struct recovery_run *run, char ret[RECOVERY_OWNER_BYTES]);
+/* The streams are needed no more. -EAGAIN: some are still being detached. */
+int recovery_let_streams_go(struct recovery_run *run, struct error *err);
 int recovery_set_gates(struct recovery_run *run, bool closed, struct error *err);
 int recovery_stop_pods(struct recovery_run *run, struct error *err);
 /* -EAGAIN: it is under way. */
@@ -152,7 +158,7 @@ const char *recovery_not_ready(struct recovery_run *run);
 
 /* ---- recovery_apply.c ---- */
 /* Does what the entries of the wave say, and gives each its verdict. Errors that concern one object are
- * verdicts. */
+ * verdicts. 1: it was cancelled meanwhile. After other errors the plan has the verdicts that were given. */
 int recovery_apply_wave(struct recovery_run *run, int wave, struct error *err);
 /* Waits for what the wave needs. A timeout is no error: the objects' own refusals say more. */
 int recovery_await_wave(struct recovery_run *run, int wave, struct error *err);

@@ -139,7 +139,7 @@ static int find_kind(struct recovery_kube *k, const char *group, const char *ver
     return ret->group && ret->version && ret->plural && ret->kind ? 0 : error_set(err, -ENOMEM, "out of memory");
 }
 
-/* The resource in the version of the object: the one that is served may be another. */
+/* The resource in the version of the object, or in the preferred one when that is not served. */
 static int target_of(struct recovery_kube *k, const struct object_id *id, struct kube_resource *resource,
                      struct kube_target *ret, struct error *err)
 {
@@ -161,6 +161,41 @@ static int knows(void *context, const char *group, const char *version, const ch
     int r = find_kind(context, group, version, kind, &found, err);
     *ret = r == 0;
     return r == -ENOENT ? 0 : r;
+}
+
+/* Whether the kind's definition says that its versions differ in nothing but apiVersion. With the controller's own rights:
+ * definitions are everybody's. */
+static int converts_by_name(struct recovery_kube *k, const struct kube_resource *resource, bool *ret, struct error *err)
+{
+    _cleanup_free_ char *name = NULL;
+    _cleanup_json_ json_t *definition = NULL;
+    if (asprintf(&name, "%s.%s", resource->plural, resource->group) < 0)
+        return error_set(err, -ENOMEM, "out of memory");
+    const struct kube_target target = {.resource = &kube_crds, .name = name};
+    int r = kube_get(k->client, &target, &definition, err);
+    const json_t *conversion = json_object_get(json_object_get(definition, "spec"), "conversion");
+    *ret = r == 0 && strcmp(json_text(conversion, "strategy"), "None") == 0;
+    return r == -ENOENT ? 0 : r;
+}
+
+static int serves(void *context, const char *group, const char *version, const char *kind, char **ret,
+                  struct error *err)
+{
+    struct recovery_kube *k = context;
+    struct kube_resource found;
+    bool same_form = true;
+    int r = find_kind(k, group, version, kind, &found, err);
+    if (r == 0 && strcmp(found.version, version) != 0)
+        r = converts_by_name(k, &found, &same_form, err);
+    if (r < 0)
+        return r;
+    if (!same_form)
+        return error_set(err, -EOPNOTSUPP,
+                         "the cluster serves the kind %s of %s as %s, and not as %s any more, which is what it was at the point; "
+                         "have its CustomResourceDefinition serve %s again, or take a point after the change",
+                         kind, group, found.version, version, version);
+    *ret = strdup(found.version);
+    return *ret ? 0 : error_set(err, -ENOMEM, "out of memory");
 }
 
 /* ---- objects ---- */
@@ -271,7 +306,8 @@ const struct recovery_cluster_ops recovery_kube_cluster = {.get = get,
                                                            .remove = remove_object,
                                                            .list = list,
                                                            .pods = pods,
-                                                           .knows = knows};
+                                                           .knows = knows,
+                                                           .serves = serves};
 
 /* ---- the Recovery ---- */
 

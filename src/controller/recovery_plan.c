@@ -122,6 +122,76 @@ static int complete_wanted(struct recovery_run *run, struct error *err)
     return r;
 }
 
+/* A definition may have got other versions since the point. */
+static int version_of_now(struct recovery_run *run, json_t *known, const struct object_id *id, const char **ret,
+                          struct error *err)
+{
+    const struct recovery_cluster_ops *ops = run->c->cluster;
+    char key[512];
+    snprintf(key, sizeof key, "%s/%s/%s", id->group, id->version, id->kind);
+    json_t *version = json_object_get(known, key);
+    if (!version) {
+        _cleanup_free_ char *served = NULL;
+        struct error unused = ERROR_INIT;
+        int r = ops->serves(run->c->cluster_context, id->group, id->version, id->kind, &served, err);
+        if (r < 0 && r != -ENOENT)
+            return r;
+        if (r == -ENOENT) /* what lacks is told later, or made by the recovery itself */
+            *err = unused;
+        if (json_object_set_new(known, key, json_string(served ? served : id->version)) < 0)
+            return error_set(err, -ENOMEM, "out of memory");
+        version = json_object_get(known, key);
+    }
+    *ret = json_string_value(version);
+    return 0;
+}
+
+static int move_to_version(struct recovery_run *run, const struct object_id *id, const char *name, const char *version,
+                           json_t *out, struct error *err)
+{
+    struct object_id moved = *id;
+    char fresh[OBJECT_NAME_BYTES];
+    _cleanup_free_ char *api_version = NULL;
+    json_t *object = json_object_get(run->wanted, name);
+    moved.group = id->group;
+    moved.version = version;
+    int r = object_journal_name(&moved, fresh, err);
+    if (r < 0)
+        return r;
+    if (asprintf(&api_version, "%s%s%s", id->group, id->group[0] ? "/" : "", version) < 0 ||
+        json_object_set_new(object, "apiVersion", json_string(api_version)) < 0 || json_object_set(out, fresh, object) < 0)
+        return error_set(err, -ENOMEM, "out of memory");
+    return 0;
+}
+
+static int translate_wanted(struct recovery_run *run, struct error *err)
+{
+    _cleanup_json_ json_t *known = json_object(), *out = json_object();
+    const char *name;
+    json_t *object;
+    int r = known && out ? 0 : error_set(err, -ENOMEM, "out of memory");
+    if (!run->c->cluster->serves)
+        return r;
+    json_object_foreach(run->wanted, name, object)
+    {
+        struct object_id id;
+        const char *version;
+        if (r == 0)
+            r = object_id_parse(name, &id, err);
+        if (r == 0)
+            r = version_of_now(run, known, &id, &version, err);
+        if (r == 0 && strcmp(version, id.version) != 0)
+            r = move_to_version(run, &id, name, version, out, err);
+        else if (r == 0 && json_object_set(out, name, object) < 0)
+            r = error_set(err, -ENOMEM, "out of memory");
+    }
+    if (r == 0) {
+        json_decref(run->wanted);
+        run->wanted = take_ptr(out);
+    }
+    return r;
+}
+
 int recovery_read_wanted(struct recovery_run *run, const char **ret_reason, struct error *err)
 {
     struct recovery_point found;
@@ -140,6 +210,12 @@ int recovery_read_wanted(struct recovery_run *run, const char **ret_reason, stru
         r = complete_wanted(run, err);
     if (r < 0)
         return r;
+    *ret_reason = NULL; /* of a failure to ask */
+    r = translate_wanted(run, err);
+    if (r < 0) {
+        *ret_reason = r == -EOPNOTSUPP ? "VersionNotServed" : NULL;
+        return r;
+    }
     *ret_reason = "OrderFailed";
     recovery_keep_suspended(run);
     return objects_order(run->wanted, &run->order, err);

@@ -136,7 +136,7 @@ static void mark_gone(json_t *streams, json_t *gone)
 
 /* What came after the point has no state there: it is left alone. An application that is a group does not
  * journal all its claims, so that of such a one all count. */
-static int streams(void *context, const char *source, const char *namespace, const char *application,
+static int streams(void *context, const char *owner, const char *source, const char *namespace, const char *application,
                    const json_t *wanted, json_t **ret, struct error *err)
 {
     struct controller *c = context;
@@ -157,7 +157,7 @@ static int streams(void *context, const char *source, const char *namespace, con
     struct gone g = {.c = c, .source = source, .target = namespace, .handles = chosen, .gone = gone};
     r = add_gone(&g, at_point, live, err);
     if (r == 0)
-        r = data_client_streams(c->data, chosen, ret, err);
+        r = data_client_streams(c->data, chosen, owner, ret, err);
     if (r == 0)
         mark_gone(*ret, gone);
     return r;
@@ -204,13 +204,14 @@ json_t *recovery_volume_object(const char *name, const char *namespace, const ch
     json_t *attributes = *v->ack_mode ? json_pack("{s:s}", "ackMode", v->ack_mode) : json_object();
     json_t *csi = json_pack("{s:s, s:s, s:s, s:o}", "driver", CSI_DRIVER, "volumeHandle", v->handle, "fsType",
                             *fs_type ? fs_type : "ext4", "volumeAttributes", attributes);
-    json_t *place =
-        json_pack("{s:{s:[{s:[{s:s, s:s, s:[s]}]}]}}", "required", "nodeSelectorTerms", "matchExpressions",
-                  "key", CSI_TOPOLOGY_KEY, "operator", "In", "values", v->node);
+    json_t *place = strcmp(v->backing, "class") == 0
+                        ? NULL /* it goes wherever what carries it goes */
+                        : json_pack("{s:{s:[{s:[{s:s, s:s, s:[s]}]}]}}", "required", "nodeSelectorTerms",
+                                    "matchExpressions", "key", CSI_TOPOLOGY_KEY, "operator", "In", "values", v->node);
     json_t *of = json_pack("{s:s, s:s, s:s, s:s}", "apiVersion", "v1", "kind", "PersistentVolumeClaim",
                            "namespace", namespace, "name", claim_name);
     json_t *size = json_sprintf("%llu", (unsigned long long)v->size_bytes);
-    return json_pack("{s:s, s:s, s:{s:s, s:{s:s}}, s:{s:{s:o}, s:O, s:s, s:s, s:s, s:o, s:o, s:o}}",
+    return json_pack("{s:s, s:s, s:{s:s, s:{s:s}}, s:{s:{s:o}, s:O, s:s, s:s, s:s, s:o, s:o, s:o*}}",
                      "apiVersion", "v1", "kind", "PersistentVolume", "metadata", "name", name, "annotations",
                      "pv.kubernetes.io/provisioned-by", CSI_DRIVER, "spec", "capacity", "storage", size,
                      "accessModes", json_object_get(spec, "accessModes"), "storageClassName",
@@ -309,6 +310,13 @@ static int gate(void *context, const json_t *stream, bool closed, struct error *
     return 0;
 }
 
+static int let_go(void *context, const json_t *stream, struct error *err)
+{
+    struct controller *c = context;
+    int r = controller_check_leads(c, err);
+    return r == 0 ? data_client_let_go(c->data, json_text(stream, "stream"), err) : r;
+}
+
 /* What became of the rewind: 0 done, -EAGAIN under way. */
 static int judge(const json_t *stream, const json_t *rewind, json_t **ret, struct error *err)
 {
@@ -348,6 +356,7 @@ static int rewind_stream(void *context, const json_t *stream, uint64_t lsn, cons
 }
 
 const struct data_ops recovery_streams_ops = {.streams = streams,
+                                              .let_go = let_go,
                                               .plan = plan,
                                               .gate = gate,
                                               .rewind = rewind_stream,

@@ -15,8 +15,8 @@ json_t *recovery_claims_of_set(const json_t *set);
  * the reclaim policy, NULL: the class's. */
 json_t *recovery_volume_object(const char *name, const char *namespace, const char *claim_name, const json_t *claim,
                                const struct csi_volume *v, const json_t *class, const char *policy);
-int recovery_originals(void *context, const char *namespace, const char *application, const json_t *wanted, json_t **ret,
-                       struct error *err) MUST_CHECK;
+int recovery_originals(void *context, const char *owner, const char *namespace, const char *application, const json_t *wanted,
+                       json_t **ret, struct error *err) MUST_CHECK;
 int recovery_plan_copy(void *context, const json_t *stream, const char *point, json_t **ret, struct error *err) MUST_CHECK;
 int recovery_copy(void *context, json_t *stream, const char *owner, json_t **ret, struct error *err) MUST_CHECK;
 int recovery_bind_copy(void *context, const json_t *stream, const json_t *volume, const char *source_namespace,

@@ -3,7 +3,14 @@
  * all is awaited. */
 #include "controller/recovery_internal.h"
 
-enum { LOOK_MS = 200, OBSERVE_MS = 5000, BLOCKED_BYTES = 700 };
+enum {
+    LOOK_MS = 200,
+    TURN_LOADS = 10,
+    TURN_MOST_MS = 10000,
+    OBSERVE_MS = 5000,
+    BLOCKED_BYTES = 700,
+    NAMED = 3
+};
 
 #define CONDITION "WorkloadsReady"
 
@@ -154,8 +161,9 @@ static void explain_pod(const json_t *pod, char text[BLOCKED_BYTES])
         add(text, "; pod %s: %s", name, json_text(status, "phase"));
 }
 
-/* What is in the way; "" when all is ready. */
-static int find_blocked(struct recovery_run *run, char text[BLOCKED_BYTES], struct error *err)
+/* What is in the way; "" when all is ready. `ready`: those that were found to be, which are not asked for
+ * again; nor is more asked than is told. */
+static int find_blocked(struct recovery_run *run, json_t *ready, char text[BLOCKED_BYTES], struct error *err)
 {
     _cleanup_json_ json_t *pods = NULL;
     const char *name;
@@ -165,22 +173,27 @@ static int find_blocked(struct recovery_run *run, char text[BLOCKED_BYTES], stru
     json_object_foreach(run->wanted, name, object)
     {
         _cleanup_json_ json_t *live = NULL;
-        if (!has_prefix(name, "apps/v1/Deployment/") && !has_prefix(name, "apps/v1/StatefulSet/") &&
-            !has_prefix(name, "apps/v1/DaemonSet/"))
+        if ((!has_prefix(name, "apps/v1/Deployment/") && !has_prefix(name, "apps/v1/StatefulSet/") &&
+             !has_prefix(name, "apps/v1/DaemonSet/")) ||
+            json_object_get(ready, name))
             continue;
+        if (count > NAMED)
+            break;
         int r = run->c->cluster->get(run->c->cluster_context, name, &live, err);
         if (r < 0 && r != -ENOENT)
             return r;
-        if (r == 0 && is_ready(name, live))
+        if (r == 0 && is_ready(name, live)) {
+            json_object_set_new(ready, name, json_true());
             continue;
-        if (count++ < 3)
+        }
+        if (count++ < NAMED)
             add(text, "%s%s %s", count > 1 ? ", " : "", json_text(object, "kind"),
                 json_text(json_object_get(object, "metadata"), "name"));
     }
     if (count == 0)
         return 0;
-    if (count > 3)
-        add(text, " and %zu more", count - 3);
+    if (count > NAMED)
+        add(text, " and more");
     add(text, count == 1 ? " is not ready" : " are not ready");
     int r = run->c->cluster->pods(run->c->cluster_context, run->target_namespace, &pods, err);
     json_array_foreach(pods, i, pod)
@@ -215,11 +228,20 @@ const char *recovery_not_ready(struct recovery_run *run)
     return "";
 }
 
+/* To go on in another turn takes reading the objects and the plan again: of a large application that is a
+ * small part of the time. */
+static unsigned turn_ms(const struct recovery_run *run)
+{
+    uint64_t ms = run->loaded_ms * TURN_LOADS;
+    return ms < RECOVERY_TURN_MS ? RECOVERY_TURN_MS : ms > TURN_MOST_MS ? TURN_MOST_MS : (unsigned)ms;
+}
+
 int recovery_await_workloads(struct recovery_run *run, struct error *err)
 {
     char text[BLOCKED_BYTES], message[BLOCKED_BYTES + 64];
+    _cleanup_json_ json_t *ready = json_object();
     for (unsigned waited = 0;; waited += LOOK_MS) {
-        int r = find_blocked(run, text, err);
+        int r = find_blocked(run, ready, text, err);
         if (r < 0)
             return r;
         uint64_t ms = since_step_ms(run);
@@ -235,7 +257,7 @@ int recovery_await_workloads(struct recovery_run *run, struct error *err)
                        ? error_set(err, -ENOMEM, "out of memory")
                        : 0;
         }
-        if (waited >= RECOVERY_TURN_MS)
+        if (waited >= turn_ms(run))
             return error_set(err, -EAGAIN, "waiting for the workloads: %s", text);
         recovery_pause(run, LOOK_MS);
     }

@@ -145,7 +145,7 @@ int sealing_open(const struct sealing *s, const char *journal_name, const json_t
     memcpy(tag, data + length, TAG_BYTES);
     if ((r = crypt_text(s, false, journal_name, nonce, data, length, tag)) < 0)
         return error_set(err, r, "sealed object %s is damaged or was moved from another name", journal_name);
-    r = json_parse(journal_name, (const char *)data, length, ret, err);
+    r = json_parse_foreign(journal_name, (const char *)data, length, ret, err);
     explicit_bzero(data, length);
     return r;
 }

@@ -352,13 +352,39 @@ static int check_unused(struct controller *c, const char *stream, struct error *
     return r;
 }
 
+struct held {
+    const char *stream; /* NULL: any */
+    json_t *found;      /* pods */
+};
+
+/* Attachment pods that were made for recoveries. */
+static bool add_held(void *context, json_t *pod)
+{
+    struct held *h = context;
+    const char *stream = kube_object_label(pod, CLASS_STREAM_LABEL);
+    if (stream && kube_object_annotation(pod, CLASS_HOLDER_ANNOTATION) && (!h->stream || strcmp(h->stream, stream) == 0))
+        json_array_append(h->found, pod);
+    return true;
+}
+
+static json_t *find_held(struct controller *c, const char *stream)
+{
+    struct held h = {stream, json_array()};
+    kube_informer_each(c->pods, c->namespace, add_held, &h);
+    return h.found;
+}
+
 static int destroy(void *context, const char *node, const char *stream, struct error *err)
 {
     struct controller *c = context;
     int unused = controller_check_leads(c, err);
     if (unused == 0)
         unused = check_unused(c, stream, err);
-    if (unused < 0)
+    _cleanup_json_ json_t *held = unused == 0 ? find_held(c, stream) : NULL;
+    if (json_array_size(held))
+        unused = error_set(err, -EBUSY, "it is used by the Recovery %s",
+                           kube_object_annotation(json_array_get(held, 0), CLASS_HOLDER_ANNOTATION));
+    if (unused < 0 || !*node)
         return unused;
     char path[CSI_HANDLE_BYTES + 48];
     struct error gone = ERROR_INIT;
@@ -389,6 +415,29 @@ static int forget_record(void *context, const char *handle, struct error *err)
 {
     const struct data_client_options *o = data_client_options(((struct controller *)context)->data);
     return o->records->remove(o->records_context, handle, err);
+}
+
+/* What recoveries that have ended have left attached. */
+static void let_go(struct controller *c)
+{
+    _cleanup_json_ json_t *pods = find_held(c, NULL);
+    size_t i;
+    json_t *pod;
+    json_array_foreach(pods, i, pod)
+    {
+        struct error err = ERROR_INIT;
+        bool used = true;
+        const char *stream = kube_object_label(pod, CLASS_STREAM_LABEL);
+        int r = goes_on(c, kube_object_annotation(pod, CLASS_HOLDER_ANNOTATION), &used, &err);
+        if (r == 0 && !used)
+            r = controller_check_leads(c, &err);
+        if (r == 0 && !used)
+            r = data_client_let_go(c->data, stream, &err);
+        if (r == -EAGAIN)
+            controller_enqueue(c, STREAMS_KEY, NULL, STREAMS_SOON_MS);
+        else if (r < 0)
+            log_warning(c->log, "stream %s stays attached: %s", stream, err.message);
+    }
 }
 
 static const struct purge_ops purge_ops = {goes_on, abandoned, destroy, save_record, forget_record};
@@ -432,6 +481,7 @@ int streams_reconcile(struct controller *c, struct error *err)
     json_decref(told);
     json_decref(c->placements.policies);
     c->placements.policies = round.policies;
+    let_go(c);
     purge_run(&purge_ops, c, c->log, all, round.count, now_ns, &next_ns);
     if (next_ns && next_ns > now_ns && next_ns - now_ns < STREAMS_EVERY_MS * NS_PER_MS)
         controller_enqueue(c, STREAMS_KEY, NULL, (unsigned)((next_ns - now_ns) / NS_PER_MS) + 1);

@@ -149,6 +149,7 @@ static void on_event(void *context, const struct kube_resource *resource, enum k
         schedule_enqueue(c, namespace, name, SETTLE_MS);
     } else if (is_kind(resource, &kube_namespaces)) {
         controller_enqueue(c, name, NULL, SETTLE_MS);
+        kube_informer_each(c->applications, name, enqueue_application, c); /* what it requires is a finding of theirs */
     } else if (!*namespace) { /* a policy, a class or a volume may concern all */
         kube_informer_each(c->applications, NULL, enqueue_application, c);
         if (is_kind(resource, &controller_policies))

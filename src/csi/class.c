@@ -95,9 +95,12 @@ static void add_device(json_t *devices, json_t *volumes, const char *name, const
 /* Node affinity, not nodeName: the scheduler binds claims that wait for their first consumer. */
 static json_t *affinity(const char *node)
 {
-    return json_pack("{s:{s:{s:[{s:[{s:s, s:s, s:[s]}]}]}}}", "nodeAffinity",
-                     "requiredDuringSchedulingIgnoredDuringExecution", "nodeSelectorTerms", "matchFields",
-                     "key", "metadata.name", "operator", "In", "values", node);
+    json_t *term = node ? json_pack("{s:[{s:s, s:s, s:[s]}]}", "matchFields", "key", "metadata.name",
+                                    "operator", "In", "values", node)
+                        : json_pack("{s:[{s:s, s:s}]}", "matchExpressions", "key", CSI_TOPOLOGY_KEY,
+                                    "operator", "Exists");
+    return json_pack("{s:{s:{s:[o]}}}", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution",
+                     "nodeSelectorTerms", term);
 }
 
 static json_t *container(const struct class_stream *stream, json_t *devices)
@@ -111,7 +114,10 @@ static json_t *container(const struct class_stream *stream, json_t *devices)
         "RuntimeDefault");
 }
 
-json_t *class_pod(const struct class_stream *stream, const char *node, const char *node_uid)
+/* Where an application's pod is, its volumes follow, whatever taints the node has; a recovery takes a node
+ * that is well. */
+static json_t *make_pod(const struct class_stream *stream, const char *node, json_t *owners,
+                        json_t *annotations)
 {
     char name[CLASS_NAME_BYTES], journal[CLASS_NAME_BYTES];
     json_t *devices = json_array(), *volumes = json_array();
@@ -120,18 +126,33 @@ json_t *class_pod(const struct class_stream *stream, const char *node, const cha
     add_device(devices, volumes, "journal", journal);
     for (size_t i = 0; i < stream->count; i++)
         add_device(devices, volumes, stream->volumes[i].handle, stream->volumes[i].handle);
-    json_t *owners = node_uid ? json_pack("[{s:s, s:s, s:s, s:s, s:b}]", "apiVersion", "v1", "kind", "Node",
-                                          "name", node, "uid", node_uid, "controller", 1)
-                              : NULL;
+    json_t *tolerations = node ? json_pack("[{s:s}]", "operator", "Exists") : NULL;
     return json_pack(
-        "{s:s, s:s, s:{s:s, s:s, s:{s:s, s:s, s:s}, s:{s:s}, s:o*}, s:{s:b, s:s, s:s, s:i, s:[{s:s}], s:o, "
+        "{s:s, s:s, s:{s:s, s:s, s:{s:s, s:s, s:s}, s:o, s:o*}, s:{s:b, s:s, s:s, s:i, s:o*, s:o, "
         "s:[o], s:o}}",
         "apiVersion", "v1", "kind", "Pod", "metadata", "name", name, "namespace", stream->namespace, "labels",
         "app.kubernetes.io/name", "tidemark", "app.kubernetes.io/component", "attachment", CLASS_STREAM_LABEL,
-        stream->name, "annotations", CLASS_NODE_ANNOTATION, node, "ownerReferences", owners, "spec",
+        stream->name, "annotations", annotations, "ownerReferences", owners, "spec",
         "automountServiceAccountToken", 0, "priorityClassName", "system-node-critical", "restartPolicy",
-        "Always", "terminationGracePeriodSeconds", 1, "tolerations", "operator", "Exists", "affinity",
-        affinity(node), "containers", container(stream, devices), "volumes", volumes);
+        "Always", "terminationGracePeriodSeconds", 1, "tolerations", tolerations, "affinity", affinity(node),
+        "containers", container(stream, devices), "volumes", volumes);
+}
+
+json_t *class_pod_owners(const char *node, const char *node_uid)
+{
+    return json_pack("[{s:s, s:s, s:s, s:s, s:b}]", "apiVersion", "v1", "kind", "Node", "name", node, "uid",
+                     node_uid, "controller", 1);
+}
+
+json_t *class_pod(const struct class_stream *stream, const char *node, const char *node_uid)
+{
+    return make_pod(stream, node, node_uid ? class_pod_owners(node, node_uid) : NULL,
+                    json_pack("{s:s}", CLASS_NODE_ANNOTATION, node));
+}
+
+json_t *class_pod_held(const struct class_stream *stream, const char *holder)
+{
+    return make_pod(stream, NULL, NULL, json_pack("{s:s}", CLASS_HOLDER_ANNOTATION, holder));
 }
 
 static bool holds(const json_t *pod, const char *claim_name)
@@ -146,9 +167,9 @@ static bool holds(const json_t *pod, const char *claim_name)
     return false;
 }
 
-/* What a pod that does not run yet waits for. */
-static void waits_for(const json_t *status, char *text, size_t size)
+void class_waits_for(const json_t *pod, char *text, size_t size)
 {
+    const json_t *status = json_object_get(pod, "status");
     size_t i;
     json_t *one;
     snprintf(text, size, "the kubelet has not mapped its devices yet");
@@ -185,7 +206,8 @@ enum class_pod_state class_look_at_pod(const json_t *pod, const struct class_str
     snprintf(text, size, "%s", on ? on : "?");
     if (!on || strcmp(on, node) != 0)
         return CLASS_POD_ELSEWHERE;
-    if (json_object_get(json_object_get(pod, "metadata"), "deletionTimestamp"))
+    if (json_object_get(json_object_get(pod, "metadata"), "deletionTimestamp") ||
+        kube_object_annotation(pod, CLASS_LEAVING_ANNOTATION))
         return CLASS_POD_ENDING;
     if (strcmp(phase, "Failed") == 0 || strcmp(phase, "Succeeded") == 0)
         return CLASS_POD_ENDED;
@@ -196,7 +218,7 @@ enum class_pod_state class_look_at_pod(const json_t *pod, const struct class_str
         }
     if (all_ready(status))
         return CLASS_POD_READY;
-    waits_for(status, text, size);
+    class_waits_for(pod, text, size);
     return CLASS_POD_PENDING;
 }
 

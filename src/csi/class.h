@@ -22,6 +22,10 @@
     (33u * (CSI_HANDLE_BYTES + CSI_LABEL_BYTES)) /* of CSI_MEMBERS_MAX and the journal */
 #define CLASS_STREAM_LABEL "tidemark.io/stream"
 #define CLASS_NODE_ANNOTATION "tidemark.io/node"
+/* Of a pod that was made for a recovery, not for a pod that mounts: "NAMESPACE/NAME" of the Recovery; and,
+ * once that lets go of it, "true". */
+#define CLASS_HOLDER_ANNOTATION "tidemark.io/held-for"
+#define CLASS_LEAVING_ANNOTATION "tidemark.io/letting-go"
 
 /* The volumes of one stream, ordered by handle; deleted ones too, whose data the stream still has. */
 struct class_stream {
@@ -42,18 +46,23 @@ json_t *class_volume_claim(const char *namespace, const struct csi_volume *volum
 json_t *class_journal_claim(const struct class_stream *stream);
 /* `node_uid`: of the Node, which becomes its owner: what has none is not drained; NULL: none. */
 json_t *class_pod(const struct class_stream *stream, const char *node, const char *node_uid);
+/* The same for a recovery: on any node that the driver is on. */
+json_t *class_pod_owners(const char *node, const char *node_uid);
+json_t *class_pod_held(const struct class_stream *stream, const char *holder);
 
 /* What there is of the pod. */
 enum class_pod_state {
     CLASS_POD_READY,
     CLASS_POD_PENDING,   /* text: what it waits for */
-    CLASS_POD_ENDING,    /* is being deleted */
+    CLASS_POD_ENDING,    /* is being deleted, or will be */
     CLASS_POD_ENDED,     /* its containers have ended for good: it has to be made again */
     CLASS_POD_ELSEWHERE, /* is on another node; text: that node */
     CLASS_POD_LACKS,     /* a volume that joined later; text: its handle */
 };
 enum class_pod_state class_look_at_pod(const json_t *pod, const struct class_stream *stream, const char *node,
                                        char *text, size_t size);
+/* What a pod that does not run yet waits for. */
+void class_waits_for(const json_t *pod, char *text, size_t size);
 
 /* How a node is, for what was attached there: */
 enum class_node_state {

@@ -211,6 +211,13 @@ static int attach(void *context, const char *name, const struct csi_volume *memb
         return r;
     if (!pod)
         return again(&stream, node, "it was just made", err);
+    const char *holder = kube_object_annotation(pod, CLASS_HOLDER_ANNOTATION),
+               *held_on = kube_object_annotation(pod, CLASS_NODE_ANNOTATION);
+    if (holder && (!held_on || strcmp(held_on, node) != 0))
+        return error_set(err, -EAGAIN,
+                         "stream %s is attached to node %s for the Recovery %s: it comes to node %s when "
+                         "that is done with it",
+                         name, held_on ? held_on : "(none yet)", holder, node);
     switch (class_look_at_pod(pod, &stream, node, text, sizeof text)) {
     case CLASS_POD_READY:
         snprintf(ret->pod, sizeof ret->pod, "%s", kube_object_uid(pod));
@@ -238,6 +245,10 @@ static int attach(void *context, const char *name, const struct csi_volume *memb
     case CLASS_POD_ENDED:
         break;
     }
+    if (holder) /* the journal may be open there: whoever holds it closes it first */
+        return error_set(err, -EAGAIN,
+                         "stream %s is attached to node %s for the Recovery %s, which is waited for", name,
+                         node, holder);
     r = destroy(cluster, &kube_pods, pod_name, err);
     return r < 0 ? r : again(&stream, node, "it is made anew", err);
 }
@@ -265,25 +276,20 @@ static int check_given_up(const struct csi_cluster *cluster, const char *stream,
                      stream, node, why);
 }
 
-static int detach(void *context, const char *stream, const char *node, struct error *err)
+/* `pod`: what there is of it; NULL: nothing. */
+static int close_there(const struct csi_cluster *cluster, const char *stream, const char *node,
+                       const json_t *pod, struct error *err)
 {
-    struct csi_cluster *cluster = context;
     char pod_name[CLASS_NAME_BYTES];
-    _cleanup_json_ json_t *pod = NULL;
+    class_pod_name(stream, pod_name);
     int r =
         cluster->release
             ? cluster->release(cluster->release_context, node, stream, err)
             : error_set(err, -EAGAIN, "the controller has no certificate for the node agents (--agent-cert)");
     if (r == -EAGAIN)
         r = check_given_up(cluster, stream, node, err);
-    class_pod_name(stream, pod_name);
-    if (r == 0)
-        r = find(cluster, &kube_pods, pod_name, &pod, err);
-    if (r <= 0)
+    if (r < 0 || !pod)
         return r;
-    const char *on = kube_object_annotation(pod, CLASS_NODE_ANNOTATION);
-    if (on && strcmp(on, node) != 0)
-        return 0; /* of a later attachment */
     if (!json_object_get(json_object_get(pod, "metadata"), "deletionTimestamp"))
         r = destroy(cluster, &kube_pods, pod_name, err);
     return r < 0 ? r
@@ -291,8 +297,183 @@ static int detach(void *context, const char *stream, const char *node, struct er
                              pod_name, node);
 }
 
-const struct csi_class_ops csi_class_kube = {
-    .provision = provision, .expand = expand, .attach = attach, .detach = detach};
+static int detach(void *context, const char *stream, const char *node, struct error *err)
+{
+    struct csi_cluster *cluster = context;
+    char pod_name[CLASS_NAME_BYTES];
+    _cleanup_json_ json_t *pod = NULL;
+    class_pod_name(stream, pod_name);
+    int r = find(cluster, &kube_pods, pod_name, &pod, err);
+    if (r < 0)
+        return r;
+    if (r > 0 && kube_object_annotation(pod, CLASS_HOLDER_ANNOTATION))
+        return 0; /* a recovery's by now, which closes it */
+    const char *on = r > 0 ? kube_object_annotation(pod, CLASS_NODE_ANNOTATION) : NULL;
+    bool later = on && strcmp(on, node) != 0; /* a later attachment's */
+    return close_there(cluster, stream, node, later ? NULL : pod, err);
+}
+
+/* ---- for a recovery ----
+ * The pod says for which. What attaches for a pod of the application writes its record first, then looks at
+ * the pod; what lets go marks the pod first, then looks at the records: so one of them sees the other, and
+ * nothing is closed under a pod that mounts it. */
+
+static int patch_pod(const struct csi_cluster *cluster, const json_t *pod, json_t *metadata,
+                     struct error *err)
+{
+    const struct kube_target t = target(cluster, &kube_pods, kube_object_name(pod));
+    /* No other pod of that name. */
+    if (metadata && json_object_set_new(metadata, "uid", json_string(kube_object_uid(pod))) < 0) {
+        json_decref(metadata);
+        metadata = NULL;
+    }
+    _cleanup_json_ json_t *patch = metadata ? json_pack("{s:o}", "metadata", metadata) : NULL;
+    int r = patch ? kube_patch(cluster->client, &t, KUBE_PATCH_MERGE, patch, NULL, err)
+                  : error_set(err, -ENOMEM, "out of memory");
+    return r < 0 ? error_context(err, "pod %s", kube_object_name(pod)) : 0;
+}
+
+/* The scheduler has chosen: from now on it is like any that was made for a node. */
+static int note_node(const struct csi_cluster *cluster, const json_t *pod, const char *node,
+                     struct error *err)
+{
+    _cleanup_json_ json_t *object = NULL;
+    int r = find(cluster, &kube_nodes, node, &object, err);
+    if (r < 0)
+        return r;
+    return patch_pod(cluster, pod,
+                     json_pack("{s:{s:s}, s:o*}", "annotations", CLASS_NODE_ANNOTATION, node,
+                               "ownerReferences",
+                               object ? class_pod_owners(node, kube_object_uid(object)) : NULL),
+                     err);
+}
+
+static int held_again(const struct class_stream *stream, const char *what, struct error *err)
+{
+    char name[CLASS_NAME_BYTES];
+    class_pod_name(stream->name, name);
+    return error_set(
+        err, -EAGAIN,
+        "stream %s is attached nowhere, and is being attached for this: pod %s in namespace %s: %s",
+        stream->name, name, stream->namespace, what);
+}
+
+static int make_held(const struct csi_cluster *cluster, const struct class_stream *stream, const char *holder,
+                     struct error *err)
+{
+    char journal[CLASS_NAME_BYTES];
+    _cleanup_json_ json_t *claim = NULL;
+    class_journal_name(stream->name, journal);
+    int r = find(cluster, &kube_claims, journal, &claim, err);
+    if (r == 0)
+        return error_set(err, -ENOENT,
+                         "stream %s has no journal (claim %s in namespace %s): it was never used, or its "
+                         "history is purged",
+                         stream->name, journal, stream->namespace);
+    if (r > 0)
+        r = make(cluster, &kube_pods, class_pod_held(stream, holder), err);
+    return r < 0 ? r : held_again(stream, "it was just made", err);
+}
+
+static int look_at_held(const struct csi_cluster *cluster, const struct class_stream *stream,
+                        const json_t *pod, char ret_node[CSI_LABEL_BYTES], struct csi_attachment *ret,
+                        struct error *err)
+{
+    const char *node = kube_object_annotation(pod, CLASS_NODE_ANNOTATION),
+               *chosen = json_text(json_object_get(pod, "spec"), "nodeName");
+    char text[400];
+    if (!node && !*chosen) {
+        class_waits_for(pod, text, sizeof text);
+        return held_again(stream, text, err);
+    }
+    if (!node) {
+        int r = note_node(cluster, pod, chosen, err);
+        return r < 0 ? r : held_again(stream, "it has just got its node", err);
+    }
+    switch (class_look_at_pod(pod, stream, node, text, sizeof text)) {
+    case CLASS_POD_READY:
+        snprintf(ret_node, CSI_LABEL_BYTES, "%s", node);
+        snprintf(ret->pod, sizeof ret->pod, "%s", kube_object_uid(pod));
+        return name_devices(cluster, stream, ret->devices, err);
+    case CLASS_POD_PENDING:
+        return held_again(stream, text, err);
+    case CLASS_POD_ENDING:
+        return held_again(stream, "the one of before is still being deleted", err);
+    case CLASS_POD_ELSEWHERE:
+    case CLASS_POD_LACKS:
+    case CLASS_POD_ENDED:
+        break;
+    }
+    int r = destroy(cluster, &kube_pods, kube_object_name(pod), err);
+    return r < 0 ? r : held_again(stream, "it is made anew", err);
+}
+
+static int hold(void *context, const char *name, const struct csi_volume *members, size_t count,
+                const char *holder, char ret_node[CSI_LABEL_BYTES], struct csi_attachment *ret,
+                struct error *err)
+{
+    struct csi_cluster *cluster = context;
+    const struct class_stream stream = stream_of(cluster, name, members, count);
+    char pod_name[CLASS_NAME_BYTES];
+    _cleanup_json_ json_t *pod = NULL;
+    class_pod_name(name, pod_name);
+    int r = find(cluster, &kube_pods, pod_name, &pod, err);
+    if (r <= 0)
+        return r < 0 ? r : make_held(cluster, &stream, holder, err);
+    const char *whose = kube_object_annotation(pod, CLASS_HOLDER_ANNOTATION);
+    if (!whose)
+        return error_set(err, -EAGAIN,
+                         "stream %s is being attached, or detached, for a pod that uses its volumes", name);
+    if (strcmp(whose, holder) != 0)
+        return error_set(err, -EAGAIN, "stream %s is used by the Recovery %s: it is waited for", name, whose);
+    return look_at_held(cluster, &stream, pod, ret_node, ret, err);
+}
+
+/* Whether a volume of the stream is to be used on the node. */
+static int is_published(struct csi_cluster *cluster, const char *stream, const char *node, struct error *err)
+{
+    _cleanup_free_ struct csi_volume *all = NULL;
+    size_t count = 0;
+    int r = csi_records_kube.list(cluster, &all, &count, err);
+    for (size_t i = 0; i < count && r == 0; i++)
+        r = strcmp(all[i].stream, stream) == 0 && strcmp(all[i].published_node, node) == 0;
+    return r;
+}
+
+static int let_go(void *context, const char *stream, struct error *err)
+{
+    struct csi_cluster *cluster = context;
+    char pod_name[CLASS_NAME_BYTES];
+    _cleanup_json_ json_t *pod = NULL;
+    class_pod_name(stream, pod_name);
+    int r = find(cluster, &kube_pods, pod_name, &pod, err);
+    if (r <= 0 || !kube_object_annotation(pod, CLASS_HOLDER_ANNOTATION))
+        return r < 0 ? r : 0;
+    const char *node = kube_object_annotation(pod, CLASS_NODE_ANNOTATION);
+    if (!node) /* nothing was opened yet */
+        return destroy(cluster, &kube_pods, pod_name, err);
+    if (!kube_object_annotation(pod, CLASS_LEAVING_ANNOTATION))
+        r = patch_pod(cluster, pod, json_pack("{s:{s:s}}", "annotations", CLASS_LEAVING_ANNOTATION, "true"),
+                      err);
+    else
+        r = 0;
+    bool deleted = json_object_get(json_object_get(pod, "metadata"), "deletionTimestamp");
+    if (r == 0 && !deleted)
+        r = is_published(cluster, stream, node, err);
+    if (r > 0) /* it is that pod's from now on */
+        return patch_pod(
+            cluster, pod,
+            json_pack("{s:{s:n, s:n}}", "annotations", CLASS_HOLDER_ANNOTATION, CLASS_LEAVING_ANNOTATION),
+            err);
+    return r < 0 ? r : close_there(cluster, stream, node, pod, err);
+}
+
+const struct csi_class_ops csi_class_kube = {.provision = provision,
+                                             .expand = expand,
+                                             .attach = attach,
+                                             .detach = detach,
+                                             .hold = hold,
+                                             .let_go = let_go};
 
 int csi_class_forget(struct csi_cluster *cluster, const char *handle, struct error *err)
 {

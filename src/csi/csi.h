@@ -58,6 +58,11 @@ struct csi_class_ops {
                   struct csi_attachment *ret, struct error *err);
     /* 0: the stream is closed on the node and nothing of it is attached there. */
     int (*detach)(void *context, const char *stream, const char *node, struct error *err);
+    /* For the Recovery `holder` ("NAMESPACE/NAME"): a stream that is attached nowhere comes to a node, any that will do. */
+    int (*hold)(void *context, const char *stream, const struct csi_volume *members, size_t count, const char *holder,
+                char ret_node[CSI_LABEL_BYTES], struct csi_attachment *ret, struct error *err);
+    /* What was held is attached nowhere again, unless a pod's volumes have come to that node meanwhile. 0 also when nothing is held. */
+    int (*let_go)(void *context, const char *stream, struct error *err);
 };
 
 struct csi_controller_options {

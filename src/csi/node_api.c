@@ -7,6 +7,8 @@
  * /v1/streams/{stream}/rewind     {"to": POINT, "id": TEXT, "keep_closed": BOOL} -> 202 STREAM; the same id
  * again is the same rewind POST /v1/streams/{stream}/undo       {"id": TEXT} -> 202 STREAM
  *   POST /v1/streams/{stream}/release    {} -> {"name", "released"}: of backing class; its journal is closed and unmounted
+ *   POST /v1/streams/{stream}/open       {"attachment": UID, "devices": TEXT} as in publish_context -> {"name", "open"}: of backing
+ * class; its journal is mounted, and what it holds is started
  *   POST /v1/streams/{stream}/policy     {"spec": {...}} -> STREAM: its ProtectionPolicy, as the data plane knows them; anything else below /v1/ the data
  * plane's API, handed on (api/openapi.yaml) */
 #include <errno.h>
@@ -121,6 +123,41 @@ static int check_stream(struct csi_node *node, const char *stream, struct error 
     return node_data_call(node, "GET", path, NULL, &answer, err);
 }
 
+/* A stream that is not here any more, of backing class, can have its gate opened all the same: whoever opened it and then let go of
+ * the stream may not know that he did. */
+static bool opens_gate(const struct http_request *request, const char *verb)
+{
+    _cleanup_json_ json_t *body = NULL;
+    struct error ignored = ERROR_INIT;
+    return strcmp(verb, "gate") == 0 && strcmp(request->method, "POST") == 0 &&
+           http_request_json(request, &body, &ignored) == 0 && json_is_false(json_object_get(body, "closed"));
+}
+
+/* For a recovery of volumes that no pod uses. */
+static int open_store(struct csi_node *node, const char *stream, const struct http_request *request, struct http_response *response,
+                      struct error *err)
+{
+    _cleanup_json_ json_t *body = NULL;
+    struct node_attachment a = {0};
+    int r = strcmp(request->method, "POST") == 0 ? http_request_json(request, &body, err)
+                                                 : error_set(err, -ENOENT, "there is no %s %s", request->method, request->path);
+    if (r == 0)
+        r = json_reject_unknown(body, err, "attachment", "devices", NULL);
+    if (r == 0)
+        r = json_get_string(body, "attachment", &a.pod, err);
+    if (r == 0)
+        r = json_get_string(body, "devices", &a.devices, err);
+    if (r == 0)
+        r = node_store_begin(node, stream, err);
+    if (r < 0)
+        return r;
+    r = node_store_open(node, stream, &a, err);
+    node_store_end(node, stream);
+    if (r == 0)
+        http_response_json(response, 200, json_pack("{s:s, s:b}", "name", stream, "open", 1));
+    return r;
+}
+
 /* A stream that nobody has open is released. */
 static int release(struct csi_node *node, const char *stream, const struct http_request *request, struct http_response *response,
                    struct error *err)
@@ -145,10 +182,16 @@ static int handle_stream(struct csi_node *node, const struct http_request *reque
     json_t *json = NULL;
     int status = 200;
     int r = split(request->path, stream, &verb, err);
+    if (r == 0 && strcmp(verb, "open") == 0)
+        return open_store(node, stream, request, response, err);
     if (r == 0 && strcmp(verb, "release") == 0)
         return release(node, stream, request, response, err);
     if (r == 0)
         r = check_stream(node, stream, err);
+    if (r == -ENOENT && opens_gate(request, verb)) {
+        *err = ERROR_INIT;
+        r = 0;
+    }
     bool starts = strcmp(verb, "rewind") == 0 || strcmp(verb, "undo") == 0;
     bool known = starts || strcmp(verb, "gate") == 0 || strcmp(verb, "policy") == 0;
     if (r == 0 && ((*verb && !known) || strcmp(request->method, *verb ? "POST" : "GET") != 0))

@@ -51,11 +51,14 @@ static int make_file_system(struct csi_node *node, const struct node_volume *v, 
     return mounts_make(device, v->fs_type, created, err);
 }
 
+/* A clone is mounted beside its original, whose UUID its xfs has. */
 static int mount_device(const struct node_volume *v, const char *device, struct error *err)
 {
+    char flags[NODE_FLAGS_BYTES + 8];
     if (!*v->flags)
-        return mounts_mount(device, v->staging, v->fs_type, false, err);
-    const char *const argv[] = {"mount", "-t", v->fs_type, "-o", v->flags, device, v->staging, NULL};
+        return mounts_mount(device, v->staging, v->fs_type, true, err);
+    snprintf(flags, sizeof flags, "%s%s", v->flags, strcmp(v->fs_type, "xfs") == 0 ? ",nouuid" : "");
+    const char *const argv[] = {"mount", "-t", v->fs_type, "-o", flags, device, v->staging, NULL};
     return run(argv, MOUNT_TIMEOUT_MS, "mount volume", v->handle, err);
 }
 

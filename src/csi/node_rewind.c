@@ -321,7 +321,7 @@ int node_gate_set(struct csi_node *node, const char *stream, bool closed, json_t
         r = error_set(err, -EBUSY,
                       "the gate of stream %s is closed by a rewind (%s); it opens when that has ended",
                       stream, json_text(state_of(gate), "id"));
-    if (r == 0) {
+    if (r == 0 && json_is_true(json_object_get(gate, "closed")) != closed) {
         json_object_set_new(gate, "closed", json_boolean(closed));
         r = node_gate_save(node, stream, gate, err);
     }

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/units.h"
@@ -93,6 +94,14 @@ static json_t *alarms_json(const struct journal_status *s, const struct group_st
     if (s->suspended)
         json_array_append_new(list, json_sprintf("journaling is suspended: %s; %llu writes were not journaled", s->reason,
                                                  (unsigned long long)g->unjournaled_writes));
+    const char *manifest = journal_recovery(e->journal)->manifest_damage;
+    if (manifest[0])
+        json_array_append_new(list, json_sprintf("the journal's %s; it was damaged when the engine started, and nothing is lost: verify the "
+                                                 "journal, and look at the disk", manifest));
+    if (e->set_aside && access(e->kept, F_OK) == 0)
+        json_array_append_new(list, json_sprintf("earlier history could not be opened (%s): it is set aside in %s, and a new one began with what "
+                                                 "the volumes held. Look at the disk; remove the directory when it is not needed any more",
+                                                 e->kept_why, e->kept));
     if (g->seed_trouble[0])
         json_array_append_new(list, json_sprintf("adopting does not go on: %s", g->seed_trouble));
     if (g->pending_damaged)
@@ -709,7 +718,9 @@ static int do_undo(struct call *c, json_t **ret, struct error *err)
     if (r < 0)
         return r;
     if (newest.n == 0)
-        return error_set(err, -EBUSY, "there is no rewind in the history that could be undone");
+        return error_set(err, -EBUSY,
+                         "there is no rewind in the history that could be undone; `tidemark points` lists "
+                         "those there are");
     struct point point = {.kind = POINT_LSN, .lsn = {newest.n - 1}};
     struct journal_point target = {0};
     r = journal_resolve(c->e->journal, &point, &target, err);

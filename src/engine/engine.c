@@ -13,6 +13,7 @@
 #include "base/io.h"
 #include "engine/watch_internal.h"
 #include "journal/seal.h"
+#include "journal/set_aside.h"
 
 #define API_THREADS 3u
 
@@ -97,12 +98,28 @@ int engine_configure(struct engine *e, struct error *err)
     return r;
 }
 
+/* The application goes on without its history rather than not at all, unless its policy says otherwise. */
+static int open_anew(struct engine *e, const struct journal_options *options, struct error *err)
+{
+    struct error lost = *err, why = ERROR_INIT;
+    char kept[PATH_MAX];
+    log_error(e->log, "%s", lost.message);
+    if (journal_set_aside(e->config->journal, lost.message, kept, &why) < 0)
+        return error_set(err, lost.code, "%.300s. The volumes cannot be used without it: %.400s", lost.message, why.message);
+    log_error(e->log, "the history is set aside in %s; the volumes go on with what their backings hold, and a new history begins", kept);
+    *err = ERROR_INIT;
+    return journal_open(options, &e->journal, err);
+}
+
 static int start(struct engine *e, struct error *err)
 {
     struct journal_options options = journal_options_of(e, e->config);
     int r = journal_open(&options, &e->journal, err);
+    if (r == -EBADMSG && !e->config->holds)
+        r = open_anew(e, &options, err);
     if (r < 0)
         return r;
+    e->set_aside = journal_find_set_aside(e->config->journal, e->kept, e->kept_why);
     const struct journal_recovery *rec = journal_recovery(e->journal);
     log_info(e->log, "journal open: %llu frames and %llu records recovered, %zu writes were in flight",
              (unsigned long long)rec->frames, (unsigned long long)rec->replayed, rec->in_flight_count);
@@ -169,16 +186,14 @@ int engine_stop(struct engine *e, struct error *err)
 
 int engine_check(const char *config_path, struct error *err)
 {
-    char path[PATH_MAX + 16];
     struct manifest m = {0};
     _cleanup_free_ struct engine_config *config = calloc(1, sizeof *config);
     if (!config)
         return error_errno(err, -ENOMEM, "cannot check the configuration");
     int r = engine_config_load(config_path, config, err);
-    snprintf(path, sizeof path, "%s/manifest", config->journal);
     if (r == 0)
         r = seal_unlock(config->journal, config->key_file, err);
-    if (r == 0 && access(path, F_OK) == 0)
+    if (r == 0 && manifest_exists(config->journal))
         r = manifest_load(config->journal, &m, err);
     manifest_release(&m);
     if (r == 0 && puts("{\"version\": \"" TIDEMARK_VERSION "\"}") < 0)

@@ -52,6 +52,8 @@ struct engine {
     struct watch *watch;
     struct http_server *server;
     uint64_t started_boottime_ns;
+    bool set_aside;               /* an earlier journal could not be opened, and is kept in: */
+    char kept[PATH_MAX], kept_why[512];
     bool told_pid; /* <socket>.pid is this one's */
 };
 

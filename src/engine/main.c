@@ -5,9 +5,9 @@
 #include <malloc.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
+#include "base/io.h"
 #include "engine/engine.h"
 #include "export/fuse_runtime.h"
 #include "export/nbd.h"
@@ -41,16 +41,6 @@ static int usage(void)
 {
     fputs(help, stderr);
     return 2;
-}
-
-/* A point may need the indexes of many rewinds. */
-static void allow_files(void)
-{
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
-        limit.rlim_cur = limit.rlim_max;
-        setrlimit(RLIMIT_NOFILE, &limit);
-    }
 }
 
 /* The heap stays as large as what is in use: without these each thread would have an arena of its own, and a large block that was
@@ -96,7 +86,7 @@ int main(int argc, char **argv)
     if (optind + 1 != argc || !config)
         return usage();
     const char *role = argv[optind];
-    allow_files();
+    io_allow_files(); /* a point may need the indexes of many rewinds */
     bound_heap();
     bool serves = strcmp(role, "serve") == 0, views = strcmp(role, "view") == 0;
     if (((nbd || ublk) && !serves && !views) || (nbd && ublk) || (pid_file && !nbd))

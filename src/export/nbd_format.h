@@ -87,6 +87,7 @@ enum nbd_error {
     NBD_ENOMEM = 12,
     NBD_EINVAL = 22,
     NBD_ENOSPC = 28,
+    NBD_EOVERFLOW = 75,
     NBD_ESHUTDOWN = 108,
 };
 

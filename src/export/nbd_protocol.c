@@ -365,6 +365,9 @@ uint32_t nbd_request_check(const struct nbd_request *r, const struct nbd_export 
     if ((r->command == NBD_CMD_READ || r->command == NBD_CMD_WRITE) &&
         r->length_bytes > NBD_MAX_REQUEST_BYTES)
         return NBD_EINVAL;
+    if (r->command == NBD_CMD_READ && r->flags & NBD_CMD_FLAG_DF &&
+        r->length_bytes > NBD_UNFRAGMENTED_BYTES_MAX)
+        return NBD_EOVERFLOW; /* it would be answered in parts */
     bool any = r->command == NBD_CMD_BLOCK_STATUS || r->command == NBD_CMD_CACHE;
     return !any && (r->offset_bytes | r->length_bytes) % BLOCK_SECTOR_BYTES ? NBD_EINVAL : 0;
 }

@@ -17,6 +17,7 @@
 #define NBD_HANDSHAKE_OUT_BYTES 32768u
 #define NBD_CONTEXT_ALLOCATION 1u /* our id of base:allocation */
 #define NBD_REPLY_HEAD_BYTES (sizeof(struct nbd_chunk_header) + 8)
+#define NBD_UNFRAGMENTED_BYTES_MAX (64u << 10) /* of a read with DF: so much the protocol demands */
 #define NBD_DESCRIPTORS_MAX 64u /* of one block status */
 
 struct nbd_export {

@@ -589,6 +589,15 @@ done:
     return 0;
 }
 
+int base_store_push(struct base_store *s, struct error *err)
+{
+    MUTEX_GUARD(guard, &s->mutex);
+    for (size_t i = 0; i < s->count; i++)
+        if (sync_file_range(s->volumes[i].data_fd, 0, 0, SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER) < 0 && errno != ENOSYS)
+            return error_errno(err, -errno, "cannot write %s/%u.img", s->directory, s->volumes[i].id);
+    return 0;
+}
+
 int base_store_sync(struct base_store *s, struct error *err)
 {
     MUTEX_GUARD(guard, &s->mutex);

@@ -38,6 +38,9 @@ int base_store_clear(struct base_store *s, uint32_t volume, uint64_t lba, uint64
 /* Length of the stretch at `lba`, at most `length`, that is wholly present or wholly absent; *ret_present says which. */
 int base_store_extent(struct base_store *s, uint32_t volume, uint64_t lba, uint64_t length, bool *ret_present,
                       uint64_t *ret_length, struct error *err) MUST_CHECK;
+/* Begins to write what base_store_write has left in the page cache, and waits for it; durable it is only after base_store_sync. After
+ * an error that would not tell of it any more: what was written since the last base_store_sync has to be written again. */
+int base_store_push(struct base_store *s, struct error *err) MUST_CHECK;
 int base_store_sync(struct base_store *s, struct error *err) MUST_CHECK;
 /* Bytes in use on disk. */
 uint64_t base_store_used_bytes(struct base_store *s);

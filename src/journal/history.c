@@ -210,7 +210,8 @@ static int read_frame_header(const struct book *b, const struct chapter *c, uint
         return r;
     const struct frame_header *h = block;
     if (!frame_is_intact(block, &b->manifest.journal_id, c->info.epoch) ||
-        le64_get(h->first_lsn) != le64_get(c->frames[frame].first_lsn))
+        le64_get(h->first_lsn) != le64_get(c->frames[frame].first_lsn) ||
+        le16_get(h->record_count) != le16_get(c->frames[frame].records))
         return error_set(err, -EBADMSG, "segment %u is damaged at block %u (frame header)", c->info.number,
                          le32_get(c->frames[frame].block));
     return 0;
@@ -444,8 +445,7 @@ static int next_point(const struct book *b, size_t i, struct lsn lsn, struct lsn
                 if (frame_record_lsn(block, n) > lsn.n && frame_records(block)[n].flags & RECORD_LAST)
                     ret->n = frame_record_lsn(block, n);
         }
-        if (r == 0)
-            release_chapter(&c);
+        release_chapter(&c);
     }
     io_free_pages(block, JOURNAL_BLOCK_BYTES);
     return r;
@@ -783,8 +783,8 @@ static int append_event(struct journal *j, const struct journal_record *record, 
     if (r < 0)
         return r;
     journal_backed(j, &ticket);
-    r = durable ? journal_sync(j, -1, NULL, err) : journal_wait(j, &ticket, err);
-    if (r == 0)
+    r = durable ? journal_sync(j, -1, NULL, err) : ret ? journal_wait(j, &ticket, err) : 0;
+    if (r == 0 && ret)
         *ret = (struct journal_point){.lsn = ticket.lsn, .realtime_ns = now};
     return r;
 }

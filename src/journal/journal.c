@@ -78,19 +78,36 @@ static bool has_segments(const char *directory)
     return false;
 }
 
+/* One of the two copies may have stood in for the other; the next save makes both. */
+static void tell_damage(struct journal *j)
+{
+    bool no_copy;
+    char *text = j->recovery.manifest_damage;
+    if (!manifest_check_files(j->directory, &no_copy, text))
+        return;
+    if (no_copy) {
+        log_info(j->log, "%s", text);
+        text[0] = '\0';
+        return;
+    }
+    log_error(j->log, "%s/%s", j->directory, text);
+}
+
 static int load_or_create(struct journal *j, struct error *err)
 {
-    char path[JOURNAL_PATH_BYTES];
-    journal_path(j, "manifest", path);
-    if (access(path, F_OK) == 0) {
-        int loaded = manifest_load(j->directory, &j->manifest, err);
-        struct error cause = *err;
-        return loaded == -EBADMSG ? error_set(err, loaded, "%s; " REMEDY, cause.message, j->directory) : loaded;
-    }
+    int r = manifest_load(j->directory, &j->manifest, err);
+    struct error cause = *err;
+    if (r == -EBADMSG)
+        return error_set(err, r, "%s; " REMEDY, cause.message, j->directory);
+    if (r == 0)
+        tell_damage(j);
+    if (r != -ENOENT)
+        return r;
     if (has_segments(j->directory)) /* a new journal would remove them */
-        return error_set(err, -EBADMSG, "%s is missing, and there is history beside it; " REMEDY, path, j->directory);
+        return error_set(err, -EBADMSG, "%s/manifest is missing, and there is history beside it; " REMEDY, j->directory, j->directory);
+    *err = ERROR_INIT;
     struct manifest m = {.epoch = 0, .next_segment = 1, .next_volume = 1, .next_frame = 1, .clean = true};
-    int r = uuid_random(&m.journal_id, err);
+    r = uuid_random(&m.journal_id, err);
     if (r < 0)
         return r;
     m.base_realtime_ns = clock_realtime_ns(j->clock);
@@ -107,6 +124,8 @@ static int open_ring(struct journal *j, struct error *err)
 {
     char path[128], former[128], id[UUID_TEXT_BYTES];
     struct stat st;
+    if (j->options.light)
+        return ring_open_private(&j->ring, err);
     if (j->options.ring_path)
         return ring_open(&j->ring, j->options.ring_path, &j->manifest.journal_id, err);
     if (stat(j->directory, &st) < 0)
@@ -181,12 +200,16 @@ static int new_journal(const struct journal_options *options, struct journal **r
     pthread_cond_init(&j->sealed, NULL);
     pthread_cond_init(&j->published, NULL);
     thread_cond_init(&j->janitor_work);
-    j->scratch = io_alloc_pages(j->options.segment_records * sizeof *j->scratch);
+    bool light = j->options.light;
+    size_t scratch_bytes = j->options.segment_records * sizeof *j->scratch;
+    j->scratch = light ? io_reserve_pages(scratch_bytes) : io_alloc_pages(scratch_bytes);
     int r = j->scratch ? 0 : error_errno(err, -ENOMEM, "cannot open the journal %s", options->directory);
     for (int i = 0; i < 2 && r == 0; i++)
-        r = tail_init(&j->tails[i], j->options.segment_blocks, j->options.segment_records, err);
+        r = (light ? tail_init_lazy : tail_init)(&j->tails[i], j->options.segment_blocks,
+                                                 j->options.segment_records, err);
     if (r == 0)
-        r = index_cache_new(JOURNAL_CACHE_BYTES, &j->cache, err);
+        r = light ? index_cache_new_lazy(JOURNAL_LIGHT_CACHE_BYTES, &j->cache, err)
+                  : index_cache_new(JOURNAL_CACHE_BYTES, &j->cache, err);
     if (r < 0) {
         free_journal(j);
         return r;
@@ -206,7 +229,10 @@ static int bring_up(struct journal *j, struct error *err)
     r = segment_prepare(j, number, false, &j->active_fd, &j->active_key, err);
     if (r < 0)
         return r;
-    r = writer_init(j, err);
+    j->manifest.has_tail = true; /* from here on its loss is one */
+    r = sealer_save(j, err);
+    if (r == 0)
+        r = writer_init(j, err);
     if (r < 0)
         return r;
     pin_reload(j);
@@ -237,6 +263,8 @@ int journal_open(const struct journal_options *options, struct journal **ret, st
         r = io_mkdirs(j->directory, 0700, err);
     if (r == 0)
         r = take_lock(j, err);
+    if (r == 0)
+        seal_mend_files(j->directory, j->log);
     if (r == 0)
         r = io_mkdirs(pins, 0700, err);
     if (r == 0)
@@ -288,10 +316,11 @@ int journal_close(struct journal *j, struct error *err)
         segment_recycle(j, j->ready_number, true);
     bool clean = r == 0 && j->recovered;
     if (clean) {
-        segment_recycle(j, j->tails[j->active].info.number, true);
         j->manifest.clean = true;
         j->manifest.lsn_reserved.n = j->next_lsn;
         r = sealer_save(j, err);
+        if (r == 0) /* before, its absence would be a loss */
+            segment_recycle(j, j->tails[j->active].info.number, true);
     }
     writer_release(j);
     ring_release(&j->ring, clean && r == 0);

@@ -51,6 +51,11 @@ struct journal_options {
     uint32_t segment_records; /* 0: JOURNAL_SEGMENT_RECORDS */
     uint32_t fanout;          /* 0: JOURNAL_FANOUT */
     const char *ring_path;    /* NULL: /dev/shm/tidemark-<journal id>-<device>-<inode of the directory>.ring */
+    /* One of many journals of a process, most of them idle: instead of J7 its memory is taken as it is used,
+     * and given back by journal_relax. The frame ring is the process's own (`ring_path` is not used), so that
+     * a kill loses what no journal_sync has covered; nothing else makes it durable in time. Its threads wake
+     * for work alone. */
+    bool light;
     const char *owner;        /* named in the lock file; static */
     const struct log *log;
     const struct clock *clock; /* NULL: clock_system() */
@@ -76,6 +81,7 @@ struct journal_recovery {
     struct lsn last;   /* found in the segments; what the ring gave comes after it */
     uint64_t replayed; /* records taken from the ring */
     uint64_t frames;   /* found after the last sealed segment */
+    char manifest_damage[MANIFEST_DAMAGE_BYTES]; /* "": none; else which of its two copies was damaged; the other one stood in for it */
     size_t in_flight_count;
     struct journal_in_flight in_flight[JOURNAL_MAX_IN_FLIGHT];
 };
@@ -213,6 +219,8 @@ int journal_resume_prepare(struct journal *j, struct error *err) MUST_CHECK;
  * then, with points refused meanwhile (journal_refuse_begin). -EAGAIN: not prepared, or something is under way. */
 int journal_resume(struct journal *j, struct error *err) MUST_CHECK;
 bool journal_is_suspended(struct journal *j);
+/* Gives memory back that is not used now, of a `light` journal. */
+void journal_relax(struct journal *j);
 /* Suspends it: something that it cannot do without failed. `unmarked`: what is written from now on is in no write-intent bitmap
  * that would survive a kill. */
 void journal_suspend(struct journal *j, const char *reason, bool unmarked);
@@ -231,6 +239,9 @@ void journal_configure(struct journal *j, const struct journal_options *options)
  * to be grown by journal_resize, a larger one stays. */
 int journal_volume(struct journal *j, const char *name, uint64_t size_bytes, bool adopt, struct volume_info *ret,
                    struct error *err) MUST_CHECK;
+/* The same of one that is to be adopted although that was not asked for: the history that it had was lost. Later it is opened by
+ * journal_volume, whatever it says of `adopt`. */
+int journal_take_volume(struct journal *j, const char *name, uint64_t size_bytes, struct volume_info *ret, struct error *err) MUST_CHECK;
 /* Journals that the volume is larger from now on; its backing is already. Repeated after a crash it does no harm. */
 int journal_resize(struct journal *j, uint32_t volume, uint64_t size_bytes, struct error *err) MUST_CHECK;
 /* What the backing of an adopted volume held before anything was written there (sectors; NULL: it cannot be read). Durable
@@ -281,7 +292,8 @@ int journal_events(struct journal *j, struct lsn low, struct lsn high, bool acti
                    void *context, struct error *err) MUST_CHECK;
 /* Appends a tag (MARK) or -EEXIST; durable. labels: JSON object text or NULL. */
 int journal_tag(struct journal *j, const char *name, const char *labels_json, struct journal_point *ret, struct error *err) MUST_CHECK;
-/* Appends an object's change (content NULL: deleted); not waited for beyond journal_wait. */
+/* Appends an object's change (content NULL: deleted); not waited for beyond journal_wait, and with `ret` NULL
+ * not at all. */
 int journal_object(struct journal *j, const char *name, const void *content, size_t content_bytes,
                    struct journal_point *ret, struct error *err) MUST_CHECK;
 /* Calls visit for each object that exists at `lsn`, in no order. Rewinds are followed. */

@@ -161,12 +161,14 @@ struct manifest_header {
 static_assert(sizeof(struct manifest_header) == 136, "manifest header");
 enum manifest_flags {
     MANIFEST_CLEAN = 1 << 0,   /* closed in order; no recovery needed */
+    MANIFEST_TAIL = 1 << 2, /* the segment after the sealed ones was made */
     MANIFEST_SUSPENDED = 1 << 1, /* writes went on unjournaled: compare everything before points count again */
 };
 
 enum manifest_volume_flags {
     VOLUME_ADOPTED = 1 << 0, /* what its backing held when it was created is part of its history */
     VOLUME_SEEDING = 1 << 1, /* and the base does not have all of that yet */
+    VOLUME_TAKEN = 1 << 2,   /* it was not asked for: the history of before was lost */
 };
 
 struct manifest_volume {

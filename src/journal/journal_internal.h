@@ -17,6 +17,8 @@
 #define JOURNAL_INFLIGHT_RECORDS 6u /* a frame joins others in flight once it has so many */
 #define JOURNAL_MAX_PINS 64u
 #define JOURNAL_CACHE_BYTES (4u << 20)
+#define JOURNAL_LIGHT_CACHE_BYTES (256u << 10) /* of a light one, as what follows */
+#define JOURNAL_LIGHT_WAKE_MS 60000u
 #define JOURNAL_PATH_BYTES (PATH_MAX + JOURNAL_FILE_BYTES)
 
 /* The process's side of a ring slot. */
@@ -78,6 +80,7 @@ struct journal {
     uint64_t lost_low, lost_high; /* the last resume left out the LSNs (lost_low, lost_high]: they are in no segment */
     _Atomic uint64_t written_lsn;
     uint64_t written_realtime_ns, written_boottime_ns;
+    uint64_t appended_blocks; /* of frames, since the opening */
     uint64_t unsynced_since_ns; /* boottime of the first record after the last sync; 0: none */
     bool exclusive;
     pthread_t exclusive_owner;

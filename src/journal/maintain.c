@@ -22,6 +22,7 @@
 #include "base/io.h"
 #include "base/thread.h"
 #include "journal/age.h"
+#include "journal/drop_pace.h"
 #include "journal/history.h"
 #include "journal/index.h"
 #include "journal/journal_internal.h"
@@ -29,7 +30,6 @@
 #include "journal/thin_internal.h"
 
 #define MAX_LEVELS 12u
-#define DROP_BATCH_SEGMENTS 4u
 #define DROP_BATCH_EXTENTS 65536u /* 2.5 MiB */
 #define READER_SEGMENTS 16u
 #define LOSE_SECTORS (1u << 20)
@@ -169,7 +169,7 @@ static int add_segment_inputs(struct journal *j, struct inputs *in, const struct
             continue;
         r = add_input(j, in, journal_l0_file_of(s->number, s->generation, name), err);
         for (size_t k = 0; k < m->rewind_count && r == 0; k++)
-            if (m->rewinds[k].lsn.n >= s->first.n && m->rewinds[k].lsn.n <= s->last.n)
+            if (m->rewinds[k].lsn.n > manifest_rewinds_above(m, i).n && m->rewinds[k].lsn.n <= s->last.n)
                 r = add_input(j, in, journal_rewind_file(m->rewinds[k].lsn, name), err);
     }
     return r;
@@ -274,6 +274,8 @@ struct drop {
     char *buffer; /* 1 MiB */
     struct extent *batch; /* that go to the base together */
     size_t batch_count;
+    struct payload_window window; /* of the segment that the batch is at */
+    struct drop_pace pace;
 };
 
 static bool is_damage(int r)
@@ -398,7 +400,7 @@ static int rescue_rewind(struct drop *d, const struct rewind_info *rewind, struc
 /* At most 1 MiB of data. */
 static int apply_part(struct drop *d, const struct extent *e, struct error *err)
 {
-    int r = payload_read(d->reader, e, d->buffer, err);
+    int r = payload_read_along(d->reader, &d->window, e, d->buffer, err);
     MUTEX_GUARD(guard, &d->j->base_mutex); /* journal_seed writes to the same files */
     if (is_damage(r))
         return lose(d, d->store, e->volume, e->lba, e->length, err);
@@ -430,13 +432,18 @@ static int by_position(const void *a, const void *b)
     return x->position < y->position ? -1 : x->position > y->position;
 }
 
-/* In the order of the files, so that each chunk of a compressed segment is read once. They do not overlap. */
+/* In the order of the files, so that these are read in long stretches, and each chunk of a compressed segment once. They do not overlap. */
 static int apply_batch(struct drop *d, struct error *err)
 {
     int r = 0;
     qsort(d->batch, d->batch_count, sizeof *d->batch, by_position);
-    for (size_t i = 0; i < d->batch_count && r == 0; i++)
+    for (size_t i = 0; i < d->batch_count && r == 0; i++) {
         r = apply_extent(d, &d->batch[i], err);
+        if (r < 0 || !drop_pace_add(&d->pace, (d->batch[i].length + JOURNAL_BLOCK_SECTORS - 1) / JOURNAL_BLOCK_SECTORS))
+            continue;
+        r = base_store_push(d->store, err);
+        drop_rest(&d->pace, d->j);
+    }
     d->batch_count = 0;
     return r;
 }
@@ -601,9 +608,11 @@ static int drop_to(struct journal *j, struct lsn base, uint32_t last_segment, bo
     r = r < 0 ? error_errno(err, r, "cannot drop old history") : journal_manifest(j, &d.m, err);
     if (r < 0)
         return r;
+    drop_pace_begin(&d.pace, j);
     d.buffer = io_alloc_pages(JOURNAL_PAYLOAD_MAX_BYTES);
+    d.window.data = io_alloc_pages(PAYLOAD_WINDOW_BYTES);
     d.batch = malloc(DROP_BATCH_EXTENTS * sizeof *d.batch);
-    r = d.buffer && d.batch ? 0 : error_errno(err, -ENOMEM, "cannot drop old history");
+    r = d.buffer && d.window.data && d.batch ? 0 : error_errno(err, -ENOMEM, "cannot drop old history");
     if (r == 0)
         r = base_store_open(path, true, &d.store, err);
     if (r == 0)
@@ -613,6 +622,7 @@ static int drop_to(struct journal *j, struct lsn base, uint32_t last_segment, bo
     payload_reader_free(d.reader);
     base_store_free(d.store);
     io_free_pages(d.buffer, JOURNAL_PAYLOAD_MAX_BYTES);
+    io_free_pages(d.window.data, PAYLOAD_WINDOW_BYTES);
     free(d.batch);
     manifest_release(&d.m);
     return r < 0 ? error_context(err, "cannot drop the history before LSN %llu", (unsigned long long)base.n) : 0;
@@ -716,29 +726,28 @@ static int age_step(struct journal *j, bool *ret_done, struct error *err)
     }
     pthread_mutex_unlock(&j->mutex);
     *ret_done = false;
-    return limit.n ? drop_some(j, limit, DROP_BATCH_SEGMENTS, ret_done, err) : 0;
+    return limit.n ? drop_some(j, limit, DROP_MOST_SEGMENTS, ret_done, err) : 0;
 }
 
 static int quota_step(struct journal *j, bool *ret_done, struct error *err)
 {
     pthread_mutex_lock(&j->mutex);
-    uint64_t bytes = maintain_journal_bytes(j), quota = j->options.quota_bytes;
-    bool over = (quota && bytes > quota) || j->disk_full;
-    size_t count = j->manifest.segment_count;
-    bool disk_full = j->disk_full;
+    uint64_t bytes = maintain_journal_bytes(j), quota = j->options.quota_bytes, full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;
+    size_t count = j->manifest.segment_count, batch = j->disk_full ? 1 : drop_batch(count);
+    bool over = (quota && bytes > quota) || j->disk_full, near = over || (quota && bytes + drop_early_bytes(batch, full) > quota);
     pthread_mutex_unlock(&j->mutex);
     *ret_done = false;
-    if (!over || count <= 1)
+    if (!near || count <= 1)
         return 0;
-    size_t batch = count / 8 < 1 || disk_full ? 1 : count / 8 > DROP_BATCH_SEGMENTS ? DROP_BATCH_SEGMENTS : count / 8;
     int r = drop_some(j, LSN_MAX, batch, ret_done, err);
+    if (!over && !*ret_done)
+        return r;
     pthread_mutex_lock(&j->mutex);
     if (r == 0 && j->quota_blocked == *ret_done) {
         j->quota_blocked = !*ret_done;
         if (j->quota_blocked)
             log_warning(j->log, "the journal is over its quota, but an open view needs the oldest history: close it");
     }
-    uint64_t full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;
     bool revoke = quota && j->quota_blocked && maintain_journal_bytes(j) > quota + pace_reserve(quota, full) / 2;
     pthread_mutex_unlock(&j->mutex);
     if (revoke)
@@ -855,6 +864,7 @@ static void *janitor_main(void *context)
 {
     struct journal *j = context;
     struct error err = ERROR_INIT;
+    const uint64_t calm_ns = j->options.light ? JOURNAL_LIGHT_WAKE_MS * NS_PER_MS : 5 * NS_PER_SECOND;
     thread_background();
     pthread_mutex_lock(&j->mutex);
     while (!j->stop) {
@@ -868,7 +878,9 @@ static void *janitor_main(void *context)
             continue;
         if (!j->stop) /* a view that was told to end may have, which nobody says */
             thread_cond_wait_ns(&j->janitor_work, &j->mutex,
-                                pin_is_ending(j) ? 100 * NS_PER_MS : (r < 0 ? 1 : 5) * NS_PER_SECOND);
+                                pin_is_ending(j) ? 100 * NS_PER_MS
+                                : r < 0          ? NS_PER_SECOND
+                                                 : calm_ns);
     }
     pthread_mutex_unlock(&j->mutex);
     return NULL;

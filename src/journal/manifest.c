@@ -1,15 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "journal/manifest.h"
 
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/crc32c.h"
 #include "base/io.h"
+#include "journal/frame.h"
 #include "journal/seal.h"
 
 #define MANIFEST_LIMIT_BYTES (256u << 20)
@@ -96,6 +100,11 @@ uint64_t segment_info_bytes(const struct segment_info *s, uint64_t full_bytes)
     else if (full_bytes && !s->generation && s->used_blocks >= full_bytes / JOURNAL_BLOCK_BYTES / 2)
         used = full_bytes;
     return used + s->index_kib * 1024ull;
+}
+
+struct lsn manifest_rewinds_above(const struct manifest *m, size_t i)
+{
+    return i ? m->segments[i - 1].last : m->base;
 }
 
 uint64_t manifest_size_at(const struct manifest *m, const struct volume_info *v, struct lsn lsn)
@@ -193,7 +202,7 @@ static void encode_header(const struct manifest *m, struct manifest_header *h)
         .epoch = le32_of(m->epoch),
         .next_segment = le32_of(m->next_segment),
         .next_volume = le32_of(m->next_volume),
-        .flags = le32_of((m->clean ? MANIFEST_CLEAN : 0) | (m->suspended ? MANIFEST_SUSPENDED : 0)),
+        .flags = le32_of((m->clean ? MANIFEST_CLEAN : 0) | (m->suspended ? MANIFEST_SUSPENDED : 0) | (m->has_tail ? MANIFEST_TAIL : 0)),
         .volume_count = le32_of((uint32_t)m->volume_count),
         .segment_count = le32_of((uint32_t)m->segment_count),
         .run_count = le32_of((uint32_t)m->run_count),
@@ -285,12 +294,31 @@ static int decode_resizes(const char *at, size_t length, struct manifest *m, str
     return r;
 }
 
-/* Of an encrypted journal: a header that tells programs of before not to read on, and all of it encrypted. */
-static int write_file(const char *path, const struct manifest_header *h, const char *data, size_t length, struct error *err)
+static const char *const manifest_names[] = {"manifest", "manifest.copy"};
+
+static const char *manifest_path(const char *directory, size_t which, char path[PATH_MAX])
 {
-    const struct seal *s = seal_of(path);
+    snprintf(path, PATH_MAX, "%s/%s", directory, manifest_names[which]);
+    return path;
+}
+
+/* The first is durable before the second is touched: at any time one of them is whole, and the second is never ahead. */
+static int write_both(const char *directory, const void *data, size_t length, struct error *err)
+{
+    char path[PATH_MAX];
+    int r = 0;
+    for (size_t i = 0; i < 2 && r == 0; i++)
+        r = io_replace_file(manifest_path(directory, i, path), data, length, 0600, err);
+    return r;
+}
+
+/* Of an encrypted journal: a header that tells programs of before not to read on, and all of it encrypted. */
+static int write_files(const char *directory, const struct manifest_header *h, const char *data, size_t length, struct error *err)
+{
+    char path[PATH_MAX];
+    const struct seal *s = seal_of(manifest_path(directory, 0, path));
     if (!s)
-        return io_replace_file(path, data, length, 0600, err);
+        return write_both(directory, data, length, err);
     _cleanup_free_ void *sealed = NULL;
     size_t sealed_length = 0;
     int r = sealed_wrap(s, "manifest", data, length, &sealed, &sealed_length, err);
@@ -304,7 +332,7 @@ static int write_file(const char *path, const struct manifest_header *h, const c
     memcpy(file + sizeof clear, sealed, sealed_length);
     clear.crc = le32_of(crc32c(crc32c(0, &clear, sizeof clear), file + sizeof clear, sealed_length));
     memcpy(file, &clear, sizeof clear);
-    return io_replace_file(path, file, sizeof clear + sealed_length, 0600, err);
+    return write_both(directory, file, sizeof clear + sealed_length, err);
 }
 
 int manifest_save(const char *directory, const struct manifest *m, struct error *err)
@@ -319,7 +347,7 @@ int manifest_save(const char *directory, const struct manifest *m, struct error 
     for (size_t i = 0; i < m->volume_count; i++, at += sizeof(struct manifest_volume)) {
         const struct volume_info *v = &m->volumes[i];
         struct manifest_volume d = {.id = le32_of(v->id),
-                                    .flags = le32_of((v->adopted ? VOLUME_ADOPTED : 0) | (v->seeding ? VOLUME_SEEDING : 0)),
+                                    .flags = le32_of((v->adopted ? VOLUME_ADOPTED : 0) | (v->seeding ? VOLUME_SEEDING : 0) | (v->taken ? VOLUME_TAKEN : 0)),
                                     .size_bytes = le64_of(v->size_bytes),
                                     .created_lsn = le64_of(v->created.n),
                                     .deleted_lsn = le64_of(v->deleted.n)};
@@ -358,9 +386,7 @@ int manifest_save(const char *directory, const struct manifest *m, struct error 
     }
     encode_resizes(m, at);
     h->crc = le32_of(crc32c(0, data, length));
-    char path[PATH_MAX];
-    snprintf(path, sizeof path, "%s/manifest", directory);
-    return write_file(path, h, data, length, err);
+    return write_files(directory, h, data, length, err);
 }
 
 static int decode_tables(const char *at, const char *end, const struct manifest_header *h, struct manifest *m, struct error *err)
@@ -373,6 +399,7 @@ static int decode_tables(const char *at, const char *end, const struct manifest_
                                 .size_bytes = le64_get(d.size_bytes),
                                 .adopted = le32_get(d.flags) & VOLUME_ADOPTED,
                                 .seeding = le32_get(d.flags) & VOLUME_SEEDING,
+                                .taken = le32_get(d.flags) & VOLUME_TAKEN,
                                 .created = {le64_get(d.created_lsn)},
                                 .deleted = {le64_get(d.deleted_lsn)}};
         memcpy(v.name, d.name, sizeof v.name);
@@ -472,10 +499,10 @@ static int open_sealed(const char *path, const char *data, size_t length, char *
     return r;
 }
 
-int manifest_load(const char *directory, struct manifest *ret, struct error *err)
+static int load_one(const char *directory, size_t which, struct manifest *ret, struct error *err)
 {
     char path[PATH_MAX];
-    snprintf(path, sizeof path, "%s/manifest", directory);
+    manifest_path(directory, which, path);
     _cleanup_free_ char *data = NULL;
     size_t length;
     int r = io_read_file(path, MANIFEST_LIMIT_BYTES, &data, &length, err);
@@ -510,6 +537,7 @@ int manifest_load(const char *directory, struct manifest *ret, struct error *err
         .base_realtime_ns = le64_get(h->base_realtime_ns),
         .clean = le32_get(h->flags) & MANIFEST_CLEAN,
         .suspended = le32_get(h->flags) & MANIFEST_SUSPENDED,
+        .has_tail = le32_get(h->flags) & MANIFEST_TAIL,
     };
     memcpy(m.journal_id.bytes, h->journal_id, 16);
     memcpy(m.boot.bytes, h->boot_id, 16);
@@ -520,4 +548,94 @@ int manifest_load(const char *directory, struct manifest *ret, struct error *err
     }
     *ret = m;
     return 0;
+}
+
+/* A segment of a later epoch than the copy's: a program of before, which writes no copy, had the journal open since. Its segments
+ * would be taken for strays. */
+static bool is_outdated(const char *directory, const struct manifest *m)
+{
+    _cleanup_closedir_ DIR *d = opendir(directory);
+    bool outdated = false;
+    for (const struct dirent *entry; d && !outdated && (entry = readdir(d));) {
+        struct segment_header h;
+        struct error ignored = ERROR_INIT;
+        unsigned number;
+        char path[PATH_MAX], block[JOURNAL_BLOCK_BYTES];
+        if (sscanf(entry->d_name, "segment-%10u", &number) != 1 || number < m->next_segment)
+            continue;
+        snprintf(path, sizeof path, "%s/%s", directory, entry->d_name);
+        _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (fd < 0 || io_pread_full(fd, block, sizeof block, 0) < 0 || segment_check_header(&m->journal_id, number, block, &ignored) < 0)
+            continue;
+        memcpy(&h, block, sizeof h);
+        outdated = le32_get(h.epoch) > m->epoch;
+    }
+    return outdated;
+}
+
+static bool is_unusable(int r)
+{
+    return r == -EBADMSG || r == -ENOENT || r == -EIO || r == -ENODATA || r == -EFBIG;
+}
+
+int manifest_load(const char *directory, struct manifest *ret, struct error *err)
+{
+    struct error why = ERROR_INIT;
+    struct manifest m = {0};
+    int r = load_one(directory, 0, ret, err);
+    if (!is_unusable(r))
+        return r;
+    int other = load_one(directory, 1, &m, &why);
+    if (other == 0 && is_outdated(directory, &m)) {
+        manifest_release(&m);
+        other = error_set(&why, -EBADMSG, "%s/%s is older than the history beside it", directory, manifest_names[1]);
+    }
+    if (other == 0) {
+        *err = ERROR_INIT;
+        *ret = m;
+        return 0;
+    }
+    if (r == -ENOENT && other == -ENOENT)
+        return r;
+    struct error first = *err;
+    if (!is_unusable(other)) /* a newer program's, or without its key: not damaged */
+        return error_set(err, other, "%.200s; %.200s", first.message, why.message);
+    return error_set(err, -EBADMSG, "%.200s, and so is its copy: %.200s", first.message, why.message);
+}
+
+const char *manifest_check_files(const char *directory, bool *ret_no_copy, char text[MANIFEST_DAMAGE_BYTES])
+{
+    for (size_t i = 0; i < 2; i++) {
+        struct error err = ERROR_INIT;
+        struct manifest m = {0};
+        int r = load_one(directory, i, &m, &err);
+        manifest_release(&m);
+        if (!is_unusable(r))
+            continue;
+        *ret_no_copy = i == 1 && r == -ENOENT;
+        snprintf(text, MANIFEST_DAMAGE_BYTES, "%s %s: it is one of two copies, and is made anew when the journal changes", manifest_names[i],
+                 r == -ENOENT ? "is missing" : "is damaged");
+        return manifest_names[i];
+    }
+    return NULL;
+}
+
+bool manifest_exists(const char *directory)
+{
+    char path[PATH_MAX];
+    return access(manifest_path(directory, 0, path), F_OK) == 0 || access(manifest_path(directory, 1, path), F_OK) == 0;
+}
+
+bool manifest_is_encrypted(const char *directory)
+{
+    char path[PATH_MAX];
+    for (size_t i = 0; i < 2; i++) {
+        _cleanup_free_ char *data = NULL;
+        size_t length;
+        struct error ignored = ERROR_INIT;
+        if (io_read_file(manifest_path(directory, i, path), MANIFEST_LIMIT_BYTES, &data, &length, &ignored) == 0 &&
+            check_header(path, data, length, &ignored) == 0)
+            return is_sealed(data);
+    }
+    return false;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The manifest: which segments, runs, volumes, rewinds and refused intervals a journal has. One file, replaced as a
- * whole (io_replace_file), so that after a crash either the old or the new one is there. A struct manifest is plain
- * data; its owner guards it. */
+ * whole (io_replace_file), so that after a crash either the old or the new one is there; and then a copy of it, so that
+ * either of the two is enough. A struct manifest is plain data; its owner guards it. */
 #ifndef TIDEMARK_JOURNAL_MANIFEST_H
 #define TIDEMARK_JOURNAL_MANIFEST_H
 
@@ -25,6 +25,7 @@ struct volume_info {
     char name[JOURNAL_NAME_BYTES];
     bool adopted; /* its backing held something when it was created */
     bool seeding; /* what that was is still being copied to the base */
+    bool taken;   /* it was adopted because its history of before was lost, not because it was asked for */
 };
 struct segment_info {
     uint32_t number, used_blocks, records, events, frames, index_kib, epoch, first_previous_crc;
@@ -61,6 +62,7 @@ struct manifest {
     struct lsn lsn_reserved, base, base_target;
     uint64_t base_realtime_ns;
     bool clean, suspended;
+    bool has_tail; /* the segment next_segment was made: it is there after any end */
     struct volume_info *volumes;
     struct segment_info *segments; /* ascending numbers */
     struct run_info *runs;
@@ -70,7 +72,16 @@ struct manifest {
     size_t volume_count, segment_count, run_count, refused_count, rewind_count, resize_count;
 };
 
+/* The first that is whole. -ENOENT: neither is there; -EBADMSG: damaged, with no copy that could stand in. */
 int manifest_load(const char *directory, struct manifest *ret, struct error *err) MUST_CHECK;
+#define MANIFEST_DAMAGE_BYTES 160
+/* The name of one of the two files that is damaged or missing, and what is wrong; NULL: both are whole. *ret_no_copy: the second one is
+ * just not there, as a program of before left it. */
+const char *manifest_check_files(const char *directory, bool *ret_no_copy, char text[MANIFEST_DAMAGE_BYTES]);
+/* Whether either is there; whether one that is whole says that the journal is encrypted. */
+bool manifest_exists(const char *directory);
+bool manifest_is_encrypted(const char *directory);
+/* Durable in both files, or an error: then neither, the first or both may be new. */
 int manifest_save(const char *directory, const struct manifest *m, struct error *err) MUST_CHECK;
 void manifest_release(struct manifest *m);
 /* A deep copy, for use outside the lock. */
@@ -84,6 +95,8 @@ int manifest_add_rewind(struct manifest *m, const struct rewind_info *r, struct 
 int manifest_add_resize(struct manifest *m, const struct resize_info *r, struct error *err) MUST_CHECK;
 /* Bytes of a segment's file and its index; `full_bytes`: of the file of a segment that was not trimmed, 0: what is used of it counts. */
 uint64_t segment_info_bytes(const struct segment_info *s, uint64_t full_bytes);
+/* Rewinds above this LSN stand with segment `i`: those whose record it has, and those whose record was lost before it. */
+struct lsn manifest_rewinds_above(const struct manifest *m, size_t i);
 /* The size that volume `v` of the manifest had at `lsn`, a point of the history. */
 uint64_t manifest_size_at(const struct manifest *m, const struct volume_info *v, struct lsn lsn);
 

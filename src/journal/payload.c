@@ -18,6 +18,7 @@
 #include "journal/segment_reader.h"
 
 #define BOUNCE_BYTES ((1u << 20) + JOURNAL_BLOCK_BYTES)
+#define WINDOW_BLOCKS (PAYLOAD_WINDOW_BYTES / JOURNAL_BLOCK_BYTES)
 
 struct open_segment {
     uint32_t number, generation; /* number 0: unused */
@@ -240,9 +241,33 @@ static int decrypt(struct open_segment *s, uint32_t block, uint32_t count, char 
     return r;
 }
 
+static bool window_has(const struct payload_window *w, const struct open_segment *s, uint32_t block, uint32_t count)
+{
+    return w->count && w->segment == s->number && w->generation == s->generation && block >= w->block &&
+           block - w->block <= w->count && count <= w->count - (block - w->block);
+}
+
+/* `window` may be NULL. */
+static int read_blocks(struct open_segment *s, struct payload_window *window, uint32_t block, uint32_t count, char *data)
+{
+    if (!window || count > WINDOW_BLOCKS)
+        return segment_reader_blocks(&s->file, block, count, data);
+    bool same = window->segment == s->number && window->generation == s->generation;
+    if (!window_has(window, s, block, count) && !(same && block < window->single_to)) {
+        *window = (struct payload_window){window->data, s->number, s->generation, block, 0, 0};
+        window->count = segment_reader_stretch(&s->file, block, WINDOW_BLOCKS, window->data);
+        if (window->count < count) /* some of it cannot be read, or the segment is compressed */
+            window->single_to = block + WINDOW_BLOCKS;
+    }
+    if (!window_has(window, s, block, count))
+        return segment_reader_blocks(&s->file, block, count, data);
+    memcpy(data, window->data + (size_t)(block - window->block) * JOURNAL_BLOCK_BYTES, (size_t)count * JOURNAL_BLOCK_BYTES);
+    return 0;
+}
+
 /* Reads `count` blocks from `block` and checks them. `data` is page-aligned. */
-static int read_checked(struct payload_reader *p, uint32_t segment, uint32_t generation, uint32_t block, uint32_t count,
-                        char *data, struct error *err)
+static int read_checked(struct payload_reader *p, struct payload_window *window, uint32_t segment, uint32_t generation, uint32_t block,
+                        uint32_t count, char *data, struct error *err)
 {
     struct open_segment *s = NULL;
     int r = acquire_segment(p, segment, generation, &s, err);
@@ -251,7 +276,7 @@ static int read_checked(struct payload_reader *p, uint32_t segment, uint32_t gen
     struct le32 crcs[BOUNCE_BYTES / JOURNAL_BLOCK_BYTES];
     r = index_section_pread(s->index, INDEX_SECTION_CRCS, crcs, count * sizeof *crcs, (uint64_t)block * sizeof *crcs, err);
     if (r == 0) {
-        r = segment_reader_blocks(&s->file, block, count, data);
+        r = read_blocks(s, window, block, count, data);
         if (r == -EBADMSG)
             r = error_set(err, -EBADMSG, "segment %u is damaged at block %u (a compressed chunk)", segment, block);
         else if (r == -ENODATA)
@@ -264,6 +289,8 @@ static int read_checked(struct payload_reader *p, uint32_t segment, uint32_t gen
     for (uint32_t i = 0; i < count && r == 0; i++)
         if (crc32c(0, data + (size_t)i * JOURNAL_BLOCK_BYTES, JOURNAL_BLOCK_BYTES) != le32_get(crcs[i]))
             r = error_set(err, -EBADMSG, "segment %u is damaged at block %u (wrong checksum)", segment, block + i);
+    if (r < 0 && window)
+        window->count = 0;
     release_segment(p, s);
     return r;
 }
@@ -291,16 +318,16 @@ static char *bounce(void)
     return buffer;
 }
 
-static int read_segment(struct payload_reader *p, const struct extent *e, void *data, struct error *err)
+static int read_segment(struct payload_reader *p, struct payload_window *window, const struct extent *e, void *data, struct error *err)
 {
     uint32_t skip = e->position % JOURNAL_BLOCK_SECTORS, block = e->position / JOURNAL_BLOCK_SECTORS;
     uint32_t count = (skip + e->length + JOURNAL_BLOCK_SECTORS - 1) / JOURNAL_BLOCK_SECTORS;
     if (skip == 0 && e->length % JOURNAL_BLOCK_SECTORS == 0 && (uintptr_t)data % JOURNAL_BLOCK_BYTES == 0)
-        return read_checked(p, e->segment, extent_generation(e), block, count, data, err);
+        return read_checked(p, window, e->segment, extent_generation(e), block, count, data, err);
     char *buffer = bounce();
     if (!buffer)
         return error_errno(err, -ENOMEM, "cannot read segment %u", e->segment);
-    int r = read_checked(p, e->segment, extent_generation(e), block, count, buffer, err);
+    int r = read_checked(p, window, e->segment, extent_generation(e), block, count, buffer, err);
     if (r == 0)
         memcpy(data, buffer + (size_t)skip * 512, (size_t)e->length * 512);
     return r;
@@ -349,7 +376,7 @@ static int read_reference(struct payload_reader *p, const struct extent *e, char
         else if (part.kind == EXTENT_BASE)
             r = base_store_read(p->base, part.volume, part.lba, part.length, data, err);
         else
-            r = read_segment(p, &part, data, err);
+            r = read_segment(p, NULL, &part, data, err);
         if (r == 0 && !present && part.kind == EXTENT_BASE) {
             bool rescued;
             uint64_t same;
@@ -366,16 +393,16 @@ static int read_reference(struct payload_reader *p, const struct extent *e, char
     return r;
 }
 
-static int read_once(struct payload_reader *p, const struct extent *e, void *data, struct error *err)
+static int read_once(struct payload_reader *p, struct payload_window *window, const struct extent *e, void *data, struct error *err)
 {
     if (e->lsn.n <= payload_base_lsn(p).n)
         return base_store_read(p->base, e->volume, e->lba, e->length, data, err);
     if (e->flags & EXTENT_REFERENCE)
         return read_reference(p, e, data, err);
-    return read_segment(p, e, data, err);
+    return read_segment(p, window, e, data, err);
 }
 
-int payload_read(struct payload_reader *p, const struct extent *e, void *data, struct error *err)
+int payload_read_along(struct payload_reader *p, struct payload_window *window, const struct extent *e, void *data, struct error *err)
 {
     if (e->kind == EXTENT_ZERO) {
         memset(data, 0, (size_t)e->length * 512);
@@ -383,13 +410,18 @@ int payload_read(struct payload_reader *p, const struct extent *e, void *data, s
     }
     for (int attempt = 0;; attempt++) {
         struct lsn before = payload_base_lsn(p);
-        int r = read_once(p, e, data, err);
+        int r = read_once(p, window, e, data, err);
         if (r == 0 || attempt == 2)
             return r;
         struct error ignored = ERROR_INIT; /* has it moved into the base, or a rescue store, meanwhile? */
         if (payload_refresh(p, &ignored) < 0 || (payload_base_lsn(p).n == before.n && attempt))
             return r;
     }
+}
+
+int payload_read(struct payload_reader *p, const struct extent *e, void *data, struct error *err)
+{
+    return payload_read_along(p, NULL, e, data, err);
 }
 
 int payload_read_blocks(struct payload_reader *p, uint32_t segment, uint32_t generation, uint32_t block, void *data,
@@ -399,7 +431,7 @@ int payload_read_blocks(struct payload_reader *p, uint32_t segment, uint32_t gen
     if (!buffer || length_bytes > BOUNCE_BYTES)
         return error_errno(err, -ENOMEM, "cannot read segment %u", segment);
     uint32_t count = (length_bytes + JOURNAL_BLOCK_BYTES - 1) / JOURNAL_BLOCK_BYTES;
-    int r = read_checked(p, segment, generation, block, count, buffer, err);
+    int r = read_checked(p, NULL, segment, generation, block, count, buffer, err);
     if (r == 0)
         memcpy(data, buffer, length_bytes);
     return r;

@@ -15,6 +15,15 @@
 
 struct payload_reader;
 
+/* A stretch of a segment that was read at once, for a caller who goes through segments from their beginning to their end. */
+#define PAYLOAD_WINDOW_BYTES (256u << 10) /* the application's requests wait behind each in the disk's queue */
+struct payload_window {
+    char *data; /* page-aligned */
+    uint32_t segment, generation;
+    uint32_t block, count; /* what is in it; count 0: nothing */
+    uint32_t single_to;    /* up to there it could not be read at once */
+};
+
 /* `cache` is borrowed; at most `open_segments` segments are open at a time. */
 int payload_reader_new(const char *directory, struct index_cache *cache, size_t open_segments, struct payload_reader **ret,
                        struct error *err) MUST_CHECK;
@@ -25,6 +34,9 @@ int payload_reader_tail(struct payload_reader *p, uint32_t segment, const char *
 int payload_reader_index(struct payload_reader *p, uint32_t segment, uint32_t generation, const char *path, struct error *err) MUST_CHECK;
 /* Reads all of `e` (a clipped extent, up to 1 MiB) into `data`. Thread-safe. -EBADMSG: damaged. */
 int payload_read(struct payload_reader *p, const struct extent *e, void *data, struct error *err) MUST_CHECK;
+/* The same for one thread's reads in ascending order: what `window` does not have of a segment is read with what follows it. */
+int payload_read_along(struct payload_reader *p, struct payload_window *window, const struct extent *e, void *data,
+                       struct error *err) MUST_CHECK;
 /* `length_bytes` from `block` of a segment, checked, for event payloads (up to 1 MiB). */
 int payload_read_blocks(struct payload_reader *p, uint32_t segment, uint32_t generation, uint32_t block, void *data,
                         uint32_t length_bytes, struct error *err) MUST_CHECK;

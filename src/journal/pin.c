@@ -91,7 +91,7 @@ static int add_sealed(struct sources *s, const struct manifest *m, struct lsn ls
         journal_l0_file_of(segment->number, segment->generation, name);
         r = add_source(s, name, LSN_NONE, high, group, segment->number, err);
         if (r == 0)
-            r = add_rewinds(s, m, (struct lsn){segment->first.n - 1}, high, group, err);
+            r = add_rewinds(s, m, manifest_rewinds_above(m, i), high, group, err);
     }
     return r;
 }
@@ -167,12 +167,14 @@ static int add_tails(struct journal *j, const char *name, struct snapshot *snaps
         snprintf(file, sizeof file, "pins/%.24s.%u.idx", name, t->info.number);
         journal_path(j, file, path);
         ++*group;
+        struct lsn above = i + 1 < snapshot->tail_count ? snapshot->tails[i + 1].info.last
+                                                        : manifest_rewinds_above(&snapshot->manifest, snapshot->manifest.segment_count);
         struct lsn high = t->info.last.n < lsn.n ? t->info.last : lsn;
         r = tail_write_index(t, path, &j->manifest.journal_id, INDEX_TAIL, lsn, scratch, NULL, err);
         if (r == 0)
             r = add_source(s, file, LSN_NONE, lsn, *group, t->info.number, err);
         if (r == 0)
-            r = add_rewinds(s, &snapshot->manifest, (struct lsn){t->info.first.n - 1}, high, *group, err);
+            r = add_rewinds(s, &snapshot->manifest, above, high, *group, err);
     }
     if (scratch)
         io_free_pages(scratch, j->options.segment_records * sizeof *scratch);

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -29,6 +30,7 @@ struct scan {
     seal_tag tags[FRAME_MAX_BLOCKS];
     uint64_t damaged_records;
     bool damaged; /* a header was: what follows is unknown */
+    bool awaited; /* the segment is there, whatever happened */
     char loss[160]; /* what is lost of the segment that is being scanned; "": nothing */
 };
 
@@ -134,6 +136,22 @@ static void note_loss(struct scan *s, uint32_t number)
         log_error(j->log, "cannot keep note of what was lost: %s", err.message);
 }
 
+/* What was in the segment is not known. */
+static void lose(struct scan *s, uint32_t number, const char *what)
+{
+    log_error(s->j->log, "segment %u %s: the history after LSN %llu is lost up to now", number, what, (unsigned long long)s->expected.after.n);
+    s->damaged = true;
+    if (!s->loss[0])
+        snprintf(s->loss, sizeof s->loss, "the segment %s", what);
+}
+
+static int lose_all(struct scan *s, uint32_t number, struct error *err)
+{
+    lose(s, number, "is missing");
+    note_loss(s, number);
+    return remember_compare_all(s->j, err);
+}
+
 /* Scans segment `number`; 1 if it held frames and was sealed, 0 if there is nothing. */
 static int scan_segment(struct scan *s, uint32_t number, struct error *err)
 {
@@ -141,8 +159,13 @@ static int scan_segment(struct scan *s, uint32_t number, struct error *err)
     char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
     journal_path(j, journal_segment_file(number, name), path);
     _cleanup_close_ int fd = open(path, O_RDWR | O_CLOEXEC);
+    s->loss[0] = '\0';
+    bool expected = s->awaited;
+    s->awaited = false;
+    if (fd < 0 && errno != ENOENT)
+        return error_errno(err, -errno, "cannot open %s", path);
     if (fd < 0)
-        return errno == ENOENT ? 0 : error_errno(err, -errno, "cannot open %s", path);
+        return expected ? lose_all(s, number, err) : 0;
     int awaited = segment_await(path, fd, err);
     if (awaited < 0)
         return awaited;
@@ -159,8 +182,12 @@ static int scan_segment(struct scan *s, uint32_t number, struct error *err)
     memcpy(boot.bytes, header.boot_id, 16);
     struct tail *t = &j->tails[0];
     tail_reset(t, number, j->manifest.epoch, &boot);
-    s->loss[0] = '\0';
     int opened = sealed_segment_open(path, fd, &s->key, err);
+    if (opened == -EBADMSG && expected) {
+        lose(s, number, "has no header");
+        note_loss(s, number);
+        return remember_compare_all(j, err);
+    }
     if (opened == -EBADMSG) { /* it has no header: it was just being made */
         log_warning(j->log, "%s: not used", err->message);
         return 0;
@@ -169,7 +196,12 @@ static int scan_segment(struct scan *s, uint32_t number, struct error *err)
         return opened;
     scan_frames(s, t, fd, le32_get(header.blocks));
     aead_free(take_ptr(s->key));
-    if (!intact && (t->frame_count || s->damaged)) {
+    struct stat st;
+    /* The sealer trims it to its frames, and may have ended before the manifest had it. */
+    if (expected && intact && fstat(fd, &st) == 0 && (uint64_t)st.st_size < (uint64_t)le32_get(header.blocks) * JOURNAL_BLOCK_BYTES &&
+        (uint64_t)st.st_size != (uint64_t)t->info.used_blocks * JOURNAL_BLOCK_BYTES)
+        lose(s, number, "was cut");
+    if (!intact && (t->frame_count || s->damaged || expected)) {
         log_error(j->log, "the header of segment %u is damaged; its frames were followed without", number);
         s->damaged = true;
         if (!s->loss[0])
@@ -288,6 +320,25 @@ static void examine_ring(struct journal *j, bool same_boot)
     }
 }
 
+/* Frames that are gone without a trace in the segments: the ring has later ones, or the manifest a later rewind. */
+static int check_rest(struct scan *s, struct error *err)
+{
+    struct journal *j = s->j;
+    const struct manifest *m = &j->manifest;
+    uint64_t next = s->expected.number;
+    bool later = m->rewind_count && m->rewinds[m->rewind_count - 1].lsn.n > s->expected.after.n;
+    bool usable = !m->clean && !j->recovery.compare && !j->ring.fresh;
+    bool here = usable && atomic_load(&ring_slot(&j->ring, (uint32_t)(next % RING_SLOTS))->number) == next;
+    for (uint32_t i = 0; usable && !here && i < RING_SLOTS; i++)
+        later |= atomic_load(&ring_slot(&j->ring, i)->number) > next;
+    if (!later)
+        return 0;
+    s->loss[0] = '\0';
+    lose(s, m->next_segment, "lacks its last frames");
+    note_loss(s, m->next_segment);
+    return remember_compare_all(j, err);
+}
+
 int recovery_run(struct journal *j, struct error *err)
 {
     bool same_boot = false;
@@ -311,9 +362,13 @@ int recovery_run(struct journal *j, struct error *err)
     j->recovery.compare = j->manifest.suspended; /* also when it was closed in order: the comparison was not over */
     if (!j->manifest.clean)
         examine_ring(j, same_boot);
+    s.awaited = j->manifest.has_tail && !j->manifest.clean && !j->manifest.suspended;
+    j->manifest.has_tail = false; /* until another is made */
     do
         r = scan_segment(&s, j->manifest.next_segment, err);
     while (r > 0);
+    if (r == 0 && !s.damaged)
+        r = check_rest(&s, err);
     io_free_pages(s.buffer, (size_t)FRAME_MAX_BLOCKS * JOURNAL_BLOCK_BYTES);
     if (r < 0)
         return r;

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/io.h"
 
 static size_t ring_bytes(void)
 {
@@ -21,18 +22,13 @@ int ring_open(struct ring *ring, const char *path, const struct uuid *journal, s
     *ring = (struct ring){.length_bytes = ring_bytes()};
     if (snprintf(ring->path, sizeof ring->path, "%s", path) >= (int)sizeof ring->path)
         return error_errno(err, -ENAMETOOLONG, "cannot use %s as frame ring", path);
-    _cleanup_close_ int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    /* What others could write is not believed: it says which writes were in flight, and holds the newest of them. */
+    _cleanup_close_ int fd = io_open_private(path, err);
     if (fd < 0)
-        return error_errno(err, -errno, "cannot create the frame ring %s", path);
+        return error_context(err, "the frame ring");
     struct stat st;
     if (fstat(fd, &st) < 0)
         return error_errno(err, -errno, "cannot examine the frame ring %s", path);
-    /* What others could write is not believed: it says which writes were in flight, and holds the newest of them. */
-    if (!S_ISREG(st.st_mode) || st.st_uid != geteuid() || st.st_mode & 077 || st.st_nlink > 1)
-        return error_set(err, -EPERM,
-                         "the frame ring %s is not this user's alone (user %u, mode %03o, %u links): somebody else made it; remove it "
-                         "and start again",
-                         path, (unsigned)st.st_uid, (unsigned)st.st_mode & 0777, (unsigned)st.st_nlink);
     bool sized = (uint64_t)st.st_size == ring->length_bytes;
     if (!sized) {
         int r = ftruncate(fd, 0) < 0 ? -errno : -posix_fallocate(fd, 0, (off_t)ring->length_bytes);
@@ -51,6 +47,25 @@ int ring_open(struct ring *ring, const char *path, const struct uuid *journal, s
     const struct ring_control *control = (const struct ring_control *)ring->memory;
     ring->fresh = !sized || control->magic != RING_MAGIC || memcmp(control->journal_id, journal->bytes, 16) != 0;
     return 0;
+}
+
+int ring_open_private(struct ring *ring, struct error *err)
+{
+    *ring = (struct ring){.length_bytes = ring_bytes(), .fresh = true};
+    ring->memory = mmap(NULL, ring->length_bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (ring->memory != MAP_FAILED)
+        return 0;
+    int r = -errno;
+    ring->memory = NULL;
+    return error_errno(err, r, "cannot reserve %zu bytes for the frame ring", ring->length_bytes);
+}
+
+void ring_relax(struct ring *ring, uint32_t slot)
+{
+    /* What is read there again is zeroes: a free slot. */
+    (void)!madvise(ring_slot(ring, slot), (size_t)(FRAME_MAX_BLOCKS + 1) * JOURNAL_BLOCK_BYTES,
+                   MADV_DONTNEED);
 }
 
 void ring_clear(struct ring *ring, const struct uuid *journal, uint32_t epoch, bool recovering)

@@ -43,6 +43,10 @@ struct ring {
 
 /* Opens or makes the ring of a journal. An existing one of the same journal keeps its content (`fresh` false). */
 int ring_open(struct ring *ring, const char *path, const struct uuid *journal, struct error *err) MUST_CHECK;
+/* One of this process alone, with memory taken as it is used: a kill loses what it holds. */
+int ring_open_private(struct ring *ring, struct error *err) MUST_CHECK;
+/* Gives the memory of a slot that is free back; only of a private one. */
+void ring_relax(struct ring *ring, uint32_t slot);
 /* Empties all slots and marks it with the epoch; `recovering`: until ring_recovered, what it held is owed. */
 void ring_clear(struct ring *ring, const struct uuid *journal, uint32_t epoch, bool recovering);
 uint32_t ring_epoch(const struct ring *ring);

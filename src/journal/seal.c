@@ -7,9 +7,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/cleanup.h"
+#include "journal/manifest.h"
 
 #define CONTEXT_MAX_BYTES 128u
 
@@ -62,17 +62,19 @@ static int make_known(const char *directory, const uint8_t *data_key, struct err
 
 int seal_unlock(const char *directory, const char *key_file, struct error *err)
 {
-    char manifest[PATH_MAX];
     uint8_t data_key[AEAD_KEY_BYTES];
-    bool sealed = seal_exists(directory), wanted = key_file && key_file[0];
-    snprintf(manifest, sizeof manifest, "%s/manifest", directory);
-    bool exists = access(manifest, F_OK) == 0;
+    bool sealed = seal_exists(directory), wanted = key_file && key_file[0], exists = manifest_exists(directory);
     if (!exists && !sealed && wanted) { /* a new one */
         struct seal_user_key user;
         int r = seal_key_load(key_file, &user, err);
         aead_wipe(&user, sizeof user);
         return r;
     }
+    if (exists && !sealed && wanted && manifest_is_encrypted(directory))
+        return error_set(err, -EBADMSG,
+                         "the journal %s is encrypted, and both copies of its wrapped key (key, key.copy) are missing: put "
+                         "one back",
+                         directory);
     if (exists && !sealed && wanted)
         return error_set(err, -EINVAL,
                          "the journal %s is not encrypted: encryption is chosen when an application is made; "

@@ -17,6 +17,7 @@
 #include <sys/types.h>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "base/uuid.h"
 #include "journal/seal_format.h"
 #include "lib/aead.h"
@@ -49,6 +50,8 @@ int seal_journal_key_id(const char *directory, char text[SEAL_KEY_ID_TEXT_BYTES]
 bool seal_exists(const char *directory);
 /* NULL, or what is wrong with the journal's `key` or `key.copy`, for verification. */
 const char *seal_check_files(const char *directory, char text[128]);
+/* Where one of the two is damaged or missing it is made again from the other. */
+void seal_mend_files(const char *directory, const struct log *log);
 /* The data key. -EKEYREJECTED when `key_file` does not open it. */
 int seal_read_data_key(const char *directory, const char *key_file, uint8_t ret[AEAD_KEY_BYTES],
                        struct error *err) MUST_CHECK;

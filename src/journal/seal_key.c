@@ -148,9 +148,20 @@ static int read_one(const char *directory, size_t which, struct seal_key_file *r
 /* Either of the two copies is enough. */
 static int read_key(const char *directory, struct seal_key_file *ret, struct error *err)
 {
-    struct error ignored = ERROR_INIT;
+    struct error other = ERROR_INIT;
     int r = read_one(directory, 0, ret, err);
-    return r < 0 && read_one(directory, 1, ret, &ignored) == 0 ? 0 : r;
+    if (r == 0)
+        return 0;
+    int second = read_one(directory, 1, ret, &other);
+    if (second == 0) {
+        *err = ERROR_INIT;
+        return 0;
+    }
+    struct error first = *err;
+    return r == -ENOENT || r == -EIO || r == -EBADMSG
+               ? error_set(err, second == -ENOENT || second == -EIO ? -EBADMSG : second,
+                           "%.200s, and so is its copy: %.200s; put one of the two back", first.message, other.message)
+               : r;
 }
 
 static int write_key(const char *directory, struct seal_key_file *f, struct error *err)
@@ -193,6 +204,23 @@ const char *seal_check_files(const char *directory, char text[128])
         return NULL;
     snprintf(text, 128, "%s and %s differ: rotate the key again", key_names[0], key_names[1]);
     return text;
+}
+
+void seal_mend_files(const char *directory, const struct log *log)
+{
+    struct seal_key_file files[2];
+    struct error err = ERROR_INIT;
+    char path[PATH_MAX];
+    bool whole[2];
+    for (size_t i = 0; i < 2; i++)
+        whole[i] = read_one(directory, i, &files[i], &err) == 0;
+    if (whole[0] == whole[1])
+        return;
+    size_t bad = whole[0];
+    key_path(directory, bad, path);
+    log_error(log, "%s was damaged or missing: it is made again from its copy", path);
+    if (io_replace_file(path, &files[!bad], sizeof files[!bad], 0600, &err) < 0)
+        log_error(log, "%s", err.message);
 }
 
 static int crypt_slot(struct seal_slot *slot, const uint8_t journal_id[16], const struct seal_user_key *user,

@@ -250,7 +250,7 @@ static void *sealer_main(void *context)
             if (!sync && !unwritten && !near)
                 spare_work(j);
             if (!j->stop && (j->suspended || (j->ready_fd >= 0 && !j->sealing)))
-                wait_for_work(j, near ? 10 : unwritten ? 50 : 250);
+                wait_for_work(j, near ? 10 : unwritten ? 50 : j->options.light ? JOURNAL_LIGHT_WAKE_MS : 250);
             continue;
         }
         j->sealer_works = true;

@@ -83,6 +83,17 @@ int segment_reader_blocks(const struct segment_reader *r, uint32_t block, uint32
     return io_pread_full(r->fd, data, (size_t)count * BLOCK, (uint64_t)block * BLOCK);
 }
 
+uint32_t segment_reader_stretch(const struct segment_reader *r, uint32_t block, uint32_t count, void *data)
+{
+    ssize_t n;
+    if (r->cold)
+        return 0;
+    do
+        n = pread(r->fd, data, (size_t)count * BLOCK, (off_t)block * BLOCK);
+    while (n < 0 && errno == EINTR);
+    return n < 0 ? 0 : (uint32_t)((size_t)n / BLOCK);
+}
+
 int segment_reader_header(const struct segment_reader *r, uint32_t at, void *block, seal_tag ret_digest)
 {
     return r->cold ? cold_read(r->cold, at, 1, block) : sealed_read_header(r->key, r->fd, at, block, ret_digest);

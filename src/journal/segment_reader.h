@@ -22,6 +22,8 @@ void segment_reader_close(struct segment_reader *r);
 bool segment_reader_find(const char *directory, uint32_t number, uint32_t generation, char *path, size_t path_bytes);
 /* Reads blocks from 1 on, `data` page-aligned. Damaged chunks: -EBADMSG, as cold_read. */
 int segment_reader_blocks(const struct segment_reader *r, uint32_t block, uint32_t count, void *data) MUST_CHECK;
+/* As many of `count` blocks as one read gives, as they are in the file; 0: none, or the segment is compressed. */
+uint32_t segment_reader_stretch(const struct segment_reader *r, uint32_t block, uint32_t count, void *data);
 /* As sealed_read_header and sealed_read_payload, of any segment. */
 int segment_reader_header(const struct segment_reader *r, uint32_t at, void *block, seal_tag ret_digest) MUST_CHECK;
 int segment_reader_payload(const struct segment_reader *r, uint32_t at, void *frame, uint32_t blocks, const seal_tag digest,

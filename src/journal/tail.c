@@ -8,17 +8,27 @@
 #include "base/io.h"
 #include "journal/frame.h"
 
-int tail_init(struct tail *t, uint32_t segment_blocks, uint32_t max_records, struct error *err)
+static int init(struct tail *t, uint32_t segment_blocks, uint32_t max_records, void *(*allocate)(size_t),
+                struct error *err)
 {
     *t = (struct tail){.segment_blocks = segment_blocks, .max_records = max_records};
-    t->extents = io_alloc_pages(max_records * sizeof *t->extents);
-    t->events = io_alloc_pages(TAIL_MAX_EVENTS * sizeof *t->events);
-    t->frames = io_alloc_pages(segment_blocks * sizeof *t->frames);
-    t->crcs = io_alloc_pages(segment_blocks * sizeof *t->crcs);
+    t->extents = allocate(max_records * sizeof *t->extents);
+    t->events = allocate(TAIL_MAX_EVENTS * sizeof *t->events);
+    t->frames = allocate(segment_blocks * sizeof *t->frames);
+    t->crcs = allocate(segment_blocks * sizeof *t->crcs);
     if (t->extents && t->events && t->frames && t->crcs)
         return 0;
     tail_release(t);
     return error_errno(err, -ENOMEM, "cannot reserve memory for the journal's index");
+}
+
+int tail_init(struct tail *t, uint32_t segment_blocks, uint32_t max_records, struct error *err)
+{
+    return init(t, segment_blocks, max_records, io_alloc_pages, err);
+}
+int tail_init_lazy(struct tail *t, uint32_t segment_blocks, uint32_t max_records, struct error *err)
+{
+    return init(t, segment_blocks, max_records, io_reserve_pages, err);
 }
 
 void tail_release(struct tail *t)

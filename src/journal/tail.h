@@ -51,6 +51,9 @@ struct tail {
 
 /* Memory for segments of `segment_blocks` blocks and `max_records` records, populated. */
 int tail_init(struct tail *t, uint32_t segment_blocks, uint32_t max_records, struct error *err) MUST_CHECK;
+/* The same, with memory taken as it is used. */
+int tail_init_lazy(struct tail *t, uint32_t segment_blocks, uint32_t max_records,
+                   struct error *err) MUST_CHECK;
 void tail_release(struct tail *t);
 /* Room for the tags of an encrypted segment. */
 int tail_reserve_tags(struct tail *t, struct error *err) MUST_CHECK;

@@ -342,21 +342,32 @@ static const char *pending_problem(char *data, size_t length)
     return at == length ? NULL : "is damaged (wrong length)";
 }
 
-/* Which blocks a rewind has not copied back yet. Without the file there are none. */
-static void check_pending(struct verification *v)
+static int check_pending_file(struct verification *v, const char *name)
 {
     char path[PATH_MAX];
     struct error err = ERROR_INIT;
     _cleanup_free_ char *data = NULL;
     size_t length = 0;
-    snprintf(path, sizeof path, "%s/rewind.pending", v->directory);
+    snprintf(path, sizeof path, "%s/%s", v->directory, name);
     int r = sealed_read_file(path, PENDING_LIMIT_BYTES, &data, &length, &err);
     if (r == -ENOENT)
-        return;
+        return r;
     const char *problem = r < 0 ? err.message : pending_problem(data, length);
     struct lsn lsn = v->m.rewind_count ? v->m.rewinds[v->m.rewind_count - 1].lsn : LSN_NONE;
     if (problem)
-        damaged(v, (struct verify_damage){.file = "rewind.pending", .what = problem, .low = lsn, .high = lsn});
+        damaged(v, (struct verify_damage){.file = name, .what = problem, .low = lsn, .high = lsn});
+    return 0;
+}
+
+/* Which blocks a rewind has not copied back yet. Without the files there are none. The copy comes after the other and goes
+ * before it. */
+static void check_pending(struct verification *v)
+{
+    char copy[PATH_MAX];
+    snprintf(copy, sizeof copy, "%s/rewind.pending.copy", v->directory);
+    bool is_there = check_pending_file(v, "rewind.pending.copy") == 0;
+    if (check_pending_file(v, "rewind.pending") == -ENOENT && is_there && access(copy, F_OK) == 0)
+        damaged(v, (struct verify_damage){.file = "rewind.pending", .what = "is missing: its copy says which blocks a rewind has not copied back"});
 }
 
 static void report_loss(void *context, const struct loss *loss)
@@ -405,7 +416,11 @@ static void check_all(struct verification *v)
         check_objects(v, "base", v->m.base, false);
     check_pins(v);
     check_pending(v);
-    char text[128];
+    char text[MANIFEST_DAMAGE_BYTES];
+    bool no_copy;
+    const char *manifest = manifest_check_files(v->directory, &no_copy, text);
+    if (manifest)
+        damaged(v, (struct verify_damage){.file = manifest, .what = text});
     const char *key = seal_check_files(v->directory, text);
     if (key)
         damaged(v, (struct verify_damage){.file = "key", .what = key});

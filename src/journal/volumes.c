@@ -57,7 +57,7 @@ static int append_change(struct journal *j, const struct volume_info *v, const c
 
 static int check_existing(const struct volume_info *v, bool adopt, struct error *err)
 {
-    if (v->adopted != adopt)
+    if (v->adopted != adopt && !v->taken)
         return error_set(
             err, -EINVAL,
             "volume %s %s in this journal: its history does not belong to the backing that was named",
@@ -65,10 +65,10 @@ static int check_existing(const struct volume_info *v, bool adopt, struct error 
     return 0;
 }
 
-int journal_volume(struct journal *j, const char *name, uint64_t size_bytes, bool adopt,
-                   struct volume_info *ret, struct error *err)
+static int find_or_make(struct journal *j, const char *name, uint64_t size_bytes, bool adopt, bool take,
+                        struct volume_info *ret, struct error *err)
 {
-    struct volume_info volume = {.size_bytes = size_bytes, .adopted = adopt, .seeding = adopt};
+    struct volume_info volume = {.size_bytes = size_bytes, .adopted = adopt, .seeding = adopt, .taken = take};
     struct lsn lsn;
     pthread_mutex_lock(&j->mutex);
     for (size_t i = 0; i < j->manifest.volume_count; i++) {
@@ -98,6 +98,17 @@ int journal_volume(struct journal *j, const char *name, uint64_t size_bytes, boo
     r = append_change(j, &volume, adopt ? "adopted" : "created", 0, size_bytes, &lsn, err);
     *ret = volume;
     return r;
+}
+
+int journal_volume(struct journal *j, const char *name, uint64_t size_bytes, bool adopt, struct volume_info *ret,
+                   struct error *err)
+{
+    return find_or_make(j, name, size_bytes, adopt, false, ret, err);
+}
+
+int journal_take_volume(struct journal *j, const char *name, uint64_t size_bytes, struct volume_info *ret, struct error *err)
+{
+    return find_or_make(j, name, size_bytes, true, true, ret, err);
 }
 
 static int add_resize(void *context, struct manifest *m, struct error *err)

@@ -206,6 +206,7 @@ void writer_try_submit(struct journal *j)
     tail_add_frame(t, block, f->crcs);
     f->last_realtime_ns = t->info.last_realtime_ns;
     f->last_boottime_ns = t->info.last_boottime_ns;
+    j->appended_blocks += f->blocks;
     j->submit_number++;
     j->inflight++;
     int fd = j->active_fd;
@@ -408,6 +409,17 @@ void journal_push(struct journal *j)
 bool journal_is_suspended(struct journal *j)
 {
     return j->suspended;
+}
+
+void journal_relax(struct journal *j)
+{
+    MUTEX_GUARD(guard, &j->mutex);
+    if (!j->options.light ||
+        j->suspended) /* the kernel may still have a frame of a slot that counts as free */
+        return;
+    for (uint32_t i = 0; i < RING_SLOTS; i++)
+        if (!j->frames[i].number)
+            ring_relax(&j->ring, i);
 }
 
 bool journal_is_written(struct journal *j, const struct journal_ticket *ticket, bool *ret_lost)

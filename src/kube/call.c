@@ -161,13 +161,14 @@ static int judge(const struct kube_request *q, const struct transfer *t, json_t 
         *q->status = (struct kube_status){.code = t->code, .retry_after_s = t->retry_after_s};
     }
     if (t->code >= 400) {
-        if (t->body.data && json_parse("status", t->body.data, t->body.length_bytes, &body, &ignored) < 0)
+        if (t->body.data &&
+            json_parse_foreign("status", t->body.data, t->body.length_bytes, &body, &ignored) < 0)
             body = NULL;
         return kube_status_error(t->code, body, q->method, q->path, q->status, err);
     }
     if (!ret)
         return 0;
-    r = json_parse("answer", t->body.data ? t->body.data : "", t->body.length_bytes, &body, err);
+    r = json_parse_foreign("answer", t->body.data ? t->body.data : "", t->body.length_bytes, &body, err);
     if (r < 0) {
         err->code = -EPROTO;
         return error_context(err, "%s %s: the answer is not JSON (is that an API server?)", q->method,

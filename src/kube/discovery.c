@@ -16,7 +16,7 @@
 
 struct collect {
     struct kube_kinds *kinds;
-    size_t capacity;
+    size_t capacity, other_capacity;
 };
 
 static uint32_t verbs_of(const json_t *verbs)
@@ -37,7 +37,24 @@ static uint32_t verbs_of(const json_t *verbs)
     return bits;
 }
 
-/* A kind that was found in an earlier (preferred) version of its group stays. The texts belong to the owner.
+static int append(struct kube_resource **list, size_t *count, size_t *capacity, const struct kube_resource *kind,
+                  struct error *err)
+{
+    if (*count == DISCOVERY_MAX_KINDS)
+        return error_set(err, -E2BIG, "the API server has more than %u kinds", DISCOVERY_MAX_KINDS);
+    if (*count == *capacity) {
+        size_t more = *capacity ? *capacity * 2 : 64;
+        struct kube_resource *larger = reallocarray(*list, more, sizeof *larger);
+        if (!larger)
+            return error_errno(err, -ENOMEM, "discovery");
+        *list = larger;
+        *capacity = more;
+    }
+    (*list)[(*count)++] = *kind;
+    return 0;
+}
+
+/* Of a kind that was found in an earlier (preferred) version of its group this is another one. The texts belong to the owner.
  */
 static int add_kind(struct collect *c, const struct kube_resource *kind, struct error *err)
 {
@@ -47,19 +64,8 @@ static int add_kind(struct collect *c, const struct kube_resource *kind, struct 
     for (size_t i = 0; i < k->count; i++)
         if (strcmp(k->resources[i].group, kind->group) == 0 &&
             strcmp(k->resources[i].plural, kind->plural) == 0)
-            return 0;
-    if (k->count == DISCOVERY_MAX_KINDS)
-        return error_set(err, -E2BIG, "the API server has more than %u kinds", DISCOVERY_MAX_KINDS);
-    if (k->count == c->capacity) {
-        size_t capacity = c->capacity ? c->capacity * 2 : 64;
-        struct kube_resource *larger = reallocarray(k->resources, capacity, sizeof *larger);
-        if (!larger)
-            return error_errno(err, -ENOMEM, "discovery");
-        k->resources = larger;
-        c->capacity = capacity;
-    }
-    k->resources[k->count++] = *kind;
-    return 0;
+            return append(&k->others, &k->other_count, &c->other_capacity, kind, err);
+    return append(&k->resources, &k->count, &c->capacity, kind, err);
 }
 
 static const char *text_of(const json_t *object, const char *key)
@@ -171,7 +177,7 @@ static int add_groups(struct kube_client *client, struct collect *c, const json_
 int kube_discover(struct kube_client *client, struct kube_kinds *ret, struct error *err)
 {
     struct kube_kinds kinds = {.owner = json_array()};
-    struct collect c = {&kinds, 0};
+    struct collect c = {.kinds = &kinds};
     json_t *answer = NULL;
     int r = kinds.owner ? 0 : error_errno(err, -ENOMEM, "discovery");
     for (unsigned i = 0; r == 0 && i < 2; i++) {
@@ -196,20 +202,68 @@ int kube_discover(struct kube_client *client, struct kube_kinds *ret, struct err
 void kube_kinds_release(struct kube_kinds *kinds)
 {
     free(kinds->resources);
+    free(kinds->others);
     json_decref(kinds->owner);
     *kinds = (struct kube_kinds){0};
+}
+
+static const struct kube_resource *find(const struct kube_resource *list, size_t count, const char *api_version,
+                                        const char *version, const char *kind)
+{
+    const char *slash = strchr(api_version, '/');
+    size_t length = slash ? (size_t)(slash - api_version) : 0;
+    for (size_t i = 0; i < count; i++) {
+        const struct kube_resource *r = &list[i];
+        if (strcmp(r->kind, kind) == 0 && strlen(r->group) == length && strncmp(r->group, api_version, length) == 0 &&
+            (!version || strcmp(r->version, version) == 0))
+            return r;
+    }
+    return NULL;
 }
 
 const struct kube_resource *kube_kinds_find(const struct kube_kinds *kinds, const char *api_version,
                                             const char *kind)
 {
-    const char *slash = strchr(api_version, '/');
-    size_t length = slash ? (size_t)(slash - api_version) : 0;
-    for (size_t i = 0; i < kinds->count; i++) {
-        const struct kube_resource *r = &kinds->resources[i];
-        if (strcmp(r->kind, kind) == 0 && strlen(r->group) == length &&
-            strncmp(r->group, api_version, length) == 0)
-            return r;
-    }
-    return NULL;
+    const char *slash = strchr(api_version, '/'), *version = slash ? slash + 1 : api_version;
+    const struct kube_resource *found = find(kinds->resources, kinds->count, api_version, version, kind);
+    if (!found)
+        found = find(kinds->others, kinds->other_count, api_version, version, kind);
+    return found ? found : find(kinds->resources, kinds->count, api_version, NULL, kind);
+}
+
+/* ---- the server's release ---- */
+
+/* "28", or "28+" of those who put something of their own on top. */
+static int read_number(const json_t *version, const char *key, unsigned *ret, struct error *err)
+{
+    const char *text = json_text(version, key);
+    char *end;
+    unsigned long number = strtoul(text, &end, 10);
+    if (end == text || number > 10000)
+        return error_set(err, -EPROTO, "the API server's version has the %s '%.40s'", key, text);
+    *ret = (unsigned)number;
+    return 0;
+}
+
+int kube_get_release(struct kube_client *client, unsigned timeout_ms, struct kube_release *ret, struct error *err)
+{
+    const struct kube_request request = {.method = "GET", .path = "/version", .timeout_ms = timeout_ms};
+    struct kube_release release = {0};
+    _cleanup_json_ json_t *version = NULL;
+    int r = kube_call(client, &request, &version, err);
+    if (r < 0 || (r = read_number(version, "major", &release.major, err)) < 0 ||
+        (r = read_number(version, "minor", &release.minor, err)) < 0)
+        return r;
+    snprintf(release.text, sizeof release.text, "%s", json_text(version, "gitVersion"));
+    *ret = release;
+    return 0;
+}
+
+int kube_check_release(const struct kube_client *client, const struct kube_release *release, struct error *err)
+{
+    if (release->major > 1 || (release->major == 1 && release->minor >= KUBE_OLDEST_MINOR))
+        return 0;
+    return error_set(err, -EPROTONOSUPPORT,
+                     "the API server at %s is Kubernetes %u.%u (%s), and Tidemark needs 1.%u or later: upgrade the cluster",
+                     kube_server(client), release->major, release->minor, release->text, KUBE_OLDEST_MINOR);
 }

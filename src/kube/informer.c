@@ -18,13 +18,24 @@
 #define SHORT_WATCH_NS NS_PER_SECOND /* a watch that ends sooner counts as a failure, or it would spin */
 #define CHUNK_TIMEOUT_MS 60000L
 #define POLL_MAX_MS 10000
+#define FIRST_CHUNK 25u /* before it is known how large they are */
 
 static uint64_t now_ns(void)
 {
     return clock_boottime_ns(clock_system());
 }
 
+static unsigned most_of_chunk(const struct kube_informer *i)
+{
+    return i->options.chunk ? i->options.chunk : KUBE_INFORMER_CHUNK;
+}
+
 /* ---- transfers ---- */
+static unsigned body_limit(const struct kube_informer *i)
+{
+    return i->chunk > 1 ? KUBE_INFORMER_PAGE_LIMIT_BYTES : KUBE_BODY_LIMIT_BYTES;
+}
+
 static size_t receive(char *data, size_t size, size_t count, void *context)
 {
     struct kube_informer *i = context;
@@ -32,15 +43,20 @@ static size_t receive(char *data, size_t size, size_t count, void *context)
     long code = 0;
     int r;
     i->heard_ns = now_ns();
+    i->set->received = true;
     curl_easy_getinfo(i->curl, CURLINFO_RESPONSE_CODE, &code);
     if (i->state == INFORMER_WATCHING && code == 200) {
         r = lines_feed(&i->lines, data, n);
         if (r == -EFBIG)
             error_set(&i->trouble, r, "watch of %s: an object is larger than %u bytes", i->path,
                       KUBE_WATCH_LINE_LIMIT_BYTES);
-    } else if (n > KUBE_BODY_LIMIT_BYTES - i->body.length_bytes) {
-        r = error_set(&i->trouble, -EFBIG, "list of %s: a chunk is larger than %u bytes", i->path,
-                      KUBE_BODY_LIMIT_BYTES);
+    } else if (i->trouble.code == -EFBIG) {
+        r = 0; /* the rest is let pass: a stream that is given up in the middle stalls the others of its
+                  connection (curl 7.88) */
+    } else if (n > body_limit(i) - i->body.length_bytes) {
+        error_set(&i->trouble, -EFBIG, "list of %s: a chunk is larger than %u bytes", i->path, body_limit(i));
+        kube_buffer_release(&i->body);
+        r = 0;
     } else {
         r = kube_buffer_add(&i->body, data, n);
     }
@@ -67,7 +83,7 @@ static int make_query(struct kube_informer *i, char **ret, struct error *err)
     const struct kube_informer_options *o = &i->options;
     unsigned timeout_s = o->watch_timeout_s ? o->watch_timeout_s : KUBE_WATCH_TIMEOUT_S;
     _cleanup_free_ char *list = NULL, *version = NULL;
-    int r = kube_list_query(i->label_selector, i->field_selector, o->chunk ? o->chunk : KUBE_INFORMER_CHUNK,
+    int r = kube_list_query(i->label_selector, i->field_selector, i->chunk,
                             i->must_list ? i->next_chunk : NULL, &list, err);
     if (r < 0)
         return r;
@@ -140,9 +156,11 @@ static void wait_for(struct kube_informer *i, unsigned ms)
 static void fail(struct kube_informer *i, const struct error *error, unsigned retry_after_s)
 {
     unsigned ms = kube_backoff_ms(i->failures, RETRY_MIN_MS, RETRY_MAX_MS) + retry_after_s * 1000;
-    unsigned chunk = i->options.chunk ? i->options.chunk : KUBE_INFORMER_CHUNK;
-    if (error->code == -EFBIG && i->must_list && chunk > 1) /* large objects: Secrets of releases, say */
-        i->options.chunk = chunk / 2;
+    if (error->code == -EFBIG && i->must_list && i->chunk > 1) { /* large objects: Secrets of releases, say */
+        i->chunk /= 2;
+        wait_for(i, 0); /* the same one, in a part */
+        return;
+    }
     i->failures += i->failures < 1000;
     if (error->code != -ECANCELED && i->options.ops.failed)
         i->options.ops.failed(i->options.ops.context, &i->resource, error);
@@ -158,16 +176,26 @@ static void relist(struct kube_informer *i, const char *reason)
     free(take_ptr(i->next_chunk));
 }
 
+/* I4: objects as large as those that came are asked for in chunks of KUBE_INFORMER_PAGE_BYTES, and never of
+ * twice as many as before. */
+static void adapt_chunk(struct kube_informer *i, size_t bytes, size_t count)
+{
+    size_t most = i->chunk < most_of_chunk(i) / 2 ? i->chunk * 2 : most_of_chunk(i);
+    size_t fit = count ? KUBE_INFORMER_PAGE_BYTES / (bytes / count + 1) : i->chunk;
+    i->chunk = fit < 1 ? 1 : (unsigned)(fit > most ? most : fit);
+}
+
 static int take_chunk(struct kube_informer *i, struct error *err)
 {
     _cleanup_json_ json_t *page = NULL;
     json_t *items, *item;
     const char *next, *version;
-    size_t n;
-    int r = json_parse("list", i->body.data ? i->body.data : "", i->body.length_bytes, &page, err);
+    size_t n, bytes = i->body.length_bytes;
+    int r = json_parse_foreign("list", i->body.data ? i->body.data : "", i->body.length_bytes, &page, err);
     kube_buffer_release(&i->body); /* before its objects are handled: large */
     if (r < 0 || (r = kube_list_page(page, &i->resource, &items, &next, &version, err)) < 0)
         return r;
+    adapt_chunk(i, bytes, json_array_size(items));
     if (!i->next_chunk)
         i->cache.generation++;
     json_array_foreach(items, n, item) if ((r = informer_object(i, item, err)) < 0) return r;
@@ -347,6 +375,7 @@ static void *informers_main(void *context)
     while (housekeep(set, &first)) {
         int running = 0, left = 0;
         uint64_t next = begin_due(set, first);
+        set->received = false;
         curl_multi_perform(set->multi, &running);
         bool ended = false;
         for (CURLMsg *m; (m = curl_multi_info_read(set->multi, &left));) {
@@ -357,7 +386,10 @@ static void *informers_main(void *context)
             ended = true;
         }
         uint64_t now = now_ns();
-        int wait_ms = ended || next <= now                   ? 0
+        /* Where something came there may be more, that curl has taken from the socket already: it knows of
+         * it, but (7.88, HTTP/2) does not say so to its own curl_multi_poll, which would sleep beside it
+         * until something else comes. */
+        int wait_ms = ended || set->received || next <= now  ? 0
                       : next - now > POLL_MAX_MS * NS_PER_MS ? POLL_MAX_MS
                                                              : (int)((next - now) / NS_PER_MS) + 1;
         if (wait_ms)
@@ -438,6 +470,7 @@ int kube_informers_add(struct kube_informers *set, const struct kube_informer_op
     i->field_selector = copy_or_null(o->field_selector, &failed);
     i->cache.keeps_text = o->keep == KUBE_KEEP_TEXT;
     i->must_list = true;
+    i->chunk = most_of_chunk(i) < FIRST_CHUNK ? most_of_chunk(i) : FIRST_CHUNK;
     i->lines =
         (struct lines){.limit_bytes = KUBE_WATCH_LINE_LIMIT_BYTES, .line = informer_line, .context = i};
     int r = failed ? error_errno(err, -ENOMEM, "informer")
@@ -481,7 +514,7 @@ json_t *kube_informer_get(struct kube_informer *i, const char *namespace, const 
     snprintf(key, sizeof key, "%s/%s", namespace ? namespace : "", name);
     MUTEX_GUARD(guard, &i->set->mutex);
     struct cache_entry *e = cache_find(&i->cache, key);
-    return e && e->text ? json_loads(e->text, 0, NULL) : NULL;
+    return e && e->text ? json_loads(e->text, JSON_ALLOW_NUL, NULL) : NULL;
 }
 
 void kube_informer_each(struct kube_informer *i, const char *namespace,
@@ -492,7 +525,7 @@ void kube_informer_each(struct kube_informer *i, const char *namespace,
     for (struct cache_entry *e = i->cache.entries; e; e = e->next) {
         if (!e->text || (namespace && (strncmp(e->key, namespace, length) != 0 || e->key[length] != '/')))
             continue;
-        _cleanup_json_ json_t *object = json_loads(e->text, 0, NULL);
+        _cleanup_json_ json_t *object = json_loads(e->text, JSON_ALLOW_NUL, NULL);
         if (object && !visit(context, object))
             return;
     }

@@ -5,7 +5,7 @@
  * Invariants: I1 between two callbacks `synced` of an informer, the events make the cache what the server
  * listed; I2 an object whose kept form is the same as before gives no event; I3 what may have passed unseen
  * (a 410, a list after an error) is said by `gap` before the list's events; I4 no more than
- * KUBE_INFORMER_LISTS chunks are in memory at once.
+ * KUBE_INFORMER_LISTS chunks are in memory at once, each of KUBE_INFORMER_PAGE_LIMIT_BYTES or of one object.
  *
  * Memory: of an object only its key and, as options say, the compact text or nothing but a hash of what
  * `reduce` left.
@@ -20,6 +20,9 @@
 
 #define KUBE_INFORMER_LISTS 4u
 #define KUBE_INFORMER_CHUNK 200u
+#define KUBE_INFORMER_PAGE_BYTES (2u << 20) /* of a chunk: large objects come in fewer at a time */
+#define KUBE_INFORMER_PAGE_LIMIT_BYTES                                                                       \
+    (8u << 20) /* beyond it a chunk of several objects is given up, and half as many asked for */
 #define KUBE_WATCH_TIMEOUT_S 300u
 #define KUBE_WATCH_IDLE_S 150u /* bookmarks come every minute */
 #define KUBE_WATCH_LINE_LIMIT_BYTES (16u << 20)
@@ -52,7 +55,7 @@ struct kube_informer_options {
     const char *namespace;                /* NULL: all */
     const char *label_selector, *field_selector;
     enum kube_keep keep;
-    unsigned chunk;           /* objects a list chunk; 0: KUBE_INFORMER_CHUNK */
+    unsigned chunk;           /* objects a list chunk at most; 0: KUBE_INFORMER_CHUNK */
     unsigned watch_timeout_s; /* after which the server ends a watch and it begins again; 0:
                                  KUBE_WATCH_TIMEOUT_S */
     unsigned idle_s;          /* without a byte: the watch is taken for dead; 0: KUBE_WATCH_IDLE_S */

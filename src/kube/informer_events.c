@@ -67,7 +67,7 @@ static void drop(struct kube_informer *i, struct cache_entry *entry, uint64_t ve
     char key[KEY_BYTES];
     snprintf(key, sizeof key, "%s", entry->key);
     if (entry->text)
-        kept = json_loads(entry->text, 0, NULL);
+        kept = json_loads(entry->text, JSON_ALLOW_NUL, NULL);
     pthread_mutex_lock(&i->set->mutex);
     cache_remove(&i->cache, entry);
     pthread_mutex_unlock(&i->set->mutex);
@@ -121,7 +121,7 @@ int informer_line(void *context, const char *text, size_t length_bytes)
     _cleanup_json_ json_t *event = NULL;
     json_t *object = NULL;
     const char *type = NULL;
-    int r = json_parse("event", text, length_bytes, &event, &i->trouble);
+    int r = json_parse_foreign("event", text, length_bytes, &event, &i->trouble);
     if (r < 0 || (r = json_get_string(event, "type", &type, &i->trouble)) < 0 ||
         (r = json_get_object(event, "object", &object, &i->trouble)) < 0)
         return r;

@@ -29,6 +29,7 @@ struct kube_informer {
     bool must_list; /* else the watch goes on from `version` */
     bool slot;      /* it is one of those that list now */
     char *next_chunk;
+    unsigned chunk; /* objects of the next one */
     char *version;
     unsigned refused_generation, generation; /* of the credentials */
     /* of the transfer */
@@ -53,6 +54,7 @@ struct kube_informers {
     struct kube_informer *informers;
     bool stopping;
     unsigned listing;
+    bool received; /* something, in this round; the thread's own */
 };
 
 /* ---- informer_events.c: objects into the cache and to the callbacks ---- */

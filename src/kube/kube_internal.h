@@ -71,7 +71,8 @@ int kube_credentials_parse(const char *command, const char *text, size_t length_
                            struct error *err) MUST_CHECK;
 
 /* ---- client.c ---- */
-#define CLIENT_IDLE_HANDLES 8u
+#define CLIENT_IDLE_HANDLES                                                                                  \
+    32u /* reconcilers, a recovery or two, the Lease: each that is given up is a handshake later */
 struct kube_client {
     struct kube_config config;
     struct kube_credentials credentials;

@@ -29,7 +29,9 @@ struct kube_lease {
     pthread_cond_t changed;
     bool stopping, held;
     uint64_t valid_until_ns; /* boottime: the last renewal was begun renew_deadline before */
-    /* The thread's own: what was seen of another holder's lease, and when that was new. */
+    /* The thread's own: the lease as this holder wrote it last (NULL: it has to be read), */
+    json_t *written;
+    /* and what was seen of another holder's lease, and when that was new. */
     char seen[STATE_BYTES];
     uint64_t seen_ns;
 };
@@ -73,16 +75,18 @@ static int create(struct kube_lease *l, const struct kube_target *target, struct
                  : error_errno(err, -ENOMEM, "lease %s", l->name);
 }
 
-/* One try to take or renew it. -EBUSY: another holds it. The resourceVersion makes it atomic. */
+/* One try to take or renew it. -EBUSY: another holds it. The resourceVersion makes it atomic, also of what
+ * was not read again: one call renews it as long as nobody else has written it. */
 static int take(struct kube_lease *l, struct error *err)
 {
-    _cleanup_json_ json_t *lease = NULL;
+    _cleanup_json_ json_t *lease = take_ptr(l->written);
+    const bool remembered = lease;
     json_t *spec = NULL;
     const struct kube_target target = {.resource = &kube_leases,
                                        .namespace = l->namespace,
                                        .name = l->name,
                                        .timeout_ms = l->renew_deadline_ms / 2};
-    int r = kube_get(l->client, &target, &lease, err);
+    int r = remembered ? 0 : kube_get(l->client, &target, &lease, err);
     if (r == -ENOENT)
         return create(l, &target, err);
     if (r < 0 || (r = json_get_object(lease, "spec", &spec, err)) < 0)
@@ -98,7 +102,11 @@ static int take(struct kube_lease *l, struct error *err)
     json_object_set_new(spec, "holderIdentity", json_string(l->identity));
     json_object_set_new(spec, "leaseDurationSeconds", json_integer(l->duration_s));
     json_object_set_new(spec, "renewTime", micro_time());
-    r = kube_update(l->client, &target, lease, NULL, err);
+    r = kube_update(l->client, &target, lease, &l->written, err);
+    if (remembered && (r == -EBUSY || r == -ENOENT)) {
+        *err = ERROR_INIT;
+        return take(l, err); /* as it is now */
+    }
     return r == -EBUSY ? error_set(err, -EAGAIN, "lease %s/%s was changed meanwhile", l->namespace, l->name)
                        : r;
 }
@@ -183,6 +191,7 @@ static void lease_free(struct kube_lease *l)
 {
     pthread_cond_destroy(&l->changed);
     pthread_mutex_destroy(&l->mutex);
+    json_decref(l->written);
     free(l->namespace);
     free(l->name);
     free(l->identity);

@@ -12,6 +12,7 @@
  * under the mutex under which it leaves the table. */
 #include "lib/http_server.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <gnutls/gnutls.h>
 #include <gnutls/x509.h>
@@ -137,6 +138,9 @@ int http_status_of_errno(int code)
 {
     switch (code < 0 ? -code : code) {
     case EINVAL:
+    case EFBIG:
+    case E2BIG:
+    case ENAMETOOLONG: /* of what was asked for: a body that is too large is 413 */
         return 400;
     case EACCES:
     case EPERM:
@@ -562,7 +566,9 @@ static int split_address(const char *text, char *host, size_t host_bytes, const 
     } else if (colon && memchr(text, ':', length)) {
         colon = NULL; /* a bare IPv6 address */
     }
-    if (!colon || !colon[1] || length >= host_bytes)
+    /* getaddrinfo takes a number that is too large modulo 2^16. */
+    unsigned long port = colon && isdigit((unsigned char)colon[1]) ? strtoul(colon + 1, NULL, 10) : 0;
+    if (!colon || !colon[1] || port > UINT16_MAX || length >= host_bytes)
         return error_set(err, -EINVAL, "'%s' is not an address: expected host:port, such as 127.0.0.1:9464",
                          text);
     memcpy(host, start, length);

@@ -4,24 +4,129 @@
 
 #include <errno.h>
 #include <stdarg.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/cleanup.h"
 #include "base/io.h"
 
+static int check_length(const char *name, size_t length_bytes, struct error *err)
+{
+    return length_bytes > JSON_TEXT_LIMIT_BYTES
+               ? error_set(err, -EINVAL, "%s: JSON text of %zu bytes is larger than %u bytes", name, length_bytes,
+                           JSON_TEXT_LIMIT_BYTES)
+               : 0;
+}
+
+static int parse_failed(const char *name, const json_error_t *at, struct error *err)
+{
+    if (json_error_code(at) == json_error_out_of_memory)
+        return error_errno(err, -ENOMEM, "cannot parse %s", name);
+    return error_set(err, -EINVAL, "%s:%d:%d: not valid JSON: %s", name, at->line < 1 ? 1 : at->line,
+                     at->column < 1 ? 1 : at->column, at->text);
+}
+
+/* Before it is parsed. Brackets in texts do not count. */
+static int check_depth(const char *name, const char *text, size_t length_bytes, struct error *err)
+{
+    unsigned depth = 0, line = 1;
+    bool in_text = false;
+    for (size_t i = 0; i < length_bytes; i++) {
+        char c = text[i];
+        if (in_text && c == '\\') {
+            i++;
+        } else if (c == '"') {
+            in_text = !in_text;
+        } else if (c == '\n') {
+            line++;
+        } else if (!in_text && (c == ']' || c == '}')) {
+            depth -= depth > 0;
+        } else if (!in_text && (c == '[' || c == '{') && ++depth > JSON_DEPTH_MAX) {
+            return error_set(err, -EINVAL, "%s:%u:1: JSON nested more than %u deep is not taken", name, line, JSON_DEPTH_MAX);
+        }
+    }
+    return 0;
+}
+
+static int check_text(const char *name, const char *text, size_t length_bytes, struct error *err)
+{
+    int r = check_length(name, length_bytes, err);
+    return r < 0 ? r : check_depth(name, text, length_bytes, err);
+}
+
 int json_parse(const char *name, const char *text, size_t length_bytes, json_t **ret_json, struct error *err)
 {
     json_error_t at;
-    if (length_bytes > JSON_TEXT_LIMIT_BYTES)
-        return error_set(err, -EINVAL, "%s: JSON text of %zu bytes is larger than %u bytes", name,
-                         length_bytes, JSON_TEXT_LIMIT_BYTES);
+    int r = check_text(name, text, length_bytes, err);
+    if (r < 0)
+        return r;
     json_t *json = json_loadb(text, length_bytes, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &at);
-    if (!json) {
-        if (json_error_code(&at) == json_error_out_of_memory)
-            return error_errno(err, -ENOMEM, "cannot parse %s", name);
-        return error_set(err, -EINVAL, "%s:%d:%d: not valid JSON: %s", name, at.line < 1 ? 1 : at.line,
-                         at.column < 1 ? 1 : at.column, at.text);
+    if (!json)
+        return parse_failed(name, &at, err);
+    *ret_json = json;
+    return 0;
+}
+
+#define INT64_DIGITS 19u /* of the largest */
+
+/* Whether the digits are more than an int64_t holds. */
+static bool overflows(const char *digits, size_t count, bool negative)
+{
+    static const char largest[] = "9223372036854775807", smallest[] = "9223372036854775808";
+    return count > INT64_DIGITS ||
+           (count == INT64_DIGITS && memcmp(digits, negative ? smallest : largest, INT64_DIGITS) > 0);
+}
+
+/* A copy of the text with ".0" after each integer that overflows. NULL: out of memory. */
+static char *integers_as_reals(const char *text, size_t length, size_t *ret_length)
+{
+    /* Two bytes more for each of at least 19. */
+    char *copy = malloc(length + length / INT64_DIGITS * 2 + 3), *to = copy;
+    bool quoted = false;
+    if (!copy)
+        return NULL;
+    for (size_t i = 0; i < length;) {
+        size_t end = i + 1;
+        bool number = !quoted && (text[i] == '-' || (text[i] >= '0' && text[i] <= '9')), whole = number;
+        if (quoted && text[i] == '\\' && end < length)
+            end++;
+        else if (text[i] == '"')
+            quoted = !quoted;
+        for (; number && end < length && strchr("0123456789+-.eE", text[end]) && text[end]; end++)
+            whole = whole && text[end] >= '0' && text[end] <= '9';
+        memcpy(to, text + i, end - i);
+        to += end - i;
+        size_t digits = i + (text[i] == '-');
+        if (whole && overflows(text + digits, end - digits, text[i] == '-')) {
+            memcpy(to, ".0", 2);
+            to += 2;
+        }
+        i = end;
     }
+    *ret_length = (size_t)(to - copy);
+    return copy;
+}
+
+int json_parse_foreign(const char *name, const char *text, size_t length_bytes, json_t **ret_json,
+                       struct error *err)
+{
+    const size_t flags = JSON_DECODE_ANY | JSON_ALLOW_NUL;
+    json_error_t at;
+    int r = check_text(name, text, length_bytes, err);
+    if (r < 0)
+        return r;
+    json_t *json = json_loadb(text, length_bytes, flags, &at);
+    if (!json && json_error_code(&at) == json_error_numeric_overflow) {
+        size_t length;
+        char *copy = integers_as_reals(text, length_bytes, &length);
+        if (!copy)
+            return error_errno(err, -ENOMEM, "cannot parse %s", name);
+        json = json_loadb(copy, length, flags, &at);
+        explicit_bzero(copy, length); /* it may be a Secret */
+        free(copy);
+    }
+    if (!json)
+        return parse_failed(name, &at, err);
     *ret_json = json;
     return 0;
 }

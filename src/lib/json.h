@@ -17,6 +17,9 @@
 #include "base/error.h"
 
 #define JSON_TEXT_LIMIT_BYTES (64u << 20) /* largest text that json_parse takes */
+/* The deepest nesting. jansson parses, copies, writes and frees by recursion, about 300 bytes of stack a level, and takes 2048 itself:
+ * more than a thread of the HTTP server has. */
+#define JSON_DEPTH_MAX 256u
 
 static inline void cleanup_json(json_t **j)
 {
@@ -25,10 +28,15 @@ static inline void cleanup_json(json_t **j)
 /* An owned local reference, released at the end of its block. */
 #define _cleanup_json_ __attribute__((cleanup(cleanup_json), unused))
 
-/* Parses one JSON value (any kind; duplicate keys and trailing text are refused). `name` is what the message
- * calls the text: "<name>:<line>:<column>: ...". -EINVAL. The caller owns *ret_json. */
+/* Parses one JSON value (any kind; duplicate keys, trailing text and what is nested deeper than JSON_DEPTH_MAX are refused).
+ * `name` is what the message calls the text: "<name>:<line>:<column>: ...". -EINVAL. The caller owns *ret_json. */
 int json_parse(const char *name, const char *text, size_t length_bytes, json_t **ret_json,
                struct error *err) MUST_CHECK;
+/* The same for what other programs wrote, which cannot be told to write otherwise: NUL may be in strings (json_string_length
+ * knows of it, C's functions see what is before it), of duplicate keys the last one counts, and integers that do not fit become
+ * reals, as Go makes them. */
+int json_parse_foreign(const char *name, const char *text, size_t length_bytes, json_t **ret_json,
+                       struct error *err) MUST_CHECK;
 /* Reads and parses the file `path`. -errno of the read, -EINVAL. */
 int json_parse_file(const char *path, json_t **ret_json, struct error *err) MUST_CHECK;
 

@@ -136,6 +136,10 @@ static int parser_error(const struct builder *b, struct error *err)
         return error_set(err, -EINVAL, "%s:%zu:1: %s (byte %zu)", b->stream->public.file, line, problem,
                          p->problem_offset);
     }
+    if (p->problem_mark.index < b->stream->public.length_bytes &&
+        b->stream->public.text[p->problem_mark.index] == '\t')
+        return error_at(b, p->problem_mark, -EINVAL, err,
+                        "found a tab where a value or a key begins: YAML is indented by spaces");
     return error_set(err, -EINVAL, "%s:%zu:%zu: %s%s%s", b->stream->public.file, p->problem_mark.line + 1,
                      p->problem_mark.column + 1, problem, p->context ? ", " : "",
                      p->context ? p->context : "");

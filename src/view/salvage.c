@@ -201,7 +201,7 @@ static int add_instead_of_run(struct salvage *s, uint32_t first_segment, struct 
         s->group++;
         r = add_segment(s, i, err);
         for (size_t k = s->m.rewind_count; k-- > 0 && r == 0;)
-            if (s->m.rewinds[k].lsn.n >= info->first.n && s->m.rewinds[k].lsn.n <= info->last.n)
+            if (s->m.rewinds[k].lsn.n > manifest_rewinds_above(&s->m, i).n && s->m.rewinds[k].lsn.n <= info->last.n)
                 r = add_rewind(s, s->m.rewinds[k].lsn, info->last, err);
     }
     return r;

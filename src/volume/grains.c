@@ -68,7 +68,25 @@ uint64_t grain_map_next(const struct grain_map *m, uint64_t from)
 
 /* ---- images of the journal ---- */
 
-int grains_open_image(struct group *g, struct lsn lsn, char pin[24], struct image **ret, struct error *err)
+/* Where indexes are made again that the image of a pin needs; what is left of it goes with the next opening. */
+static void scratch_path(const struct group *g, const char *pin, char path[PATH_MAX])
+{
+    snprintf(path, PATH_MAX, "%.4000s/%s.salvage.tmp", journal_directory(g->journal), pin);
+}
+
+/* Each block of it is right or an error, and the volumes can be used. */
+static int open_damaged_image(struct group *g, const char *pin, struct image **ret, struct error *err)
+{
+    char scratch[PATH_MAX];
+    struct error why = *err;
+    scratch_path(g, pin, scratch);
+    log_error(g->log, "%s: the journal is damaged, verify it; what is left of it is used", why.message);
+    *err = ERROR_INIT;
+    int r = image_open_salvage(journal_directory(g->journal), pin, scratch, ret, err);
+    return r < 0 ? error_context(err, "%.300s", why.message) : r;
+}
+
+static int open_image(struct group *g, struct lsn lsn, bool salvage, char pin[24], struct image **ret, struct error *err)
 {
     snprintf(pin, 24, PIN_INTERNAL_PREFIX "%llu", (unsigned long long)++g->pin_counter);
     int r = journal_pin(g->journal, pin, lsn, true, err);
@@ -77,11 +95,23 @@ int grains_open_image(struct group *g, struct lsn lsn, char pin[24], struct imag
         return r;
     }
     r = image_open(journal_directory(g->journal), pin, ret, err);
+    if (salvage && (r == -EBADMSG || r == -ENOENT || r == -EIO))
+        r = open_damaged_image(g, pin, ret, err);
     if (r < 0)
         grains_close_image(g, pin, NULL);
     else
         image_populate(*ret); /* the volumes' reads go through it */
     return r;
+}
+
+int grains_open_image(struct group *g, struct lsn lsn, char pin[24], struct image **ret, struct error *err)
+{
+    return open_image(g, lsn, false, pin, ret, err);
+}
+
+int grains_open_live_image(struct group *g, struct lsn lsn, char pin[24], struct image **ret, struct error *err)
+{
+    return open_image(g, lsn, true, pin, ret, err);
 }
 
 void grains_close_image(struct group *g, char pin[24], struct image **image)
@@ -91,6 +121,10 @@ void grains_close_image(struct group *g, char pin[24], struct image **image)
         image_free(*image);
         *image = NULL;
     }
+    char scratch[PATH_MAX];
+    scratch_path(g, pin, scratch);
+    if (pin[0] && access(scratch, F_OK) == 0 && io_remove_tree(scratch, &ignored) < 0)
+        log_warning(g->log, "%s", ignored.message);
     if (pin[0] && journal_unpin(g->journal, pin, &ignored) < 0)
         log_warning(g->log, "%s", ignored.message);
     pin[0] = '\0';
@@ -206,32 +240,50 @@ void grains_overwritten(struct volume *v, uint64_t lba, uint64_t length)
 
 /* ---- which grains are stale, on disk ---- */
 
-static void pending_path(const struct group *g, char path[PATH_MAX])
+static void pending_path(const struct group *g, bool copy, char path[PATH_MAX])
 {
-    snprintf(path, PATH_MAX, "%s/rewind.pending", journal_directory(g->journal));
+    snprintf(path, PATH_MAX, "%s/rewind.pending%s", journal_directory(g->journal), copy ? ".copy" : "");
+}
+
+/* The copy first: it is never there alone unless the other one was lost. */
+static int remove_pending(struct group *g, struct error *err)
+{
+    char path[PATH_MAX];
+    for (int copy = 1; copy >= 0; copy--) {
+        pending_path(g, copy, path);
+        if (unlink(path) < 0 && errno != ENOENT)
+            return error_errno(err, -errno, "cannot remove %s", path);
+    }
+    return io_sync_directory(journal_directory(g->journal), err);
+}
+
+/* Without it the backings would be taken for what the volumes hold: there are two. */
+static int write_pending(struct group *g, const void *data, size_t length, struct error *err)
+{
+    char path[PATH_MAX];
+    int r = 0;
+    for (int copy = 0; copy < 2 && r == 0; copy++) {
+        pending_path(g, copy, path);
+        r = sealed_replace_file(path, data, length, 0600, err);
+    }
+    return r;
 }
 
 static int save_pending(struct group *g, struct error *err)
 {
-    char path[PATH_MAX];
     uint64_t set = 0;
     size_t length = sizeof(struct pending_header);
-    pending_path(g, path);
     for (size_t i = 0; i < g->volume_count; i++) {
         set += atomic_load(&g->volumes[i].stale.set_count);
         length += sizeof(struct pending_volume) + (g->volumes[i].stale.grains + 63) / 64 * 8;
     }
     if (set == 0) {
         int r = grains_flush(g, err);
-        if (r < 0)
-            return r;
-        if (unlink(path) < 0 && errno != ENOENT)
-            return error_errno(err, -errno, "cannot remove %s", path);
-        return io_sync_directory(journal_directory(g->journal), err);
+        return r < 0 ? r : remove_pending(g, err);
     }
     _cleanup_free_ char *data = calloc(1, length);
     if (!data)
-        return error_errno(err, -ENOMEM, "cannot write %s", path);
+        return error_errno(err, -ENOMEM, "cannot write rewind.pending");
     struct pending_header *h = (struct pending_header *)data;
     *h = (struct pending_header){.magic = le64_of(PENDING_MAGIC),
                                  .volumes = le32_of((uint32_t)g->volume_count),
@@ -250,7 +302,7 @@ static int save_pending(struct group *g, struct error *err)
     }
     h->crc = le32_of(crc32c(0, data, length));
     int r = grains_flush(g, err); /* after the bits were read: what they call copied is durable */
-    return r < 0 ? r : sealed_replace_file(path, data, length, 0600, err);
+    return r < 0 ? r : write_pending(g, data, length, err);
 }
 
 int grains_save(struct group *g, struct error *err)
@@ -291,8 +343,8 @@ static int load_damaged(struct group *g, const char *path, struct error *err)
     snprintf(kept, sizeof kept, "%s.damaged", path);
     if (journal_recovery(g->journal)->compare)
         return error_context(err, "which blocks a rewind has not copied back is not known, and the volumes may hold writes that the journal "
-                                  "lacks. Look at the newest points in views; then either move the file away (mv %s %s), which keeps what the "
-                                  "backings hold and may take a part of that rewind back, or restore it", path, kept), -EBADMSG;
+                                  "lacks. Look at the newest points in views; then either move the file away (mv %s %s; rm -f %s.copy), which keeps "
+                                  "what the backings hold and may take a part of that rewind back, or restore it", path, kept, path), -EBADMSG;
     log_error(g->log, "%s: every block is copied back from the journal instead", err->message);
     *err = ERROR_INIT;
     int r = journal_manifest(g->journal, &m, err);
@@ -312,14 +364,10 @@ static int load_damaged(struct group *g, const char *path, struct error *err)
     return grains_save(g, err); /* from here on it is known again, also after a kill */
 }
 
-static int read_pending(struct group *g, struct error *err)
+static int read_pending(struct group *g, const char *path, struct error *err)
 {
-    char path[PATH_MAX];
     _cleanup_free_ char *data = NULL;
     size_t length;
-    pending_path(g, path);
-    if (access(path, F_OK) < 0)
-        return 0;
     int r = sealed_read_file(path, 1u << 30, &data, &length, err);
     if (r < 0)
         return r;
@@ -349,10 +397,24 @@ static int read_pending(struct group *g, struct error *err)
 
 int grains_load(struct group *g, struct error *err)
 {
-    char path[PATH_MAX];
-    pending_path(g, path);
-    int r = read_pending(g, err);
-    return r == -EBADMSG ? load_damaged(g, path, err) : r;
+    char path[PATH_MAX], copy[PATH_MAX];
+    struct error why = ERROR_INIT;
+    pending_path(g, false, path);
+    pending_path(g, true, copy);
+    int r = read_pending(g, path, err);
+    if (r == 0 || (r != -ENOENT && r != -EBADMSG && r != -EIO))
+        return r;
+    int other = read_pending(g, copy, &why);
+    if (r == -ENOENT && other == -ENOENT) {
+        *err = ERROR_INIT;
+        return 0;
+    }
+    if (other == 0) {
+        log_error(g->log, "%s; its copy stands in for it, and nothing is lost", err->message);
+        *err = ERROR_INIT;
+        return 0;
+    }
+    return r == -EIO ? r : load_damaged(g, path, err);
 }
 
 /* ---- the worker ---- */
@@ -406,7 +468,7 @@ static int open_stale_image(struct group *g, struct error *err)
     int r = missing ? journal_sync(g->journal, -1, NULL, err) : 0;
     journal_status(g->journal, &status);
     if (missing && (r == 0 || r == -ESHUTDOWN))
-        r = grains_open_image(g, status.latest, g->stale_pin, &g->stale_image, err);
+        r = grains_open_live_image(g, status.latest, g->stale_pin, &g->stale_image, err);
     pthread_rwlock_unlock(&g->gate);
     return r;
 }

@@ -2,11 +2,13 @@
 #include "volume/group.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -64,6 +66,18 @@ static bool is_known(struct group *g, const char *name)
     return known;
 }
 
+/* A volume that the journal does not know, whose backing holds something all the same: its journal was lost or set aside. What it holds is
+ * the beginning of its history then; taken for empty, each view would have zeroes in its place. */
+static bool holds_more(const char *backing, uint64_t *ret_bytes)
+{
+    struct stat st;
+    _cleanup_close_ int fd = open(backing, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0 || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || lseek(fd, 0, SEEK_DATA) < 0)
+        return false;
+    *ret_bytes = (uint64_t)st.st_size / BLOCK_PAGE_BYTES * BLOCK_PAGE_BYTES;
+    return true;
+}
+
 /* The backing with at least the volume's size, and the journal's knowledge of it, grown to what is asked for. */
 static int open_backing(struct group *g, struct volume *v, const struct volume_options *options, struct volume_info *info,
                         struct error *err)
@@ -77,14 +91,21 @@ static int open_backing(struct group *g, struct volume *v, const struct volume_o
         return error_set(err, -ENOENT, "its backing %s is gone, which held its newest content: put it back (is its file system mounted?). If "
                          "it is lost, make an empty one (truncate -s %llu %s) and copy the newest point into the volume from a view of it",
                          options->backing, (unsigned long long)size_bytes, options->backing);
+    uint64_t held_bytes = 0;
+    bool take = !known && !options->adopt && holds_more(options->backing, &held_bytes);
+    size_bytes = held_bytes > size_bytes ? held_bytes : size_bytes; /* it had grown */
     const struct journal_recovery *rec = journal_recovery(g->journal);
     unsigned wait_ms = known && !rec->clean ? UNCLEAN_WAIT_MS : FOREIGN_WAIT_MS;
     int r = block_file_open_exclusive(options->backing, known || options->adopt ? 0 : size_bytes, wait_ms, &v->backing, err);
     if (r == 0 && options->adopt && v->backing->size_bytes < size_bytes && !known)
         return error_set(err, -EINVAL, "%s has %llu bytes, not %llu", options->backing,
                          (unsigned long long)v->backing->size_bytes, (unsigned long long)size_bytes);
+    if (take)
+        log_warning(g->log, "volume %s: the journal does not know it, and its backing %s holds something: that is the beginning of its history",
+                    options->name, options->backing);
     if (r == 0)
-        r = journal_volume(g->journal, options->name, size_bytes, options->adopt, info, err);
+        r = take ? journal_take_volume(g->journal, options->name, size_bytes, info, err)
+                 : journal_volume(g->journal, options->name, size_bytes, options->adopt, info, err);
     if (r == 0 && v->backing->size_bytes < info->size_bytes)
         r = error_set(err, -EINVAL, "its backing %s has %llu bytes, not %llu", options->backing,
                       (unsigned long long)v->backing->size_bytes, (unsigned long long)info->size_bytes);
@@ -204,7 +225,7 @@ int group_begin_compare(struct group *g, struct error *err)
     if (r == 0)
         r = journal_append_durable(g->journal, &begin, &g->compare_begin, err);
     if (r == 0)
-        r = grains_open_image(g, g->compare_begin, g->compare_pin, &g->compare_image, err);
+        r = grains_open_live_image(g, g->compare_begin, g->compare_pin, &g->compare_image, err);
     if (r < 0)
         return r;
     g->compare_due = false;
@@ -322,7 +343,7 @@ int group_start(struct group *g, struct error *err)
         r = journal_sync(g->journal, -1, NULL, err);
         journal_status(g->journal, &status);
         if (r == 0)
-            r = grains_open_image(g, status.latest, g->stale_pin, &g->stale_image, err);
+            r = grains_open_live_image(g, status.latest, g->stale_pin, &g->stale_image, err);
         if (r == 0)
             log_info(g->log, "the copy-back of the rewind to LSN %llu goes on", (unsigned long long)g->rewind_target.n);
     }

@@ -195,6 +195,8 @@ int grains_save_behind(struct group *g, struct error *err) MUST_CHECK;
 int grains_flush(struct group *g, struct error *err) MUST_CHECK;
 /* Opens an image of the stream at `lsn` under an internal pin whose name is put into `pin`. */
 int grains_open_image(struct group *g, struct lsn lsn, char pin[24], struct image **ret, struct error *err) MUST_CHECK;
+/* The same for what the volumes serve, or are compared with: of a damaged journal it has what is left, and the rest is errors. */
+int grains_open_live_image(struct group *g, struct lsn lsn, char pin[24], struct image **ret, struct error *err) MUST_CHECK;
 void grains_close_image(struct group *g, char pin[24], struct image **image);
 
 /* ---- backing_identity.c ---- */

@@ -360,7 +360,7 @@ static int rewind_locked(struct group *g, struct rewind *w, struct lsn target, s
         return r;
     change->lsn = lsn;
     struct error unopened = ERROR_INIT; /* it has happened all the same; the worker tries again */
-    if (grains_open_image(g, lsn, w->result_pin, &w->result, &unopened) < 0)
+    if (grains_open_live_image(g, lsn, w->result_pin, &w->result, &unopened) < 0)
         log_error(g->log, "the rewind to LSN %llu has happened, and cannot be read yet: %s", (unsigned long long)target.n, unopened.message);
     return 0;
 }

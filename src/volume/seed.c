@@ -64,9 +64,12 @@ static int live_map(struct volume *v, const struct uuid *journal, bool *ret_vali
     struct stat st;
     size_t length = live_bytes(v);
     live_path(v, path);
-    _cleanup_close_ int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    bool fits = fd >= 0 && fstat(fd, &st) == 0 && (size_t)st.st_size == length;
-    int r = fd < 0 ? -errno : fits ? 0 : -posix_fallocate(fd, 0, (off_t)length);
+    /* What others could write is not believed: it says of what the history has no copy yet. */
+    _cleanup_close_ int fd = io_open_private(path, err);
+    if (fd < 0)
+        return fd;
+    bool fits = fstat(fd, &st) == 0 && (size_t)st.st_size == length;
+    int r = fits ? 0 : ftruncate(fd, 0) < 0 ? -errno : -posix_fallocate(fd, 0, (off_t)length);
     void *memory = r == 0 ? mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
     if (memory == MAP_FAILED)
         return error_errno(err, r < 0 ? r : -errno, "cannot make %s", path);

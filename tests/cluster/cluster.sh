@@ -14,6 +14,7 @@
 #   cluster.sh import ARCHIVE...  imports image archives on both nodes
 #   cluster.sh api-up DIRECTORY PORT, api-down DIRECTORY
 #                                 an API server alone, without nodes, on 127.0.0.1:PORT; writes DIRECTORY/kubeconfig
+# TIDEMARK_KUBE_VERSION=v1.28.15 with `build api` and `api-up`: of that release, in the cache beside the others.
 # docs/cluster-tests.md has more.
 set -uo pipefail
 source "$(dirname "$(readlink -f "$0")")/lib/common.sh"

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A database whose volumes are carried by somebody else's raw block volumes moves from node to node, and takes its history along: all
 rows are there after the move, it is rewound to what was tagged on the other node, nothing stays on the node that it left, volumes
-grow, and a controller that is killed in the middle of a move hinders nothing.
+grow, and a controller that is killed in the middle of a move hinders nothing. What is attached nowhere is brought to a node by a
+recovery: a stopped application is rewound and cloned, and a namespace that was deleted is restored, with its pods on another node than that.
 
 TIDEMARK_IMAGE: the image's archive. The cluster needs two nodes and a class of raw block volumes that can be attached to either
 (TIDEMARK_BACKING_CLASS, `shared`)."""
@@ -18,6 +19,7 @@ from test_rewind import NAMESPACE, POLICY, SYSTEM, Failed, expect, get, kubectl,
 
 BACKING = os.environ.get("TIDEMARK_BACKING_CLASS", "shared")
 CLASS = f"tidemark-{BACKING}"
+CLONE = NAMESPACE + "-clone"
 # xfs: the kernel lets it grow without CAP_SYS_RESOURCE, which a cluster in a container has not.
 APPLICATION = base.APPLICATION.replace("storageClassName: tidemark,", f"storageClassName: {CLASS},").replace("storage: 256Mi", "storage: 320Mi")
 
@@ -157,6 +159,80 @@ def test():
     expect("all rows are there", base.rows() == "230|1|230|30", base.rows())
     stop_and_start(backing)
     drained(backing)
+    rewind_stopped(backing)
+    clone()
+    restore_namespace(backing)
+
+
+def attached_nowhere(backing):
+    return not attachments() and not attached_to(backing)
+
+
+def rewind_stopped(backing):
+    """Put back to when it ran, it runs."""
+    tag("rested")
+    query("INSERT INTO orders SELECT generate_series(231, 240)")
+    kubectl("-n", NAMESPACE, "scale", "statefulset", "db", "--replicas=0")
+    within(180, "a stopped application has nothing attached", lambda: attached_nowhere(backing))
+    base.recover("look", "tag:rested", dryRun=True)
+
+    def planned():
+        now = base.status("look")
+        if now.get("phase") == "Failed":
+            raise Failed(json.dumps(now))
+        return now.get("phase") == "Planned" and now
+    plan = within(120, "a dry run has its history attached and says what it would do", planned)["plan"]
+    expect("how much of which volume", sorted(v["claim"] for v in plan["volumes"]) == ["data-db-0", "wal-db-0"], json.dumps(plan))
+    within(120, "and leaves it as it was", lambda: attached_nowhere(backing))
+    base.recover("awake", "tag:rested")
+    base.completed("awake")
+    expect("a stopped application is as it was when it was tagged", base.rows() == "230|1|230|30", base.rows())
+
+
+def clone():
+    point = query("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')")
+    query("INSERT INTO orders SELECT generate_series(231, 240)")
+    base.recover("clone", point, mode="clone", targetNamespace=CLONE)
+    base.completed("clone")
+    rows = kubectl("-n", CLONE, "exec", "db-0", "-c", "db", "--", "psql", "-qAtU", "postgres", "-c", "SELECT count(*), max(id) FROM orders").strip()
+    expect("a clone has the rows of the point", rows == "230|230", rows)
+    expect("the original has its own", base.rows() == "240|1|240|40", base.rows())
+    kubectl("delete", "namespace", CLONE, "--wait", "--timeout=450s")
+
+
+def restore_namespace(backing):
+    """The pods have to run on a node that takes no new ones but theirs: so the recovery needs another one."""
+    theirs = node()
+    kubectl("-n", NAMESPACE, "patch", "statefulset", "db", "-p", json.dumps({"spec": {"template": {"spec": {
+        "nodeSelector": {"kubernetes.io/hostname": theirs},
+        "tolerations": [{"key": "node.kubernetes.io/unschedulable", "operator": "Exists"}]}}}}))
+    kubectl("-n", NAMESPACE, "rollout", "status", "statefulset/db", "--timeout=600s")
+    query("INSERT INTO orders SELECT generate_series(241, 250)")
+    point = query("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')")
+    query("INSERT INTO orders SELECT generate_series(251, 260)")
+    kubectl("create", "namespace", base.OTHER)
+    kubectl("delete", "namespace", NAMESPACE, "--wait", "--timeout=450s")
+    within(180, "nothing of a deleted namespace is attached", lambda: attached_nowhere(backing))
+    expect("what carried it is kept", all(get("persistentvolumeclaim", c, SYSTEM) for c in backing))
+    held = set()
+    kubectl("cordon", theirs)
+    try:
+        base.recover("restored", point, namespace=base.OTHER, mode="restore", sourceNamespace=NAMESPACE, targetNamespace=NAMESPACE)
+
+        def done():
+            held.update(n for n in attachments() if n)
+            now = base.status("restored", base.OTHER)
+            if now.get("phase") in ("Failed", "Cancelled"):
+                raise Failed(json.dumps(now, indent=1))
+            return now.get("phase") == "Completed" and now
+        timings = within(300, "the namespace is restored", done)["timings"]
+    finally:
+        kubectl("uncordon", theirs)
+    expect("all rows that were acknowledged before the point are there, and none after", base.rows() == "250|1|250|50", base.rows())
+    expect("its pods run where they have to", node() == theirs and set(attached_to(backing)) == {theirs}, f"{node()} {attached_to(backing)}")
+    expect("while its history was read elsewhere", held - {theirs}, str(held))
+    print(f"restore of backing class: rows_lost=0 opened_ms={timings['openedMs']} data_ms={timings['dataMs']} ready_ms={timings['readyMs']}", flush=True)
+    within(90, "it is protected again", seeded)
 
 
 def main():
@@ -175,7 +251,8 @@ def main():
         print(kubectl("get", "volumeattachments", check=False), file=sys.stderr)
         print(kubectl("-n", SYSTEM, "logs", "daemonset/tidemark-data", "--tail=40", check=False), file=sys.stderr)
     finally:
-        kubectl("delete", "namespace", NAMESPACE, "--wait", "--timeout=120s", check=False)
+        for namespace in (CLONE, NAMESPACE, base.OTHER):
+            kubectl("delete", "namespace", namespace, "--wait", "--timeout=360s", "--ignore-not-found", check=False)
         kubectl("delete", "protectionpolicy", POLICY, check=False)
         base.uninstall()
     if failure:

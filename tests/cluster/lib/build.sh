@@ -17,20 +17,57 @@ need_packages() { # PACKAGE...
 }
 
 # go_build MODULE-DIRECTORY PROGRAM PACKAGE
-go_build() {
-    local module=$1 program=$2 package=$3 flags="-s -w" version started path
-    [[ ! -x $BIN/$program ]] || return 0
+go_build() { go_build_into "$BIN" "$HERE/$1" "$(kubernetes_version)" "-p=2" 5 "$2" "$3"; }
+
+# go_build_into BIN MODULE-DIRECTORY KUBERNETES-VERSION GOFLAGS NICE PROGRAM PACKAGE
+go_build_into() {
+    local bin=$1 module=$2 version=$3 goflags=$4 nice=$5 program=$6 package=$7 flags="-s -w" started path log
+    [[ ! -x $bin/$program ]] || return 0
     command -v go >/dev/null || die "Go is needed to build $program: install it, or put its directory on the PATH"
     started=$(now_ms)
-    version=$(kubernetes_version)
+    log=$CACHE/log/$program${KUBE_VERSION:+-$KUBE_VERSION}.log
     for path in k8s.io/client-go/pkg/version k8s.io/component-base/version; do
         flags+=" -X $path.gitVersion=$version -X $path.gitMajor=1 -X $path.gitMinor=$(cut -d. -f2 <<<"$version") -X $path.gitTreeState=archive"
     done
-    (cd "$HERE/$module" && CGO_ENABLED=0 GOFLAGS="-p=2 -trimpath -buildvcs=false" nice -n 5 \
-        go build -tags no_btrfs,no_zfs,no_devmapper,no_aufs -ldflags "$flags" -o "$BIN/.$program" "$package") \
-        >>"$CACHE/log/$program.log" 2>&1 || die "building $program failed: see $CACHE/log/$program.log"
-    mv "$BIN/.$program" "$BIN/$program"
-    say "built $program in $(seconds_since "$started") s, $(($(stat -c %s "$BIN/$program") / 1000000)) MB"
+    (cd "$module" && CGO_ENABLED=0 GOFLAGS="$goflags -trimpath -buildvcs=false" nice -n "$nice" \
+        go build -tags no_btrfs,no_zfs,no_devmapper,no_aufs -ldflags "$flags" -o "$bin/.$program" "$package") \
+        >>"$log" 2>&1 || die "building $program failed: see $log"
+    mv "$bin/.$program" "$bin/$program"
+    say "built $program in $(seconds_since "$started") s, $(($(stat -c %s "$bin/$program") / 1000000)) MB"
+}
+
+# Another release: a module is written that has nothing but it, each of its staging modules replaced by the published one. Its sums are
+# not pinned here; Go checks them by its checksum database.
+other_module() { # DIRECTORY
+    local mod staged
+    mkdir -p "$1"
+    [[ ! -s $1/go.mod ]] || return 0
+    mod=$(cd "$1" && GOFLAGS=-mod=mod go mod download -json "k8s.io/kubernetes@$KUBE_VERSION" 2>>"$CACHE/log/modules-$KUBE_VERSION.log" |
+        sed -n 's/^\t"GoMod": "\(.*\)",$/\1/p')
+    [[ -s $mod ]] || die "there is no Kubernetes $KUBE_VERSION (TIDEMARK_KUBE_VERSION), or the Go module proxy cannot be reached: see $CACHE/log/modules-$KUBE_VERSION.log"
+    staged=$(awk '$1 ~ /^k8s\.io\// && ($2 == "v0.0.0" || $3 ~ /^\.\/staging\//) { print $1 }' "$mod" | sort -u)
+    {
+        echo "module tidemark.io/tests/cluster/other"
+        echo "go $(go env GOVERSION | sed 's/^go//; s/-.*//')"
+        echo "require k8s.io/kubernetes $KUBE_VERSION"
+        # Older ones read the maps of the newest Go wrongly.
+        echo "require github.com/modern-go/reflect2 v1.0.3-0.20250322232337-35a7c28c31ee"
+        for mod in $staged; do
+            echo "replace $mod => $mod v0.${KUBE_VERSION#v1.}"
+        done
+    } >"$1/go.mod.new"
+    mv "$1/go.mod.new" "$1/go.mod"
+}
+
+# What `api-up` needs of another release; etcd is the one of all.
+build_other() {
+    local module=$CACHE/versions/$KUBE_VERSION/module program
+    mkdir -p "$KUBE_BIN"
+    go_build kubernetes etcd go.etcd.io/etcd/server/v3
+    for program in kube-apiserver kubectl kube-controller-manager; do
+        [[ -x $KUBE_BIN/$program ]] || other_module "$module"
+        go_build_into "$KUBE_BIN" "$module" "$KUBE_VERSION" "-p=2 -mod=mod" 15 "$program" "k8s.io/kubernetes/cmd/$program"
+    done
 }
 
 # Programs from Debian's packages, unpacked and not installed: no service is started, nothing of the host's is replaced.
@@ -67,6 +104,14 @@ build() {
     flock 9 # two builds at once would only halve the cores
     touch "$CACHE/.building"
     trap 'rm -f "$CACHE/.building"' EXIT
+    if [[ -n $KUBE_VERSION ]]; then
+        [[ ${1:-} == api ]] || die "of another release (TIDEMARK_KUBE_VERSION=$KUBE_VERSION) there is only the API server: cluster.sh build api"
+        build_other
+        rm -f "$CACHE/.building"
+        exec 9>&-
+        say "Kubernetes $KUBE_VERSION is built after $(seconds_since "$started") s: $(du -sh "$KUBE_BIN" | cut -f1)"
+        return
+    fi
     go_build kubernetes etcd go.etcd.io/etcd/server/v3
     for program in kube-apiserver kubectl kube-controller-manager; do
         go_build kubernetes "$program" "k8s.io/kubernetes/cmd/$program"

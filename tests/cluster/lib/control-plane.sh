@@ -34,7 +34,7 @@ start_etcd() {
 start_apiserver() {
     local etcd_port=$1
     shift
-    spawn kube-apiserver "${ENTER[@]}" "$BIN/kube-apiserver" "--etcd-servers=http://127.0.0.1:$etcd_port" \
+    spawn kube-apiserver "${ENTER[@]}" "$KUBE_BIN/kube-apiserver" "--etcd-servers=http://127.0.0.1:$etcd_port" \
         "--cert-dir=$PKI" "--client-ca-file=$PKI/ca.crt" "--tls-cert-file=$PKI/apiserver.crt" "--tls-private-key-file=$PKI/apiserver.key" \
         "--kubelet-client-certificate=$PKI/apiserver-kubelet.crt" "--kubelet-client-key=$PKI/apiserver-kubelet.key" \
         "--kubelet-certificate-authority=$PKI/ca.crt" --kubelet-preferred-address-types=InternalIP \
@@ -46,14 +46,14 @@ start_apiserver() {
         --requestheader-extra-headers-prefix=X-Remote-Extra- --requestheader-group-headers=X-Remote-Group \
         --requestheader-username-headers=X-Remote-User \
         "--proxy-client-cert-file=$PKI/front-proxy.crt" "--proxy-client-key-file=$PKI/front-proxy.key" "$@"
-    until_true 90 kube-apiserver "$BIN/kubectl" "--kubeconfig=$STATE/kubeconfig" get --raw=/readyz
+    until_true 90 kube-apiserver "$KUBE_BIN/kubectl" "--kubeconfig=$STATE/kubeconfig" get --raw=/readyz
 }
 
 # start_controller_manager KUBECONFIG OPTION...
 start_controller_manager() {
     local config=$1
     shift
-    spawn kube-controller-manager "${ENTER[@]}" "$BIN/kube-controller-manager" \
+    spawn kube-controller-manager "${ENTER[@]}" "$KUBE_BIN/kube-controller-manager" \
         "--kubeconfig=$config" "--authentication-kubeconfig=$config" "--authorization-kubeconfig=$config" \
         "--service-account-private-key-file=$PKI/sa.key" "--root-ca-file=$PKI/ca.crt" --use-service-account-credentials=true \
         "--cluster-signing-cert-file=$PKI/ca.crt" "--cluster-signing-key-file=$PKI/ca.key" "--cert-dir=$PKI" \
@@ -72,7 +72,7 @@ api_up() { # DIRECTORY PORT
     mkdir -p "$1"
     api_paths "$1"
     mkdir -p "$RUN" "$LOG"
-    if [[ ! -x $BIN/etcd || ! -x $BIN/kube-apiserver || ! -x $BIN/kubectl ]]; then
+    if [[ ! -x $BIN/etcd || ! -x $KUBE_BIN/kube-apiserver || ! -x $KUBE_BIN/kubectl ]]; then
         "$HERE/cluster.sh" build api || exit 1
     fi
     control_pki 127.0.0.1
@@ -81,10 +81,10 @@ api_up() { # DIRECTORY PORT
     # Without nodes nothing can answer at the address of the service "kubernetes": it gets no endpoints.
     start_apiserver $((port + 1)) --bind-address=127.0.0.1 --advertise-address=127.0.0.1 "--secure-port=$port" \
         --endpoint-reconciler-type=none
-    if [[ -x $BIN/kube-controller-manager ]]; then
+    if [[ -x $KUBE_BIN/kube-controller-manager ]]; then
         make_kubeconfig "$STATE/controller-manager.kubeconfig" controller-manager "https://127.0.0.1:$port"
         start_controller_manager "$STATE/controller-manager.kubeconfig" "--secure-port=$((port + 3))"
-        until_true 60 "the default service account" "$BIN/kubectl" "--kubeconfig=$STATE/kubeconfig" get serviceaccount default
+        until_true 60 "the default service account" "$KUBE_BIN/kubectl" "--kubeconfig=$STATE/kubeconfig" get serviceaccount default
     fi
     say "API server ready after $(seconds_since "$started") s: KUBECONFIG=$STATE/kubeconfig"
 }

@@ -2,14 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line by its outputs: help, man page, completion, errors and exit codes, formats, progress.
 TIDEMARK is the program, TIDEMARK_MAN the man page."""
+import fcntl
 import json
 import os
 import pty
 import re
 import select
 import shutil
+import struct
 import subprocess
 import tempfile
+import termios
 import time
 import unittest
 
@@ -34,10 +37,11 @@ def run(*args, stdin="", env=None, cwd=None):
                           timeout=60)
 
 
-def run_on_terminal(*args, answer=None, env=None):
+def run_on_terminal(*args, answer=None, env=None, columns=0):
     """stdin, stdout and stderr are a terminal; gives (exit code, all output). `answer` is typed at a question."""
     pid, master = pty.fork()
     if pid == 0:
+        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         os.environ.pop("NO_COLOR", None)
         os.environ.update(dict({"TERM": "xterm"}, **(env or {})))
         try:
@@ -164,45 +168,123 @@ class ManPage(unittest.TestCase):
         self.assertEqual(result.stdout, "")
 
 
+def readline_words(line):
+    """The words as bash gets them: readline splits at @ : = as well."""
+    words = []
+    for word in line.split(" "):
+        words += re.findall(r"[@:=]+|[^@:=]+", word) or [""]
+    return words
+
+
+def quoted(words):
+    return " ".join("'" + word + "'" for word in words)
+
+
 class Completion(unittest.TestCase):
-    def complete(self, line, api=None):
-        words = line.split(" ")
+    """Each line as the shell would complete it, by its script; gives whole words, but of bash what follows the last of @ : =."""
+
+    def setUp(self):
+        self.directory = tempfile.TemporaryDirectory()
+        self.addCleanup(self.directory.cleanup)
+        self.api = fake_api.FakeApi(os.path.join(self.directory.name, "tidemark.sock"))
+        self.addCleanup(lambda: self.api and self.api.stop())
+
+    def shell(self, name, *args):
+        result = subprocess.run([name, *args], capture_output=True, text=True, check=False, timeout=60,
+                                env=dict(os.environ, HOME=self.directory.name, LC_ALL="C.UTF-8"))
+        self.assertEqual((result.returncode, result.stderr), (0, ""), args)
+        return result.stdout.splitlines()
+
+    def bash(self, line):
+        words = readline_words(line)
         script = run("completion", "bash").stdout
-        program = (f'tidemark() {{ "{TIDEMARK}" "$@"; }}\n{script}\ncompopt() {{ :; }}\nCOMP_WORDS=({line} {"" if words[-1] else chr(39) * 2})\n'
-                   f'COMP_CWORD={len(words) - 1}\n_tidemark\nprintf "%s\\n" "${{COMPREPLY[@]}}"\n')
-        result = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=False)
-        self.assertEqual(result.stderr, "", line)
-        return result.stdout.split()
+        return self.shell("bash", "-c", f'tidemark() {{ "{TIDEMARK}" "$@"; }}\n{script}\ncompopt() {{ :; }}\nCOMP_WORDS=({quoted(words)})\n'
+                          f"COMP_CWORD={len(words) - 1}\nCOMP_LINE={quoted([line])}\nCOMP_POINT={len(line)}\n_tidemark\n"
+                          'for one in "${COMPREPLY[@]}"; do echo "$one"; done')
+
+    def zsh(self, line):
+        words = line.split(" ")
+        script = run("completion", "zsh").stdout
+        return self.shell("zsh", "-f", "-c", f'tidemark() {{ "{TIDEMARK}" "$@"; }}\ncompdef() {{ : }}\n{script}\n'
+                          "_describe() { for one in $entries; do one=${one//\\\\:/,}; one=${one%%:*}; print -r -- ${one//,/:}; done }\n"
+                          "_files() { print files $* }\ncompset() { : }\n"
+                          f"words=({quoted(words)})\nCURRENT={len(words)}\n_tidemark || true")
+
+    def fish(self, line):
+        script = os.path.join(self.directory.name, "tidemark.fish")
+        with open(script, "w", encoding="utf-8") as f:
+            f.write(run("completion", "fish").stdout)
+        found = self.shell("fish", "--no-config", "-c", f"function tidemark; {TIDEMARK} $argv; end; source {script}; complete -C '{line}'")
+        return [one.split("\t")[0] for one in found]
+
+    def check(self, complete, after_break):
+        """`after_break`: only what follows the last of @ : = is given."""
+        def cut(*words):
+            return [re.split("[@:=]", word)[-1] if after_break and not word.endswith(("@", ":")) else word for word in words]
+        where = f"tidemark --state {self.directory.name} "
+        self.assertEqual(sorted(complete("tidemark ")), sorted(COMMANDS))
+        self.assertEqual(complete("tidemark re"), ["rewind"])
+        self.assertEqual(sorted(complete("tidemark status -o ")), ["json", "table", "yaml"])
+        self.assertEqual(complete("tidemark rewind shop --d"), ["--dry-run"])
+        self.assertEqual(sorted(complete("tidemark key ")), ["generate", "rotate", "show"])
+        self.assertEqual(complete("tidemark completion f"), ["fish"])
+        self.assertIn("latest", complete("tidemark rewind shop --to "))
+        self.assertEqual(complete(where + "points "), ["shop"])
+        self.assertEqual(complete(where + "points shop "), [])
+        self.assertEqual(complete(where + "close "), ["v-1a2b3c"])
+        self.assertEqual(complete(where + "open sh"), ["shop@"])
+        self.assertEqual(complete(where + "open shop@tag:be"), cut("shop@tag:before"))
+        self.assertIn(cut("shop@latest")[0], complete(where + "open shop@"))
+        self.assertEqual(complete(where + "rewind shop --to tag:b"), cut("tag:before"))
+        self.assertEqual(complete(where + "rewind shop --to=tag:b"), cut("--to=tag:before"))
+        self.assertEqual(complete(where + "open shop@-1h --volume "), ["data", "wal"])
+        self.assertEqual(complete(where + "open shop@-1h --volume w"), ["wal"])
 
     def test_bash(self):
-        self.assertEqual(self.complete("tidemark re"), ["rewind"])
-        self.assertEqual(sorted(self.complete("tidemark ")), sorted(COMMANDS))
-        self.assertEqual(self.complete("tidemark status -o "), ["table", "json", "yaml"])
-        self.assertEqual(self.complete("tidemark rewind shop --d"), ["--dry-run"])
-        self.assertIn("latest", self.complete("tidemark rewind shop --to "))
+        self.check(self.bash, True)
         for command in COMMANDS:
-            self.assertEqual(sorted(self.complete(f"tidemark {command} --")),
-                             sorted(f"--{name}" for _, name in options_of(command)))
-
-    def test_names(self):
-        with tempfile.TemporaryDirectory() as directory:
-            api = fake_api.FakeApi(os.path.join(directory, "s"))
-            self.assertEqual(self.complete(f"tidemark --socket {api.path} points "), ["shop"])
-            self.assertEqual(self.complete(f"tidemark --socket {api.path} open sh"), ["shop@"])
-            self.assertEqual(self.complete(f"tidemark --socket {api.path} close "), ["v-1a2b3c"])
-            api.stop()
-            result = run("completion", "applications", "--socket", api.path)
-            self.assertEqual((result.returncode, result.stdout, result.stderr), (0, "", ""))
+            self.assertEqual(sorted(self.bash(f"tidemark {command} --")), sorted(f"--{name}" for _, name in options_of(command)))
+        with open(os.path.join(self.directory.name, "shop.yaml"), "w", encoding="utf-8"):
+            pass
+        os.mkdir(os.path.join(self.directory.name, "sub"))
+        self.assertEqual(self.bash(f"tidemark apply -f {self.directory.name}/sh"), [f"{self.directory.name}/shop.yaml"])
+        self.assertEqual(self.bash(f"tidemark apply --file={self.directory.name}/sh"), [f"{self.directory.name}/shop.yaml"])
+        self.assertEqual(self.bash(f"tidemark --state {self.directory.name}/s"), [f"{self.directory.name}/sub"])
 
     @unittest.skipUnless(shutil.which("zsh"), "zsh is not installed")
     def test_zsh(self):
+        self.check(self.zsh, False)
+        self.assertEqual(self.zsh("tidemark apply -f x"), ["files"])
+        self.assertEqual(self.zsh("tidemark --state x"), ["files -/"])
         script = run("completion", "zsh").stdout
-        result = subprocess.run(["zsh", "-f", "-c", f"autoload -U compinit && compinit -D -u\n{script}\nwhich _tidemark"],
-                                capture_output=True, text=True, check=False)
-        self.assertEqual((result.returncode, result.stderr), (0, ""))
-        for command in COMMANDS:
-            for letter, name in options_of(command):
-                self.assertIn(f"--{name}[", script)
+        self.shell("zsh", "-f", "-c", f"autoload -U compinit && compinit -D -u\n{script}\nwhich _tidemark")
+
+    @unittest.skipUnless(shutil.which("fish"), "fish is not installed")
+    def test_fish(self):
+        self.check(self.fish, False)
+        with open(os.path.join(self.directory.name, "shop.yaml"), "w", encoding="utf-8"):
+            pass
+        os.mkdir(os.path.join(self.directory.name, "sub"))
+        self.assertEqual(self.fish(f"tidemark apply -f {self.directory.name}/sh"), [f"{self.directory.name}/shop.yaml"])
+        self.assertEqual(self.fish(f"tidemark --state {self.directory.name}/s"), [f"{self.directory.name}/sub/"])
+
+    def test_what_is_settled_is_not_offered_again(self):
+        self.assertNotIn("--yes", self.bash("tidemark rewind shop --yes --"))
+        self.assertIn("--label", self.bash("tidemark tag shop x --label a=b --"))
+
+    def test_without_a_server(self):
+        self.api.stop()
+        self.api = None
+        for line in ("points ", "open ", "close ", "open shop@-1h --volume "):
+            self.assertEqual(self.bash(f"tidemark --state {self.directory.name} {line}"), [])
+        self.assertIn("latest", self.bash(f"tidemark --state {self.directory.name} rewind shop --to "))
+        for list_ in ("applications", "views"):
+            result = run("completion", list_, "--state", self.directory.name)
+            self.assertEqual((result.returncode, result.stdout, result.stderr), (0, "", ""))
+
+    def test_names_for_scripts(self):
+        self.assertEqual(run("completion", "applications", "--state", self.directory.name).stdout, "shop\n")
+        self.assertEqual(run("completion", "views", "--state", self.directory.name).stdout, "v-1a2b3c\n")
 
 
 class Usage(unittest.TestCase):
@@ -318,6 +400,43 @@ class WithoutServer(unittest.TestCase):
             result = subprocess.run([TIDEMARK, "help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
         self.assertEqual(result.returncode, 1)
         self.assertIn("cannot write the output", result.stderr)
+
+
+class PluginWithoutCluster(unittest.TestCase):
+    """`kubectl tidemark` that finds no cluster ends with 5, and says at once what it tried and what to do."""
+
+    def setUp(self):
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = directory.name
+        self.plugin = os.path.join(self.directory, "kubectl-tidemark")
+        os.symlink(os.path.abspath(shutil.which(TIDEMARK)), self.plugin)
+
+    def run_plugin(self, *args, config=None):
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("KUBE")}
+        environment["HOME"] = self.directory
+        if config is not None:
+            environment["KUBECONFIG"] = os.path.join(self.directory, "config")
+            with open(environment["KUBECONFIG"], "w", encoding="utf-8") as f:
+                f.write(config)
+        return subprocess.run([self.plugin, *args], capture_output=True, text=True, timeout=60, check=False, env=environment)
+
+    def test_it_says_why(self):
+        cluster = ("apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: 'https://127.0.0.1:1'}}]\nusers: [{name: u, user: {token: x}}]\n"
+                   "contexts: [{name: ctx, context: {cluster: c, user: u}}]\ncurrent-context: ctx\n")
+        for config, options, says, remedy in ((None, [], f"cannot open {self.directory}/.kube/config: No such file", "`kubectl config get-contexts`"),
+                                              ("", [], "is empty", "`kubectl config get-contexts`"),
+                                              (cluster, ["--context", "nope"], "has no context 'nope'", "`kubectl config get-contexts`"),
+                                              (cluster, [], "cannot connect to the API server https://127.0.0.1:1: Connection refused", "`kubectl cluster-info`")):
+            for args in (["status"], ["rewind", "shop/shop", "--to", "-1h"], ["points", "shop/shop"]):
+                result = self.run_plugin(*args, *options, config=config)
+                self.assertEqual((result.returncode, result.stdout), (5, ""), (args, config))
+                first, second = result.stderr.splitlines()
+                self.assertTrue(first.startswith(f"tidemark: {args[0]}: "), first)
+                self.assertIn(says, first)
+                self.assertIn(remedy, second)
+        completed = self.run_plugin("__complete", "rewind", "", config=cluster)
+        self.assertEqual((completed.returncode, completed.stdout, completed.stderr), (0, ":4\n", ""))
 
 
 class Served(unittest.TestCase):
@@ -564,6 +683,30 @@ class Served(unittest.TestCase):
             code, text = run_on_terminal("status", *self.where, *extra, env=env)
             self.assertEqual(code, 0)
             self.assertNotIn("\033[", text)
+
+    def test_progress_keeps_to_one_line(self):
+        """A line that wraps could not be cleared."""
+        self.api.slow_s = 1.6
+        code, text = run_on_terminal("verify", "shop", *self.where, columns=30)
+        self.assertEqual(code, 0)
+        shown = re.findall("\r\033\\[K(verify[^\r]*)", text)
+        self.assertTrue(shown)
+        self.assertEqual({len(line) for line in shown}, {29})
+
+    def test_narrow_terminals(self):
+        """Columns stand closer; where they do not fit either, each cell has a line. Elsewhere the width is nobody's business."""
+        wide = self.good("views").splitlines()
+        for columns in (250, 120):
+            code, text = run_on_terminal("views", *self.where, "--no-color", columns=columns)
+            self.assertEqual((code, [line.rstrip() for line in text.splitlines()]), (0, [line.rstrip() for line in wide]))
+        needed = len(wide[0])
+        code, text = run_on_terminal("views", *self.where, "--no-color", columns=needed - 1)
+        self.assertEqual(code, 0)
+        self.assertRegex(text, r"v-1a2b3c shop")
+        code, text = run_on_terminal("views", *self.where, "--no-color", columns=40)
+        self.assertEqual(code, 0)
+        self.assertRegex(text, r"(?m)^VIEW +v-1a2b3c\r$")
+        self.assertRegex(text, r"(?m)^LSN +1200\r$")
 
     def test_question(self):
         rewind = ["rewind", "shop", "--to", "-90s", *self.where]

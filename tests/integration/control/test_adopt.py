@@ -171,7 +171,7 @@ class Adopting(Base):
         s = self.s.start()
         image = self.image("old.img")
         before = digest(image)
-        self.fails("ENOENT", ["there is no such file"], s.apply, self.yaml(s.path("none.img")))
+        self.fails("EINVAL", ["there is no such file"], s.apply, self.yaml(s.path("none.img")))
         self.fails("EISDIR", ["it is a directory"], s.apply, self.yaml(s.root))
         self.fails("EINVAL", ["neither a file nor a block device"], s.apply, self.yaml("/dev/null"))
         with open(s.path("small.img"), "wb") as f:

@@ -157,6 +157,21 @@ class Upgrade(Base):
         self.assertEqual(s.status()["alarms"], [])
         self.ends_well()
 
+    def test_an_engine_of_another_installation_is_left_alone(self):
+        """Its holder would start the program that it knows, which may not read what this `up` has configured: the mounts would end."""
+        s = self.start()
+        if s.call("GET", "/v1/status")["warnings"]:
+            self.skipTest("the kernel cannot send requests again")
+        s.apply(s.yaml(volumes=("data",)))
+        old = s.status()["engine_pid"]
+        s.stop(signal.SIGKILL)
+        s.start()  # the programs of the build, not those of self.libexec
+        with self.assertRaises(ApiError) as caught:
+            s.operate("/v1/applications/shop/upgrade-engine", {})
+        self.assertIn("the running holder starts " + self.libexec, caught.exception.message)
+        self.assertEqual(s.status()["engine_pid"], old, "nothing was changed")
+        s.write("mnt/shop/data/f", "works")
+
     def test_nbd(self):
         s = self.start()
         s.apply(s.yaml(volumes=("data",), size="16Mi", export="nbd"))

@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """An engine that ends again and again is told as such, with how it ended and what to do, and is forgotten once it stays; what was
 written before is there. Needs root, /dev/fuse and loop devices."""
+import json
 import mmap
 import os
 import signal
 import sys
+import time
 import unittest
 
 sys.path.insert(0, os.path.dirname(__file__))
@@ -57,6 +59,25 @@ class Limits(unittest.TestCase):
         with open(s.path("mnt/shop/data/f")) as f:
             self.assertEqual(f.read(), "kept")
         until(lambda: not s.status()["crash_looping"], "that to be forgotten")
+        self.assertEqual(s.status()["alarms"], [])
+        self.was_killed_for_memory()
+
+    def was_killed_for_memory(self):
+        """As the holder notes it (engine-oom has a real one)."""
+        s = self.s
+        path = os.path.join(s.state, "apps/shop/holder.ends")
+        with open(path, "r+") as f:
+            ends = json.loads(f.read())
+            ends.update(signal=9, oom_killed=True, limit_bytes=64 << 20, in_a_row=1, realtime_ns=time.time_ns())
+            f.seek(0)
+            f.write(json.dumps(ends).ljust(511) + "\n")
+        alarms = s.status()["alarms"]
+        self.assertEqual(len(alarms), 1, alarms)
+        for words in ("killed by the kernel for memory", "64", "give it more"):
+            self.assertIn(words, alarms[0])
+        with open(path, "r+") as f:
+            ends["realtime_ns"] -= 2 * 3600 * 10**9
+            f.write(json.dumps(ends).ljust(511) + "\n")
         self.assertEqual(s.status()["alarms"], [])
         self.assertEqual(self.metric("tidemark_engine_crash_looping"), "0")
 

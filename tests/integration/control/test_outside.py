@@ -63,6 +63,64 @@ class MountedElsewhere(Base):
         s.call("DELETE", "/v1/applications/shop?purge=true")
 
 
+class MountedByItsUser(Base):
+    """Volumes without a mount path: what is on them is their user's."""
+
+    def setUp(self):
+        super().setUp()
+        self.s.start()
+        self.s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\nspec:\n  volumes:\n"
+                     "  - {name: data, size: 64Mi}\n  - {name: log, size: 16Mi}\n")
+        self.data, self.log = (v["device"] for v in self.s.status()["volumes"])
+        self.place = self.s.path("place")
+        os.mkdir(self.place)
+        self.addCleanup(subprocess.run, ["umount", self.place], stderr=subprocess.DEVNULL, check=False)
+
+    def test_a_tag_holds_what_was_written_before_it(self):
+        s = self.s
+        subprocess.run(["mkfs.ext4", "-q", "-E", "nodiscard", self.data], check=True)
+        subprocess.run(["mount", self.data, self.place], check=True)
+        with open(s.path("place/f"), "w", encoding="utf-8") as f:
+            f.write("not flushed by anybody")
+        with open(self.log, "r+b") as f:
+            f.write(b"raw")
+        s.call("POST", "/v1/applications/shop/tag", {"name": "one"})
+        view = s.operate("/v1/applications/shop/open", {"point": "tag:one"})["view"]
+        data, log = view["volumes"]
+        with open(os.path.join(data["mount"], "f"), encoding="utf-8") as f:
+            self.assertEqual(f.read(), "not flushed by anybody")
+        with open(log["device"], "rb") as f:
+            self.assertEqual(f.read(3), b"raw")
+
+    def test_a_view_of_a_file_system_with_a_journal_elsewhere_leaves_that_journal_alone(self):
+        s = self.s
+        subprocess.run(["mke2fs", "-q", "-F", "-O", "journal_dev", "-b", "4096", self.log], check=True)
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-b", "4096", "-J", "device=" + self.log, self.data], check=True)
+        subprocess.run(["mount", self.data, self.place], check=True)
+        s.write("place/f", "one")
+        s.call("POST", "/v1/applications/shop/tag", {"name": "mounted"})
+        subprocess.run(["umount", self.place], check=True)
+        before = s.status()["volumes"][1]["written_bytes"]
+        view = s.operate("/v1/applications/shop/open", {"point": "tag:mounted"})["view"]
+        self.assertIsNone(view["volumes"][0]["mount"])
+        self.assertIn("journal elsewhere", view["volumes"][0]["note"])
+        self.assertEqual(s.status()["volumes"][1]["written_bytes"], before, "the view has written to the application's journal")
+
+    def test_a_view_that_cannot_be_mounted_is_there_to_look_at(self):
+        s = self.s
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-b", "4096", self.data], check=True)
+        with open(self.data, "r+b") as f:  # the inode of the root directory's group is gone: the signature is not
+            f.seek(4096)
+            f.write(bytes(4096))
+        s.call("POST", "/v1/applications/shop/tag", {"name": "broken"})
+        view = s.operate("/v1/applications/shop/open", {"point": "tag:broken"})["view"]
+        self.assertIsNone(view["volumes"][0]["mount"])
+        self.assertIn("not mounted: cannot mount", view["volumes"][0]["note"])
+        with open(view["volumes"][0]["device"], "rb") as f:
+            f.seek(1024 + 56)
+            self.assertEqual(f.read(2), b"\x53\xef")
+
+
 class Places(Base):
     def test_a_mount_path_through_a_symbolic_link(self):
         """mountinfo has the path without links."""

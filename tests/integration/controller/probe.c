@@ -67,7 +67,7 @@ static int command_read(struct kube_client *client, char **a)
     _cleanup_free_ char *directory = NULL;
     if (asprintf(&directory, "%s/objects", a[0]) < 0 || load_key(client, &sealing, &err) < 0 ||
         point_parse(a[3], &point, &err) < 0 ||
-        object_store_new(directory, &sealing, &program_log, &store, &err) < 0)
+        object_store_new(directory, &sealing, &program_log, 0, &store, &err) < 0)
         return failed(&err);
     int r = object_store_read(store, a[1], a[2], &point, &set, &found, &err);
     object_store_free(store);

@@ -18,7 +18,7 @@ sys.path.insert(0, os.path.join(HERE, "../kube"))
 sys.path.insert(0, os.path.join(HERE, "../control"))
 import journal
 import test_webhook as base
-from apiserver import CACHE, ROOT, ApiServer, free_ports, skip, until
+from apiserver import KUBECTL, ROOT, ApiServer, free_ports, skip, until
 
 TIDEMARK = os.path.abspath(os.environ.get("TIDEMARK", "build/src/cli/tidemark"))
 SYSTEM, NODE, MIB = "tidemark-system", "node-1", 1 << 20
@@ -132,7 +132,7 @@ def review(namespace, user=None, dry=True, **spec):
     """What the API server makes of a HistoryReview: (exit status, text or object)."""
     thing = {"apiVersion": "tidemark.io/v1alpha1", "kind": "HistoryReview", "metadata": {"name": "q", "namespace": namespace},
              "spec": {"application": namespace, **spec}}
-    command = [f"{CACHE}/bin/kubectl", f"--kubeconfig={SERVER.kubeconfig}", "create", "-f", "-", "-o", "json"]
+    command = [KUBECTL, f"--kubeconfig={SERVER.kubeconfig}", "create", "-f", "-", "-o", "json"]
     command += ["--dry-run=server"] if dry else []
     if user:
         command += [f"--as={user}", "--as-group=system:authenticated"]

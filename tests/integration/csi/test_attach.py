@@ -240,6 +240,28 @@ class Carried(unittest.TestCase):
         for volume in (a, b):
             self.assertEqual([self.record(volume)[k] for k in ("node", "published_node")], ["n2", "n2"])
 
+    def test_what_a_recovery_holds_is_waited_for(self):  # K1
+        v = self.create("recovered")
+        self.attached(v)
+        self.record(v, published_node="", node="")
+
+        def say(**annotations):
+            SERVER.kubectl("-n", SYSTEM, "patch", "pod", f"{v}-attachment", "--type=merge", "-p", json.dumps({"metadata": {"annotations": {
+                f"tidemark.io/{k.replace('_', '-')}": value for k, value in annotations.items()}}}))
+        say(held_for="shop/back")
+        self.fails(CODE.UNAVAILABLE, "for the Recovery shop/back", self.attach, v, "n2", 30)
+        self.detach(v, "n2")
+        self.assertEqual(self.agent.asked, [], "whoever holds it closes it")
+        self.attach(v, timeout=30)  # a pod on its node uses it at once
+        self.detach(v)
+        self.assertIsNotNone(self.get("pod", f"{v}-attachment"))
+        say(letting_go="true")
+        self.fails(CODE.UNAVAILABLE, "still being deleted", self.attach, v, "n1", 30)
+        say(letting_go=None, held_for=None)
+        self.attach(v, timeout=30)
+        self.detach(v)
+        self.assertIsNone(self.get("pod", f"{v}-attachment"))
+
     def test_it_grows_after_what_carries_it(self):
         v = self.create("small")
         self.attached(v)

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import unittest
+import uuid
 
 if os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
     print("needs root and /dev/fuse")
@@ -107,6 +108,29 @@ class Volumes(Case):
             v.detach()
             for _ in range(2):
                 self.stand.controller("DeleteVolume", volume_id=v.id)
+
+    def test_a_clone_of_xfs_is_mounted_beside_its_original(self):
+        """Which has the same UUID."""
+        for i, flags in enumerate(((), ("noatime",))):
+            v = self.stand.volume(f"original-{i}", 320 * MIB, fs_type="xfs", flags=flags)
+            v.stage()
+            write(f"{v.publish()}/file", "here")
+            os.sync()
+            new = f"tm-{uuid.uuid4()}"
+            begun = self.stand.api("POST", f"/v1/applications/{v.context['stream']}/clone", {"name": new, "point": "latest", "volumes": {v.id: new}})
+            path = f"/v1/operations/{begun['operation']['id']}"
+            until(lambda: self.stand.api("GET", path)["operation"]["state"] == "succeeded", "the clone is made", 300)
+            staging, target = self.stand.path("k", new, "globalmount"), self.stand.path("k", "pods", "pod", new)
+            self.stand.node("NodeStageVolume", volume_id=new, staging_target_path=staging, volume_capability=v.capability,
+                            publish_context=v.context | {"stream": new, "members": f"{new}={v.context['size']}"})
+            self.stand.node("NodePublishVolume", volume_id=new, staging_target_path=staging, target_path=target, volume_capability=v.capability)
+            self.assertEqual(read(f"{target}/file"), "here")
+            write(f"{target}/file", "there")
+            self.assertEqual(read(f"{v.target()}/file"), "here")
+            self.stand.node("NodeUnpublishVolume", volume_id=new, target_path=target)
+            self.stand.node("NodeUnstageVolume", volume_id=new, staging_target_path=staging)
+            v.unpublish()
+            v.unstage()
 
     def test_what_does_not_fit_is_refused_and_told(self):
         v = self.stand.volume("picky")

@@ -124,15 +124,19 @@ class Moves(Endpoint):
             node.unstage(h)
         self.disks.detach()
 
+    def write_good_and_bad(self, node):
+        """The volumes on the node hold "bad", and a tag "good" knows what they held before."""
+        node.take(self.disks)
+        for h in self.handles:
+            write(f"{node.target(h)}/file", "good")
+        until(lambda: node.status()["state"] == "protected", "what the volumes held is in the history", SEED_S)
+        node.stand.api("POST", f"/v1/applications/{node.stream}/tag", {"name": "good"})
+        for h in self.handles:
+            write(f"{node.target(h)}/file", "bad")
+
     def test_volumes_and_history_move_along(self):  # S1, S3
         a, b = self.first, self.second
-        a.take(self.disks)
-        for h in self.handles:
-            write(f"{a.target(h)}/file", "good")
-        until(lambda: a.status()["state"] == "protected", "what the volumes held is in the history", SEED_S)
-        a.stand.api("POST", f"/v1/applications/{a.stream}/tag", {"name": "good"})
-        for h in self.handles:
-            write(f"{a.target(h)}/file", "bad")
+        self.write_good_and_bad(a)
         self.assertTrue(a.is_mounted())
         a.unstage(self.handles[0])
         self.assertTrue(a.is_mounted(), "the other volume is still used")
@@ -187,6 +191,40 @@ class Moves(Endpoint):
             self.assertEqual(self.https("POST", f"{path}/release", {}), (200, {"name": b.stream, "released": True}))
         self.assertFalse(b.is_mounted())
         self.assertFalse(os.path.exists(f"/dev/tidemark/{b.stream}"))
+
+    def test_a_stream_without_pods_is_opened_put_back_and_closed(self):
+        """What a recovery does with volumes that were deleted, or whose pods are stopped; and a pod gets them on the other node."""
+        a, b = self.first, self.second
+        self.write_good_and_bad(a)
+        self.leave(a)
+        pod, devices = self.disks.attach(b.kubelet)
+        path = f"/v1/streams/{b.stream}"
+        for body, code in (({"attachment": pod}, 400), ({"attachment": "../..", "devices": devices}, 400)):
+            self.assertEqual(self.https("POST", f"{path}/open", body)[0], code)
+        self.assertFalse(b.is_mounted())
+        for _ in range(2):
+            self.assertEqual(self.https("POST", f"{path}/open", {"attachment": pod, "devices": devices}), (200, {"name": b.stream, "open": True}))
+        until(lambda: b.status()["state"] == "protected", "it runs", SEED_S)
+        self.assertEqual(self.https("POST", f"{path}/gate", {"closed": True})[0], 200)
+        ask = {"to": "tag:good", "id": "r1", "keep_closed": True}
+
+        def done():
+            status, answer = self.https("POST", f"{path}/rewind", ask)
+            self.assertEqual(status, 202, answer)
+            self.assertNotEqual(answer["rewind"]["state"], "failed", answer)
+            return answer["rewind"]["state"] == "succeeded"
+        until(done, "it is put back", 60)
+        self.assertEqual(self.https("POST", f"{path}/gate", {"closed": False})[0], 200)
+        self.assertEqual(self.https("POST", f"{path}/release", {}), (200, {"name": b.stream, "released": True}))
+        self.assertFalse(b.is_mounted())
+        # Whoever died after that opens the gate once more.
+        self.assertEqual(self.https("POST", f"{path}/gate", {"closed": False})[0], 200)
+        self.assertEqual(self.https("POST", f"{path}/gate", {"closed": True})[0], 404)
+        self.disks.detach()
+        a.take(self.disks)
+        for h in self.handles:
+            self.assertEqual(read(f"{a.target(h)}/file"), "good")
+        self.leave(a)
 
     def test_what_another_node_has_open_is_not_opened(self):  # S2
         a, b = self.first, self.second

@@ -17,6 +17,10 @@ import time
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "../../.."))
 SCRIPT = os.environ.get("TIDEMARK_CLUSTER_SCRIPT", os.path.join(ROOT, "tests/cluster/cluster.sh"))
 CACHE = os.environ.get("TIDEMARK_CLUSTER_CACHE", "/var/cache/tidemark-cluster")
+# Another release than the cache's own; tests of it are skipped where it has not been built.
+KUBE_VERSION = os.environ.get("TIDEMARK_KUBE_VERSION", "")
+KUBE_BIN = f"{CACHE}/versions/v{KUBE_VERSION.removeprefix('v')}/bin" if KUBE_VERSION else f"{CACHE}/bin"
+KUBECTL = f"{KUBE_BIN}/kubectl"
 DEADLINE = 180  # on a busy machine; a quick one never needs it
 
 
@@ -53,6 +57,19 @@ def until(what, condition, seconds=DEADLINE):
     raise AssertionError(f"{what}: not within {seconds} s")
 
 
+def release_manifests():
+    """The plain manifests, or for another release the chart as Helm makes it for that."""
+    if not KUBE_VERSION:
+        with open(f"{ROOT}/packaging/manifests/tidemark.yaml", encoding="utf-8") as f:
+            return f.read()
+    if not os.access(f"{CACHE}/bin/helm", os.X_OK):
+        skip("helm is not in the cache")
+    return subprocess.run([f"{CACHE}/bin/helm", "template", "tidemark", f"{ROOT}/packaging/helm/tidemark", "--namespace", "tidemark-system",
+                           "--include-crds", "--no-hooks", "--kube-version", KUBE_VERSION, "--set",
+                           "tls.controllerSecret=tidemark-controller-tls", "--set", "tls.nodeSecret=tidemark-node-tls"],
+                          check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
 def is_running(pid):
     try:
         with open(f"/proc/{pid}/stat") as f:
@@ -67,7 +84,9 @@ class ApiServer:
             skip(f"{SCRIPT} is not there")
         if os.geteuid() != 0:
             skip("needs root")
-        if not os.access(f"{CACHE}/bin/kube-apiserver", os.X_OK) and not shutil.which("go"):
+        if KUBE_VERSION and not all(os.access(f"{KUBE_BIN}/{p}", os.X_OK) for p in ("kube-apiserver", "kube-controller-manager", "kubectl")):
+            skip(f"Kubernetes {KUBE_VERSION} is not in the cache: TIDEMARK_KUBE_VERSION={KUBE_VERSION} tests/cluster/cluster.sh build api")
+        if not os.access(f"{KUBE_BIN}/kube-apiserver", os.X_OK) and not shutil.which("go"):
             skip("no kube-apiserver in the cache and no Go to build it")
         self.directory = tempfile.mkdtemp(prefix="tidemark-api-")
         self.port = free_ports(4)
@@ -91,7 +110,7 @@ class ApiServer:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def kubectl(self, *arguments, stdin=None, check=True):
-        done = subprocess.run([f"{CACHE}/bin/kubectl", f"--kubeconfig={self.kubeconfig}", *arguments], input=stdin, text=True,
+        done = subprocess.run([KUBECTL, f"--kubeconfig={self.kubeconfig}", *arguments], input=stdin, text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         if check and done.returncode != 0:
             raise AssertionError(f"kubectl {' '.join(arguments)}: {done.stderr}")

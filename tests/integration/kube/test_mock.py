@@ -23,8 +23,9 @@ class Server:
     """Answers each connection's requests by `handler(method, path, headers, connection)` -> (code, body, headers), or None when it
     has used the connection itself."""
 
-    def __init__(self, handler):
+    def __init__(self, handler, kinds=KINDS):
         self.handler = handler
+        self.kinds = kinds  # None: the handler tells them, too
         self.requests = []
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.directory = tempfile.TemporaryDirectory()
@@ -56,7 +57,7 @@ class Server:
                     headers[h.split(":", 1)[0].lower()] = h.split(":", 1)[1].strip()
                 data.read(int(headers.get("content-length", 0)))
                 self.requests.append((method, path, headers))
-                answer = (200, KINDS, {}) if path in ("/api", "/apis") else self.handler(method, path, headers, data)
+                answer = (200, self.kinds, {}) if self.kinds and path in ("/api", "/apis") else self.handler(method, path, headers, data)
                 if answer is None:
                     return
                 code, body, more = answer
@@ -210,13 +211,20 @@ def large_objects(method, path, headers, data):
     return 200, {"kind": "ConfigMapList", "metadata": {"resourceVersion": "5", **more}, "items": items}, {}
 
 
+def large_pages(method, path, headers, data):
+    """The same for an informer, which begins with few: it lets the first pass, and asks for fewer."""
+    if "watch=1" not in path and limit_of(path) > 20:
+        return 200, b" " * (9 << 20), {}
+    return large_objects(method, path, headers, data)
+
+
 class Large(unittest.TestCase):
     def test_a_list_of_large_objects_comes_in_smaller_chunks(self):
         server = Server(large_objects).configure()
         self.assertEqual(server.probe("list", "configmaps", "-", "200")[-1].split(" chunks ")[0], "listed 25")
 
     def test_so_does_that_of_an_informer(self):
-        server = Server(large_objects).configure()
+        server = Server(large_pages).configure()
         child = subprocess.Popen([PROBE, "watch", "-", "configmaps"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                  env={**os.environ, "PROBE_KUBECONFIG": server.kubeconfig})
         limit = threading.Timer(90, child.kill)  # or a client that never gets it would be waited for
@@ -224,6 +232,50 @@ class Large(unittest.TestCase):
         self.assertIn("synced configmaps 25\n", iter(child.stdout.readline, ""))
         limit.cancel()
         child.communicate(input="")
+
+
+class Foreign(unittest.TestCase):
+    """What Go writes and strict readers refuse: a text with NUL, an integer that no int64 holds."""
+    ITEM = b'{"metadata":{"namespace":"n","name":"odd","resourceVersion":"4"},"data":{"text":"a\\u0000b"},"most":18446744073709552000}'
+
+    def test_one_object_is_read_and_told_as_it_is(self):
+        line = Server(lambda *_: (200, self.ITEM, {})).configure().probe("get", "configmaps", "n", "odd", "-", "-")[1]
+        self.assertTrue(line.startswith("answer "), line)
+        self.assertEqual(json.loads(line[7:], parse_int=float), json.loads(self.ITEM, parse_int=float))  # as Go reads it
+
+    def test_lists_and_watches_go_on_with_it_among_the_others(self):
+        listed = b'{"kind":"ConfigMapList","metadata":{"resourceVersion":"5"},"items":[%s]}' % self.ITEM
+        change = b'{"type":"MODIFIED","object":%s}\n' % self.ITEM.replace(b"odd", b"new").replace(b'"4"', b'"6"').replace(b'"}', b'","kind":"ConfigMap"}', 1)
+        server = Server(lambda m, p, h, d: (200, change if "watch=1" in p else listed, {})).configure()
+        child = subprocess.Popen([PROBE, "watch", "-", "configmaps"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                 env={**os.environ, "PROBE_KUBECONFIG": server.kubeconfig})
+        limit = threading.Timer(60, child.kill)
+        limit.start()
+        lines = [child.stdout.readline().split() for _ in range(3)]
+        self.assertEqual([line[0] for line in lines], ["added", "synced", "added"], lines)
+        self.assertIn("n/odd", " ".join(lines[0]))
+        self.assertIn("n/new", " ".join(lines[2]))
+        limit.cancel()
+        child.communicate(input="")
+
+
+class Discovery(unittest.TestCase):
+    def test_a_server_that_tells_group_by_group(self):
+        """Before 1.26, or where it is switched off: one request for each version, the preferred one first."""
+        resource = lambda name, kind, namespaced=True: {"name": name, "kind": kind, "namespaced": namespaced, "verbs": ["get", "list", "watch"]}
+        paths = {
+            "/api": {"kind": "APIVersions", "versions": ["v1"]},
+            "/api/v1": {"kind": "APIResourceList", "resources": [resource("pods", "Pod"), resource("pods/log", "Pod"), resource("nodes", "Node", False)]},
+            "/apis": {"kind": "APIGroupList", "groups": [
+                {"name": "x.example.com", "versions": [{"version": "v1beta1"}, {"version": "v1"}], "preferredVersion": {"version": "v1"}},
+                {"name": "away.example.com", "versions": [{"version": "v1"}], "preferredVersion": {"version": "v1"}}]},
+            "/apis/x.example.com/v1": {"kind": "APIResourceList", "resources": [resource("things", "Thing")]},
+            "/apis/x.example.com/v1beta1": {"kind": "APIResourceList", "resources": [resource("things", "Thing"), resource("olds", "Old")]}}
+        server = Server(lambda m, p, h, d: (200, paths[p], {}) if p in paths else (404, status(404, "NotFound"), {}), kinds=None).configure()
+        lines = [line.split()[:4] for line in server.probe("kinds")]
+        self.assertEqual([line for line in lines if line[0][0] in "/x"], [
+            ["/v1", "pods", "Pod", "1"], ["/v1", "nodes", "Node", "0"], ["x.example.com/v1", "things", "Thing", "1"], ["x.example.com/v1beta1", "olds", "Old", "1"]])
+        self.assertIn("as=APIGroupDiscoveryList", server.requests[0][2]["accept"])
 
 
 class Watch(unittest.TestCase):

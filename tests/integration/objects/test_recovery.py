@@ -239,15 +239,20 @@ class Recoveries(base.ControllerTest):
         self.assertEqual((status["phase"], status["conditions"][0]["reason"]), ("Failed", "RequesterUnknown"))
 
 
-if __name__ == "__main__":
-    SERVER = base.SERVER = ApiServer()
+def main(module):
+    """Runs the module's tests against an API server of their own, which has the kinds, the controller's namespace and the policy."""
+    global SERVER
+    module.SERVER = SERVER = base.SERVER = ApiServer()
     try:
         SERVER.kubectl("apply", "-f", os.path.join(ROOT, "packaging/crds"))
-        SERVER.kubectl("wait", "--for=condition=Established", "--timeout=180s", "crd/recoveries.tidemark.io", "crd/protectedapplications.tidemark.io",
-                       "crd/protectionpolicies.tidemark.io")
+        SERVER.kubectl("wait", "--for=condition=Established", "--timeout=180s", "crd", "--all")
         SERVER.kubectl("create", "namespace", "tidemark-system")
-        SERVER.apply(base.POLICY)
+        until("the policy", lambda: SERVER.kubectl("apply", "-f", "-", stdin=json.dumps(base.POLICY), check=False).startswith("protectionpolicy"))
         result = unittest.main(exit=False, verbosity=2).result
     finally:
         SERVER.close()
     sys.exit(not result.wasSuccessful())
+
+
+if __name__ == "__main__":
+    main(sys.modules[__name__])

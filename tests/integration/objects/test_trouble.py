@@ -151,13 +151,4 @@ def load_tests(loader, _tests, _pattern):
 
 
 if __name__ == "__main__":
-    SERVER = recoveries.SERVER = base.SERVER = ApiServer()
-    try:
-        SERVER.kubectl("apply", "-f", os.path.join(ROOT, "packaging/crds"))
-        SERVER.kubectl("wait", "--for=condition=Established", "--timeout=180s", "crd", "--all")
-        SERVER.kubectl("create", "namespace", "tidemark-system")
-        until("the policy", lambda: SERVER.kubectl("apply", "-f", "-", stdin=json.dumps(base.POLICY), check=False).startswith("protectionpolicy"))
-        result = unittest.main(exit=False, verbosity=2).result
-    finally:
-        SERVER.close()
-    sys.exit(not result.wasSuccessful())
+    recoveries.main(sys.modules[__name__])

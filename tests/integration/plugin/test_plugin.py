@@ -15,7 +15,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "../kube"))
 sys.path.insert(0, os.path.join(HERE, "../controller"))
 import test_controller as base
-from apiserver import CACHE, ROOT, ApiServer, until
+from apiserver import KUBE_BIN, KUBECTL, ROOT, ApiServer, until
 
 TIDEMARK = os.path.abspath(os.environ.get("TIDEMARK", "build/src/cli/tidemark"))
 COMMANDS = ["status", "points", "tag", "diff", "rewind", "undo", "clone", "restore", "cancel", "resume", "purge", "verify", "adopt", "release", "uninstall-check", "version", "completion", "help"]
@@ -36,7 +36,7 @@ REQUESTER = [
 
 def plugin(*arguments, kubeconfig=None, stdin=""):
     """(exit status, standard output, standard error)"""
-    environment = dict(os.environ, KUBECONFIG=kubeconfig or SERVER.kubeconfig, PATH=f"{BIN}:{CACHE}/bin:{os.environ['PATH']}", TERM="dumb")
+    environment = dict(os.environ, KUBECONFIG=kubeconfig or SERVER.kubeconfig, PATH=f"{BIN}:{KUBE_BIN}:{os.environ['PATH']}", TERM="dumb")
     done = subprocess.run([f"{BIN}/kubectl-tidemark", *arguments], input=stdin, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           env=environment, timeout=400)
     return done.returncode, done.stdout, done.stderr
@@ -59,8 +59,8 @@ class Words(unittest.TestCase):
     """Help, man page, completion: no cluster."""
 
     def test_kubectl_finds_it_and_every_command_is_explained(self):
-        environment = dict(os.environ, PATH=f"{BIN}:{CACHE}/bin:{os.environ['PATH']}", KUBECONFIG=SERVER.kubeconfig)
-        done = subprocess.run([f"{CACHE}/bin/kubectl", "tidemark", "help"], text=True, stdout=subprocess.PIPE, env=environment)
+        environment = dict(os.environ, PATH=f"{BIN}:{KUBE_BIN}:{os.environ['PATH']}", KUBECONFIG=SERVER.kubeconfig)
+        done = subprocess.run([KUBECTL, "tidemark", "help"], text=True, stdout=subprocess.PIPE, env=environment)
         self.assertEqual(done.returncode, 0)
         listed = re.findall(r"(?m)^  ([\w-]+) +\S", done.stdout.split("Commands:")[1].split("\n\n")[0])
         self.assertEqual(listed, COMMANDS)
@@ -150,9 +150,9 @@ class Trouble(unittest.TestCase):
             config = f"{directory}/ann"
             with open(config, "w") as f:
                 f.write(re.sub(r"(?m)^( +)client-(certificate|key)[-a-z]*: .*\n", "", text))
-            subprocess.run([f"{CACHE}/bin/kubectl", f"--kubeconfig={config}", "config", "set-credentials", "ann", f"--token={token}"],
+            subprocess.run([KUBECTL, f"--kubeconfig={config}", "config", "set-credentials", "ann", f"--token={token}"],
                            check=True, stdout=subprocess.DEVNULL)
-            subprocess.run([f"{CACHE}/bin/kubectl", f"--kubeconfig={config}", "config", "set-context", "--current", "--user=ann", f"--namespace={ns}"],
+            subprocess.run([KUBECTL, f"--kubeconfig={config}", "config", "set-context", "--current", "--user=ann", f"--namespace={ns}"],
                            check=True, stdout=subprocess.DEVNULL)
             code, out, err = plugin("status", kubeconfig=config)
             self.assertEqual((code, out), (REFUSED, ""), err)

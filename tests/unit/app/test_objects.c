@@ -138,6 +138,10 @@ static void noise_is_what_controllers_make_again(void **unused)
                 "[{kind: Postgres, name: r, controller: true}]}\n"},
         {true, "apiVersion: batch/v1\nkind: Job\nmetadata: {name: a, namespace: n, ownerReferences: [{kind: "
                "CronJob, name: r, controller: true}]}\n"},
+        {true, "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: pod-scratch, namespace: n, ownerReferences: [{kind: "
+               "Pod, name: pod, controller: true}]}\n"},
+        {false, "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: pg-1, namespace: n, ownerReferences: [{kind: "
+                "Cluster, name: pg, controller: true}]}\n"},
         {true, "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: a, namespace: n, "
                "labels: {endpointslice.kubernetes.io/managed-by: endpointslice-controller.k8s.io}}\n"},
         {false, "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: a, namespace: n}\n"},

@@ -109,6 +109,33 @@ static void directories(void **unused)
     check_ok(io_remove_tree(path, &err));
 }
 
+/* Where others can make files too, what they made is not taken for ours. */
+static void what_somebody_else_made_is_not_opened(void **unused)
+{
+    struct error err = ERROR_INIT;
+    char path[512], victim[512], link[512];
+    (void)unused;
+    check_ok(io_replace_file(in_directory("victim", victim), "x", 1, 0600, &err));
+    assert_int_equal(symlink(victim, in_directory("link", link)), 0);
+    check_error(io_open_private(link, &err), -ELOOP, "link");
+    err = ERROR_INIT;
+    for (int again = 0; again < 2; again++) {
+        _cleanup_close_ int fd = io_open_private(in_directory("private", path), &err);
+        assert_true(fd >= 0);
+    }
+    assert_int_equal(chmod(path, 0620), 0);
+    check_error(io_open_private(path, &err), -EPERM, "mode 620");
+    err = ERROR_INIT;
+    assert_int_equal(chmod(path, 0600), 0);
+    assert_int_equal(unlink(link), 0);
+    assert_int_equal(linkat(AT_FDCWD, path, AT_FDCWD, link, 0), 0);
+    check_error(io_open_private(path, &err), -EPERM, "2 links");
+    err = ERROR_INIT;
+    assert_int_equal(unlink(link), 0);
+    assert_int_equal(mkfifo(link, 0600), 0);
+    check_error(io_open_private(link, &err), -EPERM, "link");
+}
+
 static void pages(void **unused)
 {
     (void)unused;
@@ -128,6 +155,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(read_limits, setup, teardown),
         cmocka_unit_test_setup_teardown(full_transfers, setup, teardown),
         cmocka_unit_test_setup_teardown(directories, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_somebody_else_made_is_not_opened, setup, teardown),
         cmocka_unit_test(pages),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

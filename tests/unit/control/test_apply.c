@@ -3,6 +3,7 @@
 #include "check.h"
 
 #include <errno.h>
+#include <pthread.h>
 
 #include "control/apply_internal.h"
 
@@ -78,8 +79,50 @@ static void refused(void **unused)
                 -EINVAL, "`tidemark delete shop` keeps data and journal");
 }
 
+static void *wait_for_it(void *application)
+{
+    static struct error err = ERROR_INIT;
+    return application_begin(application, "key rotate", 60000, &err) < 0 ? &err : NULL;
+}
+
+/* Else a key that is rotated then, say, would write the configuration of an application that was deleted, and it would be back. */
+static void nobody_begins_anything_with_what_is_deleted(void **unused)
+{
+    static struct control control = {.state_directory = "/nowhere", .wake_fd = -1};
+    struct error err = ERROR_INIT;
+    pthread_t thread;
+    void *result;
+    (void)unused;
+    pthread_mutex_init(&control.mutex, NULL);
+    _cleanup_app_documents_ struct app_documents *documents = parse("volumes: [" A "]");
+    struct application *a = application_new(&control, take_ptr(documents->items[0].spec), &err);
+    assert_non_null(a);
+    application_list(a);
+    check_ok(application_begin(a, "delete", 0, &err));
+    assert_int_equal(pthread_create(&thread, NULL, wait_for_it, a), 0);
+    application_unlist(a);
+    application_end(a);
+    pthread_join(thread, &result);
+    assert_non_null(result);
+    assert_int_equal(((struct error *)result)->code, -ENOENT);
+    assert_non_null(strstr(((struct error *)result)->message, "there is no application 'shop' any more"));
+    application_unref(a);
+}
+
+static void a_clones_volumes_have_different_names(void **unused)
+{
+    struct error err = ERROR_INIT;
+    (void)unused;
+    _cleanup_json_ json_t *good = json_pack("{s:s, s:s, s:{s:s, s:s}}", "name", "new", "point", "latest", "volumes", "a", "b", "b", "a"),
+                          *bad = json_pack("{s:s, s:s, s:{s:s, s:s}}", "name", "new", "point", "latest", "volumes", "a", "x", "b", "x");
+    check_ok(clone_check_request(good, &err));
+    check_error(clone_check_request(bad, &err), -EINVAL, "a and b cannot both be named x");
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(kinds), cmocka_unit_test(refused)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(kinds), cmocka_unit_test(refused),
+                                       cmocka_unit_test(nobody_begins_anything_with_what_is_deleted),
+                                       cmocka_unit_test(a_clones_volumes_have_different_names)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

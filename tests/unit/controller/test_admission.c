@@ -240,6 +240,44 @@ static void what_reads_or_changes_another_namespace_needs_rights_there(void **st
               cases[i].because);
 }
 
+/* What the chart's ValidatingAdmissionPolicy says where there is one. */
+static void a_namespace_that_requires_a_policy_takes_no_state_without(void **state)
+{
+    static const struct {
+        bool allowed;
+        const char *kind, *object;
+    } cases[] = {
+        {false, "PersistentVolumeClaim", "{'metadata': {'name': 'd'}, 'spec': {}}"},
+        {false, "StatefulSet", "{'metadata': {'name': 's'}, 'spec': {}}"},
+        {false, "Pod", "{'metadata': {'name': 'p'}, 'spec': {'volumes': [{'emptyDir': {}}, {'hostPath': {'path': '/'}}]}}"},
+        {false, "Deployment", "{'metadata': {'name': 'd'}, 'spec': {'template': {'spec': {'volumes': [{'ephemeral': {}}]}}}}"},
+        {false, "DaemonSet", "{'spec': {'template': {'spec': {'volumes': [{'persistentVolumeClaim': {'claimName': 'c'}}]}}}}"},
+        {true, "Deployment", "{'metadata': {'name': 'd'}, 'spec': {'template': {'spec': {'volumes': [{'configMap': {}}]}}}}"},
+        {true, "Pod", "{'metadata': {'name': 'p'}, 'spec': {}}"},
+        {true, "PersistentVolumeClaim", "{'metadata': {'name': 'd', 'annotations': {'tidemark.io/policy': 'gold'}}, 'spec': {}}"}};
+    static const char *const namespaces[] = {"{'metadata': {'labels': {'tidemark.io/require-policy': 'true'}}}",
+                                             "{'metadata': {'labels': {'tidemark.io/require-policy': 'no'}}}",
+                                             ("{'metadata': {'labels': {'tidemark.io/require-policy': 'true'}, 'annotations': "
+                                              "{'tidemark.io/policy': 'gold'}}}")};
+    (void)state;
+    for (size_t n = 0; n < 3; n++) {
+        json_t *objects = json_object();
+        char text[300];
+        snprintf(text, sizeof text, "%s", namespaces[n]);
+        for (char *p = text; *p; p++)
+            *p = *p == '\'' ? '"' : *p;
+        json_object_set_new(objects, "namespaces//shop", parse(text));
+        json_object_set_new(objects, "protectionpolicies//gold", json_object());
+        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+            bool allowed = n > 0 || cases[i].allowed;
+            check(&(struct cluster){.objects = json_incref(objects)}, cases[i].kind, cases[i].object, NULL,
+                  allowed ? NULL : "takes nothing with state that no policy covers");
+        }
+        check(&(struct cluster){.objects = json_incref(objects), .away = true}, "StatefulSet", cases[1].object, NULL, NULL); /* A2 */
+        json_decref(objects);
+    }
+}
+
 static void reviews_that_are_none_are_an_error(void **state)
 {
     (void)state;
@@ -267,6 +305,7 @@ int main(void)
         cmocka_unit_test(a1_a_webhook_that_comes_later_cannot_change_it),
         cmocka_unit_test(a2_what_cannot_be_looked_up_refuses_recoveries_alone),
         cmocka_unit_test(what_reads_or_changes_another_namespace_needs_rights_there),
+        cmocka_unit_test(a_namespace_that_requires_a_policy_takes_no_state_without),
         cmocka_unit_test(reviews_that_are_none_are_an_error),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

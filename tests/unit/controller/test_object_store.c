@@ -10,6 +10,7 @@
 
 static const uint8_t key[SEALING_KEY_BYTES] = "0123456789abcdef0123456789abcdef";
 static struct sealing sealing;
+#define JOURNALS 2u /* that are open at most: opening one takes its time */
 
 static json_t *config_map(const char *value)
 {
@@ -52,7 +53,7 @@ static void test_records_are_made_of_changes_only_and_old_versions_never_follow_
     bool resumed;
     json_t *set;
     const char *name = "core/v1/ConfigMap/shop/a";
-    check_ok(object_store_new(directory, &sealing, NULL, &store, &err));
+    check_ok(object_store_new(directory, &sealing, NULL, JOURNALS, &store, &err));
     check_ok(object_store_keep(store, "shop", "shop", &resumed, &err));
     assert_false(resumed);
     put(store, "shop", name, "1", 10);
@@ -86,7 +87,7 @@ static void test_a_list_finds_what_is_gone_and_a_deletion_beside_it_wins(void **
     struct object_store *store;
     char *directory = check_make_directory(), text[64];
     bool resumed;
-    check_ok(object_store_new(directory, &sealing, NULL, &store, &err));
+    check_ok(object_store_new(directory, &sealing, NULL, JOURNALS, &store, &err));
     check_ok(object_store_keep(store, "shop", "shop", &resumed, &err));
     put(store, "shop", "core/v1/ConfigMap/shop/a", "1", 1);
     put(store, "shop", "core/v1/ConfigMap/shop/b", "1", 1);
@@ -94,7 +95,7 @@ static void test_a_list_finds_what_is_gone_and_a_deletion_beside_it_wins(void **
     put(store, "shop", "apps/v1/Deployment/shop/d", "1", 1);
     check_ok(object_store_flush(store, "shop", "shop", &err));
     object_store_free(store); /* nobody looks: b goes */
-    check_ok(object_store_new(directory, &sealing, NULL, &store, &err));
+    check_ok(object_store_new(directory, &sealing, NULL, JOURNALS, &store, &err));
     check_ok(object_store_keep(store, "shop", "shop", &resumed, &err));
     assert_true(resumed);
     object_store_list(store, "shop", "shop", true);
@@ -119,15 +120,15 @@ static void test_more_applications_than_journals_are_open(void **state)
     struct object_store *store;
     char *directory = check_make_directory(), text[64], application[32], value[32];
     bool resumed;
-    check_ok(object_store_new(directory, &sealing, NULL, &store, &err));
+    check_ok(object_store_new(directory, &sealing, NULL, JOURNALS, &store, &err));
     for (unsigned round = 0; round < 2; round++)
-        for (unsigned i = 0; i < 2 * OBJECT_STORE_JOURNALS + 1; i++) {
+        for (unsigned i = 0; i < 2 * JOURNALS + 1; i++) {
             snprintf(application, sizeof application, "app%u", i);
             snprintf(value, sizeof value, "%u.%u", round, i);
             check_ok(object_store_keep(store, "shop", application, &resumed, &err));
             put(store, application, "core/v1/ConfigMap/shop/a", value, round + 1);
         }
-    for (unsigned i = 0; i < 2 * OBJECT_STORE_JOURNALS + 1; i++) {
+    for (unsigned i = 0; i < 2 * JOURNALS + 1; i++) {
         snprintf(application, sizeof application, "app%u", i);
         snprintf(value, sizeof value, "1.%u", i);
         assert_string_equal(value_at(store, application, "core/v1/ConfigMap/shop/a", &latest, text), value);
@@ -164,7 +165,7 @@ static void test_an_application_that_changes_all_the_time_keeps_no_other_waiting
     pthread_t thread;
     char *directory = check_make_directory(), text[64], value[32];
     bool resumed;
-    check_ok(object_store_new(directory, &sealing, NULL, &busy.store, &err));
+    check_ok(object_store_new(directory, &sealing, NULL, JOURNALS, &busy.store, &err));
     check_ok(object_store_keep(busy.store, "shop", "busy", &resumed, &err));
     check_ok(object_store_keep(busy.store, "shop", "quiet", &resumed, &err));
     assert_int_equal(pthread_create(&thread, NULL, change_all_the_time, &busy), 0);
@@ -224,7 +225,7 @@ static void test_a_kind_that_is_listed_anew_leaves_nothing_of_before(void **stat
     struct object_store *store;
     char *directory = check_make_directory(), text[64];
     bool resumed;
-    check_ok(object_store_new(directory, &sealing, NULL, &store, &err));
+    check_ok(object_store_new(directory, &sealing, NULL, JOURNALS, &store, &err));
     check_ok(object_store_keep(store, "shop", "shop", &resumed, &err));
     check_ok(object_store_keep(store, "shop", "listed", &resumed, &err));
     object_store_list(store, "shop", "shop", true);
@@ -278,8 +279,8 @@ static void test_what_waits_for_room_is_interrupted(void **state)
     pthread_t thread;
     void *result;
     bool resumed;
-    check_ok(object_store_new(directory, &sealing, NULL, &store, &err));
-    for (unsigned i = 0; i < OBJECT_STORE_JOURNALS + 1; i++) { /* the first is closed again */
+    check_ok(object_store_new(directory, &sealing, NULL, JOURNALS, &store, &err));
+    for (unsigned i = 0; i < JOURNALS + 1; i++) { /* the first is closed again */
         snprintf(path, sizeof path, "other%u", i);
         check_ok(object_store_keep(store, "shop", i ? path : "shop", &resumed, &err));
     }
@@ -289,7 +290,7 @@ static void test_what_waits_for_room_is_interrupted(void **state)
     FILE *file = fopen(path, "w"); /* no directory: nothing can be written there */
     fclose(file);
     assert_int_equal(pthread_create(&thread, NULL, fill, store), 0);
-    while (status.pending < OBJECT_STORE_PENDING_BYTES / (64 << 10)) {
+    while (status.pending < OBJECT_STORE_PENDING_BYTES / (64 << 10) || !*status.error) { /* full, and tried */
         check_ok(object_store_status(store, "shop", "shop", &status, &err));
         sched_yield();
     }
@@ -297,6 +298,115 @@ static void test_what_waits_for_room_is_interrupted(void **state)
     pthread_join(thread, &result);
     assert_int_equal((intptr_t)result, -ECANCELED);
     check_error(object_store_flush(store, "shop", "shop", &err), -EIO, "cannot be journaled");
+    object_store_free(store);
+    check_remove_directory(directory);
+}
+
+static int find_gap(void *context, const struct journal_event *e, struct error *err)
+{
+    (void)err;
+    if (e->op == OP_GAP)
+        snprintf(context, 300, "%s", e->payload);
+    return 0;
+}
+
+/* An object that no record can hold is left out, and said to be; what comes after it is journaled. */
+static void test_an_object_that_is_too_large_keeps_no_other_out(void **state)
+{
+    (void)state;
+    struct error err = ERROR_INIT;
+    struct object_store *store;
+    struct object_store_status status;
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    const size_t bytes = 2u << 20;
+    char *directory = check_make_directory(), text[64], gap[300] = "", *large = malloc(bytes);
+    uint64_t random = 88172645463325252u; /* what cannot be compressed below 1 MiB */
+    bool resumed;
+    for (size_t i = 0; i + 1 < bytes; i++) {
+        random ^= random << 13, random ^= random >> 7, random ^= random << 17;
+        large[i] = digits[random % 64];
+    }
+    large[bytes - 1] = '\0';
+    check_ok(object_store_new(directory, &sealing, NULL, JOURNALS, &store, &err));
+    check_ok(object_store_keep(store, "shop", "shop", &resumed, &err));
+    put(store, "shop", "core/v1/ConfigMap/shop/before", "1", 1);
+    put(store, "shop", "core/v1/ConfigMap/shop/large", large, 2);
+    put(store, "shop", "core/v1/ConfigMap/shop/after", "2", 3);
+    assert_string_equal(value_at(store, "shop", "core/v1/ConfigMap/shop/before", &latest, text), "1");
+    assert_string_equal(value_at(store, "shop", "core/v1/ConfigMap/shop/after", &latest, text), "2");
+    assert_string_equal(value_at(store, "shop", "core/v1/ConfigMap/shop/large", &latest, text), "");
+    check_ok(object_store_status(store, "shop", "shop", &status, &err));
+    assert_string_equal(status.error, "");
+    check_ok(object_store_events(store, "shop", "shop", find_gap, gap, &err));
+    assert_non_null(strstr(gap, "ConfigMap/shop/large is too large"));
+    object_store_free(store);
+    free(large);
+    check_remove_directory(directory);
+}
+
+struct side {
+    struct object_store *store;
+    unsigned number;
+};
+static void *change_two(void *context)
+{
+    struct side *side = context;
+    char application[32], value[32];
+    for (unsigned i = 0; i < 40; i++) {
+        snprintf(application, sizeof application, "app%u", 2 * side->number + i % 2);
+        snprintf(value, sizeof value, "%u", i);
+        put(side->store, application, "core/v1/ConfigMap/shop/a", value, i + 1);
+    }
+    return NULL;
+}
+
+struct order {
+    uint64_t above;
+    unsigned records;
+};
+static int check_order(void *context, const struct journal_event *e, struct error *err)
+{
+    struct order *order = context;
+    (void)err;
+    if (e->op != OP_OBJECT)
+        return 0;
+    assert_true(e->lsn.n < order->above); /* newest first */
+    order->above = e->lsn.n;
+    order->records++;
+    return 0;
+}
+
+/* S2: more applications than writers and open journals, from several threads: each has all of its records, in
+ * order. */
+static void test_applications_are_written_side_by_side(void **state)
+{
+    (void)state;
+    enum { SIDES = 4 };
+    struct error err = ERROR_INIT;
+    struct object_store *store;
+    struct side sides[SIDES];
+    pthread_t threads[SIDES];
+    char *directory = check_make_directory(), application[32], text[64];
+    bool resumed;
+    check_ok(object_store_new(directory, &sealing, NULL, JOURNALS, &store, &err));
+    for (unsigned i = 0; i < 2 * SIDES; i++) {
+        snprintf(application, sizeof application, "app%u", i);
+        check_ok(object_store_keep(store, "shop", application, &resumed, &err));
+    }
+    for (unsigned i = 0; i < SIDES; i++) {
+        sides[i] = (struct side){store, i};
+        assert_int_equal(pthread_create(&threads[i], NULL, change_two, &sides[i]), 0);
+    }
+    for (unsigned i = 0; i < SIDES; i++)
+        pthread_join(threads[i], NULL);
+    for (unsigned i = 0; i < 2 * SIDES; i++) {
+        struct order order = {UINT64_MAX, 0};
+        snprintf(application, sizeof application, "app%u", i);
+        assert_string_equal(value_at(store, application, "core/v1/ConfigMap/shop/a", &latest, text),
+                            i % 2 ? "39" : "38");
+        check_ok(object_store_events(store, "shop", application, check_order, &order, &err));
+        assert_int_equal(order.records, 20);
+    }
     object_store_free(store);
     check_remove_directory(directory);
 }
@@ -318,6 +428,8 @@ int main(void)
         cmocka_unit_test(test_sealing_hides_binds_and_detects),
         cmocka_unit_test(test_a_kind_that_is_listed_anew_leaves_nothing_of_before),
         cmocka_unit_test(test_what_waits_for_room_is_interrupted),
+        cmocka_unit_test(test_an_object_that_is_too_large_keeps_no_other_out),
+        cmocka_unit_test(test_applications_are_written_side_by_side),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
 }

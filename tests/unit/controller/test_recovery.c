@@ -28,8 +28,10 @@ struct cluster {
     char refusal[3000];  /* or this */
     bool cancel_at_apply;
     bool never_ready; /* workloads */
+    size_t created, asked;     /* calls: objects, and Deployments */
+    size_t cancel_at, busy_at; /* at which of the objects that is so; 0: never */
     unsigned paused;
-    unsigned rewind_looks;
+    unsigned rewind_looks, hold_looks, let_go_looks;
     uint64_t rewound_to;
     json_t *other;          /* a recovery that was before; or NULL */
     char objects_point[64]; /* that the objects were asked for first */
@@ -56,6 +58,7 @@ static int get(void *context, const char *name, json_t **ret, struct error *err)
     struct cluster *c = context;
     CALL(c);
     json_t *object = json_object_get(c->objects, name);
+    c->asked += strncmp(name, "apps/v1/Deployment/", 19) == 0;
     if (object) {
         *ret = json_deep_copy(object);
         if (strncmp(name, "apps/v1/", 8) == 0 && !c->never_ready) /* its controller has done its work */
@@ -88,6 +91,12 @@ static int create(void *context, const json_t *object, struct error *err)
     CALL(c);
     if (object_identify(object, &id, err) < 0 || object_journal_name(&id, name, err) < 0)
         return err->code;
+    c->created++;
+    if (c->busy_at && c->created >= c->busy_at)
+        ANSWER(error_set(err, -EAGAIN, "too many requests"));
+    if (c->created == c->cancel_at)
+        json_object_set_new(json_object_get(c->recovery, "metadata"), "annotations",
+                            json_pack("{s:s}", RECOVERY_CANCEL_ANNOTATION, "true"));
     if (json_object_get(c->objects, name))
         ANSWER(error_set(err, -EEXIST, "%s exists", name));
     const json_t *port = json_array_get(json_object_get(json_object_get(object, "spec"), "ports"), 0);
@@ -284,12 +293,31 @@ static int log_data(struct cluster *c, const char *what)
 {
     return json_array_append_new(c->data, json_string(what));
 }
-static int streams(void *context, const char *source, const char *namespace, const char *application,
+static int let_go(void *context, const json_t *stream, struct error *err)
+{
+    struct cluster *c = context;
+    CALL(c);
+    assert_string_equal(json_string_value(json_object_get(stream, "stream")), "s1");
+    if (!json_object_get(c->unknown, "nowhere"))
+        ANSWER(0);
+    if (c->let_go_looks < 2) {
+        c->let_go_looks++;
+        ANSWER(error_set(err, -EAGAIN, "stream s1: the pod is being deleted"));
+    }
+    log_data(c, "let go");
+    ANSWER(0);
+}
+static int streams(void *context, const char *owner, const char *source, const char *namespace, const char *application,
                    const json_t *wanted, json_t **ret, struct error *err)
 {
     struct cluster *c = context;
     (void)source, (void)namespace, (void)application;
     CALL(c);
+    assert_string_equal(owner, "n/r");
+    if (json_object_get(c->unknown, "nowhere") && c->hold_looks < 2) {
+        c->hold_looks++;
+        ANSWER(error_set(err, -EAGAIN, "stream s1 is attached nowhere, and is being attached for this"));
+    }
     assert_non_null(json_object_get(wanted, "core/v1/PersistentVolumeClaim/n/data-db-0"));
     json_t *gone = json_array();
     if (json_object_get(c->unknown, "gone"))
@@ -356,11 +384,12 @@ static int bind_volume(void *context, const char *namespace, const json_t *claim
     log_data(c, "bind");
     ANSWER(0);
 }
-static int originals(void *context, const char *namespace, const char *application, const json_t *wanted, json_t **ret,
+static int originals(void *context, const char *owner, const char *namespace, const char *application, const json_t *wanted, json_t **ret,
                      struct error *err)
 {
     struct cluster *c = context;
     CALL(c);
+    assert_string_equal(owner, "n/r");
     assert_string_equal(namespace, "n");
     assert_string_equal(application, "shop");
     /* What the clone will be, with the volume that the original had. */
@@ -437,6 +466,7 @@ static const struct recovery_cluster_ops cluster_ops = {.get = get,
 static const struct recovery_store_ops store_ops = {read_recovery, write_status, write_plan, read_plan};
 static const struct recovery_source_ops source_ops = {objects_of, select_own};
 static const struct data_ops data_ops = {.streams = streams,
+                                         .let_go = let_go,
                                          .plan = plan_data,
                                          .gate = gate,
                                          .rewind = rewind_data,
@@ -1006,6 +1036,32 @@ static void a_claim_that_is_gone_gets_its_volume_back(void **unused)
     tear_down(&c);
 }
 
+/* Volumes that another class carries, and that no pod uses: they come to a node for the recovery, and the pods get them afterwards. */
+static void a_stream_that_is_nowhere_is_held_until_its_gate_is_open(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW, REWIND);
+    json_object_set_new(c.unknown, "nowhere", json_true());
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(run(&c, true, &err), -EAGAIN);
+        assert_non_null(strstr(json_string_value(json_object_get(status_of(&c), "message")), "attached nowhere"));
+        assert_int_equal(json_array_size(c.data), 0);
+        err = (struct error)ERROR_INIT;
+    }
+    for (int i = 0; i < 2; i++) { /* no pod is there before it is let go of */
+        assert_int_equal(run(&c, true, &err), -EAGAIN);
+        assert_phase(&c, "Running");
+        err = (struct error)ERROR_INIT;
+    }
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Completed");
+    _cleanup_free_ char *data = json_to_text(c.data);
+    assert_string_equal(data, "[\"close\",\"rewind\",\"open\",\"open\",\"open\",\"let go\"]");
+    tear_down(&c);
+}
+
 /* What is in the way of the workloads is told while it is waited for. */
 static void workloads_are_awaited(void **unused)
 {
@@ -1022,6 +1078,97 @@ static void workloads_are_awaited(void **unused)
     err = ERROR_INIT;
     check_ok(run(&c, true, &err));
     assert_phase(&c, "Completed");
+    tear_down(&c);
+}
+
+/* `count` more objects at the point: one wave. */
+static void add_to_point(struct cluster *c, const char *api, const char *prefix, const char *kind,
+                         unsigned count)
+{
+    for (unsigned i = 0; i < count; i++) {
+        char name[64], journal_name[OBJECT_NAME_BYTES];
+        snprintf(name, sizeof name, "many%u", i);
+        snprintf(journal_name, sizeof journal_name, "%s/%s/n/%s", prefix, kind, name);
+        json_object_set_new(c->point, journal_name,
+                            json_pack("{s:s, s:s, s:{s:s, s:s}}", "apiVersion", api, "kind", kind, "metadata",
+                                      "name", name, "namespace", "n"));
+    }
+}
+
+static json_int_t created_of(const struct cluster *c)
+{
+    return json_integer_value(json_object_get(json_object_get(status_of(c), "verdicts"), "created"));
+}
+
+static size_t made_of(const struct cluster *c)
+{
+    const char *name;
+    json_t *object;
+    size_t count = 0;
+    json_object_foreach(c->objects, name, object) count += strstr(name, "/n/many") != NULL;
+    return count;
+}
+
+static void a_large_wave_is_cancelled_in_its_middle_and_has_a_verdict_of_what_was_done(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW, REWIND);
+    const size_t before = json_object_size(c.objects);
+    add_to_point(&c, "v1", "core/v1", "ConfigMap", 1000);
+    c.cancel_at = 150;
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Cancelled");
+    /* While one looks the others go on: until each of them looks. */
+    assert_in_range(c.created, 150, RECOVERY_LOOK_OBJECTS * (RECOVERY_WORKERS + 1));
+    assert_true(made_of(&c) > 0 && json_object_size(c.objects) > before);
+    assert_true(created_of(&c) >= (json_int_t)made_of(&c));
+    assert_string_equal(json_string_value(json_array_get(c.data, json_array_size(c.data) - 1)),
+                        "open"); /* R5 */
+    tear_down(&c);
+}
+
+static void what_was_done_of_a_wave_is_not_done_again_when_the_server_takes_no_more(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW, REWIND);
+    add_to_point(&c, "v1", "core/v1", "ConfigMap", 1000);
+    c.busy_at = 500;
+    assert_int_equal(run(&c, true, &err), -EAGAIN);
+    const size_t done = made_of(&c), tried = c.created;
+    assert_in_range(tried, 500, 500 + RECOVERY_WORKERS);
+    assert_true(done > 400);
+    c.busy_at = 0;
+    err = ERROR_INIT;
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Completed");
+    assert_int_equal(made_of(&c), 1000);
+    assert_in_range(c.created - tried, 1000 - done, 1000 - done + 10); /* and what is no ConfigMap */
+    assert_true(created_of(&c) >= 1000);
+    tear_down(&c);
+}
+
+static void workloads_that_wait_are_not_asked_for_all_the_time(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW, REWIND);
+    add_to_point(&c, "apps/v1", "apps/v1", "Deployment", 100);
+    c.never_ready = true;
+    assert_int_equal(run(&c, true, &err), -EAGAIN);
+    assert_non_null(
+        strstr(json_string_value(json_object_get(status_of(&c), "message")), "and more are not ready"));
+    assert_true(c.asked < 100);
+    c.never_ready = false;
+    err = ERROR_INIT;
+    c.asked = 0;
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Completed");
+    assert_in_range(c.asked, 100, 120);
     tear_down(&c);
 }
 
@@ -1275,7 +1422,11 @@ int main(void)
         cmocka_unit_test(the_latest_point_leaves_volumes_as_they_are),
         cmocka_unit_test(before_a_recovery_is_where_each_stream_was),
         cmocka_unit_test(a_claim_that_is_gone_gets_its_volume_back),
+        cmocka_unit_test(a_stream_that_is_nowhere_is_held_until_its_gate_is_open),
         cmocka_unit_test(workloads_are_awaited),
+        cmocka_unit_test(a_large_wave_is_cancelled_in_its_middle_and_has_a_verdict_of_what_was_done),
+        cmocka_unit_test(what_was_done_of_a_wave_is_not_done_again_when_the_server_takes_no_more),
+        cmocka_unit_test(workloads_that_wait_are_not_asked_for_all_the_time),
         cmocka_unit_test(what_cannot_be_suspended_leaves_everything_as_it_was),
         cmocka_unit_test(a_controller_that_dies_leaves_it_suspended_once),
     };

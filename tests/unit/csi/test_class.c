@@ -105,6 +105,24 @@ static void the_pod_holds_the_journal_and_all_volumes_on_the_node(void **unused)
     json_decref(pod);
 }
 
+static void a_pod_for_a_recovery_goes_where_the_driver_is(void **unused)
+{
+    json_t *pod = class_pod_held(&stream, "shop/back"), *spec = json_object_get(pod, "spec");
+    (void)unused;
+    has(pod, "{\"metadata\": {\"name\": \"tm-a-attachment\", \"annotations\": {\"tidemark.io/held-for\": "
+             "\"shop/back\"}}}");
+    assert_null(json_object_get(json_object_get(pod, "metadata"), "ownerReferences"));
+    assert_null(json_object_get(spec, "tolerations")); /* a node that is lost is none for it */
+    has(spec, "{\"affinity\": {\"nodeAffinity\": {\"requiredDuringSchedulingIgnoredDuringExecution\": "
+              "{\"nodeSelectorTerms\": "
+              "[{\"matchExpressions\": [{\"key\": \"topology.csi.tidemark.io/node\", \"operator\": "
+              "\"Exists\"}]}]}}}}");
+    assert_int_equal(json_array_size(json_object_get(json_array_get(json_object_get(spec, "containers"), 0),
+                                                     "volumeDevices")),
+                     3);
+    json_decref(pod);
+}
+
 #define RUNS "{\"phase\": \"Running\", \"containerStatuses\": [{\"ready\": true}]}"
 
 static void a_pod_is_taken_for_what_it_is(void **unused)
@@ -148,6 +166,17 @@ static void a_pod_is_taken_for_what_it_is(void **unused)
             fail_msg("case %zu: %d, %s", i, (int)state, text);
         json_decref(pod);
     }
+    /* What a recovery lets go of is not taken by a pod any more. */
+    json_t *leaving = class_pod(&stream, "n1", NULL);
+    json_object_set_new(leaving, "status", parse(RUNS));
+    char unused_text[64];
+    assert_int_equal(class_look_at_pod(leaving, &stream, "n1", unused_text, sizeof unused_text),
+                     CLASS_POD_READY);
+    json_object_set_new(json_object_get(json_object_get(leaving, "metadata"), "annotations"),
+                        "tidemark.io/letting-go", json_string("true"));
+    assert_int_equal(class_look_at_pod(leaving, &stream, "n1", unused_text, sizeof unused_text),
+                     CLASS_POD_ENDING);
+    json_decref(leaving);
     json_t *alien =
         parse("{\"metadata\": {\"name\": \"tm-a-attachment\"}, \"status\": " RUNS "}"); /* somebody else's */
     char text[64];
@@ -181,6 +210,7 @@ int main(void)
         cmocka_unit_test(a_journal_has_room_for_base_and_history),
         cmocka_unit_test(claims_are_raw_blocks_of_the_class),
         cmocka_unit_test(the_pod_holds_the_journal_and_all_volumes_on_the_node),
+        cmocka_unit_test(a_pod_for_a_recovery_goes_where_the_driver_is),
         cmocka_unit_test(a_pod_is_taken_for_what_it_is),
         cmocka_unit_test(only_somebody_who_knows_gives_a_node_up),
     };

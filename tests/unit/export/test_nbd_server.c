@@ -291,6 +291,8 @@ static void bad_requests_are_refused_and_the_next_is_served(void **state)
     assert_int_equal(call(fd, NBD_CMD_WRITE_ZEROES, 0, 0, UINT32_MAX), NBD_ENOSPC);
     assert_int_equal(call(fd, NBD_CMD_BLOCK_STATUS, 0, 0, 4096), NBD_EINVAL); /* not negotiated */
     assert_int_equal(call(fd, 77, 0, 0, 0), NBD_EINVAL);
+    /* A read that must not be answered in parts. */
+    assert_int_equal(call(fd, NBD_CMD_READ, NBD_CMD_FLAG_DF, 0, NBD_UNFRAGMENTED_BYTES_MAX + 512), NBD_EOVERFLOW);
     ask(fd, NBD_CMD_WRITE, 0, 5, VOLUME_BYTES - 512, sizeof payload); /* its data are skipped */
     say(fd, payload, sizeof payload);
     assert_int_equal(answer(fd, &cookie), NBD_ENOSPC);

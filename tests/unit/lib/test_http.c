@@ -118,7 +118,8 @@ static void errors(void **unused)
     static const struct {
         int code, status;
     } map[] = {{-EINVAL, 400}, {-ENOENT, 404}, {-EEXIST, 409}, {-EBUSY, 409},
-               {-ERANGE, 422}, {-ENOSPC, 507}, {-EIO, 500},    {-EPERM, 403}};
+               {-ERANGE, 422}, {-ENOSPC, 507}, {-EIO, 500},    {-EPERM, 403},
+               {-EFBIG, 400},  {-ENAMETOOLONG, 400}};
     struct error err = ERROR_INIT;
     json_t *answer = NULL;
     (void)unused;
@@ -141,6 +142,15 @@ static void errors(void **unused)
     check_error(http_client_get_text(&client, "/nothing", 5000, &text, &err), -ENOENT, "no '/nothing' here");
     assert_null(answer);
     assert_null(text);
+    char nested[4096];
+    memset(nested, '[', sizeof nested / 2); /* the threads have little stack */
+    memset(nested + sizeof nested / 2, ']', sizeof nested / 2);
+    nested[sizeof nested / 2] = '1';
+    memcpy(nested, "{\"a\":", 5);
+    nested[sizeof nested - 4] = '}';
+    nested[sizeof nested - 3] = '\0';
+    check_error(http_client_post_text(&client, "/echo", nested, 5000, &answer, &err), -EINVAL, "nested more than");
+    check_ok(http_client_call(socket_path, "GET", "/echo", NULL, 5000, NULL, &err));
 }
 
 static void large_bodies(void **unused)

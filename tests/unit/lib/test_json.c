@@ -2,7 +2,10 @@
 #include "check.h"
 
 #include <errno.h>
+#include <pthread.h>
 
+#include "base/cleanup.h"
+#include "lib/http_server.h"
 #include "lib/json.h"
 
 static json_t *parse(const char *text)
@@ -25,6 +28,63 @@ static void positions(void **unused)
     check_error(json_parse("c.json", "9223372036854775808", 19, &json, &err), -EINVAL, "big");
     check_error(json_parse_file("/nonexistent.json", &json, &err), -ENOENT, "/nonexistent.json");
     assert_null(json);
+}
+
+static char *nested(unsigned depth, const char *open, const char *close)
+{
+    size_t open_bytes = strlen(open), close_bytes = strlen(close);
+    char *text = calloc(1, depth * (open_bytes + close_bytes) + 2), *at = text;
+    assert_non_null(text);
+    for (unsigned i = 0; i < depth; i++, at += open_bytes)
+        memcpy(at, open, open_bytes);
+    *at++ = '1';
+    for (unsigned i = 0; i < depth; i++, at += close_bytes)
+        memcpy(at, close, close_bytes);
+    return text;
+}
+
+static void *copy_and_write(void *context)
+{
+    const char *text = context;
+    struct error err = ERROR_INIT;
+    _cleanup_json_ json_t *json = NULL, *copy = NULL;
+    if (json_parse("deep", text, strlen(text), &json, &err) < 0)
+        return NULL;
+    copy = json_deep_copy(json);
+    return json_to_text(copy);
+}
+
+/* What is taken can be handled by the threads that get requests: they have little stack. */
+static void deep_nesting_is_refused_before_it_takes_the_stack(void **unused)
+{
+    static const char *const brackets[][2] = {{"[", "]"}, {"{\"a\":", "}"}};
+    (void)unused;
+    for (size_t i = 0; i < 2; i++) {
+        struct error err = ERROR_INIT;
+        json_t *json = NULL;
+        pthread_attr_t attributes;
+        pthread_t thread;
+        void *written = NULL;
+        _cleanup_free_ char *most = nested(JSON_DEPTH_MAX, brackets[i][0], brackets[i][1]),
+                            *more = nested(JSON_DEPTH_MAX + 1, brackets[i][0], brackets[i][1]);
+        check_error(json_parse("deep", more, strlen(more), &json, &err), -EINVAL,
+                    "deep:1:1: JSON nested more than 256 deep");
+        pthread_attr_init(&attributes);
+#ifndef TIDEMARK_SANITIZED
+        assert_int_equal(pthread_attr_setstacksize(&attributes, HTTP_SERVER_STACK_BYTES / 2),
+                         0); /* handlers have frames too */
+#endif
+        assert_int_equal(pthread_create(&thread, &attributes, copy_and_write, most), 0);
+        pthread_attr_destroy(&attributes);
+        pthread_join(thread, &written);
+        assert_non_null(written);
+        assert_string_equal(written, most);
+        free(written);
+    }
+    _cleanup_free_ char *brackets_in_a_text = nested(2000, "[", "{"), *text = NULL;
+    assert_true(asprintf(&text, "[\"\\\\\\\"%s\\\\\", [], {}]", brackets_in_a_text) > 0);
+    _cleanup_json_ json_t *json = parse(text);
+    assert_int_equal(json_array_size(json), 3);
 }
 
 static void readers(void **unused)
@@ -61,6 +121,46 @@ static void readers(void **unused)
     check_ok(json_get_optional_u64(o, "z", &n, &err));
     assert_int_equal(n, 7);
     check_error(json_get_optional_string(o, "n", &s, &err), -EINVAL, "'n'");
+}
+
+static json_t *parse_foreign(const char *text)
+{
+    struct error err = ERROR_INIT;
+    json_t *json = NULL;
+    check_ok(json_parse_foreign("t", text, strlen(text), &json, &err));
+    return json;
+}
+
+/* What Go writes and this library would refuse: a text with NUL, and numbers of 64 bits without a sign. */
+static void foreign_texts(void **unused)
+{
+    struct error err = ERROR_INIT;
+    json_t *none = NULL;
+    (void)unused;
+    _cleanup_json_ json_t *nul = parse_foreign("{\"data\":\"a\\u0000b\"}");
+    assert_int_equal(json_string_length(json_object_get(nul, "data")), 3);
+    _cleanup_free_ char *back = json_to_text(nul);
+    assert_string_equal(back, "{\"data\":\"a\\u0000b\"}");
+    _cleanup_json_ json_t *big = parse_foreign(
+        "{\"s\":\"18446744073709551615 \\\" 99999999999999999999\",\"u\":18446744073709552000,\"a\":[-9223372036854775808,"
+        "-9223372036854775809,9223372036854775807,100000000000000000000],\"f\":12345678901234567890.5,\"e\":1e30}");
+    const json_t *a = json_object_get(big, "a");
+    assert_string_equal(json_text(big, "s"), "18446744073709551615 \" 99999999999999999999");
+    assert_true(json_real_value(json_object_get(big, "u")) == 18446744073709552000.0);
+    assert_true(json_integer_value(json_array_get(a, 0)) == INT64_MIN);
+    assert_true(json_real_value(json_array_get(a, 1)) == -9223372036854775808.0);
+    assert_true(json_integer_value(json_array_get(a, 2)) == INT64_MAX);
+    assert_true(json_real_value(json_array_get(a, 3)) == 1e20);
+    assert_true(json_real_value(json_object_get(big, "f")) == 12345678901234567890.5);
+    _cleanup_json_ json_t *twice = parse_foreign("{\"a\":1,\"a\":2}");
+    assert_int_equal(json_integer_value(json_object_get(twice, "a")), 2);
+    /* Nothing but numbers, as long as they can be: the copy has room. */
+    _cleanup_json_ json_t *dense = parse_foreign("[9999999999999999999,9999999999999999999,9999999999999999999]");
+    assert_int_equal(json_array_size(dense), 3);
+    _cleanup_json_ json_t *bare = parse_foreign("9999999999999999999");
+    assert_true(json_is_real(bare));
+    check_error(json_parse_foreign("c", "{\"n\":99999999999999999999,x}", 28, &none, &err), -EINVAL, "c:1:");
+    assert_null(none);
 }
 
 static void unknown_fields(void **unused)
@@ -129,6 +229,7 @@ static void texts(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(deep_nesting_is_refused_before_it_takes_the_stack), cmocka_unit_test(foreign_texts),
         cmocka_unit_test(positions), cmocka_unit_test(readers), cmocka_unit_test(unknown_fields),
         cmocka_unit_test(errors),    cmocka_unit_test(texts),   cmocka_unit_test(lossy_strings),
     };

@@ -500,12 +500,16 @@ static void a_damaged_list_of_grains_is_made_up_for(void **state)
     range_lock_drop(&x.group->ranges, slot);
     group_abandon(x.group); /* some of it may have been */
     journal_abandon(x.journal);
-    FILE *f = fopen(path, "r+");
-    if (!f) { /* all of it was: a kill had left the list of before */
-        f = fopen(path, "w");
-        assert_non_null(f);
+    for (int copy = 0; copy < 2; copy++) {
+        char name[176];
+        snprintf(name, sizeof name, "%s%s", path, copy ? ".copy" : "");
+        FILE *f = fopen(name, "r+");
+        if (!f) { /* all of it was: a kill had left the list of before */
+            f = fopen(name, "w");
+            assert_non_null(f);
+        }
+        assert_true(fseek(f, 20, SEEK_SET) == 0 && fputs("damage", f) >= 0 && fclose(f) == 0);
     }
-    assert_true(fseek(f, 20, SEEK_SET) == 0 && fputs("damage", f) >= 0 && fclose(f) == 0);
     open_all();
     check_live("while it is copied back", 0, 4 * GRAIN, 'a');
     check_live("what was not touched", 6 * GRAIN, GRAIN, 'x');
@@ -681,6 +685,39 @@ static void a_lost_before_image_is_remembered_after_a_kill(void **state)
     }
 }
 
+/* Beside the ring anybody can make files: a link there leads nowhere, and a map that others can write is not believed. */
+static void a_seed_map_of_somebody_else_is_refused(void **state)
+{
+    (void)state;
+    char map[160], victim[160];
+    struct stat st;
+    kill_all();
+    unlink(x.ring);
+    check_ok(io_remove_tree(x.directory, &err));
+    check_ok(io_mkdirs(x.directory, 0700, &err));
+    snprintf(map, sizeof map, "%s.seed-1", x.ring);
+    snprintf(victim, sizeof victim, "%s.victim", x.ring);
+    check_ok(io_replace_file(victim, "x", 1, 0600, &err));
+    assert_int_equal(symlink(victim, map), 0);
+    open_journal();
+    check_ok(group_new(x.journal, GROUP_ACK_WRITE, NULL, &x.group, &err));
+    check_ok(group_adopt_volume(x.group, "v", SIZE_BYTES, x.path, &err));
+    check_error(group_start(x.group, &err), -ELOOP, map);
+    err = ERROR_INIT;
+    assert_int_equal(stat(victim, &st), 0);
+    assert_int_equal(st.st_size, 1);
+    unlink(map);
+    unlink(victim);
+    kill_all();
+    open_journal();
+    check_ok(group_new(x.journal, GROUP_ACK_WRITE, NULL, &x.group, &err));
+    check_ok(group_adopt_volume(x.group, "v", SIZE_BYTES, x.path, &err));
+    x.block = group_volume_block(x.group, 0);
+    check_ok(group_start(x.group, &err));
+    group_settle(x.group);
+    check_live("adopted", 0, 4096, 0);
+}
+
 /* ---- the newest point ---- */
 
 static void *write_on(void *context)
@@ -751,6 +788,7 @@ int main(int argc, char **argv)
         UNCLEAN(a_comparison_that_cannot_begin_is_tried_again),
         UNCLEAN(an_unjournaled_write_over_a_rewind_survives_a_kill),
         UNCLEAN(a_lost_before_image_is_remembered_after_a_kill),
+        UNCLEAN(a_seed_map_of_somebody_else_is_refused),
         UNCLEAN(the_newest_point_is_found_while_others_write),
         UNCLEAN(the_newest_point_of_a_suspended_journal_is_what_was_written),
     };
