@@ -36,12 +36,14 @@
 
 uint64_t maintain_journal_bytes(const struct journal *j)
 {
-    uint64_t bytes = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES * (1u + j->sealing + (j->ready_fd >= 0));
+    const struct manifest *m = &j->manifest; /* the segment that is being sealed is in it shortly before it is let go */
+    bool sealed = j->sealing && m->segment_count && m->segments[m->segment_count - 1].number == j->tails[!j->active].info.number;
     uint64_t full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;
-    for (size_t i = 0; i < j->manifest.segment_count; i++)
-        bytes += segment_info_bytes(&j->manifest.segments[i], full);
-    for (size_t i = 0; i < j->manifest.run_count; i++)
-        bytes += j->manifest.runs[i].index_kib * 1024ull;
+    uint64_t bytes = full * (1u + (j->sealing && !sealed) + (j->ready_fd >= 0));
+    for (size_t i = 0; i < m->segment_count; i++)
+        bytes += segment_info_bytes(&m->segments[i], full);
+    for (size_t i = 0; i < m->run_count; i++)
+        bytes += m->runs[i].index_kib * 1024ull;
     return bytes;
 }
 

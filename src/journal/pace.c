@@ -23,9 +23,7 @@ static uint64_t used_bytes(const struct journal *j)
 {
     uint64_t full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES,
              used = (uint64_t)j->tails[j->active].info.used_blocks * JOURNAL_BLOCK_BYTES;
-    const struct manifest *m = &j->manifest; /* one that is being sealed is there already, shortly before it is let go */
-    bool twice = j->sealing && m->segment_count && m->segments[m->segment_count - 1].number == j->tails[!j->active].info.number;
-    return maintain_journal_bytes(j) - full - (j->ready_fd >= 0 ? full : 0) - (twice ? full : 0) + used;
+    return maintain_journal_bytes(j) - full - (j->ready_fd >= 0 ? full : 0) + used;
 }
 
 uint64_t pace_reserve(uint64_t quota_bytes, uint64_t segment_bytes)
