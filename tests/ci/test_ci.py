@@ -140,11 +140,17 @@ class Ci(unittest.TestCase):
         self.assertEqual((code, last), (1, "19 passed, 1 failed"), out)
 
     def test_c1_c3_a_check_that_does_not_end_in_time_is_a_failure(self):
-        self.script("demo/demo.sh", self.jump(59.5) + "sleep 1000")
+        self.script("demo/demo.sh", self.jump(84.5) + "sleep 1000")
         code, out, last = self.run_ci()
         self.assertEqual(code, 1)
         self.assertRegex(last, r"passed, [1-9]\d* failed")
-        self.assertIn("ENDED: the 60 minutes are over", out)
+        self.assertIn("ENDED: the 84 minutes are over", out)
+
+    def test_c1_a_check_that_takes_longer_than_the_hour_is_waited_for_and_that_is_said(self):
+        self.script("demo/demo.sh", self.jump(70) + PASSES)
+        code, out, _ = self.run_ci()
+        self.assertEqual(code, 0, out)
+        self.assertIn("\nthis took longer than the 60 minutes that it should\n", out)
 
     def test_c4_what_a_part_leaves_running_is_ended_and_said(self):
         self.script("scripts/check", f"setsid sleep 4321 >/dev/null 2>&1 & echo $! >{self.root}/pid; " + PASSES)
