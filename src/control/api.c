@@ -426,12 +426,12 @@ int api_handle(void *context, const struct http_request *request, struct http_re
                struct error *err)
 {
     struct call c = {.control = context, .request = request, .status = 200};
-    bool path_known = false;
+    char allowed[HTTP_SERVER_ALLOW_BYTES] = "";
     for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
         json_t *answer = NULL;
         if (!api_match(routes[i].route.path, request->path, c.argument, sizeof c.argument))
             continue;
-        path_known = true;
+        http_allow_method(allowed, routes[i].route.method);
         if (strcmp(request->method, routes[i].route.method) != 0)
             continue;
         if (!routes[i].handle)
@@ -444,6 +444,6 @@ int api_handle(void *context, const struct http_request *request, struct http_re
         http_response_json(response, c.status, answer);
         return 0;
     }
-    return error_set(err, -ENOENT, "the API has no %s %.200s%s", request->method, request->path,
-                     path_known ? " (that path has other methods)" : "");
+    return *allowed ? http_refuse_method(request, response, allowed, err)
+                    : error_set(err, -ENOENT, "the API has no %s %.200s", request->method, request->path);
 }

@@ -85,7 +85,7 @@ static int handle(void *context, const struct http_request *request, struct http
     else if (strcmp(request->path, "/validate") != 0)
         return error_set(err, -ENOENT, "there is no %s", request->path);
     if (strcmp(request->method, "POST") != 0)
-        return error_set(err, -EINVAL, "%s takes POST", request->path);
+        return http_refuse_method(request, response, "POST", err);
     int r = http_request_json(request, &review, err);
     if (r == 0)
         r = admission_review(&admission, phase, review, &answer, err);

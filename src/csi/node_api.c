@@ -140,7 +140,7 @@ static int open_store(struct csi_node *node, const char *stream, const struct ht
     _cleanup_json_ json_t *body = NULL;
     struct node_attachment a = {0};
     int r = strcmp(request->method, "POST") == 0 ? http_request_json(request, &body, err)
-                                                 : error_set(err, -ENOENT, "there is no %s %s", request->method, request->path);
+                                                 : http_refuse_method(request, response, "POST", err);
     if (r == 0)
         r = json_reject_unknown(body, err, "attachment", "devices", NULL);
     if (r == 0)
@@ -164,7 +164,7 @@ static int release(struct csi_node *node, const char *stream, const struct http_
 {
     _cleanup_json_ json_t *body = NULL;
     int r = strcmp(request->method, "POST") == 0 ? http_request_json(request, &body, err)
-                                                 : error_set(err, -ENOENT, "there is no %s %s", request->method, request->path);
+                                                 : http_refuse_method(request, response, "POST", err);
     if (r == 0)
         r = json_reject_unknown(body, err, NULL);
     if (r == 0)
@@ -194,8 +194,10 @@ static int handle_stream(struct csi_node *node, const struct http_request *reque
     }
     bool starts = strcmp(verb, "rewind") == 0 || strcmp(verb, "undo") == 0;
     bool known = starts || strcmp(verb, "gate") == 0 || strcmp(verb, "policy") == 0;
-    if (r == 0 && ((*verb && !known) || strcmp(request->method, *verb ? "POST" : "GET") != 0))
+    if (r == 0 && *verb && !known)
         r = error_set(err, -ENOENT, "there is no %s %s", request->method, request->path);
+    if (r == 0 && strcmp(request->method, *verb ? "POST" : "GET") != 0)
+        r = http_refuse_method(request, response, *verb ? "POST" : "GET", err);
     if (r == 0 && *verb) {
         r = change_stream(node, stream, verb, request, err);
         status = starts ? 202 : 200;
@@ -273,7 +275,7 @@ int node_api_handle(void *context, const struct http_request *request, struct ht
     if (strcmp(request->path, PREFIX) != 0)
         return hand_on(node, request, response, err);
     if (strcmp(request->method, "GET") != 0)
-        return error_set(err, -ENOENT, "there is no %s %s", request->method, request->path);
+        return http_refuse_method(request, response, "GET", err);
     int r = streams_json(node, &json, err);
     if (r == 0)
         http_response_json(response, 200, json);

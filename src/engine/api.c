@@ -768,8 +768,10 @@ int engine_api_handle(void *context, const struct http_request *request, struct 
         return 0;
     }
     for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
-        if (strcmp(request->path, calls[i].path) != 0 || strcmp(request->method, calls[i].method) != 0)
+        if (strcmp(request->path, calls[i].path) != 0)
             continue;
+        if (strcmp(request->method, calls[i].method) != 0)
+            return http_refuse_method(request, response, calls[i].method, err);
         _cleanup_json_ json_t *body = NULL;
         json_t *answer = NULL;
         int r = http_request_json(request, &body, err);

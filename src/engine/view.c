@@ -41,7 +41,9 @@ struct engine_view {
 static int handle(void *context, const struct http_request *request, struct http_response *response, struct error *err)
 {
     struct engine_view *v = context;
-    if (strcmp(request->path, "/v1/shutdown") == 0 && strcmp(request->method, "POST") == 0) {
+    if (strcmp(request->path, "/v1/shutdown") == 0 && strcmp(request->method, "POST") != 0)
+        return http_refuse_method(request, response, "POST", err);
+    if (strcmp(request->path, "/v1/shutdown") == 0) {
         engine_request_stop();
         http_response_json(response, 200, json_object());
         return 0;

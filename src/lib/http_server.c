@@ -159,6 +159,19 @@ int http_status_of_errno(int code)
     }
 }
 
+int http_refuse_method(const struct http_request *request, struct http_response *response, const char *allowed, struct error *err)
+{
+    snprintf(response->allow, sizeof response->allow, "%s", allowed);
+    return error_set(err, -EOPNOTSUPP, "%.200s takes %s, not %.40s", request->path, allowed, request->method);
+}
+
+void http_allow_method(char allowed[HTTP_SERVER_ALLOW_BYTES], const char *method)
+{
+    size_t length = strlen(allowed);
+    if (!strstr(allowed, method))
+        snprintf(allowed + length, HTTP_SERVER_ALLOW_BYTES - length, "%s%s", length ? ", " : "", method);
+}
+
 static bool is_plain(unsigned char c, const char *also)
 {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || (c && strchr(also, c));
@@ -279,7 +292,7 @@ static void note_handler(struct listener *listener, struct MHD_Connection *conne
 
 /* --- libmicrohttpd's callbacks --- */
 
-static int send_text(struct MHD_Connection *connection, int status, const char *content_type, char *text)
+static int send_text(struct MHD_Connection *connection, int status, const char *content_type, const char *allow, char *text)
 {
     static char no_memory[] = "{\"error\": {\"code\": \"ENOMEM\", \"message\": \"out of memory\"}}";
     struct MHD_Response *out =
@@ -290,6 +303,8 @@ static int send_text(struct MHD_Connection *connection, int status, const char *
         return MHD_NO;
     }
     MHD_add_response_header(out, MHD_HTTP_HEADER_CONTENT_TYPE, content_type);
+    if (*allow)
+        MHD_add_response_header(out, MHD_HTTP_HEADER_ALLOW, allow);
     enum MHD_Result r = MHD_queue_response(connection, (unsigned)status, out);
     MHD_destroy_response(out);
     return r;
@@ -304,7 +319,7 @@ static int send_response(struct MHD_Connection *connection, struct http_response
     if (!text && response->json)
         text = json_to_text(response->json);
     int status = response->status ? response->status : 200;
-    int r = send_text(connection, text ? status : 500, type, text);
+    int r = send_text(connection, text ? status : 500, type, response->allow, text);
     release_content(response);
     return r;
 }
@@ -364,13 +379,15 @@ static int answer(struct listener *listener, struct MHD_Connection *connection, 
     else if (listener->metrics_only && strcmp(path, "/metrics") != 0)
         r = error_set(&err, -ENOENT, "only /metrics is served here");
     else if (listener->metrics_only && strcmp(method, "GET") != 0 && strcmp(method, "HEAD") != 0)
-        r = error_set(&err, -EPERM, "only GET is served here");
+        r = http_refuse_method(&request, &response, "GET, HEAD", &err);
     else
         r = o->handler(o->context, &request, &response, &err);
     if (r < 0) {
         if (!err.code)
             error_errno(&err, r, "%s %s", method, path);
         http_response_error(&response, &err);
+        if (*response.allow)
+            response.status = 405;
         if (r == -EFBIG && state->received_bytes > HTTP_SERVER_BODY_LIMIT_BYTES)
             response.status = 413;
         if (response.status >= 500)

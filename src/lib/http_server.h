@@ -22,6 +22,7 @@
 #define HTTP_SERVER_THREADS_DEFAULT 4u
 #define HTTP_SERVER_THREADS_MAX 16u
 #define HTTP_SERVER_STACK_BYTES (256 * 1024)
+#define HTTP_SERVER_ALLOW_BYTES 40u /* "GET, POST, DELETE" and the like */
 
 struct http_server;
 
@@ -48,6 +49,7 @@ struct http_response {
         *content_type; /* static string; by default "application/json" for json, "text/plain..." for text */
     json_t *json;
     char *text; /* from malloc, NUL-terminated */
+    char allow[HTTP_SERVER_ALLOW_BYTES]; /* see http_refuse_method */
 };
 
 /* Takes the reference. NULL (out of memory) becomes a 500. */
@@ -56,6 +58,13 @@ void http_response_json(struct http_response *response, int status, json_t *json
 void http_response_text(struct http_response *response, int status, const char *content_type, char *text);
 /* Path and query as they have to be encoded to ask another server for the same. The caller frees it. */
 int http_request_target(const struct http_request *request, char **ret_target, struct error *err) MUST_CHECK;
+
+/* There is the path, but not with that method: -EOPNOTSUPP, and the answer is a 405 with the header Allow, if the handler returns it.
+ * `allowed`: "GET, POST". */
+int http_refuse_method(const struct http_request *request, struct http_response *response, const char *allowed,
+                       struct error *err) MUST_CHECK;
+/* Adds a method to such a list, if it is not there. */
+void http_allow_method(char allowed[HTTP_SERVER_ALLOW_BYTES], const char *method);
 
 /* Body {"error": {"code", "message"}} with the status for err->code: EINVAL 400, EACCES and EPERM 403, ENOENT
  * 404, EEXIST and EBUSY 409, ERANGE 422, ENOSPC 507, anything else 500. Replaces what was set before. */

@@ -398,6 +398,8 @@ class Endpoint(Case):
         self.assertEqual((status, answer["name"]), (200, "t1"))
         self.assertEqual(self.https("GET", "/v1/status?app=nobody")[0], 404)
         self.assertEqual(self.https("GET", "/v1/streams/nobody")[0], 404)
+        self.assertEqual(self.https("POST", "/v1/streams", {})[0], 405)
+        self.assertEqual(self.https("PUT", "/v1/status", {})[0], 405)
         streams = self.https("GET", "/v1/streams")[1]
         self.assertEqual(streams["node"], NODE)
         self.assertEqual(streams["streams"], [{"name": v.id, "closed": False, "rewind": None, "volumes": [

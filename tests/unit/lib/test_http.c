@@ -242,11 +242,11 @@ static void sockets(void **unused)
 static void tcp_serves_metrics_only(void **unused)
 {
     static const struct {
-        const char *request, *status;
-    } exchanges[] = {{"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "HTTP/1.1 200"},
-                     {"GET /echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "HTTP/1.1 404"},
+        const char *request, *status, *header;
+    } exchanges[] = {{"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "HTTP/1.1 200", NULL},
+                     {"GET /echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "HTTP/1.1 404", NULL},
                      {"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
-                      "HTTP/1.1 403"}};
+                      "HTTP/1.1 405", "\r\nAllow: GET, HEAD\r\n"}};
     (void)unused;
     assert_true(http_server_tcp_port(server) > 0);
     for (size_t i = 0; i < sizeof exchanges / sizeof *exchanges; i++) {
@@ -262,6 +262,8 @@ static void tcp_serves_metrics_only(void **unused)
              used < sizeof answer - 1 && (n = read(fd, answer + used, sizeof answer - 1 - used)) > 0;)
             used += (size_t)n;
         assert_memory_equal(answer, exchanges[i].status, strlen(exchanges[i].status));
+        if (exchanges[i].header)
+            assert_non_null(strstr(answer, exchanges[i].header));
     }
 }
 
