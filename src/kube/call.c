@@ -168,7 +168,7 @@ static int judge(const struct kube_request *q, const struct transfer *t, json_t 
     }
     if (!ret)
         return 0;
-    r = json_parse_foreign("answer", t->body.data ? t->body.data : "", t->body.length_bytes, &body, err);
+    r = (q->cuts ? json_parse_foreign_cut : json_parse_foreign)("answer", t->body.data ? t->body.data : "", t->body.length_bytes, &body, err);
     if (r < 0) {
         err->code = -EPROTO;
         return error_context(err, "%s %s: the answer is not JSON (is that an API server?)", q->method,

@@ -191,7 +191,7 @@ static int take_chunk(struct kube_informer *i, struct error *err)
     json_t *items, *item;
     const char *next, *version;
     size_t n, bytes = i->body.length_bytes;
-    int r = json_parse_foreign("list", i->body.data ? i->body.data : "", i->body.length_bytes, &page, err);
+    int r = json_parse_foreign_cut("list", i->body.data ? i->body.data : "", i->body.length_bytes, &page, err);
     kube_buffer_release(&i->body); /* before its objects are handled: large */
     if (r < 0 || (r = kube_list_page(page, &i->resource, &items, &next, &version, err)) < 0)
         return r;

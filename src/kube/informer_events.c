@@ -17,6 +17,13 @@ static int make_key(const json_t *object, char key[KEY_BYTES], struct error *err
     return 0;
 }
 
+/* What some other server than Kubernetes' own lists may have no name: nobody can ask for it, and it keeps no other out. */
+static bool is_nameless(const json_t *object)
+{
+    const char *name = kube_object_name(object);
+    return !name || !*name || strlen(name) >= KEY_BYTES / 2;
+}
+
 static uint64_t version_of(const char *text)
 {
     return text ? strtoull(text, NULL, 10) : 0;
@@ -44,6 +51,8 @@ int informer_object(struct kube_informer *i, json_t *object, struct error *err)
     char key[KEY_BYTES];
     enum cache_change change;
     uint64_t version = version_of(kube_object_version(object));
+    if (is_nameless(object))
+        return 0;
     int r = make_key(object, key, err);
     if (r < 0)
         return r;
@@ -77,6 +86,8 @@ static void drop(struct kube_informer *i, struct cache_entry *entry, uint64_t ve
 int informer_deleted(struct kube_informer *i, json_t *object, uint64_t version, struct error *err)
 {
     char key[KEY_BYTES];
+    if (is_nameless(object))
+        return 0;
     int r = make_key(object, key, err);
     if (r < 0)
         return r;
@@ -121,7 +132,7 @@ int informer_line(void *context, const char *text, size_t length_bytes)
     _cleanup_json_ json_t *event = NULL;
     json_t *object = NULL;
     const char *type = NULL;
-    int r = json_parse_foreign("event", text, length_bytes, &event, &i->trouble);
+    int r = json_parse_foreign_cut("event", text, length_bytes, &event, &i->trouble);
     if (r < 0 || (r = json_get_string(event, "type", &type, &i->trouble)) < 0 ||
         (r = json_get_object(event, "object", &object, &i->trouble)) < 0)
         return r;

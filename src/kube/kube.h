@@ -87,6 +87,7 @@ struct kube_request {
     const struct kube_user *as;
     unsigned timeout_ms;        /* of all tries together; 0: KUBE_TIMEOUT_MS */
     bool once;                  /* no retries */
+    bool cuts;                  /* what is nested too deeply is cut off (json_parse_foreign_cut): one object must not keep others out */
     struct kube_status *status; /* filled, or NULL */
 };
 

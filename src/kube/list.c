@@ -44,7 +44,7 @@ int kube_list_page(json_t *page, const struct kube_resource *resource, json_t **
     json_t *item;
     json_array_foreach(items, i, item)
     {
-        if (!json_object_get(item, "kind") &&
+        if (json_is_object(item) && !json_object_get(item, "kind") &&
             (json_object_set_new(item, "kind", json_string(resource->kind)) < 0 ||
              json_object_set_new(item, "apiVersion", json_string(api_version)) < 0))
             return error_errno(err, -ENOMEM, "list of %s", resource->plural);
@@ -77,6 +77,7 @@ int kube_list(struct kube_client *client, const struct kube_target *target,
                                              .query = query,
                                              .as = target->as,
                                              .timeout_ms = o->timeout_ms,
+                                             .cuts = true,
                                              .status = target->status};
         r = kube_call(client, &request, &page, err);
         if (r == -ESTALE && next && restarts++ < LIST_RESTARTS) {

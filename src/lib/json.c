@@ -107,14 +107,10 @@ static char *integers_as_reals(const char *text, size_t length, size_t *ret_leng
     return copy;
 }
 
-int json_parse_foreign(const char *name, const char *text, size_t length_bytes, json_t **ret_json,
-                       struct error *err)
+static int parse_foreign(const char *name, const char *text, size_t length_bytes, json_t **ret_json, struct error *err)
 {
     const size_t flags = JSON_DECODE_ANY | JSON_ALLOW_NUL;
     json_error_t at;
-    int r = check_text(name, text, length_bytes, err);
-    if (r < 0)
-        return r;
     json_t *json = json_loadb(text, length_bytes, flags, &at);
     if (!json && json_error_code(&at) == json_error_numeric_overflow) {
         size_t length;
@@ -129,6 +125,58 @@ int json_parse_foreign(const char *name, const char *text, size_t length_bytes, 
         return parse_failed(name, &at, err);
     *ret_json = json;
     return 0;
+}
+
+int json_parse_foreign(const char *name, const char *text, size_t length_bytes, json_t **ret_json,
+                       struct error *err)
+{
+    int r = check_text(name, text, length_bytes, err);
+    return r < 0 ? r : parse_foreign(name, text, length_bytes, ret_json, err);
+}
+
+/* A copy of the text with 0 for each array and object below JSON_DEPTH_MAX of them. NULL: out of memory. */
+static char *cut_deep(const char *text, size_t length, size_t *ret_length)
+{
+    char *copy = malloc(length + 1), *to = copy;
+    unsigned depth = 0;
+    bool quoted = false;
+    if (!copy)
+        return NULL;
+    for (size_t i = 0; i < length; i++) {
+        char c = text[i];
+        bool opens = !quoted && (c == '[' || c == '{'), closes = !quoted && (c == ']' || c == '}'), kept = depth <= JSON_DEPTH_MAX;
+        if (c == '"')
+            quoted = !quoted;
+        if (opens && ++depth == JSON_DEPTH_MAX + 1)
+            *to++ = '0'; /* no longer than what it stands for */
+        if (kept && depth <= JSON_DEPTH_MAX)
+            *to++ = c;
+        depth -= closes && depth > 0;
+        if (quoted && c == '\\' && i + 1 < length) {
+            i++;
+            if (depth <= JSON_DEPTH_MAX)
+                *to++ = text[i];
+        }
+    }
+    *ret_length = (size_t)(to - copy);
+    return copy;
+}
+
+int json_parse_foreign_cut(const char *name, const char *text, size_t length_bytes, json_t **ret_json,
+                           struct error *err)
+{
+    struct error deep = ERROR_INIT;
+    size_t length;
+    int r = check_length(name, length_bytes, err);
+    if (r < 0 || check_depth(name, text, length_bytes, &deep) == 0)
+        return r < 0 ? r : parse_foreign(name, text, length_bytes, ret_json, err);
+    char *copy = cut_deep(text, length_bytes, &length);
+    if (!copy)
+        return error_errno(err, -ENOMEM, "cannot parse %s", name);
+    r = parse_foreign(name, copy, length, ret_json, err);
+    explicit_bzero(copy, length); /* it may be a Secret */
+    free(copy);
+    return r;
 }
 
 int json_parse_file(const char *path, json_t **ret_json, struct error *err)

@@ -37,6 +37,9 @@ int json_parse(const char *name, const char *text, size_t length_bytes, json_t *
  * reals, as Go makes them. */
 int json_parse_foreign(const char *name, const char *text, size_t length_bytes, json_t **ret_json,
                        struct error *err) MUST_CHECK;
+/* The same for a text of which one part must not keep the others out: what is nested deeper than JSON_DEPTH_MAX is 0 in it. */
+int json_parse_foreign_cut(const char *name, const char *text, size_t length_bytes, json_t **ret_json,
+                           struct error *err) MUST_CHECK;
 /* Reads and parses the file `path`. -errno of the read, -EINVAL. */
 int json_parse_file(const char *path, json_t **ret_json, struct error *err) MUST_CHECK;
 

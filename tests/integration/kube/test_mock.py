@@ -259,6 +259,34 @@ class Foreign(unittest.TestCase):
         child.communicate(input="")
 
 
+class Deep(unittest.TestCase):
+    """One object that is nested too deeply, has no name, or is none at all keeps its kind's others from nobody."""
+    DEEP = b'{"metadata":{"namespace":"n","name":"deep","resourceVersion":"4"},"spec":%s1%s}' % (b'{"a":' * 400, b"}" * 400)
+    ITEMS = [DEEP, b'{"metadata":{},"spec":1}', b"null", b'{"metadata":{"namespace":"n","name":"plain","resourceVersion":"4"}}']
+
+    def test_lists_and_watches_go_on_with_it_among_the_others(self):
+        listed = b'{"kind":"ConfigMapList","metadata":{"resourceVersion":"5"},"items":[%s]}' % b",".join(self.ITEMS)
+        line = b'{"type":"%s","object":%s}\n'
+        changes = line % (b"ADDED", self.DEEP.replace(b'"deep"', b'"deeper"')) + line % (b"ADDED", self.ITEMS[1]) + \
+            line % (b"ADDED", self.ITEMS[3].replace(b"plain", b"new"))
+        server = Server(lambda m, p, h, d: (200, changes if "watch=1" in p else listed, {})).configure()
+        self.assertEqual(server.probe("list", "configmaps", "-", "200")[-1].split(" chunks ")[0], "listed 4")
+        child = subprocess.Popen([PROBE, "watch", "-", "configmaps"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                 env={**os.environ, "PROBE_KUBECONFIG": server.kubeconfig})
+        limit = threading.Timer(60, child.kill)
+        limit.start()
+        lines = [child.stdout.readline().rstrip() for _ in range(5)]
+        limit.cancel()
+        child.communicate(input="")
+        self.assertEqual([(line.split() + [""])[0] for line in lines], ["added", "added", "synced", "added", "added"], lines)
+        for line, name in zip((lines[0], lines[1], lines[3], lines[4]), ("n/deep", "n/plain", "n/deeper", "n/new")):
+            self.assertIn(name, line)
+
+    def test_one_that_is_asked_for_is_refused_rather_than_cut(self):
+        lines = Server(lambda *_: (200, self.DEEP, {})).configure().probe("get", "configmaps", "n", "deep", "-", "-")
+        self.assertIn("nested more than 256 deep", " ".join(lines))
+
+
 class Discovery(unittest.TestCase):
     def test_a_server_that_tells_group_by_group(self):
         """Before 1.26, or where it is switched off: one request for each version, the preferred one first."""

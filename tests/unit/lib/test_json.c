@@ -43,6 +43,34 @@ static char *nested(unsigned depth, const char *open, const char *close)
     return text;
 }
 
+/* One part that is nested too deeply does not keep the others out. */
+static void what_is_too_deep_is_cut_off(void **unused)
+{
+    static const char *const brackets[][2] = {{"[", "]"}, {"{\"a\\\"]\":[\"[\",", "]}"}};
+    (void)unused;
+    for (size_t i = 0; i < 2; i++) {
+        for (unsigned more = 0; more < 4; more++) {
+            struct error err = ERROR_INIT;
+            _cleanup_json_ json_t *json = NULL;
+            _cleanup_free_ char *deep = nested(JSON_DEPTH_MAX / (i ? 2 : 1) - 1 + more, brackets[i][0], brackets[i][1]), *text = NULL;
+            assert_true(asprintf(&text, "{\"before\":[1,{}],\"deep\":%s,\"after\":\"]\\\"{\"}", deep) > 0);
+            check_ok(json_parse_foreign_cut("deep", text, strlen(text), &json, &err));
+            assert_int_equal(json_array_size(json_object_get(json, "before")), 2);
+            assert_string_equal(json_string_value(json_object_get(json, "after")), "]\"{");
+            _cleanup_free_ char *written = json_to_text(json);
+            if (strlen(deep) < 1000 * (i + 1) && more == 0)
+                assert_non_null(strstr(written, deep)); /* all of it */
+            _cleanup_json_ json_t *again = NULL;
+            check_ok(json_parse("cut", written, strlen(written), &again, &err));
+        }
+    }
+    struct error err = ERROR_INIT;
+    json_t *json = NULL;
+    _cleanup_free_ char *broken = nested(JSON_DEPTH_MAX + 9, "[", "");
+    check_error(json_parse_foreign_cut("deep", broken, strlen(broken), &json, &err), -EINVAL, "deep:1:");
+    assert_null(json);
+}
+
 static void *copy_and_write(void *context)
 {
     const char *text = context;
@@ -229,7 +257,7 @@ static void texts(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(deep_nesting_is_refused_before_it_takes_the_stack), cmocka_unit_test(foreign_texts),
+        cmocka_unit_test(deep_nesting_is_refused_before_it_takes_the_stack), cmocka_unit_test(what_is_too_deep_is_cut_off), cmocka_unit_test(foreign_texts),
         cmocka_unit_test(positions), cmocka_unit_test(readers), cmocka_unit_test(unknown_fields),
         cmocka_unit_test(errors),    cmocka_unit_test(texts),   cmocka_unit_test(lossy_strings),
     };
