@@ -199,8 +199,12 @@ static const char *scan_url(struct finder *f, const char *field, const char *tex
     if (!known)
         return at;
     /* What stands before the last @ of the authority is user and password: never told. A password may hold
-     * '/' or '?' where it ought to be escaped; an @ behind them is then still its end. */
-    size_t authority = strcspn(at, " \t\r\n\"'<>`,;");
+     * '/' or '?' where it ought to be escaped, and ',' and ';' as they are; an @ behind them is then still its end. But not
+     * one of the next URL, of several. */
+    size_t authority = strcspn(at, " \t\r\n\"'<>`");
+    const char *next = strstr(at, "://");
+    if (next && (size_t)(next - at) < authority)
+        authority = (size_t)(next - at);
     for (size_t i = authority; i-- > 0;) {
         if (at[i] == '@') {
             at += i + 1;

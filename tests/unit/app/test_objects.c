@@ -338,6 +338,32 @@ static void a_finding_never_holds_a_secret(void **unused)
     }
 }
 
+/* What may stand in a password as it is, or is not escaped although it ought to be. */
+static void no_part_of_a_password_is_taken_for_a_host(void **unused)
+{
+    (void)unused;
+    struct error err = ERROR_INIT;
+    static const char *const urls[] = {"mongodb://shop:1,se.cret@db.example.com:27017/x", "amqp://shop.user:5;se.cret@db.example.com:27017",
+                                       "redis://:1,se.cret,x@db.example.com:27017,other.example.com", "mysql://se.cret:2/?,x@db.example.com:27017"};
+    for (size_t i = 0; i < sizeof urls / sizeof *urls; i++) {
+        _cleanup_json_ json_t *set = manifests_set_text("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c, namespace: n}\n"), *result = NULL;
+        json_object_set_new(json_object_get(set, "core/v1/ConfigMap/n/c"), "data", json_pack("{s:s}", "URL", urls[i]));
+        check_ok(findings_of_set(set, &result, &err));
+        _cleanup_free_ char *text = json_to_text(result);
+        if (strstr(text, "cret") || strstr(text, "user"))
+            fail_msg("%s: %s", urls[i], text);
+        const json_t *one = finding(result, "db.example.com");
+        assert_non_null(one);
+        assert_int_equal(json_integer_value(json_object_get(one, "port")), 27017);
+    }
+    _cleanup_json_ json_t *several = manifests_set_text("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c, namespace: n}\n"
+                                                        "data: {URLS: 'http://a.example.com,http://u:p@b.example.com'}\n"),
+                          *both = NULL;
+    check_ok(findings_of_set(several, &both, &err));
+    assert_non_null(finding(both, "a.example.com"));
+    assert_non_null(finding(both, "b.example.com"));
+}
+
 static void services_without_selectors_point_outside(void **unused)
 {
     (void)unused;
@@ -374,6 +400,7 @@ int main(void)
         cmocka_unit_test(a_custom_resource_needs_its_definition_and_guessed_secrets),
         cmocka_unit_test(state_outside_the_cluster_is_found),
         cmocka_unit_test(a_finding_never_holds_a_secret),
+        cmocka_unit_test(no_part_of_a_password_is_taken_for_a_host),
         cmocka_unit_test(services_without_selectors_point_outside),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
