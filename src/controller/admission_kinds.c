@@ -333,6 +333,14 @@ static int validate_annotated(struct admission_request *q, struct error *err)
     _cleanup_json_ json_t *policy = NULL;
     int r = name ? get_policy(q, name, &policy, err) : 0;
     bool is_namespace = strcmp(q->kind, "Namespace") == 0;
+    const char *application = kube_object_annotation(q->object, ANNOTATION_APPLICATION);
+    if (!application && !is_namespace)
+        application = kube_object_label(q->object, ANNOTATION_APPLICATION);
+    if (name && application && !protect_is_name(application))
+        admission_warn(q,
+                       "it is not protected: " ANNOTATION_APPLICATION " says '%.80s', which is no name of an application: take "
+                       "lower-case letters, digits, '-' and '.'",
+                       application);
     return r == -ENOENT ? judge_missing(q, name, is_namespace ? kube_object_name(q->object) : q->namespace,
                                         is_namespace ? q->object : NULL, err)
                         : r;

@@ -193,6 +193,8 @@ static void term_end(struct term *t, const struct controller_options *o)
     pthread_mutex_destroy(&c->placements.mutex);
     json_decref(c->held.applications);
     pthread_mutex_destroy(&c->held.mutex);
+    json_decref(c->told.messages);
+    pthread_mutex_destroy(&c->told.mutex);
     sealing_release(&c->sealing);
 }
 
@@ -224,6 +226,7 @@ static int serve_term(const struct controller_options *o, struct kube_lease *lea
                            .identity = identity,
                            .placements.mutex = PTHREAD_MUTEX_INITIALIZER,
                            .held.mutex = PTHREAD_MUTEX_INITIALIZER,
+                           .told.mutex = PTHREAD_MUTEX_INITIALIZER,
                            .trust_requester = o->trust_requester}};
     int r = term_begin(&t, o, directory, err);
     if (r < 0)

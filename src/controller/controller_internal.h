@@ -67,6 +67,10 @@ struct controller {
         pthread_mutex_t mutex;
         json_t *applications; /* {"NAMESPACE/NAME": Checkpoint} whose hooks run now */
     } held;
+    struct {
+        pthread_mutex_t mutex;
+        json_t *messages; /* protect.c's events: {"KIND/NAMESPACE/NAME/REASON": message} */
+    } told;
 };
 
 /* Whether this process may still act as the leader: asked before anything is changed, since a process that was stopped for a while
@@ -82,6 +86,11 @@ int watch_start(struct controller *c, struct error *err) MUST_CHECK;
 bool watch_is_synced(struct controller *c);
 
 /* ---- protect.c ---- */
+/* Whether an application, a ProtectedApplication that is, can have the name: annotations and labels hold more than names. */
+bool protect_is_name(const char *text);
+/* Of {name: wish} those that are made, or changed: those that are there (`papps`) come first, then as many as make it `most` in all. A
+ * new reference, NULL when out of memory. */
+json_t *protect_choose(const json_t *wanted, const json_t *papps, size_t most, size_t *ret_left_out);
 int protect_reconcile(struct controller *c, const char *namespace, struct error *err) MUST_CHECK;
 
 /* ---- application.c, volumes.c ---- */

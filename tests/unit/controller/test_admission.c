@@ -241,6 +241,28 @@ static void what_reads_or_changes_another_namespace_needs_rights_there(void **st
 }
 
 /* What the chart's ValidatingAdmissionPolicy says where there is one. */
+/* What annotations and labels hold need be no name: nothing would be protected, and nobody told. */
+static void a_name_that_no_application_can_have_is_warned_of(void **state)
+{
+    (void)state;
+#define NAMED(where, name) "{'metadata': {'name': 'd', 'annotations': {'tidemark.io/policy': 'gold'" where "'tidemark.io/application': '" name "'}}}"
+    const struct {
+        const char *object;
+        bool warns;
+    } cases[] = {{NAMED(", ", "My App"), true},      {NAMED(", ", "Shop"), true},     {NAMED(", ", "a/../b"), true},
+                 {NAMED("}, 'labels': {", "a_b"), true}, {NAMED(", ", "-a"), true},       {NAMED(", ", "a..b"), true},
+                 {NAMED(", ", "shop.v2"), false},    {NAMED("}, 'labels': {", "a-b"), false}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct cluster c = {0};
+        json_t *response = ask(&c, ADMISSION_VALIDATE, "Deployment", cases[i].object, NULL);
+        assert_true(json_is_true(json_object_get(response, "allowed")));
+        if ((json_array_size(json_object_get(response, "warnings")) == 1) != cases[i].warns)
+            fail_msg("%s", cases[i].object);
+        json_decref(response);
+        end(&c);
+    }
+}
+
 static void a_namespace_that_requires_a_policy_takes_no_state_without(void **state)
 {
     static const struct {
@@ -305,6 +327,7 @@ int main(void)
         cmocka_unit_test(a1_a_webhook_that_comes_later_cannot_change_it),
         cmocka_unit_test(a2_what_cannot_be_looked_up_refuses_recoveries_alone),
         cmocka_unit_test(what_reads_or_changes_another_namespace_needs_rights_there),
+        cmocka_unit_test(a_name_that_no_application_can_have_is_warned_of),
         cmocka_unit_test(a_namespace_that_requires_a_policy_takes_no_state_without),
         cmocka_unit_test(reviews_that_are_none_are_an_error),
     };
