@@ -24,22 +24,27 @@ static const json_t *controller_of(const json_t *object)
     return NULL;
 }
 
-static const char *noise_of_endpoints(const json_t *object, const char *kind)
+/* What is left are those that a person, or another program, wrote for a Service without a selector. */
+static const char *noise_of_endpoints(const json_t *object, const struct object_id *id)
 {
     const json_t *labels = objects_at(object, "metadata/labels");
     const json_t *annotations = objects_at(object, "metadata/annotations");
-    if (strcmp(kind, "EndpointSlice") == 0) {
+    if (strcmp(id->namespace, "default") == 0 && strcmp(id->name, "kubernetes") == 0)
+        return "the API server makes it";
+    if (controller_of(object))
+        return "its owner makes it again";
+    if (strcmp(id->kind, "EndpointSlice") == 0) {
         const char *by = objects_text(labels, "endpointslice.kubernetes.io/managed-by");
         return objects_has_suffix(by, ".k8s.io") ? "the control plane makes it from a Service" : NULL;
     }
-    if (json_object_get(annotations, "control-plane.alpha.kubernetes.io/leader"))
+    /* The second is Patroni's. */
+    if (json_object_get(annotations, "control-plane.alpha.kubernetes.io/leader") || json_object_get(annotations, "renewTime"))
         return "leader election";
-    /* One that a person wrote for a Service without selector has neither. */
     if (json_object_get(annotations, "endpoints.kubernetes.io/last-change-trigger-time") ||
         json_object_get(labels, "endpoints.kubernetes.io/managed-by") ||
         json_object_get(labels, "service.kubernetes.io/headless"))
         return "the control plane makes it from a Service";
-    return NULL;
+    return json_array_size(json_object_get(object, "subsets")) == 0 && json_object_size(annotations) == 0 ? "it has no addresses" : NULL;
 }
 
 static const char *noise_of_owned(const struct object_id *id, const json_t *owner)
@@ -97,7 +102,7 @@ const char *object_noise(const json_t *object)
                                                            "control-plane.alpha.kubernetes.io/leader"))
         return "leader election";
     if (strcmp(text, "/Endpoints") == 0 || strcmp(text, "discovery.k8s.io/EndpointSlice") == 0)
-        return noise_of_endpoints(object, id.kind);
+        return noise_of_endpoints(object, &id);
     return noise_of_owned(&id, controller_of(object));
 }
 

@@ -292,6 +292,7 @@ static const struct {
     {"node.k8s.io/RuntimeClass", {"handler"}},
     {"apiextensions.k8s.io/CustomResourceDefinition",
      {"spec/group", "spec/scope", "spec/names/plural", "spec/names/kind"}},
+    {"discovery.k8s.io/EndpointSlice", {"addressType"}},
     {"snapshot.storage.k8s.io/VolumeSnapshot", {"spec/source"}},
     {"policy/PodDisruptionBudget", {NULL}},
 };

@@ -542,6 +542,15 @@ static enum cli_exit print_details(struct kubectl *k, const struct kubectl_membe
     print_schedule(json_object_get(application, "checkpoints"));
     json_array_foreach(json_object_get(application, "findings"), i, item)
     {
+        const char *message = cli_field_text(item, "message", "");
+        if (*message) { /* nothing that is outside */
+            printf("%s: ", cli_field_text(item, "type", "?"));
+            put_line(cli_field_text(item, "object", "?"));
+            printf(": ");
+            put_line(message);
+            putchar('\n');
+            continue;
+        }
         printf("outside: ");
         put_line(cli_field_text(item, "type", "?"));
         putchar(' ');

@@ -14,7 +14,7 @@ struct application {
     const json_t *papp;
     const char *namespace, *name, *group;
     json_t *conditions, *volumes, *findings;
-    size_t captured, pods, objects;
+    size_t captured, pods, objects, left_out;
     bool paused;
 };
 
@@ -153,9 +153,10 @@ static int find_outside(struct application *a, struct error *err)
         return r;
     a->objects = json_object_size(set);
     json_t *findings = json_object_get(found, "findings");
-    if ((r = find_weak_door(a, findings, err)) < 0)
+    if ((r = find_weak_door(a, findings, err)) < 0 ||
+        (r = capture_left_out(a->c->capture, a->namespace, a->group, findings, &a->left_out, err)) < 0)
         return r;
-    if (json_array_size(findings) > FINDINGS_MAX)
+    while (json_array_size(findings) > FINDINGS_MAX)
         json_array_remove(findings, FINDINGS_MAX);
     a->findings = json_incref(findings);
     return 0;
@@ -210,6 +211,10 @@ static void judge_ready(struct application *a, const struct error *capture_error
     else if (capture_error->code)
         set_condition(a, "ObjectsCaptured", false, "JournalFailed", "its objects cannot be journaled: %s",
                       capture_error->message);
+    else if (a->left_out)
+        set_condition(a, "ObjectsCaptured", true, "Journaled",
+                      "every change of its objects is journaled, but for %zu that cannot be: status.findings tells which and why",
+                      a->left_out);
     else
         set_condition(a, "ObjectsCaptured", true, "Journaled", "every change of its objects is journaled");
     if (!found)

@@ -20,7 +20,9 @@
 #define DISCOVERY_SETTLE_MS 500u
 #define DISCOVERY_RETRY_MS 30000u
 #define STATUS_SETTLE_MS 30000u       /* an application's findings follow its objects so much later */
-#define CAPTURE_MAX_APPLICATIONS 200u /* of one namespace */
+#define LEFT_OUT_MAX 1000u
+#define LEFT_OUT_TOLD 20u /* of an application */
+#define LEFT_OUT "tidemark.io/left-out" /* in what stands for an object that cannot be journaled: why */
 
 struct captured_application {
     struct captured_application *next;
@@ -33,15 +35,25 @@ struct captured_kind {
     struct kube_resource resource;  /* texts owned */
     struct capture *capture;
     bool synced, wanted;
-    bool refused; /* the server does not let it be listed */
+    bool refused; /* the server does not let it be listed, or cannot */
+};
+
+/* An object that cannot be journaled: too large, or nested too deeply. */
+struct left_out {
+    struct left_out *next;
+    char *home;   /* namespace */
+    json_t *stub; /* see make_stub */
+    char name[];  /* journal name */
 };
 
 struct capture {
     struct controller *c;
-    pthread_mutex_t mutex;       /* over both lists; not held where a call may block */
+    pthread_mutex_t mutex;       /* over the lists; not held where a call may block */
     pthread_rwlock_t kinds_lock; /* for writing: changes of the kinds; before `mutex` */
     struct captured_application *applications;
     struct captured_kind *kinds;
+    struct left_out *left_out;
+    size_t left_out_count;
     struct kube_informer *crds, *services;
 };
 
@@ -65,7 +77,30 @@ const char *application_group(const json_t *papp)
         json_object_get(json_object_get(selector, "matchLabels"), ANNOTATION_APPLICATION));
 }
 
+/* Of Endpoints and EndpointSlices most are the control plane's, and change with each pod: the API server keeps back what is marked as
+ * such. Older ones do not mark all; what came all the same object_noise knows. NULL: all. */
+static const char *selector_of(const struct kube_resource *r)
+{
+    if (strcmp(r->group, "discovery.k8s.io") == 0 && strcmp(r->kind, "EndpointSlice") == 0)
+        return "endpointslice.kubernetes.io/managed-by notin (endpointslice-controller.k8s.io,endpointslicemirroring-controller.k8s.io)";
+    if (!*r->group && strcmp(r->kind, "Endpoints") == 0)
+        return "!endpoints.kubernetes.io/managed-by,!service.kubernetes.io/headless";
+    return NULL;
+}
+
 /* ---- objects ---- */
+/* Makes of the object what stands for it in the cache, so that its end is seen. */
+static bool make_stub(json_t *object, const char *reason)
+{
+    const json_t *metadata = json_object_get(object, "metadata");
+    _cleanup_json_ json_t *stub =
+        json_pack("{s:O, s:O, s:{s:O, s:O*, s:O*, s:O*}, s:o}", "apiVersion", json_object_get(object, "apiVersion"), "kind",
+                  json_object_get(object, "kind"), "metadata", "name", json_object_get(metadata, "name"), "namespace",
+                  json_object_get(metadata, "namespace"), "labels", json_object_get(metadata, "labels"), "annotations",
+                  json_object_get(metadata, "annotations"), LEFT_OUT, json_string_lossy(reason));
+    return stub && json_object_clear(object) == 0 && json_object_update(object, stub) == 0;
+}
+
 static bool normalize(void *context, const struct kube_resource *resource, json_t *object)
 {
     struct captured_kind *kind = context;
@@ -76,9 +111,10 @@ static bool normalize(void *context, const struct kube_resource *resource, json_
     if (object_noise(object) || (type && object_is_secret(object) && strcmp(type, CONTROLLER_KEY_TYPE) == 0))
         return false;
     if (object_normalize(object, &normalized, &err) < 0) {
-        log_warning(kind->capture->c->log, "%s %s/%s is not journaled: %s", resource->kind,
-                    kube_object_namespace(object), kube_object_name(object), err.message);
-        return false;
+        const char *namespace = kube_object_namespace(object);
+        log_warning(kind->capture->c->log, "%s %s/%s is not journaled: %s", resource->kind, namespace ? namespace : "",
+                    kube_object_name(object), err.message);
+        return make_stub(object, err.message);
     }
     json_object_clear(object);
     return json_object_update(object, normalized) == 0;
@@ -100,6 +136,86 @@ static bool is_namespace(const struct kube_resource *r)
     return !r->namespaced;
 }
 
+/* ---- what is left out ---- */
+static void free_left_out(struct left_out *l)
+{
+    free(l->home);
+    json_decref(l->stub);
+    free(l);
+}
+
+/* The mutex is held. `name`: of one; NULL: all whose names begin with `prefix`. */
+static void forget_left_out(struct capture *capture, const char *name, const char *prefix)
+{
+    for (struct left_out **link = &capture->left_out; *link;) {
+        struct left_out *l = *link;
+        if (name ? strcmp(l->name, name) != 0 : strncmp(l->name, prefix, strlen(prefix)) != 0) {
+            link = &l->next;
+            continue;
+        }
+        *link = l->next;
+        capture->left_out_count--;
+        free_left_out(l);
+    }
+}
+
+/* The mutex is held. */
+static void add_left_out(struct capture *capture, const char *home, const char *name, const json_t *stub)
+{
+    struct left_out *l = capture->left_out_count < LEFT_OUT_MAX ? calloc(1, sizeof *l + strlen(name) + 1) : NULL;
+    if (!l || !(l->home = strdup(home)) || !(l->stub = json_deep_copy(stub))) {
+        if (l)
+            free_left_out(l);
+        return;
+    }
+    memcpy(l->name, name, strlen(name) + 1);
+    l->next = capture->left_out;
+    capture->left_out = l;
+    capture->left_out_count++;
+}
+
+int capture_left_out(struct capture *capture, const char *namespace, const char *group, json_t *findings, size_t *ret_count,
+                     struct error *err)
+{
+    size_t count = 0;
+    MUTEX_GUARD(guard, &capture->mutex);
+    for (const struct left_out *l = capture->left_out; l; l = l->next) {
+        if (strcmp(l->home, namespace) != 0 || !application_has(l->stub, group) || ++count > LEFT_OUT_TOLD)
+            continue;
+        json_t *finding = json_pack("{s:s, s:s, s:o}", "type", "not journaled", "object", l->name, "message",
+                                    json_sprintf("it is in no history, and no recovery puts it back: %.800s",
+                                                 json_string_value(json_object_get(l->stub, LEFT_OUT))));
+        if (json_array_insert_new(findings, 0, finding) < 0)
+            return error_errno(err, -ENOMEM, "%s", namespace);
+    }
+    *ret_count = count;
+    return 0;
+}
+
+/* ---- passing on ---- */
+struct passed {
+    char *name;
+    bool has;
+};
+
+/* Those of the namespace; whether they have the object (NULL: none has). The mutex is held. -ENOMEM. */
+static int applications_of(const struct capture *capture, const char *home, const json_t *object, struct passed **ret,
+                           size_t *ret_count)
+{
+    size_t room = 0, count = 0;
+    struct passed *found = NULL;
+    for (const struct captured_application *a = capture->applications; a; a = a->next)
+        room += strcmp(a->namespace, home) == 0;
+    if (room && !(found = calloc(room, sizeof *found)))
+        return -ENOMEM;
+    for (const struct captured_application *a = capture->applications; a && count < room; a = a->next)
+        if (strcmp(a->namespace, home) == 0 && (found[count].name = strdup(a->name)))
+            found[count++].has = object && application_has(object, a->group);
+    *ret = found;
+    *ret_count = count;
+    return count == room ? 0 : -ENOMEM;
+}
+
 /* One object to all applications of its namespace: to those that have it no longer, as deleted. */
 static void pass_on(struct capture *capture, const struct kube_resource *resource, const char *namespace,
                     const char *name, uint64_t version, const json_t *object)
@@ -107,18 +223,19 @@ static void pass_on(struct capture *capture, const struct kube_resource *resourc
     char text[OBJECT_NAME_BYTES];
     struct error err = ERROR_INIT;
     const char *home = is_namespace(resource) ? name : namespace;
-    struct {
-        char *name;
-        bool has;
-    } found[CAPTURE_MAX_APPLICATIONS];
+    const json_t *stub = json_object_get(object, LEFT_OUT) ? object : NULL;
+    struct passed *found = NULL;
     size_t count = 0;
+    int r = journal_name(resource, is_namespace(resource) ? NULL : namespace, name, text, &err);
     pthread_mutex_lock(&capture->mutex);
-    for (struct captured_application *a = capture->applications; a && count < CAPTURE_MAX_APPLICATIONS;
-         a = a->next)
-        if (strcmp(a->namespace, home) == 0 && (found[count].name = strdup(a->name)))
-            found[count++].has = object && application_has(object, a->group);
+    int listed = applications_of(capture, home, stub ? NULL : object, &found, &count);
+    if (r == 0 && capture->left_out)
+        forget_left_out(capture, text, NULL);
+    if (r == 0 && stub && count)
+        add_left_out(capture, home, text, stub);
     pthread_mutex_unlock(&capture->mutex);
-    int r = count ? journal_name(resource, is_namespace(resource) ? NULL : namespace, name, text, &err) : 0;
+    if (listed < 0)
+        log_error(capture->c->log, "%s %s/%s is not journaled: out of memory", resource->kind, home, name);
     for (size_t i = 0; i < count; i++) {
         if (r == 0) {
             int put = object_store_put(capture->c->store, home, found[i].name, text,
@@ -129,6 +246,7 @@ static void pass_on(struct capture *capture, const struct kube_resource *resourc
         }
         free(found[i].name);
     }
+    free(found);
 }
 
 static void on_event(void *context, const struct kube_resource *resource, enum kube_event event,
@@ -169,7 +287,8 @@ static void on_failed(void *context, const struct kube_resource *resource, const
 {
     struct captured_kind *kind = context;
     pthread_mutex_lock(&kind->capture->mutex);
-    kind->refused = error->code == -EACCES || error->code == -ENOENT || error->code == -EOPNOTSUPP;
+    kind->refused = error->code == -EACCES || error->code == -ENOENT || error->code == -EOPNOTSUPP || error->code == -EIO ||
+                    error->code == -EINVAL || error->code == -EPROTO; /* the last ones: its conversion webhook is broken, say */
     pthread_mutex_unlock(&kind->capture->mutex);
     log_warning(((struct captured_kind *)context)->capture->c->log, "capture of %s: %s", resource->plural,
                 error->message);
@@ -182,7 +301,13 @@ int capture_journals(struct capture *capture, const json_t *object, bool *ret, s
     *ret = false;
     if (object_identify(object, &id, &unused) < 0)
         return 0;
+    char name[OBJECT_NAME_BYTES];
+    if (object_journal_name(&id, name, &unused) < 0)
+        return 0;
     MUTEX_GUARD(guard, &capture->mutex);
+    for (const struct left_out *l = capture->left_out; l; l = l->next)
+        if (strcmp(l->name, name) == 0)
+            return 0;
     for (struct captured_kind *k = capture->kinds; k; k = k->next) {
         if (strcmp(k->resource.kind, id.kind) != 0 || strcmp(k->resource.group, id.group) != 0)
             continue;
@@ -235,7 +360,7 @@ static int list_kind(struct capture *capture, const struct captured_application 
     if (is_namespace(&k->resource) && asprintf(&selector, "metadata.name=%s", a->namespace) < 0)
         return error_errno(err, -ENOMEM, "%s", a->namespace);
     const struct kube_target target = {.resource = &k->resource, .namespace = a->namespace};
-    const struct kube_list_options options = {.field_selector = selector};
+    const struct kube_list_options options = {.field_selector = selector, .label_selector = selector_of(&k->resource)};
     int r = kube_list(c->client, &target, &options, on_chunk, &l, &version, &failure);
     pthread_mutex_lock(&capture->mutex);
     bool synced = k->synced;
@@ -339,8 +464,7 @@ void capture_remove(struct capture *capture, const char *namespace, const char *
 static bool is_captured(const struct kube_resource *r)
 {
     static const char *const noise[] = {
-        "Event",     "Lease", "EndpointSlice", "Endpoints", "ControllerRevision", "CSIStorageCapacity",
-        "PodMetrics"};
+        "Event", "Lease", "ControllerRevision", "CSIStorageCapacity", "PodMetrics"};
     const uint32_t needed = KUBE_VERB_LIST | KUBE_VERB_WATCH;
     if (!*r->group && strcmp(r->kind, "Namespace") == 0)
         return true;
@@ -378,7 +502,7 @@ static int add_kind(struct capture *capture, const struct kube_resource *r, stru
     pthread_mutex_unlock(&capture->mutex);
     object_store_list_kind(capture->c->store, r->group, r->kind); /* before the first of its events */
     const struct kube_informer_options options = {
-        .resource = &k->resource, .ops = {normalize, on_event, on_synced, on_gap, on_failed, k}};
+        .resource = &k->resource, .label_selector = selector_of(r), .ops = {normalize, on_event, on_synced, on_gap, on_failed, k}};
     return kube_informers_add(capture->c->informers, &options, &k->informer, err);
 }
 
@@ -393,8 +517,12 @@ static void remove_unwanted(struct capture *capture)
         log_info(capture->c->log, "%s.%s is no longer there", k->resource.plural, k->resource.group);
         if (k->informer)
             kube_informers_remove(capture->c->informers, k->informer);
+        char prefix[OBJECT_NAME_BYTES];
+        snprintf(prefix, sizeof prefix, "%.253s/%.63s/%.63s/", *k->resource.group ? k->resource.group : "core", k->resource.version,
+                 k->resource.kind);
         pthread_mutex_lock(&capture->mutex);
         *link = k->next;
+        forget_left_out(capture, NULL, prefix);
         pthread_mutex_unlock(&capture->mutex);
         free_kind(k);
     }
@@ -514,6 +642,7 @@ void capture_free(struct capture *capture)
         next = a->next;
         free_application(a);
     }
+    forget_left_out(capture, NULL, "");
     pthread_mutex_destroy(&capture->mutex);
     pthread_rwlock_destroy(&capture->kinds_lock);
     free(capture);

@@ -127,10 +127,14 @@ void capture_free(struct capture *capture);
 int capture_add(struct capture *capture, const char *namespace, const char *name, const char *application,
                 struct error *err) MUST_CHECK;
 void capture_remove(struct capture *capture, const char *namespace, const char *name);
-/* Whether objects of this one's kind are journaled: those of others cannot be told from what came later. -EAGAIN: they are being
- * listed. */
+/* Whether objects of this one's kind are journaled, and it is none of those that cannot be: what is not, cannot be told from what
+ * came later, and would be gone for good. -EAGAIN: they are being listed. */
 int capture_journals(struct capture *capture, const json_t *object, bool *ret, struct error *err) MUST_CHECK;
 int capture_update_kinds(struct capture *capture, struct error *err) MUST_CHECK;
+/* Puts before the findings those objects of the application that cannot be journaled, *ret_count of them: too large, or nested too
+ * deeply. `group` as in capture_add. */
+int capture_left_out(struct capture *capture, const char *namespace, const char *group, json_t *findings, size_t *ret_count,
+                     struct error *err) MUST_CHECK;
 
 /* ---- recovery_reconcile.c ---- */
 /* Carries a Recovery as far as it goes; its key is RECOVERY_KEY "NAMESPACE/NAME". */

@@ -6,6 +6,8 @@
 #include "app/transform.h"
 #include "controller/recovery_internal.h"
 
+static const char of_selector[] = "the control plane makes it from its Service";
+
 static const char *const action_names[RECOVERY_ACTIONS] = {"create", "change", "recreate",
                                                            "delete", "same",   "skip"};
 
@@ -386,6 +388,19 @@ static const json_t *live_of(const json_t *raw, const json_t *index, const char 
     return found ? json_object_get(raw, found) : NULL;
 }
 
+/* Endpoints of a Service that selects pods are the control plane's, although older ones do not say so: addresses of pods that are gone
+ * must not come back. `set`: has the Service. */
+static bool are_of_selector(const json_t *set, const struct object_id *id)
+{
+    struct object_id service = *id;
+    char name[OBJECT_NAME_BYTES];
+    struct error unused = ERROR_INIT;
+    service.kind = "Service";
+    if (id->group[0] || strcmp(id->kind, "Endpoints") != 0 || object_journal_name(&service, name, &unused) < 0)
+        return false;
+    return json_object_size(json_object_get(json_object_get(json_object_get(set, name), "spec"), "selector")) > 0;
+}
+
 static int plan_object(struct recovery_run *run, int wave, const char *name, const json_t *live,
                        struct error *err)
 {
@@ -398,6 +413,8 @@ static int plan_object(struct recovery_run *run, int wave, const char *name, con
                             err);
     if (r < 0)
         return r;
+    if (prepared && are_of_selector(run->wanted, &id))
+        return recovery_add_entry(run, ACTION_SKIP, wave, name, of_selector, NULL, err);
     if (!prepared)
         return recovery_add_entry(run, ACTION_SKIP, wave, name, reason, NULL, err);
     if (!live)
@@ -406,6 +423,11 @@ static int plan_object(struct recovery_run *run, int wave, const char *name, con
         return recovery_add_entry(run, ACTION_SKIP, wave, name, "it is there, and others may use it", NULL,
                                   err);
     r = object_normalize(live, &normal, err);
+    if (r == -EFBIG) { /* it has grown beyond what can be compared: to put it back is tried, and has a verdict */
+        snprintf(reason, sizeof reason, "%.*s", (int)sizeof reason - 1, err->message);
+        *err = ERROR_INIT;
+        return recovery_add_entry(run, ACTION_CHANGE, wave, name, reason, NULL, err);
+    }
     if (r < 0)
         return r;
     restore_adopt_binding(prepared, normal);
@@ -505,6 +527,8 @@ static int plan_deletions(struct recovery_run *run, const json_t *raw, const jso
         const char *stays = reason_to_stay(object, &id);
         const char *claim = json_string_value(json_object_get(holders, object_uid(object)));
         char kept[RESTORE_REASON_BYTES];
+        if (!stays && are_of_selector(raw, &id))
+            stays = of_selector;
         if (!stays && is_older(object, point_ns))
             stays = "it was there before the point, and no part of the application's history then";
         if (!stays && claim) {

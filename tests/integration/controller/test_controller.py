@@ -224,7 +224,73 @@ class Protection(ControllerTest):
         self.assertNotIn("hunter2", json.dumps(papp(ns)["status"]))
 
 
+    def test_a_name_that_no_application_can_have_keeps_no_other_out(self):
+        ns = make_namespace("misnamed")
+        annotated = lambda name, **more: claim(name, ns, annotations={"tidemark.io/policy": "gold", **more})
+        SERVER.apply(annotated("first", **{"tidemark.io/application": "My App"}), annotated("a"), annotated("b"),
+                     {**annotated("last"), "metadata": {**annotated("last")["metadata"], "labels": {"tidemark.io/application": "Shop_1"}}})
+        self.start()
+        for name in ("a", "b"):
+            until(f"{name} is protected", lambda n=name: papp(ns, n))
+        for name in ("first", "last"):
+            until("an event", lambda n=name: "InvalidApplicationName" in SERVER.kubectl(
+                "-n", ns, "get", "events", f"--field-selector=involvedObject.name={n}", check=False))
+        SERVER.kubectl("-n", ns, "annotate", "pvc", "first", "tidemark.io/application=my-app", "--overwrite")
+        until("it is protected", lambda: papp(ns, "my-app"))
+        events = json.loads(SERVER.kubectl("-n", ns, "get", "events", "--field-selector=reason=InvalidApplicationName", "-o", "json"))["items"]
+        self.assertEqual(len(events), 2, "each is told once")
+
+
 class Capture(ControllerTest):
+    def test_what_cannot_be_journaled_is_told_and_keeps_no_other_out(self):
+        ns, other = make_namespace("deep", **{"tidemark.io/policy": "gold"}), make_namespace("deep-other")
+        SERVER.apply({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "wells.example.com"},
+                      "spec": {"group": "example.com", "scope": "Namespaced", "names": {"plural": "wells", "singular": "well", "kind": "Well"},
+                               "versions": [{"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": {
+                                   "type": "object", "x-kubernetes-preserve-unknown-fields": True}}}]}})
+        SERVER.kubectl("wait", "--for=condition=Established", "crd/wells.example.com")
+        until("the kind", lambda: not SERVER.kubectl("get", "wells", check=False).startswith("error"))
+
+        def well(name, namespace, depth):
+            spec = "1"
+            for _ in range(depth):
+                spec = f'{{"a":{spec}}}'
+            SERVER.kubectl("create", "-f", "-", stdin=f'{{"apiVersion":"example.com/v1","kind":"Well","metadata":{{"name":"{name}","namespace":"{namespace}"}},"spec":{spec}}}')
+        well("theirs", other, 300)  # somebody else's
+        controller = self.start()
+        self.captured(ns)
+        well("deep", ns, 300)
+        well("less", ns, 220)
+        well("plain", ns, 5)
+        findings = lambda: {f["object"].split("/")[-1]: f["message"] for f in (papp(ns) or {}).get("status", {}).get("findings", []) if f["type"] == "not journaled"}
+        until("the findings", lambda: set(findings()) == {"deep", "less"})
+        self.assertIn("nested deeper", findings()["deep"])
+        self.until_journaled(ns)  # neither is to be deleted because the history does not have it
+        SERVER.kubectl("-n", ns, "delete", "well", "deep")
+        until("the finding goes with it", lambda: set(findings()) == {"less"})
+        controller.stop()
+        self.assertEqual([n.split("/")[-1] for n in read(self.state, ns) if "/Well/" in n], ["plain"])
+        SERVER.kubectl("delete", "crd", "wells.example.com")
+
+    def test_endpoints_that_a_person_wrote_are_journaled(self):
+        ns = make_namespace("written", **{"tidemark.io/policy": "gold"})
+        controller = self.start()
+        self.captured(ns)
+        service = lambda name, **spec: {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": ns}, "spec": {"ports": [{"port": 5432}], **spec}}
+        SERVER.apply(service("old"), service("new"), service("made", selector={"app": "x"}),
+                     {"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "old", "namespace": ns},
+                      "subsets": [{"addresses": [{"ip": "192.0.2.7"}], "ports": [{"port": 5432}]}]},
+                     {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "new-1", "namespace": ns, "labels": {
+                         "kubernetes.io/service-name": "new"}}, "addressType": "IPv4", "endpoints": [{"addresses": ["192.0.2.8"]}], "ports": [{"port": 5432}]},
+                     {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "made-1", "namespace": ns, "labels": {
+                         "kubernetes.io/service-name": "made", "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io"}},
+                      "addressType": "IPv4", "endpoints": []})
+        self.until_journaled(ns)
+        controller.stop()
+        stored = read(self.state, ns)
+        self.assertEqual({n.split("/", 1)[1] for n in stored if "/Endpoint" in n}, {f"v1/Endpoints/{ns}/old", f"v1/EndpointSlice/{ns}/new-1"})
+        self.assertEqual(stored[f"core/v1/Endpoints/{ns}/old"]["subsets"][0]["addresses"], [{"ip": "192.0.2.7"}])
+
     def test_nothing_is_missed_over_kills_and_each_moment_reads_back_exactly(self):
         seed = int(os.environ.get("TIDEMARK_SEED", time.time_ns() % 10**9))
         print(f"TIDEMARK_SEED={seed}")

@@ -147,7 +147,15 @@ static void noise_is_what_controllers_make_again(void **unused)
         {false, "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: a, namespace: n}\n"},
         {true, "apiVersion: v1\nkind: Endpoints\nmetadata: {name: a, namespace: n, labels: "
                "{endpoints.kubernetes.io/managed-by: endpoint-controller}}\n"},
-        {false, "apiVersion: v1\nkind: Endpoints\nmetadata: {name: a, namespace: n}\n"},
+        {true, "apiVersion: v1\nkind: Endpoints\nmetadata: {name: a, namespace: n}\n"},
+        {false, "apiVersion: v1\nkind: Endpoints\nmetadata: {name: a, namespace: n}\nsubsets: [{addresses: [{ip: 192.0.2.7}]}]\n"},
+        {true, "apiVersion: v1\nkind: Endpoints\nmetadata: {name: pg, namespace: n, annotations: {leader: pg-0, renewTime: x}}\n"
+               "subsets: [{addresses: [{ip: 192.0.2.7}]}]\n"},
+        {true, "apiVersion: v1\nkind: Endpoints\nmetadata: {name: kubernetes, namespace: default}\n"
+               "subsets: [{addresses: [{ip: 192.0.2.7}]}]\n"},
+        {true, "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: kubernetes, namespace: default}\n"},
+        {true, "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: a, namespace: n, ownerReferences: "
+               "[{kind: Mesh, name: m, controller: true}]}\n"},
         {true, "apiVersion: tidemark.io/v1alpha1\nkind: Recovery\nmetadata: {name: a, namespace: n}\n"},
         {true, "apiVersion: metrics.k8s.io/v1beta1\nkind: PodMetrics\nmetadata: {name: a, namespace: n}\n"},
     };
