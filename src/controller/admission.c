@@ -46,6 +46,10 @@ size_t admission_rights(const json_t *recovery, struct admission_right ret[ADMIS
     bool foreign = strcmp(source, own) != 0, elsewhere = strcmp(target, own) != 0;
     if (foreign || strcmp(target, source) != 0)
         ret[count++] = (struct admission_right){source, "", "secrets", "get"};
+    /* A clone's volumes are bound to claims of the target, which may be there already, before those are applied. */
+    if (elsewhere && mode && strcmp(mode, "clone") == 0 &&
+        !json_is_true(json_object_get(json_object_get(recovery, "spec"), "objectsOnly")))
+        ret[count++] = (struct admission_right){target, "", "persistentvolumeclaims", "create"};
     /* What is put back there changes volumes that are there, which is done with the controller's own rights. */
     if (elsewhere && (!mode || strcmp(mode, "clone") != 0))
         ret[count++] = (struct admission_right){target, "tidemark.io", "recoveries", "create"};

@@ -48,7 +48,8 @@ int admission_review(const struct admission *a, enum admission_phase phase, cons
 
 /* The rights that whoever asks for the Recovery needs besides those for the objects themselves, since the
  * history is read, and volumes are put back, with the controller's own: whoever takes objects to another
- * namespace must be allowed to read Secrets where they come from, and a rewind of another namespace than the
+ * namespace must be allowed to read Secrets where they come from, a clone's target needs the right to make claims
+ * there, which volumes are made for, and a rewind of another namespace than the
  * Recovery's needs the right to make Recoveries there. Fills `ret`, whose texts are the Recovery's; returns
  * how many. */
 size_t admission_rights(const json_t *recovery, struct admission_right ret[ADMISSION_RIGHTS_MAX]);

@@ -7,6 +7,7 @@
 #include "base/cleanup.h"
 #include "controller/admission.h"
 #include "controller/history_internal.h"
+#include "controller/recovery.h"
 #include "lib/json.h"
 
 /* ---- rights ---- */
@@ -57,8 +58,7 @@ static int moment_before(struct history_job *job, const char *name, struct histo
     if (r < 0)
         return error_context(err, "before:%s", name);
     const json_t *status = json_object_get(recovery, "status"), *lsn = json_object_get(status, "beforeLsn");
-    if (!json_is_integer(lsn) ||
-        strcmp(json_text(json_object_get(recovery, "spec"), "application"), job->application) != 0)
+    if (!json_is_integer(lsn) || !recovery_is_about(recovery, job->namespace, job->namespace, job->application))
         return error_set(err, -ENOENT, "before:%s: that Recovery has changed nothing of %s", name,
                          job->application);
     snprintf(ret->objects, sizeof ret->objects, "lsn:%lld", (long long)json_integer_value(lsn));

@@ -32,6 +32,13 @@ bool recovery_has_ended(const json_t *recovery)
     return false;
 }
 
+bool recovery_is_about(const json_t *recovery, const char *own, const char *namespace, const char *application)
+{
+    const json_t *spec = json_object_get(recovery, "spec");
+    const char *source = json_text(spec, "sourceNamespace");
+    return strcmp(*source ? source : own, namespace) == 0 && strcmp(json_text(spec, "application"), application) == 0;
+}
+
 /* An error of the way to the server rather than of what was asked: tried again later. */
 static bool passes(int code)
 {
@@ -150,8 +157,12 @@ static int plan(struct recovery_run *run, struct error *err)
             *err = failed;
         return r;
     }
-    if (r < 0 && (!reason || passes(r)))
+    if (r < 0 && passes(r))
         return r;
+    if (r == -EACCES && !reason) /* of something that whoever asked may not even look at: it stays so */
+        reason = "Forbidden";
+    if (r < 0 && !reason)
+        return say_pending(run, r, err);
     if (r < 0) {
         r = fail(run, STEP_PLAN, reason, err);
         return r < 0 ? r : 1;

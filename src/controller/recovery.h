@@ -90,6 +90,9 @@ struct recovery_cluster_ops {
      * it in versions of another form. NULL: any version is its own. */
     int (*serves)(void *context, const char *group, const char *version, const char *kind, char **ret,
                   struct error *err);
+    /* As get, of a class of the cluster (StorageClass, PriorityClass), with the controller's own rights: whether it is there is no
+     * secret, and whoever rules over a namespace alone may not ask. NULL: get. */
+    int (*get_class)(void *context, const char *name, json_t **ret, struct error *err);
 };
 
 /* The Recovery itself, with the controller's own rights. */
@@ -180,6 +183,8 @@ int recovery_advance(const struct recovery_context *context, const char *namespa
                      struct error *err) MUST_CHECK;
 /* Whether the phase is one that does not change any more. */
 bool recovery_has_ended(const json_t *recovery);
+/* Whether it is about that application of that namespace: another's LSNs are of another journal. `own`: the namespace it lies in. */
+bool recovery_is_about(const json_t *recovery, const char *own, const char *namespace, const char *application);
 /* Of one that has ended, and whose reconcilers were resumed: changes its status, true when it did. */
 bool recovery_note_resumed(json_t *recovery, const struct clock *clock);
 

@@ -77,9 +77,11 @@ static int read_before(struct recovery_run *run, const char *name, json_int_t *r
     if (r < 0)
         return r;
     const json_t *status = json_object_get(other, "status"), *lsn = json_object_get(status, "beforeLsn");
-    if (strcmp(json_text(json_object_get(other, "spec"), "application"), run->application) != 0)
-        return error_set(err, -ENOENT, "the Recovery %s is about another application: %s", name,
-                         json_text(json_object_get(other, "spec"), "application"));
+    if (!recovery_is_about(other, run->namespace, run->source_namespace, run->application)) {
+        const char *source = json_text(json_object_get(other, "spec"), "sourceNamespace");
+        return error_set(err, -ENOENT, "the Recovery %s is about another application: %s/%s", name,
+                         *source ? source : run->namespace, json_text(json_object_get(other, "spec"), "application"));
+    }
     if (!json_is_integer(lsn))
         return error_set(err, -ENOENT, "the Recovery %s has changed nothing: there is nothing to take back",
                          name);

@@ -13,7 +13,10 @@
 #include "lib/json.h"
 
 #define MANAGER "tidemark-recovery"
-enum { KINDS_AGAIN_MS = 300 }; /* between two discoveries */
+enum {
+    KINDS_AGAIN_MS = 300,    /* between two discoveries */
+    OTHERS_TIMEOUT_MS = 8000 /* for a list of somebody else's kind */
+};
 
 const struct kube_resource controller_recoveries = {"tidemark.io", "v1alpha1", "recoveries",
                                                     "Recovery",    true,       0};
@@ -212,6 +215,19 @@ static int get(void *context, const char *name, json_t **ret, struct error *err)
     return r == 0 ? kube_get(k->client, &target, ret, err) : r;
 }
 
+static int get_class(void *context, const char *name, json_t **ret, struct error *err)
+{
+    struct recovery_kube *k = context;
+    struct object_id id;
+    struct kube_resource resource;
+    struct kube_target target;
+    int r = object_id_parse(name, &id, err);
+    if (r == 0)
+        r = target_of(k, &id, &resource, &target, err);
+    target.as = NULL;
+    return r == 0 ? kube_get(k->client, &target, ret, err) : r;
+}
+
 static int put(struct recovery_kube *k, const json_t *object, bool create, struct error *err)
 {
     struct object_id id;
@@ -264,6 +280,13 @@ static int add_items(void *context, json_t *items, bool first, struct error *err
     return json_array_extend(chunk, items) < 0 ? error_set(err, -ENOMEM, "out of memory") : 0;
 }
 
+/* Somebody else's kind whose server or conversion webhook is broken, by a bad release say, must not keep all the rest from being put
+ * back. */
+static bool is_broken(const struct kube_resource *resource, int code, long http_code)
+{
+    return code < 0 && !object_group_is_builtin(resource->group) && (http_code >= 500 || code == -EPROTO || code == -EOPNOTSUPP);
+}
+
 /* What somebody may not list she may not put back either: it is passed over, and each such object fails by
  * itself. */
 static int list(void *context, const char *namespace, json_t *array, struct error *err)
@@ -278,14 +301,23 @@ static int list(void *context, const char *namespace, json_t *array, struct erro
     }
     for (size_t i = 0; i < kinds->count; i++) {
         const struct kube_resource *resource = &kinds->resources[i];
-        const struct kube_target target = {.resource = resource, .namespace = namespace, .as = &k->user};
+        struct kube_status status = {0};
+        const struct kube_target target = {.resource = resource, .namespace = namespace, .as = &k->user, .status = &status};
+        const struct kube_list_options options = {.timeout_ms = object_group_is_builtin(resource->group) ? 0 : OTHERS_TIMEOUT_MS};
         _cleanup_json_ json_t *chunk = json_array();
         if (!resource->namespaced || !(resource->verbs & KUBE_VERB_LIST) ||
             !(resource->verbs & KUBE_VERB_DELETE) || (strcmp(resource->kind, "Event") == 0))
             continue;
-        int r = kube_list(k->client, &target, NULL, add_items, chunk, NULL, err);
-        if (r == -EACCES || r == -ENOENT)
+        int r = kube_list(k->client, &target, &options, add_items, chunk, NULL, err);
+        json_decref(status.details);
+        bool broken = is_broken(resource, r, status.code);
+        if (broken)
+            log_warning(k->log, "recovery into %s: objects of %s.%s cannot be listed and are passed over: %s", namespace, resource->plural,
+                        resource->group, err->message);
+        if (r == -EACCES || r == -ENOENT || broken) {
+            *err = ERROR_INIT;
             continue;
+        }
         if (r < 0)
             return r;
         json_array_extend(array, chunk);
@@ -307,7 +339,8 @@ const struct recovery_cluster_ops recovery_kube_cluster = {.get = get,
                                                            .list = list,
                                                            .pods = pods,
                                                            .knows = knows,
-                                                           .serves = serves};
+                                                           .serves = serves,
+                                                           .get_class = get_class};
 
 /* ---- the Recovery ---- */
 

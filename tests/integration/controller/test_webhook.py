@@ -229,7 +229,11 @@ class Tenants(Webhook):
     def test_a_tenant_restores_her_own_namespace_and_reaches_no_other(self):
         own, other = self.namespace("tenant-own", "ann"), self.namespace("tenant-other", "bob")
         secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "namespace": other}, "stringData": {"password": "theirs"}}
-        SERVER.apply(config_map("c", own, "good"), config_map("c", other, "good"), secret)
+        # of a class, at which she may not look
+        classed = claim("data", own)
+        classed["spec"]["storageClassName"] = "tenants"
+        SERVER.apply({"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "tenants"}, "provisioner": "foreign.example.com"},
+                     classed, config_map("c", own, "good"), config_map("c", other, "good"), secret)
         point = self.settled(own, "good")
         self.settled(other, "good")
         SERVER.apply(config_map("c", own, "bad"))
@@ -251,6 +255,30 @@ class Tenants(Webhook):
         self.refused("ann may not create recoveries in the namespace tenant-other",
                      recovery("afar", own, application=other, sourceNamespace=other), "ann")
         self.accepted(recovery("look", own, application=other, sourceNamespace=other, mode="clone", targetNamespace=own, dryRun=True), "ann")
+
+    def test_a_broken_kind_of_somebody_else_keeps_the_rest_from_nobody(self):
+        ns = self.namespace("ill", "ann")
+        version = lambda name, storage: {"name": name, "served": True, "storage": storage, "schema": {"openAPIV3Schema": {
+            "type": "object", "x-kubernetes-preserve-unknown-fields": True}}}
+        crd = lambda newer, conversion: {
+            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "gadgets.example.com"},
+            "spec": {"group": "example.com", "scope": "Namespaced", "names": {"plural": "gadgets", "singular": "gadget", "kind": "Gadget"},
+                     "conversion": conversion, "versions": [version("v1", not newer)] + ([version("v2", True)] if newer else [])}}
+        SERVER.apply(crd(False, {"strategy": "None"}))
+        SERVER.kubectl("wait", "--for=condition=Established", "crd/gadgets.example.com")
+        until("the kind", lambda: not SERVER.kubectl("get", "gadgets", check=False).startswith("error"))
+        SERVER.apply({"apiVersion": "example.com/v1", "kind": "Gadget", "metadata": {"name": "g", "namespace": ns}, "size": 1}, config_map("c", ns, "good"))
+        point = self.settled(ns, "good")
+        # A bad release of its operator: nothing converts.
+        SERVER.apply(crd(True, {"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"], "clientConfig": {"url": "https://127.0.0.1:1/convert"}}}))
+        try:
+            until("it is broken", lambda: "conversion webhook" in SERVER.kubectl("-n", ns, "get", "gadgets.v2.example.com", check=False))
+            SERVER.apply(config_map("c", ns, "bad"))
+            self.run_recovery(ns, "back", point=point)
+            self.assertEqual(SERVER.json("-n", ns, "get", "configmap", "c")["data"]["value"], "good", self.get(ns, "back").get("status"))
+        finally:
+            SERVER.apply(crd(True, {"strategy": "None"}))
+            SERVER.kubectl("delete", "crd", "gadgets.example.com")
 
     def settled(self, ns, value):
         """The point at which the journal has the config map like that."""

@@ -36,6 +36,8 @@ struct cluster {
     json_t *other;          /* a recovery that was before; or NULL */
     char objects_point[64]; /* that the objects were asked for first */
     char data_point[64];    /* that a stream was asked for */
+    const char *unseen;     /* what whoever asked may not get, */
+    int unseen_code;        /* and why; 0: -EACCES */
 };
 
 /* Whether the controller is dead; `ret_do` says whether the call is carried out. */
@@ -58,6 +60,8 @@ static int get(void *context, const char *name, json_t **ret, struct error *err)
     struct cluster *c = context;
     CALL(c);
     json_t *object = json_object_get(c->objects, name);
+    if (c->unseen && strcmp(name, c->unseen) == 0)
+        ANSWER(error_set(err, c->unseen_code ? c->unseen_code : -EACCES, "%s is forbidden: User \"ann\" cannot get it", name));
     c->asked += strncmp(name, "apps/v1/Deployment/", 19) == 0;
     if (object) {
         *ret = json_deep_copy(object);
@@ -1019,6 +1023,101 @@ static void before_a_recovery_is_where_each_stream_was(void **unused)
     tear_down(&c);
 }
 
+/* An application of the same name in another namespace has a journal of its own. */
+static void before_a_recovery_of_another_namespace_is_no_point(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW, "{application: shop, mode: rewind, point: 'before:first'}");
+    c.other = json_pack("{s:{s:s, s:s}, s:{s:s, s:i, s:[{s:s, s:i}]}}", "spec", "application", "shop", "sourceNamespace", "m", "status",
+                        "phase", "Completed", "beforeLsn", 40, "streams", "stream", "s1", "beforeLsn", 33);
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Failed");
+    assert_non_null(strstr(json_string_value(json_object_get(status_of(&c), "message")), "about another application: m/shop"));
+    assert_string_equal(c.objects_point, "");
+    tear_down(&c);
+    /* That says the same of its own. */
+    set_up(&c, NOW, "{application: shop, mode: rewind, point: 'before:first', sourceNamespace: n}");
+    c.other = json_pack("{s:{s:s}, s:{s:s, s:i}}", "spec", "application", "shop", "status", "phase", "Completed", "beforeLsn", 40);
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Completed");
+    tear_down(&c);
+}
+
+/* Whoever rules over a namespace alone may look at no class of the cluster. */
+static void what_whoever_asked_may_not_look_at_ends_it_or_does_not_matter(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW, REWIND);
+    c.unseen = "storage.k8s.io/v1/StorageClass/_/fast";
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Completed");
+    tear_down(&c);
+    set_up(&c, NOW, REWIND);
+    c.unseen = "core/v1/Namespace/_/n";
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Failed");
+    const json_t *condition = json_array_get(json_object_get(status_of(&c), "conditions"), 0);
+    assert_string_equal(json_string_value(json_object_get(condition, "reason")), "Forbidden");
+    assert_non_null(strstr(json_string_value(json_object_get(condition, "message")), "cannot get it"));
+    assert_int_equal(json_array_size(c.data), 0);
+    tear_down(&c);
+    /* The server is ill: it is told what is waited for. */
+    set_up(&c, NOW, REWIND);
+    c.unseen = "core/v1/Namespace/_/n";
+    c.unseen_code = -EIO;
+    assert_int_equal(run(&c, true, &err), -EIO);
+    assert_phase(&c, "Running");
+    assert_non_null(strstr(json_string_value(json_object_get(status_of(&c), "message")), "Namespace/_/n"));
+    c.unseen = NULL;
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Completed");
+    tear_down(&c);
+}
+
+/* An object that has grown beyond what can be compared fails, and keeps no other from being put back. */
+static void an_object_that_is_nested_too_deeply_now_fails_alone(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW, REWIND);
+    json_t *deep = json_object();
+    for (unsigned i = 0; i < OBJECT_DEPTH_MAX + 5; i++)
+        deep = json_pack("{s:o}", "a", deep);
+    json_object_set_new(json_object_get(c.objects, "core/v1/ConfigMap/n/settings"), "more", deep);
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Failed");
+    assert_int_equal(verdicts(&c, "failed"), 1);
+    assert_int_equal(verdicts(&c, "created"), 2);
+    assert_non_null(strstr(json_string_value(json_object_get(status_of(&c), "message")), "nested deeper"));
+    tear_down(&c);
+}
+
+/* Addresses of pods that are gone are not put into what the control plane makes from a Service that selects. */
+static void endpoints_come_back_where_a_person_wrote_them_alone(void **unused)
+{
+    (void)unused;
+    for (int selects = 0; selects < 2; selects++) {
+        struct cluster c;
+        struct error err = ERROR_INIT;
+        set_up(&c, NOW, REWIND);
+        if (selects)
+            json_object_set_new(json_object_get(json_object_get(c.point, "core/v1/Service/n/web"), "spec"), "selector",
+                                json_pack("{s:s}", "app", "web"));
+        json_object_set_new(c.point, "core/v1/Endpoints/n/web",
+                            json_pack("{s:s, s:s, s:{s:s, s:s}, s:[{s:[{s:s}]}]}", "apiVersion", "v1", "kind", "Endpoints", "metadata", "name",
+                                      "web", "namespace", "n", "subsets", "addresses", "ip", "192.0.2.7"));
+        check_ok(run(&c, true, &err));
+        assert_phase(&c, "Completed");
+        assert_int_equal(json_object_get(c.objects, "core/v1/Endpoints/n/web") == NULL, selects);
+        tear_down(&c);
+    }
+}
+
 static void a_claim_that_is_gone_gets_its_volume_back(void **unused)
 {
     (void)unused;
@@ -1421,6 +1520,10 @@ int main(void)
         cmocka_unit_test(the_point_of_the_streams_follows_its_kind),
         cmocka_unit_test(the_latest_point_leaves_volumes_as_they_are),
         cmocka_unit_test(before_a_recovery_is_where_each_stream_was),
+        cmocka_unit_test(before_a_recovery_of_another_namespace_is_no_point),
+        cmocka_unit_test(what_whoever_asked_may_not_look_at_ends_it_or_does_not_matter),
+        cmocka_unit_test(an_object_that_is_nested_too_deeply_now_fails_alone),
+        cmocka_unit_test(endpoints_come_back_where_a_person_wrote_them_alone),
         cmocka_unit_test(a_claim_that_is_gone_gets_its_volume_back),
         cmocka_unit_test(a_stream_that_is_nowhere_is_held_until_its_gate_is_open),
         cmocka_unit_test(workloads_are_awaited),
