@@ -4,9 +4,11 @@
 #ifndef TIDEMARK_JOURNAL_EXTENT_H
 #define TIDEMARK_JOURNAL_EXTENT_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/error.h"
+#include "journal/journal_format.h"
 #include "journal/lsn.h"
 
 #define EXTENT_DATA_MAX_SECTORS 2048u    /* 1 MiB: longer writes are split */
@@ -20,6 +22,7 @@ enum extent_kind {
 };
 enum extent_flags {
     EXTENT_REFERENCE = 1 << 0, /* from a rewind's reference run: `lsn` is the REWIND's, the payload is older */
+    EXTENT_CHECKED = 1 << 1,   /* DATA whose payload lies in one block of its segment, of which `crc` is the checksum */
     EXTENT_GENERATION_SHIFT = 8,   /* from this bit on: the generation of `segment` (how often it was thinned) */
 };
 
@@ -32,7 +35,13 @@ struct extent {
     uint32_t position; /* EXTENT_DATA: first sector of the payload, from the segment's start */
     uint16_t kind;
     uint16_t flags;
+    uint32_t crc; /* EXTENT_CHECKED: CRC32C of the whole block */
 };
+
+static inline bool extent_is_in_one_block(const struct extent *e)
+{
+    return e->position % JOURNAL_BLOCK_SECTORS + (uint64_t)e->length <= JOURNAL_BLOCK_SECTORS;
+}
 
 static inline uint32_t extent_generation(const struct extent *e)
 {

@@ -7,7 +7,7 @@
  * until they surface or the heap is compacted). SW2 An extent which ends no later than a newer one that
  * covers its start can never be seen: it is not kept. SW3 Compaction keeps the heap within twice the extents
  * that overlap one sector, and ACTIVE_MIN. SW4 What is emitted is ascending, does not overlap, and is never
- * empty. */
+ * empty. SW5 What is emitted with a checksum lies within the block that it is of. */
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -217,9 +217,17 @@ static uint32_t length_max(uint16_t kind)
 static bool continues(const struct extent *a, const struct extent *b)
 {
     return a->lba + a->length == b->lba && a->lsn.n == b->lsn.n && a->volume == b->volume &&
-           a->kind == b->kind && a->flags == b->flags && a->segment == b->segment &&
+           a->kind == b->kind && (a->flags | EXTENT_CHECKED) == (b->flags | EXTENT_CHECKED) && a->segment == b->segment &&
            (a->kind != EXTENT_DATA || a->position + a->length == b->position) &&
            (uint64_t)a->length + b->length <= length_max(a->kind);
+}
+
+/* Pieces of one block stay one with its checksum; a reference run's neighbours may be of two. */
+static void join(struct extent *a, const struct extent *b)
+{
+    a->length += b->length;
+    if (!(b->flags & EXTENT_CHECKED) || !extent_is_in_one_block(a))
+        a->flags &= (uint16_t)~EXTENT_CHECKED;
 }
 
 static int sweep_next(struct extent_stream *stream, struct extent *ret, struct error *err)
@@ -234,7 +242,7 @@ static int sweep_next(struct extent_stream *stream, struct extent *ret, struct e
         if (r < 0)
             break;
         if (r > 0 && s->pending_valid && continues(&s->pending, &piece)) {
-            s->pending.length += piece.length;
+            join(&s->pending, &piece);
             r = 0;
             continue;
         }

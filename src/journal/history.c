@@ -451,14 +451,19 @@ static int next_point(const struct book *b, size_t i, struct lsn lsn, struct lsn
     return r;
 }
 
+/* 1 + the place of the thinned segment that `lsn` is in; 0: in none. */
+static size_t thinned_around(const struct manifest *m, struct lsn lsn)
+{
+    size_t i = manifest_segments_until(m, lsn);
+    return i == 0 || m->segments[i - 1].generation == 0 || lsn.n > m->segments[i - 1].last.n ? 0 : i;
+}
+
 static int check_kept(const struct book *b, struct lsn lsn, struct error *err)
 {
     struct candidate before;
     struct lsn after;
-    size_t i = b->manifest.segment_count;
-    while (i > 0 && b->manifest.segments[i - 1].first.n > lsn.n)
-        i--;
-    if (i == 0 || b->manifest.segments[i - 1].generation == 0 || lsn.n > b->manifest.segments[i - 1].last.n)
+    size_t i = thinned_around(&b->manifest, lsn);
+    if (i == 0)
         return 0;
     int r = floor_point(b, lsn, &before, err);
     if (r < 0 || before.lsn.n == lsn.n || lsn.n == b->manifest.base.n)
@@ -477,6 +482,11 @@ static int check_kept(const struct book *b, struct lsn lsn, struct error *err)
 int history_check_kept(struct journal *j, struct lsn lsn, struct error *err)
 {
     struct book book;
+    pthread_mutex_lock(&j->mutex);
+    bool thinned = thinned_around(&j->manifest, lsn) > 0;
+    pthread_mutex_unlock(&j->mutex);
+    if (!thinned) /* every point of it is kept; without a copy of the manifest, which is the longer the more history there is */
+        return 0;
     int r = open_book(j, NULL, &book, err);
     if (r < 0)
         return r;

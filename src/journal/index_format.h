@@ -20,6 +20,9 @@
 #define INDEX_HEIGHT_MAX 8u                      /* 2^32 pages need 6; small fan-outs in tests need more */
 #define INDEX_SECTIONS 4u
 
+/* Flags of the header's `compatible`. */
+#define INDEX_HAS_CRCS 1u /* entries with EXTENT_CHECKED have the CRC of their block; without it that flag says nothing */
+
 enum index_page_type { INDEX_PAGE_LEAF = 1, INDEX_PAGE_FENCE = 2, INDEX_PAGE_SECTION = 3 };
 
 struct index_section_location {
@@ -74,7 +77,7 @@ struct index_entry {
     struct le32 position;
     struct le16 kind;
     struct le16 flags;
-    struct le32 zero;
+    struct le32 crc; /* of the payload's block, with EXTENT_CHECKED; else 0 */
 };
 static_assert(sizeof(struct index_entry) == 40, "format");
 

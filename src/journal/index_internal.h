@@ -59,16 +59,21 @@ static inline struct index_summary index_summary_from_fence(const struct index_f
                                   le32_get(f->page)};
 }
 
-static inline struct extent index_entry_decode(const struct index_entry *e)
+/* `has_crcs`: of the index. A program of before has merged the flag along, but not what it speaks of. */
+static inline struct extent index_entry_decode(const struct index_entry *e, bool has_crcs)
 {
-    return (struct extent){.volume = le32_get(e->volume),
-                           .length = le32_get(e->length),
-                           .lba = le64_get(e->lba),
-                           .lsn = {le64_get(e->lsn)},
-                           .segment = le32_get(e->segment),
-                           .position = le32_get(e->position),
-                           .kind = le16_get(e->kind),
-                           .flags = le16_get(e->flags)};
+    struct extent ret = {.volume = le32_get(e->volume),
+                         .length = le32_get(e->length),
+                         .lba = le64_get(e->lba),
+                         .lsn = {le64_get(e->lsn)},
+                         .segment = le32_get(e->segment),
+                         .position = le32_get(e->position),
+                         .kind = le16_get(e->kind),
+                         .flags = le16_get(e->flags),
+                         .crc = le32_get(e->crc)};
+    if (!has_crcs || ret.kind != EXTENT_DATA || !extent_is_in_one_block(&ret))
+        ret.flags &= (uint16_t)~EXTENT_CHECKED;
+    return ret;
 }
 
 /* ---- pages ---- */
@@ -89,6 +94,7 @@ struct index {
     uint32_t seed; /* CRC32C of the index id */
     uint32_t root, pages;
     uint32_t height;
+    bool has_crcs; /* INDEX_HAS_CRCS */
     struct {
         uint32_t page; /* first */
         uint64_t length_bytes;

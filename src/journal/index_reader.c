@@ -86,6 +86,7 @@ static int load_header(struct index *index, struct error *err)
     index->root = (uint32_t)root;
     index->pages = (uint32_t)pages;
     index->height = height;
+    index->has_crcs = le32_get(h.compatible) & INDEX_HAS_CRCS;
     index->seed = crc32c(0, h.index_id, sizeof h.index_id);
     for (unsigned i = 0; i < INDEX_SECTIONS; i++) {
         uint64_t page = le64_get(h.sections[i].page);
@@ -293,7 +294,7 @@ static int visit_leaf(const struct lookup *l, const union index_page *page, stru
             break;
         if (volume < l->volume || lba + le32_get(e->length) <= l->lba || lsn <= l->low || lsn > l->high)
             continue;
-        struct extent extent = index_entry_decode(e);
+        struct extent extent = index_entry_decode(e, l->index->has_crcs);
         int r = l->visit(l->context, &extent, err);
         if (r < 0)
             return r;

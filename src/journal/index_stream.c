@@ -49,7 +49,7 @@ static int enter_page(struct file_stream *s, uint32_t number, struct error *err)
     if (s->any && (index_key_compare(s->last, first) >= 0 ||
                    (s->index->info.flat && s->page.last_volume == first.volume && s->page.end > first.lba)))
         return damaged(s, number, "its extents do not follow those of the leaf before", err);
-    struct extent last = index_entry_decode(&page->entries[s->count - 1]);
+    struct extent last = index_entry_decode(&page->entries[s->count - 1], s->index->has_crcs);
     s->any = true;
     s->last = index_key_of(&last);
     s->page = index_summary_of(&last);
@@ -95,7 +95,7 @@ static int file_next(struct extent_stream *stream, struct extent *ret, struct er
             const struct index_entry *e = &s->buffer[s->at_page].entries[s->at++];
             uint64_t lsn = le64_get(e->lsn);
             if (lsn > s->low && lsn <= s->high) {
-                *ret = index_entry_decode(e);
+                *ret = index_entry_decode(e, s->index->has_crcs);
                 return 1;
             }
         }

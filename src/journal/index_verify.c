@@ -42,7 +42,7 @@ static const char *check_leaf(struct verification *v, const union index_page *pa
 {
     uint32_t count = le16_get(page->header.count);
     for (uint32_t i = 0; i < count; i++) {
-        struct extent e = index_entry_decode(&page->entries[i]);
+        struct extent e = index_entry_decode(&page->entries[i], v->index->has_crcs);
         if (i == 0 && v->last.length > 0) {
             if (index_key_compare(index_key_of(&v->last), index_key_of(&e)) >= 0)
                 return "its extents do not follow those of the leaf before";

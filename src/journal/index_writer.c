@@ -180,6 +180,7 @@ int index_writer_add(struct index_writer *w, const struct extent *extent, struct
     assert(!w->tree_closed);
     assert(extent->length > 0 && extent->lba + extent->length > extent->lba);
     assert(extent->kind >= EXTENT_DATA && extent->kind <= EXTENT_BASE);
+    assert(!(extent->flags & EXTENT_CHECKED) || (extent->kind == EXTENT_DATA && extent_is_in_one_block(extent)));
     if (w->last.length > 0) {
         assert(index_key_compare(index_key_of(&w->last), index_key_of(extent)) < 0);
         assert(!w->info.flat || w->last.volume != extent->volume ||
@@ -197,6 +198,7 @@ int index_writer_add(struct index_writer *w, const struct extent *extent, struct
         .position = le32_of(extent->position),
         .kind = le16_of(extent->kind),
         .flags = le16_of(extent->flags),
+        .crc = le32_of(extent->flags & EXTENT_CHECKED ? extent->crc : 0),
     };
     struct index_summary one = index_summary_of(extent);
     index_summary_add(&leaf->summary, leaf->count, &one);
@@ -266,6 +268,7 @@ static void fill_header(struct index_writer *w)
     struct index_header *h = &w->header;
     memcpy(h->magic, INDEX_MAGIC, sizeof h->magic);
     h->version = le32_of(INDEX_VERSION);
+    h->compatible = le32_of(INDEX_HAS_CRCS);
     memcpy(h->journal_id, w->info.journal_id.bytes, sizeof h->journal_id);
     h->kind = le16_of((uint16_t)w->info.kind);
     h->flat = le16_of(w->info.flat);

@@ -849,16 +849,9 @@ bool journal_has_segment(struct journal *j, uint32_t number, uint32_t generation
 {
     MUTEX_GUARD(guard, &j->mutex);
     const struct manifest *m = &j->manifest;
-    size_t low = 0, high = m->segment_count;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if (m->segments[middle].number < number)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    if (low < m->segment_count && m->segments[low].number == number)
-        return m->segments[low].generation == generation;
+    size_t i = manifest_find_segment(m, number);
+    if (i < m->segment_count && m->segments[i].number == number)
+        return m->segments[i].generation == generation;
     return number >= m->next_segment; /* not sealed yet */
 }
 

@@ -102,6 +102,36 @@ uint64_t segment_info_bytes(const struct segment_info *s, uint64_t full_bytes)
     return used + s->index_kib * 1024ull;
 }
 
+size_t manifest_segments_until(const struct manifest *m, struct lsn lsn)
+{
+    size_t low = 0, high = m->segment_count; /* what lies before low begins at or before lsn, or is empty; what from high on does not */
+    while (low < high) {
+        size_t middle = low + (high - low) / 2, at = middle + 1;
+        while (at > low && m->segments[at - 1].first.n == 0) /* empty: it says nothing */
+            at--;
+        if (at == low || m->segments[at - 1].first.n <= lsn.n)
+            low = middle + 1;
+        else
+            high = at - 1;
+    }
+    while (low > 0 && m->segments[low - 1].first.n == 0)
+        low--;
+    return low;
+}
+
+size_t manifest_find_segment(const struct manifest *m, uint32_t number)
+{
+    size_t low = 0, high = m->segment_count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (m->segments[middle].number < number)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
 struct lsn manifest_rewinds_above(const struct manifest *m, size_t i)
 {
     return i ? m->segments[i - 1].last : m->base;

@@ -95,6 +95,10 @@ int manifest_add_rewind(struct manifest *m, const struct rewind_info *r, struct 
 int manifest_add_resize(struct manifest *m, const struct resize_info *r, struct error *err) MUST_CHECK;
 /* Bytes of a segment's file and its index; `full_bytes`: of the file of a segment that was not trimmed, 0: what is used of it counts. */
 uint64_t segment_info_bytes(const struct segment_info *s, uint64_t full_bytes);
+/* How many segments of the table there are up to the last one that begins at or before `lsn`: those after it are wholly later. */
+size_t manifest_segments_until(const struct manifest *m, struct lsn lsn);
+/* The place of the first segment with this number or a higher one. */
+size_t manifest_find_segment(const struct manifest *m, uint32_t number);
 /* Rewinds above this LSN stand with segment `i`: those whose record it has, and those whose record was lost before it. */
 struct lsn manifest_rewinds_above(const struct manifest *m, size_t i);
 /* The size that volume `v` of the manifest had at `lsn`, a point of the history. */

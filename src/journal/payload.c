@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "journal/payload.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <limits.h>
 #include <pthread.h>
@@ -23,7 +24,7 @@
 struct open_segment {
     uint32_t number, generation; /* number 0: unused */
     struct segment_reader file;
-    struct index *index;
+    struct index *index; /* NULL until somebody needs it */
     unsigned users;
     uint64_t used_at;
 };
@@ -57,8 +58,8 @@ void payload_rescue_directory(const char *directory, struct lsn rewind, char *pa
     snprintf(path, path_bytes, "%s/rescue-%llu", directory, (unsigned long long)rewind.n);
 }
 
-int payload_reader_new(const char *directory, struct index_cache *cache, size_t open_segments, struct payload_reader **ret,
-                       struct error *err)
+/* Without knowing how far the base goes. */
+static int new_reader(const char *directory, struct index_cache *cache, size_t open_segments, struct payload_reader **ret, struct error *err)
 {
     char base[PATH_MAX + 8];
     struct payload_reader *p = calloc(1, sizeof *p);
@@ -75,13 +76,39 @@ int payload_reader_new(const char *directory, struct index_cache *cache, size_t 
     snprintf(p->directory, sizeof p->directory, "%s", directory);
     snprintf(base, sizeof base, "%s/base", directory);
     int r = base_store_open(base, false, &p->base, err);
-    if (r == 0)
-        r = payload_refresh(p, err);
     if (r < 0) {
         payload_reader_free(p);
         return r;
     }
     *ret = p;
+    return 0;
+}
+
+int payload_reader_new(const char *directory, struct index_cache *cache, size_t open_segments, struct payload_reader **ret,
+                       struct error *err)
+{
+    struct payload_reader *p;
+    int r = new_reader(directory, cache, open_segments, &p, err);
+    if (r < 0)
+        return r;
+    r = payload_refresh(p, err);
+    if (r < 0) {
+        payload_reader_free(p);
+        return r;
+    }
+    *ret = p;
+    return 0;
+}
+
+int payload_reader_new_at(const char *directory, struct index_cache *cache, size_t open_segments, const struct uuid *journal_id,
+                          struct lsn base, struct payload_reader **ret, struct error *err)
+{
+    int r = new_reader(directory, cache, open_segments, ret, err);
+    if (r < 0)
+        return r;
+    payload_set_base_lsn(*ret, base);
+    if (cache)
+        index_cache_set_journal(cache, journal_id);
     return 0;
 }
 
@@ -163,25 +190,19 @@ int payload_refresh(struct payload_reader *p, struct error *err)
 
 /* ---- segments ---- */
 
-static int open_files(struct payload_reader *p, uint32_t number, uint32_t generation, struct open_segment *ret, struct error *err)
+/* The index of a segment in use: what it says of its blocks is not always asked for. */
+static int open_index(struct payload_reader *p, struct open_segment *s, struct error *err)
 {
     char path[PATH_MAX + JOURNAL_FILE_BYTES], name[JOURNAL_FILE_BYTES];
-    struct open_segment s = {.number = number, .generation = generation};
-    snprintf(path, sizeof path, "%s/%s", p->directory, journal_l0_file_of(number, generation, name));
+    MUTEX_GUARD(guard, &p->mutex);
+    if (s->index)
+        return 0;
+    snprintf(path, sizeof path, "%s/%s", p->directory, journal_l0_file_of(s->number, s->generation, name));
     const char *index_path = path;
     for (size_t i = 0; i < p->other_count; i++)
-        if (p->others[i].segment == number && p->others[i].generation == generation)
+        if (p->others[i].segment == s->number && p->others[i].generation == s->generation)
             index_path = p->others[i].path;
-    int r = index_open(index_path, p->cache, &s.index, err);
-    if (r < 0)
-        return r;
-    r = segment_reader_open(p->directory, number, generation, true, &s.file, err);
-    if (r < 0) {
-        index_free(s.index);
-        return r;
-    }
-    *ret = s;
-    return 0;
+    return index_open(index_path, p->cache, &s->index, err);
 }
 
 /* With the mutex: the segment if it is open, else the one to be closed for it, unused longest; NULL: all are in use. */
@@ -210,12 +231,14 @@ static int acquire_segment(struct payload_reader *p, uint32_t number, uint32_t g
         p->waiters--;
     }
     if (s->number != number || s->generation != generation) {
+        struct segment_reader file;
         close_segment(s);
-        int r = open_files(p, number, generation, s, err);
+        int r = segment_reader_open(p->directory, number, generation, true, &file, err);
         if (p->waiters)
             pthread_cond_broadcast(&p->released);
         if (r < 0)
             return r;
+        *s = (struct open_segment){.number = number, .generation = generation, .file = file};
     }
     s->users++;
     s->used_at = ++p->tick;
@@ -265,16 +288,29 @@ static int read_blocks(struct open_segment *s, struct payload_window *window, ui
     return 0;
 }
 
-/* Reads `count` blocks from `block` and checks them. `data` is page-aligned. */
+/* What the blocks must have; `crc`: it is known already. An encrypted segment's tags are in its index, too. */
+static int expect_crcs(struct payload_reader *p, struct open_segment *s, uint32_t block, uint32_t count, const uint32_t *crc, struct le32 *ret,
+                       struct error *err)
+{
+    if (crc && !s->file.key) {
+        assert(count == 1);
+        ret[0] = le32_of(*crc);
+        return 0;
+    }
+    int r = open_index(p, s, err);
+    return r < 0 ? r : index_section_pread(s->index, INDEX_SECTION_CRCS, ret, count * sizeof *ret, (uint64_t)block * sizeof *ret, err);
+}
+
+/* Reads `count` blocks from `block` and checks them: by `crc`, that of the only one, or NULL: the index knows. `data` is page-aligned. */
 static int read_checked(struct payload_reader *p, struct payload_window *window, uint32_t segment, uint32_t generation, uint32_t block,
-                        uint32_t count, char *data, struct error *err)
+                        uint32_t count, const uint32_t *crc, char *data, struct error *err)
 {
     struct open_segment *s = NULL;
     int r = acquire_segment(p, segment, generation, &s, err);
     if (r < 0)
         return r;
     struct le32 crcs[BOUNCE_BYTES / JOURNAL_BLOCK_BYTES];
-    r = index_section_pread(s->index, INDEX_SECTION_CRCS, crcs, count * sizeof *crcs, (uint64_t)block * sizeof *crcs, err);
+    r = expect_crcs(p, s, block, count, crc, crcs, err);
     if (r == 0) {
         r = read_blocks(s, window, block, count, data);
         if (r == -EBADMSG)
@@ -322,12 +358,13 @@ static int read_segment(struct payload_reader *p, struct payload_window *window,
 {
     uint32_t skip = e->position % JOURNAL_BLOCK_SECTORS, block = e->position / JOURNAL_BLOCK_SECTORS;
     uint32_t count = (skip + e->length + JOURNAL_BLOCK_SECTORS - 1) / JOURNAL_BLOCK_SECTORS;
+    const uint32_t *crc = e->flags & EXTENT_CHECKED ? &e->crc : NULL;
     if (skip == 0 && e->length % JOURNAL_BLOCK_SECTORS == 0 && (uintptr_t)data % JOURNAL_BLOCK_BYTES == 0)
-        return read_checked(p, window, e->segment, extent_generation(e), block, count, data, err);
+        return read_checked(p, window, e->segment, extent_generation(e), block, count, crc, data, err);
     char *buffer = bounce();
     if (!buffer)
         return error_errno(err, -ENOMEM, "cannot read segment %u", e->segment);
-    int r = read_checked(p, window, e->segment, extent_generation(e), block, count, buffer, err);
+    int r = read_checked(p, window, e->segment, extent_generation(e), block, count, crc, buffer, err);
     if (r == 0)
         memcpy(data, buffer + (size_t)skip * 512, (size_t)e->length * 512);
     return r;
@@ -431,7 +468,7 @@ int payload_read_blocks(struct payload_reader *p, uint32_t segment, uint32_t gen
     if (!buffer || length_bytes > BOUNCE_BYTES)
         return error_errno(err, -ENOMEM, "cannot read segment %u", segment);
     uint32_t count = (length_bytes + JOURNAL_BLOCK_BYTES - 1) / JOURNAL_BLOCK_BYTES;
-    int r = read_checked(p, NULL, segment, generation, block, count, buffer, err);
+    int r = read_checked(p, NULL, segment, generation, block, count, NULL, buffer, err);
     if (r == 0)
         memcpy(data, buffer, length_bytes);
     return r;

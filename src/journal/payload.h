@@ -27,6 +27,9 @@ struct payload_window {
 /* `cache` is borrowed; at most `open_segments` segments are open at a time. */
 int payload_reader_new(const char *directory, struct index_cache *cache, size_t open_segments, struct payload_reader **ret,
                        struct error *err) MUST_CHECK;
+/* The same without a look at the manifest: the base went up to `base` a short time ago. When something is found to be gone it is asked. */
+int payload_reader_new_at(const char *directory, struct index_cache *cache, size_t open_segments, const struct uuid *journal_id,
+                          struct lsn base, struct payload_reader **ret, struct error *err) MUST_CHECK;
 void payload_reader_free(struct payload_reader *p);
 /* The CRCs of segment `segment` are in the index `file` (a view's TAIL) instead of l0-<segment>.idx. */
 int payload_reader_tail(struct payload_reader *p, uint32_t segment, const char *file, struct error *err) MUST_CHECK;

@@ -75,16 +75,13 @@ static int add_sealed(struct sources *s, const struct manifest *m, struct lsn ls
 {
     char name[JOURNAL_FILE_BYTES];
     int r = 0;
-    for (size_t i = m->segment_count; i-- > 0 && r == 0;) {
+    for (size_t i = manifest_segments_until(m, lsn); i-- > 0 && r == 0;) {
         const struct segment_info *segment = &m->segments[i];
-        if (segment->first.n > lsn.n)
-            continue;
         const struct run_info *run = segment->last.n <= lsn.n ? run_ending(m, i) : NULL;
         group++;
         if (run) {
             r = add_source(s, journal_run_file(run->level, run->first_segment, name), LSN_NONE, run->high, group, 0, err);
-            while (i > 0 && m->segments[i - 1].number >= run->first_segment)
-                i--;
+            i = manifest_find_segment(m, run->first_segment);
             continue;
         }
         struct lsn high = segment->last.n < lsn.n ? segment->last : lsn;
@@ -117,48 +114,67 @@ static int copy_tail(const struct tail *from, struct tail *to, struct error *err
     return 0;
 }
 
+/* What a pin takes of the journal, as of one moment. */
 struct snapshot {
-    struct manifest manifest;
+    struct manifest rewinds; /* nothing else of a manifest is there */
+    struct lsn base, sealed_last; /* sealed_last: rewinds above it stand with the tails */
     struct tail tails[2]; /* newest first */
     size_t tail_count;
+    struct sources sealed; /* of groups after the tails' */
 };
 
 static void release_snapshot(struct snapshot *s)
 {
     for (size_t i = 0; i < s->tail_count; i++)
         tail_release(&s->tails[i]);
-    manifest_release(&s->manifest);
+    manifest_release(&s->rewinds);
+    free(s->sealed.list);
 }
 
-/* Manifest and tails as of one moment. */
+/* The manifest's rewinds, and those of the tails, which it gets after their record. With the mutex. */
+static int copy_rewinds(struct journal *j, struct snapshot *s, struct error *err)
+{
+    const struct manifest *m = &j->manifest;
+    int r = 0;
+    for (size_t i = 0; i < m->rewind_count && r == 0; i++)
+        r = manifest_add_rewind(&s->rewinds, &m->rewinds[i], err);
+    for (size_t i = r == 0 ? s->tail_count : 0; i-- > 0;)
+        sealer_note_rewinds(j, &s->rewinds, &s->tails[i]);
+    return r;
+}
+
+/* The sources are chosen here: the manifest, which is the longer the more history there is, is not copied for it. */
 static int take_snapshot(struct journal *j, struct lsn lsn, struct snapshot *ret, struct error *err)
 {
     MUTEX_GUARD(guard, &j->mutex);
-    *ret = (struct snapshot){0};
-    int r = manifest_copy(&j->manifest, &ret->manifest, err);
+    struct manifest m = j->manifest; /* borrows its tables */
+    *ret = (struct snapshot){.base = m.base, .sealed_last = manifest_rewinds_above(&m, m.segment_count)};
+    int r = 0;
     const struct tail *order[2] = {&j->tails[j->active], j->sealing ? &j->tails[!j->active] : NULL};
     for (int i = 0; i < 2 && r == 0; i++) {
         if (!order[i] || order[i]->frame_count == 0 || order[i]->info.first.n > lsn.n)
             continue;
-        bool sealed = false; /* in the manifest already, but not let go yet */
-        for (size_t k = 0; k < ret->manifest.segment_count; k++)
-            sealed |= ret->manifest.segments[k].number == order[i]->info.number;
-        if (sealed)
-            continue;
+        if (m.segment_count && m.segments[m.segment_count - 1].number >= order[i]->info.number)
+            continue; /* in the manifest already, but not let go yet */
         r = copy_tail(order[i], &ret->tails[ret->tail_count], err);
         if (r == 0)
             ret->tail_count++;
     }
-    for (size_t i = r == 0 ? ret->tail_count : 0; i-- > 0;) /* the manifest gets them after the record */
-        sealer_note_rewinds(j, &ret->manifest, &ret->tails[i]);
+    if (r == 0)
+        r = copy_rewinds(j, ret, err);
+    m.rewinds = ret->rewinds.rewinds;
+    m.rewind_count = ret->rewinds.rewind_count;
+    if (r == 0)
+        r = add_sealed(&ret->sealed, &m, lsn, (uint32_t)ret->tail_count, err);
     if (r < 0)
         release_snapshot(ret);
     return r;
 }
 
-static int add_tails(struct journal *j, const char *name, struct snapshot *snapshot, struct lsn lsn, struct sources *s,
-                     uint32_t *group, struct error *err)
+/* The tails' sources, of groups from 1 on, with their indexes. */
+static int add_tails(struct journal *j, const char *name, struct snapshot *snapshot, struct lsn lsn, struct sources *s, struct error *err)
 {
+    uint32_t group = 0;
     struct extent *scratch = io_alloc_pages(j->options.segment_records * sizeof *scratch);
     int r = scratch ? 0 : error_errno(err, -ENOMEM, "cannot pin a point");
     for (size_t i = 0; i < snapshot->tail_count && r == 0; i++) {
@@ -166,26 +182,28 @@ static int add_tails(struct journal *j, const char *name, struct snapshot *snaps
         char file[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
         snprintf(file, sizeof file, "pins/%.24s.%u.idx", name, t->info.number);
         journal_path(j, file, path);
-        ++*group;
-        struct lsn above = i + 1 < snapshot->tail_count ? snapshot->tails[i + 1].info.last
-                                                        : manifest_rewinds_above(&snapshot->manifest, snapshot->manifest.segment_count);
+        group++;
+        struct lsn above = i + 1 < snapshot->tail_count ? snapshot->tails[i + 1].info.last : snapshot->sealed_last;
         struct lsn high = t->info.last.n < lsn.n ? t->info.last : lsn;
         r = tail_write_index(t, path, &j->manifest.journal_id, INDEX_TAIL, lsn, scratch, NULL, err);
         if (r == 0)
-            r = add_source(s, file, LSN_NONE, lsn, *group, t->info.number, err);
+            r = add_source(s, file, LSN_NONE, lsn, group, t->info.number, err);
         if (r == 0)
-            r = add_rewinds(s, &snapshot->manifest, above, high, *group, err);
+            r = add_rewinds(s, &snapshot->rewinds, above, high, group, err);
     }
     if (scratch)
         io_free_pages(scratch, j->options.segment_records * sizeof *scratch);
     return r;
 }
 
-static int write_pin(struct journal *j, const char *name, struct lsn lsn, const struct manifest *m, const struct sources *s,
+/* Of the tails' sources `s`, and those of sealed segments. */
+static int write_pin(struct journal *j, const char *name, struct lsn lsn, const struct snapshot *snapshot, const struct sources *s,
                      struct error *err)
 {
     char file[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
-    size_t length = sizeof(struct pin_header) + s->count * sizeof *s->list;
+    const struct sources *sealed = &snapshot->sealed;
+    size_t tails_bytes = s->count * sizeof *s->list, sealed_bytes = sealed->count * sizeof *sealed->list;
+    size_t length = sizeof(struct pin_header) + tails_bytes + sealed_bytes;
     _cleanup_free_ char *data = calloc(1, length);
     if (!data)
         return error_errno(err, -ENOMEM, "cannot pin a point");
@@ -193,11 +211,13 @@ static int write_pin(struct journal *j, const char *name, struct lsn lsn, const 
     *h = (struct pin_header){.magic = le64_of(PIN_MAGIC),
                              .version = le32_of(JOURNAL_VERSION),
                              .lsn = le64_of(lsn.n),
-                             .base_lsn = le64_of(m->base.n),
-                             .source_count = le32_of((uint32_t)s->count)};
-    memcpy(h->journal_id, m->journal_id.bytes, 16);
+                             .base_lsn = le64_of(snapshot->base.n),
+                             .source_count = le32_of((uint32_t)(s->count + sealed->count))};
+    memcpy(h->journal_id, j->manifest.journal_id.bytes, 16);
     if (s->count)
-        memcpy(data + sizeof *h, s->list, s->count * sizeof *s->list);
+        memcpy(data + sizeof *h, s->list, tails_bytes);
+    if (sealed->count)
+        memcpy(data + sizeof *h + tails_bytes, sealed->list, sealed_bytes);
     h->crc = le32_of(crc32c(0, data, length));
     snprintf(file, sizeof file, "pins/%.40s", name);
     journal_path(j, file, path);
@@ -230,6 +250,7 @@ int pin_load(const char *directory, const char *name, struct pin *ret, struct er
     for (size_t i = 0; i < count; i++)
         ret->sources[i].file[sizeof ret->sources[i].file - 1] = '\0';
     ret->source_count = count;
+    memcpy(ret->journal_id.bytes, h->journal_id, sizeof ret->journal_id.bytes);
     ret->lsn.n = le64_get(h->lsn);
     ret->base.n = le64_get(h->base_lsn);
     return 0;
@@ -323,16 +344,13 @@ int journal_pin(struct journal *j, const char *name, struct lsn lsn, bool intern
         return r;
     struct snapshot snapshot;
     struct sources sources = {0};
-    uint32_t group = 0;
     r = history_check_kept(j, lsn, err); /* entered above: from here on nothing thins it away */
     if (r != -ERANGE) /* it cannot be told over damage: who salvages has resolved the point by what is left */
         r = take_snapshot(j, lsn, &snapshot, err);
     if (r == 0) {
-        r = add_tails(j, name, &snapshot, lsn, &sources, &group, err);
+        r = add_tails(j, name, &snapshot, lsn, &sources, err);
         if (r == 0)
-            r = add_sealed(&sources, &snapshot.manifest, lsn, group, err);
-        if (r == 0)
-            r = write_pin(j, name, lsn, &snapshot.manifest, &sources, err);
+            r = write_pin(j, name, lsn, &snapshot, &sources, err);
         release_snapshot(&snapshot);
     }
     free(sources.list);

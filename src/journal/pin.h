@@ -4,6 +4,7 @@
 #define TIDEMARK_JOURNAL_PIN_H
 
 #include "base/error.h"
+#include "base/uuid.h"
 #include "journal/journal_format.h"
 #include "journal/lsn.h"
 
@@ -13,7 +14,8 @@
 #define PIN_REVOKED_SUFFIX ".revoked" /* a file that tells the pin's holder to end: its history is about to go. Holds the reason */
 
 struct pin {
-    struct lsn lsn, base;
+    struct uuid journal_id;
+    struct lsn lsn, base; /* base: when it was made */
     struct pin_source *sources;
     size_t source_count;
 };

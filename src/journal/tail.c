@@ -82,7 +82,8 @@ static void add_event(struct tail *t, const struct frame_record *r, uint64_t lsn
     t->info.events++;
 }
 
-static void add_record(struct tail *t, const struct frame_record *r, uint64_t lsn, uint64_t realtime_ns)
+static void add_record(struct tail *t, const struct frame_record *r, uint64_t lsn, uint64_t realtime_ns, const uint32_t *block_crcs,
+                       uint32_t blocks)
 {
     struct extent e = {
         .volume = le32_get(r->volume), .length = le32_get(r->length), .lba = le64_get(r->lba), .lsn = {lsn}};
@@ -93,6 +94,10 @@ static void add_record(struct tail *t, const struct frame_record *r, uint64_t ls
         e.kind = EXTENT_DATA;
         e.segment = t->info.number;
         e.position = (t->info.used_blocks + le16_get(r->payload_block)) * JOURNAL_BLOCK_SECTORS;
+        if (extent_is_in_one_block(&e) && le16_get(r->payload_block) < blocks) {
+            e.flags |= EXTENT_CHECKED;
+            e.crc = block_crcs[le16_get(r->payload_block)];
+        }
         t->extents[t->extent_count++] = e;
         break;
     case OP_ZERO:
@@ -124,7 +129,7 @@ void tail_add_frame(struct tail *t, const void *header_block, const uint32_t *bl
     }
     uint64_t data_bytes = 0;
     for (uint32_t i = 0; i < count; i++) {
-        add_record(t, &records[i], frame_record_lsn(header_block, i), realtime);
+        add_record(t, &records[i], frame_record_lsn(header_block, i), realtime, block_crcs, blocks);
         data_bytes += records[i].op == OP_WRITE ? le32_get(records[i].payload_bytes) : 0;
     }
     uint64_t last_delta_ns = count ? le32_get(records[count - 1].delta_us) * 1000ull : 0;

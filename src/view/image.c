@@ -75,25 +75,26 @@ static int open_sources(struct image *image, const char *directory, const struct
     return 0;
 }
 
-/* A drop may move the base, and take files away, between the pin and here, and again while they are opened. */
+/* As of the pin, without the manifest, which is the longer the more history there is. A drop may move the base, and take files away,
+ * between the pin and here, and again while they are opened. */
 static int open_point(struct image *image, const char *directory, const struct pin *pin, struct error *err)
 {
-    struct lsn base = LSN_NONE;
-    for (bool moved = true;;) { /* also the first time: the base may be LSN_NONE still, and the first drop under way */
-        int r = payload_reader_new(directory, image->cache, IMAGE_OPEN_SEGMENTS, &image->reader, err);
+    struct lsn base = pin->base;
+    int r = payload_reader_new_at(directory, image->cache, IMAGE_OPEN_SEGMENTS, &pin->journal_id, base, &image->reader, err);
+    if (r == 0)
+        r = open_sources(image, directory, pin, base, err);
+    for (bool moved = true; r == -ENOENT && moved;) {
+        image_close_sources(image);
+        payload_reader_free(take_ptr(image->reader));
+        r = payload_reader_new(directory, image->cache, IMAGE_OPEN_SEGMENTS, &image->reader, err);
         if (r < 0)
             return r;
         struct lsn now = payload_base_lsn(image->reader);
-        moved |= now.n != base.n;
+        moved = now.n != base.n;
         base = now;
         r = open_sources(image, directory, pin, base, err);
-        if (r != -ENOENT || !moved)
-            return r;
-        moved = false;
-        image_close_sources(image);
-        payload_reader_free(image->reader);
-        image->reader = NULL;
     }
+    return r;
 }
 
 int image_new(const char *directory, const char *pin_name, struct pin *ret_pin, struct image **ret, struct error *err)
@@ -166,8 +167,8 @@ struct lsn image_lsn(const struct image *image)
 /* ---- resolving a region ---- */
 
 struct resolution {
-    uint32_t volume;
-    uint64_t lba;                           /* of the region */
+    uint32_t volume, length;                /* sectors: a region, or the part of one that is asked for */
+    uint64_t lba;
     uint16_t winner[IMAGE_REGION_SECTORS];  /* 0: none yet, else 1 + index into extents */
     uint32_t open;                          /* sectors without a winner */
     struct extent *extents;
@@ -181,7 +182,7 @@ static void compact(struct resolution *r)
     uint32_t kept = 0;
     if (!map)
         return;
-    for (uint32_t i = 0; i < IMAGE_REGION_SECTORS; i++)
+    for (uint32_t i = 0; i < r->length; i++)
         if (r->winner[i])
             map[r->winner[i]] = 1;
     for (uint32_t i = 1; i <= r->count; i++)
@@ -189,7 +190,7 @@ static void compact(struct resolution *r)
             r->extents[kept] = r->extents[i - 1];
             map[i] = (uint16_t)++kept;
         }
-    for (uint32_t i = 0; i < IMAGE_REGION_SECTORS; i++)
+    for (uint32_t i = 0; i < r->length; i++)
         r->winner[i] = map[r->winner[i]];
     r->count = kept;
     free(map);
@@ -205,10 +206,10 @@ static int visit(void *context, const struct extent *extent, struct error *err)
 {
     struct resolution *r = context;
     uint64_t from = extent->lba > r->lba ? extent->lba : r->lba;
-    uint64_t end = extent->lba + extent->length, region_end = r->lba + IMAGE_REGION_SECTORS;
+    uint64_t end = extent->lba + extent->length, range_end = r->lba + r->length;
     bool used = false;
-    if (end > region_end)
-        end = region_end;
+    if (end > range_end)
+        end = range_end;
     if (r->count == MAX_WINNERS)
         compact(r);
     if (r->count == MAX_WINNERS)
@@ -233,9 +234,9 @@ static int look_up(struct image *image, struct resolution *res, struct error *er
         if (res->open == 0 && (i == 0 || image->sources[i - 1].group != s->group))
             return 0;
         struct lsn high = s->high.n < image->lsn.n ? s->high : image->lsn;
-        struct extent unknown = {.volume = res->volume, .lba = res->lba, .length = IMAGE_REGION_SECTORS, .lsn = high,
+        struct extent unknown = {.volume = res->volume, .lba = res->lba, .length = res->length, .lsn = high,
                                  .kind = EXTENT_UNKNOWN, .segment = (uint32_t)i};
-        int r = s->index ? index_lookup(s->index, res->volume, res->lba, IMAGE_REGION_SECTORS, s->low, high, visit, res, err)
+        int r = s->index ? index_lookup(s->index, res->volume, res->lba, res->length, s->low, high, visit, res, err)
                          : visit(res, &unknown, err);
         if (r < 0)
             return r;
@@ -247,15 +248,15 @@ static int look_up(struct image *image, struct resolution *res, struct error *er
 static struct region *make_region(const struct resolution *res)
 {
     uint32_t count = 0;
-    for (uint32_t i = 0; i < IMAGE_REGION_SECTORS; i++)
+    for (uint32_t i = 0; i < res->length; i++)
         count += i == 0 || res->winner[i] != res->winner[i - 1];
     struct region *region = malloc(sizeof *region + count * sizeof *region->pieces);
     if (!region)
         return NULL;
     *region = (struct region){.volume = res->volume, .number = res->lba / IMAGE_REGION_SECTORS};
-    for (uint32_t i = 0; i < IMAGE_REGION_SECTORS;) {
+    for (uint32_t i = 0; i < res->length;) {
         uint32_t end = i + 1;
-        while (end < IMAGE_REGION_SECTORS && res->winner[end] == res->winner[i])
+        while (end < res->length && res->winner[end] == res->winner[i])
             end++;
         struct extent base = {.volume = res->volume, .lba = res->lba + i, .length = end - i, .kind = EXTENT_BASE};
         region->pieces[region->count++] =
@@ -265,7 +266,8 @@ static struct region *make_region(const struct resolution *res)
     return region;
 }
 
-static int resolve(struct image *image, uint32_t volume, uint64_t number, struct region **ret, struct error *err)
+/* Of sectors that lie in one region. */
+static int resolve(struct image *image, uint32_t volume, uint64_t lba, uint32_t length, struct region **ret, struct error *err)
 {
     struct resolution *res = calloc(1, sizeof *res);
     _cleanup_free_ struct extent *extents = malloc(MAX_WINNERS * sizeof *extents);
@@ -274,8 +276,8 @@ static int resolve(struct image *image, uint32_t volume, uint64_t number, struct
         return error_errno(err, -ENOMEM, "cannot resolve a region");
     }
     res->volume = volume;
-    res->lba = number * IMAGE_REGION_SECTORS;
-    res->open = IMAGE_REGION_SECTORS;
+    res->lba = lba;
+    res->length = res->open = length;
     res->extents = extents;
     int r = look_up(image, res, err);
     if (r == 0) {
@@ -289,9 +291,13 @@ static int resolve(struct image *image, uint32_t volume, uint64_t number, struct
 
 /* ---- the LRU of regions ---- */
 
+static uint64_t hash_of(uint32_t volume, uint64_t number)
+{
+    return number * 0x9e3779b97f4a7c15ull + volume;
+}
 static struct region **bucket(struct image *image, uint32_t volume, uint64_t number)
 {
-    return &image->buckets[(number * 0x9e3779b97f4a7c15ull + volume) >> 13 & (IMAGE_REGION_SLOTS - 1)];
+    return &image->buckets[hash_of(volume, number) >> 13 & (IMAGE_REGION_SLOTS - 1)];
 }
 static size_t region_bytes(const struct region *r)
 {
@@ -349,7 +355,7 @@ static int get_region(struct image *image, uint32_t volume, uint64_t number, str
     pthread_mutex_unlock(&image->mutex);
     if (!r) {
         struct region *made = NULL;
-        int result = resolve(image, volume, number, &made, err);
+        int result = resolve(image, volume, number * IMAGE_REGION_SECTORS, IMAGE_REGION_SECTORS, &made, err);
         if (result < 0)
             return result;
         pthread_mutex_lock(&image->mutex);
@@ -378,6 +384,21 @@ static void put_region(struct image *image, struct region *r)
     pthread_mutex_unlock(&image->mutex);
 }
 
+/* Whether a part of a region is to be looked for alone: of one that nobody has read from lately. Two of one hash only cost time. */
+static bool is_first_touch(struct image *image, uint32_t volume, uint64_t number)
+{
+    MUTEX_GUARD(guard, &image->mutex);
+    uint64_t hash = hash_of(volume, number);
+    uint32_t *last = &image->touched[hash >> 13 & (IMAGE_TOUCH_SLOTS - 1)], rest = (uint32_t)(hash >> 32) | 1;
+    for (const struct region *r = *bucket(image, volume, number); r; r = r->next)
+        if (r->volume == volume && r->number == number)
+            return false;
+    if (*last == rest)
+        return false;
+    *last = rest;
+    return true;
+}
+
 /* ---- reading ---- */
 
 static int read_piece(struct image *image, const struct extent *piece, char *data, struct error *err)
@@ -389,24 +410,48 @@ static int read_piece(struct image *image, const struct extent *piece, char *dat
     return payload_read(image->reader, piece, data, err);
 }
 
+static int read_pieces(struct image *image, const struct region *region, uint64_t lba, uint32_t count, char *to, struct error *err)
+{
+    int r = 0;
+    for (size_t i = 0; i < region->count && r == 0; i++) {
+        const struct extent *piece = &region->pieces[i];
+        if (piece->lba + piece->length <= lba || piece->lba >= lba + count)
+            continue;
+        struct extent part = extent_clip(*piece, lba, count);
+        r = read_piece(image, &part, to + (part.lba - lba) * BLOCK_SECTOR_BYTES, err);
+    }
+    return r;
+}
+
+/* Sectors of one region. At its first touch only they are looked for, which ends with the newest index that has them: whoever reads
+ * here and there does not pay for the whole region, and whoever goes on there gets it with the next read. */
+static int read_in_region(struct image *image, uint32_t volume, uint64_t lba, uint32_t count, char *to, struct error *err)
+{
+    struct region *region;
+    uint64_t number = lba / IMAGE_REGION_SECTORS;
+    if (count < IMAGE_REGION_SECTORS && is_first_touch(image, volume, number)) {
+        int r = resolve(image, volume, lba, count, &region, err);
+        if (r == 0) {
+            r = read_pieces(image, region, lba, count, to, err);
+            free(region);
+        }
+        return r;
+    }
+    int r = get_region(image, volume, number, &region, err);
+    if (r < 0)
+        return r;
+    r = read_pieces(image, region, lba, count, to, err);
+    put_region(image, region);
+    return r;
+}
+
 int image_read(struct image *image, uint32_t volume, uint64_t lba, uint32_t length, void *data, struct error *err)
 {
     char *to = data;
     while (length) {
         uint32_t skip = (uint32_t)(lba % IMAGE_REGION_SECTORS);
         uint32_t count = IMAGE_REGION_SECTORS - skip < length ? IMAGE_REGION_SECTORS - skip : length;
-        struct region *region;
-        int r = get_region(image, volume, lba / IMAGE_REGION_SECTORS, &region, err);
-        if (r < 0)
-            return r;
-        for (size_t i = 0; i < region->count && r == 0; i++) {
-            const struct extent *piece = &region->pieces[i];
-            if (piece->lba + piece->length <= lba || piece->lba >= lba + count)
-                continue;
-            struct extent part = extent_clip(*piece, lba, count);
-            r = read_piece(image, &part, to + (part.lba - lba) * BLOCK_SECTOR_BYTES, err);
-        }
-        put_region(image, region);
+        int r = read_in_region(image, volume, lba, count, to, err);
         if (r < 0)
             return r;
         to += (size_t)count * BLOCK_SECTOR_BYTES;

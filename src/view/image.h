@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The image of a stream's volumes as of a pinned point, read from the journal's files alone.
  *
- * A region of 1 MiB is resolved at its first touch, from the newest group of indexes to the oldest until every sector
- * is found, and kept as a list of pieces in a bounded LRU; what no index covers is the base's. Thread-safe; it blocks. */
+ * What is asked for is looked up from the newest group of indexes to the oldest until every sector is found; from the second touch of a
+ * region of 128 KiB on all of it, which is kept as a list of pieces in a bounded LRU. What no index covers is the base's.
+ * Thread-safe; it blocks. */
 #ifndef TIDEMARK_VIEW_IMAGE_H
 #define TIDEMARK_VIEW_IMAGE_H
 
@@ -44,7 +45,7 @@ void image_populate(struct image *image);
 /* Sectors of `volume`. -EBADMSG where the journal is damaged, never wrong bytes. */
 int image_read(struct image *image, uint32_t volume, uint64_t lba, uint32_t length, void *data, struct error *err) MUST_CHECK;
 
-/* Describes [lba, lba+length) within one region of 1 MiB as pieces in ascending order without gaps: DATA, ZERO, or
+/* Describes [lba, lba+length) within one region of 128 KiB as pieces in ascending order without gaps: DATA, ZERO, or
  * BASE where no index covers it (lsn 0). At most IMAGE_REGION_SECTORS pieces. *ret_pieces is the caller's to free. */
 int image_resolve(struct image *image, uint32_t volume, uint64_t lba, uint32_t length, struct extent **ret_pieces,
                   size_t *ret_count, struct error *err) MUST_CHECK;

@@ -10,6 +10,7 @@
 
 #define IMAGE_OPEN_SEGMENTS 64u
 #define IMAGE_REGION_SLOTS 4096u /* hash buckets */
+#define IMAGE_TOUCH_SLOTS 1024u
 
 /* An index; or, without one, records that are lost: whatever had LSN <= high may have been changed by them. */
 struct source {
@@ -30,6 +31,7 @@ struct image {
     struct payload_reader *reader;
     pthread_mutex_t mutex; /* guards the regions */
     struct region *buckets[IMAGE_REGION_SLOTS];
+    uint32_t touched[IMAGE_TOUCH_SLOTS]; /* the last region with such a hash of which a part was looked for alone, by the rest of the hash; 0: none */
     struct region *newest, *oldest;
     size_t region_bytes;
 };

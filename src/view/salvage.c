@@ -2,6 +2,7 @@
 /* Opening a point of a damaged journal. Each index that the point needs is read whole and checked. A damaged run is replaced
  * by the indexes of its segments, a damaged index of a segment is made again from the segment's frames; what is neither
  * there nor there is a source without an index: everything that is not newer is unknown (J6). */
+#include <dirent.h>
 #include <errno.h>
 #include <limits.h>
 #include <stdio.h>
@@ -373,6 +374,37 @@ static bool still_needed(const char *directory, uint32_t segment)
     return needed;
 }
 
+enum { FOUND_SEGMENT = 1, FOUND_INDEX = 2, FOUND_BOTH = 3 };
+
+/* segment-NUMBER[.gGENERATION].tmj or .tmc, l0-NUMBER[.gGENERATION].idx; others are passed over. */
+static void note_file(const struct manifest *m, const char *name, uint8_t *found)
+{
+    static const char segment[] = "segment-", l0[] = "l0-";
+    bool index = strncmp(name, l0, sizeof l0 - 1) == 0;
+    if (!index && strncmp(name, segment, sizeof segment - 1) != 0)
+        return;
+    char *end;
+    unsigned long number = strtoul(name + (index ? sizeof l0 : sizeof segment) - 1, &end, 10), generation = 0;
+    if (strncmp(end, ".g", 2) == 0)
+        generation = strtoul(end + 2, &end, 10);
+    if (strcmp(end, index ? ".idx" : ".tmj") != 0 && (index || strcmp(end, ".tmc") != 0))
+        return;
+    size_t i = number <= UINT32_MAX ? manifest_find_segment(m, (uint32_t)number) : m->segment_count;
+    if (i < m->segment_count && m->segments[i].number == number && m->segments[i].generation == generation)
+        found[i] |= index ? FOUND_INDEX : FOUND_SEGMENT;
+}
+
+/* Which of the manifest's segments are there, by one look at the directory: one at each file would be most of an opening. What it does
+ * not find may have got another name meanwhile. NULL when out of memory. */
+static uint8_t *find_files(const char *directory, const struct manifest *m)
+{
+    uint8_t *found = calloc(m->segment_count + 1, 1);
+    _cleanup_closedir_ DIR *d = found ? opendir(directory) : NULL;
+    for (const struct dirent *entry; d && (entry = readdir(d));)
+        note_file(m, entry->d_name, found);
+    return found;
+}
+
 int image_check_files(const char *directory, const char *pin_name, struct error *err)
 {
     struct pin pin;
@@ -386,9 +418,12 @@ int image_check_files(const char *directory, const char *pin_name, struct error 
     r = manifest_load(directory, &m, err);
     if (r < 0)
         return r;
+    _cleanup_free_ uint8_t *found = find_files(directory, &m);
+    if (!found)
+        r = error_errno(err, -ENOMEM, "cannot look at the files of %s", directory);
     for (size_t i = 0; r == 0 && i < m.segment_count; i++) {
         const struct segment_info *info = &m.segments[i];
-        if (info->first.n > lsn.n || info->last.n <= m.base.n)
+        if (info->first.n > lsn.n || info->last.n <= m.base.n || found[i] == FOUND_BOTH)
             continue;
         journal_segment_file_of(info->number, info->generation, segment);
         const char *missing = NULL;

@@ -109,6 +109,8 @@ static struct extent random_extent(uint64_t space, uint64_t lsn)
     }
     if (e.kind != EXTENT_DATA)
         e.segment = e.position = 0;
+    else if (extent_is_in_one_block(&e) && rnd(4))
+        e.flags |= EXTENT_CHECKED, e.crc = (uint32_t)rnd(UINT32_MAX);
     if (rnd(64) == 0)
         e.lba = UINT64_MAX - e.length; /* up to the very end */
     return e;
@@ -251,7 +253,7 @@ static bool same(const struct extent *a, const struct extent *b)
 {
     return a->volume == b->volume && a->length == b->length && a->lba == b->lba && a->lsn.n == b->lsn.n &&
            a->segment == b->segment && a->position == b->position && a->kind == b->kind &&
-           a->flags == b->flags;
+           a->flags == b->flags && a->crc == b->crc;
 }
 
 static int expect(void *context, const struct extent *extent, struct error *err)
@@ -645,7 +647,7 @@ static void newer_versions_are_refused(void **unused)
         assert_int_equal(io_pread_full(fd, &header, sizeof header, 0), 0);
         header.version = le32_of(i == 0 ? 2 : 1);
         header.incompatible = le32_of(i == 1);
-        header.compatible = le32_of(i == 2);
+        header.compatible = le32_of(i == 2 ? 1u << 31 : 0);
         header.crc = le32_of(index_header_crc(&header));
         assert_int_equal(io_pwrite_full(fd, &header, sizeof header, 0), 0);
         close(fd);
@@ -653,6 +655,44 @@ static void newer_versions_are_refused(void **unused)
     }
     index_free(index);
     free(h.e);
+}
+
+static int count_checked(void *context, const struct extent *extent, struct error *err)
+{
+    (void)err;
+    *(unsigned *)context += extent->flags & EXTENT_CHECKED ? 1 : 0;
+    return 0;
+}
+
+/* A program of before carries the flag along when it merges, and leaves the checksum behind: it does not say that the file has any. */
+static void checksums_count_where_the_header_says_so(void **unused)
+{
+    (void)unused;
+    struct error err = ERROR_INIT;
+    struct extent one = {.volume = 1, .lba = 8, .length = 8, .lsn = {1}, .position = 16, .kind = EXTENT_DATA, .flags = EXTENT_CHECKED, .crc = 7};
+    struct history h = {&one, 1};
+    for (uint32_t has = 0; has < 2; has++) {
+        struct index_header header;
+        struct extent_stream *stream;
+        struct extent e;
+        unsigned checked = 0;
+        must_write(h, true, 4);
+        int fd = open(path, O_RDWR | O_CLOEXEC);
+        assert_int_equal(io_pread_full(fd, &header, sizeof header, 0), 0);
+        assert_int_equal(le32_get(header.compatible), INDEX_HAS_CRCS);
+        header.compatible = le32_of(has ? INDEX_HAS_CRCS : 0);
+        header.crc = le32_of(index_header_crc(&header));
+        assert_int_equal(io_pwrite_full(fd, &header, sizeof header, 0), 0);
+        close(fd);
+        struct index *index = must_open(NULL);
+        assert_int_equal(index_lookup(index, 1, 0, 100, LSN_NONE, LSN_MAX, count_checked, &checked, &err), 0);
+        assert_int_equal(checked, has);
+        assert_int_equal(index_stream(index, LSN_NONE, LSN_MAX, &stream, &err), 0);
+        assert_int_equal(stream->next(stream, &e, &err), 1);
+        assert_int_equal(e.flags, has ? EXTENT_CHECKED : 0);
+        extent_stream_free(stream);
+        index_free(index);
+    }
 }
 
 /* ---- failures ---- */
@@ -875,6 +915,7 @@ int main(void)
         TEST(misplaced_pages),
         TEST(wrong_lengths),
         TEST(newer_versions_are_refused),
+        TEST(checksums_count_where_the_header_says_so),
         TEST(writing_fails_at_every_call),
         TEST(reading_fails_at_every_call),
         TEST(missing_files),

@@ -82,7 +82,7 @@ static uint32_t length_max(uint16_t kind)
 static bool could_join(const struct extent *a, const struct extent *b)
 {
     return a->volume == b->volume && a->lba + a->length == b->lba && a->lsn.n == b->lsn.n &&
-           a->kind == b->kind && a->flags == b->flags && a->segment == b->segment &&
+           a->kind == b->kind && (a->flags | EXTENT_CHECKED) == (b->flags | EXTENT_CHECKED) && a->segment == b->segment &&
            (a->kind != EXTENT_DATA || a->position + a->length == b->position) &&
            a->length + b->length <= length_max(a->kind);
 }
@@ -104,8 +104,22 @@ static void apply(struct sector sectors[SPACE], const struct extent *e)
         struct sector *s = &sectors[e->lba + i];
         if (e->lsn.n > s->lsn)
             *s = (struct sector){e->lsn.n, e->segment, e->kind == EXTENT_DATA ? e->position + i : 0, e->kind,
-                                 e->flags};
+                                 e->flags & (uint16_t)~EXTENT_CHECKED};
     }
+}
+
+/* As if it were the checksum of the block that the extent begins in. */
+static uint32_t crc_at(const struct extent *e)
+{
+    return (e->segment + 1) * 1000003u + e->position / JOURNAL_BLOCK_SECTORS;
+}
+static struct extent with_crc(struct extent e)
+{
+    if (e.kind == EXTENT_DATA && extent_is_in_one_block(&e)) {
+        e.flags |= EXTENT_CHECKED;
+        e.crc = crc_at(&e);
+    }
+    return e;
 }
 
 /* Histories of many shapes: short and long, one stream newer than the next or all mixed, rewinds of one LSN.
@@ -137,7 +151,7 @@ static size_t random_inputs(void)
         unsigned pieces = rnd(4) ? 1 : 1 + (unsigned)rnd(5);
         for (unsigned p = 0; p < pieces && input_counts[to] < PER_STREAM_MAX && e.lba + e.length <= space;
              p++) {
-            inputs[to][input_counts[to]++] = e;
+            inputs[to][input_counts[to]++] = rnd(8) ? with_crc(e) : e;
             apply(model[e.volume], &e);
             e.lba += e.length;
             if (e.kind == EXTENT_DATA)
@@ -168,6 +182,8 @@ static void random_histories(void **unused)
         memset(got, 0, sizeof got);
         while ((r = sweep->next(sweep, &e, &err)) > 0) {
             assert_true(e.length > 0 && e.length <= length_max(e.kind));
+            if (e.flags & EXTENT_CHECKED) /* SW5 */
+                assert_true(e.kind == EXTENT_DATA && extent_is_in_one_block(&e) && e.crc == crc_at(&e));
             if (last.length > 0) { /* SW4 */
                 assert_true(last.volume < e.volume ||
                             (last.volume == e.volume && last.lba + last.length <= e.lba));
