@@ -214,16 +214,33 @@ int io_check_tree(const char *path, struct error *err)
     return tree ? 0 : error_errno(err, -errno, "cannot look at %s", path);
 }
 
-int io_remove_tree(const char *path, struct error *err)
+static int remove_one(const char *path, struct error *err)
 {
+    return remove(path) < 0 && errno != ENOENT ? error_errno(err, -errno, "cannot remove %s", path) : 0;
+}
+
+int io_remove_marked_tree(const char *path, const char *mark, struct error *err)
+{
+    char file[PATH_MAX];
     int r = io_check_tree(path, err);
     FTS *tree __attribute__((cleanup(close_tree))) = r == 0 ? open_tree(path) : NULL;
     if (r == 0 && !tree)
         r = error_errno(err, -errno, "cannot remove %s", path);
-    for (const FTSENT *entry; r == 0 && (entry = fts_read(tree));)
-        if (entry->fts_info != FTS_D && remove(entry->fts_path) < 0 && errno != ENOENT)
-            r = error_errno(err, -errno, "cannot remove %s", entry->fts_path);
-    return r;
+    for (const FTSENT *entry; r == 0 && (entry = fts_read(tree));) {
+        bool last = mark && (entry->fts_level == 0 || (entry->fts_level == 1 && strcmp(entry->fts_name, mark) == 0));
+        if (entry->fts_info != FTS_D && !last)
+            r = remove_one(entry->fts_path, err);
+    }
+    if (r == 0 && mark && snprintf(file, sizeof file, "%s/%s", path, mark) >= (int)sizeof file)
+        r = error_errno(err, -ENAMETOOLONG, "cannot remove %s", path);
+    if (r == 0 && mark)
+        r = remove_one(file, err);
+    return r == 0 && mark ? remove_one(path, err) : r;
+}
+
+int io_remove_tree(const char *path, struct error *err)
+{
+    return io_remove_marked_tree(path, NULL, err);
 }
 
 void *io_alloc_pages(size_t length_bytes)

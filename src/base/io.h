@@ -35,6 +35,8 @@ int io_open_private(const char *path, struct error *err) MUST_CHECK;
 /* Removes `path` and all below it, not following links. 0 when it is not there. Nothing is removed when something is mounted on it or
  * below it (-EBUSY): that is somebody else's. */
 int io_remove_tree(const char *path, struct error *err) MUST_CHECK;
+/* The same of a directory whose file `mark` says that it is not whole: that goes last, so that what a crash leaves is marked still. */
+int io_remove_marked_tree(const char *path, const char *mark, struct error *err) MUST_CHECK;
 /* Whether io_remove_tree would refuse. */
 int io_check_tree(const char *path, struct error *err) MUST_CHECK;
 /* Page-aligned zeroed memory from mmap, populated. NULL when out of memory. Free with io_free_pages. */

@@ -3,13 +3,14 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
-#include "cli/api_text_internal.h"
+#include "base/clock.h"
 #include "cli/cli_internal.h"
 #include "lib/http_client.h"
 #include "lib/json.h"
@@ -17,6 +18,7 @@
 #define API_POLL_MS 1000             /* the server answers earlier when something changes */
 #define API_ANSWER_TIMEOUT_MS 600000 /* apply makes file systems, open may wait for a flush */
 #define API_TRY_TIMEOUT_MS 3000
+#define API_STOPPED_NS (3 * NS_PER_SECOND) /* so long may `up` be stopped before nobody waits for it any more */
 
 const char *cli_api_application_path(const char *application, const char *suffix, char path[CLI_PATH_BYTES])
 {
@@ -25,17 +27,56 @@ const char *cli_api_application_path(const char *application, const char *suffix
 }
 
 /* 0 when somebody listens on the socket, else a negative errno: tells an engine that is away from `up` being
- * away. */
-static int probe(const char *socket_path)
+ * away. *ret_pid: who it is; 0 where that cannot be told. */
+static int probe(const char *socket_path, pid_t *ret_pid)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct ucred peer = {0};
+    socklen_t length = sizeof peer;
+    *ret_pid = 0;
     if (strlen(socket_path) >= sizeof address.sun_path)
         return -ENAMETOOLONG;
     memcpy(address.sun_path, socket_path, strlen(socket_path));
-    _cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    _cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) < 0)
         return -errno;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0)
+        *ret_pid = peer.pid;
     return 0;
+}
+
+/* Stopped by a signal or its terminal (state T of proc(5)): what it is asked waits until somebody lets it go on. */
+static bool is_stopped(pid_t pid)
+{
+    char path[32], line[512];
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    _cleanup_fclose_ FILE *file = pid > 0 ? fopen(path, "re") : NULL;
+    const char *name_end = file && fgets(line, sizeof line, file) ? strrchr(line, ')') : NULL;
+    return name_end && name_end[1] == ' ' && (name_end[2] == 'T' || name_end[2] == 't');
+}
+
+/* `up`, while an answer of it is waited for. */
+struct patience {
+    pid_t pid;
+    uint64_t stopped_ns; /* since then it is; 0: it is not */
+};
+
+static bool is_over(void *context)
+{
+    struct patience *p = context;
+    uint64_t now = clock_boottime_ns(clock_system());
+    if (!is_stopped(p->pid))
+        p->stopped_ns = 0;
+    else if (!p->stopped_ns)
+        p->stopped_ns = now;
+    return p->stopped_ns && now - p->stopped_ns >= API_STOPPED_NS;
+}
+
+static struct http_client_options options_of(const struct cli *cli, struct patience *p)
+{
+    *p = (struct patience){0};
+    (void)probe(cli->socket_path, &p->pid); /* what is wrong the call will tell */
+    return (struct http_client_options){.socket_path = cli->socket_path, .gives_up = is_over, .context = p};
 }
 
 static enum cli_exit unreachable(const struct cli *cli, const char *what, int code)
@@ -48,6 +89,8 @@ static enum cli_exit unreachable(const struct cli *cli, const char *what, int co
     else if (code == -ENAMETOOLONG)
         remedy =
             "the path of a Unix socket has at most 107 bytes: choose a shorter one with --state or --socket";
+    else if (code == -EAGAIN)
+        remedy = "as many wait there as can: it is stopped (`kill -CONT` lets it go on), or has very much to do";
     const char *why = strerrordesc_np(-code);
     return cli_output_fail(cli, CLI_EXIT_UNREACHABLE, remedy, "%s: cannot reach `tidemark up` at %s: %s",
                            what, cli->socket_path, why ? why : "unknown error");
@@ -134,9 +177,16 @@ static enum cli_exit fail(const struct cli *cli, const char *what, int code, con
 /* A call that failed: because nobody is there, or because of what was answered. */
 static enum cli_exit call_failed(const struct cli *cli, const char *what, const struct error *err)
 {
-    int r = probe(cli->socket_path);
+    char remedy[96];
+    pid_t pid;
+    int r = probe(cli->socket_path, &pid);
     if (r < 0)
         return unreachable(cli, what, r);
+    if (err->code == -ECANCELED && is_stopped(pid)) {
+        snprintf(remedy, sizeof remedy, "`kill -CONT %d` lets it go on, and then it does what it was asked", (int)pid);
+        return cli_output_fail(cli, CLI_EXIT_UNREACHABLE, remedy, "%s: `tidemark up` (pid %d) at %s is stopped and answers nobody", what,
+                               (int)pid, cli->socket_path);
+    }
     return fail(cli, what, err->code, err->message);
 }
 
@@ -144,7 +194,8 @@ enum cli_exit cli_api_call(const struct cli *cli, const char *what, const char *
                            const json_t *body, json_t **ret_body)
 {
     struct error err = ERROR_INIT;
-    const struct http_client_options options = {.socket_path = cli->socket_path};
+    struct patience patience;
+    const struct http_client_options options = options_of(cli, &patience);
     struct cli_progress *progress = cli_progress_new(cli, what);
     int r = http_client_call_with(&options, method, path, body, API_ANSWER_TIMEOUT_MS, ret_body, &err);
     cli_progress_free(progress);
@@ -155,8 +206,11 @@ enum cli_exit cli_api_send(const struct cli *cli, const char *what, const char *
                            json_t **ret_body)
 {
     struct error err = ERROR_INIT;
+    struct patience patience;
+    struct http_client_options options = options_of(cli, &patience);
+    options.content_type = "application/yaml"; /* so that messages can name its lines */
     struct cli_progress *progress = cli_progress_new(cli, what);
-    int r = cli_api_text_post(cli->socket_path, path, text, API_ANSWER_TIMEOUT_MS, ret_body, &err);
+    int r = http_client_post_text(&options, path, text, API_ANSWER_TIMEOUT_MS, ret_body, &err);
     cli_progress_free(progress);
     return r < 0 ? call_failed(cli, what, &err) : CLI_EXIT_OK;
 }
@@ -196,7 +250,8 @@ static void show_progress(struct cli_progress *progress, const json_t *operation
 static int wait_for(const struct cli *cli, struct cli_progress *progress, json_t **operation,
                     struct error *err)
 {
-    const struct http_client_options options = {.socket_path = cli->socket_path};
+    struct patience patience;
+    const struct http_client_options options = options_of(cli, &patience);
     char path[CLI_PATH_BYTES];
     while (strcmp(cli_field_text(*operation, "state", ""), "running") == 0) {
         json_t *answer = NULL;

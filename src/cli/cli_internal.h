@@ -192,6 +192,8 @@ bool cli_output_can_ask(const struct cli *cli);
 /* Asks on the terminal, default no. `question` without the "[y/N]". */
 bool cli_output_confirm(const char *question);
 enum cli_colour { CLI_COLOUR_NONE, CLI_COLOUR_BOLD, CLI_COLOUR_GREEN, CLI_COLOUR_YELLOW, CLI_COLOUR_RED };
+/* Text may quote names from elsewhere: control characters other than newlines become '?', so that nothing in it steers the terminal. */
+void cli_output_clean(char *text);
 /* The escape that begins a colour; "" where there are none. CLI_COLOUR_NONE ends one. */
 const char *cli_output_colour(bool enabled, enum cli_colour colour);
 

@@ -14,11 +14,16 @@ const char *cli_output_colour(bool enabled, enum cli_colour colour)
     return enabled ? escapes[colour] : "";
 }
 
-/* Messages may quote names from elsewhere: nothing in them steers the terminal. */
-static void put_clean(const char *text, FILE *out)
+void cli_output_clean(char *text)
 {
-    for (const unsigned char *p = (const unsigned char *)text; *p; p++)
-        fputc((*p < 0x20 && *p != '\n') || *p == 0x7f ? '?' : *p, out);
+    char *to = text;
+    for (const char *p = text; *p; p++) {
+        unsigned char c = (unsigned char)p[0], next = (unsigned char)p[1];
+        bool two = c == 0xc2 && next >= 0x80 && next < 0xa0; /* C1: U+009B alone begins what ESC [ does */
+        *to++ = (c < 0x20 && c != '\n') || c == 0x7f || two ? '?' : *p;
+        p += two;
+    }
+    *to = '\0';
 }
 
 static void put_message(const struct cli *cli, enum cli_colour colour, const char *remedy, const char *format,
@@ -29,7 +34,8 @@ static void put_message(const struct cli *cli, enum cli_colour colour, const cha
     fflush(stdout);
     fprintf(stderr, "%stidemark:%s ", cli_output_colour(cli->colour_err, colour),
             cli_output_colour(cli->colour_err, CLI_COLOUR_NONE));
-    put_clean(message, stderr);
+    cli_output_clean(message);
+    fputs(message, stderr);
     fputc('\n', stderr);
     if (remedy)
         fprintf(stderr, "  %s\n", remedy);
@@ -68,7 +74,8 @@ void cli_output_say(const struct cli *cli, const char *format, ...)
         text = NULL;
         return;
     }
-    put_clean(text, stdout);
+    cli_output_clean(text);
+    fputs(text, stdout);
     fputc('\n', stdout);
 }
 

@@ -52,9 +52,9 @@ static void describe(const json_t *application, char *text, size_t size)
 /* Names are from elsewhere. */
 static void put_clean(char *text)
 {
-    for (char *p = text; *p; p++)
-        if ((unsigned char)*p < 0x20 || *p == 0x7f)
-            *p = '?';
+    cli_output_clean(text);
+    for (char *p = text; (p = strchr(p, '\n'));)
+        *p = '?';
     fputs(text, stdout);
 }
 

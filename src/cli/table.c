@@ -74,9 +74,10 @@ void cli_table_cell(struct cli_table *table, enum cli_colour colour, const char 
     }
     va_end(args);
     cell->colour = colour;
-    for (char *p = cell->text; p && *p; p++)
-        if ((unsigned char)*p < 0x20 || *p == 0x7f)
-            *p = '?';
+    if (cell->text)
+        cli_output_clean(cell->text);
+    for (char *p = cell->text; p && (p = strchr(p, '\n'));)
+        *p = '?';
 }
 
 void cli_table_bytes(struct cli_table *table, const json_t *object, const char *key)

@@ -720,7 +720,7 @@ int applications_load(struct control *control, struct error *err)
         MUTEX_GUARD(guard, &control->mutex);
         if (!control->left_out)
             control->left_out = json_object();
-        json_object_set_new(control->left_out, entry->d_name, json_string(one.message));
+        json_object_set_new(control->left_out, entry->d_name, json_string_lossy(one.message));
     }
     return 0;
 }

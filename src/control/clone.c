@@ -195,7 +195,7 @@ static int run_copy(struct copying *c, const char *log_path, struct error *err)
 static int begin(struct copying *c, const json_t *request, struct error *err)
 {
     const char *point = json_string_value(json_object_get(request, "point"));
-    int r = control_new_id("clone-", c->id, err);
+    int r = control_new_id(c->source->control, "clone-", c->id, err);
     if (r == 0)
         r = pin_take(c->source, c->id, point, false, &c->lock_fd, &c->pin, err);
     return r == 0 ? choose_volumes(c, request, err) : r;
@@ -295,7 +295,7 @@ static int make_directory(struct application *a, struct error *err)
     if (r < 0)
         return r;
     if (access(path, F_OK) == 0 &&
-        (r = io_remove_tree(a->directory, err)) < 0) /* a former one, that failed halfway */
+        (r = io_remove_marked_tree(a->directory, MARKER, err)) < 0) /* a former one, that failed halfway */
         return r;
     if (stat(a->directory, &st) == 0)
         return error_set(err, -EEXIST,
@@ -366,7 +366,7 @@ void clone_abandon(struct application *a)
 {
     struct error err = ERROR_INIT;
     application_unlist(a);
-    if (io_remove_tree(a->directory, &err) < 0)
+    if (io_remove_marked_tree(a->directory, MARKER, &err) < 0)
         log_warning(a->control->log, "%s", err.message);
     application_end(a);
 }
@@ -399,7 +399,7 @@ void clone_tidy(struct control *control, const char *name)
     }
     log_info(control->log,
              "%s: was being made as a clone, which was interrupted; what there is of it is removed", name);
-    if (io_remove_tree(directory, &err) < 0)
+    if (io_remove_marked_tree(directory, MARKER, &err) < 0)
         log_error(control->log, "%s", err.message);
 }
 

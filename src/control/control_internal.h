@@ -413,7 +413,7 @@ void application_bring_up(struct application *application);
 /* Runs `main` in a thread that control_up waits for. */
 int control_work(struct control *control, void *(*main)(void *), void *context, struct error *err) MUST_CHECK;
 void control_work_ended(struct control *control);
-/* "<prefix><6 hex digits>". */
-int control_new_id(const char *prefix, char ret[CONTROL_ID_BYTES], struct error *err) MUST_CHECK;
+/* "<prefix><6 hex digits>", which no view and no operation has: they are named by it alone, whatever their application. Mutex not held. */
+int control_new_id(struct control *control, const char *prefix, char ret[CONTROL_ID_BYTES], struct error *err) MUST_CHECK;
 
 #endif

@@ -39,7 +39,7 @@ struct operation *operation_new(struct control *control, const char *kind, const
 {
     struct error ignored = ERROR_INIT;
     struct operation *o = calloc(1, sizeof *o);
-    if (!o || control_new_id("op-", o->id, &ignored) < 0) {
+    if (!o || control_new_id(control, "op-", o->id, &ignored) < 0) {
         free(o);
         return NULL;
     }
@@ -112,8 +112,8 @@ static json_t *step_json(const struct step *s)
 {
     static const char *const names[] = {"pending", "running", "done", "failed", "skipped"};
     uint64_t duration = s->state == STEP_RUNNING ? now_ns() - s->started_ns : s->duration_ns;
-    return json_pack("{s:s, s:s, s:f, s:s?}", "name", s->name, "state", names[s->state], "duration_ms",
-                     (double)duration / 1e6, "detail", s->detail[0] ? s->detail : NULL);
+    return json_pack("{s:s, s:s, s:f, s:o}", "name", s->name, "state", names[s->state], "duration_ms",
+                     (double)duration / 1e6, "detail", s->detail[0] ? json_string_lossy(s->detail) : json_null());
 }
 
 /* Mutex held. The result is copied: trees belong to one thread at a time. */
@@ -136,8 +136,8 @@ static json_t *to_json(const struct operation *o)
                             : json_null());
     json_object_set_new(json, "result", o->result ? json_deep_copy(o->result) : json_null());
     json_object_set_new(json, "error",
-                        o->error.code < 0 ? json_pack("{s:s, s:s}", "code", json_errno_name(o->error.code),
-                                                      "message", o->error.message)
+                        o->error.code < 0 ? json_pack("{s:s, s:o}", "code", json_errno_name(o->error.code),
+                                                      "message", json_string_lossy(o->error.message))
                                           : json_null());
     return json;
 }

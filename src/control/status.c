@@ -65,7 +65,7 @@ static void add_unmounted(struct application *a, json_t *list)
         const struct app_volume *v = &a->spec->volumes[i];
         const struct attached *at = &a->volumes[i];
         if (at->mounted && (mounts_source(v->mount_path, source, sizeof source) < 0 || strcmp(source, at->device) != 0))
-            json_array_append_new(list, json_sprintf("volume %s was unmounted from %s by somebody else: what is written there is not "
+            json_array_append_new(list, json_sprintf_lossy("volume %s was unmounted from %s by somebody else: what is written there is not "
                                                      "protected; mount %s %s",
                                                      v->name, v->mount_path, at->device, v->mount_path));
     }
@@ -88,7 +88,7 @@ static json_t *alarms_json(struct application *a, const json_t *engine, bool ope
     MUTEX_GUARD(guard, &a->mutex);
     manifests_alarm(a->manifests, text, sizeof text);
     if (text[0])
-        json_array_append_new(list, json_string(text));
+        json_array_append_new(list, json_string_lossy(text));
     if (a->orphaned)
         json_array_append_new(
             list,
@@ -110,7 +110,7 @@ static bool is_crash_looping(const struct application *a, unsigned *ret_ends, js
     uint64_t now = clock_realtime_ns(clock_system());
     if (!crash_is_loop(&ends, now)) {
         if (crash_was_for_memory(&ends, now))
-            json_array_append_new(alarms, json_string(crash_describe_memory(&ends, memory_mib, text, size)));
+            json_array_append_new(alarms, json_string_lossy(crash_describe_memory(&ends, memory_mib, text, size)));
         return false;
     }
     crash_describe(&ends, memory_mib, log_path, text, size);
@@ -131,7 +131,7 @@ static json_t *application_json(struct application *a)
     MUTEX_GUARD(guard, &a->mutex);
     bool looping = is_crash_looping(a, &ends, alarms, crashes, sizeof crashes);
     if (looping)
-        json_array_append_new(alarms, json_string(crashes));
+        json_array_append_new(alarms, json_string_lossy(crashes));
     const char *state = states[a->state], *message = a->message[0] ? a->message : NULL;
     const char *told = json_string_value(json_object_get(engine, "state"));
     if (a->state == APPLICATION_RUNNING && r == 0 && told)
@@ -144,7 +144,7 @@ static json_t *application_json(struct application *a)
         state = "crash-looping";
         message = crashes;
     }
-    json_t *json = json_pack("{s:s, s:s, s:s?}", "name", a->name, "state", state, "message", message);
+    json_t *json = json_pack("{s:s, s:s, s:o}", "name", a->name, "state", state, "message", message ? json_string_lossy(message) : json_null());
     for (size_t i = 0; i < sizeof engine_fields / sizeof *engine_fields; i++) {
         json_t *value = json_object_get(engine, engine_fields[i]);
         json_object_set_new(json, engine_fields[i], value ? json_incref(value) : json_null());
@@ -191,7 +191,7 @@ static void add_left_out(struct control *control, json_t *list, json_t *warnings
         json_array_append_new(list, json_pack("{s:s, s:O}", "name", name, "message", why));
         json_array_append_new(
             warnings,
-            json_sprintf("the application %s is left out and not protected: %s; apply its YAML again", name,
+            json_sprintf_lossy("the application %s is left out and not protected: %s; apply its YAML again", name,
                          json_string_value(why)));
     }
 }

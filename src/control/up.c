@@ -26,12 +26,26 @@ void control_wake(struct control *control)
     write(control->wake_fd, &one, sizeof one);
 }
 
-int control_new_id(const char *prefix, char ret[CONTROL_ID_BYTES], struct error *err)
+static bool is_taken(struct control *control, const char *id)
+{
+    MUTEX_GUARD(guard, &control->mutex);
+    for (const struct view *v = control->views; v; v = v->next)
+        if (strcmp(v->id, id) == 0)
+            return true;
+    for (const struct operation *o = control->operations; o; o = o->next)
+        if (strcmp(o->id, id) == 0)
+            return true;
+    return false;
+}
+
+int control_new_id(struct control *control, const char *prefix, char ret[CONTROL_ID_BYTES], struct error *err)
 {
     uint32_t random;
-    if (getrandom(&random, sizeof random, 0) != (ssize_t)sizeof random)
-        return error_errno(err, -EIO, "cannot get random bytes");
-    snprintf(ret, CONTROL_ID_BYTES, "%s%06x", prefix, random & 0xffffff);
+    do {
+        if (getrandom(&random, sizeof random, 0) != (ssize_t)sizeof random)
+            return error_errno(err, -EIO, "cannot get random bytes");
+        snprintf(ret, CONTROL_ID_BYTES, "%s%06x", prefix, random & 0xffffff);
+    } while (is_taken(control, ret));
     return 0;
 }
 

@@ -115,7 +115,7 @@ int verify_run(struct application *application, struct operation *operation, jso
     const char *left = NULL;
     _cleanup_json_ json_t *pin = NULL;
     operation_step_begin(operation, STEP_PIN);
-    int r = control_new_id("verify-", id, err);
+    int r = control_new_id(application->control, "verify-", id, err);
     if (r == 0)
         r = seal(application, &left, err);
     if (r == 0)

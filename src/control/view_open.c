@@ -104,9 +104,7 @@ static int choose_volumes(struct opening *o, struct error *err)
 static int take_pin(struct opening *o, struct error *err)
 {
     operation_step_begin(o->operation, STEP_PIN);
-    int r = io_mkdirs(o->directory, 0700, err);
-    if (r == 0)
-        r = pin_take(o->application, o->id, o->point, o->salvage, &o->lock_fd, &o->pin, err);
+    int r = pin_take(o->application, o->id, o->point, o->salvage, &o->lock_fd, &o->pin, err);
     if (r < 0)
         return r;
     o->pinned = true;
@@ -216,6 +214,14 @@ static int prepare_mount(struct opening *o, const char *volume, char ret[PATH_MA
     return r;
 }
 
+/* The kernel's file system for what blkid has found, or NULL: it is not mounted. Not btrfs: it tells its devices apart by their UUID
+ * alone, which the volume in use has too, and would take one for the other. */
+static const char *mountable(const char *type)
+{
+    bool ext = strcmp(type, "ext2") == 0 || strcmp(type, "ext3") == 0 || strcmp(type, "ext4") == 0;
+    return ext ? "ext4" : strcmp(type, "xfs") == 0 ? "xfs" : NULL;
+}
+
 /* Whatever a damaged file system cannot do is told, and the device is there to look at. */
 static int mount_salvaged(struct opening *o, json_t *volume, struct error *err)
 {
@@ -224,7 +230,7 @@ static int mount_salvaged(struct opening *o, json_t *volume, struct error *err)
     const char *device = json_string_value(json_object_get(volume, "device"));
     struct error why = ERROR_INIT;
     int r = mounts_probe_copy(device, type, &why);
-    if (r == 0 && strcmp(type, "ext4") != 0 && strcmp(type, "xfs") != 0) {
+    if (r == 0 && !mountable(type)) {
         json_object_set_new(volume, "note", json_sprintf("shows %s at this point, not mounted", type[0] ? type : "no file system"));
         return 0;
     }
@@ -232,10 +238,10 @@ static int mount_salvaged(struct opening *o, json_t *volume, struct error *err)
         r = prepare_mount(o, name, path, err);
         if (r < 0)
             return r;
-        r = mounts_mount_salvaged(device, path, type, &why);
+        r = mounts_mount_salvaged(device, path, mountable(type), &why);
     }
     if (r < 0)
-        json_object_set_new(volume, "note", json_sprintf("not mounted: %s", why.message));
+        json_object_set_new(volume, "note", json_sprintf_lossy("not mounted: %s", why.message));
     else
         json_object_set_new(volume, "mount", json_string(path));
     return 0;
@@ -260,7 +266,7 @@ static int mount_volume(struct opening *o, json_t *volume, struct error *err)
     int r = mounts_probe_copy(device, type, err);
     if (r < 0)
         return r;
-    if (strcmp(type, "ext4") != 0 && strcmp(type, "xfs") != 0) {
+    if (!mountable(type)) {
         const char *what = type[0] ? type : "no file system";
         if (o->mount)
             return error_set(err, -ENODATA, "cannot mount volume %s: it held %s at that point (LSN %lld)",
@@ -271,11 +277,11 @@ static int mount_volume(struct opening *o, json_t *volume, struct error *err)
     r = prepare_mount(o, name, path, err);
     if (r < 0)
         return r;
-    r = mounts_mount(device, path, type, true, err);
+    r = mounts_mount(device, path, mountable(type), true, err);
     if (r == 0) {
         json_object_set_new(volume, "mount", json_string(path));
     } else if (!o->mount && !has_mount_path(o, name)) {
-        json_object_set_new(volume, "note", json_sprintf("not mounted: %s", err->message));
+        json_object_set_new(volume, "note", json_sprintf_lossy("not mounted: %s", err->message));
         *err = (struct error)ERROR_INIT;
         r = 0;
     }
@@ -399,15 +405,33 @@ static int publish(struct opening *o, json_t **ret_view, struct error *err)
     return 0;
 }
 
+/* An id, and a directory that is this opening's alone from here on: what fails later removes it. */
+static int take_id(struct opening *o, struct error *err)
+{
+    char directory[PATH_MAX];
+    bool there = true;
+    int r = application_path(o->application, directory, err, "views");
+    if (r == 0)
+        r = io_mkdirs(directory, 0700, err);
+    while (r == 0 && there) {
+        r = control_new_id(o->application->control, "v-", o->id, err);
+        if (r == 0)
+            r = application_path(o->application, directory, err, "views/%s", o->id);
+        there = r == 0 && mkdir(directory, 0700) < 0;
+        if (there && errno != EEXIST)
+            r = error_errno(err, -errno, "cannot make %s", directory);
+    }
+    if (r == 0)
+        memcpy(o->directory, directory, sizeof directory);
+    return r;
+}
+
 static int open_steps(struct opening *o, const json_t *request, json_t **ret_view, struct error *err)
 {
     char time[CLOCK_TEXT_BYTES];
     int r = read_request(o, request, err);
-    while (r == 0 && (!o->directory[0] || access(o->directory, F_OK) == 0)) { /* one that is there is somebody's */
-        r = control_new_id("v-", o->id, err);
-        if (r == 0)
-            r = application_path(o->application, o->directory, err, "views/%s", o->id);
-    }
+    if (r == 0)
+        r = take_id(o, err);
     if (r == 0 && o->nbd)
         snprintf(o->nbd_socket, sizeof o->nbd_socket, "%s", o->nbd);
     else if (r == 0)

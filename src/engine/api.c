@@ -92,37 +92,37 @@ static json_t *alarms_json(const struct journal_status *s, const struct group_st
 {
     json_t *list = json_array();
     if (s->suspended)
-        json_array_append_new(list, json_sprintf("journaling is suspended: %s; %llu writes were not journaled", s->reason,
+        json_array_append_new(list, json_sprintf_lossy("journaling is suspended: %s; %llu writes were not journaled", s->reason,
                                                  (unsigned long long)g->unjournaled_writes));
     const char *manifest = journal_recovery(e->journal)->manifest_damage;
     if (manifest[0])
-        json_array_append_new(list, json_sprintf("the journal's %s; it was damaged when the engine started, and nothing is lost: verify the "
+        json_array_append_new(list, json_sprintf_lossy("the journal's %s; it was damaged when the engine started, and nothing is lost: verify the "
                                                  "journal, and look at the disk", manifest));
     if (e->set_aside && access(e->kept, F_OK) == 0)
-        json_array_append_new(list, json_sprintf("earlier history could not be opened (%s): it is set aside in %s, and a new one began with what "
+        json_array_append_new(list, json_sprintf_lossy("earlier history could not be opened (%s): it is set aside in %s, and a new one began with what "
                                                  "the volumes held. Look at the disk; remove the directory when it is not needed any more",
                                                  e->kept_why, e->kept));
     if (g->seed_trouble[0])
-        json_array_append_new(list, json_sprintf("adopting does not go on: %s", g->seed_trouble));
+        json_array_append_new(list, json_sprintf_lossy("adopting does not go on: %s", g->seed_trouble));
     if (g->pending_damaged)
         json_array_append_new(list, json_string("rewind.pending was damaged: which blocks a rewind had not copied back is not known, so every "
                                                 "block is copied back from the journal; the volumes are right meanwhile. The file is kept as "
                                                 "rewind.pending.damaged: verify the journal, and look at the disk"));
     if (g->copy_trouble[0])
-        json_array_append_new(list, json_sprintf("a rewind is not copied back further (its volumes are what they should be, and the "
+        json_array_append_new(list, json_sprintf_lossy("a rewind is not copied back further (its volumes are what they should be, and the "
                                                  "journal keeps what they need of it): %s; it goes on by itself", g->copy_trouble));
     if (s->pace_persists)
-        json_array_append_new(list, json_sprintf("each write waits %.1f ms: more is written than old history can be dropped for; a larger "
+        json_array_append_new(list, json_sprintf_lossy("each write waits %.1f ms: more is written than old history can be dropped for; a larger "
                                                  "quota, a faster disk for the journal, or fewer writes would end it", (double)s->pace_ns / 1e6));
     if (s->quota_blocked)
-        json_array_append_new(list, json_sprintf("the journal is over its quota: an open view needs the oldest history; close it. From %llu MiB "
+        json_array_append_new(list, json_sprintf_lossy("the journal is over its quota: an open view needs the oldest history; close it. From %llu MiB "
                                                  "over the quota on views are closed, oldest first; at %llu MiB journaling is suspended",
                                                  (unsigned long long)(s->reserve_bytes / 2 >> 20), (unsigned long long)(s->reserve_bytes >> 20)));
     for (size_t i = 0; i < group_volume_count(e->group); i++) {
         struct group_volume_status v;
         group_volume_status(e->group, i, &v);
         if (v.failed)
-            json_array_append_new(list, json_sprintf("volume %s: a flush of its backing failed", v.name));
+            json_array_append_new(list, json_sprintf_lossy("volume %s: a flush of its backing failed", v.name));
     }
     return list;
 }

@@ -120,9 +120,11 @@ static void read_content(struct watch *w, size_t i)
             v->read_at += extent.length_bytes;
             continue;
         }
-        if (group_volume_peek(w->e->group, i, w->scratch, part, v->read_at, &err) < 0)
+        int r = group_volume_peek(w->e->group, i, w->scratch, part, v->read_at, &err);
+        if (r == -EAGAIN)
             return; /* later */
-        signal_seen(v->signal, v->read_at, w->scratch, part);
+        if (r == 0) /* else a bad sector: what lies beyond it is known all the same */
+            signal_seen(v->signal, v->read_at, w->scratch, part);
         v->read_at += part;
         budget -= part < budget ? part : budget;
     }

@@ -21,6 +21,7 @@
 #include "export/nbd_internal.h"
 
 #define GATE_POLL_NS 500000L
+#define REST_MS 200 /* without descriptors or memory for another client */
 
 struct greeting {
     struct greeting *next;
@@ -45,6 +46,7 @@ struct nbd_server {
     struct greeting *greetings; /* the thread's own */
     pthread_t thread;
     bool thread_runs;
+    bool rested; /* it was said that clients wait; the thread's own */
 };
 
 /* ---- greeting ---- */
@@ -112,11 +114,18 @@ static void go_on(struct nbd_server *s)
     }
 }
 
-static void greet(struct nbd_server *s)
+/* False: no client can be taken now, and asking again at once would keep a processor busy. */
+static bool greet(struct nbd_server *s)
 {
     int fd = accept4(s->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    bool rests = fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS);
+    if (rests && !s->rested)
+        log_warning(s->log,
+                    "NBD clients have to wait: %s; `ulimit -n` tells how many descriptors a process may have",
+                    strerrordesc_np(errno));
+    s->rested = rests;
     if (fd < 0)
-        return;
+        return !rests;
     bool room = atomic_fetch_add(&s->connections, 1) < NBD_CONNECTIONS_MAX;
     struct greeting *g = room ? malloc(sizeof *g) : NULL;
     if (!g) {
@@ -126,7 +135,7 @@ static void greet(struct nbd_server *s)
                     NBD_CONNECTIONS_MAX);
         close(fd);
         atomic_fetch_sub(&s->connections, 1);
-        return;
+        return true;
     }
     g->fd = fd;
     g->until_ns = clock_boottime_ns(clock_system()) + NBD_HANDSHAKE_MS * NS_PER_MS;
@@ -135,30 +144,33 @@ static void greet(struct nbd_server *s)
     nbd_handshake_init(&g->handshake, s->exports, s->count);
     if (!say(g)) {
         end_greeting(s, g);
-        return;
+        return true;
     }
     g->next = s->greetings;
     s->greetings = g;
+    return true;
 }
 
 static void *server_main(void *context)
 {
     struct nbd_server *s = context;
+    uint64_t rest_until_ns = 0;
     for (;;) {
+        bool rests = clock_boottime_ns(clock_system()) < rest_until_ns;
         struct pollfd fds[2 + NBD_CONNECTIONS_MAX] = {{.fd = s->stop_fd, .events = POLLIN},
-                                                      {.fd = s->fd, .events = POLLIN}};
+                                                      {.fd = s->fd, .events = rests ? 0 : POLLIN}};
         nfds_t count = 2;
         for (struct greeting *g = s->greetings; g; g = g->next)
             if (g->handshake.state != NBD_TRANSMISSION) /* those wait for the gate */
                 fds[count++] = (struct pollfd){.fd = g->fd, .events = POLLIN};
-        poll(fds, count, s->greetings ? 1000 : -1);
+        poll(fds, count, rests ? REST_MS : s->greetings ? 1000 : -1);
         eventfd_t ignored;
         if (fds[0].revents)
             (void)eventfd_read(s->stop_fd, &ignored);
         if (atomic_load(&s->stopping))
             break;
-        if (fds[1].revents)
-            greet(s);
+        if (fds[1].revents && !greet(s))
+            rest_until_ns = clock_boottime_ns(clock_system()) + REST_MS * NS_PER_MS;
         go_on(s);
     }
     while (s->greetings) {

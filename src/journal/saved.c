@@ -26,6 +26,8 @@ int saved_write(const char *path, const json_t *json, struct error *err)
     if (!text)
         return error_errno(err, -ENOMEM, "cannot write %s", path);
     format_crc(text, strlen(text), crc);
+    if (strlen(text) + SAVED_CRC_BYTES > SAVED_LIMIT_BYTES) /* nobody could read it */
+        return error_set(err, -EFBIG, "cannot write %s: it would have %zu bytes, more than %u", path, strlen(text), SAVED_LIMIT_BYTES);
     if (asprintf(&file, "%s%s", text, crc) < 0)
         return error_errno(err, -ENOMEM, "cannot write %s", path);
     return sealed_replace_file(path, file, strlen(file), 0600, err);
@@ -43,6 +45,10 @@ int saved_read(const char *path, json_t **ret, struct error *err)
     format_crc(text, length, crc);
     if (strcmp(text + length, crc) != 0)
         return error_set(err, -EBADMSG, "%s is damaged (wrong checksum)", path);
-    text[length] = '\0';
-    return json_parse(path, text, length, ret, err);
+    json_error_t at; /* of our own making, as the checksum says: json_parse is for what others may have written, and takes less */
+    json_t *json = json_loadb(text, length, JSON_DECODE_ANY, &at);
+    if (!json)
+        return error_set(err, json_error_code(&at) == json_error_out_of_memory ? -ENOMEM : -EBADMSG, "cannot read %s: %s", path, at.text);
+    *ret = json;
+    return 0;
 }

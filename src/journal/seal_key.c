@@ -82,16 +82,19 @@ static bool from_hex(const char *text, uint8_t *bytes, size_t count)
 int seal_key_load(const char *path, struct seal_user_key *ret, struct error *err)
 {
     struct stat st;
-    char *text = NULL;
-    size_t length = 0;
-    if (stat(path, &st) < 0)
+    char text[KEY_FILE_LIMIT_BYTES + 1];
+    _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0 || fstat(fd, &st) < 0)
         return error_set(err, -ENOKEY, "cannot read the key file %s: %s", path, strerrordesc_np(errno));
-    if (!S_ISREG(st.st_mode) || st.st_mode & 077)
+    if (!S_ISREG(st.st_mode) || st.st_mode & 077) /* of the very file that is read */
         return error_set(err, -EKEYREJECTED,
                          "the key file %s can be used by others than its owner: chmod 600 %s", path, path);
-    int r = io_read_file(path, KEY_FILE_LIMIT_BYTES, &text, &length, err);
-    if (r < 0)
-        return error_context(err, "key file");
+    if (st.st_size > (off_t)KEY_FILE_LIMIT_BYTES)
+        return error_set(err, -EFBIG, "the key file %s is larger than %u bytes", path, KEY_FILE_LIMIT_BYTES);
+    ssize_t length = pread(fd, text, KEY_FILE_LIMIT_BYTES, 0);
+    if (length < 0)
+        return error_set(err, -ENOKEY, "cannot read the key file %s: %s", path, strerrordesc_np(errno));
+    text[length] = '\0';
     const char *line = text;
     while (line && (*line == '#' || *line == '\n'))
         line = (line = strchr(line, '\n')) ? line + 1 : NULL;
@@ -101,8 +104,7 @@ int seal_key_load(const char *path, struct seal_user_key *ret, struct error *err
         strlen(line) >= strlen(KEY_PREFIX) + digits &&
         from_hex(line + strlen(KEY_PREFIX), ret->key, sizeof ret->key) &&
         strspn(line + strlen(KEY_PREFIX) + digits, "\n") == strlen(line + strlen(KEY_PREFIX) + digits);
-    aead_wipe(text, length);
-    free(text);
+    aead_wipe(text, sizeof text);
     if (!good || set_id(ret) < 0)
         return error_set(err, -EINVAL, "%s is not a key file: `tidemark key generate` makes one", path);
     return 0;

@@ -5,6 +5,7 @@
 #include <curl/curl.h>
 #include <errno.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/un.h>
@@ -81,6 +82,8 @@ static int transfer_error(const struct http_client_options *o, const char *metho
     if (code == CURLE_OPERATION_TIMEDOUT)
         return error_set(err, -ETIMEDOUT, "%s %s at %s: no answer within %u ms", method, path, place(o),
                          timeout_ms);
+    if (code == CURLE_ABORTED_BY_CALLBACK)
+        return error_set(err, -ECANCELED, "%s %s at %s: given up without an answer", method, path, place(o));
     if (code == CURLE_OUT_OF_MEMORY || (code == CURLE_WRITE_ERROR && !answer->too_large))
         return error_errno(err, -ENOMEM, "%s %s at %s", method, path, place(o));
     if (code == CURLE_WRITE_ERROR)
@@ -94,6 +97,13 @@ static int transfer_error(const struct http_client_options *o, const char *metho
                          method, path, place(o), curl_easy_strerror(code), o->server ? o->server : "", o->ca);
     return error_set(err, code == CURLE_GOT_NOTHING || code == CURLE_RECV_ERROR ? -ECONNRESET : -EIO,
                      "%s %s at %s: %s", method, path, place(o), curl_easy_strerror(code));
+}
+
+static int ask(void *context, curl_off_t a, curl_off_t b, curl_off_t c, curl_off_t d)
+{
+    const struct http_client_options *o = context;
+    (void)a, (void)b, (void)c, (void)d;
+    return o->gives_up(o->context);
 }
 
 static int set_tls(const struct http_client_options *o, CURL *curl, struct curl_slist **route, struct error *err)
@@ -131,7 +141,9 @@ static int perform(const struct http_client_options *o, const char *method, cons
         return error_errno(err, -ENOMEM, "%s %s at %s", method, path, place(o));
     /* Without "Expect:" curl would wait for a 100-continue before larger bodies. */
     headers = curl_slist_append(NULL, "Expect:");
-    struct curl_slist *both = headers ? curl_slist_append(headers, "Content-Type: application/json") : NULL;
+    char type[80];
+    snprintf(type, sizeof type, "Content-Type: %s", o->content_type ? o->content_type : "application/json");
+    struct curl_slist *both = headers ? curl_slist_append(headers, type) : NULL;
     if (!both)
         return error_errno(err, -ENOMEM, "%s %s at %s", method, path, place(o));
     curl_easy_setopt(curl, CURLOPT_URL, url);
@@ -147,6 +159,11 @@ static int perform(const struct http_client_options *o, const char *method, cons
     curl_easy_setopt(curl, CURLOPT_HTTPHEADER, headers);
     curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, receive);
     curl_easy_setopt(curl, CURLOPT_WRITEDATA, answer);
+    if (o->gives_up) {
+        curl_easy_setopt(curl, CURLOPT_XFERINFOFUNCTION, ask);
+        curl_easy_setopt(curl, CURLOPT_XFERINFODATA, o);
+        curl_easy_setopt(curl, CURLOPT_NOPROGRESS, 0L);
+    }
     if (body || strcmp(method, "POST") == 0 || strcmp(method, "PUT") == 0)
         curl_easy_setopt(curl, CURLOPT_POSTFIELDS, body ? body : "");
     curl_easy_setopt(curl, CURLOPT_CUSTOMREQUEST, method);

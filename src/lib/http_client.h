@@ -7,6 +7,7 @@
 #define TIDEMARK_LIB_HTTP_CLIENT_H
 
 #include <jansson.h>
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "base/error.h"
@@ -21,6 +22,10 @@ struct http_client_options {
     const char *certificate, *key, *ca; /* files (PEM), read at each call */
     /* What to tell the user when nobody listens there, e.g. "is `tidemark up` running?"; NULL: nothing. */
     const char *unreachable_hint;
+    const char *content_type; /* of the body; NULL: application/json */
+    /* Asked about once a second, and now and then besides, while no answer is there: true ends the call with -ECANCELED. NULL: none. */
+    bool (*gives_up)(void *context);
+    void *context;
 };
 
 /* Sends `method` to `path` (begins with '/', query encoded by the caller) with `body` as JSON (NULL: none;

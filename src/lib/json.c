@@ -419,6 +419,18 @@ json_t *json_string_lossy(const char *text)
     return json_string(copy);
 }
 
+json_t *json_sprintf_lossy(const char *format, ...)
+{
+    _cleanup_free_ char *text = NULL;
+    va_list args;
+    va_start(args, format);
+    int n = vasprintf(&text, format, args);
+    va_end(args);
+    if (n < 0)
+        text = NULL;
+    return json_string_lossy(text);
+}
+
 json_t *json_of_error(const struct error *error)
 {
     /* A message may hold bytes of a file name that are not UTF-8. */

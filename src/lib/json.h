@@ -81,6 +81,8 @@ const char *json_text(const json_t *object, const char *key);
 /* A string of a text that may have been cut in the middle of a character, or have bytes that are no UTF-8 at all: what jansson
  * would refuse is left out, or replaced by '?'. NULL: out of memory, or no text. */
 json_t *json_string_lossy(const char *text);
+/* The same of a text that is put together. */
+json_t *json_sprintf_lossy(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* {"error": {"code": "ENOENT", "message": "..."}} of docs/internals.md. NULL when out of memory. */
 json_t *json_of_error(const struct error *error);

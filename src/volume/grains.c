@@ -183,9 +183,11 @@ int grains_verify(struct volume *v, uint64_t grain, struct error *err)
         return error_errno(err, -ENOMEM, "cannot compare");
     struct error damage = ERROR_INIT;
     int r = seed_grain(v, grain, err); /* so that the image holds what nobody wrote */
-    if (r == 0)
-        r = block_pread(v->backing, live, bytes, offset, err);
-    bool unknown = r == 0 && image_read(v->group->compare_image, v->id, offset / BLOCK_SECTOR_BYTES,
+    if (r == 0 && block_pread(v->backing, live, bytes, offset, err) < 0) { /* a bad sector: the rest of the grain counts all the same */
+        r = volume_resync(v, offset / BLOCK_SECTOR_BYTES, bytes / BLOCK_SECTOR_BYTES, err);
+        at = bytes;
+    }
+    bool unknown = r == 0 && at < bytes && image_read(v->group->compare_image, v->id, offset / BLOCK_SECTOR_BYTES,
                                         bytes / BLOCK_SECTOR_BYTES, image, &damage) < 0;
     while (r == 0 && at < bytes) {
         uint32_t end = at;
@@ -236,6 +238,18 @@ void grains_overwritten(struct volume *v, uint64_t lba, uint64_t length)
         grain_map_clear(&v->stale, grain);
         grain_map_clear(&v->unverified, grain);
     }
+}
+
+void grains_not_overwritten(struct volume *v, uint64_t lba, uint64_t length)
+{
+    struct error err = ERROR_INIT;
+    uint64_t last = (lba + length - 1) / GROUP_GRAIN_SECTORS;
+    int r = 0;
+    for (uint64_t grain = lba / GROUP_GRAIN_SECTORS; grain <= last && r == 0; grain++)
+        if (grain_map_test(&v->stale, grain))
+            r = volume_resync(v, grain * GROUP_GRAIN_SECTORS, grain_bytes(v, grain) / BLOCK_SECTOR_BYTES, &err);
+    if (r < 0 && r != -ESHUTDOWN)
+        log_error(v->group->log, "%s", err.message);
 }
 
 /* ---- which grains are stale, on disk ---- */
@@ -433,29 +447,37 @@ static bool stopping(struct group *g)
     return g->stop;
 }
 
-/* Makes up to SAVE_EVERY_GRAINS grains of a map plain. 1: some are left. */
+/* Makes up to SAVE_EVERY_GRAINS grains of a map plain. 1: some are left. A grain that fails does not keep those after it waiting; the
+ * first error is given back at the end. */
 static int work_on(struct group *g, struct volume *v, struct grain_map *m, int (*work)(struct volume *, uint64_t, struct error *),
                    struct error *err)
 {
     uint64_t grain = 0;
+    int first = 0;
     for (uint32_t done = 0; done < SAVE_EVERY_GRAINS; done++) {
+        struct error why = ERROR_INIT;
         pthread_rwlock_rdlock(&g->gate); /* the map may be replaced by a larger one otherwise */
         grain = grain_map_next(m, grain);
         if (grain == m->grains || stopping(g)) {
             bool left = grain != m->grains;
             pthread_rwlock_unlock(&g->gate);
-            return left;
+            return first < 0 ? first : left;
         }
         uint32_t slot = range_lock_take(&g->ranges, v->id, grain * GROUP_GRAIN_SECTORS, GROUP_GRAIN_SECTORS);
-        int r = work(v, grain, err);
+        int r = work(v, grain, &why);
         range_lock_drop(&g->ranges, slot);
         pthread_rwlock_unlock(&g->gate);
-        if (r < 0)
-            return r;
-        if (m == &v->unverified)
+        if (r < 0 && first == 0) {
+            first = r;
+            *err = why;
+        }
+        if (r == -ESHUTDOWN)
+            break;
+        grain += r < 0;
+        if (r == 0 && m == &v->unverified)
             atomic_fetch_add(&g->resync_done, GROUP_GRAIN_BYTES);
     }
-    return 1;
+    return first < 0 ? first : 1;
 }
 
 /* A rewind has happened whose image could not be opened: the newest one has what stale grains hold. */
@@ -484,10 +506,16 @@ static int copy_back_some(struct group *g, bool *ret_worked, struct error *err)
         any |= atomic_load(&g->volumes[i].stale.set_count) > 0;
     if (any && missing)
         r = open_stale_image(g, err);
-    for (size_t i = 0; i < g->volume_count && r == 0; i++) {
+    bool readable = r == 0;
+    for (size_t i = 0; i < g->volume_count && readable && r <= 0; i++) {
         struct volume *v = &g->volumes[i];
+        struct error why = ERROR_INIT;
         any |= atomic_load(&v->stale.set_count) > 0;
-        r = work_on(g, v, &v->stale, grains_copy_back, err);
+        int worked = work_on(g, v, &v->stale, grains_copy_back, &why);
+        if (worked < 0 && r == 0)
+            *err = why;
+        if (r == 0)
+            r = worked;
     }
     *ret_worked = any;
     pthread_rwlock_rdlock(&g->gate); /* a rewind saves its own bits: an older state must not come after it */

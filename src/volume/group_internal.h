@@ -169,14 +169,16 @@ void intents_finish(struct group *g);
 
 /* ---- volume_async.c ---- */
 extern const struct block_async_ops volume_async_ops;
-/* Appends what the backing holds in a range as RESYNC. Under the range lock. */
-int volume_resync(struct volume *v, uint64_t lba, uint32_t length, struct error *err) MUST_CHECK;
+/* Appends what the volume holds in a range as RESYNC, and GAP for blocks that cannot be read. Under gate and range lock. */
+int volume_resync(struct volume *v, uint64_t lba, uint64_t length, struct error *err) MUST_CHECK;
 
 /* ---- grains.c ---- */
 /* Under the range lock of whole grains: makes partly covered grains of [lba, lba+length) plain before a write. */
 int grains_prepare(struct volume *v, uint64_t lba, uint64_t length, struct error *err) MUST_CHECK;
 /* After a write: grains that were covered wholly are plain now. */
 void grains_overwritten(struct volume *v, uint64_t lba, uint64_t length);
+/* After one that failed, perhaps in a later part: those that are stale still are not what was journaled of them; they are journaled again. */
+void grains_not_overwritten(struct volume *v, uint64_t lba, uint64_t length);
 /* Reads within a stale grain. With the gate. */
 int grains_read_stale(struct volume *v, uint64_t offset_bytes, uint32_t length_bytes, void *data, struct error *err) MUST_CHECK;
 /* Copies a stale grain back, or compares an unverified one. Under the range lock. */

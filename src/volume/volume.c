@@ -8,6 +8,8 @@
 #include "signal/signal.h"
 #include "volume/group_internal.h"
 
+#define UNSEEDED_SECTORS 32768u /* of a discard or zeroing, at a time */
+
 /* Takes the lock of a range: of its whole grains while some are not plain. */
 static uint32_t lock_range(struct volume *v, uint64_t lba, uint64_t length)
 {
@@ -21,7 +23,8 @@ static uint32_t lock_range(struct volume *v, uint64_t lba, uint64_t length)
 
 /* ---- reading ---- */
 
-static int read_stale(struct volume *v, char *data, size_t length_bytes, uint64_t offset_bytes, struct error *err)
+/* With the gate. What is not copied back yet is read through the journal's image. */
+static int read_held(struct volume *v, char *data, size_t length_bytes, uint64_t offset_bytes, struct error *err)
 {
     int r = 0;
     while (length_bytes && r == 0) {
@@ -46,33 +49,61 @@ static int volume_pread(struct block *b, void *data, size_t length_bytes, uint64
     if (atomic_load_explicit(&v->stale.set_count, memory_order_acquire) == 0)
         return block_pread(v->backing, data, length_bytes, offset_bytes, err);
     pthread_rwlock_rdlock(&v->group->gate);
-    int r = read_stale(v, data, length_bytes, offset_bytes, err);
+    int r = read_held(v, data, length_bytes, offset_bytes, err);
     pthread_rwlock_unlock(&v->group->gate);
     return r;
 }
 
 /* ---- writing ---- */
 
-int volume_resync(struct volume *v, uint64_t lba, uint32_t length, struct error *err)
+/* One record of what the volume holds. *ret_unread: it could not be read, and nothing was appended. */
+static int resync_part(struct volume *v, uint64_t lba, uint32_t length, char *data, bool *ret_unread, struct error *err)
+{
+    struct journal_record record = {.op = OP_RESYNC, .flags = RECORD_LAST, .volume = v->id, .lba = lba, .length = length,
+                                    .payload = data, .payload_bytes = length * BLOCK_SECTOR_BYTES};
+    struct journal_ticket ticket;
+    int r = read_held(v, data, record.payload_bytes, lba * BLOCK_SECTOR_BYTES, err); /* of a stale grain the backing says nothing */
+    *ret_unread = r < 0;
+    if (r == 0)
+        r = journal_append(v->group->journal, &record, &ticket, err);
+    if (r == 0) {
+        journal_backed(v->group->journal, &ticket);
+        r = journal_wait(v->group->journal, &ticket, err);
+    }
+    return r;
+}
+
+static int append_gap(struct volume *v, uint64_t lba, uint32_t length, struct error *err)
+{
+    struct journal_record gap = {.op = OP_GAP, .flags = RECORD_LAST, .volume = v->id, .lba = lba, .length = length};
+    struct lsn lsn;
+    log_error(v->group->log, "volume %s cannot be read at sector %llu: %s; what it should hold there is not known", v->name,
+              (unsigned long long)lba, err->message);
+    *err = ERROR_INIT;
+    return journal_append_durable(v->group->journal, &gap, &lsn, err);
+}
+
+int volume_resync(struct volume *v, uint64_t lba, uint64_t length, struct error *err)
 {
     char *data = io_alloc_pages(JOURNAL_PAYLOAD_MAX_BYTES);
     if (!data)
         return error_errno(err, -ENOMEM, "cannot read volume %s again", v->name);
+    uint64_t part, bad_end = 0; /* up to there block by block: one of them is bad */
     int r = 0;
-    while (length && r == 0) {
-        uint32_t part = length < EXTENT_DATA_MAX_SECTORS ? length : EXTENT_DATA_MAX_SECTORS;
-        struct journal_record record = {.op = OP_RESYNC, .flags = RECORD_LAST, .volume = v->id, .lba = lba, .length = part,
-                                        .payload = data, .payload_bytes = part * BLOCK_SECTOR_BYTES};
-        struct journal_ticket ticket;
-        r = block_pread(v->backing, data, record.payload_bytes, lba * BLOCK_SECTOR_BYTES, err);
-        if (r == 0)
-            r = journal_append(v->group->journal, &record, &ticket, err);
-        if (r == 0) {
-            journal_backed(v->group->journal, &ticket);
-            r = journal_wait(v->group->journal, &ticket, err);
+    for (uint64_t at = lba, end = lba + length; at < end && r == 0; at += part) {
+        uint64_t limit = at < bad_end ? JOURNAL_BLOCK_SECTORS : EXTENT_DATA_MAX_SECTORS, room = limit - at % limit;
+        bool unread = false;
+        part = room < end - at ? room : end - at;
+        r = resync_part(v, at, (uint32_t)part, data, &unread, err);
+        if (!unread)
+            continue;
+        if (at < bad_end) {
+            r = append_gap(v, at, (uint32_t)part, err);
+        } else {
+            bad_end = at + part;
+            part = 0;
+            r = 0;
         }
-        lba += part;
-        length -= part;
     }
     io_free_pages(data, JOURNAL_PAYLOAD_MAX_BYTES);
     return r;
@@ -82,26 +113,8 @@ void volume_after_backing_error(struct volume *v, uint64_t lba, uint64_t length,
 {
     struct error err = ERROR_INIT;
     log_error(v->group->log, "volume %s: %s", v->name, cause->message);
-    uint64_t limit = EXTENT_DATA_MAX_SECTORS, part;
-    for (uint64_t at = lba, end = lba + length; at < end; at += part) {
-        part = limit - at % limit < end - at ? limit - at % limit : end - at;
-        int r = volume_resync(v, at, (uint32_t)part, &err);
-        if (r == 0)
-            continue;
-        if (r == -ESHUTDOWN)
-            return; /* all is compared once journaling goes on */
-        if (limit > JOURNAL_BLOCK_SECTORS) { /* block by block: one may be bad */
-            limit = JOURNAL_BLOCK_SECTORS;
-            part = 0;
-            continue;
-        }
-        struct journal_record gap = {.op = OP_GAP, .flags = RECORD_LAST, .volume = v->id, .lba = at, .length = (uint32_t)part};
-        struct lsn lsn;
-        log_error(v->group->log, "volume %s cannot be read back at sector %llu: %s", v->name, (unsigned long long)at,
-                  err.message);
-        if (journal_append_durable(v->group->journal, &gap, &lsn, &err) < 0)
-            log_error(v->group->log, "%s", err.message);
-    }
+    if (volume_resync(v, lba, length, &err) < 0 && err.code != -ESHUTDOWN) /* else all is compared once journaling goes on */
+        log_error(v->group->log, "%s", err.message);
 }
 
 int volume_change_backing(struct volume *v, const struct change *c, const void *data, struct error *err)
@@ -179,10 +192,13 @@ static int change_once(struct volume *v, const struct change *c, struct error *e
     intent_mark(v->intent, c->lba, c->length);
     signal_note(v->signal, c->lba * BLOCK_SECTOR_BYTES, c->data, c->length * BLOCK_SECTOR_BYTES);
     int r = plain ? 0 : grains_prepare(v, c->lba, c->length, err);
-    if (r == 0)
+    bool prepared = r == 0;
+    if (prepared)
         r = change_parts(v, c, &ticket, err);
     if (r == 0 && !plain)
         grains_overwritten(v, c->lba, c->length);
+    else if (prepared && r != -ESHUTDOWN && !plain)
+        grains_not_overwritten(v, c->lba, c->length);
     range_lock_drop(&g->ranges, slot);
     if (r == 0 && g->ack == GROUP_ACK_WRITE && !(c->flags & BLOCK_FUA) && ticket.frame) {
         r = journal_wait(g->journal, &ticket, err);
@@ -199,14 +215,23 @@ static int change_once(struct volume *v, const struct change *c, struct error *e
     return r;
 }
 
-/* Where writes wait for the journal, one that it has lost is done again whole: it was not acknowledged. */
+/* Where writes wait for the journal, one that it has lost is done again whole: it was not acknowledged. A large discard is not one
+ * change where all that it throws away has to be copied before: nobody else would get a word in. */
 static int change_range(struct volume *v, const struct change *c, struct error *err)
 {
-    if (journal_paces(v->group->journal))
-        journal_pace(v->group->journal);
-    int r = change_once(v, c, err);
-    while (r == -ESHUTDOWN && group_await_journal(v->group))
-        r = change_once(v, c, err);
+    int r = 0;
+    for (uint64_t done = 0, part; done < c->length && r == 0; done += part) {
+        bool unseeded = atomic_load_explicit(&v->unseeded.set_count, memory_order_acquire) > 0;
+        struct change piece = *c;
+        part = unseeded && !c->data && c->length - done > UNSEEDED_SECTORS ? UNSEEDED_SECTORS : c->length - done;
+        piece.lba += done;
+        piece.length = part;
+        if (journal_paces(v->group->journal))
+            journal_pace(v->group->journal);
+        r = change_once(v, &piece, err);
+        while (r == -ESHUTDOWN && group_await_journal(v->group))
+            r = change_once(v, &piece, err);
+    }
     return r == 0 && c->flags & BLOCK_FUA ? volume_flush_both(v, err) : r;
 }
 

@@ -156,14 +156,14 @@ static int finish_write(struct volume *v, struct block_request *r, struct error 
         pthread_rwlock_unlock(&g->gate);
         return BLOCK_STEP_AGAIN;
     }
-    bool fua = r->flags & BLOCK_FUA, waits = g->ack == GROUP_ACK_WRITE && !fua;
-    bool lost = waits && journal_wait(g->journal, &a->ticket, &ignored) == -ESHUTDOWN;
+    bool fua = r->flags & BLOCK_FUA;
+    bool lost = g->ack == GROUP_ACK_WRITE && !fua && journal_wait(g->journal, &a->ticket, &ignored) == -ESHUTDOWN;
+    bool holds = g->holds; /* it is changed with the gate */
     pthread_rwlock_unlock(&g->gate);
-    if (lost && g->holds)
-        return BLOCK_STEP_AGAIN;
-    if (lost)
+    if (lost && !holds)
         atomic_fetch_add(&g->unjournaled, 1);
-    return fua ? volume_flush_both(v, err) : 0;
+    /* A flush may wait for a suspended journal, which goes on once the requests behind this one have let go of the gate. */
+    return holds && (lost || fua) ? BLOCK_STEP_AGAIN : fua ? volume_flush_both(v, err) : 0;
 }
 
 /* A transfer that failed or was short is repeated whole; a flush that failed has failed for good. */

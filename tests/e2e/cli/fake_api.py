@@ -43,7 +43,7 @@ POINTS = [
     {"lsn": 1300, "time": "2026-01-02T00:00:00.000Z", "kind": "tag", "name": "before", "labels": {
         "build": "0123", "yes": "no", "empty": "", "when": "2026-01-02", "sexagesimal": "12:30:45", "hex": "0x1F",
         "float": "1e3", "null": "null", "tilde": "~", "colon": "a: b", "hash": "a #b", "lead": "- a", "space": " x ",
-        "lines": "one\ntwo\n", "quote": "say \"it\" 'now'", "unicode": "Stand für heute", "esc": "\u001b[31mred",
+        "lines": "one\ntwo\n", "quote": "say \"it\" 'now'", "unicode": "Stand für heute", "esc": "\u001b[31mred", "csi": "\u009b31mred",
         "merge": "<<", "equals": "=", "inf": ".inf", "at": "@x", "bang": "!x", "star": "*x", "bracket": "[x"}},
     {"lsn": 1200, "time": "2026-01-01T12:00:00.000Z", "kind": "activity", "bytes": 4096, "writes": 1, "suspicious": True},
     {"lsn": 1100, "time": "2026-01-01T00:00:00.000Z", "kind": "rewind", "target_lsn": 7, "ratio": 1e20, "half": 0.5},

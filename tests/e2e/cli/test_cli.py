@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line by its outputs: help, man page, completion, errors and exit codes, formats, progress.
 TIDEMARK is the program, TIDEMARK_MAN the man page."""
+import contextlib
 import fcntl
 import json
 import os
@@ -9,8 +10,11 @@ import pty
 import re
 import select
 import shutil
+import signal
+import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import termios
 import time
@@ -364,6 +368,39 @@ class WithoutServer(unittest.TestCase):
             self.assertEqual(result.returncode, 5)
             self.assertIn("107 bytes", result.stderr)
 
+    def test_stopped(self):
+        """Whoever has stopped `tidemark up` (Ctrl-Z, a debugger) is told so, in place of waiting with it."""
+        with tempfile.TemporaryDirectory() as directory:
+            path = os.path.join(directory, "tidemark.sock")
+            script = ("import fake_api, signal; fake_api.FakeApi.request_queue_size = 64; "
+                      f"fake_api.FakeApi({path!r}); print(flush=True); signal.pause()")
+            with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=os.path.dirname(os.path.abspath(__file__))) as server:
+                try:
+                    server.stdout.readline()
+                    os.kill(server.pid, signal.SIGSTOP)
+                    os.waitid(os.P_PID, server.pid, os.WSTOPPED)
+                    for args in [["status"], ["rewind", "shop", "--to", "-90s", "--yes"], ["apply", "-f", "-"]]:
+                        with self.subTest(args=args):
+                            result = run(*args, "--state", directory, stdin="kind: x\n")
+                            self.assertEqual((result.returncode, result.stdout), (5, ""))
+                            self.assertIn(f"`tidemark up` (pid {server.pid}) at {path} is stopped and answers nobody", result.stderr)
+                            self.assertIn(f"\n  `kill -CONT {server.pid}`", result.stderr)
+                    waiting = []
+                    with contextlib.suppress(BlockingIOError):
+                        while True:
+                            waiting.append(socket.socket(socket.AF_UNIX))
+                            waiting[-1].setblocking(False)
+                            waiting[-1].connect(path)
+                    result = run("status", "--state", directory)
+                    self.assertEqual(result.returncode, 5)
+                    self.assertIn("as many wait there as can: it is stopped", result.stderr)
+                    for one in waiting:
+                        one.close()
+                    os.kill(server.pid, signal.SIGCONT)
+                    self.assertEqual(run("status", "--state", directory).returncode, 0)
+                finally:
+                    server.kill()
+
     def test_local_commands(self):
         result = run("version", "--socket", "/nonexistent/s")
         self.assertEqual(result.returncode, 0)
@@ -653,8 +690,10 @@ class Served(unittest.TestCase):
                 self.assertIn(result.returncode, (0, 1), (raw, args, result.stderr))
 
     def test_escapes_in_messages(self):
-        self.api.refuses = (500, "EIO", "bad \x1b[2Jname")
-        self.assertNotIn("\x1b", self.run("status").stderr)
+        self.api.refuses = (500, "EIO", "bad \x1b[2Jname \x9b2J")
+        self.assertIn("bad ?[2Jname ?2J", self.run("status").stderr)
+        self.api.refuses = None
+        self.assertIn("esc=?[31mred csi=?31mred", self.run("points", "shop").stdout)
 
     # Progress, colours, questions
     def test_progress_lines(self):

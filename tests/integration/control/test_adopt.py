@@ -56,10 +56,10 @@ class Base(unittest.TestCase):
         with open(path, "wb") as f:
             f.truncate(mebibytes * MIB)
         if fs_type:
-            run(*({"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q"]}[fs_type]), path)
+            run(*({"ext2": ["mkfs.ext2", "-q", "-F"], "ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q"]}[fs_type]), path)
             where = self.s.path("before")
             os.makedirs(where, exist_ok=True)
-            run("mount", "-o", "loop", path, where)
+            run("mount", "-t", "xfs" if fs_type == "xfs" else "ext4", "-o", "loop", path, where)
             for i in range(files):
                 with open(os.path.join(where, f"old{i}"), "wb") as f:
                     f.write(bytes([i + 1]) * MIB)
@@ -152,6 +152,15 @@ class Adopting(Base):
 
     def test_xfs_image(self):
         self.life(self.image("old.img", "xfs", 320), "xfs")
+
+    def test_ext2_image(self):
+        """A file system without a journal, mounted by its user: a view of it is mounted all the same."""
+        self.s.start()
+        self.s.apply(self.yaml(self.image("old.img", "ext2"), mount=False))
+        self.seeded()
+        where, view = self.open("latest")
+        self.check_old(where)
+        self.close(view)
 
     def test_block_device(self):
         device = run("losetup", "--find", "--show", self.image("disk.img")).strip()

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <string.h>
 #include <sys/stat.h>
 
 #include "base/cleanup.h"
@@ -26,6 +27,19 @@ static const char *in_directory(const char *name, char path[512])
 {
     snprintf(path, 512, "%s/%s", directory, name);
     return path;
+}
+
+static const char *marked; /* NULL, or a file: what is removed before it is counted */
+static int removed;
+
+int __real_remove(const char *path);
+int __wrap_remove(const char *path);
+int __wrap_remove(const char *path)
+{
+    if (marked && strcmp(path, marked) == 0)
+        marked = NULL;
+    removed += marked != NULL;
+    return __real_remove(path);
 }
 
 static void replaces_and_reads(void **unused)
@@ -109,6 +123,31 @@ static void directories(void **unused)
     check_ok(io_remove_tree(path, &err));
 }
 
+/* What a crash leaves of a directory that is not whole says so still. */
+static void the_mark_of_a_tree_goes_last(void **unused)
+{
+    struct error err = ERROR_INIT;
+    char path[512], mark[560], other[560], below[600];
+    (void)unused;
+    in_directory("marked", path);
+    snprintf(mark, sizeof mark, "%s/mark", path);
+    for (int i = 0; i < 40; i++) { /* in whatever order the directory has them */
+        snprintf(other, sizeof other, "%s/%d", path, i);
+        check_ok(io_mkdirs(other, 0700, &err));
+        snprintf(below, sizeof below, "%s/mark", other);
+        check_ok(io_replace_file(below, "x", 1, 0600, &err));
+        if (i == 20)
+            check_ok(io_replace_file(mark, "x", 1, 0600, &err));
+    }
+    removed = 0;
+    marked = mark;
+    check_ok(io_remove_marked_tree(path, "mark", &err));
+    marked = NULL;
+    assert_int_equal(removed, 80); /* before it */
+    assert_int_equal(access(path, F_OK), -1);
+    check_ok(io_remove_marked_tree(path, "mark", &err));
+}
+
 /* Where others can make files too, what they made is not taken for ours. */
 static void what_somebody_else_made_is_not_opened(void **unused)
 {
@@ -155,6 +194,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(read_limits, setup, teardown),
         cmocka_unit_test_setup_teardown(full_transfers, setup, teardown),
         cmocka_unit_test_setup_teardown(directories, setup, teardown),
+        cmocka_unit_test_setup_teardown(the_mark_of_a_tree_goes_last, setup, teardown),
         cmocka_unit_test_setup_teardown(what_somebody_else_made_is_not_opened, setup, teardown),
         cmocka_unit_test(pages),
     };

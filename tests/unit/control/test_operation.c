@@ -5,11 +5,25 @@
 #include <pthread.h>
 #include <string.h>
 
+#include <sys/random.h>
+
 #include "base/thread.h"
 #include "control/control_internal.h"
 
 static struct control control;
 static const char *const steps[] = {"one", "two", "three", NULL};
+
+static const uint32_t *next_random; /* NULL: as the kernel gives them */
+
+ssize_t __real_getrandom(void *data, size_t length, unsigned flags);
+ssize_t __wrap_getrandom(void *data, size_t length, unsigned flags);
+ssize_t __wrap_getrandom(void *data, size_t length, unsigned flags)
+{
+    if (!next_random || length != sizeof *next_random)
+        return __real_getrandom(data, length, flags);
+    memcpy(data, next_random++, length);
+    return (ssize_t)length;
+}
 
 static json_t *get(const char *id, uint64_t version, unsigned wait_ms)
 {
@@ -81,6 +95,45 @@ static void waiting(void **unused)
     assert_int_equal(json_integer_value(json_object_get(json_object_get(ended, "result"), "answer")), 42);
 }
 
+/* A view is closed, and an operation asked for, by its id alone. */
+static void an_id_is_given_once(void **unused)
+{
+    static const uint32_t numbers[] = {0x5a000007, 0x07, 0xff000008, 0x09};
+    struct error err = ERROR_INIT;
+    struct view view = {.id = "v-000008"};
+    char id[CONTROL_ID_BYTES];
+    (void)unused;
+    next_random = numbers;
+    struct operation *first = operation_new(&control, "open", "shop", steps);
+    struct operation *second = operation_new(&control, "open", "bank", steps); /* 7 again, then 8 */
+    assert_string_equal(first->id, "op-000007");
+    assert_string_equal(second->id, "op-000008");
+    control.views = &view;
+    next_random = numbers + 2;
+    check_ok(control_new_id(&control, "v-", id, &err));
+    control.views = NULL;
+    next_random = NULL;
+    assert_string_equal(id, "v-000009");
+    operation_end(first, 0, json_object(), NULL);
+    operation_end(second, 0, json_object(), NULL);
+}
+
+/* The message of an error ends at some length, perhaps in the middle of a character. */
+static void a_message_that_was_cut_is_told(void **unused)
+{
+    struct error why = ERROR_INIT;
+    (void)unused;
+    struct operation *o = operation_new(&control, "open", "shop", steps);
+    operation_step_begin(o, 0);
+    assert_true(operation_step_end(o, 0, STEP_FAILED, "in /srv/gr\xc3") >= 0);
+    error_set(&why, -EBUSY, "in use: /srv/gr\xc3");
+    operation_end(o, -EBUSY, NULL, &why);
+    _cleanup_json_ json_t *ended = get(o->id, UINT64_MAX, 5000);
+    assert_string_equal(text(json_object_get(ended, "error"), "code"), "EBUSY");
+    assert_string_equal(text(json_object_get(ended, "error"), "message"), "in use: /srv/gr");
+    assert_string_equal(text(json_array_get(json_object_get(ended, "steps"), 0), "detail"), "in /srv/gr");
+}
+
 static void bounded(void **unused)
 {
     (void)unused;
@@ -93,6 +146,7 @@ static void bounded(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(life), cmocka_unit_test(waiting),
+                                       cmocka_unit_test(an_id_is_given_once), cmocka_unit_test(a_message_that_was_cut_is_told),
                                        cmocka_unit_test(bounded)};
     pthread_condattr_t attributes;
     pthread_condattr_init(&attributes);

@@ -3,6 +3,8 @@
 #include "check.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -10,6 +12,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "block/block.h"
 #include "block/queue.h"
 #include "export/nbd.h"
@@ -23,6 +26,19 @@ static struct stand {
     struct nbd_server *server;
 } x;
 static struct error err;
+
+static atomic_int refusals; /* so often there is no descriptor for a client */
+
+int __real_accept4(int fd, struct sockaddr *address, socklen_t *length, int flags);
+int __wrap_accept4(int fd, struct sockaddr *address, socklen_t *length, int flags);
+int __wrap_accept4(int fd, struct sockaddr *address, socklen_t *length, int flags)
+{
+    if (atomic_load(&refusals) == 0)
+        return __real_accept4(fd, address, length, flags);
+    atomic_fetch_sub(&refusals, 1);
+    errno = EMFILE;
+    return -1;
+}
 
 static int set_up(void **state)
 {
@@ -354,6 +370,19 @@ static void connections_are_limited(void **state)
     fail_msg("no room although all clients have gone");
 }
 
+/* Whoever waits for a descriptor does not keep a processor busy: it asks some times a second. */
+static void without_descriptors_clients_wait(void **state)
+{
+    struct nbd_greeting greeting;
+    (void)state;
+    uint64_t start = clock_boottime_ns(clock_system());
+    atomic_store(&refusals, 3);
+    int fd = dial();
+    hear(fd, &greeting, sizeof greeting);
+    assert_true(clock_boottime_ns(clock_system()) - start >= 500 * NS_PER_MS);
+    close(fd);
+}
+
 static void random_clients_are_survived(void **state)
 {
     (void)state;
@@ -388,6 +417,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(bad_requests_are_refused_and_the_next_is_served, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_client_that_stops_harms_no_other, set_up, tear_down),
         cmocka_unit_test_setup_teardown(connections_are_limited, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(without_descriptors_clients_wait, set_up, tear_down),
         cmocka_unit_test_setup_teardown(random_clients_are_survived, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -413,6 +413,38 @@ static void test_salts(void **state)
     end();
 }
 
+static const char *watched, *replaces; /* when `watched` is looked at, `replaces` takes its place */
+
+int __real_stat64(const char *path, struct stat *ret);
+int __wrap_stat64(const char *path, struct stat *ret);
+int __wrap_stat64(const char *path, struct stat *ret)
+{
+    int r = __real_stat64(path, ret);
+    if (watched && strcmp(path, watched) == 0 && rename(replaces, watched) < 0)
+        fail_msg("%s", strerror(errno));
+    return r;
+}
+
+/* What is checked is the file that is read, not another one that had the name a moment before. */
+static void test_key_file_that_changes(void **state)
+{
+    struct seal_user_key key;
+    struct stat st;
+    char open_to_all[128];
+    (void)state;
+    begin();
+    snprintf(open_to_all, sizeof open_to_all, "%s/open.key", x.root);
+    check_ok(seal_key_generate(open_to_all, &key, &err));
+    assert_int_equal(chmod(open_to_all, 0644), 0);
+    watched = x.key;
+    replaces = open_to_all;
+    int r = seal_key_load(x.key, &key, &err);
+    watched = NULL;
+    assert_int_equal(stat(x.key, &st), 0);
+    assert_true(r < 0 || (st.st_mode & 077) == 0);
+    end();
+}
+
 static int load_text(const char *text)
 {
     struct seal_user_key key;
@@ -454,6 +486,6 @@ int main(void)
         cmocka_unit_test(test_no_plaintext), cmocka_unit_test(test_wrong_key),
         cmocka_unit_test(test_rotation),     cmocka_unit_test(test_damaged_key),
         cmocka_unit_test(test_forgery),      cmocka_unit_test(test_salts),
-        cmocka_unit_test(test_key_files)};
+        cmocka_unit_test(test_key_files), cmocka_unit_test(test_key_file_that_changes)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

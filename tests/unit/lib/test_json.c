@@ -241,6 +241,8 @@ static void lossy_strings(void **unused)
         assert_string_equal(json_string_value(string), cases[i][1]);
     }
     assert_null(json_string_lossy(NULL));
+    _cleanup_json_ json_t *cut = json_sprintf_lossy("%d: %.3s", 7, "gr\xc3\xbc\xc3\x9f");
+    assert_string_equal(json_string_value(cut), "7: gr");
 }
 
 static void texts(void **unused)
