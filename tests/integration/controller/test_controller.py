@@ -171,6 +171,20 @@ class Protection(ControllerTest):
         self.assertEqual(controller.stop(), 0)
         self.assertTrue(history(self.state, ns), "the history stays")
 
+    def test_how_many_objects_there_are_is_not_a_reason_to_count_them_again(self):
+        """Its own status comes back to the controller by the watch: while objects were made, each count led to the next."""
+        ns = make_namespace("growing", **{"tidemark.io/policy": "gold"})
+        self.start()
+        self.captured(ns)
+        versions, begun = set(), time.monotonic()
+        for i in range(40):
+            SERVER.apply(config_map(f"c{i}", ns))
+            versions.add(papp(ns)["metadata"]["resourceVersion"])
+        took = time.monotonic() - begun
+        print(f"its status was written {len(versions)} times in {took:.0f} s")
+        self.assertLess(len(versions), 6 + took / 15)  # at first, and every half a minute
+        until("all are counted", lambda: papp(ns)["status"]["objects"]["count"] == 40 + 2)  # the namespace and its account
+
     def test_what_people_wrote_is_left_alone(self):
         ns = make_namespace("own")
         self.start()
