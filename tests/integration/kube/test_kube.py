@@ -217,6 +217,8 @@ class Watches(unittest.TestCase):
                     wanted.discard(watch.expect("changed"))
                 slowest = max(slowest, time.monotonic() - begun)
         watch.finish()
+        for connection in connections.values():
+            connection.close()
         print(f"{rounds} times {len(names)} changes, {len(plurals) + 1} watches: the slowest was told after {slowest * 1e3:.0f} ms")
         self.assertLess(slowest, 5, "a change was told when something else came, or by the client's longest look")
 
