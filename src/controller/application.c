@@ -176,6 +176,14 @@ int application_apply_status(struct controller *c, const char *namespace, const 
     return papp ? kube_apply(c->client, &target, papp, true, NULL, err) : error_errno(err, -ENOMEM, "%s/%s", namespace, name);
 }
 
+/* `old`: as the watch keeps it. */
+static bool is_told(const struct application *a, const json_t *old, const json_t *status)
+{
+    _cleanup_json_ json_t *rest = json_copy((json_t *)(uintptr_t)status);
+    json_object_del(rest, "objects");
+    return old && rest && json_equal(old, rest) && capture_has_told(a->c->capture, a->namespace, a->name, a->objects);
+}
+
 static int write_status(struct application *a, struct error *err)
 {
     const json_t *old = json_object_get(a->papp, "status");
@@ -193,9 +201,11 @@ static int write_status(struct application *a, struct error *err)
         if (before)
             json_object_set(status, "findings", before);
     }
-    if (old && json_equal(old, status))
+    if (is_told(a, old, status))
         return 0;
     int r = application_apply_status(a->c, a->namespace, a->name, FIELD_MANAGER, status, err);
+    if (r == 0)
+        capture_tell(a->c->capture, a->namespace, a->name, a->objects);
     return r == -ENOENT ? 0 : r; /* deleted meanwhile */
 }
 

@@ -27,6 +27,7 @@
 struct captured_application {
     struct captured_application *next;
     char *namespace, *name, *group; /* group NULL: the whole namespace */
+    size_t told;                    /* objects that its status tells of; SIZE_MAX: not known */
 };
 
 struct captured_kind {
@@ -409,6 +410,7 @@ static int add_application(struct capture *capture, const char *namespace, const
             free_application(a);
         return error_errno(err, -ENOMEM, "%s/%s", namespace, name);
     }
+    a->told = SIZE_MAX;
     int r = object_store_keep(capture->c->store, namespace, name, &resumed, err);
     if (r < 0) {
         free_application(a);
@@ -420,6 +422,21 @@ static int add_application(struct capture *capture, const char *namespace, const
     pthread_mutex_unlock(&capture->mutex);
     log_info(capture->c->log, "%s/%s: its objects are journaled%s", namespace, name, resumed ? " again" : "");
     return 0;
+}
+
+bool capture_has_told(struct capture *capture, const char *namespace, const char *name, size_t objects)
+{
+    MUTEX_GUARD(guard, &capture->mutex);
+    const struct captured_application *a = find_application(capture, namespace, name);
+    return !a || a->told == objects;
+}
+
+void capture_tell(struct capture *capture, const char *namespace, const char *name, size_t objects)
+{
+    MUTEX_GUARD(guard, &capture->mutex);
+    struct captured_application *a = find_application(capture, namespace, name);
+    if (a)
+        a->told = objects;
 }
 
 int capture_add(struct capture *capture, const char *namespace, const char *name, const char *group,
@@ -603,6 +620,10 @@ static int add_known(struct capture *capture, struct error *err)
         if (add_application(capture, kube_object_namespace(papp), kube_object_name(papp),
                             application_group(papp), &failure) < 0)
             log_error(capture->c->log, "%s", failure.message); /* reconciling tries again, and tells */
+        const json_t *objects = json_object_get(json_object_get(papp, "status"), "objects");
+        if (json_object_get(objects, "count"))
+            capture_tell(capture, kube_object_namespace(papp), kube_object_name(papp),
+                         (size_t)json_integer_value(json_object_get(objects, "count")));
     }
     return 0;
 }

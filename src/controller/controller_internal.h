@@ -127,6 +127,10 @@ void capture_free(struct capture *capture);
 int capture_add(struct capture *capture, const char *namespace, const char *name, const char *application,
                 struct error *err) MUST_CHECK;
 void capture_remove(struct capture *capture, const char *namespace, const char *name);
+/* How many objects the application's status tells of, which its watch leaves out: noted once it is written. One that is not captured
+ * has nothing to tell. */
+bool capture_has_told(struct capture *capture, const char *namespace, const char *name, size_t objects);
+void capture_tell(struct capture *capture, const char *namespace, const char *name, size_t objects);
 /* Whether objects of this one's kind are journaled, and it is none of those that cannot be: what is not, cannot be told from what
  * came later, and would be gone for good. -EAGAIN: they are being listed. */
 int capture_journals(struct capture *capture, const json_t *object, bool *ret, struct error *err) MUST_CHECK;

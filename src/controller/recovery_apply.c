@@ -18,13 +18,15 @@ void recovery_pause(const struct recovery_run *run, unsigned ms)
     nanosleep(&time, NULL);
 }
 
-/* One object in a thread of its own: nothing of it is shared. */
+/* One object in a thread of its own: nothing of it is shared but the objects of the point. */
 struct job {
     const struct recovery_run *run;
+    pthread_mutex_t *mutex; /* over the objects of the point */
     struct recovery_entry *entry;
     json_t *wanted; /* prepared for an object that is not there, and */
-    json_t *there;  /* for one that is */
+    json_t *there;  /* for one that is: NULL until it is found to be (prepare_there) */
     json_t *plain;  /* that, normalized: to compare */
+    struct error unanswered; /* of a question for an owner: nobody knows whether it is there */
     struct object_id id;
     char note[RESTORE_REASON_BYTES];
 };
@@ -49,35 +51,44 @@ static bool concerns_server(int code)
            code == -ECANCELED || code == -EAGAIN || code == -ENOMEM;
 }
 
+/* The version does not matter much, but a path needs one: that of the reference. */
+static void version_of_owner(struct job *job, const char *kind, const char *name, char version[64])
+{
+    size_t i;
+    json_t *owner;
+    MUTEX_GUARD(guard, job->mutex);
+    const json_t *object = json_object_get(job->run->wanted, job->entry->name);
+    snprintf(version, 64, "v1");
+    json_array_foreach(json_object_get(json_object_get(object, "metadata"), "ownerReferences"), i, owner)
+    {
+        const char *api_version = json_text(owner, "apiVersion"), *slash = strchr(api_version, '/');
+        if (strcmp(json_text(owner, "name"), name) == 0 && strcmp(json_text(owner, "kind"), kind) == 0)
+            snprintf(version, 64, "%s", slash ? slash + 1 : api_version);
+    }
+}
+
 static const char *uid_of(void *context, const char *group, const char *kind, const char *namespace,
                           const char *name)
 {
     struct job *job = context;
     static _Thread_local char uid[64];
     const char *namespaces[2] = {namespace, ""};
+    char version[64], journal_name[OBJECT_NAME_BYTES];
+    version_of_owner(job, kind, name, version);
     for (int i = 0; i < 2; i++) {
-        /* The version does not matter much, but a path needs one: that of the reference. */
-        const json_t *owners = json_object_get(json_object_get(job->wanted, "metadata"), "ownerReferences");
-        const char *version = "v1";
-        size_t k;
-        json_t *owner;
-        json_array_foreach(owners, k, owner)
-        {
-            const char *api_version = json_text(owner, "apiVersion"), *slash = strchr(api_version, '/');
-            if (strcmp(json_text(owner, "name"), name) == 0 &&
-                strcmp(json_text(owner, "kind"), kind) == 0)
-                version = slash ? slash + 1 : api_version;
-        }
         struct object_id id = {
             .group = group, .version = version, .kind = kind, .namespace = namespaces[i], .name = name};
-        char journal_name[OBJECT_NAME_BYTES];
-        struct error unused = ERROR_INIT;
+        struct error err = ERROR_INIT;
         _cleanup_json_ json_t *live = NULL;
-        if (object_journal_name(&id, journal_name, &unused) == 0 &&
-            job->run->c->cluster->get(job->run->c->cluster_context, journal_name, &live, &unused) == 0) {
+        int r = object_journal_name(&id, journal_name, &err);
+        if (r == 0)
+            r = job->run->c->cluster->get(job->run->c->cluster_context, journal_name, &live, &err);
+        if (r == 0) {
             snprintf(uid, sizeof uid, "%s", object_uid(live));
             return uid;
         }
+        if (concerns_server(r))
+            job->unanswered = err;
     }
     return NULL;
 }
@@ -193,16 +204,50 @@ static int change(struct job *job, const json_t *live, struct error *err)
     return r == -EBUSY || r == -ENOENT ? 1 : r;
 }
 
-static int put(struct job *job, struct error *err)
+static int prepare(struct job *job, bool exists, json_t **ret, struct error *err)
 {
-    size_t dropped;
-    int r = restore_owners(job->wanted, uid_of, job, &dropped, err);
-    if (r == 0)
-        r = restore_owners(job->there, uid_of, job, &dropped, err);
-    if (r == 0)
-        r = object_normalize(job->there, &job->plain, err);
+    char reason[RESTORE_REASON_BYTES];
+    size_t dropped = 0;
+    int r;
+    {
+        MUTEX_GUARD(guard, job->mutex);
+        r = restore_prepare(json_object_get(job->run->wanted, job->entry->name), job->run->mode, exists, ret, reason, err);
+    }
+    if (r == 0 && *ret)
+        r = restore_owners(*ret, uid_of, job, &dropped, err);
+    if (r == 0 && job->unanswered.code) {
+        *err = job->unanswered;
+        return err->code;
+    }
     if (dropped)
         snprintf(job->note, sizeof job->note, "its owner is not there: it has none now");
+    return r;
+}
+
+/* Most objects of a restore are not there, and need none of this. */
+static int prepare_there(struct job *job, struct error *err)
+{
+    if (job->plain)
+        return 0;
+    int r = prepare(job, true, &job->there, err);
+    return r == 0 ? object_normalize(job->there, &job->plain, err) : r;
+}
+
+static int prepare_put(struct job *job, struct error *err)
+{
+    int r = prepare(job, false, &job->wanted, err);
+    if (r < 0 || job->wanted)
+        return r;
+    /* An object that is there although it would not be made: it is put back all the same. */
+    r = prepare_there(job, err);
+    if (r == 0 && !(job->wanted = json_deep_copy(job->there)))
+        return error_set(err, -ENOMEM, "out of memory");
+    return r;
+}
+
+static int put(struct job *job, struct error *err)
+{
+    int r = prepare_put(job, err);
     if (r == 0 && job->entry->action == ACTION_CREATE) { /* most of a restore: one call each */
         struct error first = ERROR_INIT;
         int made = create(job, VERDICT_CREATED, &first);
@@ -219,7 +264,7 @@ static int put(struct job *job, struct error *err)
         if (r == -ENOENT) {
             r = create(job, job->entry->action == ACTION_CREATE ? VERDICT_CREATED : VERDICT_CHANGED, err);
             r = r == -EEXIST ? 1 : r;
-        } else if (r == 0) {
+        } else if (r == 0 && (r = prepare_there(job, err)) == 0) {
             r = change(job, live, err);
         }
         if (r <= 0)
@@ -270,23 +315,14 @@ struct work {
 
 static int prepare_job(struct work *work, struct recovery_entry *e, struct job *job, struct error *err)
 {
-    char reason[RESTORE_REASON_BYTES];
-    struct recovery_run *run = work->run;
-    MUTEX_GUARD(guard, &work->mutex);
-    *job = (struct job){.run = run, .entry = e};
+    *job = (struct job){.run = work->run, .mutex = &work->mutex, .entry = e};
     int r = object_id_parse(e->name, &job->id, err);
     if (r < 0 || e->action == ACTION_DELETE || e->action == ACTION_SKIP || e->action == ACTION_SAME)
         return r;
-    const json_t *wanted = json_object_get(run->wanted, e->name);
-    if (!wanted)
-        return error_set(err, -EINVAL, "the plan has %s, and the point has not", e->name);
-    r = restore_prepare(wanted, run->mode, false, &job->wanted, reason, err);
-    if (r == 0)
-        r = restore_prepare(wanted, run->mode, true, &job->there, reason, err);
-    /* An object that is there although it would not be made: it is put back all the same. */
-    if (r == 0 && !job->wanted)
-        job->wanted = json_deep_copy(job->there);
-    return r;
+    MUTEX_GUARD(guard, &work->mutex);
+    return json_object_get(work->run->wanted, e->name)
+               ? 0
+               : error_set(err, -EINVAL, "the plan has %s, and the point has not", e->name);
 }
 
 static void release_job(struct work *work, struct job *job)

@@ -50,6 +50,7 @@ struct recovery_run {
         target_namespace[64]; /* copies: the Recovery is replaced at each write */
     json_t *wanted;           /* set of the point, transformed, to be put into the target */
     json_t *order;            /* objects_order(wanted) */
+    bool target_missing;      /* the target namespace, when the plan was made */
     json_t *live;             /* while it is planned: {journal name: raw object} of the target namespace */
     struct recovery_entry *entries;
     size_t entry_count;

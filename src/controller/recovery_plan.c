@@ -235,6 +235,7 @@ static int check_namespace(struct recovery_run *run, const char **ret_reason, st
         *ret_reason = "NamespaceMissing";
         return error_set(err, -ENOENT, "namespace %s is not there; use mode restore", run->target_namespace);
     }
+    run->target_missing = r == -ENOENT;
     if (r < 0)
         return r == -ENOENT ? 0 : r;
     if (!json_object_get(json_object_get(live, "metadata"), "deletionTimestamp"))
@@ -570,8 +571,9 @@ int recovery_make_plan(struct recovery_run *run, struct error *err)
     size_t i, k;
     json_t *wave, *name, *raw;
     recovery_free_entries(run);
-    /* Whatever belongs to the application: an object of a wanted name may be there without the mark. */
-    int r = run->c->cluster->list(run->c->cluster_context, run->target_namespace, array, err);
+    /* Whatever belongs to the application: an object of a wanted name may be there without the mark. In a namespace that is
+     * not there is nothing, and to ask for each kind would be most requests of a small restore. */
+    int r = run->target_missing ? 0 : run->c->cluster->list(run->c->cluster_context, run->target_namespace, array, err);
     if (r < 0)
         return r;
     json_decref(run->live);

@@ -17,7 +17,7 @@
 #include "journal/payload.h"
 #include "journal/salvage.h"
 #include "journal/saved.h"
-#include "journal/segment_reader.h"
+#include "journal/segment_window.h"
 #include "lib/json.h"
 #include "lib/zstd.h"
 
@@ -36,12 +36,21 @@ static void release_chapter(struct chapter *c)
     *c = (struct chapter){0};
 }
 
+/* What a walk over many events keeps from one to the next. */
+struct reading {
+    struct segment_window window;
+    bool has_header; /* the frame's that was read last: its records come one after the other */
+    uint32_t number, generation, at;
+    _Alignas(16) char header[JOURNAL_BLOCK_BYTES];
+};
+
 struct book { /* all segments, oldest first; the last ones may be tails */
     struct journal *j;
     struct manifest manifest;
     struct chapter tails[2]; /* oldest first */
     size_t tail_count;
     bool *unreadable; /* salvage: what cannot be read is passed over, and this is set. NULL: it is an error */
+    struct reading *reading; /* NULL: single blocks are read */
 };
 
 static void *copy_array(const void *from, size_t bytes)
@@ -179,22 +188,24 @@ static int load_chapter(const struct book *b, size_t i, struct chapter *ret, str
     return b->unreadable ? salvage_chapter(b, ret, err) : r;
 }
 
-/* Reads `bytes` from a block of a segment: a frame's header, or payload of a plain segment. CRCs are checked by the caller. */
+/* Reads `bytes` from a block of a segment: a frame's header, or payload of a plain segment. CRCs are checked by the caller. `data` is
+ * page-aligned, unless there is b->reading. */
 static int read_blocks(const struct book *b, const struct segment_info *s, uint32_t block, void *data, size_t bytes,
                        struct error *err)
 {
-    struct segment_reader file;
+    struct segment_window once = {0}, *window = b->reading ? &b->reading->window : &once;
+    const uint32_t count = (uint32_t)(bytes / JOURNAL_BLOCK_BYTES);
     char name[JOURNAL_FILE_BYTES];
-    int r = segment_reader_open(b->j->directory, s->number, s->generation, true, &file, err);
+    int r = segment_window_open(window, b->j->directory, s->number, s->generation, err);
     if (r == -EBADMSG)
         return r;
     if (r == 0) {
-        r = segment_reader_blocks(&file, block, (uint32_t)(bytes / JOURNAL_BLOCK_BYTES), data);
-        if (r == 0 && sealed_open_header(file.key, block, data, NULL) < 0)
+        r = b->reading ? segment_window_read(window, block, count, data) : segment_reader_blocks(&window->file, block, count, data);
+        if (r == 0 && sealed_open_header(window->file.key, block, data, NULL) < 0)
             r = error_set(err, -EBADMSG, "segment %u is damaged at block %u (frame header)", s->number, block);
         else if (r == -EBADMSG)
             error_set(err, r, "segment %u is damaged at block %u (a compressed chunk)", s->number, block);
-        segment_reader_close(&file);
+        segment_window_release(&once);
     }
     if (r == -ENOENT || r == -ENODATA || r == -EISDIR)
         return error_set(err, -EBADMSG, "segment %u is damaged: %s %s", s->number,
@@ -203,17 +214,39 @@ static int read_blocks(const struct book *b, const struct segment_info *s, uint3
     return r < 0 && r != -EBADMSG ? error_errno(err, r, "cannot read segment %u at block %u", s->number, block) : r;
 }
 
-static int read_frame_header(const struct book *b, const struct chapter *c, uint32_t frame, void *block, struct error *err)
+static int check_frame_header(const struct book *b, const struct chapter *c, uint32_t frame, const void *block, struct error *err)
 {
-    int r = read_blocks(b, &c->info, le32_get(c->frames[frame].block), block, JOURNAL_BLOCK_BYTES, err);
-    if (r < 0)
-        return r;
     const struct frame_header *h = block;
     if (!frame_is_intact(block, &b->manifest.journal_id, c->info.epoch) ||
         le64_get(h->first_lsn) != le64_get(c->frames[frame].first_lsn) ||
         le16_get(h->record_count) != le16_get(c->frames[frame].records))
         return error_set(err, -EBADMSG, "segment %u is damaged at block %u (frame header)", c->info.number,
                          le32_get(c->frames[frame].block));
+    return 0;
+}
+
+static int read_frame_header(const struct book *b, const struct chapter *c, uint32_t frame, void *block, struct error *err)
+{
+    int r = read_blocks(b, &c->info, le32_get(c->frames[frame].block), block, JOURNAL_BLOCK_BYTES, err);
+    return r < 0 ? r : check_frame_header(b, c, frame, block, err);
+}
+
+/* The same in a walk, which comes to a frame as many times as it has events. *ret_block belongs to b->reading. */
+static int find_frame_header(const struct book *b, const struct chapter *c, uint32_t frame, const void **ret_block, struct error *err)
+{
+    struct reading *reading = b->reading;
+    const uint32_t at = le32_get(c->frames[frame].block);
+    if (!reading->has_header || reading->number != c->info.number || reading->generation != c->info.generation || reading->at != at) {
+        reading->has_header = false;
+        int r = read_frame_header(b, c, frame, reading->header, err);
+        if (r < 0)
+            return r;
+        reading->has_header = true;
+        reading->number = c->info.number;
+        reading->generation = c->info.generation;
+        reading->at = at;
+    }
+    *ret_block = reading->header;
     return 0;
 }
 
@@ -612,49 +645,49 @@ static int read_sealed_payload(const struct book *b, const struct segment_info *
     return r < 0 ? error_errno(err, r, "cannot read segment %u at block %u", s->number, block) : 0;
 }
 
-/* Reads an event's payload, checked against the segment's CRCs. NUL-terminated. */
+/* Whether the frame that holds the event says of the payload the CRC that it has. */
+static bool payload_is_intact(const void *header, uint16_t records, uint64_t lsn, const char *payload, uint32_t blocks)
+{
+    uint32_t index = 0, crcs[FRAME_MAX_BLOCKS];
+    while (index < records && frame_record_lsn(header, index) != lsn)
+        index++;
+    for (uint32_t i = 0; i < blocks; i++)
+        crcs[i] = crc32c(0, payload + (size_t)i * JOURNAL_BLOCK_BYTES, JOURNAL_BLOCK_BYTES);
+    uint32_t crc = blocks == 1 ? crcs[0] : crc32c(0, crcs, blocks * sizeof *crcs);
+    return index < records && le32_get(frame_records(header)[index].payload_crc) == crc;
+}
+
+/* Reads an event's payload in a walk, checked against the segment's CRCs. NUL-terminated. */
 static int read_payload(const struct book *b, const struct chapter *c, const struct tail_event *e, char **ret, struct error *err)
 {
     uint32_t bytes = le32_get(e->payload_bytes), blocks = (bytes + JOURNAL_BLOCK_BYTES - 1) / JOURNAL_BLOCK_BYTES;
     if (bytes > JOURNAL_PAYLOAD_MAX_BYTES)
         return error_set(err, -EBADMSG, "segment %u is damaged (event length)", c->info.number);
     size_t room = (size_t)blocks * JOURNAL_BLOCK_BYTES;
-    char *pages = io_alloc_pages(room ? room : JOURNAL_BLOCK_BYTES), *text = calloc(1, (size_t)bytes + 1);
-    int r = pages && text ? 0 : error_errno(err, -ENOMEM, "cannot read the history");
-    if (r == 0 && bytes && !b->j->seal)
-        r = read_blocks(b, &c->info, le32_get(e->payload_block), pages, room, err);
-    /* The frame that holds it says its CRC. */
+    _cleanup_free_ char *text = malloc(room + 1);
+    const void *header = NULL;
+    if (!text)
+        return error_errno(err, -ENOMEM, "cannot read the history");
     uint32_t frame = c->frame_count;
     while (frame && le64_get(c->frames[frame - 1].first_lsn) > le64_get(e->lsn))
         frame--;
-    char *block = io_alloc_pages(JOURNAL_BLOCK_BYTES);
-    if (r == 0 && bytes && (!block || frame == 0))
-        r = error_set(err, -EBADMSG, "segment %u is damaged (frame of an event)", c->info.number);
-    if (r == 0 && bytes && b->j->seal)
-        r = read_sealed_payload(b, &c->info, le32_get(c->frames[frame - 1].block), le32_get(e->payload_block), pages, room, err);
+    int r = 0;
+    if (bytes && frame == 0)
+        return error_set(err, -EBADMSG, "segment %u is damaged (frame of an event)", c->info.number);
+    if (bytes && b->j->seal)
+        r = read_sealed_payload(b, &c->info, le32_get(c->frames[frame - 1].block), le32_get(e->payload_block), text, room, err);
+    else if (bytes)
+        r = read_blocks(b, &c->info, le32_get(e->payload_block), text, room, err);
     if (r == 0 && bytes)
-        r = read_frame_header(b, c, frame - 1, block, err);
-    if (r == 0 && bytes) {
-        uint32_t index = 0, records = le16_get(c->frames[frame - 1].records);
-        while (index < records && frame_record_lsn(block, index) != le64_get(e->lsn))
-            index++;
-        uint32_t crcs[FRAME_MAX_BLOCKS], crc = 0;
-        for (uint32_t i = 0; i < blocks; i++)
-            crcs[i] = crc32c(0, pages + (size_t)i * JOURNAL_BLOCK_BYTES, JOURNAL_BLOCK_BYTES);
-        crc = blocks == 1 ? crcs[0] : crc32c(0, crcs, blocks * sizeof *crcs);
-        if (index >= records || le32_get(frame_records(block)[index].payload_crc) != crc)
-            r = error_set(err, -EBADMSG, "segment %u is damaged at block %u (wrong checksum)", c->info.number,
-                          le32_get(e->payload_block));
-    }
-    if (r == 0)
-        memcpy(text, pages, bytes);
-    io_free_pages(block, JOURNAL_BLOCK_BYTES);
-    io_free_pages(pages, room ? room : JOURNAL_BLOCK_BYTES);
+        r = find_frame_header(b, c, frame - 1, &header, err);
     if (r < 0)
-        free(text);
-    else
-        *ret = text;
-    return r;
+        return r;
+    if (bytes && !payload_is_intact(header, le16_get(c->frames[frame - 1].records), le64_get(e->lsn), text, blocks))
+        return error_set(err, -EBADMSG, "segment %u is damaged at block %u (wrong checksum)", c->info.number,
+                         le32_get(e->payload_block));
+    text[bytes] = '\0';
+    *ret = take_ptr(text);
+    return 0;
 }
 
 struct activity { /* of one second, collected from the newest frame on */
@@ -750,7 +783,10 @@ static int walk_chapter(struct walk *w, const struct chapter *c, struct error *e
 static int events_of(const struct book *b, struct lsn low, struct lsn high, bool activity, journal_event_visit visit, void *context,
                      struct error *err)
 {
-    struct walk w = {b, low, high, activity, visit, context, {0}};
+    struct reading reading = {0};
+    struct book read = *b;
+    struct walk w = {&read, low, high, activity, visit, context, {0}};
+    read.reading = &reading;
     int r = 0;
     for (size_t i = chapter_count(b); i-- > 0 && r == 0;) {
         const struct segment_info *info = chapter_info(b, i);
@@ -767,6 +803,7 @@ static int events_of(const struct book *b, struct lsn low, struct lsn high, bool
     }
     if (r == 0)
         r = flush_activity(&w, err);
+    segment_window_release(&reading.window);
     return r < 0 ? r : 0;
 }
 

@@ -17,7 +17,9 @@
 #define RETRY_MAX_MS 30000u
 #define SHORT_WATCH_NS NS_PER_SECOND /* a watch that ends sooner counts as a failure, or it would spin */
 #define CHUNK_TIMEOUT_MS 60000L
-#define POLL_MAX_MS 10000
+#define POLL_MAX_MS 10000u
+#define LOOK_MIN_MS 20u /* see time_to_wait */
+#define LOOK_FACTOR 4u
 #define FIRST_CHUNK 25u /* before it is known how large they are */
 
 static uint64_t now_ns(void)
@@ -368,10 +370,32 @@ static bool housekeep(struct kube_informers *set, struct kube_informer **ret_fir
     return !set->stopping;
 }
 
+/* What comes for a transfer that had its turn in this round already, curl (7.88, HTTP/2) may take from the socket with the turn of
+ * another one; it keeps it, and does not say so to its own curl_multi_poll, which would sleep beside it until something else comes. So
+ * after anything was received there is another round at once, and after the last one of those, in which something can have come, too,
+ * one that does not wait for the socket: soon, and then, as long as nothing comes, ever later. */
+static unsigned time_to_wait(const struct kube_informers *set, bool ended, uint64_t next)
+{
+    uint64_t now = now_ns();
+    if (ended || set->received || next <= now)
+        return 0;
+    uint64_t ms = (next - now) / NS_PER_MS + 1;
+    return ms < set->look_ms ? (unsigned)ms : set->look_ms;
+}
+
+static void wait_for_more(struct kube_informers *set, unsigned ms)
+{
+    int ready = 0;
+    curl_multi_poll(set->multi, NULL, 0, (int)ms, &ready);
+    unsigned later = set->look_ms < POLL_MAX_MS / LOOK_FACTOR ? set->look_ms * LOOK_FACTOR : POLL_MAX_MS;
+    set->look_ms = ready > 0 ? LOOK_MIN_MS : later;
+}
+
 static void *informers_main(void *context)
 {
     struct kube_informers *set = context;
     struct kube_informer *first;
+    set->look_ms = LOOK_MIN_MS;
     while (housekeep(set, &first)) {
         int running = 0, left = 0;
         uint64_t next = begin_due(set, first);
@@ -385,15 +409,11 @@ static void *informers_main(void *context)
             finished(i, result);
             ended = true;
         }
-        uint64_t now = now_ns();
-        /* Where something came there may be more, that curl has taken from the socket already: it knows of
-         * it, but (7.88, HTTP/2) does not say so to its own curl_multi_poll, which would sleep beside it
-         * until something else comes. */
-        int wait_ms = ended || set->received || next <= now  ? 0
-                      : next - now > POLL_MAX_MS * NS_PER_MS ? POLL_MAX_MS
-                                                             : (int)((next - now) / NS_PER_MS) + 1;
+        if (set->received || ended)
+            set->look_ms = LOOK_MIN_MS;
+        unsigned wait_ms = time_to_wait(set, ended, next);
         if (wait_ms)
-            curl_multi_poll(set->multi, NULL, 0, wait_ms, NULL);
+            wait_for_more(set, wait_ms);
     }
     return NULL;
 }

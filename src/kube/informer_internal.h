@@ -54,7 +54,8 @@ struct kube_informers {
     struct kube_informer *informers;
     bool stopping;
     unsigned listing;
-    bool received; /* something, in this round; the thread's own */
+    bool received;    /* something, in this round; the thread's own, as is */
+    unsigned look_ms; /* after which there is a round although the socket has nothing */
 };
 
 /* ---- informer_events.c: objects into the cache and to the callbacks ---- */

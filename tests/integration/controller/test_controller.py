@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The controller against a real API server: protection by one line, and a journal of the objects that is exact."""
 import base64
+import concurrent.futures
 import datetime
 import json
 import os
@@ -170,6 +171,24 @@ class Protection(ControllerTest):
         self.assertNotEqual(version, "")
         self.assertEqual(controller.stop(), 0)
         self.assertTrue(history(self.state, ns), "the history stays")
+
+    def test_how_many_objects_there_are_is_not_a_reason_to_count_them_again(self):
+        """Its own status comes back to the controller by the watch: while objects were made, each count led to the next."""
+        ns = make_namespace("growing", **{"tidemark.io/policy": "gold"})
+        self.start()
+        self.captured(ns)
+        versions, begun = [], time.monotonic()
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            making = pool.submit(lambda: SERVER.apply(*(config_map(f"c{i}", ns) for i in range(600))))
+            until("the first", lambda: actual(ns))
+            SERVER.kubectl("annotate", "protectionpolicy", "gold", f"example.com/touched={begun}", "--overwrite")  # all of its are looked at once
+            while not making.done():
+                versions.append(papp(ns)["metadata"]["resourceVersion"])
+            making.result()
+        took, written = time.monotonic() - begun, len(set(versions))
+        print(f"its status was seen {len(versions)} times in {took:.0f} s, and was written {written} times")
+        self.assertLess(written, 4 + took / 10)  # when it is looked at, and every half a minute
+        until("all are counted", lambda: papp(ns)["status"]["objects"]["count"] == 600 + 2)  # the namespace and its account
 
     def test_what_people_wrote_is_left_alone(self):
         ns = make_namespace("own")

@@ -2,8 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The client against a real API server: what it lists, sees and survives. Numbers of invariants: kube/informer.h, lease.h."""
 import base64
+import concurrent.futures
+import http.client
 import json
 import os
+import ssl
 import subprocess
 import sys
 import time
@@ -185,6 +188,39 @@ class Watches(unittest.TestCase):
         watch.expect(f"deleted configmaps {ns}/a")
         self.assertEqual(watch.finish(), 0)
         self.assertEqual([l for l in watch.lines if l.startswith(("gap", "failed"))], [])
+
+    def test_what_comes_while_others_are_handled_is_not_slept_beside(self):
+        """All watches are streams of one connection: what comes for one while another is read must not wait until something else comes."""
+        ns = namespace("beside")
+        rounds, names = 300, [f"c{n}" for n in range(3)]
+        SERVER.apply(*(config_map(name, ns, "0") for name in names))
+        kinds = [line.split() for line in probe("kinds")]
+        plurals = [k[1] for k in kinds if k[3] == "1" and int(k[4], 16) & 6 == 6 and k[1] not in ("events", "pods", "configmaps")]
+        watch = start("watch", ns, *plurals, "configmaps")  # the last is listed first: its stream has its turn before most others
+        for _ in range(len(plurals) + 1):
+            watch.expect("synced")
+        context = ssl.create_default_context(cafile=f"{SERVER.directory}/pki/ca.crt")
+        context.load_cert_chain(f"{SERVER.directory}/pki/admin.crt", f"{SERVER.directory}/pki/admin.key")
+        connections = {name: http.client.HTTPSConnection("127.0.0.1", SERVER.port, context=context) for name in names}
+
+        def change(name, value):
+            connections[name].request("PATCH", f"/api/v1/namespaces/{ns}/configmaps/{name}", json.dumps({"data": {"value": str(value)}}),
+                                      {"Content-Type": "application/merge-patch+json"})
+            connections[name].getresponse().read()
+        slowest = 0
+        with concurrent.futures.ThreadPoolExecutor(len(names)) as pool:
+            for value in range(1, rounds + 1):
+                for done in [pool.submit(change, name, value) for name in names]:
+                    done.result()
+                begun, wanted = time.monotonic(), {f"changed configmaps {ns}/{name} {value}" for name in names}
+                while wanted:
+                    wanted.discard(watch.expect("changed"))
+                slowest = max(slowest, time.monotonic() - begun)
+        watch.finish()
+        for connection in connections.values():
+            connection.close()
+        print(f"{rounds} times {len(names)} changes, {len(plurals) + 1} watches: the slowest was told after {slowest * 1e3:.0f} ms")
+        self.assertLess(slowest, 5, "a change was told when something else came, or by the client's longest look")
 
     def test_a_killed_api_server_in_the_middle_of_a_watch_loses_nothing(self):
         """I1: what changed while the server or the watch was away is told, deletions too."""

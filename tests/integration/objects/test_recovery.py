@@ -148,6 +148,81 @@ class Recoveries(base.ControllerTest):
         self.assertEqual({v for k, v in base.actual(ns).items() if k.startswith("c")}, {"good"})
         print(f"killed with {left} of 400 objects to do")
 
+    def large(self, ns):
+        """Accounts, config maps that belong to them, and services: the point. Each of the three is a wave."""
+        accounts = [{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": f"a{i}", "namespace": ns}} for i in range(20)]
+        SERVER.apply(*accounts)
+        uids = {o["metadata"]["name"]: o["metadata"]["uid"] for o in SERVER.json("-n", ns, "get", "serviceaccounts")["items"]}
+        owner = lambda i: {"apiVersion": "v1", "kind": "ServiceAccount", "name": f"a{i % 20}", "uid": uids[f"a{i % 20}"]}
+        maps = [base.config_map(f"c{i}", ns, str(i), ownerReferences=[owner(i)]) for i in range(500)]
+        return self.settle(ns, *maps, *(service(f"s{i}", ns, type="ClusterIP") for i in range(20)))
+
+    def made(self, ns):
+        """{kind: {name: metadata}} of what the test has made."""
+        items = SERVER.json("-n", ns, "get", "serviceaccounts,configmaps,services")["items"]
+        return {kind: {o["metadata"]["name"]: o["metadata"] for o in items if o["kind"] == kind and o["metadata"]["name"][1:].isdigit()}
+                for kind in ("ServiceAccount", "ConfigMap", "Service")}
+
+    def in_the_middle(self, ns, name, target):
+        """Waits until some config maps are there; false when the recovery was quicker."""
+        until("the middle", lambda: self.status(ns, name).get("phase") in DONE or self.made(target)["ConfigMap"])
+        return self.status(ns, name)["phase"] == "Running"
+
+    def assert_in_order(self, ns):
+        made = self.made(ns)
+        self.assertEqual({kind: len(objects) for kind, objects in made.items()}, {"ServiceAccount": 20, "ConfigMap": 500, "Service": 20})
+        versions = {kind: [int(o["resourceVersion"]) for o in objects.values()] for kind, objects in made.items()}
+        self.assertLess(max(versions["ServiceAccount"]), min(versions["ConfigMap"]))
+        self.assertLess(max(versions["ConfigMap"]), min(versions["Service"]))
+        for name, metadata in made["ConfigMap"].items():
+            owner = made["ServiceAccount"][f"a{int(name[1:]) % 20}"]
+            self.assertEqual([(o["name"], o["uid"]) for o in metadata["ownerReferences"]], [(owner["name"], owner["uid"])], name)
+
+    def test_waves_of_many_requests_at_once_keep_their_order_through_a_kill(self):
+        ns = self.make("large")
+        controller = self.start("first")
+        self.captured(ns)
+        point = self.large(ns)
+        for number in range(10):  # on a busy machine its middle may be seen too late
+            name = target = f"large-{number}"
+            self.start_recovery(ns, name, mode="restore", point=point, targetNamespace=target)
+            seen = self.in_the_middle(ns, name, target)
+            controller.kill()
+            if seen and self.status(ns, name)["phase"] == "Running":
+                break
+            controller = self.start(f"first-{number}")
+        else:
+            self.fail("it never was in its middle for long enough for the test to mean anything")
+        left = 500 - len(self.made(target)["ConfigMap"])
+        self.start("second")
+        until("the end", lambda: self.status(ns, name).get("phase") in DONE)
+        status = self.status(ns, name)
+        self.assertEqual((status["phase"], status["verdicts"]["failed"]), ("Completed", 0), status)
+        self.assert_in_order(target)
+        print(f"killed with {left} of 500 config maps to do")
+
+    def test_a_wave_of_many_requests_at_once_ends_when_it_is_cancelled(self):
+        ns = self.make("called-off")
+        self.start()
+        self.captured(ns)
+        point = self.large(ns)
+        for number in range(10):
+            name = target = f"called-off-{number}"
+            self.start_recovery(ns, name, mode="restore", point=point, targetNamespace=target)
+            self.in_the_middle(ns, name, target)
+            SERVER.kubectl("-n", ns, "annotate", "recovery", name, "tidemark.io/cancel=true")
+            until("the end", lambda n=name: self.status(ns, n).get("phase") in DONE)
+            status = self.status(ns, name)
+            if status["phase"] == "Cancelled":
+                break
+        else:
+            self.fail("it never was in its middle for long enough for the test to mean anything")
+        made = self.made(target)
+        self.assertEqual(made["Service"], {}, "the next wave is not begun")
+        others = status["verdicts"]["created"] - sum(map(len, made.values()))
+        self.assertIn(others, (2, 3), "each object that was made has its verdict: the namespace, its account default, and perhaps the mark")
+        self.assertIn("cancelled in step Apply", status["message"])
+
     def test_a_namespace_that_is_being_deleted_is_awaited(self):
         ns = self.make("source")
         self.start()

@@ -29,6 +29,9 @@ struct cluster {
     bool cancel_at_apply;
     bool never_ready; /* workloads */
     size_t created, asked;     /* calls: objects, and Deployments */
+    size_t listed;             /* calls: the namespace */
+    json_t *sequence;          /* names of what was made, in turn */
+    const char *unanswered;    /* the name that get has no answer for; or NULL */
     size_t cancel_at, busy_at; /* at which of the objects that is so; 0: never */
     unsigned paused;
     unsigned rewind_looks, hold_looks, let_go_looks;
@@ -59,6 +62,8 @@ static int get(void *context, const char *name, json_t **ret, struct error *err)
 {
     struct cluster *c = context;
     CALL(c);
+    if (c->unanswered && strcmp(name, c->unanswered) == 0)
+        ANSWER(error_set(err, -EAGAIN, "too many requests"));
     json_t *object = json_object_get(c->objects, name);
     if (c->unseen && strcmp(name, c->unseen) == 0)
         ANSWER(error_set(err, c->unseen_code ? c->unseen_code : -EACCES, "%s is forbidden: User \"ann\" cannot get it", name));
@@ -109,6 +114,7 @@ static int create(void *context, const json_t *object, struct error *err)
                          "spec.ports[0].nodePort: Invalid value: 30001: provided port is already allocated"));
     snprintf(uid, sizeof uid, "uid-%u", ++c->uids);
     store(c, name, object, uid);
+    json_array_append_new(c->sequence, json_string(name));
     ANSWER(0);
 }
 
@@ -158,6 +164,7 @@ static int list(void *context, const char *namespace, json_t *array, struct erro
     CALL(c);
     const char *name;
     json_t *object;
+    c->listed++;
     json_object_foreach(c->objects, name, object)
     {
         const json_t *metadata = json_object_get(object, "metadata");
@@ -531,6 +538,7 @@ static void set_up(struct cluster *c, const char *now, const char *spec)
     c->plans = json_object();
     c->unknown = json_object();
     c->data = json_array();
+    c->sequence = json_array();
     c->point = manifests_set_text(POINT);
     c->latest = json_object();
     _cleanup_json_ json_t *objects = manifests_parse(now), *read = manifests_one(spec);
@@ -560,6 +568,7 @@ static void tear_down(struct cluster *c)
     json_decref(c->latest);
     json_decref(c->unknown);
     json_decref(c->data);
+    json_decref(c->sequence);
     json_decref(c->other);
 }
 
@@ -949,6 +958,7 @@ static void a_namespace_that_is_gone_is_restored(void **unused)
     assert_phase(&c, "Completed");
     assert_non_null(json_object_get(c.objects, "core/v1/ConfigMap/n/a"));
     assert_int_equal(verdicts(&c, "created"), 2);
+    assert_int_equal(c.listed, 0); /* there is nothing in it: a request for each kind of the cluster would tell no more */
     tear_down(&c);
 }
 
@@ -1250,6 +1260,142 @@ static void what_was_done_of_a_wave_is_not_done_again_when_the_server_takes_no_m
     tear_down(&c);
 }
 
+static size_t wave_of(const char *name)
+{
+    static const char *const waves[] = {"/Namespace/", "/ServiceAccount/", "/ConfigMap/", "/Service/", "/Deployment/"};
+    size_t i = 0;
+    while (i < sizeof waves / sizeof *waves && !strstr(name, waves[i]))
+        i++;
+    return i;
+}
+
+#define RESTORE "{application: shop, mode: restore, point: '-90s', targetNamespace: n}"
+
+/* A namespace that is gone, each wave several times as large as there are workers; each config map belongs to an account. */
+static void set_up_large(struct cluster *c)
+{
+    set_up(c, "apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {name: fast}\n", RESTORE);
+    json_object_clear(c->point);
+    add_to_point(c, "v1", "core/v1", "ServiceAccount", 60);
+    add_to_point(c, "v1", "core/v1", "ConfigMap", 600);
+    add_to_point(c, "v1", "core/v1", "Service", 60);
+    add_to_point(c, "apps/v1", "apps/v1", "Deployment", 60);
+    for (unsigned i = 0; i < 600; i++) {
+        char name[64], owner[32];
+        snprintf(name, sizeof name, "core/v1/ConfigMap/n/many%u", i);
+        snprintf(owner, sizeof owner, "many%u", i % 60);
+        json_object_set_new(json_object_get(json_object_get(c->point, name), "metadata"), "ownerReferences",
+                            json_pack("[{s:s, s:s, s:s}]", "apiVersion", "v1", "kind", "ServiceAccount", "name", owner));
+    }
+}
+
+static void assert_in_order(const struct cluster *c)
+{
+    size_t i, last = 0;
+    json_t *name;
+    json_array_foreach(c->sequence, i, name)
+    {
+        size_t wave = wave_of(json_string_value(name));
+        if (wave < last)
+            fail_msg("%s was made after a later wave had begun", json_string_value(name));
+        last = wave;
+    }
+}
+
+static void assert_owned(const struct cluster *c)
+{
+    for (unsigned i = 0; i < 600; i++) {
+        char name[64], owner[64];
+        snprintf(name, sizeof name, "core/v1/ConfigMap/n/many%u", i);
+        snprintf(owner, sizeof owner, "core/v1/ServiceAccount/n/many%u", i % 60);
+        const json_t *metadata = json_object_get(json_object_get(c->objects, name), "metadata");
+        const json_t *reference = json_array_get(json_object_get(metadata, "ownerReferences"), 0);
+        const char *uid = json_string_value(json_object_get(reference, "uid"));
+        assert_non_null(uid);
+        assert_string_equal(uid, object_uid(json_object_get(c->objects, owner)));
+    }
+}
+
+static void waves_follow_each_other_whatever_is_made_at_once(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up_large(&c);
+    check_ok(run(&c, false, &err));
+    assert_phase(&c, "Completed");
+    assert_int_equal(c.created, 781); /* one request each, and the namespace */
+    assert_int_equal(json_array_size(c.sequence), 781);
+    assert_in_order(&c);
+    assert_owned(&c);
+    tear_down(&c);
+}
+
+/* R1: in the middle of a wave several requests are under way, whose verdicts nobody has written down. */
+static void r1_a_controller_killed_in_the_middle_of_a_large_wave_is_taken_over(void **unused)
+{
+    (void)unused;
+    struct cluster whole;
+    struct error err = ERROR_INIT;
+    set_up_large(&whole);
+    check_ok(run(&whole, false, &err));
+    for (long at = 40; at < whole.calls; at += whole.calls / 23) {
+        struct cluster c;
+        set_up_large(&c);
+        c.kill_at = at;
+        c.lose_answer = at % 2;
+        err = (struct error)ERROR_INIT;
+        assert_true(run(&c, false, &err) < 0);
+        c.kill_at = 0;
+        err = (struct error)ERROR_INIT;
+        check_ok(run(&c, false, &err));
+        assert_phase(&c, "Completed");
+        assert_int_equal(verdicts(&c, "created"), 781);
+        assert_int_equal(json_array_size(c.sequence), 781); /* nothing twice */
+        assert_in_order(&c);
+        assert_owned(&c);
+        tear_down(&c);
+    }
+    tear_down(&whole);
+}
+
+/* An owner that nobody answers for is not one that is gone: the object would be made without it. */
+static void an_owner_that_is_not_told_of_is_asked_for_again(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up_large(&c);
+    c.unanswered = "core/v1/ServiceAccount/n/many7";
+    assert_int_equal(run(&c, false, &err), -EAGAIN);
+    assert_null(json_object_get(c.objects, "core/v1/ConfigMap/n/many7"));
+    c.unanswered = NULL;
+    err = (struct error)ERROR_INIT;
+    check_ok(run(&c, false, &err));
+    assert_phase(&c, "Completed");
+    assert_owned(&c);
+    tear_down(&c);
+}
+
+/* Others make objects of the same names meanwhile: what is there is put back, too. */
+static void what_is_there_already_when_it_is_made_is_put_back(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, "apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {name: fast}\n---\n"
+               "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: settings, namespace: n}\ndata: {release: bad, more: x}\n---\n"
+               "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: same, namespace: n}\ndata: {a: b}\n",
+           RESTORE);
+    check_ok(run(&c, false, &err));
+    assert_phase(&c, "Completed");
+    assert_int_equal(verdicts(&c, "created"), 7); /* as planned: the namespace was not there */
+    const json_t *data = json_object_get(json_object_get(c.objects, "core/v1/ConfigMap/n/settings"), "data");
+    assert_string_equal(json_string_value(json_object_get(data, "release")), "good");
+    assert_null(json_object_get(data, "more"));
+    tear_down(&c);
+}
+
 static void workloads_that_wait_are_not_asked_for_all_the_time(void **unused)
 {
     (void)unused;
@@ -1479,6 +1625,8 @@ static void a_controller_that_dies_leaves_it_suspended_once(void **unused)
         int r = run(&c, false, &err);
         bool died = c.calls >= at;
         c.kill_at = 0;
+        if (died && recovery_has_ended(c.recovery)) /* its last word was written, and the answer lost */
+            r = 0;
         if (died && !recovery_has_ended(c.recovery)) {
             err = ERROR_INIT;
             r = run(&c, false, &err);
@@ -1529,6 +1677,10 @@ int main(void)
         cmocka_unit_test(workloads_are_awaited),
         cmocka_unit_test(a_large_wave_is_cancelled_in_its_middle_and_has_a_verdict_of_what_was_done),
         cmocka_unit_test(what_was_done_of_a_wave_is_not_done_again_when_the_server_takes_no_more),
+        cmocka_unit_test(waves_follow_each_other_whatever_is_made_at_once),
+        cmocka_unit_test(r1_a_controller_killed_in_the_middle_of_a_large_wave_is_taken_over),
+        cmocka_unit_test(an_owner_that_is_not_told_of_is_asked_for_again),
+        cmocka_unit_test(what_is_there_already_when_it_is_made_is_put_back),
         cmocka_unit_test(workloads_that_wait_are_not_asked_for_all_the_time),
         cmocka_unit_test(what_cannot_be_suspended_leaves_everything_as_it_was),
         cmocka_unit_test(a_controller_that_dies_leaves_it_suspended_once),
