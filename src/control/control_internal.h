@@ -138,6 +138,7 @@ struct application {
     uint64_t quota_bytes;
     char copied_from[APP_NAME_LENGTH_MAX + 1]; /* while it is being made as a clone; else "". control.mutex */
     struct filling filling;                    /* control.mutex */
+    uint64_t filling_told_ns;                  /* the thread's of filling.c: when it last said why it does not end */
 };
 
 /* A reference, or NULL with -ENOENT and the names there are. */

@@ -23,6 +23,7 @@
 #define RECORD "filling.json"
 #define LOOK_NS NS_PER_SECOND
 #define SWEEP_NS (10 * NS_PER_SECOND)
+#define TELL_NS (60 * NS_PER_SECOND)
 
 /* ---- the record ---- */
 
@@ -189,8 +190,11 @@ static void look(struct application *a)
         return; /* somebody may just delete it, and make another one: later */
     int r = is_listed(a) ? finish(a, &f, &err) : 0;
     pthread_mutex_unlock(&a->control->apply_mutex);
-    if (r < 0) /* the source's engine is away, most likely */
-        log_info(a->control->log, "%s: is copied, but its pin in the history of %s cannot be removed yet: %s", a->name, f.source, err.message);
+    uint64_t now = clock_boottime_ns(clock_system());
+    if (r == 0 || (a->filling_told_ns && now - a->filling_told_ns < TELL_NS))
+        return;
+    a->filling_told_ns = now; /* the source's engine is away, most likely */
+    log_info(a->control->log, "%s: is copied, but its pin in the history of %s cannot be removed yet: %s", a->name, f.source, err.message);
 }
 
 /* ---- the thread: remainders (L2) ---- */

@@ -148,7 +148,7 @@ static int copy_volume(struct copy *c, struct copied *v, struct error *err)
 static int add_volume(struct copy *c, json_t *object, struct error *err)
 {
     struct copied *v = &c->volumes[c->count];
-    uint64_t id, size_bytes;
+    uint64_t id = 0, size_bytes = 0;
     int r = json_reject_unknown(object, err, "name", "id", "size_bytes", "target", NULL);
     if (r == 0)
         r = json_get_string(object, "name", &v->name, err);

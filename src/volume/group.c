@@ -312,6 +312,15 @@ void group_give_up(struct group *g)
     pthread_cond_broadcast(&g->resumed);
 }
 
+/* A journal may be suspended as soon as it is open: it has outgrown its quota, and something keeps its history. That must not keep the volumes
+ * from being used. */
+static bool is_suspended(int r, struct error *err)
+{
+    if (r == -ESHUTDOWN)
+        *err = ERROR_INIT;
+    return r == -ESHUTDOWN;
+}
+
 int group_start(struct group *g, struct error *err)
 {
     struct manifest m;
@@ -335,6 +344,10 @@ int group_start(struct group *g, struct error *err)
     if (r == 0)
         r = resync_in_flight(g, err);
     bool compare = (rec->compare && !rec->created) || open_refusal;
+    if (is_suspended(r, err)) { /* they are marked: the comparison finds them */
+        r = 0;
+        compare = true;
+    }
     if (r == 0 && compare)
         r = intents_check(g, err);
     inexact |= unsaved;
@@ -342,6 +355,8 @@ int group_start(struct group *g, struct error *err)
         r = intents_mark_whole(g, err);
     if (r == 0 && (compare || whole || inexact || replaced || (rec->clean && intents_left(g))))
         r = group_begin_compare(g, err);
+    if (is_suspended(r, err)) /* its points are refused already; it begins once journaling goes on (compare_due) */
+        r = 0;
     if (r == 0 && whole && unlink(asked) < 0) /* the refused interval is on disk now */
         log_warning(g->log, "cannot remove %s: %m", asked);
     for (size_t i = 0; i < g->volume_count && r == 0; i++)
@@ -352,6 +367,8 @@ int group_start(struct group *g, struct error *err)
     if (r == 0 && stale) {
         struct journal_status status;
         r = journal_sync(g->journal, -1, NULL, err);
+        if (is_suspended(r, err))
+            r = 0; /* a suspended journal can still be read */
         journal_status(g->journal, &status);
         if (r == 0)
             r = grains_open_live_image(g, status.latest, g->stale_pin, &g->stale_image, err);
