@@ -569,7 +569,7 @@ static int work_on(struct fill *f, struct error *err)
     int r = copy_some(f, &f->cursor, err);
     if (f->cursor >= f->unfilled.grains)
         f->cursor = 0;
-    if (r < 0)
+    if (r < 0 || atomic_load(&f->volume->group->stop)) /* whoever closes it saves the map; a kill does not */
         return r;
     if (is_filled(f))
         return finish(f, err);

@@ -622,6 +622,7 @@ static void make_clone(void)
         words[grain / 64] |= 1ull << grain % 64;
         OK(block_pwrite(group_volume_block(group, 0), x.live + i * SPOT_BYTES, SPOT_BYTES, spots[i].offset, 0, &err));
     }
+    OK(journal_sync(journal, -1, NULL, &err)); /* the latest is what was written */
     journal_status(journal, &s);
     OK(journal_pin(journal, FILL_PIN, s.latest, false, &err));
     group_free(group);
