@@ -388,6 +388,19 @@ static int check_map(const struct fill *f, const char *data, size_t length, stru
                              "the clone and make it again", f->path);
 }
 
+/* Of this fill, and of this journal: that of another one may know nothing of a loss of power. */
+static int live_id(const struct fill *f, uint8_t ret[16], struct error *err)
+{
+    struct manifest m;
+    int r = journal_manifest(f->volume->group->journal, &m, err);
+    if (r < 0)
+        return r;
+    for (size_t i = 0; i < 16; i++)
+        ret[i] = f->id[i] ^ m.journal_id.bytes[i];
+    manifest_release(&m);
+    return 0;
+}
+
 /* From the file's map, or the exact one. */
 static int load_map(struct fill *f, const struct fill_header *h, const char *bits, struct error *err)
 {
@@ -397,7 +410,10 @@ static int load_map(struct fill *f, const struct fill_header *h, const char *bit
     uint64_t grains = (f->size_bytes + GROUP_GRAIN_BYTES - 1) / GROUP_GRAIN_BYTES, count = words_of(grains);
     const struct journal_recovery *rec = journal_recovery(v->group->journal);
     live_path(v, path);
-    int r = live_words_open(&f->live, path, grains, f->id, &valid, err);
+    uint8_t id[sizeof f->id];
+    int r = live_id(f, id, err);
+    if (r == 0)
+        r = live_words_open(&f->live, path, grains, id, &valid, err);
     if (r < 0)
         return r;
     f->unfilled = (struct grain_map){.words = f->live.words, .grains = grains};
