@@ -200,6 +200,16 @@ static void print_seeding(const json_t *application)
     }
 }
 
+static void print_filling(const json_t *application)
+{
+    char done[UNITS_TEXT_BYTES], total[UNITS_TEXT_BYTES];
+    const json_t *filling = json_object_get(application, "filling");
+    if (json_is_object(filling))
+        printf("a clone that is still being copied: %s of %s; its original is needed until all is\n",
+               units_format_bytes(cli_field_u64(filling, "done_bytes"), done),
+               units_format_bytes(cli_field_u64(filling, "total_bytes"), total));
+}
+
 /* What only the page of one application has room for. */
 static void print_details(const json_t *application)
 {
@@ -224,6 +234,7 @@ static void print_details(const json_t *application)
         printf("rewound to LSN %llu; %s still to be copied back behind it\n",
                (unsigned long long)cli_field_u64(rewind, "target_lsn"),
                units_format_bytes(cli_field_u64(rewind, "pending_bytes"), text));
+    print_filling(application);
     print_seeding(application);
     if (json_is_string(json_object_get(application, "suspicious_since")))
         printf("suspicious since %s\n", cli_field_text(application, "suspicious_since", "?"));

@@ -119,6 +119,9 @@ int export_write_engine_config(struct application *application, struct error *er
         json_object_set_new(config, "seed_bytes_per_second", json_integer((json_int_t)seed_rate));
     if (config && application->spec->key_file)
         json_object_set_new(config, "key_file", json_string_nocheck(application->spec->key_file));
+    json_t *source = filling_engine_source(application);
+    if (config && source)
+        json_object_set_new(config, "source", source);
     return write_json_file(path, config, err);
 }
 

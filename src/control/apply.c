@@ -410,6 +410,8 @@ static int update(struct application *a, struct app_spec **spec, uint64_t quota_
         return r;
     r = inherit_from(a->spec, *spec, err);
     if (r == 0)
+        r = filling_check_volumes(a, *spec, err);
+    if (r == 0)
         r = sources_check(a->control, *spec, a->spec, err);
     if (r == 0)
         r = change_classify(a->spec, *spec, &kind, err);
@@ -550,6 +552,10 @@ int apply_delete(struct control *control, const char *name, bool purge, json_t *
         r = application_begin(a, "delete", 0, err);
     if (r < 0)
         return r;
+    if (!purge && (r = filling_refuse(a, "deleted without its data", err)) < 0) {
+        application_end(a);
+        return r;
+    }
     r = views_close_all(control, name, false, err);
     if (r == 0)
         r = application_stop(a, false, err);
@@ -565,8 +571,11 @@ int apply_delete(struct control *control, const char *name, bool purge, json_t *
         log_info(control->log, "%s: deleted%s", name,
                  purge ? " with its data and history" : "; data and journal are kept");
     }
+    struct filling filling;
     if (r == 0 && purge)
         r = io_remove_tree(a->directory, err);
+    if (r == 0 && filling_get(a, &filling)) /* nobody reads it any more */
+        filling_unpin(control, &filling);
     application_end(a);
     return r;
 }
@@ -589,7 +598,9 @@ static int check_complete(struct application *a, struct error *err)
             err, -EBUSY,
             "a rewind of %s was interrupted and has not ended: try again when it has (tidemark status %s)",
             a->name, a->name);
-    int r = application_call(a, "GET", "/v1/status", NULL, CONTROL_CALL_TIMEOUT_MS, &status, err);
+    int r = filling_refuse(a, "detached", err);
+    if (r == 0)
+        r = application_call(a, "GET", "/v1/status", NULL, CONTROL_CALL_TIMEOUT_MS, &status, err);
     if (r < 0)
         return r;
     const json_t *rewind = json_object_get(status, "rewind");
@@ -699,9 +710,11 @@ int application_load(struct control *control, const char *name, struct error *er
     struct application *a = application_new(control, take_ptr(documents->items[0].spec), err);
     if (!a)
         return err->code;
-    application_list(a);
+    r = filling_load(a, err);
+    if (r == 0)
+        application_list(a);
     application_unref(a);
-    return 0;
+    return r;
 }
 
 int applications_load(struct control *control, struct error *err)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A new application whose volumes begin with what another's held at a point: the point is pinned,
- * `tidemark-engine copy` fills the new backings, and the new engine takes them as it takes adopted ones.
+ * `tidemark-engine copy` fills the new backings, and the new engine takes them as it takes adopted ones. With `at_once` it only makes them, and
+ * the new engine copies behind (filling.c).
  *
  *   C1  the new application is whole or is not there: application.yaml, written once its backings are
  * durable, is what makes it one. Until then its directory has the file `clone.json`, and who finds that
@@ -20,6 +21,7 @@
 #include "base/io.h"
 #include "base/units.h"
 #include "control/control_internal.h"
+#include "journal/pin.h"
 
 #define MARKER "clone.json"
 
@@ -31,6 +33,7 @@ struct copying {
     struct operation *operation; /* NULL: only counted */
     char id[CONTROL_ID_BYTES], config[PATH_MAX];
     int lock_fd;
+    bool behind;     /* the pin stays, and the new engine copies */
     json_t *pin;     /* the engine's answer */
     json_t *volumes; /* [{"name": in the new application, "from": name there, "id", "size_bytes"}] */
     json_t *summary;
@@ -60,7 +63,7 @@ int clone_check_request(const json_t *request, struct error *err)
     const char *text, *old;
     json_t *volumes = NULL, *new;
     bool unused = false;
-    int r = json_reject_unknown(request, err, "name", "point", "volumes", "dry_run", NULL);
+    int r = json_reject_unknown(request, err, "name", "point", "volumes", "at_once", "dry_run", NULL);
     if (r == 0)
         r = json_get_string(request, "name", &text, err);
     if (r == 0 && app_check_name(text, err) < 0)
@@ -69,6 +72,8 @@ int clone_check_request(const json_t *request, struct error *err)
         r = json_get_string(request, "point", &text, err);
     if (r == 0)
         r = json_get_optional_bool(request, "dry_run", &unused, err);
+    if (r == 0)
+        r = json_get_optional_bool(request, "at_once", &unused, err);
     if (r == 0)
         r = json_get_optional_object(request, "volumes", &volumes, err);
     json_object_foreach(volumes, old, new)
@@ -140,6 +145,8 @@ static int write_config(struct copying *c, const char *directory, struct error *
                   c->id, "volumes", list);
     if (config && c->source->spec->key_file)
         json_object_set_new(config, "key_file", json_string_nocheck(c->source->spec->key_file));
+    if (config && c->behind)
+        json_object_set_new(config, "behind", json_true());
     return write_json_file(c->config, config, err);
 }
 
@@ -199,6 +206,42 @@ static int begin(struct copying *c, const json_t *request, struct error *err)
     if (r == 0)
         r = pin_take(c->source, c->id, point, false, &c->lock_fd, &c->pin, err);
     return r == 0 ? choose_volumes(c, request, err) : r;
+}
+
+/* For a clone that is used at once. -EINVAL: the source's engine is one from before there were pins that nobody holds; -ESHUTDOWN: its history is
+ * not durable now. */
+static int begin_behind(struct application *a, struct copying *c, const json_t *request, struct error *err)
+{
+    struct filling f = {.source = ""};
+    const struct application *source = c->source;
+    const char *key_file = source->spec->key_file ? source->spec->key_file : "";
+    int r = control_new_id(PIN_KEPT_PREFIX, c->id, err);
+    if (r == 0 && strlen(key_file) >= sizeof f.key_file)
+        r = error_set(err, -ENAMETOOLONG, "the key file's path is too long");
+    if (r < 0)
+        return r;
+    memcpy(f.source, source->name, strlen(source->name) + 1);
+    memcpy(f.pin, c->id, sizeof f.pin);
+    memcpy(f.key_file, key_file, strlen(key_file) + 1);
+    filling_set(a, &f); /* before the pin is there: else it would be taken for a remainder */
+    r = filling_pin(c->source, c->id, json_string_value(json_object_get(request, "point")), &c->pin, err);
+    if (r < 0) {
+        filling_unpin(a->control, &f); /* it may have been pinned, and the answer be lost */
+        filling_set(a, NULL);
+        return r;
+    }
+    c->behind = true;
+    return choose_volumes(c, request, err);
+}
+
+/* Of a clone that failed. */
+static void end_behind(struct application *a, const struct copying *c)
+{
+    struct filling f;
+    if (c->behind && filling_get(a, &f)) {
+        filling_unpin(a->control, &f);
+        filling_set(a, NULL);
+    }
 }
 
 static void end(struct copying *c)
@@ -374,11 +417,17 @@ void clone_abandon(struct application *a)
 int clone_check_unused(struct control *control, const char *name, struct error *err)
 {
     MUTEX_GUARD(guard, &control->mutex);
-    for (const struct application *a = control->applications; a; a = a->next)
+    for (const struct application *a = control->applications; a; a = a->next) {
+        if (strcmp(a->filling.source, name) == 0)
+            return error_set(err, -EBUSY,
+                             "%s is still being copied to its clone %s, which reads it until that has ended (tidemark status %s); try again "
+                             "then, or delete the clone with its data first",
+                             name, a->name, a->name);
         if (strcmp(a->copied_from, name) == 0)
             return error_set(err, -EBUSY,
                              "%s is being cloned: %s is made of it; try again when that has ended", name,
                              a->name);
+    }
     return 0;
 }
 
@@ -428,18 +477,32 @@ static int fill_spec(struct application *a, const struct copying *c, struct erro
     return 0;
 }
 
+/* Pins; and counts, unless the copying process is to do that at once. A source that may move to another machine is copied first. */
+static int prepare(struct application *a, struct copying *c, const json_t *request, struct error *err)
+{
+    int r = -EINVAL;
+    if (json_is_true(json_object_get(request, "at_once")) && !store_is_open(a->control, c->source->name)) {
+        r = begin_behind(a, c, request, err);
+        if (r != -EINVAL && r != -ESHUTDOWN)
+            return r;
+        log_info(a->control->log, "%s: cannot be used before it is copied: %s", a->name, err->message);
+        *err = ERROR_INIT;
+    }
+    r = begin(c, request, err);
+    return r == 0 ? count(c, err) : r;
+}
+
 static int fill(struct application *a, struct copying *c, const json_t *request, struct error *err)
 {
     char log_path[PATH_MAX], backing[PATH_MAX];
     operation_step_begin(c->operation, STEP_PIN);
-    int r = begin(c, request, err);
-    if (r == 0)
-        r = count(c, err);
+    int r = prepare(a, c, request, err);
     if (r < 0)
         return r;
     operation_step_end(c->operation, STEP_PIN, STEP_DONE, NULL);
     operation_step_begin(c->operation, STEP_COPY);
-    unlink(c->config);
+    if (c->config[0])
+        unlink(c->config);
     r = application_path(a, log_path, err, "copy.log");
     if (r == 0)
         r = application_path(a, c->config, err, "copy.json");
@@ -451,6 +514,10 @@ static int fill(struct application *a, struct copying *c, const json_t *request,
         r = run_copy(c, log_path, err);
     if (r == 0)
         r = io_sync_directory(backing, err);
+    if (r == 0 && c->behind)
+        r = check_space(c, err);
+    if (r == 0 && c->behind)
+        r = filling_save(a, err);
     if (r == 0)
         r = fill_spec(a, c, err);
     if (r == 0)
@@ -493,9 +560,9 @@ int clone_run(struct application *a, struct operation *operation, const json_t *
         r = commit(a, operation, err);
     if (r == 0) {
         double ms = (double)(clock_boottime_ns(clock_system()) - started_ns) / 1e6;
-        *ret = json_pack("{s:s, s:s, s:O, s:O, s:O, s:o, s:f}", "application", a->name, "source", name, "lsn",
+        *ret = json_pack("{s:s, s:s, s:O, s:O, s:O, s:o, s:f, s:b}", "application", a->name, "source", name, "lsn",
                          json_object_get(c.pin, "lsn"), "time", json_object_get(c.pin, "time"), "bytes",
-                         json_object_get(c.summary, "bytes"), "volumes", told_volumes(&c), "clone_ms", ms);
+                         json_object_get(c.summary, "bytes"), "volumes", told_volumes(&c), "clone_ms", ms, "at_once", (int)c.behind);
     }
     if (source)
         end(&c);
@@ -503,7 +570,9 @@ int clone_run(struct application *a, struct operation *operation, const json_t *
         MUTEX_GUARD(guard, &a->control->mutex);
         a->copied_from[0] = '\0';
     }
-    if (r < 0)
+    if (r < 0) {
+        end_behind(a, &c);
         clone_abandon(a);
+    }
     return r < 0 ? error_context(err, "cannot clone %s as %s", name, a->name) : 0;
 }

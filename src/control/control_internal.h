@@ -105,6 +105,12 @@ struct attached {
     bool mounted;
     char fs_type[32]; /* what is mounted; "" when that is not known */
 };
+/* A clone that is used before it is copied. */
+struct filling {
+    char source[APP_NAME_LENGTH_MAX + 1]; /* what it is copied from; "": nothing */
+    char pin[CONTROL_ID_BYTES];           /* in that one's history */
+    char key_file[PATH_MAX];              /* that opens it; "": none */
+};
 struct application {
     struct application *next;
     struct control *control;
@@ -131,6 +137,8 @@ struct application {
     struct manifests *manifests; /* busy */
     uint64_t quota_bytes;
     char copied_from[APP_NAME_LENGTH_MAX + 1]; /* while it is being made as a clone; else "". control.mutex */
+    struct filling filling;                    /* control.mutex */
+    uint64_t filling_told_ns;                  /* the thread's of filling.c: when it last said why it does not end */
 };
 
 /* A reference, or NULL with -ENOENT and the names there are. */
@@ -349,7 +357,7 @@ int verify_run(struct application *application, struct operation *operation, jso
 
 /* ---- clone.c ---- */
 extern const char *const clone_steps[];
-/* The request {"name", "point", "volumes": {OLD: NEW}} (volumes optional), checked. */
+/* The request {"name", "point", "volumes": {OLD: NEW}, "at_once"} (the last two optional), checked. */
 int clone_check_request(const json_t *request, struct error *err) MUST_CHECK;
 /* What it would copy; -ENOSPC when that does not fit. */
 int clone_plan(struct application *source, const json_t *request, json_t **ret, struct error *err) MUST_CHECK;
@@ -365,6 +373,25 @@ void clone_abandon(struct application *application);
 int clone_check_unused(struct control *control, const char *name, struct error *err) MUST_CHECK;
 /* At the start: what was left by a clone that was interrupted is removed. */
 void clone_tidy(struct control *control, const char *name);
+
+/* ---- filling.c: clones that are used before they are copied ---- */
+/* From and to filling.json: when the application is loaded, or made. */
+int filling_load(struct application *application, struct error *err) MUST_CHECK;
+int filling_save(const struct application *application, struct error *err) MUST_CHECK;
+/* False: it is copied, or was no such clone. */
+bool filling_get(const struct application *application, struct filling *ret);
+void filling_set(struct application *application, const struct filling *filling); /* NULL: none */
+/* "source" of engine.json, or NULL. */
+json_t *filling_engine_source(const struct application *application);
+/* -EBUSY while it is copied: it cannot be `what` ("detached"), or lose volumes that `spec` lacks. */
+int filling_refuse(const struct application *application, const char *what, struct error *err) MUST_CHECK;
+int filling_check_volumes(const struct application *application, const struct app_spec *spec, struct error *err) MUST_CHECK;
+/* Pins a point until filling_unpin, whoever ends. Name it in a listed application (filling_set) before. */
+int filling_pin(struct application *source, const char *pin, const char *point, json_t **ret, struct error *err) MUST_CHECK;
+/* What is not possible now is done later. */
+void filling_unpin(struct control *control, const struct filling *filling);
+/* The thread that looks when they are copied. */
+int filling_start(struct control *control, struct error *err) MUST_CHECK;
 
 /* ---- pins: pin.c ---- */
 /* Creates and locks pins/<id>.lock, then pins the point. *ret_fd holds the lock. */
@@ -396,6 +423,7 @@ struct control {
     bool wait_for_users; /* control_options */
     struct http_server *server;
     atomic_bool stopping;
+    atomic_bool sweep_due;       /* pins may be left of clones that are gone */
     atomic_uint workers;         /* operation threads */
     pthread_mutex_t store_mutex; /* one store is opened or closed at a time; before all others */
     pthread_mutex_t apply_mutex; /* one apply or delete at a time; before those below */

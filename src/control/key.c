@@ -40,7 +40,9 @@ int key_rotate(struct application *a, const char *key_file, json_t **ret, struct
     struct seal_user_key key;
     if (key_file[0] != '/')
         return error_set(err, -EINVAL, "key_file: expected an absolute path");
-    int r = application_begin(a, "key rotate", KEY_WAIT_MS, err);
+    int r = clone_check_unused(a->control, a->name, err); /* clones that are being copied open it by the key file that they know */
+    if (r == 0)
+        r = application_begin(a, "key rotate", KEY_WAIT_MS, err);
     if (r < 0)
         return r;
     if (!a->spec->key_file)

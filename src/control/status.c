@@ -11,7 +11,7 @@
 static const char *const engine_fields[] = {"lsn",         "durable_lsn", "oldest_lsn",    "oldest_time",
                                             "latest_time", "rpo_ms",      "journal_bytes", "quota_bytes",
                                             "base_bytes",  "ack",         "rewind",        "resync",
-                                            "history",     "suspicious_since", "seeding",
+                                            "history",     "suspicious_since", "seeding", "filling",
                                             "compressed_bytes", "compressed_plain_bytes",
                                             "pace_ms", "paced_seconds"};
 

@@ -426,6 +426,9 @@ static int serve(struct control *control, const struct control_options *options,
     if (r < 0)
         return r;
     for_all(control, application_bring_up);
+    r = filling_start(control, err);
+    if (r < 0)
+        return r;
     if (options->ready)
         options->ready(options->context, control->socket_path);
     for_all(control, start_workload);

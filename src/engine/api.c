@@ -72,6 +72,10 @@ static json_t *volumes_json(struct engine *e)
                             s.seeding ? json_pack("{s:I, s:I}", "done_bytes", (json_int_t)(s.size_bytes - s.unseeded_bytes),
                                                   "total_bytes", (json_int_t)s.size_bytes)
                                       : json_null());
+        json_object_set_new(volume, "filling",
+                            s.filling ? json_pack("{s:I, s:I}", "done_bytes", (json_int_t)(s.fill_total_bytes - s.unfilled_bytes), "total_bytes",
+                                                  (json_int_t)s.fill_total_bytes)
+                                      : json_null());
         json_object_set_new(volume, "signal", signal_json(&signal));
         json_array_append_new(list, volume);
     }
@@ -103,7 +107,7 @@ static json_t *alarms_json(const struct journal_status *s, const struct group_st
                                                  "the volumes held. Look at the disk; remove the directory when it is not needed any more",
                                                  e->kept_why, e->kept));
     if (g->seed_trouble[0])
-        json_array_append_new(list, json_sprintf_lossy("adopting does not go on: %s", g->seed_trouble));
+        json_array_append_new(list, json_sprintf_lossy("%s does not go on: %s", g->filling ? "copying what the volumes began with" : "adopting", g->seed_trouble));
     if (g->pending_damaged)
         json_array_append_new(list, json_string("rewind.pending was damaged: which blocks a rewind had not copied back is not known, so every "
                                                 "block is copied back from the journal; the volumes are right meanwhile. The file is kept as "
@@ -115,7 +119,7 @@ static json_t *alarms_json(const struct journal_status *s, const struct group_st
         json_array_append_new(list, json_sprintf_lossy("each write waits %.1f ms: more is written than old history can be dropped for; a larger "
                                                  "quota, a faster disk for the journal, or fewer writes would end it", (double)s->pace_ns / 1e6));
     if (s->quota_blocked)
-        json_array_append_new(list, json_sprintf_lossy("the journal is over its quota: an open view needs the oldest history; close it. From %llu MiB "
+        json_array_append_new(list, json_sprintf_lossy("the journal is over its quota: an open view, or a clone that is still being copied, needs the oldest history. From %llu MiB "
                                                  "over the quota on views are closed, oldest first; at %llu MiB journaling is suspended",
                                                  (unsigned long long)(s->reserve_bytes / 2 >> 20), (unsigned long long)(s->reserve_bytes >> 20)));
     for (size_t i = 0; i < group_volume_count(e->group); i++) {
@@ -187,6 +191,10 @@ json_t *engine_status_json(struct engine *e)
     json_object_set_new(status, "seeding",
                         g.seeding ? json_pack("{s:I, s:I}", "done_bytes", (json_int_t)g.seed_done_bytes, "total_bytes",
                                               (json_int_t)g.seed_total_bytes)
+                                  : json_null());
+    json_object_set_new(status, "filling",
+                        g.filling ? json_pack("{s:I, s:I}", "done_bytes", (json_int_t)g.fill_done_bytes, "total_bytes",
+                                              (json_int_t)g.fill_total_bytes)
                                   : json_null());
     json_object_set_new(status, "history", history_json(e));
     json_t *alarms = alarms_json(&s, &g, e);

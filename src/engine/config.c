@@ -35,6 +35,25 @@ static int read_volume(json_t *object, struct engine_config *c, struct error *er
     return r;
 }
 
+static int read_source(json_t *object, struct engine_config *c, struct error *err)
+{
+    const char *journal, *pin, *key_file = "";
+    int r = json_reject_unknown(object, err, "journal", "pin", "key_file", NULL);
+    if (r == 0)
+        r = json_get_string(object, "journal", &journal, err);
+    if (r == 0)
+        r = json_get_string(object, "pin", &pin, err);
+    if (r == 0)
+        r = json_get_optional_string(object, "key_file", &key_file, err);
+    if (r == 0)
+        r = copy(c->source.journal, sizeof c->source.journal, journal, "source.journal", err);
+    if (r == 0)
+        r = copy(c->source.pin, sizeof c->source.pin, pin, "source.pin", err);
+    if (r == 0)
+        r = copy(c->source.key_file, sizeof c->source.key_file, key_file, "source.key_file", err);
+    return r;
+}
+
 /* The steps must be as the policy's: ascending in both. */
 int engine_config_thinning(json_t *list, struct engine_config *c, struct error *err)
 {
@@ -65,10 +84,10 @@ int engine_config_thinning(json_t *list, struct engine_config *c, struct error *
 static int read_config(json_t *object, struct engine_config *c, struct error *err)
 {
     const char *application, *journal, *socket, *ack = "write", *failure_mode = "availability", *key_file = "";
-    json_t *volumes, *volume, *thinning = NULL;
+    json_t *volumes, *volume, *thinning = NULL, *source = NULL;
     size_t i;
     int r = json_reject_unknown(object, err, "application", "journal", "socket", "ack", "failure_mode", "quota_bytes", "history_ns", "thinning",
-                                "compress_after_ns", "seed_bytes_per_second", "key_file", "volumes", NULL);
+                                "compress_after_ns", "seed_bytes_per_second", "key_file", "source", "volumes", NULL);
     if (r == 0)
         r = json_get_string(object, "application", &application, err);
     if (r == 0)
@@ -95,6 +114,10 @@ static int read_config(json_t *object, struct engine_config *c, struct error *er
         r = json_get_optional_array(object, "thinning", &thinning, err);
     if (r == 0 && thinning)
         r = engine_config_thinning(thinning, c, err);
+    if (r == 0)
+        r = json_get_optional_object(object, "source", &source, err);
+    if (r == 0 && source)
+        r = read_source(source, c, err);
     if (r == 0)
         r = json_get_array(object, "volumes", &volumes, err);
     if (r == 0)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The volumes of a pinned point are copied to new sparse files, or only counted. One JSON object a line is
+/* The volumes of a pinned point are copied to new sparse files, or only counted; or made so that they can be used at once and are copied
+ * behind by the engine that serves them ("behind": true). One JSON object a line is
  * printed, as by verify: {"kind": "progress", "done_bytes", "total_bytes"}, and at the end {"kind":
  * "summary", "bytes", "volumes":
  * [{"name", "bytes"}]}. Durable when that is printed. */
@@ -13,6 +14,7 @@
 #include "engine/engine_internal.h"
 #include "journal/seal.h"
 #include "view/image.h"
+#include "volume/fill.h"
 
 #define PROGRESS_INTERVAL_NS (250 * NS_PER_MS)
 #define CHUNK_BYTES (1u << 20) /* a region of the image */
@@ -22,7 +24,9 @@
 struct copied {
     const char *name, *target; /* of the configuration; target NULL: only counted */
     struct block *from;
+    uint32_t id;
     uint64_t bytes;
+    uint64_t *grains; /* bits of those that hold something; behind */
 };
 
 struct copy {
@@ -30,6 +34,7 @@ struct copy {
     char *chunk;
     struct copied volumes[GROUP_MAX_VOLUMES];
     size_t count;
+    bool behind;
     uint64_t done_bytes, total_bytes, told_ns;
 };
 
@@ -88,6 +93,13 @@ static int copy_extent(struct copy *c, const struct copied *v, struct block *to,
     return r;
 }
 
+static void note_grains(struct copied *v, const struct block_extent *e)
+{
+    uint64_t last = (e->offset_bytes + e->length_bytes - 1) / GROUP_GRAIN_BYTES;
+    for (uint64_t grain = e->offset_bytes / GROUP_GRAIN_BYTES; v->grains && grain <= last; grain++)
+        v->grains[grain / 64] |= 1ull << grain % 64;
+}
+
 /* Visits what is no hole: `to` NULL counts it, else copies it. */
 static int walk(struct copy *c, struct copied *v, struct block *to, struct error *err)
 {
@@ -101,10 +113,12 @@ static int walk(struct copy *c, struct copied *v, struct block *to, struct error
             at += extents[i].length_bytes;
             if (extents[i].hole)
                 continue;
-            if (to)
+            if (to) {
                 r = copy_extent(c, v, to, &extents[i], err);
-            else
-                v->bytes += extents[i].length_bytes;
+                continue;
+            }
+            v->bytes += extents[i].length_bytes;
+            note_grains(v, &extents[i]);
         }
         if (r < 0)
             return error_context(err, "volume %s", v->name);
@@ -117,6 +131,8 @@ static int copy_volume(struct copy *c, struct copied *v, struct error *err)
     struct block *to;
     if (!v->target)
         return 0;
+    if (c->behind)
+        return fill_create(v->target, v->id, v->from->size_bytes, v->grains, err);
     int r = block_file_open(v->target, v->from->size_bytes, false, &to, err);
     if (r < 0)
         return r;
@@ -132,7 +148,7 @@ static int copy_volume(struct copy *c, struct copied *v, struct error *err)
 static int add_volume(struct copy *c, json_t *object, struct error *err)
 {
     struct copied *v = &c->volumes[c->count];
-    uint64_t id, size_bytes;
+    uint64_t id = 0, size_bytes = 0;
     int r = json_reject_unknown(object, err, "name", "id", "size_bytes", "target", NULL);
     if (r == 0)
         r = json_get_string(object, "name", &v->name, err);
@@ -144,6 +160,10 @@ static int add_volume(struct copy *c, json_t *object, struct error *err)
         r = json_get_optional_string(object, "target", &v->target, err);
     if (r == 0)
         r = image_block(c->image, (uint32_t)id, size_bytes, &v->from, err);
+    v->id = (uint32_t)id;
+    uint64_t grains = size_bytes / GROUP_GRAIN_BYTES + 1;
+    if (r == 0 && c->behind && !(v->grains = calloc(grains / 64 + 1, sizeof *v->grains)))
+        r = error_errno(err, -ENOMEM, "cannot copy volume %s", v->name);
     c->count += r == 0;
     return r;
 }
@@ -153,7 +173,9 @@ static int open_image(struct copy *c, json_t *config, struct error *err)
     const char *journal, *pin, *key_file = "";
     json_t *volumes = NULL, *volume;
     size_t i;
-    int r = json_reject_unknown(config, err, "journal", "pin", "key_file", "volumes", NULL);
+    int r = json_reject_unknown(config, err, "journal", "pin", "key_file", "behind", "volumes", NULL);
+    if (r == 0)
+        r = json_get_optional_bool(config, "behind", &c->behind, err);
     if (r == 0)
         r = json_get_string(config, "journal", &journal, err);
     if (r == 0)
@@ -204,8 +226,10 @@ int engine_copy(const char *config_path, struct error *err)
         r = open_image(c, config, err);
     if (r == 0)
         r = copy_all(c, err);
-    for (size_t i = 0; i < c->count; i++)
+    for (size_t i = 0; i < GROUP_MAX_VOLUMES; i++) {
         block_free(c->volumes[i].from);
+        free(c->volumes[i].grains);
+    }
     image_free(c->image);
     io_free_pages(c->chunk, CHUNK_BYTES);
     return r;

@@ -32,6 +32,13 @@ static int write_pid(struct engine *e, struct error *err)
     return r;
 }
 
+static int open_source(struct engine *e, struct error *err)
+{
+    const char *journal = e->config->source.journal;
+    int r = group_set_source(e->group, journal, e->config->source.pin, err);
+    return r < 0 || !seal_exists(journal) ? r : seal_unlock(journal, e->config->source.key_file, err);
+}
+
 static int open_group(struct engine *e, struct error *err)
 {
     int r = group_new(e->journal, e->config->ack, e->log, &e->group, err);
@@ -39,6 +46,8 @@ static int open_group(struct engine *e, struct error *err)
         return r;
     group_set_holds(e->group, e->config->holds);
     group_set_seed_speed(e->group, e->config->seed_bytes_per_second);
+    if (e->config->source.journal[0])
+        r = open_source(e, err);
     for (size_t i = 0; i < e->config->volume_count && r == 0; i++)
         r = (e->config->volumes[i].adopt ? group_adopt_volume : group_add_volume)(
             e->group, e->config->volumes[i].name, e->config->volumes[i].size_bytes, e->config->volumes[i].backing, err);

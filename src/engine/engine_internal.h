@@ -21,6 +21,9 @@ struct engine_config {
     struct journal_thinning thinning[JOURNAL_MAX_THINNING];
     size_t thinning_count;
     uint64_t compress_after_ns; /* UINT64_MAX: never */
+    struct {                /* where volumes that are not whole are read from; journal "": none */
+        char journal[PATH_MAX], pin[32], key_file[PATH_MAX];
+    } source;
     size_t volume_count;
     struct {
         char name[JOURNAL_NAME_BYTES];

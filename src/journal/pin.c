@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Pins: a point with the list of index files that its image needs, newest group first. A pin is entered in the table
  * under the mutex together with the check against the base's target, so that it and a drop of history cannot pass
- * each other. External pins live as long as somebody holds the flock on pins/<name>.lock; so no
- * pin outlives a loss of power, and none is made durable. */
+ * each other. External pins live as long as somebody holds the flock on pins/<name>.lock; so none
+ * of these outlives a loss of power, and none is made durable. Those that are kept (PIN_KEPT_PREFIX) need no holder: they are durable
+ * when journal_pin returns, and end by journal_unpin only. */
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
@@ -281,19 +282,55 @@ static bool lock_is_held(const struct journal *j, const char *name)
     return fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK;
 }
 
+static bool is_kept(const char *name)
+{
+    return strncmp(name, PIN_KEPT_PREFIX, sizeof PIN_KEPT_PREFIX - 1) == 0;
+}
+
+static bool is_held(const struct journal *j, const char *name)
+{
+    return is_kept(name) || lock_is_held(j, name);
+}
+
+/* Whether a file in pins/ is the pin `name` or belongs to it. */
+static bool belongs_to(const char *file, const char *name)
+{
+    size_t length = strlen(name);
+    return strncmp(file, name, length) == 0 && (file[length] == '\0' || file[length] == '.');
+}
+
+/* Its files, and their names. */
+static int make_durable(const struct journal *j, const char *name, struct error *err)
+{
+    char file[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES], directory[JOURNAL_PATH_BYTES];
+    journal_path(j, "pins", directory);
+    _cleanup_closedir_ DIR *d = opendir(directory);
+    if (!d)
+        return error_errno(err, -errno, "cannot read %s", directory);
+    for (const struct dirent *entry; (entry = readdir(d));) {
+        if (!belongs_to(entry->d_name, name))
+            continue;
+        snprintf(file, sizeof file, "pins/%.50s", entry->d_name);
+        journal_path(j, file, path);
+        _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (fd < 0 || fsync(fd) < 0)
+            return error_errno(err, -errno, "cannot make %s durable", path);
+    }
+    return io_sync_directory(directory, err);
+}
+
 /* The pin's own file first: while it is there, all that it names is (a verification relies on it). */
 static void remove_files(const struct journal *j, const char *name)
 {
-    char file[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES], prefix[JOURNAL_NAME_BYTES];
+    char file[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
     snprintf(file, sizeof file, "pins/%.40s", name);
     journal_path(j, file, path);
     unlink(path);
     journal_path(j, "pins", path);
-    int prefix_bytes = snprintf(prefix, sizeof prefix, "%.24s.", name);
     _cleanup_closedir_ DIR *d = opendir(path);
     struct dirent *entry;
     while (d && (entry = readdir(d))) {
-        if (strcmp(entry->d_name, name) != 0 && strncmp(entry->d_name, prefix, (size_t)prefix_bytes) != 0)
+        if (!belongs_to(entry->d_name, name))
             continue;
         snprintf(file, sizeof file, "pins/%.50s", entry->d_name);
         journal_path(j, file, path);
@@ -335,10 +372,11 @@ int journal_pin(struct journal *j, const char *name, struct lsn lsn, bool intern
 {
     if (!name_is_valid(name))
         return error_set(err, -EINVAL, "'%s' cannot name a pin: expected 1 to 24 letters, digits or dashes", name);
-    if (!internal && !lock_is_held(j, name))
+    bool kept = is_kept(name);
+    if (!internal && !is_held(j, name))
         return error_set(err, -EINVAL, "nobody holds the lock pins/%s.lock", name);
     int r = journal_sync(j, -1, NULL, err);
-    if (r == 0 || r == -ESHUTDOWN) /* a suspended journal can still be read */
+    if (r == 0 || (r == -ESHUTDOWN && !kept)) /* a suspended journal can still be read, but may not be durable */
         r = enter(j, name, lsn, err);
     if (r < 0)
         return r;
@@ -351,6 +389,8 @@ int journal_pin(struct journal *j, const char *name, struct lsn lsn, bool intern
         r = add_tails(j, name, &snapshot, lsn, &sources, err);
         if (r == 0)
             r = write_pin(j, name, lsn, &snapshot, &sources, err);
+        if (r == 0 && kept)
+            r = make_durable(j, name, err);
         release_snapshot(&snapshot);
     }
     free(sources.list);
@@ -439,8 +479,7 @@ struct lsn pin_floor(struct journal *j)
     memcpy(pins, j->pins, count * sizeof *pins);
     pthread_mutex_unlock(&j->mutex);
     for (size_t i = 0; i < count; i++) {
-        if (strncmp(pins[i].name, PIN_INTERNAL_PREFIX, sizeof PIN_INTERNAL_PREFIX - 1) != 0 &&
-            !lock_is_held(j, pins[i].name)) {
+        if (strncmp(pins[i].name, PIN_INTERNAL_PREFIX, sizeof PIN_INTERNAL_PREFIX - 1) != 0 && !is_held(j, pins[i].name)) {
             log_info(j->log, "the view %s is gone: its pin is removed", pins[i].name);
             if (journal_unpin(j, pins[i].name, &ignored) < 0)
                 log_warning(j->log, "%s", ignored.message);
@@ -479,7 +518,7 @@ void pin_reload(struct journal *j)
         if (!name_is_valid(name))
             continue; /* locks and tails go with their pin */
         bool internal = strncmp(name, PIN_INTERNAL_PREFIX, sizeof PIN_INTERNAL_PREFIX - 1) == 0;
-        if (internal || !lock_is_held(j, name) || pin_load(j->directory, name, &pin, &err) < 0) {
+        if (internal || !is_held(j, name) || pin_load(j->directory, name, &pin, &err) < 0) {
             remove_files(j, name);
             continue;
         }

@@ -10,6 +10,7 @@
 
 #define PIN_INTERNAL_PREFIX "engine-" /* pins that end with the engine */
 
+#define PIN_KEPT_PREFIX "copy-"       /* pins that nobody has to hold: they stay, also over a loss of power, until they are removed by name */
 #define PIN_VIEW_PREFIX "v-"          /* pins of views, which can be told to end */
 #define PIN_REVOKED_SUFFIX ".revoked" /* a file that tells the pin's holder to end: its history is about to go. Holds the reason */
 

@@ -92,6 +92,8 @@ static int open_point(struct image *image, const char *directory, const struct p
         struct lsn now = payload_base_lsn(image->reader);
         moved = now.n != base.n;
         base = now;
+        if (base.n > image->lsn.n) /* nothing keeps what the pin names */
+            return error_set(err, -ERANGE, "the history of LSN %llu was dropped", (unsigned long long)image->lsn.n);
         r = open_sources(image, directory, pin, base, err);
     }
     return r;

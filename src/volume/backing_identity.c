@@ -25,7 +25,7 @@ static void find_identity(const struct volume *v, char text[IDENTITY_BYTES])
 {
     struct statx sx;
     text[0] = '\0';
-    if (statx(block_file_fd(v->backing), "", AT_EMPTY_PATH, STATX_TYPE | STATX_INO | STATX_BTIME, &sx) < 0 || !S_ISREG(sx.stx_mode))
+    if (statx(block_file_fd(v->file), "", AT_EMPTY_PATH, STATX_TYPE | STATX_INO | STATX_BTIME, &sx) < 0 || !S_ISREG(sx.stx_mode))
         return;
     bool born = sx.stx_mask & STATX_BTIME;
     snprintf(text, IDENTITY_BYTES, "%llu %lld.%09u\n", (unsigned long long)sx.stx_ino, born ? (long long)sx.stx_btime.tv_sec : 0,

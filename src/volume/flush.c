@@ -96,16 +96,22 @@ static void backing_sync_wait(struct volume *v, uint64_t number)
         }
         s->submitted = ++s->begun;
         pthread_mutex_unlock(&s->mutex);
-        backing_sync_end(v, fdatasync(block_file_fd(v->backing)) < 0 ? -errno : 0);
+        backing_sync_end(v, fdatasync(block_file_fd(v->file)) < 0 ? -errno : 0);
         pthread_mutex_lock(&s->mutex);
     }
     pthread_mutex_unlock(&s->mutex);
 }
 
-bool volume_flush_backing(struct volume *v)
+int volume_flush_file(struct volume *v, struct error *err)
 {
     backing_sync_wait(v, backing_sync_need(v));
-    return !atomic_load(&v->failed);
+    return volume_flush_error(v, err);
+}
+
+int volume_flush_backing(struct volume *v, struct error *err)
+{
+    int r = volume_flush_file(v, err);
+    return r < 0 ? r : fill_save_behind(v, err);
 }
 
 /* Makes both durable; the result of the journal's. */
@@ -117,7 +123,7 @@ static int sync_both(struct volume *v, struct error *err)
     uint64_t number = needed(s);
     if (s->begun == s->ended) {
         s->submitted = ++s->begun;
-        fd = block_file_fd(v->backing);
+        fd = block_file_fd(v->file);
     }
     pthread_mutex_unlock(&s->mutex);
     r = journal_sync(v->group->journal, fd, &also, err);
@@ -144,6 +150,8 @@ int volume_flush_both(struct volume *v, struct error *err)
         r = journal_sync(v->group->journal, -1, NULL, err);
     if (r == -ESHUTDOWN && !v->group->holds) /* availability: the backing is what counts now */
         r = grains_save_behind(v->group, err);
+    if (r == 0)
+        r = fill_save_behind(v, err);
     return atomic_load(&v->failed) ? volume_flush_error(v, err) : r;
 }
 
@@ -174,7 +182,7 @@ enum block_step flush_step(struct volume *v, struct flush *f, struct block_reque
     if (!backing_sync_lead(v, f->number, &leads)) {
         f->leads = leads;
         if (leads)
-            block_queue_sync(r, block_file_fd(v->backing));
+            block_queue_sync(r, block_file_fd(v->file));
         return leads ? BLOCK_STEP_TRANSFERS : BLOCK_STEP_WAITS;
     }
     if (atomic_load(&v->failed))

@@ -435,10 +435,10 @@ int grains_load(struct group *g, struct error *err)
 
 int grains_flush(struct group *g, struct error *err)
 {
-    for (size_t i = 0; i < g->volume_count; i++)
-        if (!volume_flush_backing(&g->volumes[i])) /* a failure is the application's too */
-            return volume_flush_error(&g->volumes[i], err);
-    return 0;
+    int r = 0;
+    for (size_t i = 0; i < g->volume_count && r == 0; i++)
+        r = volume_flush_backing(&g->volumes[i], err); /* a failure is the application's too */
+    return r;
 }
 
 static bool stopping(struct group *g)

@@ -38,6 +38,7 @@ int group_new(struct journal *journal, enum group_ack ack, const struct log *log
     pthread_mutex_init(&g->seed_mutex, NULL);
     thread_cond_init(&g->seed_work);
     g->seed_bytes_per_second = GROUP_SEED_BYTES_PER_SECOND;
+    pthread_rwlock_init(&g->source.lock, NULL);
     range_lock_init(&g->ranges);
     *ret = g;
     return 0;
@@ -96,7 +97,8 @@ static int open_backing(struct group *g, struct volume *v, const struct volume_o
     size_bytes = held_bytes > size_bytes ? held_bytes : size_bytes; /* it had grown */
     const struct journal_recovery *rec = journal_recovery(g->journal);
     unsigned wait_ms = known && !rec->clean ? UNCLEAN_WAIT_MS : FOREIGN_WAIT_MS;
-    int r = block_file_open_exclusive(options->backing, known || options->adopt ? 0 : size_bytes, wait_ms, &v->backing, err);
+    int r = block_file_open_exclusive(options->backing, known || options->adopt ? 0 : size_bytes, wait_ms, &v->file, err);
+    v->backing = v->file;
     if (r == 0 && options->adopt && v->backing->size_bytes < size_bytes && !known)
         return error_set(err, -EINVAL, "%s has %llu bytes, not %llu", options->backing,
                          (unsigned long long)v->backing->size_bytes, (unsigned long long)size_bytes);
@@ -153,6 +155,10 @@ static int add_volume(struct group *g, const struct volume_options *options, str
         r = intents_open(v, options->backing, err);
     if (r == 0 && (r = backing_sync_init(&v->sync, err)) < 0)
         intent_free(v->intent);
+    if (r == 0 && (r = fill_open(v, options->backing, err)) < 0) {
+        backing_sync_release(&v->sync);
+        intent_free(v->intent);
+    }
     if (r < 0) { /* not counted: group_free does not see it */
         if (v->listener.fd > 0)
             close(v->listener.fd);
@@ -222,6 +228,8 @@ int group_begin_compare(struct group *g, struct error *err)
         r = journal_refuse_begin(g->journal, low, err);
     if (r == 0)
         seed_refused(g);
+    if (r == 0)
+        fill_refused(g);
     if (r == 0)
         r = journal_append_durable(g->journal, &begin, &g->compare_begin, err);
     if (r == 0)
@@ -304,6 +312,15 @@ void group_give_up(struct group *g)
     pthread_cond_broadcast(&g->resumed);
 }
 
+/* A journal may be suspended as soon as it is open: it has outgrown its quota, and something keeps its history. That must not keep the volumes
+ * from being used. */
+static bool is_suspended(int r, struct error *err)
+{
+    if (r == -ESHUTDOWN)
+        *err = ERROR_INIT;
+    return r == -ESHUTDOWN;
+}
+
 int group_start(struct group *g, struct error *err)
 {
     struct manifest m;
@@ -314,23 +331,32 @@ int group_start(struct group *g, struct error *err)
     bool open_refusal = m.refused_count && m.refused[m.refused_count - 1].high.n == 0;
     manifest_release(&m);
     char asked[PATH_MAX];
-    bool inexact = false;
+    bool inexact = false, unsaved = false;
     snprintf(asked, sizeof asked, "%s/" GROUP_COMPARE_FILE, journal_directory(g->journal));
     bool whole = access(asked, F_OK) == 0, replaced = false;
     for (size_t i = 0; i < g->volume_count; i++)
         replaced |= backing_was_replaced(&g->volumes[i]);
-    r = grains_load(g, err);
+    r = fill_start(g, &unsaved, err);
+    if (r == 0)
+        r = grains_load(g, err);
     if (r == 0)
         r = seed_open(g, &inexact, err);
     if (r == 0)
         r = resync_in_flight(g, err);
     bool compare = (rec->compare && !rec->created) || open_refusal;
+    if (is_suspended(r, err)) { /* they are marked: the comparison finds them */
+        r = 0;
+        compare = true;
+    }
     if (r == 0 && compare)
         r = intents_check(g, err);
+    inexact |= unsaved;
     if (r == 0 && (whole || inexact || replaced))
         r = intents_mark_whole(g, err);
     if (r == 0 && (compare || whole || inexact || replaced || (rec->clean && intents_left(g))))
         r = group_begin_compare(g, err);
+    if (is_suspended(r, err)) /* its points are refused already; it begins once journaling goes on (compare_due) */
+        r = 0;
     if (r == 0 && whole && unlink(asked) < 0) /* the refused interval is on disk now */
         log_warning(g->log, "cannot remove %s: %m", asked);
     for (size_t i = 0; i < g->volume_count && r == 0; i++)
@@ -341,6 +367,8 @@ int group_start(struct group *g, struct error *err)
     if (r == 0 && stale) {
         struct journal_status status;
         r = journal_sync(g->journal, -1, NULL, err);
+        if (is_suspended(r, err))
+            r = 0; /* a suspended journal can still be read */
         journal_status(g->journal, &status);
         if (r == 0)
             r = grains_open_live_image(g, status.latest, g->stale_pin, &g->stale_image, err);
@@ -366,18 +394,20 @@ void group_free(struct group *g)
         log_warning(g->log, "%s", ignored.message);
     if (!g->abandoned && g->recovered)
         intents_finish(g);
+    fill_close(g, !g->abandoned);
     grains_close_image(g, g->stale_pin, &g->stale_image);
     grains_close_image(g, g->compare_pin, &g->compare_image);
     for (size_t i = 0; i < g->volume_count; i++) {
         journal_unlisten(g->journal, &g->volumes[i].listener);
         close(g->volumes[i].listener.fd);
         backing_sync_release(&g->volumes[i].sync);
-        block_free(g->volumes[i].backing);
+        block_free(g->volumes[i].backing); /* with its fill */
         intent_free(g->volumes[i].intent);
         grain_map_release(&g->volumes[i].stale);
         grain_map_release(&g->volumes[i].unverified);
     }
     range_lock_release(&g->ranges);
+    pthread_rwlock_destroy(&g->source.lock);
     pthread_rwlock_destroy(&g->gate);
     pthread_mutex_destroy(&g->rewind_mutex);
     pthread_mutex_destroy(&g->worker_mutex);
@@ -408,7 +438,7 @@ void group_volume_watch(struct group *g, size_t i, struct signal *signal)
 int group_volume_peek(struct group *g, size_t i, void *data, size_t length_bytes, uint64_t offset_bytes, struct error *err)
 {
     struct volume *v = &g->volumes[i];
-    if (!volume_is_current(v))
+    if (!volume_is_current(v) || !volume_is_filled(v))
         return error_set(err, -EAGAIN, "volume %s: its backing is not its content now", v->name);
     return block_pread(v->backing, data, length_bytes, offset_bytes, err);
 }
@@ -433,6 +463,11 @@ void group_volume_status(struct group *g, size_t i, struct group_volume_status *
     };
     if (ret->unseeded_bytes > ret->size_bytes)
         ret->unseeded_bytes = ret->size_bytes;
+    if (!v->fill)
+        return;
+    ret->filling = atomic_load(&v->fill->wanted);
+    ret->fill_total_bytes = v->fill->total_grains * GROUP_GRAIN_BYTES;
+    ret->unfilled_bytes = atomic_load(&v->fill->unfilled.set_count) * GROUP_GRAIN_BYTES;
 }
 
 void group_status(struct group *g, struct group_status *ret)
@@ -440,6 +475,9 @@ void group_status(struct group *g, struct group_status *ret)
     *ret = (struct group_status){.resync_done_bytes = atomic_load(&g->resync_done),
                                  .resync_total_bytes = atomic_load(&g->resync_total),
                                  .unjournaled_writes = atomic_load(&g->unjournaled)};
+    pthread_rwlock_rdlock(&g->source.lock);
+    ret->filling = g->source.image != NULL;
+    pthread_rwlock_unlock(&g->source.lock);
     pthread_rwlock_rdlock(&g->gate);
     ret->rewinding = g->stale_image != NULL;
     ret->rewind_lsn = g->rewind_lsn;
@@ -452,6 +490,9 @@ void group_status(struct group *g, struct group_status *ret)
         ret->seeding |= v.seeding;
         ret->seed_total_bytes += v.seeding ? v.size_bytes : 0;
         ret->seed_done_bytes += v.seeding ? v.size_bytes - v.unseeded_bytes : 0;
+        ret->filling |= v.filling;
+        ret->fill_total_bytes += v.fill_total_bytes;
+        ret->fill_done_bytes += v.fill_total_bytes - v.unfilled_bytes;
     }
     pthread_mutex_lock(&g->seed_mutex);
     memcpy(ret->seed_trouble, g->seed_trouble, sizeof ret->seed_trouble);

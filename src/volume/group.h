@@ -36,6 +36,10 @@ int group_new(struct journal *journal, enum group_ack ack, const struct log *log
 int group_add_volume(struct group *g, const char *name, uint64_t size_bytes, const char *backing, struct error *err) MUST_CHECK;
 /* The same with a backing that is there and holds something: that is the beginning of its history. Taken for itself (-EBUSY). */
 int group_adopt_volume(struct group *g, const char *name, uint64_t size_bytes, const char *backing, struct error *err) MUST_CHECK;
+/* Where adopted volumes are read from whose backing is not whole: one with a map of what it lacks beside it (volume/fill.h). They can be used at
+ * once; the rest is copied behind, at the speed of seeding and before that. The pin `pin` of that journal (which is unlocked, journal/seal.h) has to
+ * stay until group_status shows that it is not filling any more. Before group_start. */
+int group_set_source(struct group *g, const char *journal, const char *pin, struct error *err) MUST_CHECK;
 /* `holds`: writes and flushes wait while the journal is suspended (mode `protection`), instead of going on unjournaled
  * (`availability`, the default). Before group_start. */
 void group_set_holds(struct group *g, bool holds);
@@ -68,6 +72,8 @@ struct group_volume_status {
     bool failed;          /* a flush failed: what was written may be lost */
     bool seeding;         /* adopted: what it held is being copied to the base */
     uint64_t unseeded_bytes; /* of that, still to be copied */
+    bool filling;            /* part of it is still read from another journal */
+    uint64_t fill_total_bytes, unfilled_bytes;
 };
 void group_volume_status(struct group *g, size_t i, struct group_volume_status *ret);
 
@@ -80,7 +86,9 @@ struct group_status {
     uint64_t unjournaled_writes; /* since the journal was suspended */
     bool seeding;                /* adopted volumes: points cannot be opened yet */
     uint64_t seed_done_bytes, seed_total_bytes;
-    char seed_trouble[256]; /* why that does not go on; "" if it does */
+    bool filling;                /* something may still be read from the source */
+    uint64_t fill_done_bytes, fill_total_bytes;
+    char seed_trouble[256]; /* why that (or filling) does not go on; "" if it does */
     char copy_trouble[256]; /* the same of copying a rewind back */
     bool pending_damaged;   /* what was left of it was not known any more: everything is copied back */
 };

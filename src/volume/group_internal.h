@@ -9,6 +9,7 @@
 #include "view/image.h"
 #include "volume/group.h"
 #include "volume/intent.h"
+#include "volume/live_words.h"
 #include "volume/range_lock.h"
 
 /* One bit a grain; set and tested atomically. */
@@ -32,12 +33,39 @@ struct backing_sync {
     uint64_t begun, submitted, ended; /* begun: some request leads it; submitted: it covers no more than it does now */
 };
 
+/* What stands for a backing that is not whole yet; fill.c. */
+struct fill {
+    struct block block; /* first: the volume's backing */
+    struct block *file;
+    struct volume *volume;
+    char path[PATH_MAX]; /* of the map on disk */
+    uint32_t source_volume;
+    uint64_t size_bytes, total_grains;
+    uint8_t id[16];
+    struct grain_map unfilled; /* read from the source; its words are: */
+    struct live_words live;
+    bool inexact;         /* what was cleared since the map was saved is not known: until all is compared */
+    _Atomic bool wanted;  /* the map on disk is there */
+    uint64_t cursor;      /* the thread's: where it goes on */
+    pthread_mutex_t save_mutex; /* one writer of the map on disk */
+    pthread_mutex_t mutex;      /* taken last; guards clearing with: */
+    uint64_t changes, saved_changes;
+};
+/* Where the volumes that are not whole are read from. */
+struct fill_source {
+    char journal[PATH_MAX], pin[32]; /* "": none */
+    pthread_rwlock_t lock;           /* held for reading while the image is used */
+    struct image *image;             /* NULL: not needed */
+};
+
 struct volume {
     struct block block; /* first: what exports see */
     struct group *group;
     uint32_t id;
     char name[JOURNAL_NAME_BYTES];
-    struct block *backing;
+    struct block *backing; /* its content: the file, or a fill over it */
+    struct block *file;    /* the backing's file or device */
+    struct fill *fill;     /* NULL: the backing was whole when it was opened. Owned as backing */
     struct signal *signal; /* NULL: not watched */
     struct grain_map stale, unverified; /* sized for the volume; replaced with the gate held exclusively */
     struct grain_map unseeded;          /* adopted: the base lacks what they held; words NULL: none */
@@ -45,8 +73,7 @@ struct volume {
         _Atomic bool wanted; /* something is left to be seeded, or to be told so to the journal */
         bool new;
         _Atomic bool inexact; /* a before-image was lost: points since the adoption are refused when it is compared */
-        void *memory;         /* the mapping that holds unseeded.words */
-        size_t memory_bytes;
+        struct live_words live; /* has unseeded.words */
     } seed;
     struct intent *intent;
     char marker[PATH_MAX]; /* beside the backing, there while the intent could not be written; "": the backing is a device */
@@ -64,6 +91,7 @@ struct group {
     struct volume volumes[GROUP_MAX_VOLUMES];
     size_t volume_count;
     pthread_rwlock_t gate; /* I/O: shared; rewind: exclusive */
+    struct fill_source source;
     struct range_lock ranges;
     _Atomic uint64_t unjournaled;
 
@@ -127,8 +155,10 @@ int backing_sync_init(struct backing_sync *s, struct error *err) MUST_CHECK;
 void backing_sync_release(struct backing_sync *s);
 /* What volume has made durable when it returns: all that has ended before. Blocks. */
 int volume_flush_both(struct volume *v, struct error *err) MUST_CHECK;
-/* Makes the backing durable; false: it failed, now or before. */
-bool volume_flush_backing(struct volume *v);
+/* Makes the backing durable, with what says how much of it is filled. -EIO: it failed, now or before. */
+int volume_flush_backing(struct volume *v, struct error *err) MUST_CHECK;
+/* Only its file. */
+int volume_flush_file(struct volume *v, struct error *err) MUST_CHECK;
 /* -EIO once a flush has failed. */
 int volume_flush_error(const struct volume *v, struct error *err) MUST_CHECK;
 /* The same by a request of the volume's queue, which stands in `own` of it: `begin`, then `step` whenever the queue asks. */
@@ -242,8 +272,33 @@ int seed_before_write(struct volume *v, uint64_t grain, struct error *err) MUST_
 int seed_exact_until(struct group *g, struct lsn *low, struct error *err) MUST_CHECK;
 /* That is saved: what is in the maps in memory may be believed from now on. */
 void seed_refused(struct group *g);
+/* Keeps to the speed wanted for what is copied behind. false: stop. */
+bool seed_pace(struct group *g, uint64_t bytes) MUST_CHECK;
 /* Whether a write would have to wait for that. */
 bool seed_touches(const struct volume *v, uint64_t lba, uint64_t length);
+
+/* ---- fill.c ---- */
+/* Puts a fill over a backing that is not whole: when there is a map beside it. v->file and v->id are set. */
+int fill_open(struct volume *v, const char *backing, struct error *err) MUST_CHECK;
+/* Opens the source if it is needed; before anything is read. *ret_inexact: the volumes have to be compared. */
+int fill_start(struct group *g, bool *ret_inexact, struct error *err) MUST_CHECK;
+/* Points are refused until that is done. */
+void fill_refused(struct group *g);
+/* As seed_close, and closes the source. */
+void fill_close(struct group *g, bool clean);
+/* Saves the map if it calls grains unfilled that are not any more: before a flush is answered. */
+int fill_save_behind(struct volume *v, struct error *err) MUST_CHECK;
+/* The thread's: copies some. 1: something is left. */
+int fill_all(struct group *g, struct error *err) MUST_CHECK;
+bool fill_is_wanted(const struct group *g);
+/* Whether a write has to go through the fill. */
+bool fill_touches(const struct volume *v, uint64_t lba, uint64_t length);
+
+/* Nothing is read from the source. */
+static inline bool volume_is_filled(const struct volume *v)
+{
+    return !v->fill || atomic_load_explicit(&v->fill->unfilled.set_count, memory_order_acquire) == 0;
+}
 
 /* The backing is what the volume holds. */
 static inline bool volume_is_current(const struct volume *v)
@@ -255,7 +310,7 @@ static inline bool volume_is_current(const struct volume *v)
 /* And nothing has to be done before a write. */
 static inline bool volume_is_plain(const struct volume *v)
 {
-    return volume_is_current(v) && atomic_load_explicit(&v->unseeded.set_count, memory_order_acquire) == 0;
+    return volume_is_current(v) && atomic_load_explicit(&v->unseeded.set_count, memory_order_acquire) == 0 && volume_is_filled(v);
 }
 
 #endif

@@ -153,6 +153,7 @@ static bool is_comparing(struct group *g)
 void group_clear_intents(struct group *g)
 {
     bool idle[GROUP_MAX_VOLUMES] = {false}, any = false;
+    struct error ignored = ERROR_INIT;
     MUTEX_GUARD(guard, &g->intent_mutex);
     if (is_comparing(g))
         return;
@@ -167,7 +168,7 @@ void group_clear_intents(struct group *g)
     if (!covered.n)
         return;
     for (size_t i = 0; i < g->volume_count; i++)
-        if (idle[i] && volume_flush_backing(&g->volumes[i]))
+        if (idle[i] && volume_flush_backing(&g->volumes[i], &ignored) == 0)
             intent_clear(g->volumes[i].intent, covered);
 }
 
@@ -182,8 +183,9 @@ void intents_tidy(struct group *g)
 
 void intents_finish(struct group *g)
 {
+    struct error ignored = ERROR_INIT;
     struct lsn covered = g->compare_image || g->compare_due || journal_is_suspended(g->journal) ? LSN_NONE : sync_journal(g);
     for (size_t i = 0; covered.n && i < g->volume_count; i++)
-        if (volume_flush_backing(&g->volumes[i]))
+        if (volume_flush_backing(&g->volumes[i], &ignored) == 0)
             intent_clear_all(g->volumes[i].intent, covered);
 }

@@ -13,7 +13,8 @@
 int group_grow_backing(struct group *g, struct volume *v, uint32_t id, uint64_t old_bytes,
                        uint64_t size_bytes, struct error *err)
 {
-    int r = block_file_grow(v->backing, size_bytes, err);
+    int r = block_file_grow(v->file, size_bytes, err);
+    v->backing->size_bytes = v->file->size_bytes; /* also of a fill */
     for (uint64_t at = old_bytes; at < size_bytes && r == 0; at += ZERO_BYTES) {
         uint64_t left = size_bytes - at; /* a device may hold anything there */
         r = block_zero(v->backing, left < ZERO_BYTES ? left : ZERO_BYTES, at, 0, err);

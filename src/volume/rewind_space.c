@@ -34,7 +34,7 @@ static int count_holes(struct volume *v, uint64_t from, uint64_t to, uint64_t *b
 {
     struct block_extent found[EXTENTS_AT_ONCE];
     struct stat st;
-    if (fstat(block_file_fd(v->backing), &st) < 0 || !S_ISREG(st.st_mode))
+    if (fstat(block_file_fd(v->file), &st) < 0 || !S_ISREG(st.st_mode))
         return 0; /* a device has all its blocks */
     to = to < v->backing->size_bytes ? to : v->backing->size_bytes;
     while (from < to) {
@@ -114,7 +114,7 @@ size_t group_rewind_space(struct group *g, const struct group_change *change, st
     if (stat(journal, &st) == 0 && statvfs(journal, &vfs) == 0)
         add_disk(list, &count, "the journal", &st, &vfs, change->needed_bytes);
     for (size_t i = 0; i < change->volume_count; i++) {
-        int fd = block_file_fd(g->volumes[i].backing);
+        int fd = block_file_fd(g->volumes[i].file);
         if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && fstatvfs(fd, &vfs) == 0)
             add_disk(list, &count, g->volumes[i].name, &st, &vfs, change->volumes[i].needed_bytes);
     }

@@ -15,13 +15,10 @@
  *
  * Lock order: gate, range lock of the grain, the base's. */
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -33,17 +30,9 @@
 #include "volume/group_internal.h"
 
 #define SAVE_EVERY_GRAINS 1024u
-#define LIVE_MAGIC 0x3156494c4453u /* "SDLIV1" */
 #define SPEED_SLICE_NS (50 * NS_PER_MS)
 
 /* ---- the map in shared memory ---- */
-
-struct live_header {        /* in the machine's byte order, for one boot */
-    _Atomic uint64_t magic; /* set last */
-    uint64_t grains;
-    uint8_t journal_id[16];
-};
-#define LIVE_WORDS_OFFSET 4096u
 
 static void live_path(const struct volume *v, char path[PATH_MAX])
 {
@@ -52,47 +41,26 @@ static void live_path(const struct volume *v, char path[PATH_MAX])
     journal_memory_path(v->group->journal, suffix, path, PATH_MAX);
 }
 
-static size_t live_bytes(const struct volume *v)
-{
-    return LIVE_WORDS_OFFSET + ((v->stale.grains + 63) / 64 + 1) * sizeof(uint64_t);
-}
-
-/* Maps the file; *ret_valid: it was there, of this journal and volume. */
+/* *ret_valid: it was there, of this journal and volume. */
 static int live_map(struct volume *v, const struct uuid *journal, bool *ret_valid, struct error *err)
 {
     char path[PATH_MAX];
-    struct stat st;
-    size_t length = live_bytes(v);
     live_path(v, path);
-    /* What others could write is not believed: it says of what the history has no copy yet. */
-    _cleanup_close_ int fd = io_open_private(path, err);
-    if (fd < 0)
-        return fd;
-    bool fits = fstat(fd, &st) == 0 && (size_t)st.st_size == length;
-    int r = fits ? 0 : ftruncate(fd, 0) < 0 ? -errno : -posix_fallocate(fd, 0, (off_t)length);
-    void *memory = r == 0 ? mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
-    if (memory == MAP_FAILED)
-        return error_errno(err, r < 0 ? r : -errno, "cannot make %s", path);
-    struct live_header *h = memory;
-    *ret_valid = fits && atomic_load(&h->magic) == LIVE_MAGIC && h->grains == v->stale.grains &&
-                 memcmp(h->journal_id, journal->bytes, 16) == 0;
-    v->seed.memory = memory;
-    v->seed.memory_bytes = length;
-    v->unseeded = (struct grain_map){
-        .words = (_Atomic uint64_t *)(void *)((char *)memory + LIVE_WORDS_OFFSET), .grains = v->stale.grains};
-    return 0;
+    int r = live_words_open(&v->seed.live, path, v->stale.grains, journal->bytes, ret_valid, err);
+    if (r == 0)
+        v->unseeded = (struct grain_map){.words = v->seed.live.words, .grains = v->stale.grains};
+    return r;
 }
 
 static void live_unmap(struct volume *v, bool remove)
 {
     char path[PATH_MAX];
-    if (!v->seed.memory)
+    if (!v->seed.live.memory)
         return;
     live_path(v, path);
     atomic_store(&v->unseeded.set_count, 0);
     v->unseeded.words = NULL;
-    munmap(v->seed.memory, v->seed.memory_bytes);
-    v->seed.memory = NULL;
+    live_words_close(&v->seed.live);
     if (remove)
         unlink(path);
 }
@@ -174,21 +142,18 @@ static int open_volume(struct volume *v, const struct uuid *journal, bool new, s
     int r = live_map(v, journal, &valid, err);
     if (r < 0)
         return r;
-    struct live_header *h = v->seed.memory;
     if (valid && !rec->compare_all) {
         count_live(v);
         exact = true;
     } else {
-        atomic_store(&h->magic, 0); /* not to be believed while it is being filled */
+        live_words_trust(&v->seed.live, false); /* not to be believed while it is being filled */
         load_map(v, &exact);
         exact = exact && !rec->compare_all;
     }
     v->seed.inexact = !exact && !new;
-    h->grains = v->unseeded.grains;
-    memcpy(h->journal_id, journal->bytes, 16);
     r = save_map(v, false, err); /* from now on the live one counts */
     if (!v->seed.inexact) /* else once it is saved that points are refused: a kill before has to find it out again */
-        atomic_store(&h->magic, (uint64_t)LIVE_MAGIC);
+        live_words_trust(&v->seed.live, true);
     if (r == 0)
         log_info(v->group->log,
                  "volume %s: %llu MiB of %llu MiB of what it held are still to be copied to the base",
@@ -220,7 +185,7 @@ void seed_close(struct group *g, bool clean)
     struct error err = ERROR_INIT;
     for (size_t i = 0; i < g->volume_count; i++) {
         struct volume *v = &g->volumes[i];
-        if (!v->seed.memory)
+        if (!v->seed.live.memory)
             continue;
         bool exact = clean && !v->seed.inexact;
         if (exact && save_map(v, true, &err) < 0) {
@@ -271,8 +236,7 @@ int seed_before_write(struct volume *v, uint64_t grain, struct error *err)
         return 0;
     snprintf(reason, sizeof reason, "what volume %s held cannot be kept: %s", v->name, err->message);
     if (!v->group->holds) { /* else the write waits, and it is tried again */
-        struct live_header *h = v->seed.memory;
-        atomic_store(&h->magic, 0); /* a kill must not forget it */
+        live_words_trust(&v->seed.live, false); /* a kill must not forget it */
         v->seed.inexact = true;
     }
     journal_suspend(v->group->journal, reason, false);
@@ -292,11 +256,9 @@ bool seed_touches(const struct volume *v, uint64_t lba, uint64_t length)
 
 void seed_refused(struct group *g)
 {
-    for (size_t i = 0; i < g->volume_count; i++) {
-        struct live_header *h = g->volumes[i].seed.memory;
-        if (h)
-            atomic_store(&h->magic, (uint64_t)LIVE_MAGIC);
-    }
+    for (size_t i = 0; i < g->volume_count; i++)
+        if (g->volumes[i].seed.live.memory)
+            live_words_trust(&g->volumes[i].seed.live, true);
 }
 
 int seed_exact_until(struct group *g, struct lsn *low, struct error *err)
@@ -321,8 +283,7 @@ static void sleep_some(struct group *g, uint64_t ns)
     thread_cond_wait_ns(&g->seed_work, &g->seed_mutex, ns);
 }
 
-/* Keeps to the speed wanted. false: stop. */
-static bool pace(struct group *g, uint64_t bytes)
+bool seed_pace(struct group *g, uint64_t bytes)
 {
     MUTEX_GUARD(guard, &g->seed_mutex);
     uint64_t rate = g->seed_bytes_per_second;
@@ -375,7 +336,7 @@ static int seed_some(struct volume *v, struct error *err)
         if (r < 0 || end)
             return r;
         copied += !hole;
-        if (!pace(g, hole ? 0 : GROUP_GRAIN_BYTES))
+        if (!seed_pace(g, hole ? 0 : GROUP_GRAIN_BYTES))
             return 1;
     }
     return 1;
@@ -411,6 +372,9 @@ static int wait_a_moment(struct group *g)
 /* 1: something is left to do. */
 static int seed_all(struct group *g, struct error *err)
 {
+    int filled = fill_all(g, err); /* first: what is read from another history holds that */
+    if (filled != 0)
+        return filled;
     for (size_t i = 0; i < g->volume_count; i++) {
         struct volume *v = &g->volumes[i];
         if (!v->seed.wanted)
@@ -464,7 +428,7 @@ static void *seed_main(void *context)
 
 int seed_start(struct group *g, struct error *err)
 {
-    bool wanted = false;
+    bool wanted = fill_is_wanted(g);
     for (size_t i = 0; i < g->volume_count; i++)
         wanted |= g->volumes[i].seed.wanted;
     if (!wanted)

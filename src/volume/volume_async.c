@@ -30,11 +30,11 @@ static struct async *async_of(struct block_request *r)
 
 static int start_read(struct volume *v, struct block_request *r)
 {
-    if (atomic_load_explicit(&v->stale.set_count, memory_order_acquire))
+    if (atomic_load_explicit(&v->stale.set_count, memory_order_acquire) || !volume_is_filled(v))
         return -EAGAIN;
     atomic_fetch_add_explicit(&v->reads, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&v->read_bytes, r->length_bytes, memory_order_relaxed);
-    block_queue_transfer(r, block_file_fd(v->backing), r->data);
+    block_queue_transfer(r, block_file_fd(v->file), r->data);
     return BLOCK_STEP_TRANSFERS;
 }
 
@@ -43,8 +43,8 @@ static int append(struct volume *v, struct block_request *r)
 {
     struct error ignored = ERROR_INIT;
     uint64_t lba = r->offset_bytes / BLOCK_SECTOR_BYTES, sectors = r->length_bytes / BLOCK_SECTOR_BYTES;
-    /* The range lock is held: what is seeded now stays so. */
-    if (!volume_is_current(v) || seed_touches(v, lba, sectors) || !intent_is_marked(v->intent, lba, sectors))
+    /* The range lock is held: what is seeded and filled now stays so. */
+    if (!volume_is_current(v) || seed_touches(v, lba, sectors) || fill_touches(v, lba, sectors) || !intent_is_marked(v->intent, lba, sectors))
         return -EAGAIN;
     struct journal_record record = {
         .op = OP_WRITE,
@@ -79,7 +79,7 @@ static int start_write(struct volume *v, struct block_request *r)
     }
     atomic_fetch_add_explicit(&v->writes, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&v->written_bytes, r->length_bytes, memory_order_relaxed);
-    block_queue_transfer(r, block_file_fd(v->backing), (void *)(uintptr_t)a->ticket.payload);
+    block_queue_transfer(r, block_file_fd(v->file), (void *)(uintptr_t)a->ticket.payload);
     return BLOCK_STEP_TRANSFERS;
 }
 
@@ -97,9 +97,11 @@ static int start_flush(struct volume *v, struct block_request *r)
 static int async_start(struct block *b, struct block_request *r)
 {
     struct volume *v = (struct volume *)b;
+    if ((r->op == BLOCK_OP_FLUSH || r->flags & BLOCK_FUA) && v->fill && atomic_load(&v->fill->wanted))
+        return -EAGAIN; /* its map may have to be saved */
     if (r->op == BLOCK_OP_FLUSH)
         return start_flush(v, r);
-    if (!block_file_is_direct(v->backing, r->length_bytes, r->offset_bytes))
+    if (!block_file_is_direct(v->file, r->length_bytes, r->offset_bytes))
         return -EAGAIN;
     return r->op == BLOCK_OP_WRITE ? start_write(v, r) : start_read(v, r);
 }

@@ -83,14 +83,14 @@ mutation flush-answered-by-an-older-one src/volume/flush.c \
     's/return s->submitted < s->begun \? s->begun : s->begun \+ 1;/return s->begun > s->ended ? s->begun : s->begun + 1;/' tests/unit/volume/test_volume_flush
 mutation failed-flush-forgotten src/volume/flush.c 's/!atomic_exchange\(\&v->failed, true\)/false/' tests/unit/volume/test_volume_flush
 mutation worker-flush-forgotten src/volume/grains.c \
-    's/if \(!volume_flush_backing\(&g->volumes\[i\]\)\).*/if (block_flush(g->volumes[i].backing, err) < 0)/' tests/unit/volume/test_volume_flush
+    's/r = volume_flush_backing\(\&g->volumes\[i\], err\);.*/r = block_flush(g->volumes[i].backing, err);/' tests/unit/volume/test_volume_flush
 # Adopted volumes: the before-image, what a lost one refuses, and that a kill does not forget it.
 mutation before-image src/volume/grains.c \
     's/if \(seed_before_write\(v, grain, err\) < 0 \|\| covered/if (covered/' tests/sim/test_history --adopt --histories 60 --seed 1
 mutation before-image-lost src/volume/seed.c \
     's/low->n = m\.volumes\[k\]\.created\.n - 1;/low->n = low->n;/' tests/sim/test_history --adopt --histories 60 --seed 1
 mutation before-image-lost-and-killed src/volume/seed.c \
-    's/atomic_store\(&h->magic, 0\); \/\* a kill must not forget it \*\//(void)h;/' tests/unit/volume/test_volume_unclean \
+    's/live_words_trust\(\&v->seed\.live, false\); \/\* a kill must not forget it \*\//;/' tests/unit/volume/test_volume_unclean \
     a_lost_before_image_is_remembered_after_a_kill
 # What an opening owes.
 mutation comparison-owed src/volume/group.c 's/if \(!g->abandoned && g->recovered\)/if (!g->abandoned)/' \
@@ -104,5 +104,15 @@ mutation late-writes-segment src/journal/recovery.c 's/int awaited = segment_awa
 # Rewinds.
 mutation abandoned-rewind src/volume/rewind.c 's/^    if \(w->latest\)$/    if (w->latest \&\& !g->stale_image)/' \
     tests/unit/volume/test_volume_unclean a_rewind_that_fails_changes_nothing_while_another_is_copied_back
+# Clones that are used before they are copied.
+mutation fill-map-saved src/volume/fill.c 's/return v->fill \? save\(v->fill, false, false, err\) : 0;/(void)v, (void)err; return 0;/' \
+    tests/sim/test_power fill --histories 2
+mutation fill-copies-up src/volume/fill.c 's/int r = !whole_first \|\| .*/int r = 0;/' tests/sim/test_fill --histories 4
+mutation fill-killed src/volume/fill.c 's/bool live = valid && !rec->compare_all;/bool live = false \&\& valid \&\& !rec->compare_all;/' \
+    tests/sim/test_fill --histories 20
+mutation fill-pin-looked-for src/volume/fill.c 's/if \(r == 0 && access\(pin, F_OK\) < 0\)/if (false)/' tests/sim/test_fill --histories 20
+mutation kept-pin-durable src/journal/pin.c 's/if \(r == 0 && kept\)/if (false)/' tests/sim/test_power pin --histories 1
+mutation kept-pin-floor src/journal/pin.c 's/PIN_INTERNAL_PREFIX - 1\) != 0 && !is_held\(j, pins\[i\]\.name\)/PIN_INTERNAL_PREFIX - 1) != 0 \&\& !lock_is_held(j, pins[i].name)/' \
+    tests/sim/test_fill --histories 4
 echo "$passed passed, $failed failed"
 ((failed == 0))

@@ -16,6 +16,14 @@
  *
  * as exhaustive, with a volume that held something before: points that lack a before-image are refused, or right.
  *
+ *   test_power fill [--histories N]
+ *
+ * as adopt, with a clone's volume that is used before it is copied, in place of the adopted one.
+ *
+ *   test_power pin [--histories N]
+ *
+ * as exhaustive, with a point that is pinned for a clone on the way: it stays, and is read as it was, also after all else was dropped.
+ *
  * After each recovery: the live volume has in each sector what was there at the last acknowledged flush or was
  * written later; the recovered history is a prefix that has all that an acknowledged flush covered (J3), and
  * each of its points reads right; later points are refused; once the comparison is done image(latest) is the
@@ -35,8 +43,10 @@
 #include "block/queue.h"
 #include "disks.h"
 #include "journal/journal.h"
+#include "journal/pin.h"
 #include "journal/verify.h"
 #include "view/image.h"
+#include "volume/fill.h"
 #include "volume/group.h"
 
 #define LIMIT 200u   /* states of a moment */
@@ -49,6 +59,7 @@
 #define VOLUMES 2
 #define MODEL_BYTES (5 * SPOT_BYTES)
 #define SECTORS (MODEL_BYTES / 512)
+#define FILL_PIN PIN_KEPT_PREFIX "1"
 
 static const uint64_t sizes[VOLUMES] = {2 * SPOT_BYTES, 2 * REGION_BYTES + SPOT_BYTES};
 /* Where each spot of the model lies. */
@@ -84,6 +95,10 @@ static struct {
     atomic_int broken; /* the journal's disk fails; 2: for the bitmap too */
     struct uuid boot;
     bool queue; /* writes go by block/queue.h where they can */
+    bool pins;          /* a point is pinned at: */
+    uint64_t pinned_at; /* 0: not yet */
+    char pinned[MODEL_BYTES];
+    bool fill;          /* the second volume is a clone's, which is copied only when it has to be */
     bool adopt, slowly; /* the second volume held something before; it is seeded only when it has to be */
     const char *what;
     uint64_t moment;
@@ -161,6 +176,9 @@ static void open_all(void)
         snprintf(path, sizeof path, "%s/backing/v%d.img", x.root, i);
         OK((x.adopt && i == 1 ? group_adopt_volume : group_add_volume)(x.group, name, sizes[i], path, &err));
     }
+    snprintf(path, sizeof path, "%s/source", x.base);
+    if (x.fill)
+        OK(group_set_source(x.group, path, FILL_PIN, &err));
     group_set_seed_speed(x.group, x.slowly ? 1 : 0);
     OK(group_start(x.group, &err));
 }
@@ -196,16 +214,13 @@ static bool is_protected(void)
 
 /* ---- checks ---- */
 
-static void check_image(uint64_t lsn, const char *model)
+static void check_pin(const char *pin, uint64_t lsn, const char *model)
 {
     static char data[SPOT_BYTES] __attribute__((aligned(4096)));
     struct image *image;
     char path[160];
     snprintf(path, sizeof path, "%s/journal", x.root);
-    struct journal_point found;
-    OK(journal_resolve(x.journal, &(struct point){.kind = POINT_LSN, .lsn = {lsn}}, &found, &err));
-    OK(journal_pin(x.journal, "engine-look", (struct lsn){lsn}, true, &err));
-    OK(image_open(path, "engine-look", &image, &err));
+    OK(image_open(path, pin, &image, &err));
     for (size_t i = 0; i < SPOTS; i++) {
         OK(image_read(image, (uint32_t)spots[i].volume + 1, spots[i].offset / 512, SPOT_BYTES / 512, data,
                       &err));
@@ -215,7 +230,28 @@ static void check_image(uint64_t lsn, const char *model)
                                i);
     }
     image_free(image);
+}
+
+static void check_image(uint64_t lsn, const char *model)
+{
+    struct journal_point found;
+    OK(journal_resolve(x.journal, &(struct point){.kind = POINT_LSN, .lsn = {lsn}}, &found, &err));
+    OK(journal_pin(x.journal, "engine-look", (struct lsn){lsn}, true, &err));
+    check_pin("engine-look", lsn, model);
     OK(journal_unpin(x.journal, "engine-look", &err));
+}
+
+/* It was there when the power was lost. */
+static void check_kept_pin(uint64_t moment)
+{
+    struct journal_status s;
+    if (!x.pinned_at || x.pinned_at > moment)
+        return;
+    check_pin(FILL_PIN, 0, x.pinned);
+    OK(journal_seal(x.journal, &err));
+    journal_status(x.journal, &s);
+    OK(journal_drop(x.journal, s.latest, &err));
+    check_pin(FILL_PIN, 0, x.pinned);
 }
 
 /* What the steps up to the moment promise of a sector, as the index of the oldest step that it may show. */
@@ -319,6 +355,7 @@ static void recover(uint64_t moment, bool settle, char *live)
     check_image(s.latest.n, live);
     if (x.adopt && !journal_recovery(x.journal)->created) /* before it was seeded none could be opened */
         check_points(moment, journal_recovery(x.journal)->last.n);
+    check_kept_pin(moment);
 }
 
 static void verify(void)
@@ -559,6 +596,42 @@ static void fill_backing(void)
     assert_int_equal(fclose(f), 0);
 }
 
+/* The same, by a clone of a journal beside. */
+static void make_clone(void)
+{
+    char path[160], backing[160];
+    struct group *group;
+    struct journal *journal;
+    struct journal_status s;
+    struct journal_options o = {.directory = path, .segment_blocks = 64, .segment_records = 24, .fanout = 2, .ring_path = x.ring, .owner = "test_power"};
+    uint64_t words[(2 * REGION_BYTES + SPOT_BYTES) / GROUP_GRAIN_BYTES / 64 + 1] = {0};
+    snprintf(path, sizeof path, "%s/source", x.base);
+    snprintf(backing, sizeof backing, "%s/source.img", x.base);
+    OK(journal_open(&o, &journal, &err));
+    OK(group_new(journal, GROUP_ACK_WRITE, NULL, &group, &err));
+    OK(group_add_volume(group, "v", sizes[1], backing, &err));
+    OK(group_start(group, &err));
+    for (size_t i = 0; i < SPOTS; i++) {
+        if (spots[i].volume != 1)
+            continue;
+        for (size_t k = 0; k < SPOT_BYTES; k += 8) {
+            uint64_t word = check_random(&x.random);
+            memcpy(x.live + i * SPOT_BYTES + k, &word, 8);
+        }
+        uint64_t grain = spots[i].offset / GROUP_GRAIN_BYTES;
+        words[grain / 64] |= 1ull << grain % 64;
+        OK(block_pwrite(group_volume_block(group, 0), x.live + i * SPOT_BYTES, SPOT_BYTES, spots[i].offset, 0, &err));
+    }
+    OK(journal_sync(journal, -1, NULL, &err)); /* the latest is what was written */
+    journal_status(journal, &s);
+    OK(journal_pin(journal, FILL_PIN, s.latest, false, &err));
+    group_free(group);
+    OK(journal_close(journal, &err));
+    snprintf(backing, sizeof backing, "%s/backing/v1.img", x.root);
+    OK(fill_create(backing, 1, sizes[1], words, &err));
+    new_boot();
+}
+
 /* What is there is the first step of a generation. */
 static void forget_steps(void)
 {
@@ -611,12 +684,12 @@ static void try_moment(uint64_t moment)
 {
     struct disks_open open;
     struct disks_choice c = {0};
-    uint64_t tried = 0, limit = x.adopt ? ADOPT_LIMIT : LIMIT;
+    uint64_t tried = 0, limit = x.adopt || x.pins ? ADOPT_LIMIT : LIMIT;
     disks_open(moment, &open);
     bool few =
         open.writes < 8 && (1ull << open.writes) * (open.changes[0] + 1) * (open.changes[1] + 1) <= limit;
     if (!few) {
-        for (; tried < (x.adopt ? 2 : LIMIT / 20); tried++) {
+        for (; tried < (x.adopt || x.pins ? 2 : LIMIT / 20); tried++) {
             c.random = 1 + check_random(&x.random) % (UINT64_MAX - 1);
             try_state(moment, &c, tried);
         }
@@ -636,21 +709,31 @@ static void try_moment(uint64_t moment)
         try_state(moment, &c, tried);
 }
 
+static void pin_here(void)
+{
+    OK(journal_pin(x.journal, FILL_PIN, (struct lsn){latest()}, false, &err));
+    memcpy(x.pinned, x.live, MODEL_BYTES);
+    x.pinned_at = disks_now();
+}
+
 static void run_exhaustive(uint64_t seed, unsigned steps)
 {
     static uint64_t moments[MAX_MOMENTS];
     begin_history(seed);
-    x.what = x.adopt ? "adopt" : "exhaustive";
+    x.pinned_at = 0;
+    x.what = x.pins ? "pin" : x.fill ? "fill" : x.adopt ? "adopt" : "exhaustive";
     x.queue = seed & 1;
     x.slowly = seed & 4;
     if (x.adopt)
-        fill_backing();
+        x.fill ? make_clone() : fill_backing();
     disks_begin(x.root);
     forget_steps();
     open_all();
     remember();
     for (unsigned i = 0; i < steps; i++) {
         step(false);
+        if (x.pins && i == 2)
+            pin_here();
         if (x.adopt && below(8) == 0)
             group_settle(x.group);
     }
@@ -721,8 +804,10 @@ static void run_random(uint64_t seed)
 
 int main(int argc, char **argv)
 {
-    x.adopt = argc > 1 && strcmp(argv[1], "adopt") == 0;
-    bool exhaustive = x.adopt || (argc > 1 && strcmp(argv[1], "exhaustive") == 0);
+    x.fill = argc > 1 && strcmp(argv[1], "fill") == 0;
+    x.adopt = x.fill || (argc > 1 && strcmp(argv[1], "adopt") == 0);
+    x.pins = argc > 1 && strcmp(argv[1], "pin") == 0;
+    bool exhaustive = x.adopt || x.pins || (argc > 1 && strcmp(argv[1], "exhaustive") == 0);
     unsigned long histories = argc > 3 && strcmp(argv[2], "--histories") == 0 ? strtoul(argv[3], NULL, 10)
                               : exhaustive                                    ? 1
                                                                               : 20;
