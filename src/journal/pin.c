@@ -176,11 +176,11 @@ static int take_snapshot(struct journal *j, struct lsn lsn, struct snapshot *ret
 static int add_tails(struct journal *j, const char *name, struct snapshot *snapshot, struct lsn lsn, struct sources *s, struct error *err)
 {
     uint32_t group = 0;
-    uint32_t count = 0; /* what there is: populating memory for what a segment holds takes longer than all the rest */
+    uint32_t count = 1; /* or what there is: populating memory for what a segment holds takes longer than all the rest */
     for (size_t i = 0; i < snapshot->tail_count; i++)
         count = snapshot->tails[i].extent_count > count ? snapshot->tails[i].extent_count : count;
-    struct extent *scratch = count ? io_alloc_pages(count * sizeof *scratch) : NULL;
-    int r = scratch || count == 0 ? 0 : error_errno(err, -ENOMEM, "cannot pin a point");
+    struct extent *scratch = io_alloc_pages(count * sizeof *scratch);
+    int r = scratch ? 0 : error_errno(err, -ENOMEM, "cannot pin a point");
     for (size_t i = 0; i < snapshot->tail_count && r == 0; i++) {
         const struct tail *t = &snapshot->tails[i];
         char file[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
