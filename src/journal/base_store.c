@@ -27,8 +27,8 @@
 #define STORE_TAG_BYTES 16u
 #define MAX_VOLUMES 256u
 #define ENTRIES_AT_ONCE 512u
-#define SETTLE_NS 1000000 /* between two looks at a block that does not match its checksum */
-#define SETTLE_ATTEMPTS 5
+#define SETTLE_NS 1000000 /* before the second look at a block that does not match its checksum; twice as long before each one after it */
+#define SETTLE_ATTEMPTS 6 /* 63 ms: who changes it may have lost the processor in between */
 
 struct entry { /* of the .crc file; all zero: the block is absent */
     struct le32 crc;     /* CRC32C of the block */
@@ -360,6 +360,7 @@ static int read_settled_block(const struct base_store *s, const struct store_vol
     int r = read_block(s, v, block, data, &entry, false, err);
     for (int attempt = 0; r == -EBADMSG && attempt < SETTLE_ATTEMPTS; attempt++) {
         nanosleep(&pause, NULL);
+        pause.tv_nsec *= 2;
         r = read_block(s, v, block, data, &entry, false, err);
     }
     return r;
