@@ -203,29 +203,30 @@ static int serves(void *context, const char *group, const char *version, const c
 
 /* ---- objects ---- */
 
-static int get(void *context, const char *name, json_t **ret, struct error *err)
+/* With the rights of whoever asked, or the controller's own. */
+static int get_by(struct recovery_kube *k, bool own_rights, const char *name, json_t **ret, struct error *err)
 {
-    struct recovery_kube *k = context;
     struct object_id id;
     struct kube_resource resource;
     struct kube_target target;
     int r = object_id_parse(name, &id, err);
     if (r == 0)
         r = target_of(k, &id, &resource, &target, err);
-    return r == 0 ? kube_get(k->client, &target, ret, err) : r;
+    if (r < 0)
+        return r;
+    if (own_rights)
+        target.as = NULL;
+    return kube_get(k->client, &target, ret, err);
+}
+
+static int get(void *context, const char *name, json_t **ret, struct error *err)
+{
+    return get_by(context, false, name, ret, err);
 }
 
 static int get_class(void *context, const char *name, json_t **ret, struct error *err)
 {
-    struct recovery_kube *k = context;
-    struct object_id id;
-    struct kube_resource resource;
-    struct kube_target target;
-    int r = object_id_parse(name, &id, err);
-    if (r == 0)
-        r = target_of(k, &id, &resource, &target, err);
-    target.as = NULL;
-    return r == 0 ? kube_get(k->client, &target, ret, err) : r;
+    return get_by(context, true, name, ret, err);
 }
 
 static int put(struct recovery_kube *k, const json_t *object, bool create, struct error *err)

@@ -27,8 +27,8 @@
 #define STORE_TAG_BYTES 16u
 #define MAX_VOLUMES 256u
 #define ENTRIES_AT_ONCE 512u
-#define SETTLE_NS 1000000 /* before the second look at a block that does not match its checksum; twice as long before each one after it */
-#define SETTLE_ATTEMPTS 6 /* 63 ms: who changes it may have lost the processor in between */
+#define SETTLE_NS 1000000 /* before the second look at what may be half written */
+#define SETTLE_ATTEMPTS 6 /* of a block, twice as long before each: who changes it may have lost the processor between data and checksum */
 
 struct entry { /* of the .crc file; all zero: the block is absent */
     struct le32 crc;     /* CRC32C of the block */

@@ -39,6 +39,21 @@ class Connection(http.client.HTTPConnection):
         self.sock.connect(self.path)
 
 
+def content(device, offset=0, length=None):
+    with open(device, "rb") as f:
+        f.seek(offset)
+        return f.read(length if length is not None else -1)
+
+
+def write(device, offset, data):
+    fd = os.open(device, os.O_WRONLY)
+    try:
+        assert os.pwrite(fd, data, offset) == len(data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def until(condition, what, deadline_s=DEADLINE_S):
     """Polls; returns the first true value. The seconds are for an idle machine: a busy one has three times as long."""
     end = time.monotonic() + 3 * deadline_s

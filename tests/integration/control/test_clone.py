@@ -10,25 +10,10 @@ import sys
 import unittest
 
 sys.path.insert(0, os.path.dirname(__file__))
-from stand import ApiError, Stand, alive, until  # noqa: E402
+from stand import ApiError, Stand, alive, content, until, write  # noqa: E402
 
 MIB = 1 << 20
 HEAD = "apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {{name: {0}}}\nspec:\n  volumes:\n"
-
-
-def content(device, offset=0, length=None):
-    with open(device, "rb") as f:
-        f.seek(offset)
-        return f.read(length if length is not None else -1)
-
-
-def write(device, offset, data):
-    fd = os.open(device, os.O_WRONLY)
-    try:
-        assert os.pwrite(fd, data, offset) == len(data)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 class Clone(unittest.TestCase):
