@@ -3,7 +3,8 @@
  * under the mutex together with the check against the base's target, so that it and a drop of history cannot pass
  * each other. External pins live as long as somebody holds the flock on pins/<name>.lock; so none
  * of these outlives a loss of power, and none is made durable. Those that are kept (PIN_KEPT_PREFIX) need no holder: they are durable
- * when journal_pin returns, and end by journal_unpin only. */
+ * when journal_pin returns, and end by journal_unpin only. After any end a pin's own file is there only with all that it names: that is
+ * durable before it, and goes after it. */
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
@@ -200,6 +201,11 @@ static int add_tails(struct journal *j, const char *name, struct snapshot *snaps
     return r;
 }
 
+static bool is_kept(const char *name)
+{
+    return strncmp(name, PIN_KEPT_PREFIX, sizeof PIN_KEPT_PREFIX - 1) == 0;
+}
+
 /* Of the tails' sources `s`, and those of sealed segments. */
 static int write_pin(struct journal *j, const char *name, struct lsn lsn, const struct snapshot *snapshot, const struct sources *s,
                      struct error *err)
@@ -225,7 +231,7 @@ static int write_pin(struct journal *j, const char *name, struct lsn lsn, const 
     h->crc = le32_of(crc32c(0, data, length));
     snprintf(file, sizeof file, "pins/%.40s", name);
     journal_path(j, file, path);
-    return sealed_replace_volatile_file(path, data, length, 0600, err);
+    return (is_kept(name) ? sealed_replace_file : sealed_replace_volatile_file)(path, data, length, 0600, err);
 }
 
 int pin_load(const char *directory, const char *name, struct pin *ret, struct error *err)
@@ -285,11 +291,6 @@ static bool lock_is_held(const struct journal *j, const char *name)
     return fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK;
 }
 
-static bool is_kept(const char *name)
-{
-    return strncmp(name, PIN_KEPT_PREFIX, sizeof PIN_KEPT_PREFIX - 1) == 0;
-}
-
 static bool is_held(const struct journal *j, const char *name)
 {
     return is_kept(name) || lock_is_held(j, name);
@@ -302,7 +303,7 @@ static bool belongs_to(const char *file, const char *name)
     return strncmp(file, name, length) == 0 && (file[length] == '\0' || file[length] == '.');
 }
 
-/* Its files, and their names. */
+/* The indexes of its tails, and their names. */
 static int make_durable(const struct journal *j, const char *name, struct error *err)
 {
     char file[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES], directory[JOURNAL_PATH_BYTES];
@@ -390,10 +391,10 @@ int journal_pin(struct journal *j, const char *name, struct lsn lsn, bool intern
         r = take_snapshot(j, lsn, &snapshot, err);
     if (r == 0) {
         r = add_tails(j, name, &snapshot, lsn, &sources, err);
-        if (r == 0)
-            r = write_pin(j, name, lsn, &snapshot, &sources, err);
         if (r == 0 && kept)
             r = make_durable(j, name, err);
+        if (r == 0)
+            r = write_pin(j, name, lsn, &snapshot, &sources, err);
         release_snapshot(&snapshot);
     }
     free(sources.list);

@@ -389,8 +389,10 @@ int recovery_run(struct journal *j, struct error *err)
     j->manifest.boot = boot;
     j->was_killed = !j->manifest.clean;
     j->manifest.clean = false;
-    remove_strays(j);
-    return sealer_save(j, err);
+    r = sealer_save(j, err);
+    if (r == 0) /* before, the absence of a segment without frames would be a loss */
+        remove_strays(j);
+    return r;
 }
 
 /* ---- replay of the ring ---- */

@@ -132,7 +132,9 @@ int journal_resume_prepare(struct journal *j, struct error *err)
         return error_set(err, -EDQUOT, "journaling cannot go on yet: the journal is over its quota by all that it may, and a view or what "
                                        "cannot be dropped keeps its oldest history");
     wait_for_others(j);
-    int r = close_old(j, err);
+    int r = sealer_save(j, err); /* suspended: before, the absence of a segment that is left with nothing would be a loss */
+    if (r == 0)
+        r = close_old(j, err);
     if (r < 0)
         return error_context(err, "journaling cannot go on yet");
     pthread_mutex_lock(&j->mutex);

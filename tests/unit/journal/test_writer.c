@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "journal/journal.h"
+#include "journal/losses.h"
 
 static struct error err;
 static char directory[64], ring[80];
@@ -163,6 +164,33 @@ static void segments_are_made_ahead_and_used(void **unused)
     check_ok(journal_close(j, &err));
 }
 
+static int fail_to_save(void *context, const char *step)
+{
+    (void)context;
+    return strcmp(step, "save") == 0 ? -EIO : 0;
+}
+
+static void see_loss(void *context, const struct loss *loss)
+{
+    (void)loss;
+    ++*(unsigned *)context;
+}
+
+/* Killed before it had journaled anything, and the next start ends before it could say that the segment is not used. */
+static void a_start_that_ends_early_loses_nothing(void **unused)
+{
+    (void)unused;
+    unsigned losses = 0;
+    struct journal *j = open_journal();
+    journal_abandon(j);
+    struct journal_options options = {.directory = directory, .ring_path = ring, .owner = "test", .segment_blocks = 64, .segment_records = 16,
+                                      .fault = fail_to_save};
+    assert_int_equal(journal_open(&options, &j, &err), -EIO);
+    check_ok(journal_close(open_journal(), &err));
+    check_ok(losses_visit(directory, see_loss, &losses, &err));
+    assert_int_equal(losses, 0);
+}
+
 /* A quota that has no room for them makes none; what is there says so at the end. */
 static void a_small_quota_makes_none_ahead(void **unused)
 {
@@ -247,6 +275,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(gaps_without_end_are_joined, begin, end),
         cmocka_unit_test_setup_teardown(segments_are_made_ahead_and_used, begin, end),
         cmocka_unit_test_setup_teardown(a_small_quota_makes_none_ahead, begin, end),
+        cmocka_unit_test_setup_teardown(a_start_that_ends_early_loses_nothing, begin, end),
         cmocka_unit_test_setup_teardown(a_sync_is_not_answered_by_what_came_after_a_gap, begin, end),
     };
     return cmocka_run_group_tests_name("journal-writer", tests, NULL, NULL);
