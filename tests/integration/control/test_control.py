@@ -606,7 +606,8 @@ class Rewind(Base):
                 s.start()
                 until(lambda: not os.path.exists(s.path("s/apps/shop/operation.json")), "it is carried on")
                 until(lambda: s.status()["operation"] is None, "it has ended")
-                self.assertEqual(s.call("GET", "/v1/operations")["operations"][0]["state"], "succeeded")
+                operation = s.call("GET", "/v1/operations")["operations"][0]
+                self.assertEqual(operation["state"], "succeeded", json.dumps(operation))
                 self.good()
                 points = s.call("GET", "/v1/applications/shop/points?limit=1000")["points"]
                 self.assertEqual(len([p for p in points if p["kind"] == "rewind"]), 1, "once only")
