@@ -9,6 +9,7 @@
 #include <sys/file.h>
 #include <sys/random.h>
 #include <sys/signalfd.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/io.h"
@@ -17,6 +18,8 @@
 #include "export/fuse_probe.h"
 
 #define API_THREADS 12u
+#define LOCK_WAIT_MS 5000
+#define LOCK_POLL_MS 10
 #define LOOK_INTERVAL_MS 1000 /* for what is started again after a while */
 #define WATCHED_MAX (CONTROL_APPLICATIONS_MAX + CONTROL_VIEWS_MAX + 2u)
 
@@ -107,6 +110,29 @@ static int set_paths(struct control *control, const struct control_options *opti
     return 0;
 }
 
+/* Whether the process that wrote its number into the lock file is gone. */
+static bool holder_is_gone(int fd, char holder[32])
+{
+    ssize_t n = pread(fd, holder, 31, 0);
+    holder[n > 0 ? n : 0] = '\0';
+    holder[strcspn(holder, "\n")] = '\0';
+    long pid = strtol(holder, NULL, 10);
+    return pid > 0 && kill((pid_t)pid, 0) < 0 && errno == ESRCH;
+}
+
+/* One that was killed may have left a child that has not begun its program yet, and holds its descriptors until then: waited for. */
+static int lock_state(int fd, char holder[32])
+{
+    for (unsigned waited_ms = 0;; waited_ms += LOCK_POLL_MS) {
+        if (flock(fd, LOCK_EX | LOCK_NB) == 0)
+            return 0;
+        int r = -errno;
+        if (r != -EWOULDBLOCK || !holder_is_gone(fd, holder) || waited_ms >= LOCK_WAIT_MS)
+            return r;
+        nanosleep(&(struct timespec){.tv_nsec = LOCK_POLL_MS * 1000000L}, NULL);
+    }
+}
+
 static int take_lock(struct control *control, struct error *err)
 {
     char path[PATH_MAX], holder[32] = "";
@@ -115,15 +141,12 @@ static int take_lock(struct control *control, struct error *err)
     control->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (control->lock_fd < 0)
         return error_errno(err, -errno, "cannot open %s", path);
-    if (flock(control->lock_fd, LOCK_EX | LOCK_NB) < 0) {
-        if (errno != EWOULDBLOCK)
-            return error_errno(err, -errno, "cannot lock %s", path);
-        ssize_t n = pread(control->lock_fd, holder, sizeof holder - 1, 0);
-        holder[n > 0 ? n : 0] = '\0';
-        holder[strcspn(holder, "\n")] = '\0';
+    int r = lock_state(control->lock_fd, holder);
+    if (r == -EWOULDBLOCK)
         return error_set(err, -EALREADY, "the state directory %s is in use by another `tidemark up` (pid %s)",
                          control->state_directory, holder[0] ? holder : "unknown");
-    }
+    if (r < 0)
+        return error_errno(err, r, "cannot lock %s", path);
     int n = snprintf(holder, sizeof holder, "%d\n", (int)getpid());
     if (ftruncate(control->lock_fd, 0) < 0 || pwrite(control->lock_fd, holder, (size_t)n, 0) != n)
         return error_errno(err, -errno, "cannot write %s", path);

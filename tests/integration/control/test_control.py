@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tidemark up` with real engines, loop devices and mounts. Needs root, /dev/fuse and loop devices (skipped without)."""
 import errno
+import fcntl
 import json
 import mmap
 import os
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import unittest
 import urllib.error
@@ -254,6 +256,17 @@ class Supervision(Base):
             self.assertIn("tidemark_build_info", answer.read().decode())
         with self.assertRaises(urllib.error.HTTPError):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/status", timeout=10)
+
+    def test_up_after_a_killed_one(self):
+        """A child that has not begun its program yet holds the lock for a moment longer."""
+        s = self.s.start()
+        s.stop(signal.SIGKILL)
+        with open(s.path("s/tidemark.lock"), "rb") as child:
+            fcntl.flock(child, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            release = threading.Timer(0.5, fcntl.flock, (child, fcntl.LOCK_UN))
+            release.start()
+            s.start()
+            release.join()
 
     def test_second_up(self):
         s = self.s.start()
