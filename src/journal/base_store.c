@@ -1,4 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* A block and what is known of it (checksum, mask, tag) stand in several files, which cannot be changed at once. Readers have no part in
+ * that: they run in other processes, which may stop anywhere, and nobody waits for them.
+ *
+ *  S1  Who changes a block has a write lock (OFD) on its entry in the .crc file from before the first byte to after the last. The kernel
+ *      lets go of it when the process ends. Nobody else takes it: a reader only asks whether it is held.
+ *  S2  A block that does not match is damaged if it was read twice, with the same bytes in all files, and nobody held its lock in
+ *      between: that is what the files have, and not what somebody leaves for a moment. How long a change takes does not matter.
+ *  S3  What a killed process has left half changed looks the same. Whoever knows that the change will be repeated waits for it
+ *      (payload.c). */
 #include "journal/base_store.h"
 
 #include <errno.h>
@@ -27,8 +36,9 @@
 #define STORE_TAG_BYTES 16u
 #define MAX_VOLUMES 256u
 #define ENTRIES_AT_ONCE 512u
-#define SETTLE_NS 1000000 /* before the second look at what may be half written */
-#define SETTLE_ATTEMPTS 6 /* of a block, twice as long before each: who changes it may have lost the processor between data and checksum */
+#define SETTLE_NS 1000000u                         /* between two looks at a block that somebody changes */
+#define SETTLE_LIMIT_NS (60u * (uint64_t)1000000000) /* a writer that takes longer is stuck, as its disk is */
+#define SETTLE_LOOKS 1000u                         /* at a block that is another one each time */
 
 struct entry { /* of the .crc file; all zero: the block is absent */
     struct le32 crc;     /* CRC32C of the block */
@@ -209,13 +219,13 @@ static int seal_block(const struct store_volume *v, uint64_t block, uint32_t mas
 
 /* Decrypts a block in place; false: it is not authentic. Unchecked with `repair`: its sectors that were not being written are
  * what they were. */
-static bool open_block(const struct store_volume *v, uint64_t block, uint32_t mask, bool repair, char data[BLOCK_BYTES])
+static bool open_block(const struct store_volume *v, uint64_t block, uint32_t mask, bool repair, const uint8_t tag[STORE_TAG_BYTES],
+                       char data[BLOCK_BYTES])
 {
-    uint8_t tag[STORE_TAG_BYTES], expected[STORE_TAG_BYTES];
+    uint8_t expected[STORE_TAG_BYTES];
     if (!v->xts)
         return true;
-    if (!repair && (io_pread_full(v->mac_fd, tag, sizeof tag, block * STORE_TAG_BYTES) < 0 || make_tag(v, block, mask, data, expected) < 0 ||
-                    !aead_equal(tag, expected, sizeof tag)))
+    if (!repair && (make_tag(v, block, mask, data, expected) < 0 || !aead_equal(tag, expected, sizeof expected)))
         return false;
     return aead_xts_crypt(v->xts, false, block, data, data, BLOCK_BYTES) == 0;
 }
@@ -325,43 +335,123 @@ static int read_padded(int fd, void *data, size_t length_bytes, uint64_t offset)
     return 0;
 }
 
-/* One block; absent sectors zeroed; checked unless `repair`. entry->present is the bare mask afterwards. */
-static int read_block(const struct base_store *s, const struct store_volume *v, uint64_t block, char data[BLOCK_BYTES],
-                      struct entry *entry, bool repair, struct error *err)
+/* A block as the files have it. */
+struct raw_block {
+    char data[BLOCK_BYTES] __attribute__((aligned(64))); /* zeroes when nothing of it is present */
+    struct entry entry;
+    uint8_t tag[STORE_TAG_BYTES]; /* zeroes in a plain store */
+};
+
+static int fetch_block(const struct base_store *s, const struct store_volume *v, uint64_t block, struct raw_block *ret, struct error *err)
+{
+    memset(ret->tag, 0, sizeof ret->tag);
+    int r = read_padded(v->crc_fd, &ret->entry, sizeof ret->entry, (uint64_t)entry_offset(block));
+    if (r == 0 && (le32_get(ret->entry.present) & 0xff) == 0)
+        memset(ret->data, 0, BLOCK_BYTES);
+    else if (r == 0)
+        r = read_padded(v->data_fd, ret->data, BLOCK_BYTES, block * BLOCK_BYTES);
+    if (r == 0 && v->xts)
+        r = read_padded(v->mac_fd, ret->tag, sizeof ret->tag, block * STORE_TAG_BYTES);
+    return r < 0 ? error_errno(err, r, "cannot read %s/%u.img at %llu", s->directory, v->id, (unsigned long long)(block * BLOCK_BYTES)) : 0;
+}
+
+/* Makes of `raw` what it means: absent sectors zeroed, decrypted; checked unless `repair`. entry.present is the bare mask afterwards.
+ * What is not sound stays as it was. */
+static enum entry_state judge_block(const struct store_volume *v, uint64_t block, struct raw_block *raw, bool repair)
 {
     uint32_t present = 0;
-    int r = read_padded(v->crc_fd, entry, sizeof *entry, (uint64_t)entry_offset(block));
-    enum entry_state state = r == 0 ? entry_check(entry, block, &present) : ENTRY_DAMAGED;
-    if (r == 0 && present)
-        r = read_padded(v->data_fd, data, BLOCK_BYTES, block * BLOCK_BYTES);
-    if (r < 0)
-        return error_errno(err, r, "cannot read %s/%u.img at %llu", s->directory, v->id,
-                           (unsigned long long)(block * BLOCK_BYTES));
-    bool wrong = !repair && (state == ENTRY_DAMAGED || (present && crc32c(0, data, BLOCK_BYTES) != le32_get(entry->crc)));
-    if (!wrong && present && state != ENTRY_LOST)
-        wrong = !open_block(v, block, present, repair, data);
-    if (wrong || state == ENTRY_LOST)
-        return error_set(err, -EBADMSG, "%s/%u.img is damaged at %llu (%s)", s->directory, v->id,
-                         (unsigned long long)(block * BLOCK_BYTES),
-                         state == ENTRY_LOST ? "it was read from a damaged journal" : "wrong checksum");
+    enum entry_state state = entry_check(&raw->entry, block, &present);
+    if (state == ENTRY_LOST)
+        return state;
+    if (!repair && (state == ENTRY_DAMAGED || (present && crc32c(0, raw->data, BLOCK_BYTES) != le32_get(raw->entry.crc))))
+        return ENTRY_DAMAGED;
+    if (present && !open_block(v, block, present, repair, raw->tag, raw->data))
+        return ENTRY_DAMAGED;
     for (uint32_t i = 0; i < BLOCK_SECTORS; i++)
         if (!(present & 1u << i))
-            memset(data + i * SECTOR_BYTES, 0, SECTOR_BYTES);
-    *entry = (struct entry){entry->crc, le32_of(present)};
+            memset(raw->data + i * SECTOR_BYTES, 0, SECTOR_BYTES);
+    raw->entry.present = le32_of(present);
+    return ENTRY_SOUND;
+}
+
+static int refuse_block(const struct base_store *s, const struct store_volume *v, uint64_t block, enum entry_state state, struct error *err)
+{
+    return error_set(err, -EBADMSG, "%s/%u.img is damaged at %llu (%s)", s->directory, v->id, (unsigned long long)(block * BLOCK_BYTES),
+                     state == ENTRY_LOST ? "it was read from a damaged journal" : "wrong checksum");
+}
+
+/* For who changes it: what is there is nobody else's. */
+static int read_block(const struct base_store *s, const struct store_volume *v, uint64_t block, struct raw_block *ret, bool repair,
+                      struct error *err)
+{
+    int r = fetch_block(s, v, block, ret, err);
+    enum entry_state state = r == 0 ? judge_block(v, block, ret, repair) : ENTRY_SOUND;
+    return r < 0 || state == ENTRY_SOUND ? r : refuse_block(s, v, block, state, err);
+}
+
+/* ---- who changes what (S1) ---- */
+
+static int lock_entries(const struct store_volume *v, short type, int command, uint64_t first, uint64_t count, short *ret_type)
+{
+    struct flock range = {.l_type = type, .l_whence = SEEK_SET, .l_start = entry_offset(first), .l_len = (off_t)(count * sizeof(struct entry))};
+    while (fcntl(v->crc_fd, command, &range) < 0)
+        if (errno != EINTR)
+            return -errno;
+    if (ret_type)
+        *ret_type = range.l_type;
     return 0;
 }
 
-/* As read_block; a block that the engine is just changing (other sectors of it) is looked at again. */
-static int read_settled_block(const struct base_store *s, const struct store_volume *v, uint64_t block, char data[BLOCK_BYTES],
-                              struct error *err)
+static int begin_change(const struct base_store *s, const struct store_volume *v, uint64_t first, uint64_t count, struct error *err)
+{
+    int r = lock_entries(v, F_WRLCK, F_OFD_SETLK, first, count, NULL);
+    return r < 0 ? error_errno(err, r, "cannot lock %s/%u.crc", s->directory, v->id) : 0;
+}
+
+static void end_change(const struct store_volume *v, uint64_t first, uint64_t count)
+{
+    lock_entries(v, F_UNLCK, F_OFD_SETLK, first, count, NULL);
+}
+
+/* Waits while somebody changes the block. 0: nobody did at the moment of the question. */
+static int await_change(const struct base_store *s, const struct store_volume *v, uint64_t block, struct error *err)
 {
     struct timespec pause = {.tv_nsec = SETTLE_NS};
-    struct entry entry;
-    int r = read_block(s, v, block, data, &entry, false, err);
-    for (int attempt = 0; r == -EBADMSG && attempt < SETTLE_ATTEMPTS; attempt++) {
+    for (uint64_t waited = 0; waited < SETTLE_LIMIT_NS; waited += SETTLE_NS) {
+        short type = F_WRLCK;
+        int r = lock_entries(v, F_RDLCK, F_OFD_GETLK, block, 1, &type);
+        if (r < 0)
+            return error_errno(err, r, "cannot tell whether %s/%u.img is being changed", s->directory, v->id);
+        if (type == F_UNLCK)
+            return 0;
         nanosleep(&pause, NULL);
-        pause.tv_nsec *= 2;
-        r = read_block(s, v, block, data, &entry, false, err);
+    }
+    return error_set(err, -ETIMEDOUT, "%s/%u.img is being changed at %llu, and that does not end", s->directory, v->id,
+                     (unsigned long long)(block * BLOCK_BYTES));
+}
+
+static bool is_same(const struct raw_block *a, const struct raw_block *b)
+{
+    return memcmp(&a->entry, &b->entry, sizeof a->entry) == 0 && memcmp(a->tag, b->tag, sizeof a->tag) == 0 &&
+           memcmp(a->data, b->data, sizeof a->data) == 0;
+}
+
+/* For readers beside who changes it (S2). */
+static int read_settled_block(const struct base_store *s, const struct store_volume *v, uint64_t block, struct raw_block *ret,
+                              struct error *err)
+{
+    struct raw_block before;
+    int r = fetch_block(s, v, block, ret, err);
+    enum entry_state state = r == 0 ? judge_block(v, block, ret, false) : ENTRY_SOUND;
+    for (unsigned look = 0; r == 0 && state != ENTRY_SOUND; look++) {
+        before = *ret;
+        r = await_change(s, v, block, err);
+        if (r == 0)
+            r = fetch_block(s, v, block, ret, err);
+        if (r == 0 && (is_same(&before, ret) || look == SETTLE_LOOKS))
+            return refuse_block(s, v, block, state, err);
+        if (r == 0)
+            state = judge_block(v, block, ret, false);
     }
     return r;
 }
@@ -370,13 +460,13 @@ static int read_settled_block(const struct base_store *s, const struct store_vol
 static int read_present(const struct base_store *s, const struct store_volume *v, uint64_t lba, uint32_t length, char *to,
                         struct error *err)
 {
-    char block[BLOCK_BYTES] __attribute__((aligned(64)));
+    struct raw_block block;
     while (length) {
         uint32_t skip = lba % BLOCK_SECTORS, count = BLOCK_SECTORS - skip < length ? BLOCK_SECTORS - skip : length;
-        int r = read_settled_block(s, v, lba / BLOCK_SECTORS, block, err);
+        int r = read_settled_block(s, v, lba / BLOCK_SECTORS, &block, err);
         if (r < 0)
             return r;
-        memcpy(to, block + skip * SECTOR_BYTES, (size_t)count * SECTOR_BYTES);
+        memcpy(to, block.data + skip * SECTOR_BYTES, (size_t)count * SECTOR_BYTES);
         to += (size_t)count * SECTOR_BYTES;
         lba += count;
         length -= count;
@@ -405,63 +495,73 @@ int base_store_read(struct base_store *s, uint32_t volume, uint64_t lba, uint32_
     return r;
 }
 
+/* What a block becomes: tag, data, entry. With its lock. */
+static int put_block(const struct store_volume *v, uint64_t block, uint32_t present, char data[BLOCK_BYTES])
+{
+    int r = present ? seal_block(v, block, present, data) : 0;
+    struct entry entry = entry_make(ENTRY_SOUND, present ? crc32c(0, data, BLOCK_BYTES) : 0, present, block);
+    if (r == 0 && present)
+        r = io_pwrite_full(v->data_fd, data, BLOCK_BYTES, block * BLOCK_BYTES);
+    else if (r == 0 && fallocate(v->data_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(block * BLOCK_BYTES), BLOCK_BYTES) < 0 &&
+             errno != EOPNOTSUPP && errno != ENODEV)
+        r = -errno;
+    return r < 0 ? r : io_pwrite_full(v->crc_fd, &entry, sizeof entry, (uint64_t)entry_offset(block));
+}
+
 /* Changes sectors [skip, skip+count) of one block, not all of it: data NULL clears. The rest of a block that is damaged stays
  * unreadable, and so does all of it then. */
 static int change_block(struct base_store *s, const struct store_volume *v, uint64_t block_number, uint32_t skip,
                         uint32_t count, const char *data, bool repair, struct error *err)
 {
-    char block[BLOCK_BYTES] __attribute__((aligned(64))) = {0};
-    struct entry entry = {0};
+    struct raw_block block;
     uint32_t mask = ((1u << count) - 1) << skip;
-    int r = read_block(s, v, block_number, block, &entry, repair, err);
+    int r = read_block(s, v, block_number, &block, repair, err);
     if (r == -EBADMSG)
         return base_store_lose(s, v->id, block_number * BLOCK_SECTORS, BLOCK_SECTORS, err);
     if (r < 0)
         return r;
     if (data)
-        memcpy(block + skip * SECTOR_BYTES, data, (size_t)count * SECTOR_BYTES);
+        memcpy(block.data + skip * SECTOR_BYTES, data, (size_t)count * SECTOR_BYTES);
     else
-        memset(block + skip * SECTOR_BYTES, 0, (size_t)count * SECTOR_BYTES);
-    uint32_t present = data ? le32_get(entry.present) | mask : le32_get(entry.present) & ~mask;
-    if (present)
-        r = seal_block(v, block_number, present & 0xff, block);
-    entry = entry_make(ENTRY_SOUND, present ? crc32c(0, block, BLOCK_BYTES) : 0, present & 0xff, block_number);
+        memset(block.data + skip * SECTOR_BYTES, 0, (size_t)count * SECTOR_BYTES);
+    uint32_t present = le32_get(block.entry.present);
+    r = begin_change(s, v, block_number, 1, err);
     if (r < 0)
-        return error_errno(err, r, "cannot encrypt a block of %s/%u.img", s->directory, v->id);
-    if (present)
-        r = io_pwrite_full(v->data_fd, block, BLOCK_BYTES, block_number * BLOCK_BYTES);
-    else if (fallocate(v->data_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(block_number * BLOCK_BYTES),
-                       BLOCK_BYTES) < 0 && errno != EOPNOTSUPP && errno != ENODEV)
-        r = -errno;
+        return r;
+    r = put_block(v, block_number, data ? present | mask : present & ~mask, block.data);
+    end_change(v, block_number, 1);
+    return r < 0 ? error_errno(err, r, "cannot write %s/%u.img", s->directory, v->id) : 0;
+}
+
+/* Whole blocks, with their locks. `sealed`: a copy of the data to be encrypted; NULL: the store is plain. */
+static int put_blocks(const struct store_volume *v, uint64_t first, uint32_t count, const char *data, char *sealed)
+{
+    struct entry entries[ENTRIES_AT_ONCE];
+    int r = 0;
+    for (uint32_t i = 0; sealed && i < count && r == 0; i++)
+        r = seal_block(v, first + i, 0xff, sealed + (size_t)i * BLOCK_BYTES);
+    data = sealed ? sealed : data;
+    for (uint32_t i = 0; i < count; i++)
+        entries[i] = entry_make(ENTRY_SOUND, crc32c(0, data + (size_t)i * BLOCK_BYTES, BLOCK_BYTES), 0xff, first + i);
     if (r == 0)
-        r = io_pwrite_full(v->crc_fd, &entry, sizeof entry, (uint64_t)entry_offset(block_number));
-    if (r < 0)
-        return error_errno(err, r, "cannot write %s/%u.img", s->directory, v->id);
-    return 0;
+        r = io_pwrite_full(v->data_fd, data, (size_t)count * BLOCK_BYTES, first * BLOCK_BYTES);
+    return r < 0 ? r : io_pwrite_full(v->crc_fd, entries, count * sizeof *entries, (uint64_t)entry_offset(first));
 }
 
 /* Whole blocks, at most ENTRIES_AT_ONCE. */
 static int write_blocks(const struct base_store *s, const struct store_volume *v, uint64_t first, uint32_t count, const char *data,
                         struct error *err)
 {
-    struct entry entries[ENTRIES_AT_ONCE];
     _cleanup_free_ char *sealed = v->xts ? malloc((size_t)count * BLOCK_BYTES) : NULL;
     if (v->xts && !sealed)
         return error_errno(err, -ENOMEM, "cannot write %s/%u.img", s->directory, v->id);
-    if (sealed) {
+    if (sealed)
         memcpy(sealed, data, (size_t)count * BLOCK_BYTES);
-        for (uint32_t i = 0; i < count; i++) {
-            int r = seal_block(v, first + i, 0xff, sealed + (size_t)i * BLOCK_BYTES);
-            if (r < 0)
-                return error_errno(err, r, "cannot write %s/%u.tag", s->directory, v->id);
-        }
-        data = sealed;
-    }
-    for (uint32_t i = 0; i < count; i++)
-        entries[i] = entry_make(ENTRY_SOUND, crc32c(0, data + (size_t)i * BLOCK_BYTES, BLOCK_BYTES), 0xff, first + i);
-    int r = io_pwrite_full(v->data_fd, data, (size_t)count * BLOCK_BYTES, first * BLOCK_BYTES);
-    if (r == 0)
-        r = io_pwrite_full(v->crc_fd, entries, count * sizeof *entries, (uint64_t)entry_offset(first));
+    int r = begin_change(s, v, first, count, err);
+    if (r < 0)
+        return r;
+    r = put_blocks(v, first, count, data, sealed);
+    end_change(v, first, count);
     return r < 0 ? error_errno(err, r, "cannot write %s/%u.img", s->directory, v->id) : 0;
 }
 
@@ -494,7 +594,11 @@ int base_store_lose(struct base_store *s, uint32_t volume, uint64_t lba, uint32_
     uint64_t end = (lba + length + BLOCK_SECTORS - 1) / BLOCK_SECTORS;
     for (uint64_t block = lba / BLOCK_SECTORS; r == 0 && block < end; block++) {
         struct entry lost = entry_make(ENTRY_LOST, 0, 0xff, block);
+        r = begin_change(s, &v, block, 1, err);
+        if (r < 0)
+            return r;
         r = io_pwrite_full(v.crc_fd, &lost, sizeof lost, (uint64_t)entry_offset(block));
+        end_change(&v, block, 1);
         if (r < 0)
             r = error_errno(err, r, "cannot write %s/%u.crc", s->directory, volume);
     }
@@ -505,10 +609,14 @@ int base_store_lose(struct base_store *s, uint32_t volume, uint64_t lba, uint32_
 static int punch(struct base_store *s, const struct store_volume *v, uint64_t block, uint64_t count, struct error *err)
 {
     int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    int r = begin_change(s, v, block, count, err);
+    if (r < 0)
+        return r;
     if (fallocate(v->crc_fd, mode, entry_offset(block), (off_t)(count * sizeof(struct entry))) < 0 ||
         fallocate(v->data_fd, mode, (off_t)(block * BLOCK_BYTES), (off_t)(count * BLOCK_BYTES)) < 0)
-        return error_errno(err, -errno, "cannot free space in %s/%u.img", s->directory, v->id);
-    return 0;
+        r = -errno;
+    end_change(v, block, count);
+    return r < 0 ? error_errno(err, r, "cannot free space in %s/%u.img", s->directory, v->id) : 0;
 }
 
 int base_store_clear(struct base_store *s, uint32_t volume, uint64_t lba, uint64_t length, bool repair, struct error *err)
@@ -532,18 +640,25 @@ int base_store_clear(struct base_store *s, uint32_t volume, uint64_t lba, uint64
     return r;
 }
 
-/* Reads one entry again, in case it was just being written. */
-static bool settled_mask(const struct store_volume *v, uint64_t block, uint32_t *ret_mask)
+/* The mask of an entry that was read as `seen`, which is not one: it may just have been written (S2). */
+static int read_settled_mask(const struct base_store *s, const struct store_volume *v, uint64_t block, struct entry seen, uint32_t *ret_mask,
+                             struct error *err)
 {
-    struct timespec pause = {.tv_nsec = SETTLE_NS};
-    for (int attempt = 0; attempt < SETTLE_ATTEMPTS; attempt++) {
+    for (unsigned look = 0; look <= SETTLE_LOOKS; look++) {
         struct entry entry;
-        nanosleep(&pause, NULL);
-        if (read_padded(v->crc_fd, &entry, sizeof entry, (uint64_t)entry_offset(block)) == 0 &&
-            entry_check(&entry, block, ret_mask) != ENTRY_DAMAGED)
-            return true;
+        int r = await_change(s, v, block, err);
+        if (r < 0)
+            return r;
+        r = read_padded(v->crc_fd, &entry, sizeof entry, (uint64_t)entry_offset(block));
+        if (r < 0)
+            return error_errno(err, r, "cannot read %s/%u.crc", s->directory, v->id);
+        if (entry_check(&entry, block, ret_mask) != ENTRY_DAMAGED)
+            return 0;
+        if (memcmp(&entry, &seen, sizeof entry) == 0)
+            break;
+        seen = entry;
     }
-    return false;
+    return error_set(err, -EBADMSG, "%s/%u.crc is damaged at %llu", s->directory, v->id, (unsigned long long)entry_offset(block));
 }
 
 int base_store_extent(struct base_store *s, uint32_t volume, uint64_t lba, uint64_t length, bool *ret_present,
@@ -574,10 +689,10 @@ int base_store_extent(struct base_store *s, uint32_t volume, uint64_t lba, uint6
             return error_errno(err, r, "cannot read %s/%u.crc", s->directory, volume);
         for (uint64_t stop = (block + ENTRIES_AT_ONCE) * BLOCK_SECTORS; at < stop && at < end; at++) {
             uint32_t mask;
-            if (entry_check(&entries[at / BLOCK_SECTORS - block], at / BLOCK_SECTORS, &mask) == ENTRY_DAMAGED &&
-                !settled_mask(&v, at / BLOCK_SECTORS, &mask))
-                return error_set(err, -EBADMSG, "%s/%u.crc is damaged at %llu", s->directory, volume,
-                                 (unsigned long long)entry_offset(at / BLOCK_SECTORS));
+            const struct entry *entry = &entries[at / BLOCK_SECTORS - block];
+            if (entry_check(entry, at / BLOCK_SECTORS, &mask) == ENTRY_DAMAGED &&
+                read_settled_mask(s, &v, at / BLOCK_SECTORS, *entry, &mask, err) < 0)
+                return err->code;
             bool present = mask >> at % BLOCK_SECTORS & 1;
             if (at == lba)
                 *ret_present = present;

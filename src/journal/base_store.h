@@ -3,7 +3,8 @@
  * run still needs of it (its rescue store). `<directory>/<volume>.img` holds the bytes, `<volume>.crc` for each 4 KiB
  * block its CRC32C and a mask of the sectors that are present; absent sectors read as zeroes (J6).
  *
- * One writer; readers in other processes may run beside it as long as they do not read what is being written. */
+ * One writer; readers, in other processes too, may run beside it. A read of a block that is being changed waits until it has been (60 s,
+ * then -ETIMEDOUT). What a killed writer has left half changed is -EBADMSG until the change is repeated (drop_wait.h). */
 #ifndef TIDEMARK_JOURNAL_BASE_STORE_H
 #define TIDEMARK_JOURNAL_BASE_STORE_H
 

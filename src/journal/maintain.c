@@ -619,8 +619,10 @@ static int drop_to(struct journal *j, struct lsn base, uint32_t last_segment, bo
         r = base_store_open(path, true, &d.store, err);
     if (r == 0)
         r = payload_reader_new(j->directory, j->cache, READER_SEGMENTS, &d.reader, err);
-    if (r == 0)
+    if (r == 0) {
+        payload_reader_in_drop(d.reader);
         r = drop_steps(&d, err);
+    }
     payload_reader_free(d.reader);
     base_store_free(d.store);
     io_free_pages(d.buffer, JOURNAL_PAYLOAD_MAX_BYTES);
@@ -702,6 +704,8 @@ int maintain_rescue(struct journal *j, uint32_t first_segment, uint32_t last_seg
     r = d.buffer ? 0 : error_errno(err, -ENOMEM, "cannot thin old history");
     if (r == 0)
         r = payload_reader_new(j->directory, j->cache, READER_SEGMENTS, &d.reader, err);
+    if (r == 0)
+        payload_reader_in_drop(d.reader);
     for (size_t i = 0; i < d.m.rewind_count && r == 0; i++)
         r = rescue_rewind(&d, &d.m.rewinds[i], err);
     payload_reader_free(d.reader);

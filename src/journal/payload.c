@@ -14,6 +14,7 @@
 #include "base/cleanup.h"
 #include "base/crc32c.h"
 #include "base/io.h"
+#include "journal/drop_wait.h"
 #include "journal/journal_format.h"
 #include "journal/manifest.h"
 #include "journal/segment_reader.h"
@@ -50,6 +51,7 @@ struct payload_reader {
     size_t other_count;
     struct rescue *rescues; /* one a rewind that was read: at most MANIFEST_MAX_REWINDS */
     struct base_store *base;
+    struct drop_patience patience;
     _Atomic uint64_t base_lsn;
 };
 
@@ -74,6 +76,7 @@ static int new_reader(const char *directory, struct index_cache *cache, size_t o
     pthread_mutex_init(&p->mutex, NULL);
     pthread_cond_init(&p->released, NULL);
     snprintf(p->directory, sizeof p->directory, "%s", directory);
+    p->patience = (struct drop_patience){p->directory, DROP_WAIT_NS};
     snprintf(base, sizeof base, "%s/base", directory);
     int r = base_store_open(base, false, &p->base, err);
     if (r < 0) {
@@ -160,6 +163,11 @@ int payload_reader_tail(struct payload_reader *p, uint32_t segment, const char *
     char path[PATH_MAX + JOURNAL_FILE_BYTES];
     snprintf(path, sizeof path, "%s/%s", p->directory, file);
     return payload_reader_index(p, segment, 0, path, err);
+}
+
+void payload_reader_in_drop(struct payload_reader *p)
+{
+    p->patience.directory = NULL;
 }
 
 struct base_store *payload_base(struct payload_reader *p)
@@ -370,7 +378,18 @@ static int read_segment(struct payload_reader *p, struct payload_window *window,
     return r;
 }
 
-/* ---- rewinds ---- */
+/* ---- the base and rewinds ---- */
+
+/* From the base or a rescue store. */
+static int read_store(struct payload_reader *p, struct base_store *store, const struct extent *e, void *data, struct error *err)
+{
+    struct drop_look look = {0};
+    int r;
+    do
+        r = base_store_read(store, e->volume, e->lba, e->length, data, err);
+    while (r == -EBADMSG && drop_wait_again(&p->patience, &look));
+    return r;
+}
 
 static int rescue_store(struct payload_reader *p, struct lsn rewind, struct base_store **ret, struct error *err)
 {
@@ -409,7 +428,7 @@ static int read_reference(struct payload_reader *p, const struct extent *e, char
             break;
         struct extent part = extent_clip(left, left.lba, stretch);
         if (present)
-            r = base_store_read(rescue, part.volume, part.lba, part.length, data, err);
+            r = read_store(p, rescue, &part, data, err);
         else if (part.kind == EXTENT_BASE)
             r = base_store_read(p->base, part.volume, part.lba, part.length, data, err);
         else
@@ -433,7 +452,7 @@ static int read_reference(struct payload_reader *p, const struct extent *e, char
 static int read_once(struct payload_reader *p, struct payload_window *window, const struct extent *e, void *data, struct error *err)
 {
     if (e->lsn.n <= payload_base_lsn(p).n)
-        return base_store_read(p->base, e->volume, e->lba, e->length, data, err);
+        return read_store(p, p->base, e, data, err);
     if (e->flags & EXTENT_REFERENCE)
         return read_reference(p, e, data, err);
     return read_segment(p, window, e, data, err);
@@ -476,5 +495,5 @@ int payload_read_blocks(struct payload_reader *p, uint32_t segment, uint32_t gen
 
 int payload_read_base(struct payload_reader *p, uint32_t volume, uint64_t lba, uint32_t length, void *data, struct error *err)
 {
-    return base_store_read(p->base, volume, lba, length, data, err);
+    return read_store(p, p->base, &(struct extent){.volume = volume, .lba = lba, .length = length}, data, err);
 }

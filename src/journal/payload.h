@@ -31,11 +31,14 @@ int payload_reader_new(const char *directory, struct index_cache *cache, size_t 
 int payload_reader_new_at(const char *directory, struct index_cache *cache, size_t open_segments, const struct uuid *journal_id,
                           struct lsn base, struct payload_reader **ret, struct error *err) MUST_CHECK;
 void payload_reader_free(struct payload_reader *p);
+/* For whoever drops or thins history: it does not wait until that is done (drop_wait.h). Before reading begins. */
+void payload_reader_in_drop(struct payload_reader *p);
 /* The CRCs of segment `segment` are in the index `file` (a view's TAIL) instead of l0-<segment>.idx. */
 int payload_reader_tail(struct payload_reader *p, uint32_t segment, const char *file, struct error *err) MUST_CHECK;
 /* The same with a path from anywhere: an index that was made again. */
 int payload_reader_index(struct payload_reader *p, uint32_t segment, uint32_t generation, const char *path, struct error *err) MUST_CHECK;
-/* Reads all of `e` (a clipped extent, up to 1 MiB) into `data`. Thread-safe. -EBADMSG: damaged. */
+/* Reads all of `e` (a clipped extent, up to 1 MiB) into `data`. Thread-safe. -EBADMSG: damaged; what may be an interrupted drop is waited
+ * for (drop_wait.h). */
 int payload_read(struct payload_reader *p, const struct extent *e, void *data, struct error *err) MUST_CHECK;
 /* The same for one thread's reads in ascending order: what `window` does not have of a segment is read with what follows it. */
 int payload_read_along(struct payload_reader *p, struct payload_window *window, const struct extent *e, void *data,

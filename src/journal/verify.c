@@ -16,6 +16,7 @@
 #include "base/crc32c.h"
 #include "base/io.h"
 #include "journal/base_store.h"
+#include "journal/drop_wait.h"
 #include "journal/frame.h"
 #include "journal/index.h"
 #include "journal/losses.h"
@@ -36,6 +37,7 @@ struct verification {
     struct index_cache *cache;
     char *buffer;
     uint64_t total_bytes;
+    struct drop_patience patience;
 };
 
 /* When the records around `lsn` were written: the beginning (or end) of the segment that holds it, or the nearest time known
@@ -244,6 +246,16 @@ static void check_index(struct verification *v, const char *name, struct lsn low
         damaged(v, (struct verify_damage){.file = name, .what = r == -ENOENT ? "is missing" : err.message, .low = low, .high = high});
 }
 
+static int read_store(struct verification *v, struct base_store *store, uint32_t volume, uint64_t lba, uint32_t length, struct error *err)
+{
+    struct drop_look look = {0};
+    int r;
+    do
+        r = base_store_read(store, volume, lba, length, v->buffer, err);
+    while (r == -EBADMSG && drop_wait_again(&v->patience, &look));
+    return r;
+}
+
 /* The base, or (with `rewind`) a rewind's rescue store: the directory `name`. */
 static void check_store(struct verification *v, const char *name, struct lsn lsn, bool rewind)
 {
@@ -261,7 +273,7 @@ static void check_store(struct verification *v, const char *name, struct lsn lsn
             int r = base_store_extent(base, v->m.volumes[i].id, at, sectors - at, &present, &stretch, &err);
             if (r == 0 && present) {
                 stretch = stretch < BASE_STEP_SECTORS ? stretch : BASE_STEP_SECTORS;
-                r = base_store_read(base, v->m.volumes[i].id, at, (uint32_t)stretch, v->buffer, &err);
+                r = read_store(v, base, v->m.volumes[i].id, at, (uint32_t)stretch, &err);
                 v->summary->bytes += stretch * 512;
             }
             if (r < 0 && rewind && rewind_was_dropped(v, lsn))
@@ -430,7 +442,7 @@ static void check_all(struct verification *v)
 
 int journal_verify(const char *directory, const struct verify_report *report, struct verify_summary *ret, struct error *err)
 {
-    struct verification v = {.directory = directory, .report = report, .summary = ret};
+    struct verification v = {.directory = directory, .report = report, .summary = ret, .patience = {directory, DROP_WAIT_NS}};
     *ret = (struct verify_summary){0};
     int r = manifest_load(directory, &v.m, err);
     if (r < 0)

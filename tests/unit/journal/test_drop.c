@@ -8,10 +8,13 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 
+#include "base/thread.h"
 #include "journal/drop_pace.h"
+#include "journal/drop_wait.h"
 #include "journal/journal_internal.h"
 #include "journal/pace.h"
 #include "journal/payload.h"
@@ -77,16 +80,21 @@ int __wrap_sync_file_range(int fd, off_t offset, off_t length, unsigned flags)
     return 0;
 }
 
-static void write_block(uint32_t block, char content)
+static void write_sectors(uint64_t lba, uint32_t count, char content)
 {
     char data[JOURNAL_BLOCK_BYTES];
     memset(data, content, sizeof data);
-    struct journal_record record = {.op = OP_WRITE, .flags = RECORD_LAST, .volume = volume, .lba = (uint64_t)block * 8, .length = 8,
-                                    .payload = data, .payload_bytes = sizeof data};
+    struct journal_record record = {.op = OP_WRITE, .flags = RECORD_LAST, .volume = volume, .lba = lba, .length = count,
+                                    .payload = data, .payload_bytes = count * 512};
     struct journal_ticket ticket;
     check_ok(journal_append(j, &record, &ticket, &err));
     journal_backed(j, &ticket);
     check_ok(journal_wait(j, &ticket, &err));
+}
+
+static void write_block(uint32_t block, char content)
+{
+    write_sectors((uint64_t)block * 8, 8, content);
 }
 
 static char content_of(uint32_t block)
@@ -296,6 +304,124 @@ static void a_drop_does_not_rest_while_somebody_waits(void **unused)
     pthread_mutex_unlock(&j->maintain_mutex);
 }
 
+static _Atomic bool drop_fails;
+
+static int inject(void *context, const char *step)
+{
+    (void)context;
+    return drop_fails && strcmp(step, "drop") == 0 ? -EIO : 0;
+}
+
+static void open_journal(void)
+{
+    struct journal_options options = {.directory = directory, .ring_path = ring, .owner = "test", .segment_blocks = SEGMENT_BLOCKS, .segment_records = 512,
+                                      .fault = inject};
+    check_ok(journal_open(&options, &j, &err));
+}
+
+/* A sector of the first block of the base that no record has. */
+struct look {
+    struct image *image;
+    char data[512];
+    struct error err;
+    int r;
+    _Atomic bool done;
+};
+
+static void *look_main(void *context)
+{
+    struct look *l = context;
+    l->r = image_read(l->image, volume, 0, 1, l->data, &l->err);
+    l->done = true;
+    return NULL;
+}
+
+static void change_base(off_t offset, char content)
+{
+    char path[128], data[512];
+    memset(data, content, sizeof data);
+    snprintf(path, sizeof path, "%s/base/%u.img", directory, volume);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    assert_true(fd >= 0 && pwrite(fd, data, sizeof data, offset) == sizeof data);
+    close(fd);
+}
+
+/* A view's image of the newest point; the journal is killed in the middle of a drop, with one block half changed. */
+static int kill_in_a_drop(struct image **ret)
+{
+    char lock[128];
+    struct journal_status s;
+    write_block(0, 'a');
+    check_ok(journal_seal(j, &err));
+    journal_status(j, &s);
+    write_sectors(2, 1, 'b');
+    check_ok(journal_drop(j, s.latest, &err));
+    uint64_t before = base();
+    assert_int_equal(before, s.latest.n);
+    check_ok(journal_seal(j, &err));
+    journal_status(j, &s);
+    write_block(1, 'c');
+    snprintf(lock, sizeof lock, "%s/pins/v-look.lock", directory);
+    int fd = open(lock, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    assert_true(fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0);
+    check_ok(journal_pin(j, "v-look", s.latest, false, &err));
+    check_ok(image_open(directory, "v-look", ret, &err));
+    drop_fails = true;
+    assert_int_equal(journal_drop(j, s.latest, &err), -EIO);
+    assert_int_equal(base(), before);
+    journal_abandon(j);
+    j = NULL;
+    drop_fails = false;
+    change_base(2 * 512, 'b');
+    return fd;
+}
+
+/* What is half changed is no damage: the next engine repeats the drop, and who reads waits for it. */
+static void an_interrupted_drop_is_waited_for(void **unused)
+{
+    struct look l = {.done = false};
+    pthread_t thread;
+    (void)unused;
+    int lock = kill_in_a_drop(&l.image);
+    assert_int_equal(pthread_create(&thread, NULL, look_main, &l), 0);
+    usleep(300000);
+    assert_false(l.done);
+    open_journal();
+    pthread_join(thread, NULL);
+    if (l.r < 0)
+        fail_msg("%s", l.err.message);
+    assert_true(l.data[0] == 'a' && l.data[511] == 'a');
+    check_ok(journal_maintain(j, &err));
+    change_base(0, 'x'); /* and what is damage then is told at once */
+    uint64_t since = clock_boottime_ns(clock_system());
+    look_main(&l);
+    assert_true(l.r == -EBADMSG && clock_boottime_ns(clock_system()) - since < NS_PER_SECOND);
+    image_free(l.image);
+    close(lock);
+    check_ok(journal_unpin(j, "v-look", &err));
+}
+
+/* Who reads without an engine ends. */
+static void nobody_waits_for_ever(void **unused)
+{
+    struct image *image;
+    (void)unused;
+    int lock = kill_in_a_drop(&image);
+    struct drop_patience patience = {directory, 200 * NS_PER_MS};
+    for (int read = 0; read < 2; read++) {
+        struct drop_look look = {0};
+        unsigned looks = 0;
+        uint64_t since = clock_boottime_ns(clock_system());
+        while (drop_wait_again(&patience, &look))
+            assert_true(++looks < 100);
+        assert_in_range(looks, 1, read ? 1 : 100); /* what it has waited for once it does not wait for again */
+        assert_true(clock_boottime_ns(clock_system()) - since < (read ? 100 : 2000) * NS_PER_MS);
+    }
+    image_free(image);
+    close(lock);
+    open_journal();
+}
+
 static int begin(void **unused)
 {
     char template[] = "/dev/shm/tidemark-drop-XXXXXX";
@@ -306,9 +432,8 @@ static int begin(void **unused)
         return -1;
     memcpy(directory, template, sizeof template);
     snprintf(ring, sizeof ring, "%s.ring", directory);
-    struct journal_options options = {.directory = directory, .ring_path = ring, .owner = "test", .segment_blocks = SEGMENT_BLOCKS, .segment_records = 512};
     struct volume_info v;
-    check_ok(journal_open(&options, &j, &err));
+    open_journal();
     check_ok(journal_volume(j, "v", (BLOCKS + 1) * JOURNAL_BLOCK_BYTES, false, &v, &err));
     volume = v.id;
     return 0;
@@ -328,6 +453,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_segment_is_read_in_long_stretches, begin, end),
         cmocka_unit_test_setup_teardown(segments_that_go_together_are_not_mixed_up, begin, end),
         cmocka_unit_test_setup_teardown(a_slice_is_written_before_the_next, begin, end),
+        cmocka_unit_test_setup_teardown(an_interrupted_drop_is_waited_for, begin, end),
+        cmocka_unit_test_setup_teardown(nobody_waits_for_ever, begin, end),
         cmocka_unit_test_setup_teardown(a_bad_sector_costs_only_itself, begin, end),
         cmocka_unit_test_setup_teardown(a_slice_that_cannot_be_written_is_not_forgotten, begin, end),
         cmocka_unit_test(a_drop_begins_early_enough),
