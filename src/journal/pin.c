@@ -95,14 +95,61 @@ static int add_sealed(struct sources *s, const struct manifest *m, struct lsn ls
     return r;
 }
 
-/* A copy of the tail that covers LSNs up to `lsn`; *ret_frames 0 when there is none. Called with the mutex. */
-static int copy_tail(const struct tail *from, struct tail *to, struct error *err)
+#define ROOM_RECORDS 1024u /* that may come between a look at a tail and its copy: twice as many with each attempt */
+#define ROOM_BLOCKS 1024u
+
+/* The tails that cover LSNs up to `lsn`, newest first; returns their number. With the mutex. */
+static size_t find_tails(const struct journal *j, struct lsn lsn, const struct tail *ret[2])
 {
-    int r = tail_init(to, from->segment_blocks, from->max_records, err);
-    if (r == 0 && from->tags)
-        r = tail_reserve_tags(to, err);
-    if (r < 0)
-        return r;
+    const struct manifest *m = &j->manifest;
+    const struct tail *order[2] = {&j->tails[j->active], j->sealing ? &j->tails[!j->active] : NULL};
+    size_t count = 0;
+    for (int i = 0; i < 2; i++) {
+        if (!order[i] || order[i]->frame_count == 0 || order[i]->info.first.n > lsn.n)
+            continue;
+        if (m->segment_count && m->segments[m->segment_count - 1].number >= order[i]->info.number)
+            continue; /* in the manifest already, but not let go yet */
+        ret[count++] = order[i];
+    }
+    return count;
+}
+
+static uint32_t least(uint64_t wanted, uint32_t limit)
+{
+    return wanted < limit ? (uint32_t)wanted : limit;
+}
+
+/* Makes `tails` large enough for what there is now, and some more: populating memory takes longer than all the rest, and appends would
+ * wait for it with the mutex. */
+static int make_room(struct journal *j, struct lsn lsn, unsigned attempt, struct tail tails[2], size_t *ret_count, struct error *err)
+{
+    const struct tail *found[2];
+    uint32_t blocks[2], records[2];
+    pthread_mutex_lock(&j->mutex);
+    size_t count = find_tails(j, lsn, found);
+    for (size_t i = 0; i < count; i++) {
+        blocks[i] = least(found[i]->info.used_blocks + ((uint64_t)ROOM_BLOCKS << attempt), found[i]->segment_blocks);
+        records[i] = least(found[i]->extent_count + ((uint64_t)ROOM_RECORDS << attempt), found[i]->max_records);
+    }
+    pthread_mutex_unlock(&j->mutex);
+    int r = 0;
+    for (size_t i = 0; i < count && r == 0; i++) {
+        r = tail_init(&tails[i], blocks[i], records[i], err);
+        if (r == 0 && j->seal)
+            r = tail_reserve_tags(&tails[i], err);
+    }
+    *ret_count = count;
+    return r;
+}
+
+static bool has_room(const struct tail *to, const struct tail *from)
+{
+    return from->extent_count <= to->max_records && from->info.used_blocks <= to->segment_blocks && from->frame_count <= to->segment_blocks;
+}
+
+/* With the mutex. */
+static void copy_tail(const struct tail *from, struct tail *to)
+{
     memcpy(to->extents, from->extents, from->extent_count * sizeof *to->extents);
     memcpy(to->events, from->events, from->event_count * sizeof *to->events);
     memcpy(to->frames, from->frames, from->frame_count * sizeof *to->frames);
@@ -113,21 +160,20 @@ static int copy_tail(const struct tail *from, struct tail *to, struct error *err
     to->extent_count = from->extent_count;
     to->event_count = from->event_count;
     to->frame_count = from->frame_count;
-    return 0;
 }
 
 /* What a pin takes of the journal, as of one moment. */
 struct snapshot {
     struct manifest rewinds; /* nothing else of a manifest is there */
     struct lsn base, sealed_last; /* sealed_last: rewinds above it stand with the tails */
-    struct tail tails[2]; /* newest first */
+    struct tail tails[2]; /* newest first; what is not there is all zero */
     size_t tail_count;
     struct sources sealed; /* of groups after the tails' */
 };
 
 static void release_snapshot(struct snapshot *s)
 {
-    for (size_t i = 0; i < s->tail_count; i++)
+    for (size_t i = 0; i < 2; i++)
         tail_release(&s->tails[i]);
     manifest_release(&s->rewinds);
     free(s->sealed.list);
@@ -145,32 +191,44 @@ static int copy_rewinds(struct journal *j, struct snapshot *s, struct error *err
     return r;
 }
 
-/* The sources are chosen here: the manifest, which is the longer the more history there is, is not copied for it. */
-static int take_snapshot(struct journal *j, struct lsn lsn, struct snapshot *ret, struct error *err)
+/* Of `s`, whose tails have room for `room` of them. The sources are chosen here: the manifest, which is the longer the more history there
+ * is, is not copied for it. -EAGAIN: the tails have outgrown the room. */
+static int fill_snapshot(struct journal *j, struct lsn lsn, size_t room, struct snapshot *s, struct error *err)
 {
+    const struct tail *found[2];
     MUTEX_GUARD(guard, &j->mutex);
     struct manifest m = j->manifest; /* borrows its tables */
-    *ret = (struct snapshot){.base = m.base, .sealed_last = manifest_rewinds_above(&m, m.segment_count)};
-    int r = 0;
-    const struct tail *order[2] = {&j->tails[j->active], j->sealing ? &j->tails[!j->active] : NULL};
-    for (int i = 0; i < 2 && r == 0; i++) {
-        if (!order[i] || order[i]->frame_count == 0 || order[i]->info.first.n > lsn.n)
-            continue;
-        if (m.segment_count && m.segments[m.segment_count - 1].number >= order[i]->info.number)
-            continue; /* in the manifest already, but not let go yet */
-        r = copy_tail(order[i], &ret->tails[ret->tail_count], err);
+    size_t count = find_tails(j, lsn, found);
+    bool fits = count <= room;
+    for (size_t i = 0; i < count && fits; i++)
+        fits = has_room(&s->tails[i], found[i]);
+    if (!fits)
+        return -EAGAIN;
+    s->base = m.base;
+    s->sealed_last = manifest_rewinds_above(&m, m.segment_count);
+    for (size_t i = 0; i < count; i++)
+        copy_tail(found[i], &s->tails[i]);
+    s->tail_count = count;
+    int r = copy_rewinds(j, s, err);
+    m.rewinds = s->rewinds.rewinds;
+    m.rewind_count = s->rewinds.rewind_count;
+    return r < 0 ? r : add_sealed(&s->sealed, &m, lsn, (uint32_t)count, err);
+}
+
+static int take_snapshot(struct journal *j, struct lsn lsn, struct snapshot *ret, struct error *err)
+{
+    for (unsigned attempt = 0;; attempt += attempt < 16) { /* the room ends where the tails do */
+        size_t room;
+        *ret = (struct snapshot){.tail_count = 0};
+        int r = make_room(j, lsn, attempt, ret->tails, &room, err);
         if (r == 0)
-            ret->tail_count++;
-    }
-    if (r == 0)
-        r = copy_rewinds(j, ret, err);
-    m.rewinds = ret->rewinds.rewinds;
-    m.rewind_count = ret->rewinds.rewind_count;
-    if (r == 0)
-        r = add_sealed(&ret->sealed, &m, lsn, (uint32_t)ret->tail_count, err);
-    if (r < 0)
+            r = fill_snapshot(j, lsn, room, ret, err);
+        if (r == 0)
+            return 0;
         release_snapshot(ret);
-    return r;
+        if (r != -EAGAIN)
+            return r;
+    }
 }
 
 /* The tails' sources, of groups from 1 on, with their indexes. */

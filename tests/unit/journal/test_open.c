@@ -13,7 +13,7 @@
 
 #include "base/crc32c.h"
 #include "journal/index_internal.h"
-#include "journal/journal.h"
+#include "journal/journal_internal.h"
 #include "journal/pin.h"
 #include "view/image.h"
 
@@ -234,6 +234,57 @@ static void the_files_are_there(void **unused)
     check_ok(journal_close(journal, &err));
 }
 
+/* ---- the journal's mutex, which appends wait for ---- */
+
+static _Thread_local struct {
+    bool watching;
+    unsigned tables, writes; /* writes: that come when the first table is taken */
+} taken;
+
+void *__real_io_alloc_pages(size_t length_bytes);
+void *__wrap_io_alloc_pages(size_t length_bytes);
+void *__wrap_io_alloc_pages(size_t length_bytes)
+{
+    bool free = !taken.watching;
+    for (unsigned i = 0; !free && i < 2000; i++) { /* others have it for a moment */
+        free = pthread_mutex_trylock(&journal->mutex) == 0;
+        if (free)
+            pthread_mutex_unlock(&journal->mutex);
+        else
+            usleep(1000);
+    }
+    assert_true(free);
+    taken.tables += taken.watching;
+    for (; taken.watching && taken.writes; taken.writes--)
+        write_block(taken.writes % BLOCKS, 1);
+    return __real_io_alloc_pages(length_bytes);
+}
+
+/* Populating memory takes longer than all the rest. What is appended meanwhile, and outgrows it, changes nothing of the point. */
+static void memory_is_taken_without_the_mutex(void **unused)
+{
+    (void)unused;
+    open_journal(2);
+    for (unsigned writes = 0; writes < 24; writes++) { /* of segments of 8 */
+        write_block(writes, 1);
+        size_t point = point_count - 1;
+        taken.watching = true;
+        taken.tables = 0;
+        taken.writes = writes;
+        check_ok(journal_pin(journal, PIN, (struct lsn){points[point].lsn}, true, &err));
+        taken.watching = false;
+        assert_true(taken.tables > 0);
+        assert_int_equal(taken.writes, 0);
+        check_ok(journal_unpin(journal, PIN, &err));
+        check_point(point);
+        taken.watching = true;
+        taken.writes = writes;
+        check_point(point);
+        taken.watching = false;
+    }
+    check_ok(journal_close(journal, &err));
+}
+
 /* ---- checksums in the extents ---- */
 
 static void damage(uint32_t segment, uint64_t at)
@@ -430,7 +481,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(neither_the_manifest_nor_another_index),  TEST(a_first_read_ends_where_its_blocks_are), TEST(the_files_are_there),
         TEST(a_flipped_bit_is_found_by_the_extent),    TEST(indexes_without_checksums),              TEST(segments_are_found_by_lsn_and_number),
-        TEST(history_is_dropped_between_pin_and_open),
+        TEST(history_is_dropped_between_pin_and_open), TEST(memory_is_taken_without_the_mutex),
     };
     return cmocka_run_group_tests_name("journal-open", tests, NULL, NULL);
 }
