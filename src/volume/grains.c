@@ -47,6 +47,15 @@ void grain_map_set(struct grain_map *m, uint64_t grain)
     if (!(atomic_fetch_or(&m->words[grain / 64], bit) & bit))
         atomic_fetch_add(&m->set_count, 1);
 }
+void grain_map_set_word(struct grain_map *m, uint64_t grain, uint64_t bits)
+{
+    if (grain >= m->grains)
+        return;
+    if (m->grains - grain < 64)
+        bits &= (1ull << (m->grains - grain)) - 1;
+    uint64_t before = atomic_fetch_or(&m->words[grain / 64], bits);
+    atomic_fetch_add(&m->set_count, (unsigned)__builtin_popcountll(bits & ~before));
+}
 void grain_map_clear(struct grain_map *m, uint64_t grain)
 {
     uint64_t bit = 1ull << grain % 64;
@@ -443,8 +452,7 @@ int grains_flush(struct group *g, struct error *err)
 
 static bool stopping(struct group *g)
 {
-    MUTEX_GUARD(guard, &g->worker_mutex);
-    return g->stop;
+    return atomic_load(&g->stop);
 }
 
 /* Makes up to SAVE_EVERY_GRAINS grains of a map plain. 1: some are left. A grain that fails does not keep those after it waiting; the

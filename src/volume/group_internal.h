@@ -22,6 +22,8 @@ int grain_map_init(struct grain_map *m, uint64_t grains, struct error *err) MUST
 void grain_map_release(struct grain_map *m);
 bool grain_map_test(const struct grain_map *m, uint64_t grain);
 void grain_map_set(struct grain_map *m, uint64_t grain);
+/* Sets those of the 64 grains from `grain` (a multiple of 64) on that have a bit in `bits`; there may be fewer. */
+void grain_map_set_word(struct grain_map *m, uint64_t grain, uint64_t bits);
 void grain_map_clear(struct grain_map *m, uint64_t grain);
 /* The first set grain at or after `from`, or m->grains. */
 uint64_t grain_map_next(const struct grain_map *m, uint64_t from);

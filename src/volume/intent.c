@@ -86,6 +86,12 @@ bool intent_covers(struct intent *in, uint64_t offset_bytes, uint64_t length_byt
     return false;
 }
 
+uint64_t intent_regions(struct intent *in, uint64_t region)
+{
+    MUTEX_GUARD(guard, &in->mutex);
+    return region < in->regions ? in->wanted[region / 64] : 0;
+}
+
 static uint64_t count_marked(struct intent *in)
 {
     uint64_t count = 0;

@@ -49,6 +49,8 @@ void intent_mark(struct intent *in, uint64_t lba, uint64_t length);
 void intent_mark_all(struct intent *in);
 /* Whether any byte of [offset, offset + length) is marked, without noting use. */
 bool intent_covers(struct intent *in, uint64_t offset_bytes, uint64_t length_bytes);
+/* Which of the 64 regions from `region` (a multiple of 64) on are marked, a bit each. */
+uint64_t intent_regions(struct intent *in, uint64_t region);
 bool intent_any(struct intent *in);
 uint64_t intent_marked_bytes(struct intent *in);
 
