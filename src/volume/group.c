@@ -28,6 +28,7 @@ int group_new(struct journal *journal, enum group_ack ack, const struct log *log
     pthread_rwlockattr_setkind_np(&attributes, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
     pthread_rwlock_init(&g->gate, &attributes);
     pthread_rwlockattr_destroy(&attributes);
+    pthread_mutex_init(&g->diff_mutex, NULL);
     pthread_mutex_init(&g->rewind_mutex, NULL);
     pthread_mutex_init(&g->worker_mutex, NULL);
     pthread_mutex_init(&g->intent_mutex, NULL);
@@ -418,6 +419,7 @@ void group_free(struct group *g)
     range_lock_release(&g->ranges);
     pthread_rwlock_destroy(&g->source.lock);
     pthread_rwlock_destroy(&g->gate);
+    pthread_mutex_destroy(&g->diff_mutex);
     pthread_mutex_destroy(&g->rewind_mutex);
     pthread_mutex_destroy(&g->worker_mutex);
     pthread_mutex_destroy(&g->intent_mutex);

@@ -97,7 +97,8 @@ struct group {
     struct range_lock ranges;
     _Atomic uint64_t unjournaled;
 
-    pthread_mutex_t rewind_mutex; /* one rewind or diff at a time; taken first */
+    pthread_mutex_t diff_mutex;   /* one diff at a time; taken first of all */
+    pthread_mutex_t rewind_mutex; /* one rewind, resumption or growth at a time, and no image is opened beside them; taken next */
     struct image *stale_image;    /* what stale grains read; changed under the exclusive gate */
     char stale_pin[24];
     char copy_trouble[256];        /* why copying back does not go on; guarded by worker_mutex */

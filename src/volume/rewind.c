@@ -102,10 +102,12 @@ int group_diff(struct group *g, struct lsn from, struct lsn to, struct group_cha
         from = to;
         to = swap;
     }
-    MUTEX_GUARD(guard, &g->rewind_mutex);
+    MUTEX_GUARD(guard, &g->diff_mutex);
     int r = start_change(g, &change, err);
-    if (r == 0)
+    if (r == 0) { /* no longer: journaling could not go on meanwhile */
+        MUTEX_GUARD(inner, &g->rewind_mutex);
         r = grains_open_image(g, to, pin, &newer, err);
+    }
     if (r == 0)
         r = visit_changes(newer, from, count_stretch, &change, err);
     grains_close_image(g, pin, &newer);

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -617,6 +618,62 @@ static void a_comparison_that_cannot_begin_is_tried_again(void **state)
     assert_int_equal(check_latest("after the gap"), 0);
 }
 
+/* A diff of a long history takes a while. */
+static struct {
+    sem_t begun, may_end;
+    _Atomic bool waits;
+    struct lsn from, to;
+} diff;
+
+int __real_image_changes(struct image *image, struct lsn low, struct extent_stream **ret, struct error *e);
+int __wrap_image_changes(struct image *image, struct lsn low, struct extent_stream **ret, struct error *e);
+int __wrap_image_changes(struct image *image, struct lsn low, struct extent_stream **ret, struct error *e)
+{
+    if (diff.waits) {
+        sem_post(&diff.begun);
+        sem_wait(&diff.may_end);
+    }
+    return __real_image_changes(image, low, ret, e);
+}
+
+static void *diff_main(void *context)
+{
+    struct error why = ERROR_INIT;
+    struct group_change *change = context;
+    return group_diff(x.group, diff.from, diff.to, change, &why) < 0 ? context : NULL;
+}
+
+static void journaling_goes_on_while_a_diff_is_made(void **state)
+{
+    (void)state;
+    pthread_t thread;
+    struct group_change change;
+    void *failed;
+    diff.from = latest();
+    put(0, 4096, 'a');
+    diff.to = latest();
+    sem_init(&diff.begun, 0, 0);
+    sem_init(&diff.may_end, 0, 0);
+    diff.waits = true;
+    assert_int_equal(pthread_create(&thread, NULL, diff_main, &change), 0);
+    sem_wait(&diff.begun);
+    journal_suspend(x.journal, "a test", false);
+    unsigned waited_ms = 0;
+    for (; journal_is_suspended(x.journal) && waited_ms < 10000; waited_ms++) {
+        grains_wake(x.group);
+        usleep(1000);
+    }
+    diff.waits = false;
+    sem_post(&diff.may_end);
+    pthread_join(thread, &failed);
+    assert_null(failed);
+    assert_true(waited_ms < 10000);
+    assert_int_equal(change.changed_bytes, 4096);
+    free(change.volumes);
+    group_settle(x.group);
+    assert_int_equal(check_latest("afterwards"), 0);
+}
+
 /* A process kill takes no acknowledged write, also where it went unjournaled over what a rewind had not copied back. */
 static void an_unjournaled_write_over_a_rewind_survives_a_kill(void **state)
 {
@@ -786,6 +843,7 @@ int main(int argc, char **argv)
         UNCLEAN(a_growth_that_was_not_saved_is_done_again),
         UNCLEAN(a_ring_of_somebody_else_is_refused),
         UNCLEAN(a_comparison_that_cannot_begin_is_tried_again),
+        UNCLEAN(journaling_goes_on_while_a_diff_is_made),
         UNCLEAN(an_unjournaled_write_over_a_rewind_survives_a_kill),
         UNCLEAN(a_lost_before_image_is_remembered_after_a_kill),
         UNCLEAN(a_seed_map_of_somebody_else_is_refused),
