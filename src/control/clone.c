@@ -21,7 +21,6 @@
 #include "base/io.h"
 #include "base/units.h"
 #include "control/control_internal.h"
-#include "journal/pin.h"
 
 #define MARKER "clone.json"
 
@@ -215,7 +214,7 @@ static int begin_behind(struct application *a, struct copying *c, const json_t *
     struct filling f = {.source = ""};
     const struct application *source = c->source;
     const char *key_file = source->spec->key_file ? source->spec->key_file : "";
-    int r = control_new_id(a->control, PIN_KEPT_PREFIX, c->id, err);
+    int r = filling_new_pin(a->control, c->id, err);
     if (r == 0 && strlen(key_file) >= sizeof f.key_file)
         r = error_set(err, -ENAMETOOLONG, "the key file's path is too long");
     if (r < 0)

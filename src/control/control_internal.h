@@ -386,6 +386,8 @@ json_t *filling_engine_source(const struct application *application);
 /* -EBUSY while it is copied: it cannot be `what` ("detached"), or lose volumes that `spec` lacks. */
 int filling_refuse(const struct application *application, const char *what, struct error *err) MUST_CHECK;
 int filling_check_volumes(const struct application *application, const struct app_spec *spec, struct error *err) MUST_CHECK;
+/* A name for a pin that no clone has: whoever fails removes the pin by its name, and another's must not go with it. */
+int filling_new_pin(struct control *control, char ret[CONTROL_ID_BYTES], struct error *err) MUST_CHECK;
 /* Pins a point until filling_unpin, whoever ends. Name it in a listed application (filling_set) before. */
 int filling_pin(struct application *source, const char *pin, const char *point, json_t **ret, struct error *err) MUST_CHECK;
 /* What is not possible now is done later. */

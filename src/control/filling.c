@@ -208,14 +208,14 @@ static bool is_named_in_memory(struct control *control, const char *pin)
     return false;
 }
 
-/* In doubt it is. */
-static bool is_named_on_disk(const struct control *control, const char *pin)
+/* `doubt`: the answer where it cannot be told. */
+static bool is_named_on_disk(const struct control *control, const char *pin, bool doubt)
 {
     char path[PATH_MAX];
     snprintf(path, sizeof path, "%.4000s/apps", control->state_directory);
     _cleanup_closedir_ DIR *d = opendir(path);
     if (!d)
-        return true;
+        return doubt;
     for (const struct dirent *entry; (entry = readdir(d));) {
         struct error ignored = ERROR_INIT;
         struct filling f;
@@ -223,10 +223,20 @@ static bool is_named_on_disk(const struct control *control, const char *pin)
         snprintf(path, sizeof path, "%.3000s/apps/%s/" RECORD, control->state_directory, entry->d_name);
         if (entry->d_name[0] == '.' || (access(path, F_OK) < 0 && (errno == ENOENT || errno == ENOTDIR)))
             continue;
-        if (json_parse_file(path, &json, &ignored) < 0 || parse(json, &f, &ignored) < 0 || strcmp(f.pin, pin) == 0)
+        bool known = json_parse_file(path, &json, &ignored) == 0 && parse(json, &f, &ignored) == 0;
+        if (known ? strcmp(f.pin, pin) == 0 : doubt)
             return true;
     }
     return false;
+}
+
+int filling_new_pin(struct control *control, char ret[CONTROL_ID_BYTES], struct error *err)
+{
+    int r;
+    do
+        r = control_new_id(control, PIN_KEPT_PREFIX, ret, err);
+    while (r == 0 && (is_named_in_memory(control, ret) || is_named_on_disk(control, ret, false)));
+    return r;
 }
 
 /* -EAGAIN: its engine does not answer now. The pins are asked for before it is asked who names them: who takes one has named it before. */
@@ -242,7 +252,7 @@ static int sweep(struct application *a)
     {
         const char *pin = json_string_value(json_object_get(view, "pin"));
         if (!pin || strncmp(pin, PIN_KEPT_PREFIX, strlen(PIN_KEPT_PREFIX)) != 0 || is_named_in_memory(a->control, pin) ||
-            is_named_on_disk(a->control, pin))
+            is_named_on_disk(a->control, pin, true))
             continue;
         log_info(a->control->log, "%s: the pin %s is left of a clone that is gone: it is removed", a->name, pin);
         if (unpin(a, pin, &err) < 0)

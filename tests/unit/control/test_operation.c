@@ -118,6 +118,32 @@ static void an_id_is_given_once(void **unused)
     operation_end(second, 0, json_object(), NULL);
 }
 
+/* Whoever fails removes its pin by the name: that of another clone must not go with it, nor that of one whose application could not be
+ * loaded. What cannot be read names nothing here. */
+static void a_pin_of_a_clone_is_named_once(void **unused)
+{
+    static const uint32_t numbers[] = {0x07, 0x08, 0x09};
+    struct error err = ERROR_INIT;
+    struct application clone = {.filling = {.source = "shop", .pin = "copy-000007"}};
+    char id[CONTROL_ID_BYTES], path[PATH_MAX + 64];
+    (void)unused;
+    char *directory = check_make_directory();
+    snprintf(control.state_directory, sizeof control.state_directory, "%s", directory);
+    for (const char **one = (const char *[]){"lost", "{\"source\": \"shop\", \"pin\": \"copy-000008\"}\n", "broken", "{\n", NULL}; *one; one += 2) {
+        snprintf(path, sizeof path, "%s/apps/%s", directory, one[0]);
+        check_ok(io_mkdirs(path, 0700, &err));
+        snprintf(path, sizeof path, "%s/apps/%s/filling.json", directory, one[0]);
+        check_ok(io_replace_file(path, one[1], strlen(one[1]), 0600, &err));
+    }
+    control.applications = &clone;
+    next_random = numbers;
+    check_ok(filling_new_pin(&control, id, &err));
+    next_random = NULL;
+    control.applications = NULL;
+    check_remove_directory(directory);
+    assert_string_equal(id, "copy-000009");
+}
+
 /* The message of an error ends at some length, perhaps in the middle of a character. */
 static void a_message_that_was_cut_is_told(void **unused)
 {
@@ -146,7 +172,8 @@ static void bounded(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(life), cmocka_unit_test(waiting),
-                                       cmocka_unit_test(an_id_is_given_once), cmocka_unit_test(a_message_that_was_cut_is_told),
+                                       cmocka_unit_test(an_id_is_given_once), cmocka_unit_test(a_pin_of_a_clone_is_named_once),
+                                       cmocka_unit_test(a_message_that_was_cut_is_told),
                                        cmocka_unit_test(bounded)};
     pthread_condattr_t attributes;
     pthread_condattr_init(&attributes);
