@@ -566,6 +566,25 @@ size_t journal_pins(struct journal *j, struct journal_pin_info *pins, size_t cap
     return count;
 }
 
+/* Of a pin that was being made, or removed, when the engine was killed. A lock file may be that of somebody who is about to ask for one. */
+static void remove_leftovers(const struct journal *j)
+{
+    char file[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
+    journal_path(j, "pins", path);
+    _cleanup_closedir_ DIR *d = opendir(path);
+    for (const struct dirent *entry; d && (entry = readdir(d));) {
+        const char *suffix = strchr(entry->d_name, '.'), *last = strrchr(entry->d_name, '.');
+        bool used = suffix == NULL || suffix == entry->d_name || strcmp(last, ".lock") == 0;
+        for (size_t i = 0; i < j->pin_count && !used; i++)
+            used = belongs_to(entry->d_name, j->pins[i].name);
+        if (used)
+            continue;
+        snprintf(file, sizeof file, "pins/%.58s", entry->d_name);
+        journal_path(j, file, path);
+        unlink(path);
+    }
+}
+
 void pin_reload(struct journal *j)
 {
     char path[JOURNAL_PATH_BYTES];
@@ -580,7 +599,10 @@ void pin_reload(struct journal *j)
         if (!name_is_valid(name))
             continue; /* locks and tails go with their pin */
         bool internal = strncmp(name, PIN_INTERNAL_PREFIX, sizeof PIN_INTERNAL_PREFIX - 1) == 0;
-        if (internal || !is_held(j, name) || pin_load(j->directory, name, &pin, &err) < 0) {
+        bool held = !internal && is_held(j, name);
+        if (!held || pin_load(j->directory, name, &pin, &err) < 0) {
+            if (held)
+                log_error(j->log, "the pin %s is lost: %s", name, err.message);
             remove_files(j, name);
             continue;
         }
@@ -588,4 +610,5 @@ void pin_reload(struct journal *j)
             log_warning(j->log, "the view %s is lost: %s", name, err.message);
         pin_release(&pin);
     }
+    remove_leftovers(j);
 }

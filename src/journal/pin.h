@@ -30,7 +30,8 @@ struct journal_pin_info {
 };
 /* The external pins (views), at most `capacity`. Returns their number. */
 size_t journal_pins(struct journal *j, struct journal_pin_info *pins, size_t capacity);
-/* At opening: takes up the pins whose lock is held, removes the others. */
+/* At opening: takes up the pins that are kept and those whose lock is held, removes the others, and what is left of pins that are not
+ * there. */
 void pin_reload(struct journal *j);
 
 #endif

@@ -4,15 +4,19 @@
 #include "check.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/io.h"
+#include "journal/journal_internal.h"
+#include "journal/pin.h"
 #include "journal/ring.h"
 #include "volume/group_internal.h"
 
@@ -588,6 +592,65 @@ static void a_ring_of_somebody_else_is_refused(void **state)
     ring_release(&ring, true);
 }
 
+/* ---- pins ---- */
+
+static void pin_file(const char *file, char path[160])
+{
+    snprintf(path, 160, "%s/pins/%s", x.directory, file);
+}
+static bool has_pin_file(const char *file)
+{
+    char path[160];
+    pin_file(file, path);
+    return access(path, F_OK) == 0;
+}
+static int make_pin_file(const char *file)
+{
+    char path[160];
+    pin_file(file, path);
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    assert_true(fd >= 0);
+    return fd;
+}
+
+/* Of pins that were being made or removed when the engine was killed. Those that are there keep all they have, and who is about to ask for
+ * one keeps its lock. */
+static void what_is_left_of_a_pin_goes_with_the_next_start(void **state)
+{
+    static const char *const left[] = {"copy-2.7.idx", "copy-2.7.idx.tmp", "copy-2.tmp", "copy-11.7.idx", "v-9.3.idx", "v-1.3.idx", "v-9.revoked", "engine-5.1.idx"};
+    char tail[64], name[160];
+    struct journal_pin_info pins[8];
+    (void)state;
+    put(0, 4096, 'a');
+    struct lsn lsn = latest();
+    int lock = make_pin_file("v-12.lock");
+    assert_int_equal(flock(lock, LOCK_EX | LOCK_NB), 0);
+    check_ok(journal_pin(x.journal, "copy-1", lsn, false, &err));
+    check_ok(journal_pin(x.journal, "v-12", lsn, false, &err));
+    snprintf(tail, sizeof tail, "%u.idx", x.journal->tails[x.journal->active].info.number);
+    for (size_t i = 0; i < sizeof left / sizeof *left; i++)
+        close(make_pin_file(left[i]));
+    close(make_pin_file("v-9.lock"));
+    kill_all();
+    open_all();
+    for (size_t i = 0; i < sizeof left / sizeof *left; i++)
+        if (has_pin_file(left[i]))
+            fail_msg("%s is left", left[i]);
+    assert_int_equal(journal_pins(x.journal, pins, 8), 2);
+    for (size_t i = 0; i < 2; i++) {
+        struct image *image;
+        assert_true(has_pin_file(pins[i].name));
+        snprintf(name, sizeof name, "%s.%s", pins[i].name, tail);
+        assert_true(has_pin_file(name));
+        check_ok(image_open(x.directory, pins[i].name, &image, &err));
+        image_free(image);
+    }
+    assert_true(has_pin_file("v-9.lock") && has_pin_file("v-12.lock"));
+    close(lock);
+    check_ok(journal_unpin(x.journal, "copy-1", &err));
+    check_ok(journal_unpin(x.journal, "v-12", &err));
+}
+
 /* ---- comparisons ---- */
 
 /* Back to protection without a restart, although the comparison could not begin at the first attempt. */
@@ -842,6 +905,7 @@ int main(int argc, char **argv)
         UNCLEAN(a_damaged_list_is_not_made_up_for_after_a_gap),
         UNCLEAN(a_growth_that_was_not_saved_is_done_again),
         UNCLEAN(a_ring_of_somebody_else_is_refused),
+        UNCLEAN(what_is_left_of_a_pin_goes_with_the_next_start),
         UNCLEAN(a_comparison_that_cannot_begin_is_tried_again),
         UNCLEAN(journaling_goes_on_while_a_diff_is_made),
         UNCLEAN(an_unjournaled_write_over_a_rewind_survives_a_kill),
