@@ -520,6 +520,8 @@ static void flip_files(void)
                 try_range(f, page, page + 96, 11, true);
                 try_range(f, page + 96, page + 4096, 800, true);
             }
+        } else if (strncmp(f->name, "rewind-", 7) == 0) { /* the second copy of such a one */
+            try_range(f, 0, f->size, 97, true);
         } else if (suffix && strcmp(suffix, ".crc") == 0) {
             images += strncmp(f->name, "base/", 5) == 0;
             rescues += strncmp(f->name, "rescue-", 7) == 0;
