@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/io.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <fts.h>
@@ -123,6 +124,25 @@ static int replace_file(const char *path, const void *data, size_t length_bytes,
         return error_errno(err, r, "cannot replace %s", path);
     }
     return durable ? io_sync_directory(directory, err) : 0;
+}
+
+bool io_is_temporary(const char *name)
+{
+    size_t length = strlen(name);
+    return length > 4 && strcmp(name + length - 4, ".tmp") == 0;
+}
+
+int io_remove_temporaries(const char *directory, struct error *err)
+{
+    char path[PATH_MAX];
+    _cleanup_closedir_ DIR *d = opendir(directory);
+    if (!d && errno != ENOENT)
+        return error_errno(err, -errno, "cannot read %s", directory);
+    for (const struct dirent *entry; d && (entry = readdir(d));)
+        if (io_is_temporary(entry->d_name) && snprintf(path, sizeof path, "%s/%s", directory, entry->d_name) < (int)sizeof path &&
+            unlink(path) < 0 && errno != ENOENT)
+            return error_errno(err, -errno, "cannot remove %s", path);
+    return 0;
 }
 
 int io_replace_file(const char *path, const void *data, size_t length_bytes, mode_t mode, struct error *err)

@@ -3,6 +3,7 @@
 #ifndef TIDEMARK_BASE_IO_H
 #define TIDEMARK_BASE_IO_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -26,6 +27,10 @@ int io_sync_directory(const char *path, struct error *err) MUST_CHECK;
 int io_replace_file(const char *path, const void *data, size_t length_bytes, mode_t mode, struct error *err) MUST_CHECK;
 /* The same for what is of no use after a loss of power: nothing is synced. */
 int io_replace_volatile_file(const char *path, const void *data, size_t length_bytes, mode_t mode, struct error *err) MUST_CHECK;
+/* Whether a directory's entry is such a file, which was not finished: nobody will. */
+bool io_is_temporary(const char *name);
+/* Removes those of a directory; 0 also without it. */
+int io_remove_temporaries(const char *directory, struct error *err) MUST_CHECK;
 /* Reads a file of at most `limit_bytes` (-EFBIG above). The text is NUL-terminated; the caller frees it. */
 int io_read_file(const char *path, size_t limit_bytes, char **ret_data, size_t *ret_length_bytes,
                  struct error *err) MUST_CHECK;

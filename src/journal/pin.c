@@ -566,21 +566,27 @@ size_t journal_pins(struct journal *j, struct journal_pin_info *pins, size_t cap
     return count;
 }
 
-/* Of a pin that was being made, or removed, when the engine was killed. A lock file may be that of somebody who is about to ask for one. */
-static void remove_leftovers(const struct journal *j)
+static bool is_entered(const struct journal *j, const char *name)
 {
-    char file[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
-    journal_path(j, "pins", path);
-    _cleanup_closedir_ DIR *d = opendir(path);
+    for (size_t i = 0; i < j->pin_count; i++)
+        if (strcmp(j->pins[i].name, name) == 0)
+            return true;
+    return false;
+}
+
+/* What an engine leaves that ended while it made or removed a pin. A lock may be held by who is about to ask for one. */
+static void remove_leftovers(const struct journal *j, const char *directory)
+{
+    char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
+    _cleanup_closedir_ DIR *d = opendir(directory);
     for (const struct dirent *entry; d && (entry = readdir(d));) {
-        const char *suffix = strchr(entry->d_name, '.'), *last = strrchr(entry->d_name, '.');
-        bool used = suffix == NULL || suffix == entry->d_name || strcmp(last, ".lock") == 0;
-        for (size_t i = 0; i < j->pin_count && !used; i++)
-            used = belongs_to(entry->d_name, j->pins[i].name);
-        if (used)
+        size_t length = strcspn(entry->d_name, ".");
+        snprintf(name, sizeof name, "%.*s", (int)(length < 40 ? length : 40), entry->d_name);
+        bool temporary = io_is_temporary(entry->d_name);
+        if (!length || (!temporary && is_entered(j, name)) || (strcmp(entry->d_name + length, ".lock") == 0 && lock_is_held(j, name)))
             continue;
-        snprintf(file, sizeof file, "pins/%.58s", entry->d_name);
-        journal_path(j, file, path);
+        snprintf(name, sizeof name, "pins/%.50s", entry->d_name);
+        journal_path(j, name, path);
         unlink(path);
     }
 }
@@ -610,5 +616,5 @@ void pin_reload(struct journal *j)
             log_warning(j->log, "the view %s is lost: %s", name, err.message);
         pin_release(&pin);
     }
-    remove_leftovers(j);
+    remove_leftovers(j, path);
 }

@@ -253,6 +253,40 @@ static bool is_segment_file(const struct manifest *m, const char *name, unsigned
     return ends_with(name, s->cold_kib ? ".tmc" : ".tmj");
 }
 
+/* What was being written in a directory of the journal when the engine ended. */
+static void remove_temporaries(struct journal *j, const char *directory)
+{
+    char path[JOURNAL_PATH_BYTES];
+    struct error ignored = ERROR_INIT;
+    journal_path(j, directory, path);
+    if (io_remove_temporaries(path, &ignored) < 0)
+        log_warning(j->log, "%s", ignored.message);
+}
+
+static bool is_volume(const struct manifest *m, unsigned id)
+{
+    for (size_t i = 0; i < m->volume_count; i++)
+        if (m->volumes[i].id == id)
+            return true;
+    return false;
+}
+
+/* The base's files of a volume whose creation did not come to its end: another one may get its number. */
+static void remove_unknown_volumes(struct journal *j)
+{
+    char file[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
+    unsigned id;
+    journal_path(j, "base", path);
+    _cleanup_closedir_ DIR *d = opendir(path);
+    for (const struct dirent *entry; d && (entry = readdir(d));) {
+        if (sscanf(entry->d_name, "%u.", &id) != 1 || is_volume(&j->manifest, id))
+            continue;
+        snprintf(file, sizeof file, "base/%.40s", entry->d_name);
+        journal_path(j, file, path);
+        unlink(path);
+    }
+}
+
 /* Removes files that no manifest knows: segments that are not sealed (or keeps them to be used again), dropped or thinned ones, indexes and rewinds not
  * published. */
 static void remove_strays(struct journal *j)
@@ -276,8 +310,11 @@ static void remove_strays(struct journal *j)
             for (size_t i = 0; i < j->manifest.run_count; i++)
                 known |= j->manifest.runs[i].level == level && j->manifest.runs[i].first_segment == number;
         }
-        if (ends_with(entry->d_name, ".tmp"))
+        if (io_is_temporary(entry->d_name))
             known = false;
+        snprintf(name, sizeof name, "%.63s", entry->d_name);
+        if (known && strncmp(name, "rescue-", 7) == 0)
+            remove_temporaries(j, name);
         if (known)
             continue;
         /* One that was compressed may be open in a view: it goes, but is not used again. */
@@ -286,12 +323,13 @@ static void remove_strays(struct journal *j)
             segment_recycle(j, number, true); /* most likely the one that was ready: making another takes its time */
             continue;
         }
-        snprintf(name, sizeof name, "%.63s", entry->d_name);
         journal_path(j, name, path);
         struct error ignored = ERROR_INIT;
         if (io_remove_tree(path, &ignored) < 0)
             log_warning(j->log, "%s", ignored.message);
     }
+    remove_temporaries(j, "base");
+    remove_unknown_volumes(j);
 }
 
 /* Decides what the ring can tell and takes note of open backing writes. */

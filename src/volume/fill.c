@@ -450,7 +450,9 @@ int fill_open(struct volume *v, const char *backing, struct error *err)
     f->file = v->file;
     pthread_mutex_init(&f->save_mutex, NULL);
     pthread_mutex_init(&f->mutex, NULL);
-    int n = snprintf(f->path, sizeof f->path, "%s" FILL_SUFFIX, backing);
+    int n = snprintf(f->path, sizeof f->path, "%s" FILL_SUFFIX, backing), m = snprintf(live, sizeof live, "%s" FILL_SUFFIX ".tmp", backing);
+    if (m < (int)sizeof live)
+        unlink(live); /* of a save that a kill ended */
     bool there = n < (int)sizeof f->path && access(f->path, F_OK) == 0;
     struct fill_header h;
     _cleanup_free_ char *data = NULL;

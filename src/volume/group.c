@@ -363,8 +363,11 @@ int group_start(struct group *g, struct error *err)
     inexact |= unsaved;
     if (r == 0 && (whole || inexact || replaced))
         r = intents_mark_whole(g, err);
-    if (r == 0 && (compare || whole || inexact || replaced || (rec->clean && intents_left(g))))
+    bool owed = compare || whole || inexact || replaced || (rec->clean && intents_left(g));
+    if (r == 0 && owed)
         r = group_begin_compare(g, err);
+    else if (r == 0)
+        intents_compared(g); /* a kill came when that was done */
     if (is_suspended(r, err)) /* its points are refused already; it begins once journaling goes on (compare_due) */
         r = 0;
     if (r == 0 && whole && unlink(asked) < 0) /* the refused interval is on disk now */

@@ -162,6 +162,16 @@ static int open_volume(struct volume *v, const struct uuid *journal, bool new, s
     return r;
 }
 
+/* Both maps, which a kill may have left when the last grain had just been seeded. */
+static void forget_maps(const struct volume *v)
+{
+    char path[PATH_MAX];
+    live_path(v, path);
+    unlink(path);
+    saved_path(v, path);
+    unlink(path);
+}
+
 int seed_open(struct group *g, bool *ret_inexact, struct error *err)
 {
     struct manifest m;
@@ -171,8 +181,10 @@ int seed_open(struct group *g, bool *ret_inexact, struct error *err)
     *ret_inexact = false;
     for (size_t i = 0; i < g->volume_count && r == 0; i++) {
         struct volume *v = &g->volumes[i];
-        if (!v->seed.wanted)
+        if (!v->seed.wanted) {
+            forget_maps(v);
             continue;
+        }
         r = open_volume(v, &m.journal_id, v->seed.new, err);
         *ret_inexact |= v->seed.inexact;
     }
