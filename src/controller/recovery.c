@@ -104,9 +104,12 @@ static int finish(struct recovery_run *run, struct error *err)
             why = e->reason ? e->reason : "";
         }
     }
+    bool unused;
     int r = recovery_let_go(run, false, err);
     if (r == 0)
         r = recovery_count(run, err);
+    if (r == 0)
+        r = recovery_look_filling(run, &unused, err);
     if (r < 0)
         return r;
     if (failed)
@@ -114,8 +117,9 @@ static int finish(struct recovery_run *run, struct error *err)
                  "%zu of %zu objects could not be put back; the first: %.300s: %.700s", failed,
                  run->entry_count, first, why);
     else
-        snprintf(message, sizeof message, "%zu objects%s are as they were at the point%s%.800s",
-                 run->entry_count, recovery_has_data(run) ? " and the volumes" : "", not_ready[0] ? "; " : "",
+        snprintf(message, sizeof message, "%zu objects%s are as they were at the point%s%s%.800s",
+                 run->entry_count, recovery_has_data(run) ? " and the volumes" : "",
+                 recovery_is_filling(run->recovery) ? ", which are copied behind (condition Filled)" : "", not_ready[0] ? "; " : "",
                  not_ready);
     return recovery_end(run, failed ? "Failed" : "Completed", failed ? "ObjectsFailed" : "Completed", message,
                         err);
