@@ -402,6 +402,31 @@ static int drive(struct recovery_run *run, struct error *err)
     return r == 0 ? go(run, STEP_SUSPEND, 0, false, err) : r > 0 ? 0 : r;
 }
 
+static void release(struct recovery_run *run)
+{
+    recovery_free_entries(run);
+    json_decref(run->recovery);
+    json_decref(run->last_step);
+    json_decref(run->wanted);
+    json_decref(run->order);
+    json_decref(run->live);
+    json_decref(run->before);
+}
+
+int recovery_abandon(const struct recovery_context *context, const char *namespace, const char *name, const char *reason, const struct error *why,
+                     struct error *err)
+{
+    struct recovery_run run = {.c = context, .clock = context->clock ? context->clock : clock_system(), .namespace = namespace, .name = name};
+    int unused, r = open_run(&run, err);
+    if (r == 0 && !recovery_has_ended(run.recovery)) {
+        r = open_gates(&run, step_of(&run, &unused), err);
+        if (r == 0 || !passes(r))
+            r = recovery_end(&run, "Failed", reason, why->message, err);
+    }
+    release(&run);
+    return r;
+}
+
 int recovery_advance(const struct recovery_context *context, const char *namespace, const char *name,
                      struct error *err)
 {
@@ -412,12 +437,6 @@ int recovery_advance(const struct recovery_context *context, const char *namespa
     int r = open_run(&run, err);
     if (r == 0 && !recovery_has_ended(run.recovery))
         r = drive(&run, err);
-    recovery_free_entries(&run);
-    json_decref(run.recovery);
-    json_decref(run.last_step);
-    json_decref(run.wanted);
-    json_decref(run.order);
-    json_decref(run.live);
-    json_decref(run.before);
+    release(&run);
     return r;
 }

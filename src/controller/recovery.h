@@ -186,6 +186,10 @@ struct recovery_context {
  * on (-ESTALE): call again later. */
 int recovery_advance(const struct recovery_context *context, const char *namespace, const char *name,
                      struct error *err) MUST_CHECK;
+/* Ends one that cannot be carried on, since it is not known any more with whose rights: Failed, with that reason and message. What it did is
+ * as it is, its gates are open (R5), what it suspended stays so; nothing of the cluster is called. Codes as recovery_advance. */
+int recovery_abandon(const struct recovery_context *context, const char *namespace, const char *name, const char *reason, const struct error *why,
+                     struct error *err) MUST_CHECK;
 /* Whether the phase is one that does not change any more. */
 bool recovery_has_ended(const json_t *recovery);
 /* Whether it is a clone that is still being copied behind its use. */

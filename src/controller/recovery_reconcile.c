@@ -108,18 +108,11 @@ static bool is_wanted(const json_t *recovery)
     return !is_deleted(recovery) || json_object_get(json_object_get(recovery, "status"), "phase");
 }
 
-/* A Recovery that cannot even begin. */
-static int refuse(struct recovery_kube *k, json_t *recovery, const struct error *why, struct error *err)
+/* One that cannot even begin; or, when it runs, be carried on. */
+static int refuse(const struct recovery_context *context, const json_t *recovery, const struct error *why, struct error *err)
 {
-    char now[CLOCK_TEXT_BYTES];
-    clock_format_rfc3339(clock_realtime_ns(clock_system()), now);
-    json_t *status = json_pack("{s:s, s:s, s:[{s:s, s:s, s:s, s:s, s:s}]}", "phase", "Failed", "message",
-                               why->message, "conditions", "type", "Ready", "status", "False", "reason",
-                               why->code == -EACCES ? "Forbidden" : "RequesterUnknown", "message", why->message, "lastTransitionTime", now);
-    int r =
-        json_object_set_new(recovery, "status", status) < 0 ? error_set(err, -ENOMEM, "out of memory") : 0;
-    _cleanup_json_ json_t *written = NULL;
-    return r == 0 ? recovery_kube_store.write_status(k, recovery, &written, err) : r;
+    return recovery_abandon(context, kube_object_namespace(recovery), kube_object_name(recovery),
+                            why->code == -EACCES ? "Forbidden" : "RequesterUnknown", why, err);
 }
 
 static bool leads(void *context)
@@ -207,20 +200,24 @@ int recovery_reconcile(struct controller *c, const char *namespace, const char *
     if (r == 0 && !is_deleted(recovery) &&
         !json_is_true(json_object_get(json_object_get(recovery, "spec"), "dryRun")))
         r = hold(c, recovery, true, &why);
+    const struct recovery_context context = {.cluster = &recovery_kube_cluster,
+                                             .cluster_context = &k,
+                                             .store = &recovery_kube_store,
+                                             .store_context = &k,
+                                             .source = &source,
+                                             .source_context = c,
+                                             .data = c->data ? &recovery_streams_ops : NULL,
+                                             .data_context = c,
+                                             .log = c->log};
     if (r == -EPERM || r == -EACCES) {
-        r = refuse(&k, recovery, &why, err);
+        r = refuse(&context, recovery, &why, err);
+        if (r == -EAGAIN) { /* a gate whose node does not answer */
+            come_again(c, namespace, name, AGAIN_MS);
+            r = 0;
+        }
     } else if (r < 0) {
         *err = why;
     } else {
-        const struct recovery_context context = {.cluster = &recovery_kube_cluster,
-                                                 .cluster_context = &k,
-                                                 .store = &recovery_kube_store,
-                                                 .store_context = &k,
-                                                 .source = &source,
-                                                 .source_context = c,
-                                                 .data = c->data ? &recovery_streams_ops : NULL,
-                                                 .data_context = c,
-                                                 .log = c->log};
         r = recovery_advance(&context, namespace, name, err);
         if (r == -EAGAIN) { /* what it waits for is in its status; it is no failure */
             come_again(c, namespace, name, AGAIN_MS);

@@ -846,6 +846,35 @@ static void r5_the_gate_opens_when_a_step_fails_or_is_cancelled(void **unused)
     tear_down(&c);
 }
 
+/* R5: it is not known any more who asked, and so with whose rights to go on. */
+static void r5_one_that_cannot_be_carried_on_opens_its_gates(void **unused)
+{
+    (void)unused;
+    struct cluster whole;
+    struct error err = ERROR_INIT;
+    set_up(&whole, NOW, REWIND);
+    check_ok(run(&whole, true, &err));
+    const struct error why = {.code = -EPERM, .message = "nobody is recorded"};
+    for (long at = 1; at <= whole.calls; at++) {
+        struct cluster c;
+        set_up(&c, NOW, REWIND);
+        c.kill_at = at;
+        (void)!run(&c, true, &err);
+        bool ended = recovery_has_ended(c.recovery);
+        c.kill_at = 0;
+        size_t had = json_array_size(json_object_get(status_of(&c), "streams"));
+        const struct recovery_context context = {.store = &store_ops, .store_context = &c, .data = &data_ops, .data_context = &c};
+        check_ok(recovery_abandon(&context, "n", "r", "RequesterUnknown", &why, &err));
+        assert_true(ended || strcmp(recovery_condition_text(c.recovery, "Ready", "reason"), "RequesterUnknown") == 0);
+        assert_true(recovery_has_ended(c.recovery));
+        assert_int_equal(json_array_size(json_object_get(status_of(&c), "streams")), had);
+        size_t steps = json_array_size(c.data);
+        assert_true(steps == 0 || strcmp(json_string_value(json_array_get(c.data, steps - 1)), "open") == 0);
+        tear_down(&c);
+    }
+    tear_down(&whole);
+}
+
 static void a_clone_leaves_the_original_alone(void **unused)
 {
     (void)unused;
@@ -1802,6 +1831,7 @@ int main(void)
         cmocka_unit_test(a_custom_object_that_cannot_be_changed_is_not_made_again),
         cmocka_unit_test(what_was_there_before_the_point_stays),
         cmocka_unit_test(r1_a_clone_is_carried_on_at_every_call),
+        cmocka_unit_test(r5_one_that_cannot_be_carried_on_opens_its_gates),
         cmocka_unit_test(a_clone_is_used_before_it_is_copied),
         cmocka_unit_test(what_a_clone_cannot_do_is_in_its_plan),
         cmocka_unit_test(a_clone_without_data_asks_for_it),
