@@ -177,6 +177,9 @@ def check_purge(point):
     expect("the clone is still being copied", left[0] == "False" and left[2] > 0, str(left))
     within(60, "why the history of the original is kept is told", lambda: (why := kept_because()) and all("still being copied" in w for w in why))
     expect("the clone is whole", query(SQL, CLONE) == "300|1|200100|100", query(SQL, CLONE))
+    pod, told = streams_of_nodes()[copy]
+    kubectl("-n", SYSTEM, "exec", "-i", pod, "--", "tidemark", "apply", "-f", "-", "--socket", "/run/tidemark/data.sock", text=json.dumps(
+        {"apiVersion": "tidemark.io/v1alpha1", "kind": "ProtectionPolicy", "metadata": {"name": told["policy"]}, "spec": {}}))  # as fast as it can
     within(180, "the clone is copied", lambda: filled("outlives", base.OTHER) == ("True", "Filled", 0))
     within(150, "what was kept of the original is removed when nothing needs it",
            lambda: not [r for r in records().values() if r["claim_namespace"] == NAMESPACE])
@@ -203,6 +206,8 @@ def main():
         within(60, "its volumes are captured", lambda: condition("papp", NAMESPACE, "Protected").get("reason") == "AllVolumesCaptured")
         within(60, "its objects are journaled", lambda: condition("papp", NAMESPACE, "Ready").get("status") == "True")
         check_status()
+        # More than is copied at 1 MiB a second until the test has seen what it looks for.
+        query("CREATE TABLE bulk AS SELECT id, repeat(md5(id::text), 40) AS text FROM generate_series(1, 40000) AS id", NAMESPACE)
         point = base.write_rows()
         writer.start()
         check_dry_run(point)
