@@ -38,6 +38,8 @@ static int of_object(const json_t *object, struct csi_volume *ret, struct error 
         r = units_parse_u64(keep, KEEP_S_MAX, &ret->keep_s, err);
         ret->keep_known = r == 0;
     }
+    const char *version = kube_object_version(object);
+    snprintf(ret->version, sizeof ret->version, "%s", version && strlen(version) < sizeof ret->version ? version : "");
     const char *kept = json_string_value(json_object_get(json_object_get(object, "data"), "kept"));
     snprintf(ret->kept, sizeof ret->kept, "%s", r == 0 && kept ? kept : "");
     if (r == 0)
@@ -79,7 +81,11 @@ static int save(void *context, const struct csi_volume *volume, struct error *er
                   "true", "data", "record", text);
     if (!object)
         return error_set(err, -ENOMEM, "out of memory");
+    if (*volume->version)
+        json_object_set_new(json_object_get(object, "metadata"), "resourceVersion", json_string(volume->version));
     int r = kube_apply(cluster->client, &target, object, true, NULL, err);
+    if (r == -EBUSY)
+        return error_set(err, -EAGAIN, "the record of volume %s was changed by somebody else just now; it is safe to try again", volume->handle);
     return r < 0 ? error_context(err, "the record of volume %s", volume->handle) : 0;
 }
 
