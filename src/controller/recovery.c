@@ -256,6 +256,7 @@ static int apply(struct recovery_run *run, int first_wave, struct error *err)
 
 static int take(struct recovery_run *run, enum step step, int wave, struct error *err)
 {
+    bool changed;
     int r;
     switch (step) {
     case STEP_SUSPEND:
@@ -283,7 +284,10 @@ static int take(struct recovery_run *run, enum step step, int wave, struct error
         r = recovery_set_gates(run, false, err);
         return r == 0 ? recovery_let_streams_go(run, err) : r;
     case STEP_AWAIT:
-        return recovery_await_workloads(run, err);
+        r = recovery_look_filling(run, &changed, err);
+        if (r == 0 && changed)
+            r = recovery_write(run, err);
+        return r == 0 ? recovery_await_workloads(run, err) : r;
     case STEP_PLAN:
     case STEPS:
         break;

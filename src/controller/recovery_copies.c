@@ -384,7 +384,9 @@ static int status_of(struct controller *c, const json_t *stream, const char *whi
     char path[CSI_HANDLE_BYTES + 32];
     _cleanup_json_ json_t *answer = NULL;
     snprintf(path, sizeof path, "/v1/status?app=%s", json_text(stream, which));
-    int r = call(c, stream, "GET", path, NULL, &answer, err);
+    int r = controller_check_leads(c, err);
+    if (r == 0)
+        r = data_client_call(c->data, json_text(stream, "node"), "GET", path, NULL, DATA_STATUS_TIMEOUT_MS, &answer, err);
     if (r < 0)
         return r;
     *ret = json_incref(json_array_get(json_object_get(answer, "applications"), 0));

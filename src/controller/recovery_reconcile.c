@@ -190,6 +190,8 @@ int recovery_reconcile(struct controller *c, const char *namespace, const char *
         if (r == 0 && c->data && recovery_is_filling(recovery)) {
             const struct recovery_context context = {.store = &recovery_kube_store, .store_context = &k, .data = &recovery_streams_ops,
                                                      .data_context = c, .log = c->log};
+            k.leads = leads;
+            k.leads_context = c;
             r = follow(c, &context, recovery, err);
         }
         return r == -ENOENT ? 0 : r;
