@@ -35,12 +35,14 @@ static json_t *describe(const json_t *item)
     clock_format_rfc3339(
         keep_s < (UINT64_MAX - deleted_ns) / NS_PER_SECOND ? deleted_ns + keep_s * NS_PER_SECOND : UINT64_MAX,
         removed);
-    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:s, s:s}", "volume", kube_object_name(item),
+    const char *kept = cli_field_text(json_object_get(item, "data"), "kept", "");
+    bool over = keep_s < (UINT64_MAX - deleted_ns) / NS_PER_SECOND && deleted_ns + keep_s * NS_PER_SECOND < clock_realtime_ns(clock_system());
+    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:s, s:s, s:s*}", "volume", kube_object_name(item),
                      "namespace", cli_field_text(record, "claim_namespace", ""), "claim",
                      cli_field_text(record, "claim_name", ""), "node", cli_field_text(record, "node", ""),
                      "stream", cli_field_text(record, "stream", ""), "sizeBytes",
                      (json_int_t)cli_field_u64(record, "size_bytes"), "deletedTime", deleted, "removedTime",
-                     removed);
+                     removed, "keptBecause", over && *kept ? kept : NULL);
 }
 
 int kubectl_kept(struct kubectl *k, json_t **ret, struct error *err)
@@ -103,7 +105,7 @@ static enum cli_exit choose(const struct cli *cli, const json_t *kept, json_t *c
 static enum cli_exit print(const struct cli *cli, const json_t *volumes)
 {
     static const char *const columns[] = {"VOLUME",  "CLAIM",           "NODE", ">SIZE",
-                                          "DELETED", "HISTORY REMOVED", NULL};
+                                          "DELETED", "HISTORY REMOVED", "KEPT BECAUSE", NULL};
     _cleanup_cli_table_ struct cli_table *table = cli_table_new(columns);
     char size[UNITS_TEXT_BYTES], age[CLI_TEXT_BYTES];
     size_t i;
@@ -126,6 +128,7 @@ static enum cli_exit print(const struct cli *cli, const json_t *volumes)
         cli_table_cell(table, CLI_COLOUR_NONE, "%s", units_format_bytes(cli_field_u64(v, "sizeBytes"), size));
         cli_table_cell(table, CLI_COLOUR_NONE, "%s", cli_field_age(v, "deletedTime", age));
         cli_table_cell(table, CLI_COLOUR_NONE, "%s", cli_field_text(v, "removedTime", "-"));
+        cli_table_cell(table, CLI_COLOUR_NONE, "%s", cli_field_text(v, "keptBecause", ""));
     }
     return cli_table_print(cli, table);
 }

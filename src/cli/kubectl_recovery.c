@@ -179,7 +179,7 @@ enum cli_exit kubectl_recovery_answer(struct kubectl *k, const char *what, const
                                       json_t **ret)
 {
     static const char *const fields[] = {"phase",    "message",  "startTime",   "completionTime", "rtoMs",
-                                         "point",    "before",   "plan",        "streams",        "timings",
+                                         "point",    "before",   "plan",        "streams",        "timings",     "filling",
                                          "verdicts", "failures", "reconcilers", "conditions",     NULL};
     struct error err = ERROR_INIT;
     const json_t *status = json_object_get(recovery, "status");
@@ -239,6 +239,26 @@ static void say_volumes(const struct cli *cli, const json_t *answer)
     json_array_foreach(kubectl_at(answer, "plan", "volumes"), i, volume)
         cli_output_say(cli, "volume %s: %s differ", cli_field_text(volume, "claim", "?"),
                        units_format_bytes(cli_field_u64(volume, "changedBytes"), text));
+}
+
+static void say_notes(const struct cli *cli, const json_t *answer)
+{
+    size_t i;
+    json_t *note;
+    json_array_foreach(kubectl_at(answer, "plan", "notes"), i, note) cli_output_say(cli, "note: %s", json_string_value(note));
+}
+
+/* Of a clone: what is used before it is copied. */
+static void say_filling(const struct cli *cli, const json_t *answer)
+{
+    char left[UNITS_TEXT_BYTES], total[UNITS_TEXT_BYTES];
+    const json_t *filling = json_object_get(answer, "filling");
+    const char *recovery = cli_field_text(answer, "recovery", "NAMESPACE/NAME"), *slash = strchr(recovery, '/');
+    if (!filling || json_object_get(filling, "endTime") || !slash)
+        return;
+    cli_output_say(cli, "  copying   %s of %s are left, behind its use; until then the history of the original is kept", units_format_bytes(cli_field_u64(filling, "leftBytes"), left),
+                   units_format_bytes(cli_field_u64(filling, "totalBytes"), total));
+    cli_output_say(cli, "            kubectl -n %.*s wait --for=condition=Filled --timeout=1h recovery/%s", (int)(slash - recovery), recovery, slash + 1);
 }
 
 static void say_reconcilers(const struct cli *cli, const json_t *answer)
@@ -376,6 +396,7 @@ static void print_plan(struct kubectl *k, const struct kubectl_run *run, const j
         (unsigned long long)cli_field_u64(plan, "delete"), (unsigned long long)cli_field_u64(plan, "same"),
         (unsigned long long)cli_field_u64(plan, "skip"));
     say_volumes(k->cli, answer);
+    say_notes(k->cli, answer);
     say_reconcilers(k->cli, answer);
     if (!k->cli->quiet)
         kubectl_recovery_objects(k->cli, answer, true);
@@ -406,6 +427,7 @@ static void print_result(struct kubectl *k, const struct kubectl_run *run, const
                                  *step, (unsigned long long)cli_field_u64(timings, *step));
     cli_output_say(k->cli, "  RTO       %llu ms%s", (unsigned long long)cli_field_u64(answer, "rtoMs"),
                    times);
+    say_filling(k->cli, answer);
     if (run->hint)
         cli_output_say(k->cli, "%s", run->hint);
     note_volumes(k, run, answer);

@@ -48,18 +48,15 @@ static json_t *list_or_note(struct look *l, const struct kube_resource *resource
 
 /* ---- applications ---- */
 
-/* The first stream that is not well; "" when all are. */
-static const char *stream_state(const json_t *papp)
+/* The first stream that is not well; NULL when all are. */
+static const json_t *bad_stream(const json_t *papp)
 {
     size_t i;
     json_t *stream;
     json_array_foreach(kubectl_at(papp, "status", "streams"), i, stream)
-    {
-        const char *state = cli_field_text(stream, "state", "protected");
-        if (strcmp(state, "protected") != 0)
-            return state;
-    }
-    return "";
+        if (strcmp(cli_field_text(stream, "state", "protected"), "protected") != 0)
+            return stream;
+    return NULL;
 }
 
 static const char *state_of(const json_t *papp, const json_t **ret_why)
@@ -84,9 +81,10 @@ static const char *state_of(const json_t *papp, const json_t **ret_why)
     }
     if (kubectl_is(volumes, "False")) {
         *ret_why = volumes;
-        return "partly";
+        return strcmp(cli_field_text(volumes, "reason", ""), "JournalingSuspended") == 0 ? "suspended" : "partly";
     }
-    return *stream_state(papp) ? stream_state(papp) : "protected";
+    *ret_why = bad_stream(papp);
+    return *ret_why ? cli_field_text(*ret_why, "state", "?") : "protected";
 }
 
 static bool under_way(const char *state)

@@ -21,6 +21,7 @@
 #include "base/io.h"
 #include "base/units.h"
 #include "control/control_internal.h"
+#include "lib/http_client.h"
 
 #define MARKER "clone.json"
 
@@ -33,6 +34,7 @@ struct copying {
     char id[CONTROL_ID_BYTES], config[PATH_MAX];
     int lock_fd;
     bool behind;     /* the pin stays, and the new engine copies */
+    char first[256]; /* why that was asked for and cannot be; "" */
     json_t *pin;     /* the engine's answer */
     json_t *volumes; /* [{"name": in the new application, "from": name there, "id", "size_bytes"}] */
     json_t *summary;
@@ -207,6 +209,27 @@ static int begin(struct copying *c, const json_t *request, struct error *err)
     return r == 0 ? choose_volumes(c, request, err) : r;
 }
 
+/* Why a clone of it that is to be used at once is copied first: into c->first. What is not known now, making it shows. */
+static void note_hindrance(struct copying *c, const json_t *request)
+{
+    const struct application *source = c->source;
+    struct error ignored = ERROR_INIT;
+    _cleanup_json_ json_t *status = NULL;
+    const char *why = NULL;
+    if (!json_is_true(json_object_get(request, "at_once")))
+        return;
+    if (store_is_open(source->control, source->name))
+        why = "it lives on devices of its own (volumes of backing class), which may go to another machine, where the clone could not read them";
+    else if (http_client_call(source->socket, "GET", "/v1/status", NULL, CONTROL_STATUS_TIMEOUT_MS, &status, &ignored) < 0)
+        return;
+    else if (!json_object_get(status, "filling"))
+        why = "its engine is one from before such clones; `tidemark upgrade` replaces it";
+    else if (strcmp(json_text(status, "state"), "suspended") == 0)
+        why = "its journaling is suspended now; its alarms say why";
+    if (why)
+        snprintf(c->first, sizeof c->first, "%s", why);
+}
+
 /* For a clone that is used at once. -EINVAL: the source's engine is one from before there were pins that nobody holds; -ESHUTDOWN: its history is
  * not durable now. */
 static int begin_behind(struct application *a, struct copying *c, const json_t *request, struct error *err)
@@ -313,14 +336,16 @@ static json_t *told_volumes(const struct copying *c)
 int clone_plan(struct application *source, const json_t *request, json_t **ret, struct error *err)
 {
     struct copying c = {.source = source, .lock_fd = -1};
+    note_hindrance(&c, request);
     int r = begin(&c, request, err);
     if (r == 0)
         r = count(&c, err);
     if (r == 0) {
-        *ret = json_pack("{s:{s:s, s:O, s:O, s:O, s:O, s:o}}", "plan", "source", source->name, "lsn",
+        bool at_once = json_is_true(json_object_get(request, "at_once")) && !c.first[0];
+        *ret = json_pack("{s:{s:s, s:O, s:O, s:O, s:O, s:o, s:b, s:s*}}", "plan", "source", source->name, "lsn",
                          json_object_get(c.pin, "lsn"), "time", json_object_get(c.pin, "time"), "note",
                          json_object_get(c.pin, "note"), "bytes", json_object_get(c.summary, "bytes"),
-                         "volumes", told_volumes(&c));
+                         "volumes", told_volumes(&c), "at_once", (int)at_once, "copied_first", c.first[0] ? c.first : NULL);
         r = *ret ? 0 : error_set(err, -EPROTO, "the engine's answer lacks fields");
     }
     end(&c);
@@ -480,13 +505,16 @@ static int fill_spec(struct application *a, const struct copying *c, struct erro
 static int prepare(struct application *a, struct copying *c, const json_t *request, struct error *err)
 {
     int r = -EINVAL;
-    if (json_is_true(json_object_get(request, "at_once")) && !store_is_open(a->control, c->source->name)) {
+    note_hindrance(c, request);
+    if (json_is_true(json_object_get(request, "at_once")) && !c->first[0]) {
         r = begin_behind(a, c, request, err);
         if (r != -EINVAL && r != -ESHUTDOWN)
             return r;
-        log_info(a->control->log, "%s: cannot be used before it is copied: %s", a->name, err->message);
+        snprintf(c->first, sizeof c->first, "%.*s", (int)sizeof c->first - 1, err->message);
         *err = ERROR_INIT;
     }
+    if (c->first[0])
+        log_info(a->control->log, "%s: cannot be used before it is copied: %s", a->name, c->first);
     r = begin(c, request, err);
     return r == 0 ? count(c, err) : r;
 }
@@ -559,9 +587,10 @@ int clone_run(struct application *a, struct operation *operation, const json_t *
         r = commit(a, operation, err);
     if (r == 0) {
         double ms = (double)(clock_boottime_ns(clock_system()) - started_ns) / 1e6;
-        *ret = json_pack("{s:s, s:s, s:O, s:O, s:O, s:o, s:f, s:b}", "application", a->name, "source", name, "lsn",
+        *ret = json_pack("{s:s, s:s, s:O, s:O, s:O, s:o, s:f, s:b, s:s*}", "application", a->name, "source", name, "lsn",
                          json_object_get(c.pin, "lsn"), "time", json_object_get(c.pin, "time"), "bytes",
-                         json_object_get(c.summary, "bytes"), "volumes", told_volumes(&c), "clone_ms", ms, "at_once", (int)c.behind);
+                         json_object_get(c.summary, "bytes"), "volumes", told_volumes(&c), "clone_ms", ms, "at_once", (int)c.behind,
+                         "copied_first", c.first[0] ? c.first : NULL);
     }
     if (source)
         end(&c);

@@ -128,6 +128,8 @@ static json_t *application_json(struct application *a)
     json_t *alarms = alarms_json(a, engine, operation[0]), *views = views_ids_to_json(a->control, a->name);
     char crashes[512];
     unsigned ends;
+    struct filling filling;
+    bool fills = filling_get(a, &filling);
     MUTEX_GUARD(guard, &a->mutex);
     bool looping = is_crash_looping(a, &ends, alarms, crashes, sizeof crashes);
     if (looping)
@@ -159,6 +161,7 @@ static json_t *application_json(struct application *a)
     json_object_set_new(json, "restarts", json_integer((json_int_t)a->restarts + (a->spec->export == APP_EXPORT_NBD ? 0 : ends)));
     json_object_set_new(json, "crash_looping", json_boolean(looping));
     json_object_set_new(json, "alarms", alarms);
+    json_object_set_new(json, "copied_from", fills ? json_string(filling.source) : json_null());
     json_object_set_new(json, "operation", operation[0] ? json_string(operation) : json_null());
     json_object_set_new(json, "views", views);
     json_object_set_new(json, "volumes", volumes_json(a, engine));

@@ -58,9 +58,24 @@ static void set_condition(struct application *a, const char *type, bool is, cons
         event_record(a->c, a->papp, is ? "Normal" : "Warning", reason, message);
 }
 
+/* What is in the way of the first stream that is not journaled; NULL. A new reference. */
+static json_t *find_suspended(const struct application *a)
+{
+    size_t i;
+    json_t *volume, *found = NULL;
+    json_array_foreach(a->volumes, i, volume)
+    {
+        const char *stream = json_text(volume, "stream");
+        if (!found && *stream)
+            found = streams_suspended(a->c, stream);
+    }
+    return found;
+}
+
 static void judge_volumes(struct application *a)
 {
     char names[500] = "";
+    _cleanup_json_ json_t *suspended = NULL;
     size_t i, length = 0, total = json_array_size(a->volumes);
     json_t *volume;
     json_array_foreach(a->volumes, i, volume)
@@ -75,6 +90,8 @@ static void judge_volumes(struct application *a)
     }
     if (total == 0)
         set_condition(a, "Protected", true, "NoVolumes", "it has no volumes; its objects are journaled");
+    else if (a->captured == total && (suspended = find_suspended(a)))
+        set_condition(a, "Protected", false, "JournalingSuspended", "nothing that is written is journaled now: %.800s", json_string_value(suspended));
     else if (a->captured == total)
         set_condition(a, "Protected", true, "AllVolumesCaptured",
                       "every write to its %zu volumes is journaled", total);

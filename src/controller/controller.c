@@ -190,6 +190,7 @@ static void term_end(struct term *t, const struct controller_options *o)
     json_decref(c->placements.volumes);
     json_decref(c->placements.told);
     json_decref(c->placements.policies);
+    json_decref(c->placements.suspended);
     pthread_mutex_destroy(&c->placements.mutex);
     json_decref(c->held.applications);
     pthread_mutex_destroy(&c->held.mutex);

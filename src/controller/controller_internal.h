@@ -45,6 +45,7 @@ struct placements {
     json_t *volumes;
     json_t *told;     /* streams.c's own */
     json_t *policies; /* that too: {stream: what its node has taken} */
+    json_t *suspended; /* {stream: why nothing of it is journaled now} */
 };
 
 struct controller {
@@ -153,6 +154,8 @@ int recovery_reconcile(struct controller *c, const char *namespace, const char *
 int streams_reconcile(struct controller *c, struct error *err) MUST_CHECK;
 /* What is known of the volume with that handle: {"stream", "node"}; NULL: nothing. A new reference. */
 json_t *streams_placement(struct controller *c, const char *handle);
+/* Why nothing of the stream is journaled, as its node said last: a new reference, NULL: it is, or that is not known. */
+json_t *streams_suspended(struct controller *c, const char *stream);
 
 /* ---- checkpoint_kube.c ---- */
 #define CHECKPOINT_KEY "%"

@@ -31,6 +31,8 @@ struct purge_ops {
     int (*destroy)(void *context, const char *node, const char *stream, struct error *err);
     int (*save)(void *context, const struct csi_volume *volume, struct error *err);
     int (*forget)(void *context, const char *handle, struct error *err);
+    /* Tells whoever looks why the history of a deleted volume is still there although its time is over. NULL: nobody is told. */
+    void (*kept)(void *context, const struct csi_volume *volume, const char *why);
 };
 
 /* How long the history of the volume is kept after its deletion. */

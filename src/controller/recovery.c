@@ -104,9 +104,12 @@ static int finish(struct recovery_run *run, struct error *err)
             why = e->reason ? e->reason : "";
         }
     }
+    bool unused;
     int r = recovery_let_go(run, false, err);
     if (r == 0)
         r = recovery_count(run, err);
+    if (r == 0)
+        r = recovery_look_filling(run, &unused, err);
     if (r < 0)
         return r;
     if (failed)
@@ -114,8 +117,9 @@ static int finish(struct recovery_run *run, struct error *err)
                  "%zu of %zu objects could not be put back; the first: %.300s: %.700s", failed,
                  run->entry_count, first, why);
     else
-        snprintf(message, sizeof message, "%zu objects%s are as they were at the point%s%.800s",
-                 run->entry_count, recovery_has_data(run) ? " and the volumes" : "", not_ready[0] ? "; " : "",
+        snprintf(message, sizeof message, "%zu objects%s are as they were at the point%s%s%.800s",
+                 run->entry_count, recovery_has_data(run) ? " and the volumes" : "",
+                 recovery_is_filling(run->recovery) ? ", which are copied behind (condition Filled)" : "", not_ready[0] ? "; " : "",
                  not_ready);
     return recovery_end(run, failed ? "Failed" : "Completed", failed ? "ObjectsFailed" : "Completed", message,
                         err);
@@ -252,6 +256,7 @@ static int apply(struct recovery_run *run, int first_wave, struct error *err)
 
 static int take(struct recovery_run *run, enum step step, int wave, struct error *err)
 {
+    bool changed;
     int r;
     switch (step) {
     case STEP_SUSPEND:
@@ -279,7 +284,10 @@ static int take(struct recovery_run *run, enum step step, int wave, struct error
         r = recovery_set_gates(run, false, err);
         return r == 0 ? recovery_let_streams_go(run, err) : r;
     case STEP_AWAIT:
-        return recovery_await_workloads(run, err);
+        r = recovery_look_filling(run, &changed, err);
+        if (r == 0 && changed)
+            r = recovery_write(run, err);
+        return r == 0 ? recovery_await_workloads(run, err) : r;
     case STEP_PLAN:
     case STEPS:
         break;
@@ -398,6 +406,31 @@ static int drive(struct recovery_run *run, struct error *err)
     return r == 0 ? go(run, STEP_SUSPEND, 0, false, err) : r > 0 ? 0 : r;
 }
 
+static void release(struct recovery_run *run)
+{
+    recovery_free_entries(run);
+    json_decref(run->recovery);
+    json_decref(run->last_step);
+    json_decref(run->wanted);
+    json_decref(run->order);
+    json_decref(run->live);
+    json_decref(run->before);
+}
+
+int recovery_abandon(const struct recovery_context *context, const char *namespace, const char *name, const char *reason, const struct error *why,
+                     struct error *err)
+{
+    struct recovery_run run = {.c = context, .clock = context->clock ? context->clock : clock_system(), .namespace = namespace, .name = name};
+    int unused, r = open_run(&run, err);
+    if (r == 0 && !recovery_has_ended(run.recovery)) {
+        r = open_gates(&run, step_of(&run, &unused), err);
+        if (r == 0 || !passes(r))
+            r = recovery_end(&run, "Failed", reason, why->message, err);
+    }
+    release(&run);
+    return r;
+}
+
 int recovery_advance(const struct recovery_context *context, const char *namespace, const char *name,
                      struct error *err)
 {
@@ -408,12 +441,6 @@ int recovery_advance(const struct recovery_context *context, const char *namespa
     int r = open_run(&run, err);
     if (r == 0 && !recovery_has_ended(run.recovery))
         r = drive(&run, err);
-    recovery_free_entries(&run);
-    json_decref(run.recovery);
-    json_decref(run.last_step);
-    json_decref(run.wanted);
-    json_decref(run.order);
-    json_decref(run.live);
-    json_decref(run.before);
+    release(&run);
     return r;
 }

@@ -11,7 +11,8 @@
  *   CloseGate   the volumes cannot be staged (rewind with volumes only, as the next two)
  *   StopPods    pods that use the claims are deleted; those that come back wait at the gate
  *   RewindData  each stream goes to the point, once nothing of it is mounted
- *   CopyData    (clone only) each stream of the original at the point is copied to a new one
+ *   CopyData    (clone only) each stream of the original at the point is copied to a new one; where that is possible (streams[].atOnce) the
+ *               new one is only made, serves the point at once, and is copied behind (recovery_filling.c), whatever becomes of the Recovery
  *   BindVolumes the volumes of claims that are gone are there again, or the copies are, each for the claim of its name
  *   Delete      objects that came after the point go (rewind only)
  *   Apply       objects, wave by wave (app/order.h)
@@ -150,14 +151,18 @@ struct data_ops {
     int (*originals)(void *context, const char *owner, const char *namespace, const char *application, const json_t *wanted,
                      json_t **ret, struct error *err);
     /* What would be copied: {"target_lsn", "target_time", "changed_bytes", "volumes": [{"name": volume, "changed_bytes",
-     * "size_bytes"}]}. -ENOSPC. */
+     * "size_bytes"}], "at_once": whether it can be used before it is copied, "copied_first": why not}. -ENOSPC. */
     int (*plan_copy)(void *context, const json_t *stream, const char *point, json_t **ret, struct error *err);
-    /* Begins the copy, or looks how far it is: -EAGAIN until it is done, then {"copied_ms"}. `stream` as in status; its
+    /* Begins the copy, or looks how far it is: -EAGAIN until it can be used, then {"copied_ms", "at_once": whether it is still being
+     * copied then, "copied_first"}. `stream` as in status; with "atOnce" the copy is not waited for, where that is possible; its
      * "operation" is set and removed here. `owner`: "NAMESPACE/NAME" of the Recovery. */
     int (*copy)(void *context, json_t *stream, const char *owner, json_t **ret, struct error *err);
     /* The copy's volume waits for the claim. `claim`: as it will be, NULL: as it is in the source namespace. */
     int (*bind_copy)(void *context, const json_t *stream, const json_t *volume, const char *source_namespace,
                      const char *namespace, const json_t *claim, struct error *err);
+    /* Of a copy that is used before it is copied: {"done", "done_bytes", "total_bytes", "alarm"}; without the bytes when they are not
+     * known now, "alarm" when something is in its way. -ENOENT: it is not there any more. */
+    int (*filling)(void *context, const json_t *stream, json_t **ret, struct error *err);
 };
 
 struct recovery_context {
@@ -181,8 +186,18 @@ struct recovery_context {
  * on (-ESTALE): call again later. */
 int recovery_advance(const struct recovery_context *context, const char *namespace, const char *name,
                      struct error *err) MUST_CHECK;
+/* Ends one that cannot be carried on, since it is not known any more with whose rights: Failed, with that reason and message. What it did is
+ * as it is, its gates are open (R5), what it suspended stays so; nothing of the cluster is called. Codes as recovery_advance. */
+int recovery_abandon(const struct recovery_context *context, const char *namespace, const char *name, const char *reason, const struct error *why,
+                     struct error *err) MUST_CHECK;
 /* Whether the phase is one that does not change any more. */
 bool recovery_has_ended(const json_t *recovery);
+/* Whether it is a clone that is still being copied behind its use. */
+bool recovery_is_filling(const json_t *recovery);
+/* `field` (reason, message ...) of its condition; "" without. Borrowed. */
+const char *recovery_condition_text(const json_t *recovery, const char *type, const char *field);
+/* Of one that has ended: brings status.filling and the condition Filled up to date. *ret_goes_on: call again some time. It asks nodes, once. */
+int recovery_follow(const struct recovery_context *context, const char *namespace, const char *name, bool *ret_goes_on, struct error *err) MUST_CHECK;
 /* Whether it is about that application of that namespace: another's LSNs are of another journal. `own`: the namespace it lies in. */
 bool recovery_is_about(const json_t *recovery, const char *own, const char *namespace, const char *application);
 /* Of one that has ended, and whose reconcilers were resumed: changes its status, true when it did. */

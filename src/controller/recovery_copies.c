@@ -15,6 +15,8 @@
 #include "controller/recovery_streams.h"
 #include "lib/json.h"
 
+#define WHY_BYTES 512
+
 /* ---- which volumes ---- */
 
 /* A copy can only be of a class of ours. */
@@ -155,23 +157,60 @@ static int call(struct controller *c, const json_t *stream, const char *method, 
                  : data_client_call(c->data, json_text(stream, "node"), method, path, body, DATA_TIMEOUT_MS, ret, err);
 }
 
-static json_t *request_of(const json_t *stream, const char *point, bool dry_run)
+static json_t *request_of(const json_t *stream, const char *point, bool at_once, bool dry_run)
 {
     json_t *names = json_object(), *volume;
     size_t i;
     json_array_foreach(json_object_get(stream, "volumes"), i, volume)
         json_object_set(names, json_text(volume, "from"), json_object_get(volume, "handle"));
-    return json_pack("{s:O, s:s, s:o, s:b}", "name", json_object_get(stream, "newStream"), "point", point,
-                     "volumes", names, "dry_run", (int)dry_run);
+    json_t *body = json_pack("{s:O, s:s, s:o, s:b}", "name", json_object_get(stream, "newStream"), "point", point,
+                             "volumes", names, "dry_run", (int)dry_run);
+    if (body && at_once)
+        json_object_set_new(body, "at_once", json_true());
+    return body;
 }
 
-static int post_clone(struct controller *c, const json_t *stream, const char *point, bool dry_run,
-                      json_t **ret, struct error *err)
+static int post_once(struct controller *c, const json_t *stream, const char *point, bool at_once, bool dry_run, json_t **ret, struct error *err)
 {
     char path[CSI_HANDLE_BYTES + 40];
-    _cleanup_json_ json_t *body = request_of(stream, point, dry_run);
+    _cleanup_json_ json_t *body = request_of(stream, point, at_once, dry_run);
     snprintf(path, sizeof path, "/v1/applications/%s/clone", json_text(stream, "stream"));
     return body ? call(c, stream, "POST", path, body, ret, err) : error_set(err, -ENOMEM, "out of memory");
+}
+
+/* A copy of volumes of backing class does not move with its pods as they do. */
+static void add_place(struct controller *c, const json_t *stream, char why[WHY_BYTES])
+{
+    const struct data_client_options *o = data_client_options(c->data);
+    struct csi_volume from;
+    struct error ignored = ERROR_INIT;
+    const char *handle = json_text(json_array_get(json_object_get(stream, "volumes"), 0), "from");
+    size_t used = strlen(why);
+    if (o->records->load(o->records_context, handle, &from, &ignored) == 0 && strcmp(from.backing, "class") == 0)
+        snprintf(why + used, WHY_BYTES - used, "; the clone's own volumes are files of node %.100s, and its pods run there alone", json_text(stream, "node"));
+}
+
+/* What a data plane from before `at_once` says to it. */
+static bool is_unknown(const struct error *err)
+{
+    return err->code == -EINVAL && strstr(err->message, "unknown field 'at_once'");
+}
+
+/* A node's data plane is replaced when nothing there is mounted: one of before stays while the controller is new. Then the copy is waited
+ * for: *at_once is false, and `why` says it; else `why` is as it was. */
+static int post_clone(struct controller *c, const json_t *stream, const char *point, bool *at_once, char why[WHY_BYTES], bool dry_run,
+                      json_t **ret, struct error *err)
+{
+    int r = post_once(c, stream, point, *at_once, dry_run, ret, err);
+    if (r == 0 || !*at_once || !is_unknown(err))
+        return r;
+    *err = ERROR_INIT;
+    *at_once = false;
+    snprintf(why, WHY_BYTES,
+             "the data plane of node %.200s is of an older release, which has to copy first: drain the node and delete its pod of the DaemonSet "
+             "tidemark-data, and the new one comes",
+             json_text(stream, "node"));
+    return post_once(c, stream, point, false, dry_run, ret, err);
 }
 
 int recovery_plan_copy(void *context, const json_t *stream, const char *point, json_t **ret,
@@ -180,17 +219,24 @@ int recovery_plan_copy(void *context, const json_t *stream, const char *point, j
     _cleanup_json_ json_t *answer = NULL, *volumes = json_array();
     json_t *volume;
     size_t i;
-    int r = post_clone(context, stream, point, true, &answer, err);
+    char why[WHY_BYTES] = "";
+    bool at_once = true;
+    int r = post_clone(context, stream, point, &at_once, why, true, &answer, err);
     if (r < 0)
         return r;
     const json_t *plan = json_object_get(answer, "plan");
+    if (at_once && !json_is_true(json_object_get(plan, "at_once"))) {
+        at_once = false;
+        snprintf(why, sizeof why, "%.280s", json_text(plan, "copied_first"));
+        add_place(context, stream, why);
+    }
     json_array_foreach(json_object_get(plan, "volumes"), i, volume)
         json_array_append_new(volumes, json_pack("{s:O, s:O, s:O}", "name", json_object_get(volume, "from"),
                                                  "changed_bytes", json_object_get(volume, "bytes"),
                                                  "size_bytes", json_object_get(volume, "size_bytes")));
-    *ret = json_pack("{s:O, s:O, s:O, s:O}", "target_lsn", json_object_get(plan, "lsn"), "target_time",
+    *ret = json_pack("{s:O, s:O, s:O, s:O, s:b, s:o*}", "target_lsn", json_object_get(plan, "lsn"), "target_time",
                      json_object_get(plan, "time"), "changed_bytes", json_object_get(plan, "bytes"),
-                     "volumes", volumes);
+                     "volumes", volumes, "at_once", (int)at_once, "copied_first", *why ? json_string_lossy(why) : NULL);
     return *ret ? 0
                 : error_set(err, -EPROTO, "the plan of stream %s lacks fields", json_text(stream, "stream"));
 }
@@ -246,8 +292,10 @@ static int judge(json_t *stream, const json_t *operation, json_t **ret, struct e
     }
     if (strcmp(state, "succeeded") == 0) {
         json_object_del(stream, "operation");
-        double ms = json_number_value(json_object_get(json_object_get(operation, "result"), "clone_ms"));
-        *ret = json_pack("{s:I}", "copied_ms", (json_int_t)ms);
+        const json_t *result = json_object_get(operation, "result");
+        double ms = json_number_value(json_object_get(result, "clone_ms"));
+        *ret = json_pack("{s:I, s:b, s:O*}", "copied_ms", (json_int_t)ms, "at_once", (int)json_is_true(json_object_get(result, "at_once")),
+                         "copied_first", json_object_get(result, "copied_first"));
         return *ret ? 0 : error_set(err, -ENOMEM, "out of memory");
     }
     const json_t *progress = json_object_get(operation, "progress");
@@ -276,7 +324,7 @@ static int check_made(struct controller *c, const json_t *stream, json_t **ret, 
     if (strncmp(has, from, strlen(from)) != 0)
         return error_set(err, -EEXIST, "node %s has a stream %s that is no copy of %s",
                          json_text(stream, "node"), json_text(stream, "newStream"), json_text(stream, "stream"));
-    *ret = json_pack("{s:i}", "copied_ms", 0);
+    *ret = json_pack("{s:i, s:b}", "copied_ms", 0, "at_once", (int)json_is_string(json_object_get(application, "copied_from")));
     return *ret ? 0 : error_set(err, -ENOMEM, "out of memory");
 }
 
@@ -285,6 +333,8 @@ int recovery_copy(void *context, json_t *stream, const char *owner, json_t **ret
     struct controller *c = context;
     char path[64], point[32];
     const char *id = json_text(stream, "operation");
+    char why[WHY_BYTES] = "";
+    bool at_once = json_is_true(json_object_get(stream, "atOnce"));
     _cleanup_json_ json_t *answer = NULL;
     int r;
     if (*id && strlen(id) < 32 && !strchr(id, '/')) {
@@ -301,12 +351,68 @@ int recovery_copy(void *context, json_t *stream, const char *owner, json_t **ret
              (long long)json_integer_value(json_object_get(stream, "targetLsn")));
     r = note_records(c, stream, owner, err);
     if (r == 0)
-        r = post_clone(c, stream, point, false, &answer, err);
+        r = post_clone(c, stream, point, &at_once, why, false, &answer, err);
+    if (*why)
+        json_object_set_new(stream, "copiedFirst", json_string_lossy(why));
     if (r == -EEXIST) {
         *err = ERROR_INIT;
         return check_made(c, stream, ret, err);
     }
     return r < 0 ? r : judge(stream, json_object_get(answer, "operation"), ret, err);
+}
+
+/* ---- how far a copy is that is used meanwhile ---- */
+
+/* What of its alarms keeps the copy from going on, or may; "". */
+static const char *alarm_of(const json_t *application, bool of_original)
+{
+    static const char *const own[] = {"copying what the volumes began with", NULL},
+                      *const original[] = {"journaling is suspended", "the journal is over its quota", NULL};
+    size_t i;
+    json_t *alarm;
+    json_array_foreach(json_object_get(application, "alarms"), i, alarm)
+    {
+        for (const char *const *begin = of_original ? original : own; *begin; begin++)
+            if (strncmp(json_string_value(alarm), *begin, strlen(*begin)) == 0)
+                return json_string_value(alarm);
+    }
+    return "";
+}
+
+static int status_of(struct controller *c, const json_t *stream, const char *which, json_t **ret, struct error *err)
+{
+    char path[CSI_HANDLE_BYTES + 32];
+    _cleanup_json_ json_t *answer = NULL;
+    snprintf(path, sizeof path, "/v1/status?app=%s", json_text(stream, which));
+    int r = controller_check_leads(c, err);
+    if (r == 0)
+        r = data_client_call(c->data, json_text(stream, "node"), "GET", path, NULL, DATA_STATUS_TIMEOUT_MS, &answer, err);
+    if (r < 0)
+        return r;
+    *ret = json_incref(json_array_get(json_object_get(answer, "applications"), 0));
+    return *ret ? 0 : error_set(err, -EPROTO, "the status of stream %s is empty", json_text(stream, which));
+}
+
+int recovery_filling(void *context, const json_t *stream, json_t **ret, struct error *err)
+{
+    _cleanup_json_ json_t *copy = NULL, *original = NULL;
+    struct error ignored = ERROR_INIT;
+    char alarm[1000];
+    int r = status_of(context, stream, "newStream", &copy, err);
+    if (r < 0)
+        return r;
+    const json_t *filling = json_object_get(copy, "filling");
+    const char *own = alarm_of(copy, false), *message = json_text(copy, "message");
+    bool done = json_is_null(json_object_get(copy, "copied_from"));
+    if (!done && status_of(context, stream, "stream", &original, &ignored) < 0)
+        original = NULL;
+    const char *theirs = alarm_of(original, true);
+    bool failed = strcmp(json_text(copy, "state"), "failed") == 0 || strcmp(json_text(copy, "state"), "crash-looping") == 0;
+    own = *own ? own : failed ? message : "";
+    snprintf(alarm, sizeof alarm, "%.450s%s%s%.450s", own, *own && *theirs ? "; " : "", *theirs ? "the original: " : "", theirs);
+    *ret = json_pack("{s:b, s:O*, s:O*, s:o}", "done", (int)done, "done_bytes", json_object_get(filling, "done_bytes"), "total_bytes",
+                     json_object_get(filling, "total_bytes"), "alarm", json_string_lossy(alarm));
+    return *ret ? 0 : error_set(err, -ENOMEM, "out of memory");
 }
 
 /* ---- the persistent volume ---- */

@@ -2,11 +2,11 @@
 /* The volumes of a clone: each stream of the original, at the point, is copied to a new stream on the same
  * node, and each new volume is there for the clone's claim before that is made. All that is known stands in
  * status.streams: {"stream", "node", "claims", "point", "targetLsn", "targetTime", "changedBytes",
- * "newStream", "volumes": [{"claim", "from", "handle", "sizeBytes"}], "operation", "copiedMs"} (R1, R2). Of
- * the original nothing is changed. */
+ * "newStream", "volumes": [{"claim", "from", "handle", "sizeBytes"}], "atOnce", "copiedFirst" (why not), "operation",
+ * "copiedMs", "filling"} (R1, R2). Of the original nothing is changed. */
 #include "controller/recovery_internal.h"
 
-enum { LOOK_MS = 50 };
+enum { LOOK_MS = 50, NOTES_MAX = 20 };
 
 static const json_t *volume_plan(const json_t *plan, const char *name)
 {
@@ -77,6 +77,67 @@ static int check_claims(struct recovery_run *run, const json_t *stream, const ch
     return 0;
 }
 
+static void note(struct recovery_run *run, json_t *text)
+{
+    json_t *plan = json_object_get(recovery_status(run), "plan"), *notes = json_object_get(plan, "notes");
+    if (!notes) {
+        notes = json_array();
+        json_object_set_new(plan, "notes", notes);
+    }
+    bool told = false;
+    size_t i;
+    json_t *known;
+    json_array_foreach(notes, i, known) told |= json_equal(known, text);
+    if (!told && json_array_size(notes) < NOTES_MAX)
+        json_array_append(notes, text);
+    json_decref(text);
+}
+
+/* The pod template of a workload, or a pod itself; NULL. */
+static const json_t *pod_spec_of(const json_t *object)
+{
+    const json_t *spec = json_object_get(object, "spec"), *job = json_object_get(json_object_get(spec, "jobTemplate"), "spec");
+    const json_t *template = json_object_get(job ? job : spec, "template");
+    return template ? json_object_get(template, "spec") : strcmp(json_text(object, "kind"), "Pod") == 0 ? spec : NULL;
+}
+
+/* Workloads that ask for another node than the one where the clone's data is. */
+static void note_other_nodes(struct recovery_run *run, const char *node)
+{
+    const char *name;
+    json_t *object;
+    json_object_foreach(run->wanted, name, object)
+    {
+        const json_t *spec = pod_spec_of(object);
+        const char *named = json_text(spec, "nodeName"), *selected = json_text(json_object_get(spec, "nodeSelector"), "kubernetes.io/hostname");
+        const char *other = *named ? named : selected;
+        bool mounts = json_object_get(spec, "volumes") || json_object_get(json_object_get(object, "spec"), "volumeClaimTemplates");
+        if (*other && strcmp(other, node) != 0 && mounts)
+            note(run, json_sprintf("%.200s asks for the node %.200s, and the clone's volumes can be used on node %.200s alone, where the original's are: if "
+                                   "it uses them its pods will not start; take the nodeName or nodeSelector away by a transform (patch)",
+                                   name, other, node));
+    }
+}
+
+/* The clone's pods run where its data is. What does not keep it from being made is told before it is. */
+static void note_hindrances(struct recovery_run *run, const json_t *stream)
+{
+    char name[OBJECT_NAME_BYTES];
+    _cleanup_json_ json_t *live = NULL;
+    struct error ignored = ERROR_INIT;
+    const char *id = json_text(stream, "stream"), *node = json_text(stream, "node"), *first = json_text(stream, "copiedFirst");
+    const struct recovery_cluster_ops *ops = run->c->cluster;
+    if (*first)
+        note(run, json_sprintf("stream %.63s is copied before the clone can be used: %.800s", id, first));
+    snprintf(name, sizeof name, "core/v1/Node/_/%.250s", node);
+    if ((ops->get_class ? ops->get_class : ops->get)(run->c->cluster_context, name, &live, &ignored) == 0 &&
+        json_is_true(json_object_get(json_object_get(live, "spec"), "unschedulable")))
+        note(run, json_sprintf("node %.250s takes no new pods, and the clone's volumes can be used there alone, where the original's are: its pods will "
+                               "wait until it does (kubectl uncordon %.250s)",
+                               node, node));
+    note_other_nodes(run, node);
+}
+
 static int plan_stream(struct recovery_run *run, const json_t *stream, json_t *list, const char **ret_reason,
                        struct error *err)
 {
@@ -96,11 +157,13 @@ static int plan_stream(struct recovery_run *run, const json_t *stream, json_t *l
         return error_context(err, "stream %s", json_text(stream, "stream"));
     note_volumes(run, stream, plan);
     json_t *entry = json_pack(
-        "{s:O, s:O, s:O, s:s, s:O, s:O*, s:O, s:O, s:O}", "stream", json_object_get(stream, "stream"), "node",
+        "{s:O, s:O, s:O, s:s, s:O, s:O*, s:O, s:O, s:O, s:b, s:O*}", "stream", json_object_get(stream, "stream"), "node",
         json_object_get(stream, "node"), "claims", json_object_get(stream, "claims"), "point", point,
         "targetLsn", json_object_get(plan, "target_lsn"), "targetTime", json_object_get(plan, "target_time"),
         "changedBytes", json_object_get(plan, "changed_bytes"), "newStream",
-        json_object_get(stream, "newStream"), "volumes", json_object_get(stream, "volumes"));
+        json_object_get(stream, "newStream"), "volumes", json_object_get(stream, "volumes"), "atOnce",
+        (int)json_is_true(json_object_get(plan, "at_once")), "copiedFirst", json_object_get(plan, "copied_first"));
+    note_hindrances(run, entry);
     return json_array_append_new(list, entry) < 0 ? error_set(err, -ENOMEM, "out of memory") : 0;
 }
 
@@ -160,6 +223,9 @@ static int look(struct recovery_run *run, const char *owner, bool *ret_pending, 
             return error_context(err, "stream %s", json_text(stream, "stream"));
         }
         json_object_set(stream, "copiedMs", json_object_get(done, "copied_ms"));
+        json_object_set_new(stream, "atOnce", json_boolean(json_is_true(json_object_get(done, "at_once"))));
+        if (*json_text(done, "copied_first"))
+            json_object_set(stream, "copiedFirst", json_object_get(done, "copied_first"));
     }
     return 0;
 }
@@ -178,7 +244,7 @@ int recovery_copy_data(struct recovery_run *run, struct error *err)
             return r;
         if (!waits) {
             recovery_note_longest(run, "copiedMs", "dataMs");
-            return 0;
+            return recovery_begin_filling(run, err);
         }
         recovery_pause(run, LOOK_MS);
     }

@@ -139,6 +139,12 @@ int recovery_plan_copies(struct recovery_run *run, const char **ret_reason, stru
 int recovery_copy_data(struct recovery_run *run, struct error *err);
 int recovery_bind_copies(struct recovery_run *run, struct error *err);
 
+/* ---- recovery_filling.c ---- */
+/* Once the copies can be used: status.filling, and the condition Filled. */
+int recovery_begin_filling(struct recovery_run *run, struct error *err);
+/* Asks the nodes, and brings both up to date; nodes that do not answer are no error. *ret_changed: worth being written. */
+int recovery_look_filling(struct recovery_run *run, bool *ret_changed, struct error *err);
+
 /* ---- recovery_data.c ---- */
 /* The stream's point. 1: it stays as it is. */
 int recovery_point_of(struct recovery_run *run, const json_t *stream, char text[RECOVERY_POINT_BYTES]);

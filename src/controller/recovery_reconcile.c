@@ -12,6 +12,7 @@
 #include "lib/json.h"
 
 #define AGAIN_MS 100u
+#define FOLLOW_MS 5000u /* a clone that is still being copied is looked at */
 
 static int objects(void *context, const char *namespace, const char *application, const char *text,
                    json_t **ret_set, struct recovery_point *ret_point, struct error *err)
@@ -107,18 +108,11 @@ static bool is_wanted(const json_t *recovery)
     return !is_deleted(recovery) || json_object_get(json_object_get(recovery, "status"), "phase");
 }
 
-/* A Recovery that cannot even begin. */
-static int refuse(struct recovery_kube *k, json_t *recovery, const struct error *why, struct error *err)
+/* One that cannot even begin; or, when it runs, be carried on. */
+static int refuse(const struct recovery_context *context, const json_t *recovery, const struct error *why, struct error *err)
 {
-    char now[CLOCK_TEXT_BYTES];
-    clock_format_rfc3339(clock_realtime_ns(clock_system()), now);
-    json_t *status = json_pack("{s:s, s:s, s:[{s:s, s:s, s:s, s:s, s:s}]}", "phase", "Failed", "message",
-                               why->message, "conditions", "type", "Ready", "status", "False", "reason",
-                               why->code == -EACCES ? "Forbidden" : "RequesterUnknown", "message", why->message, "lastTransitionTime", now);
-    int r =
-        json_object_set_new(recovery, "status", status) < 0 ? error_set(err, -ENOMEM, "out of memory") : 0;
-    _cleanup_json_ json_t *written = NULL;
-    return r == 0 ? recovery_kube_store.write_status(k, recovery, &written, err) : r;
+    return recovery_abandon(context, kube_object_namespace(recovery), kube_object_name(recovery),
+                            why->code == -EACCES ? "Forbidden" : "RequesterUnknown", why, err);
 }
 
 static bool leads(void *context)
@@ -143,6 +137,40 @@ static int check_requester(struct controller *c, struct recovery_kube *k, const 
     return admission_check_rights(&admission, recovery, k->requester, err);
 }
 
+static const char *filled_reason(const json_t *recovery)
+{
+    return recovery_condition_text(recovery, "Filled", "reason");
+}
+
+static void come_again(struct controller *c, const char *namespace, const char *name, unsigned ms)
+{
+    char key[KUBE_QUEUE_KEY_BYTES];
+    snprintf(key, sizeof key, "%s%s", RECOVERY_KEY, namespace);
+    controller_enqueue(c, key, name, ms);
+}
+
+/* It has ended, and its volumes are still being copied. */
+static int follow(struct controller *c, const struct recovery_context *context, const json_t *recovery, struct error *err)
+{
+    const char *namespace = kube_object_namespace(recovery), *name = kube_object_name(recovery);
+    bool goes_on = false;
+    _cleanup_json_ json_t *now = NULL;
+    int r = recovery_follow(context, namespace, name, &goes_on, err);
+    if (r < 0)
+        return r;
+    if (goes_on)
+        come_again(c, namespace, name, FOLLOW_MS);
+    if (context->store->read(context->store_context, namespace, name, &now, err) < 0) {
+        *err = ERROR_INIT;
+        return 0;
+    }
+    const char *before = filled_reason(recovery), *reason = filled_reason(now);
+    if (strcmp(before, reason) != 0 && strcmp(reason, "Filling") != 0)
+        event_record(c, now, strcmp(reason, "Filled") == 0 ? "Normal" : "Warning", reason,
+                     recovery_condition_text(now, "Filled", "message"));
+    return 0;
+}
+
 int recovery_reconcile(struct controller *c, const char *namespace, const char *name, struct error *err)
 {
     struct recovery_kube k = {.client = c->client};
@@ -157,7 +185,16 @@ int recovery_reconcile(struct controller *c, const char *namespace, const char *
             r = recovery_kube_store.write_status(&k, recovery, &written, err);
             return r == -ENOENT ? 0 : r;
         }
-        return r == 0 ? hold(c, recovery, false, err) : 0;
+        if (r == 0)
+            r = hold(c, recovery, false, err);
+        if (r == 0 && c->data && recovery_is_filling(recovery)) {
+            const struct recovery_context context = {.store = &recovery_kube_store, .store_context = &k, .data = &recovery_streams_ops,
+                                                     .data_context = c, .log = c->log};
+            k.leads = leads;
+            k.leads_context = c;
+            r = follow(c, &context, recovery, err);
+        }
+        return r == -ENOENT ? 0 : r;
     }
     if (r < 0 || !is_wanted(recovery))
         return r;
@@ -165,25 +202,27 @@ int recovery_reconcile(struct controller *c, const char *namespace, const char *
     if (r == 0 && !is_deleted(recovery) &&
         !json_is_true(json_object_get(json_object_get(recovery, "spec"), "dryRun")))
         r = hold(c, recovery, true, &why);
+    const struct recovery_context context = {.cluster = &recovery_kube_cluster,
+                                             .cluster_context = &k,
+                                             .store = &recovery_kube_store,
+                                             .store_context = &k,
+                                             .source = &source,
+                                             .source_context = c,
+                                             .data = c->data ? &recovery_streams_ops : NULL,
+                                             .data_context = c,
+                                             .log = c->log};
     if (r == -EPERM || r == -EACCES) {
-        r = refuse(&k, recovery, &why, err);
+        r = refuse(&context, recovery, &why, err);
+        if (r == -EAGAIN) { /* a gate whose node does not answer */
+            come_again(c, namespace, name, AGAIN_MS);
+            r = 0;
+        }
     } else if (r < 0) {
         *err = why;
     } else {
-        const struct recovery_context context = {.cluster = &recovery_kube_cluster,
-                                                 .cluster_context = &k,
-                                                 .store = &recovery_kube_store,
-                                                 .store_context = &k,
-                                                 .source = &source,
-                                                 .source_context = c,
-                                                 .data = c->data ? &recovery_streams_ops : NULL,
-                                                 .data_context = c,
-                                                 .log = c->log};
         r = recovery_advance(&context, namespace, name, err);
         if (r == -EAGAIN) { /* what it waits for is in its status; it is no failure */
-            char key[KUBE_QUEUE_KEY_BYTES];
-            snprintf(key, sizeof key, "%s%s", RECOVERY_KEY, namespace);
-            controller_enqueue(c, key, name, AGAIN_MS);
+            come_again(c, namespace, name, AGAIN_MS);
             recovery_kube_release(&k);
             return 0;
         }
@@ -197,6 +236,8 @@ int recovery_reconcile(struct controller *c, const char *namespace, const char *
                          phase ? phase : "Ended", message ? message : "");
             if (recovery_has_ended(after))
                 r = hold(c, after, false, err);
+            if (recovery_is_filling(after))
+                come_again(c, namespace, name, FOLLOW_MS);
         }
     }
     recovery_kube_release(&k);

@@ -364,4 +364,5 @@ const struct data_ops recovery_streams_ops = {.streams = streams,
                                               .originals = recovery_originals,
                                               .plan_copy = recovery_plan_copy,
                                               .copy = recovery_copy,
-                                              .bind_copy = recovery_bind_copy};
+                                              .bind_copy = recovery_bind_copy,
+                                              .filling = recovery_filling};

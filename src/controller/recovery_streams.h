@@ -19,6 +19,7 @@ int recovery_originals(void *context, const char *owner, const char *namespace, 
                        json_t **ret, struct error *err) MUST_CHECK;
 int recovery_plan_copy(void *context, const json_t *stream, const char *point, json_t **ret, struct error *err) MUST_CHECK;
 int recovery_copy(void *context, json_t *stream, const char *owner, json_t **ret, struct error *err) MUST_CHECK;
+int recovery_filling(void *context, const json_t *stream, json_t **ret, struct error *err) MUST_CHECK;
 int recovery_bind_copy(void *context, const json_t *stream, const json_t *volume, const char *source_namespace,
                        const char *namespace, const json_t *claim, struct error *err) MUST_CHECK;
 

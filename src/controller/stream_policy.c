@@ -35,7 +35,7 @@ static void override(json_t *journal, const json_t *bounds, const char *history)
 
 json_t *stream_policy(stream_policy_get *get, void *context, const char *name, const char *ack_mode, const char *history)
 {
-    static const char *const of_journal[] = {"quota", "history", "thinning", "compressAfter", NULL};
+    static const char *const of_journal[] = {"quota", "history", "thinning", "compressAfter", "seedRate", NULL};
     static const char *const of_spec[] = {"ackMode", "failureMode", NULL}, *const of_bounds[] = {"minHistory", "maxHistory", NULL};
     _cleanup_json_ json_t *spec = json_object(), *journal = json_object(), *bounds = json_object();
     char next[256];

@@ -19,6 +19,7 @@
 #define STREAMS_SHOWN 100u
 #define STREAMS_MANAGER "tidemark-streams"
 #define STREAM_MESSAGE_MAX 400u
+#define STREAM_ALARMS_BYTES 1000u
 
 struct round {
     struct controller *c;
@@ -34,6 +35,29 @@ json_t *streams_placement(struct controller *c, const char *handle)
 {
     MUTEX_GUARD(guard, &c->placements.mutex);
     return json_deep_copy(json_object_get(c->placements.volumes, handle));
+}
+
+json_t *streams_suspended(struct controller *c, const char *stream)
+{
+    MUTEX_GUARD(guard, &c->placements.mutex);
+    return json_incref(json_object_get(c->placements.suspended, stream));
+}
+
+/* Whether that is news. What a node that does not answer said last, holds. */
+static bool note_suspended(struct controller *c, const json_t *entry)
+{
+    const char *stream = json_text(entry, "stream"), *state = json_text(entry, "state"), *why = json_text(entry, "message");
+    if (strcmp(state, "unreachable") == 0)
+        return false;
+    MUTEX_GUARD(guard, &c->placements.mutex);
+    if (!c->placements.suspended)
+        c->placements.suspended = json_object();
+    bool was = json_object_get(c->placements.suspended, stream), is = strcmp(state, "suspended") == 0;
+    if (is && !was)
+        json_object_set_new(c->placements.suspended, stream, json_string_lossy(why));
+    else if (!is)
+        json_object_del(c->placements.suspended, stream);
+    return is != was;
 }
 
 /* application.c puts it into the applications' status.volumes. */
@@ -78,6 +102,36 @@ static void copy_time(json_t *to, const char *key, const json_t *from, const cha
         json_object_set(to, key, json_object_get(from, name));
 }
 
+/* A clone's that is used before it is copied. */
+static void add_filling(json_t *entry, const json_t *status)
+{
+    const json_t *from = json_object_get(status, "copied_from"), *filling = json_object_get(status, "filling");
+    if (!json_is_string(from))
+        return;
+    json_t *told = json_pack("{s:O}", "from", from);
+    json_int_t total = json_integer_value(json_object_get(filling, "total_bytes"));
+    if (total) {
+        json_object_set_new(told, "totalBytes", json_integer(total));
+        json_object_set_new(told, "leftBytes", json_integer(total - json_integer_value(json_object_get(filling, "done_bytes"))));
+    }
+    json_object_set_new(entry, "filling", told);
+}
+
+/* Of one that does not stay its message says why, and what to do. */
+static void add_alarms(json_t *entry, const json_t *status, const char *state)
+{
+    char text[STREAM_ALARMS_BYTES] = "";
+    size_t i, used = 0;
+    json_t *alarm;
+    if (strcmp(state, "crash-looping") == 0)
+        used += (size_t)snprintf(text, sizeof text, "%s", json_text(status, "message"));
+    json_array_foreach(json_object_get(status, "alarms"), i, alarm)
+        if (strcmp(state, "crash-looping") != 0 && used < sizeof text)
+            used += (size_t)snprintf(text + used, sizeof text - used, "%s%s", used ? "; " : "", json_string_value(alarm));
+    if (used)
+        json_object_set_new(entry, "message", json_string_lossy(text));
+}
+
 static json_t *stream_entry(struct round *round, const struct csi_volume *v)
 {
     const json_t *status = status_of_stream(round, v->node, v->stream);
@@ -90,8 +144,8 @@ static json_t *stream_entry(struct round *round, const struct csi_volume *v)
             json_integer((json_int_t)(json_number_value(json_object_get(status, "rpo_ms")) + 0.999)));
     copy_time(entry, "oldestTime", status, "oldest_time");
     copy_time(entry, "latestTime", status, "latest_time");
-    if (strcmp(state, "crash-looping") == 0) /* its message says why, and what to do */
-        json_object_set_new(entry, "message", json_sprintf("%.1000s", json_text(status, "message")));
+    add_filling(entry, status);
+    add_alarms(entry, status, state);
     return entry;
 }
 
@@ -270,6 +324,7 @@ static int look_at_application(struct round *round, const json_t *papp, struct e
         if (!*v->stream || !*v->node || has_stream(entries, v->stream))
             continue;
         json_t *entry = stream_entry(round, v);
+        told = !note_suspended(round->c, entry) && told;
         tell_policy(round, papp, v, entry);
         if (json_array_size(entries) < STREAMS_SHOWN)
             json_array_append(entries, entry);
@@ -440,7 +495,24 @@ static void let_go(struct controller *c)
     }
 }
 
-static const struct purge_ops purge_ops = {goes_on, abandoned, destroy, save_record, forget_record};
+/* Its namespace, application and Recovery may be gone: the record is what there is to tell it by. */
+static void tell_kept(void *context, const struct csi_volume *v, const char *why)
+{
+    struct controller *c = context;
+    const struct data_client_options *o = data_client_options(c->data);
+    char text[CSI_KEPT_BYTES];
+    struct error err = ERROR_INIT;
+    _cleanup_json_ json_t *record = NULL;
+    snprintf(text, sizeof text, "%s", why);
+    if (!o->records->note_kept || strcmp(v->kept, text) == 0)
+        return;
+    if (o->records->note_kept(o->records_context, v->handle, text, &record, &err) < 0)
+        log_warning(c->log, "%s", err.message);
+    else if (record)
+        event_record(c, record, "Warning", "HistoryKept", text);
+}
+
+static const struct purge_ops purge_ops = {goes_on, abandoned, destroy, save_record, forget_record, tell_kept};
 
 static bool collect(void *context, json_t *papp)
 {

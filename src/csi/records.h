@@ -17,6 +17,8 @@
 #define CSI_NAME_BYTES 512 /* CreateVolume's name: 128 characters */
 #define CSI_LABEL_BYTES 256
 #define CSI_RECOVERY_BYTES 320 /* "NAMESPACE/NAME" */
+#define CSI_KEPT_BYTES 600
+#define CSI_VERSION_BYTES 32
 
 struct csi_volume {
     char handle[CSI_HANDLE_BYTES]; /* "tm-<uuid>": a DNS label */
@@ -34,12 +36,15 @@ struct csi_volume {
     char recovery[CSI_RECOVERY_BYTES];    /* the Recovery that made it, as a clone's; "": none */
     bool keep_known;                      /* how long its history is kept once it is deleted; set by `keep` alone */
     uint64_t keep_s;
+    char version[CSI_VERSION_BYTES];      /* of what was loaded; "": it is new, or there are no versions */
+    char kept[CSI_KEPT_BYTES];            /* why it is still there although that is over; "": not known to be. Set by `note_kept` alone */
 };
 
 struct csi_records_ops {
     /* -ENOENT (with a message) when there is none. Deleted ones are given as well. */
     int (*load)(void *context, const char *handle, struct csi_volume *ret, struct error *err);
-    /* Durable when it returns. */
+    /* Durable when it returns. -EAGAIN: somebody else, of another process or thread, has saved it since it was loaded: load it again. So
+     * what was loaded once is saved once. */
     int (*save)(void *context, const struct csi_volume *volume, struct error *err);
     /* All, ordered by handle, deleted ones too. The caller frees *ret. */
     int (*list)(void *context, struct csi_volume **ret, size_t *ret_count, struct error *err);
@@ -47,6 +52,8 @@ struct csi_records_ops {
     int (*remove)(void *context, const char *handle, struct error *err);
     /* Sets keep_s alone, whatever else is saved at the same time. NULL: not served. */
     int (*keep)(void *context, const char *handle, uint64_t keep_s, struct error *err);
+    /* Sets kept alone; *ret (NULL: not wanted): the object that is the record, for events about it. NULL: not served. */
+    int (*note_kept)(void *context, const char *handle, const char *why, json_t **ret, struct error *err);
 };
 
 /* <handle>.json in a directory. The context is the directory's path (a string). */

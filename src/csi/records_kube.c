@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Records as ConfigMaps: one a volume, named after its handle, with the label tidemark.io/volume-record and
  * the record as JSON in data.record; in data.keep, which has a field manager of its own, the seconds for which its history is
- * kept once it is deleted. */
+ * kept once it is deleted, and in data.kept, which has that too, why it is kept longer. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,6 +38,10 @@ static int of_object(const json_t *object, struct csi_volume *ret, struct error 
         r = units_parse_u64(keep, KEEP_S_MAX, &ret->keep_s, err);
         ret->keep_known = r == 0;
     }
+    const char *version = kube_object_version(object);
+    snprintf(ret->version, sizeof ret->version, "%s", version && strlen(version) < sizeof ret->version ? version : "");
+    const char *kept = json_string_value(json_object_get(json_object_get(object, "data"), "kept"));
+    snprintf(ret->kept, sizeof ret->kept, "%s", r == 0 && kept ? kept : "");
     if (r == 0)
         return 0;
     error_context(err, "the ConfigMap %s is no record of a volume (restore it from a backup)",
@@ -77,7 +81,11 @@ static int save(void *context, const struct csi_volume *volume, struct error *er
                   "true", "data", "record", text);
     if (!object)
         return error_set(err, -ENOMEM, "out of memory");
+    if (*volume->version)
+        json_object_set_new(json_object_get(object, "metadata"), "resourceVersion", json_string(volume->version));
     int r = kube_apply(cluster->client, &target, object, true, NULL, err);
+    if (r == -EBUSY)
+        return error_set(err, -EAGAIN, "the record of volume %s was changed by somebody else just now; it is safe to try again", volume->handle);
     return r < 0 ? error_context(err, "the record of volume %s", volume->handle) : 0;
 }
 
@@ -138,5 +146,16 @@ static int keep(void *context, const char *handle, uint64_t keep_s, struct error
     return r < 0 ? error_context(err, "the record of volume %s", handle) : 0;
 }
 
+static int note_kept(void *context, const char *handle, const char *why, json_t **ret, struct error *err)
+{
+    struct csi_cluster *cluster = context;
+    struct kube_target target = target_of(cluster, handle);
+    target.field_manager = KEEP_MANAGER;
+    _cleanup_json_ json_t *patch = json_pack("{s:{s:o}}", "data", "kept", json_string_lossy(why));
+    int r = patch ? kube_patch(cluster->client, &target, KUBE_PATCH_MERGE, patch, ret, err)
+                  : error_set(err, -ENOMEM, "out of memory");
+    return r < 0 ? error_context(err, "the record of volume %s", handle) : 0;
+}
+
 const struct csi_records_ops csi_records_kube = {
-    .load = load, .save = save, .list = list, .remove = forget, .keep = keep};
+    .load = load, .save = save, .list = list, .remove = forget, .keep = keep, .note_kept = note_kept};

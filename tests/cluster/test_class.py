@@ -193,7 +193,8 @@ def clone():
     point = query("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')")
     query("INSERT INTO orders SELECT generate_series(231, 240)")
     base.recover("clone", point, mode="clone", targetNamespace=CLONE)
-    base.completed("clone")
+    stream = base.completed("clone")["streams"][0]
+    expect("the copy was waited for, and it says why", not stream["atOnce"] and "backing class" in stream["copiedFirst"], json.dumps(stream))
     rows = kubectl("-n", CLONE, "exec", "db-0", "-c", "db", "--", "psql", "-qAtU", "postgres", "-c", "SELECT count(*), max(id) FROM orders").strip()
     expect("a clone has the rows of the point", rows == "230|230", rows)
     expect("the original has its own", base.rows() == "240|1|240|40", base.rows())

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """An earlier moment of a database application, with its data, in another namespace, while the original runs: exactly the rows that were
-acknowledged before the point, nothing of the original touched, and nothing left once the clone's namespace is deleted. The history of the
-original goes too, when the time that the policy keeps it is over.
+acknowledged before the point, before they are copied; nothing of the original touched, and nothing left once the clone's namespace is deleted. The
+history of the original goes too, when the time that the policy keeps it is over and no clone needs it any more.
 
 Environment: as test_rewind.py."""
 import json
@@ -54,14 +54,21 @@ def volumes_of(namespace):
 
 
 def streams_of_nodes():
-    """The streams that the data planes have."""
-    names = set()
+    """{stream: (pod of its data plane, what that says of it)}"""
+    found = {}
     pods = json.loads(kubectl("-n", SYSTEM, "get", "pods", "-l", "app.kubernetes.io/component=data", "-o", "json"))["items"]
     for pod in pods:
-        text = kubectl("-n", SYSTEM, "exec", pod["metadata"]["name"], "--", "tidemark", "status", "-o", "json", "--socket",
-                       "/run/tidemark/data.sock")
-        names |= {application["name"] for application in json.loads(text)["applications"]}
-    return names
+        name = pod["metadata"]["name"]
+        text = kubectl("-n", SYSTEM, "exec", name, "--", "tidemark", "status", "-o", "json", "--socket", "/run/tidemark/data.sock")
+        found |= {application["name"]: (name, application) for application in json.loads(text)["applications"]}
+    return found
+
+
+def filled(name, namespace=NAMESPACE):
+    """The condition's status and reason, and how many bytes are left."""
+    now = status(name, namespace)
+    one = next((c for c in now.get("conditions", []) if c["type"] == "Filled"), {})
+    return one.get("status"), one.get("reason"), now.get("filling", {}).get("leftBytes")
 
 
 def check_status():
@@ -86,6 +93,7 @@ def check_dry_run(point):
     plan = within(60, "the clone is planned", planned)["plan"]
     expect("the plan says how much is copied", sorted(v["claim"] for v in plan["volumes"]) == ["data-db-0", "wal-db-0"]
            and all(0 < v["changedBytes"] for v in plan["volumes"]), json.dumps(plan["volumes"]))
+    expect("and that the copy is not waited for", status("dry")["streams"][0].get("atOnce") is True and "notes" not in plan, json.dumps(status("dry")))
     expect("nothing was made", get("namespace", CLONE) is None)
 
 
@@ -93,6 +101,8 @@ def check_clone(point):
     before = get("pod", "db-0")
     recover("clone", point, mode="clone", targetNamespace=CLONE, isolated=True)
     done = base.completed("clone")
+    left = filled("clone")
+    expect("it is used before it is copied", left[:2] == ("False", "Filling") and left[2] > 0, f"{left} {json.dumps(done)}")
     expect("all rows that were acknowledged before the point are in the clone, and none after", query(SQL, CLONE) == "200|1|200|0",
            query(SQL, CLONE))
     expect("the clone's volumes are its own", {v["metadata"]["name"] for v in volumes_of(CLONE)}.isdisjoint(
@@ -102,6 +112,8 @@ def check_clone(point):
     expect("the original's pod is the same", now["metadata"]["uid"] == before["metadata"]["uid"]
            and now["status"]["containerStatuses"][0]["restartCount"] == 0)
     timings = done["timings"]
+    copy = done["streams"][0]["newStream"]
+    expect("it is thrown away while it is copied", streams_of_nodes()[copy][1]["copied_from"] == done["streams"][0]["stream"])
     print(f"clone: rows_lost=0 clone_ms={done['rtoMs']} data_ms={timings['dataMs']} opened_ms={timings['openedMs']} "
           f"ready_ms={timings['readyMs']} copied_bytes={sum(s['changedBytes'] for s in done['streams'])}", flush=True)
 
@@ -118,7 +130,7 @@ def check_apart(writer):
 
 def check_thrown_away():
     streams = {r["stream"] for r in records().values() if r["claim_namespace"] == CLONE}
-    expect("the clone has a stream of its own", len(streams) == 1 and streams <= streams_of_nodes())
+    expect("the clone has a stream of its own", len(streams) == 1 and streams <= set(streams_of_nodes()))
     kubectl("delete", "namespace", CLONE, "--wait", "--timeout=450s")
     within(120, "its persistent volumes are gone", lambda: not volumes_of(CLONE))
     within(120, "its volumes' records are gone", lambda: not [r for r in records().values() if r["claim_namespace"] == CLONE])
@@ -140,12 +152,46 @@ def check_refusals(point):
            and not volumes_of(CLONE))
 
 
-def check_purge():
+def kill_engine(stream):
+    pod, before = streams_of_nodes()[stream]
+    kubectl("-n", SYSTEM, "exec", pod, "--", "sh", "-c", f"kill -9 {before['engine_pid']}")
+    within(30, "its engine is back", lambda: streams_of_nodes()[stream][1]["engine_pid"] not in (None, before["engine_pid"]))
+
+
+def kept_because():
+    """Why history is still there of the original's volumes, whose time is over."""
+    found = json.loads(kubectl("-n", SYSTEM, "get", "configmaps", "-l", f"{RECORDS}=true", "-o", "json"))["items"]
+    return [i["data"].get("kept", "") for i in found if json.loads(i["data"]["record"])["claim_namespace"] == NAMESPACE]
+
+
+def check_purge(point):
+    """The original is deleted while a clone is copied, whose engine is killed: that loses nothing, and what it reads goes when it has it."""
     streams = {r["stream"] for r in records().values() if r["claim_namespace"] == NAMESPACE}
+    kubectl("create", "namespace", base.OTHER)
+    recover("outlives", point, namespace=base.OTHER, mode="clone", sourceNamespace=NAMESPACE, targetNamespace=CLONE)
+    copy = base.completed("outlives", base.OTHER)["streams"][0]["newStream"]
+    query("INSERT INTO orders SELECT generate_series(200001, 200100)", CLONE)
+    kill_engine(copy)
     kubectl("delete", "namespace", NAMESPACE, "--wait", "--timeout=450s")
-    within(150, "what was kept of the original is removed when its time is over",
+    left = filled("outlives", base.OTHER)
+    expect("the clone is still being copied", left[0] == "False" and left[2] > 0, str(left))
+    within(60, "why the history of the original is kept is told", lambda: (why := kept_because()) and all("still being copied" in w for w in why))
+    expect("the clone is whole", query(SQL, CLONE) == "300|1|200100|100", query(SQL, CLONE))
+    pod, told = streams_of_nodes()[copy]
+    kubectl("-n", SYSTEM, "exec", "-i", pod, "--", "tidemark", "apply", "-f", "-", "--socket", "/run/tidemark/data.sock", text=json.dumps(
+        {"apiVersion": "tidemark.io/v1alpha1", "kind": "ProtectionPolicy", "metadata": {"name": told["policy"]}, "spec": {}}))  # as fast as it can
+    within(180, "the clone is copied", lambda: filled("outlives", base.OTHER) == ("True", "Filled", 0))
+    within(150, "what was kept of the original is removed when nothing needs it",
            lambda: not [r for r in records().values() if r["claim_namespace"] == NAMESPACE])
     expect("with its streams", streams.isdisjoint(streams_of_nodes()))
+    kubectl("-n", CLONE, "delete", "pod", "db-0", "--wait")
+    within(120, "the clone's database starts again", lambda: condition_of(CLONE, "pod", "db-0", "Ready") == "True")
+    expect("with all rows", query(SQL, CLONE) == "300|1|200100|100", query(SQL, CLONE))
+
+
+def condition_of(namespace, kind, name, wanted):
+    found = (get(kind, name, namespace) or {}).get("status", {}).get("conditions", [])
+    return next((c["status"] for c in found if c["type"] == wanted), None)
 
 
 def main():
@@ -155,11 +201,13 @@ def main():
         base.install()
         kubectl("create", "namespace", NAMESPACE)
         kubectl("annotate", "namespace", NAMESPACE, f"tidemark.io/policy={base.POLICY}")
-        kubectl("apply", "-f", "-", text=base.APPLICATION.replace("spec: {}", "spec: {onDelete: {keep: 5s}}", 1))
+        kubectl("apply", "-f", "-", text=base.APPLICATION.replace("spec: {}", "spec: {onDelete: {keep: 5s}, journal: {seedRate: 1Mi}}", 1))
         within(180, "the database runs", lambda: condition("pod", "db-0", "Ready").get("status") == "True")
         within(60, "its volumes are captured", lambda: condition("papp", NAMESPACE, "Protected").get("reason") == "AllVolumesCaptured")
         within(60, "its objects are journaled", lambda: condition("papp", NAMESPACE, "Ready").get("status") == "True")
         check_status()
+        # More than is copied at 1 MiB a second until the test has seen what it looks for.
+        query("CREATE TABLE bulk AS SELECT id, repeat(md5(id::text), 40) AS text FROM generate_series(1, 40000) AS id", NAMESPACE)
         point = base.write_rows()
         writer.start()
         check_dry_run(point)
@@ -167,13 +215,13 @@ def main():
         check_apart(writer)
         check_thrown_away()
         check_refusals(point)
-        check_purge()
+        check_purge(point)
     except (Failed, subprocess.TimeoutExpired) as e:
         failure = e
         base.show()
     finally:
         writer.stop.set()
-        for namespace in (CLONE, NAMESPACE):
+        for namespace in (CLONE, base.OTHER, NAMESPACE):
             kubectl("delete", "namespace", namespace, "--wait", "--timeout=360s", "--ignore-not-found", check=False)
         kubectl("delete", "protectionpolicy", base.POLICY, check=False)
         base.uninstall()

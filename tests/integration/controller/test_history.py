@@ -1,15 +1,20 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Questions about the history (src/controller/history.h): a real API server, the controller as it is installed, and a node with a real
-engine, whose agent the controller finds by its pod. Tests name the invariants."""
+"""Questions about the history (src/controller/history.h), and clones of volumes: a real API server, the controller as it is installed, and a node
+with a real engine, whose agent the controller finds by its pod. Tests name the invariants."""
 import base64
+import http.client
 import json
 import os
 import shutil
 import signal
+import socket
+import socketserver
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import unittest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -64,14 +69,14 @@ class Stand:
             return ready in text
         until(f"{name} is ready", answers)
 
-    def start_node(self):
+    def start_node(self, data_socket="data.sock"):
         self.start("node", "node: CSI answers", "node", "--state", self.path("n"), "--csi-socket", self.path("node.sock"), "--data-socket",
-                   self.path("data.sock"), "--node-name", NODE, "--listen", f"127.0.0.1:{self.port}", "--tls-cert", self.path("server.crt"),
+                   self.path(data_socket), "--node-name", NODE, "--listen", f"127.0.0.1:{self.port}", "--tls-cert", self.path("server.crt"),
                    "--tls-key", self.path("server.key"), "--tls-ca", self.path("ca.crt"))
 
-    def stop(self, name):
+    def stop(self, name, number=signal.SIGTERM):
         child = self.children.pop(name)
-        child.send_signal(signal.SIGTERM)
+        child.send_signal(number)
         child.wait(180)
 
     def api(self, method, path, body=None):
@@ -89,7 +94,7 @@ class Stand:
         return {v["name"]: v["device"] for v in status["volumes"]}
 
     def destroy(self, streams):
-        for name in streams:
+        for name in reversed(streams):  # a clone may still read what was there before it
             try:
                 self.api("DELETE", f"/v1/applications/{name}?purge=true")
             except subprocess.CalledProcessError:
@@ -97,6 +102,51 @@ class Stand:
         for name in list(self.children):
             self.stop(name)
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+class OlderData:
+    """The data plane as one from before `at_once` answers: that field it does not know."""
+
+    def __init__(self, path, to):
+        plane = self
+        self.refused = 0
+
+        class Connection(http.client.HTTPConnection):
+            def connect(self):
+                self.sock = socket.socket(socket.AF_UNIX)
+                self.sock.connect(to)
+
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self):
+                while line := self.rfile.readline().decode():
+                    method, target, _ = line.split(" ", 2)
+                    headers = http.client.parse_headers(self.rfile)
+                    body = self.rfile.read(int(headers.get("Content-Length", 0)))
+                    if b'"at_once"' in body:
+                        plane.refused += 1
+                        status, text = 400, json.dumps({"error": {"code": "EINVAL", "message": "unknown field 'at_once'"}}).encode()
+                    else:
+                        there = Connection("localhost")
+                        there.request(method, target, body or None)
+                        answered = there.getresponse()
+                        status, text = answered.status, answered.read()
+                        there.close()
+                    self.wfile.write(f"HTTP/1.1 {status} Answer\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n".encode() + text)
+
+        class Server(socketserver.ThreadingUnixStreamServer):
+            daemon_threads = True
+
+        self.server = Server(path, Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def read(device):
+    with open(device, "rb") as f:
+        return f.read()
 
 
 def write(device, offset, data):
@@ -439,6 +489,187 @@ class Verify(History):
         self.assertEqual(code, DAMAGED)
         self.assertIn("DAMAGED", text)
         self.assertIn("damage was found", err)
+
+
+class Clones(History):
+    """No kubelet: what stands for the clone's pods reads and writes its devices."""
+
+    def policy(self, name, **journal):
+        SERVER.apply({"apiVersion": "tidemark.io/v1alpha1", "kind": "ProtectionPolicy", "metadata": {"name": name}, "spec": {"journal": journal}})
+
+    def original(self, name, **journal):
+        """An application of two claims with some data: its devices, and what they hold."""
+        self.policy(name, **journal)
+        devices = self.application(name)
+        SERVER.kubectl("annotate", "namespace", name, f"tidemark.io/policy={name}", "--overwrite")
+        self.stirred()
+        until("the stream has the policy", lambda: STAND.api("GET", f"/v1/status?app=stream-{name}")["applications"][0]["policy"] == f"stream-{name}", 120)
+        write(devices[0], 0, os.urandom(24 * MIB))
+        write(devices[1], 2 * MIB, os.urandom(8 * MIB))
+        self.journaled(name, base.config_map("settings", name, "1"))
+        return devices, [read(d) for d in devices]
+
+    def recover(self, namespace, name, **spec):
+        SERVER.apply(base.recovery(name, namespace, application=spec.pop("application", namespace), mode="clone", **spec))
+
+        def ended():
+            status = SERVER.json("-n", namespace, "get", "recovery", name).get("status", {})
+            return status if status.get("phase") in ("Completed", "Failed", "Cancelled", "Planned") else None
+        return until(f"the recovery {name} ends", ended, 120)
+
+    def stirred(self):
+        """The controller looks at all streams again at once, not within 30 s."""
+        SERVER.apply({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "stir"}, "spec": {
+            "capacity": {"storage": "1Mi"}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/nowhere"}, "storageClassName": "nobodys"}})
+        SERVER.kubectl("delete", "pv", "stir", "--wait=true")
+
+    @staticmethod
+    def filled(namespace, name):
+        """(status, reason, message) of the condition, and status.filling."""
+        status = SERVER.json("-n", namespace, "get", "recovery", name)["status"]
+        condition = next((c for c in status["conditions"] if c["type"] == "Filled"), {"status": "", "reason": "", "message": ""})
+        return (condition["status"], condition["reason"], condition["message"]), status.get("filling")
+
+    def reason(self, namespace, name):
+        return self.filled(namespace, name)[0][1]
+
+    def copies(self, status):
+        """The devices of the clone's data and wal."""
+        stream = status["streams"][0]
+        self.streams.append(stream["newStream"])
+        found = STAND.api("GET", f"/v1/status?app={stream['newStream']}")["applications"][0]
+        devices = {v["name"]: v["device"] for v in found["volumes"]}
+        return [devices[next(v["handle"] for v in stream["volumes"] if v["claim"] == claim)] for claim in ("data", "wal")], found
+
+    def delete_volumes(self, namespace):
+        """What the provisioner does when the claims of the original are deleted; the policy keeps nothing."""
+        maps = SERVER.json("-n", SYSTEM, "get", "configmaps", "-l", "tidemark.io/volume-record=true")["items"]
+        names = []
+        for item in maps:
+            record = json.loads(item["data"]["record"])
+            if record["claim_namespace"] != namespace:
+                continue
+            record |= {"published_node": "", "deleted_ns": time.time_ns() - 10 ** 9}
+            SERVER.kubectl("-n", SYSTEM, "patch", "configmap", record["handle"], "--type=merge", "-p",
+                           json.dumps({"data": {"record": json.dumps(record), "keep": "0"}}))
+            names.append(record["handle"])
+            SERVER.kubectl("-n", namespace, "delete", "pvc", record["claim_name"], "--wait=false")
+            SERVER.kubectl("delete", "pv", record["name"], "--wait=false")
+        return names
+
+    def test_a_clone_is_used_before_it_is_copied_and_the_original_can_go_when_it_is(self):
+        devices, then = self.original("early", seedRate="1Mi", quota="320Mi")
+        dry = self.recover("early", "dry", point="latest", targetNamespace="early-dry", dryRun=True)
+        self.assertEqual((dry["phase"], dry["streams"][0]["atOnce"], dry["plan"].get("notes")), ("Planned", True, None), dry)
+        self.namespace("elsewhere", protected=False)
+        done = self.recover("elsewhere", "now", application="early", sourceNamespace="early", point="latest", targetNamespace="early-clone")
+        self.assertEqual(done["phase"], "Completed", done)
+        self.assertIn("copied behind", done["message"])
+        self.assertLess(done["timings"]["dataMs"], 10000)
+        copies, found = self.copies(done)
+        self.assertEqual([read(d) for d in copies], then)
+        (status, reason, message), filling = self.filled("elsewhere", "now")
+        self.assertEqual((status, reason), ("False", "Filling"), message)
+        self.assertTrue(0 < filling["leftBytes"] <= filling["totalBytes"] <= 40 * MIB, filling)
+        # Its engine is killed, its agent is away and comes again: it goes on, and what is told stays right.
+        os.kill(found["engine_pid"], signal.SIGKILL)
+        write(copies[0], 5 * MIB + 512, b"own" * 1024)
+        then[0] = then[0][:5 * MIB + 512] + b"own" * 1024 + then[0][5 * MIB + 512 + 3072:]
+        STAND.stop("node", signal.SIGKILL)
+        until("the status says that the node does not answer", lambda: self.reason("elsewhere", "now") == "NodeUnreachable")
+        STAND.start_node()
+        until("and then that it does", lambda: self.reason("elsewhere", "now") == "Filling")
+        until("it goes on", lambda: self.filled("elsewhere", "now")[1]["doneBytes"] > 2 * MIB)
+        self.assertEqual([read(d) for d in copies], then)
+        # Deleted: what the clone reads stays, and whoever looks is told why.
+        handles = self.delete_volumes("early")
+        self.stirred()
+
+        def told():
+            return [SERVER.kubectl("-n", SYSTEM, "get", "configmap", h, "-o", "jsonpath={.data.kept}", check=False) for h in handles]
+        until("it is told why the history is still there", lambda: all("still being copied to its clone" in t for t in told()))
+        events = SERVER.json("-n", SYSTEM, "get", "events")["items"]
+        self.assertEqual({e["involvedObject"]["name"] for e in events if e["reason"] == "HistoryKept"}, set(handles))
+        kept = [v for v in answer("purge") if v["volume"] in handles]
+        self.assertEqual(len(kept), 2)
+        self.assertTrue(all("still being copied to its clone" in v["keptBecause"] for v in kept), kept)
+        self.assertEqual([read(d) for d in copies], then)
+        (status, reason, message), filling = self.filled("elsewhere", "now")
+        self.assertEqual((status, reason), ("False", "Filling"), (message, filling))
+        # Faster.
+        STAND.api("POST", "/v1/apply?file=policy", "apiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\nmetadata: {name: stream-early}\n"
+                  "spec: {journal: {quota: 320Mi}}\n")
+        until("the clone is copied", lambda: self.filled("elsewhere", "now")[0][:2] == ("True", "Filled"))
+        self.assertEqual(self.filled("elsewhere", "now")[1]["leftBytes"], 0)
+        self.stirred()
+        until("the history of the original goes", lambda: not any(SERVER.kubectl("-n", SYSTEM, "get", "configmap", h, "--ignore-not-found") for h in handles), 120)
+        self.assertNotIn("stream-early", [a["name"] for a in STAND.api("GET", "/v1/status")["applications"]])
+        self.assertEqual([read(d) for d in copies], then)
+        events = SERVER.json("-n", "elsewhere", "get", "events")["items"]
+        self.assertIn("Filled", [e["reason"] for e in events if e["involvedObject"]["name"] == "now"])
+
+    def test_a_quota_that_the_copy_uses_up_is_an_alarm(self):
+        devices, then = self.original("narrow", seedRate="1Mi", quota="256Mi")
+        done = self.recover("narrow", "now", point="latest", targetNamespace="narrow-clone")
+        self.assertEqual(done["phase"], "Completed", done)
+        copies, _ = self.copies(done)
+
+        def suspended():
+            write(devices[1], 0, os.urandom(32 * MIB))
+            return STAND.api("GET", "/v1/status?app=stream-narrow")["applications"][0]["state"] == "suspended"
+        until("nothing is journaled any more", suspended)
+        until("the Recovery tells it", lambda: self.reason("narrow", "now") == "FillingInTrouble")
+        self.assertIn("journaling is suspended", self.filled("narrow", "now")[0][2])
+        self.stirred()
+
+        def told():
+            status = SERVER.json("-n", "narrow", "get", "papp", "narrow")["status"]
+            protected = next(c for c in status["conditions"] if c["type"] == "Protected")
+            stream = status["streams"][0]
+            return protected["reason"] == "JournalingSuspended" and stream["state"] == "suspended" and "journaling is suspended" in stream["message"]
+        until("so does the application", told)
+        code, text, _ = plugin("status", "narrow/narrow")
+        self.assertIn("journal", text)
+        self.assertEqual([read(d) for d in copies], then, "the clone has it all the same")
+        STAND.api("POST", "/v1/apply?file=policy", "apiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\nmetadata: {name: stream-narrow}\n"
+                  "spec: {journal: {quota: 256Mi}}\n")
+        until("the clone is copied", lambda: self.reason("narrow", "now") == "Filled")
+        self.assertEqual([read(d) for d in copies], then)
+        self.policy("narrow", quota="256Mi")
+        self.stirred()
+        until("the history goes on", lambda: SERVER.kubectl(
+            "-n", "narrow", "get", "papp", "narrow", "-o", "jsonpath={.status.conditions[?(@.type=='Protected')].status}") == "True", 120)
+
+    def test_a_node_of_an_older_release_copies_first(self):
+        older = OlderData(STAND.path("older.sock"), STAND.path("data.sock"))
+        self.addCleanup(older.close)
+        devices, then = self.original("older")
+        STAND.stop("node")
+        STAND.start_node("older.sock")
+        try:
+            dry = self.recover("older", "dry", point="latest", targetNamespace="older-clone", dryRun=True)
+            self.assertEqual(dry["phase"], "Planned", dry)
+            self.assertFalse(dry["streams"][0]["atOnce"])
+            self.assertIn("older release", dry["plan"]["notes"][0])
+            self.assertIn("tidemark-data", dry["plan"]["notes"][0])
+            self.assertIn("NotFound", SERVER.kubectl("get", "namespace", "older-clone", check=False))
+            code, text, err = plugin("clone", "older/older", "--into", "older-clone", "--dry-run")
+            self.assertEqual(code, OK, err)
+            self.assertIn("note: ", text)
+            self.assertIn("older release", text)
+            before = older.refused
+            done = self.recover("older", "now", point="latest", targetNamespace="older-clone")
+            self.assertEqual(done["phase"], "Completed", done)
+            self.assertGreater(older.refused, before)
+            copies, found = self.copies(done)
+            self.assertIsNone(found["filling"])
+            self.assertEqual([read(d) for d in copies], then)
+            (status, reason, message), filling = self.filled("older", "now")
+            self.assertEqual((status, reason, filling), ("True", "CopiedFirst", None))
+            self.assertIn("older release", message)
+        finally:
+            STAND.stop("node")
+            STAND.start_node()
 
 
 def install_node():

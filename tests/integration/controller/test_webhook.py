@@ -192,6 +192,23 @@ class Requester(Webhook):
         status = ("-n", ns, "patch", "recovery", "r0", "--subresource=status", "--type=merge", "-p", '{"status":{"phase":"Completed"}}')
         self.assertIn("forbidden", SERVER.kubectl(*status, *ann, check=False))
 
+    def test_a1_nobody_but_the_controller_writes_the_status(self):
+        """Whoever may do anything in a namespace may not say which streams a Recovery is about: that is done with the controller's rights."""
+        if not manifests("ValidatingAdmissionPolicy"):  # older servers have none: there the roles count
+            self.skipTest("before 1.30")
+        ns = self.namespace("wild")
+        SERVER.apply({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "all", "namespace": ns},
+                      "rules": [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]},
+                     {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "all", "namespace": ns},
+                      "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "all"},
+                      "subjects": [{"kind": "User", "name": "bob", "apiGroup": "rbac.authorization.k8s.io"}]})
+        self.assertEqual(self.run_recovery(ns, "own", dryRun=True)["phase"], "Planned")
+        forged = ("-n", ns, "patch", "recovery", "own", "--subresource=status", "--type=merge", "-p",
+                  '{"status":{"phase":"Running","step":{"name":"RewindData"},"streams":[{"stream":"tm-of-another","node":"node-1","targetLsn":1}]}}')
+        until("it is refused", lambda: "written by the controller alone" in SERVER.kubectl(*forged, "--as=bob", "--as-group=system:authenticated", check=False))
+        self.assertIn("written by the controller alone", SERVER.kubectl(*forged, check=False))
+        self.assertEqual(self.run_recovery(ns, "again", dryRun=True)["phase"], "Planned")
+
     def test_what_was_made_while_nobody_vouched_is_not_carried_out(self):
         ns = self.namespace("before", "ann")
         SERVER.kubectl("delete", "mutatingwebhookconfiguration,validatingwebhookconfiguration", "tidemark")

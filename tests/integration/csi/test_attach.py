@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volumes of backing class in the Controller service, against a real API server: what is made in the cluster, step by step, and what is
 refused. The test plays scheduler, kubelet and node agent. Tests name the invariants of src/csi/controller_class.c."""
+import http.client
 import http.server
 import json
 import os
@@ -9,11 +10,12 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 import unittest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "../kube"))
-from apiserver import ApiServer, free_ports, until  # noqa: E402
+from apiserver import KUBECTL, ApiServer, free_ports, until  # noqa: E402
 import grpc  # noqa: E402
 
 from stand import MIB, Stand, csi  # noqa: E402
@@ -70,6 +72,28 @@ class Agent:
             self.server.shutdown()
             self.server.server_close()
         self.server = None
+
+
+class Proxy:
+    """The API server by plain HTTP: a kubectl a call is too slow to be in anybody's way."""
+
+    def __init__(self):
+        self.port = free_ports(1)
+        self.child = subprocess.Popen([KUBECTL, f"--kubeconfig={SERVER.kubeconfig}", "proxy", f"--port={self.port}"], stdout=subprocess.PIPE, text=True)
+        self.child.stdout.readline()
+
+    def call(self, method, path, body=None):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.request(method, path, json.dumps(body) if body else None, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        found = json.loads(answer.read())
+        connection.close()
+        return answer.status, found
+
+    def close(self):
+        self.child.terminate()
+        self.child.wait()
+        self.child.stdout.close()
 
 
 class Carried(unittest.TestCase):
@@ -168,6 +192,43 @@ class Carried(unittest.TestCase):
                   ({"backing": "cloud"}, "expected host or class"), ({"journalSize": "much"}, "journalSize")]
         for i, (parameters, text) in enumerate(refuse):
             self.fails(CODE.INVALID_ARGUMENT, text, self.create, f"refused-{i}", **parameters)
+
+    def test_two_who_write_a_record_take_nothing_from_each_other(self):
+        """The driver grows a volume while a recovery, say, gives it to another claim: each reads the whole record, and writes it."""
+        v = self.stand.create("shared", 16 * MIB, parameters={"backing": "host"}).volume_id
+        path = f"/api/v1/namespaces/{SYSTEM}/configmaps/{v}"
+        proxy = Proxy()
+        self.addCleanup(proxy.close)
+        ended, sizes = threading.Event(), [16 * MIB]
+
+        def grow():
+            while not ended.wait(0.005):
+                try:
+                    size = sizes[-1] + MIB
+                    self.stand.call("controller", "Controller", "ControllerExpandVolume", csi.ControllerExpandVolumeRequest(
+                        volume_id=v, capacity_range=csi.CapacityRange(required_bytes=size)), 20)
+                    sizes.append(size)
+                except grpc.RpcError as e:
+                    if e.code() != CODE.UNAVAILABLE or "changed by somebody else" not in e.details():
+                        raise
+        grower = threading.Thread(target=grow, daemon=True)
+        grower.start()
+        written, end = 0, time.monotonic() + 30
+        try:
+            while written < 200:
+                self.assertLess(time.monotonic(), end, f"{written} changes")
+                _, item = proxy.call("GET", path)
+                record = json.loads(item["data"]["record"])
+                self.assertEqual(record.get("recovery", ""), f"test/{written}" if written else "", "what was written is lost")
+                item["data"]["record"] = json.dumps(record | {"recovery": f"test/{written + 1}"})
+                status, _ = proxy.call("PUT", path, item)
+                self.assertIn(status, (200, 409))
+                written += status == 200
+        finally:
+            ended.set()
+            grower.join(60)
+        self.assertGreater(len(sizes), 20)
+        self.assertEqual(json.loads(self.get("configmap", v)["data"]["record"])["size_bytes"], sizes[-1])
 
     def test_a_volume_is_a_claim_and_its_stream_a_pod_with_journal(self):  # K2
         v = self.create("one", journalSize="512Mi")

@@ -17,6 +17,7 @@ struct world {
     const char *running; /* the Recovery that goes on */
     bool nobody_uses;    /* clones' volumes */
     int destroy_result, goes_on_result;
+    unsigned kept; /* told so often that history is still there */
 };
 
 static void note(struct world *w, const char *what, const char *which)
@@ -61,7 +62,14 @@ static int forget(void *context, const char *handle, struct error *err)
     note(context, "forget", handle);
     return 0;
 }
-static const struct purge_ops ops = {goes_on, abandoned, destroy, save, forget};
+static void kept(void *context, const struct csi_volume *v, const char *why)
+{
+    struct world *w = context;
+    (void)v;
+    w->kept++;
+    assert_string_equal(why, "in use");
+}
+static const struct purge_ops ops = {goes_on, abandoned, destroy, save, forget, kept};
 
 static struct csi_volume volume(const char *handle, const char *stream, uint64_t deleted_s_ago)
 {
@@ -123,6 +131,10 @@ static void g2_records_stay_until_the_stream_is_destroyed(void **unused)
     struct csi_volume all[] = {volume("a", "s", 9 * DAY_S)};
     assert_int_equal(run(&w, all, 1), NOW_NS); /* again */
     assert_string_equal(w.log, "");
+    assert_int_equal(w.kept, 1); /* and why not is told */
+    struct csi_volume of_two[] = {volume("a", "s", 9 * DAY_S), volume("b", "s", 8 * DAY_S), volume("c", "t", 1)};
+    run(&w, of_two, 3);
+    assert_int_equal(w.kept, 3);
     /* Of backing class, and attached nowhere: it goes with its records, unless somebody has it. */
     struct world held = {.log = "", .destroy_result = -EBUSY}, free = {.log = ""};
     struct csi_volume nowhere[] = {volume("a", "s", 9 * DAY_S)};

@@ -41,6 +41,9 @@ struct cluster {
     char data_point[64];    /* that a stream was asked for */
     const char *unseen;     /* what whoever asked may not get, */
     int unseen_code;        /* and why; 0: -EACCES */
+    bool at_once;           /* the node can do that */
+    int filled;             /* bytes of 8192 that it has copied meanwhile; or an error */
+    const char *alarm;      /* that it has then; or NULL */
 };
 
 /* Whether the controller is dead; `ret_do` says whether the call is carried out. */
@@ -424,8 +427,9 @@ static int plan_copy(void *context, const json_t *stream, const char *point, jso
     if (json_object_get(c->unknown, "plan-fails"))
         ANSWER(error_set(err, -ERANGE, "the history begins later"));
     if (!dead)
-        *ret = json_pack("{s:i, s:s, s:i, s:[{s:s, s:i, s:i}]}", "target_lsn", 7, "target_time", "2026-11-21T02:04:46.5Z",
-                         "changed_bytes", 8192, "volumes", "name", "tm-1", "changed_bytes", 8192, "size_bytes", 1 << 20);
+        *ret = json_pack("{s:i, s:s, s:i, s:[{s:s, s:i, s:i}], s:b, s:s*}", "target_lsn", 7, "target_time", "2026-11-21T02:04:46.5Z",
+                         "changed_bytes", 8192, "volumes", "name", "tm-1", "changed_bytes", 8192, "size_bytes", 1 << 20, "at_once", (int)c->at_once,
+                         "copied_first", c->at_once ? NULL : "the node is older");
     ANSWER(0);
 }
 static int copy(void *context, json_t *stream, const char *owner, json_t **ret, struct error *err)
@@ -445,8 +449,9 @@ static int copy(void *context, json_t *stream, const char *owner, json_t **ret, 
         ANSWER(error_set(err, -EAGAIN, "stream s1 is being copied: 30 %%"));
     }
     log_data(c, "copy");
+    assert_int_equal(json_is_true(json_object_get(stream, "atOnce")), c->at_once);
     if (!dead)
-        *ret = json_pack("{s:i}", "copied_ms", 12);
+        *ret = json_pack("{s:i, s:b}", "copied_ms", 12, "at_once", (int)c->at_once);
     ANSWER(0);
 }
 static int bind_copy(void *context, const json_t *stream, const json_t *volume, const char *source_namespace, const char *namespace,
@@ -460,6 +465,17 @@ static int bind_copy(void *context, const json_t *stream, const json_t *volume, 
     assert_non_null(claim);
     assert_null(json_object_get(c->objects, "core/v1/PersistentVolumeClaim/test/data-db-0")); /* before it */
     log_data(c, "bind");
+    ANSWER(0);
+}
+static int filling(void *context, const json_t *stream, json_t **ret, struct error *err)
+{
+    struct cluster *c = context;
+    CALL(c);
+    assert_string_equal(json_string_value(json_object_get(stream, "newStream")), "tm-9");
+    if (c->filled < 0)
+        ANSWER(error_set(err, c->filled, "the node does not answer"));
+    if (!dead)
+        *ret = json_pack("{s:b, s:i, s:i, s:s*}", "done", c->filled == 8192, "done_bytes", c->filled, "total_bytes", 8192, "alarm", c->alarm);
     ANSWER(0);
 }
 static void no_pause(void *context, unsigned ms)
@@ -485,7 +501,8 @@ static const struct data_ops data_ops = {.streams = streams,
                                          .originals = originals,
                                          .plan_copy = plan_copy,
                                          .copy = copy,
-                                         .bind_copy = bind_copy};
+                                         .bind_copy = bind_copy,
+                                         .filling = filling};
 
 static int run(struct cluster *c, bool data, struct error *err)
 {
@@ -500,6 +517,16 @@ static int run(struct cluster *c, bool data, struct error *err)
                                        .pause = no_pause,
                                        .pause_context = c};
     return recovery_advance(&context, "n", "r", err);
+}
+
+/* Once more, of one that has ended: whether it is to be asked for again. */
+static bool follow(struct cluster *c)
+{
+    struct error err = ERROR_INIT;
+    bool goes_on = false;
+    const struct recovery_context context = {.store = &store_ops, .store_context = c, .data = &data_ops, .data_context = c};
+    check_ok(recovery_follow(&context, "n", "r", &goes_on, &err));
+    return goes_on;
 }
 
 #define POINT                                                                                                \
@@ -819,6 +846,35 @@ static void r5_the_gate_opens_when_a_step_fails_or_is_cancelled(void **unused)
     tear_down(&c);
 }
 
+/* R5: it is not known any more who asked, and so with whose rights to go on. */
+static void r5_one_that_cannot_be_carried_on_opens_its_gates(void **unused)
+{
+    (void)unused;
+    struct cluster whole;
+    struct error err = ERROR_INIT;
+    set_up(&whole, NOW, REWIND);
+    check_ok(run(&whole, true, &err));
+    const struct error why = {.code = -EPERM, .message = "nobody is recorded"};
+    for (long at = 1; at <= whole.calls; at++) {
+        struct cluster c;
+        set_up(&c, NOW, REWIND);
+        c.kill_at = at;
+        (void)!run(&c, true, &err);
+        bool ended = recovery_has_ended(c.recovery);
+        c.kill_at = 0;
+        size_t had = json_array_size(json_object_get(status_of(&c), "streams"));
+        const struct recovery_context context = {.store = &store_ops, .store_context = &c, .data = &data_ops, .data_context = &c};
+        check_ok(recovery_abandon(&context, "n", "r", "RequesterUnknown", &why, &err));
+        assert_true(ended || strcmp(recovery_condition_text(c.recovery, "Ready", "reason"), "RequesterUnknown") == 0);
+        assert_true(recovery_has_ended(c.recovery));
+        assert_int_equal(json_array_size(json_object_get(status_of(&c), "streams")), had);
+        size_t steps = json_array_size(c.data);
+        assert_true(steps == 0 || strcmp(json_string_value(json_array_get(c.data, steps - 1)), "open") == 0);
+        tear_down(&c);
+    }
+    tear_down(&whole);
+}
+
 static void a_clone_leaves_the_original_alone(void **unused)
 {
     (void)unused;
@@ -852,17 +908,24 @@ static void a_clone_leaves_the_original_alone(void **unused)
 
 #define CLONE "{application: shop, mode: clone, targetNamespace: test, point: '-90s'}"
 
+static json_int_t filling_of(const struct cluster *c, const char *field)
+{
+    return json_integer_value(json_object_get(json_object_get(status_of(c), "filling"), field));
+}
+
 static void r1_a_clone_is_carried_on_at_every_call(void **unused)
 {
     (void)unused;
     struct cluster whole;
     struct error err = ERROR_INIT;
     set_up(&whole, NOW, CLONE);
+    whole.at_once = true;
     check_ok(run(&whole, true, &err));
     for (long at = 1; at <= whole.calls; at++) {
         for (int lost = 0; lost < 2; lost++) {
             struct cluster c;
             set_up(&c, NOW, CLONE);
+            c.at_once = true;
             _cleanup_json_ json_t *before = json_deep_copy(c.objects);
             c.kill_at = at;
             c.lose_answer = lost;
@@ -875,6 +938,8 @@ static void r1_a_clone_is_carried_on_at_every_call(void **unused)
             assert_int_equal(verdicts(&c, "created"), verdicts(&whole, "created"));
             assert_int_equal(verdicts(&c, "failed"), 0);
             assert_string_equal(json_string_value(json_array_get(c.data, json_array_size(c.data) - 1)), "bind");
+            assert_true(recovery_is_filling(c.recovery));
+            assert_int_equal(filling_of(&c, "leftBytes"), 8192);
             const char *name;
             json_t *object;
             json_object_foreach(before, name, object)
@@ -883,6 +948,118 @@ static void r1_a_clone_is_carried_on_at_every_call(void **unused)
         }
     }
     tear_down(&whole);
+}
+
+static void assert_filled(const struct cluster *c, const char *status, const char *reason, const char *words)
+{
+    assert_string_equal(recovery_condition_text(c->recovery, "Filled", "status"), status);
+    assert_string_equal(recovery_condition_text(c->recovery, "Filled", "reason"), reason);
+    if (!strstr(recovery_condition_text(c->recovery, "Filled", "message"), words))
+        fail_msg("'%s' is not in '%s'", words, recovery_condition_text(c->recovery, "Filled", "message"));
+}
+
+static void a_clone_is_used_before_it_is_copied(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW, CLONE);
+    c.at_once = true;
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Completed");
+    assert_true(recovery_is_filling(c.recovery));
+    assert_non_null(strstr(json_string_value(json_object_get(status_of(&c), "message")), "copied behind"));
+    assert_filled(&c, "False", "Filling", "0 B of 8.0 KiB");
+    assert_int_equal(filling_of(&c, "leftBytes"), 8192);
+    /* Its node copies on; nothing is written when nothing has changed. */
+    unsigned version = c.version;
+    assert_true(follow(&c));
+    assert_int_equal(c.version, version);
+    c.filled = 6144;
+    assert_true(follow(&c));
+    assert_int_equal(filling_of(&c, "leftBytes"), 2048);
+    assert_phase(&c, "Completed");
+    /* What is in its way is told, and so is that it is over. */
+    c.alarm = "the original: journaling is suspended: the quota is used up";
+    assert_true(follow(&c));
+    assert_filled(&c, "False", "FillingInTrouble", "stream tm-9: the original: journaling is suspended");
+    version = c.version;
+    assert_true(follow(&c));
+    assert_int_equal(c.version, version);
+    c.filled = -EAGAIN;
+    assert_true(follow(&c));
+    assert_filled(&c, "False", "NodeUnreachable", "does not answer");
+    c.filled = 6144;
+    c.alarm = NULL;
+    assert_true(follow(&c));
+    assert_filled(&c, "False", "Filling", "6.0 KiB of 8.0 KiB");
+    c.filled = 8192;
+    assert_false(follow(&c));
+    assert_filled(&c, "True", "Filled", "nothing of the original");
+    assert_int_equal(filling_of(&c, "leftBytes"), 0);
+    assert_false(recovery_is_filling(c.recovery));
+    assert_false(follow(&c));
+    assert_phase(&c, "Completed");
+    tear_down(&c);
+    /* The clone is thrown away in the middle. */
+    set_up(&c, NOW, CLONE);
+    c.at_once = true;
+    check_ok(run(&c, true, &err));
+    c.filled = -ENOENT;
+    assert_false(follow(&c));
+    assert_filled(&c, "False", "CloneDeleted", "before it was copied");
+    tear_down(&c);
+    /* It is whole before anybody has looked. */
+    set_up(&c, NOW, CLONE);
+    c.at_once = true;
+    c.filled = 8192;
+    check_ok(run(&c, true, &err));
+    assert_filled(&c, "True", "Filled", "");
+    assert_null(strstr(json_string_value(json_object_get(status_of(&c), "message")), "copied behind"));
+    tear_down(&c);
+}
+
+static bool has_note(const struct cluster *c, const char *words)
+{
+    size_t i;
+    json_t *one;
+    json_array_foreach(json_object_get(json_object_get(status_of(c), "plan"), "notes"), i, one)
+    {
+        if (strstr(json_string_value(one), words))
+            return true;
+    }
+    return false;
+}
+
+static void what_a_clone_cannot_do_is_in_its_plan(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    const char *dry = "{application: shop, mode: clone, targetNamespace: test, point: '-90s', dryRun: true}";
+    set_up(&c, NOW "---\napiVersion: v1\nkind: Node\nmetadata: {name: node1}\nspec: {unschedulable: true}\n", dry);
+    json_decref(c.point);
+    c.point = manifests_set_text(POINT "---\napiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: db, namespace: n}\nspec: {template: {spec: "
+                                       "{nodeSelector: {kubernetes.io/hostname: node2}, volumes: [{name: x}]}}}\n");
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Planned");
+    assert_true(has_note(&c, "is copied before the clone can be used: the node is older"));
+    assert_true(has_note(&c, "kubectl uncordon node1"));
+    assert_true(has_note(&c, "apps/v1/StatefulSet/test/db asks for the node node2"));
+    assert_int_equal(json_array_size(c.data), 0);
+    tear_down(&c);
+    /* Nothing of that: no notes. And one that was copied first says why. */
+    set_up(&c, NOW "---\napiVersion: v1\nkind: Node\nmetadata: {name: node1}\n", dry);
+    c.at_once = true;
+    check_ok(run(&c, true, &err));
+    assert_null(json_object_get(json_object_get(status_of(&c), "plan"), "notes"));
+    tear_down(&c);
+    set_up(&c, NOW, CLONE);
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Completed");
+    assert_filled(&c, "True", "CopiedFirst", "the node is older");
+    assert_false(recovery_is_filling(c.recovery));
+    tear_down(&c);
 }
 
 static void a_clone_without_data_asks_for_it(void **unused)
@@ -1654,6 +1831,9 @@ int main(void)
         cmocka_unit_test(a_custom_object_that_cannot_be_changed_is_not_made_again),
         cmocka_unit_test(what_was_there_before_the_point_stays),
         cmocka_unit_test(r1_a_clone_is_carried_on_at_every_call),
+        cmocka_unit_test(r5_one_that_cannot_be_carried_on_opens_its_gates),
+        cmocka_unit_test(a_clone_is_used_before_it_is_copied),
+        cmocka_unit_test(what_a_clone_cannot_do_is_in_its_plan),
         cmocka_unit_test(a_clone_without_data_asks_for_it),
         cmocka_unit_test(a_clone_whose_data_cannot_be_had_says_why),
         cmocka_unit_test(a_rewind_puts_objects_back),

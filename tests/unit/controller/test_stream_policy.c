@@ -26,9 +26,9 @@ static void expect(const char *policies, const char *name, const char *ack_mode,
 static void the_journal_and_the_modes_are_told(void **unused)
 {
     (void)unused;
-    expect("{\"gold\": {\"spec\": {\"journal\": {\"quota\": \"8Gi\", \"history\": \"30d\", \"thinning\": []}, \"failureMode\": "
+    expect("{\"gold\": {\"spec\": {\"journal\": {\"quota\": \"8Gi\", \"history\": \"30d\", \"thinning\": [], \"seedRate\": \"1Mi\"}, \"failureMode\": "
            "\"protection\", \"objectives\": {\"rpo\": \"5s\"}, \"hooks\": []}}}",
-           "gold", "", "{\"journal\": {\"quota\": \"8Gi\", \"history\": \"30d\", \"thinning\": []}, \"failureMode\": \"protection\"}");
+           "gold", "", "{\"journal\": {\"quota\": \"8Gi\", \"history\": \"30d\", \"thinning\": [], \"seedRate\": \"1Mi\"}, \"failureMode\": \"protection\"}");
     expect("{\"gold\": {\"spec\": {}}}", "gold", "", "{}");
 }
 
