@@ -3,9 +3,25 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "control/control_internal.h"
+
+/* An engine that starts removes locks that nobody holds: also one that was opened here and is not held yet. */
+static int take_lock(const char *path, int *ret_fd)
+{
+    for (;;) {
+        struct stat locked, there;
+        _cleanup_close_ int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+        if (fd < 0 || flock(fd, LOCK_EX) < 0 || fstat(fd, &locked) < 0)
+            return -errno;
+        if (stat(path, &there) == 0 && there.st_ino == locked.st_ino) {
+            *ret_fd = take_fd(fd);
+            return 0;
+        }
+    }
+}
 
 int pin_take(struct application *application, const char *id, const char *point, bool salvage, int *ret_fd,
              json_t **ret_answer, struct error *err)
@@ -14,11 +30,10 @@ int pin_take(struct application *application, const char *id, const char *point,
     int r = application_path(application, path, err, "journal/pins/%s.lock", id);
     if (r < 0)
         return r;
-    _cleanup_close_ int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) < 0) {
-        r = -errno;
+    _cleanup_close_ int fd = -1;
+    r = take_lock(path, &fd);
+    if (r < 0)
         return error_errno(err, r, "cannot lock %s", path);
-    }
     _cleanup_json_ json_t *body = json_pack("{s:s, s:s}", "pin", id, "point", point);
     if (salvage) /* an engine from before it was there refuses the field */
         json_object_set_new(body, "salvage", json_true());

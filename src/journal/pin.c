@@ -574,6 +574,14 @@ static bool is_entered(const struct journal *j, const char *name)
     return false;
 }
 
+/* Unless somebody holds it. Who takes one looks whether it is still there once it has it (control/pin.c). */
+static void remove_lock(const char *path)
+{
+    _cleanup_close_ int fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0)
+        unlink(path);
+}
+
 /* What an engine leaves that ended while it made or removed a pin. A lock may be held by who is about to ask for one. */
 static void remove_leftovers(const struct journal *j, const char *directory)
 {
@@ -582,12 +590,14 @@ static void remove_leftovers(const struct journal *j, const char *directory)
     for (const struct dirent *entry; d && (entry = readdir(d));) {
         size_t length = strcspn(entry->d_name, ".");
         snprintf(name, sizeof name, "%.*s", (int)(length < 40 ? length : 40), entry->d_name);
-        bool temporary = io_is_temporary(entry->d_name);
-        if (!length || (!temporary && is_entered(j, name)) || (strcmp(entry->d_name + length, ".lock") == 0 && lock_is_held(j, name)))
+        if (!length || (!io_is_temporary(entry->d_name) && is_entered(j, name)))
             continue;
         snprintf(name, sizeof name, "pins/%.50s", entry->d_name);
         journal_path(j, name, path);
-        unlink(path);
+        if (strcmp(entry->d_name + length, ".lock") == 0)
+            remove_lock(path);
+        else
+            unlink(path);
     }
 }
 

@@ -606,7 +606,8 @@ static bool is_rewind_file(const struct manifest *m, const char *name)
     char text[JOURNAL_FILE_BYTES];
     unsigned long long lsn;
     for (size_t i = 0; i < m->rewind_count; i++)
-        if (strcmp(name, journal_rewind_file(m->rewinds[i].lsn, text)) == 0 || (sscanf(name, "rescue-%llu", &lsn) == 1 && lsn == m->rewinds[i].lsn.n))
+        if (strcmp(name, journal_rewind_file(m->rewinds[i].lsn, text)) == 0 ||
+            strcmp(name, journal_rewind_copy_file(m->rewinds[i].lsn, text)) == 0 || (sscanf(name, "rescue-%llu", &lsn) == 1 && lsn == m->rewinds[i].lsn.n))
             return true;
     return false;
 }

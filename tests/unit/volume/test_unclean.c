@@ -709,7 +709,7 @@ static int make_pin_file(const char *file)
  * one keeps its lock. */
 static void what_is_left_of_a_pin_goes_with_the_next_start(void **state)
 {
-    static const char *const left[] = {"copy-2.7.idx", "copy-2.7.idx.tmp", "copy-2.tmp", "copy-11.7.idx", "v-9.3.idx", "v-1.3.idx", "v-9.revoked", "engine-5.1.idx"};
+    static const char *const left[] = {"copy-2.7.idx", "copy-2.7.idx.tmp", "copy-2.tmp", "copy-11.7.idx", "v-9.3.idx", "v-1.3.idx", "v-9.revoked", "v-9.lock", "engine-5.1.idx"};
     char tail[64], name[160];
     struct journal_pin_info pins[8];
     (void)state;
@@ -722,7 +722,6 @@ static void what_is_left_of_a_pin_goes_with_the_next_start(void **state)
     snprintf(tail, sizeof tail, "%u.idx", x.journal->tails[x.journal->active].info.number);
     for (size_t i = 0; i < sizeof left / sizeof *left; i++)
         close(make_pin_file(left[i]));
-    close(make_pin_file("v-9.lock"));
     kill_all();
     open_all();
     for (size_t i = 0; i < sizeof left / sizeof *left; i++)
@@ -737,7 +736,7 @@ static void what_is_left_of_a_pin_goes_with_the_next_start(void **state)
         check_ok(image_open(x.directory, pins[i].name, &image, &err));
         image_free(image);
     }
-    assert_true(has_pin_file("v-9.lock") && has_pin_file("v-12.lock"));
+    assert_true(has_pin_file("v-12.lock"));
     close(lock);
     check_ok(journal_unpin(x.journal, "copy-1", &err));
     check_ok(journal_unpin(x.journal, "v-12", &err));
