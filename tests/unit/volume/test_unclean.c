@@ -408,6 +408,10 @@ static void late_writes(bool of_backing)
         k.fds[k.count++] = dup(block_file_fd(x.group->volumes[0].backing));
     } else { /* of the segments */
         char target[256], link[64];
+        pthread_mutex_lock(&x.journal->mutex);
+        while (x.journal->ready_fd < 0) /* no other thread opens files then */
+            pthread_cond_wait(&x.journal->sealed, &x.journal->mutex);
+        pthread_mutex_unlock(&x.journal->mutex);
         for (int fd = 3; fd < 256 && k.count < 4; fd++) {
             snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
             ssize_t n = readlink(link, target, sizeof target - 1);
