@@ -63,7 +63,34 @@ static struct {
     size_t event_count;
     uint64_t now;
     struct ring rings[MAX_RINGS];
+    void (*watch)(const char *call, const char *path, bool after);
 } d = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+
+/* ---- who watches; without the mutex ---- */
+
+void disks_watch(void (*watch)(const char *call, const char *path, bool after))
+{
+    d.watch = watch;
+}
+
+static void tell(const char *call, const char *path, bool after)
+{
+    int saved = errno;
+    if (d.watch)
+        d.watch(call, path, after);
+    errno = saved;
+}
+
+static void tell_of(const char *call, int fd, bool after)
+{
+    char link[64], path[PATH_MAX];
+    if (!d.watch)
+        return;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t n = readlink(link, path, sizeof path - 1);
+    path[n > 0 ? n : 0] = '\0';
+    tell(call, path, after);
+}
 
 /* ---- the log; all with the mutex ---- */
 
@@ -162,11 +189,13 @@ ssize_t __wrap_pwritev64v2(int fd, const struct iovec *v, int count, off_t offse
 ssize_t __wrap_pwritev64v2(int fd, const struct iovec *v, int count, off_t offset, int flags)
 {
     assert(!(flags & (RWF_DSYNC | RWF_SYNC)));
+    tell_of("write", fd, false);
     pthread_mutex_lock(&d.mutex);
     ssize_t e = begin_write(fd, v, count, (uint64_t)offset);
     pthread_mutex_unlock(&d.mutex);
     ssize_t n = __real_pwritev64v2(fd, v, count, offset, flags);
     end(e, n < 0 ? 0 : n);
+    tell_of("write", fd, true);
     return n;
 }
 ssize_t __wrap_pwritev64(int fd, const struct iovec *v, int count, off_t offset);
@@ -185,6 +214,7 @@ int __real_fallocate64(int fd, int mode, off_t offset, off_t length);
 int __wrap_fallocate64(int fd, int mode, off_t offset, off_t length);
 int __wrap_fallocate64(int fd, int mode, off_t offset, off_t length)
 {
+    tell_of("fallocate", fd, false);
     pthread_mutex_lock(&d.mutex);
     int file = file_of(fd);
     ssize_t e = -1;
@@ -198,6 +228,7 @@ int __wrap_fallocate64(int fd, int mode, off_t offset, off_t length)
     pthread_mutex_unlock(&d.mutex);
     int r = __real_fallocate64(fd, mode, offset, length);
     end(e, r < 0 ? 0 : length);
+    tell_of("fallocate", fd, true);
     return r;
 }
 
@@ -217,23 +248,34 @@ int __real_ftruncate64(int fd, off_t length);
 int __wrap_ftruncate64(int fd, off_t length);
 int __wrap_ftruncate64(int fd, off_t length)
 {
+    tell_of("ftruncate", fd, false);
     pthread_mutex_lock(&d.mutex);
     int r = __real_ftruncate64(fd, length);
     if (r == 0)
         note_size(fd);
     pthread_mutex_unlock(&d.mutex);
+    tell_of("ftruncate", fd, true);
     return r;
+}
+
+static int ftruncate_of(int fd, off_t length)
+{
+    return __real_ftruncate64(fd, length) < 0 ? errno : 0;
 }
 
 int __real_posix_fallocate64(int fd, off_t offset, off_t length);
 int __wrap_posix_fallocate64(int fd, off_t offset, off_t length);
 int __wrap_posix_fallocate64(int fd, off_t offset, off_t length)
 {
+    tell_of("allocate", fd, false);
     pthread_mutex_lock(&d.mutex);
-    int r = __real_posix_fallocate64(fd, offset, length);
+    struct stat st;
+    bool of_memory = file_of(fd) < 0 && fstat(fd, &st) == 0; /* there is enough: reserving it takes most of a start */
+    int r = of_memory ? (st.st_size < offset + length ? ftruncate_of(fd, offset + length) : 0) : __real_posix_fallocate64(fd, offset, length);
     if (r == 0)
         note_size(fd);
     pthread_mutex_unlock(&d.mutex);
+    tell_of("allocate", fd, true);
     return r;
 }
 
@@ -248,6 +290,7 @@ int __wrap_open64(const char *path, int flags, ...)
     va_end(args);
     if (!(flags & (O_CREAT | O_TRUNC)))
         return __real_open64(path, flags, mode);
+    tell("create", path, false);
     pthread_mutex_lock(&d.mutex);
     int disk = disk_of(path);
     bool there = stat(path, &st) == 0;
@@ -262,6 +305,7 @@ int __wrap_open64(const char *path, int flags, ...)
         note_size(fd);
     }
     pthread_mutex_unlock(&d.mutex);
+    tell("create", path, true);
     return fd;
 }
 
@@ -279,44 +323,55 @@ int __real_rename(const char *from, const char *to);
 int __wrap_rename(const char *from, const char *to);
 int __wrap_rename(const char *from, const char *to)
 {
+    tell("rename", from, false);
     pthread_mutex_lock(&d.mutex);
     int r = __real_rename(from, to);
     if (r == 0)
         note_name(RENAME, from, to);
     pthread_mutex_unlock(&d.mutex);
+    tell("rename", from, true);
     return r;
 }
 int __real_unlink(const char *path);
 int __wrap_unlink(const char *path);
 int __wrap_unlink(const char *path)
 {
+    tell("unlink", path, false);
     pthread_mutex_lock(&d.mutex);
     int r = __real_unlink(path);
     if (r == 0)
         note_name(REMOVE, path, NULL);
     pthread_mutex_unlock(&d.mutex);
+    tell("unlink", path, true);
     return r;
 }
 int __real_remove(const char *path);
 int __wrap_remove(const char *path);
 int __wrap_remove(const char *path)
 {
+    tell("remove", path, false);
     pthread_mutex_lock(&d.mutex);
     int r = __real_remove(path);
     if (r == 0)
         note_name(REMOVE, path, NULL);
     pthread_mutex_unlock(&d.mutex);
+    tell("remove", path, true);
     return r;
 }
 int __real_mkdir(const char *path, mode_t mode);
 int __wrap_mkdir(const char *path, mode_t mode);
 int __wrap_mkdir(const char *path, mode_t mode)
 {
+    bool new = access(path, F_OK) < 0;
+    if (new)
+        tell("mkdir", path, false);
     pthread_mutex_lock(&d.mutex);
     int r = __real_mkdir(path, mode);
     if (r == 0)
         note_name(MKDIR, path, NULL);
     pthread_mutex_unlock(&d.mutex);
+    if (new)
+        tell("mkdir", path, true);
     return r;
 }
 
@@ -337,10 +392,12 @@ static ssize_t begin_sync(int fd)
 int __wrap_fsync(int fd);
 int __wrap_fsync(int fd)
 {
+    tell_of("fsync", fd, false);
     pthread_mutex_lock(&d.mutex);
     ssize_t e = begin_sync(fd);
     pthread_mutex_unlock(&d.mutex);
     end(e, -1); /* the disk is memory: nothing to wait for */
+    tell_of("fsync", fd, true);
     return 0;
 }
 int __wrap_fdatasync(int fd);
@@ -397,19 +454,36 @@ static void note_submitted(struct io_uring *ring)
     pthread_mutex_unlock(&d.mutex);
 }
 
+/* Whether there is anything. */
+static bool tell_submitted(const struct io_uring *ring)
+{
+    bool any = ring->sq.sqe_head != ring->sq.sqe_tail;
+    if (any)
+        tell("submit", "", false);
+    return any;
+}
+
 int __real_io_uring_submit(struct io_uring *ring);
 int __wrap_io_uring_submit(struct io_uring *ring);
 int __wrap_io_uring_submit(struct io_uring *ring)
 {
+    bool any = tell_submitted(ring);
     note_submitted(ring);
-    return __real_io_uring_submit(ring);
+    int r = __real_io_uring_submit(ring);
+    if (any)
+        tell("submit", "", true);
+    return r;
 }
 int __real_io_uring_submit_and_get_events(struct io_uring *ring);
 int __wrap_io_uring_submit_and_get_events(struct io_uring *ring);
 int __wrap_io_uring_submit_and_get_events(struct io_uring *ring)
 {
+    bool any = tell_submitted(ring);
     note_submitted(ring);
-    return __real_io_uring_submit_and_get_events(ring);
+    int r = __real_io_uring_submit_and_get_events(ring);
+    if (any)
+        tell("submit", "", true);
+    return r;
 }
 
 /* ---- beginning and ending ---- */

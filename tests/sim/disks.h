@@ -23,6 +23,9 @@ uint64_t disks_now(void);
 /* Nothing is recorded any more. */
 void disks_end(void);
 
+/* Called before and after each of these calls, with its name and of what file it is, in whatever thread; NULL: none. For who ends the program there. */
+void disks_watch(void (*watch)(const char *call, const char *path, bool after));
+
 /* Moments at which a power loss leaves other states than just before: something was begun, or a flush has
  * ended. Ascending. */
 size_t disks_moments(uint64_t *moments, size_t capacity);

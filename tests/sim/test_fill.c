@@ -13,10 +13,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "block/queue.h"
 #include "journal/journal.h"
 #include "journal/pin.h"
 #include "journal/seal.h"
+#include "queued.h"
 #include "view/image.h"
 #include "volume/fill.h"
 #include "volume/group.h"
@@ -110,23 +110,6 @@ static struct block *block_of(struct side *s)
     return group_volume_block(s->group, 0);
 }
 
-/* By block/queue.h; false where that cannot be done. */
-static bool write_queued(struct block *b, const char *data, size_t length, uint64_t offset, unsigned flags)
-{
-    static char aligned[8 * GROUP_GRAIN_BYTES] __attribute__((aligned(4096)));
-    struct block_queue *q;
-    struct block_request r = {.op = BLOCK_OP_WRITE, .data = aligned, .length_bytes = length, .offset_bytes = offset, .flags = flags}, *done = NULL;
-    memcpy(aligned, data, length);
-    OK(block_queue_new(b, 4, &q, &err));
-    int started = block_queue_start(q, &r);
-    while (started == 0 && !done)
-        done = block_queue_poll(q);
-    block_queue_free(q);
-    if (started == 0 && r.outcome == BLOCK_STEP_BLOCKS)
-        started = block_finish(b, &r, &err);
-    return started == 0 && r.outcome != BLOCK_STEP_AGAIN;
-}
-
 static void change(struct side *s)
 {
     uint64_t sectors = SIZE_BYTES / 512, lba = below(sectors), length = 1 + below(below(4) ? 40 : 500), how = below(12);
@@ -139,6 +122,7 @@ static void change(struct side *s)
     char *model = s->live + lba * 512;
     struct block *b = block_of(s);
     unsigned flags = below(10) == 0 ? BLOCK_FUA : 0;
+    int written = 0;
     x.doing = how == 0 ? "discard" : how == 1 ? "zero" : "write";
     for (size_t i = 0; i < length * 512; i += 8) {
         uint64_t word = how < 2 ? 0 : check_random(&x.random);
@@ -148,7 +132,9 @@ static void change(struct side *s)
         OK(block_discard(b, length * 512, lba * 512, flags, &err));
     else if (how == 1)
         OK(block_zero(b, length * 512, lba * 512, flags, &err));
-    else if (below(2) || !write_queued(b, model, length * 512, lba * 512, flags))
+    else if (below(2) == 0)
+        OK(written = queued_write(b, model, length * 512, lba * 512, flags, &err));
+    if (how > 1 && !written)
         OK(block_pwrite(b, model, length * 512, lba * 512, flags, &err));
 }
 

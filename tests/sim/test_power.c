@@ -30,44 +30,20 @@
  * live volume (J4) and `verify` finds no damage.
  *
  * $TIDEMARK_SEED replays, but for the order of threads; $TIDEMARK_LOG shows what the engine logs. */
-#include "check.h"
+#include "stand.h"
 
 #include <errno.h>
-#include <limits.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "base/io.h"
-#include "base/uuid.h"
-#include "block/queue.h"
 #include "disks.h"
-#include "journal/journal.h"
-#include "journal/pin.h"
-#include "journal/verify.h"
-#include "view/image.h"
-#include "volume/fill.h"
-#include "volume/group.h"
 
 #define LIMIT 200u   /* states of a moment */
 #define ADOPT_LIMIT 6u
 #define MAX_STEPS 64 /* of a history */
 #define MAX_POINTS 512
 #define MAX_MOMENTS 65536
-#define SPOT_BYTES 32768u /* what is used of a region of 4 MiB */
-#define REGION_BYTES (4u << 20)
-#define VOLUMES 2
-#define MODEL_BYTES (5 * SPOT_BYTES)
-#define SECTORS (MODEL_BYTES / 512)
-#define FILL_PIN PIN_KEPT_PREFIX "1"
-
-static const uint64_t sizes[VOLUMES] = {2 * SPOT_BYTES, 2 * REGION_BYTES + SPOT_BYTES};
-/* Where each spot of the model lies. */
-static const struct {
-    int volume;
-    uint64_t offset;
-} spots[] = {{0, 0}, {0, SPOT_BYTES}, {1, 0}, {1, REGION_BYTES}, {1, 2 * REGION_BYTES}};
-#define SPOTS (sizeof spots / sizeof *spots)
 
 struct step {
     uint64_t begun, acked;             /* moments */
@@ -81,63 +57,37 @@ struct kept {
     char *data;
 };
 static struct {
-    char base[64], root[96], ring[96];
+    struct stand stand;
     int generation;
-    enum group_ack ack;
-    struct journal *journal;
-    struct group *group;
-    char live[MODEL_BYTES];
     struct step steps[MAX_STEPS + 1];
     size_t step_count;
     struct kept points[MAX_POINTS];
     size_t point_count, states, refused;
-    uint64_t random, seed;
     atomic_int broken; /* the journal's disk fails; 2: for the bitmap too */
-    struct uuid boot;
-    bool queue; /* writes go by block/queue.h where they can */
-    bool pins;          /* a point is pinned at: */
+    bool pins;         /* a point is pinned at: */
     uint64_t pinned_at; /* 0: not yet */
     char pinned[MODEL_BYTES];
-    bool fill;          /* the second volume is a clone's, which is copied only when it has to be */
-    bool adopt, slowly; /* the second volume held something before; it is seeded only when it has to be */
     const char *what;
     uint64_t moment;
     struct disks_choice choice;
 } x;
+struct stand *stand = &x.stand;
 static struct error err;
 
-int __wrap_uuid_boot(struct uuid *ret, struct error *e);
-int __wrap_uuid_boot(struct uuid *ret, struct error *e)
-{
-    (void)e;
-    *ret = x.boot;
-    return 0;
-}
-
-static void __attribute__((noreturn, format(printf, 1, 2))) broken_promise(const char *format, ...)
+void stand_broken(const char *format, ...)
 {
     va_list args;
     fprintf(stderr,
             "FAILED: TIDEMARK_SEED=%llu, %s, generation %d, moment %llu (writes %llx, changes %zu %zu, "
             "random %llx, torn %d): ",
-            (unsigned long long)x.seed, x.what, x.generation, (unsigned long long)x.moment,
+            (unsigned long long)stand->seed, x.what, x.generation, (unsigned long long)x.moment,
             (unsigned long long)x.choice.writes, x.choice.changes[0], x.choice.changes[1],
             (unsigned long long)x.choice.random, x.choice.torn);
     va_start(args, format);
     vfprintf(stderr, format, args);
     va_end(args);
-    fprintf(stderr, "\nthe state is in %s\n", x.root);
+    fprintf(stderr, "\nthe state is in %s\n", stand->root);
     exit(1);
-}
-#define OK(call)                                                                                             \
-    do {                                                                                                     \
-        if ((call) < 0)                                                                                      \
-            broken_promise("%s: %s", #call, err.message);                                                    \
-    } while (0)
-
-static uint64_t below(uint64_t n)
-{
-    return check_random(&x.random) % n;
 }
 
 /* ---- the program under test ---- */
@@ -151,95 +101,19 @@ static int fault(void *context, const char *step)
 
 static void open_all(void)
 {
-    static const struct log told = {STDERR_FILENO, LOG_LEVEL_INFO, "test"};
-    char path[160];
-    snprintf(path, sizeof path, "%s/journal", x.root);
-    struct journal_options o = {.directory = path,
-                                .segment_blocks = 64,
-                                .segment_records = 24,
-                                .fanout = 2,
-                                .ring_path = x.ring,
-                                .owner = "test_power",
-                                .fault = fault,
-                                .compress = x.seed & 1,
-                                .log = getenv("TIDEMARK_LOG") ? &told : NULL};
-    for (unsigned id = 1; id <= GROUP_MAX_VOLUMES; id++) { /* the states are other files; the disk that lost its power is the same */
-        char known[200];
-        snprintf(known, sizeof known, "%s/backing-%u.id", o.directory, id);
-        unlink(known);
-    }
-    OK(journal_open(&o, &x.journal, &err));
-    OK(group_new(x.journal, x.ack, o.log, &x.group, &err));
-    for (int i = 0; i < VOLUMES; i++) {
-        char name[8];
-        snprintf(name, sizeof name, "v%d", i);
-        snprintf(path, sizeof path, "%s/backing/v%d.img", x.root, i);
-        OK((x.adopt && i == 1 ? group_adopt_volume : group_add_volume)(x.group, name, sizes[i], path, &err));
-    }
-    snprintf(path, sizeof path, "%s/source", x.base);
-    if (x.fill)
-        OK(group_set_source(x.group, path, FILL_PIN, &err));
-    group_set_seed_speed(x.group, x.slowly ? 1 : 0);
-    OK(group_start(x.group, &err));
+    stand->options.fault = fault;
+    stand->options.compress = stand->seed & 1;
+    stand_forget_backings(); /* the states are other files; the disk that lost its power is the same */
+    stand_open();
 }
 
 static void kill_all(void)
 {
-    group_abandon(x.group);
-    journal_abandon(x.journal);
-}
-
-static void new_boot(void)
-{
-    uint64_t id = check_random(&x.random);
-    memcpy(x.boot.bytes, &id, sizeof id);
-    unlink(x.ring);
-}
-
-static void read_live(char *data)
-{
-    for (size_t i = 0; i < SPOTS; i++)
-        OK(block_pread(group_volume_block(x.group, (size_t)spots[i].volume), data + i * SPOT_BYTES,
-                       SPOT_BYTES, spots[i].offset, &err));
-}
-
-static bool is_protected(void)
-{
-    struct group_status g;
-    struct journal_status s;
-    group_status(x.group, &g);
-    journal_status(x.journal, &s);
-    return !g.resyncing && !s.suspended;
+    group_abandon(stand->group);
+    journal_abandon(stand->journal);
 }
 
 /* ---- checks ---- */
-
-static void check_pin(const char *pin, uint64_t lsn, const char *model)
-{
-    static char data[SPOT_BYTES] __attribute__((aligned(4096)));
-    struct image *image;
-    char path[160];
-    snprintf(path, sizeof path, "%s/journal", x.root);
-    OK(image_open(path, pin, &image, &err));
-    for (size_t i = 0; i < SPOTS; i++) {
-        OK(image_read(image, (uint32_t)spots[i].volume + 1, spots[i].offset / 512, SPOT_BYTES / 512, data,
-                      &err));
-        for (size_t at = 0; at < SPOT_BYTES; at += 512)
-            if (memcmp(data + at, model + i * SPOT_BYTES + at, 512) != 0)
-                broken_promise("image(%llu) is wrong at byte %zu of spot %zu", (unsigned long long)lsn, at,
-                               i);
-    }
-    image_free(image);
-}
-
-static void check_image(uint64_t lsn, const char *model)
-{
-    struct journal_point found;
-    OK(journal_resolve(x.journal, &(struct point){.kind = POINT_LSN, .lsn = {lsn}}, &found, &err));
-    OK(journal_pin(x.journal, "engine-look", (struct lsn){lsn}, true, &err));
-    check_pin("engine-look", lsn, model);
-    OK(journal_unpin(x.journal, "engine-look", &err));
-}
 
 /* It was there when the power was lost. */
 static void check_kept_pin(uint64_t moment)
@@ -247,11 +121,11 @@ static void check_kept_pin(uint64_t moment)
     struct journal_status s;
     if (!x.pinned_at || x.pinned_at > moment)
         return;
-    check_pin(FILL_PIN, 0, x.pinned);
-    OK(journal_seal(x.journal, &err));
-    journal_status(x.journal, &s);
-    OK(journal_drop(x.journal, s.latest, &err));
-    check_pin(FILL_PIN, 0, x.pinned);
+    stand_check_pin(STAND_PIN, 0, x.pinned);
+    OK(journal_seal(stand->journal, &err));
+    journal_status(stand->journal, &s);
+    OK(journal_drop(stand->journal, s.latest, &err));
+    stand_check_pin(STAND_PIN, 0, x.pinned);
 }
 
 /* What the steps up to the moment promise of a sector, as the index of the oldest step that it may show. */
@@ -292,14 +166,14 @@ static void check_live(uint64_t moment, const char *live)
         while (k <= last && memcmp(x.steps[k].live + sector * 512, live + sector * 512, 512) != 0)
             k++;
         if (k > last)
-            broken_promise("sector %zu of the model has nothing that was there since step %zu (%s) of %zu%s",
+            stand_broken("sector %zu of the model has nothing that was there since step %zu (%s) of %zu%s",
                            sector, floors[sector],
                            floors[sector] ? x.steps[floors[sector]].name : "the start", last,
                            tell_older(sector, live));
     }
-    uint64_t found = journal_recovery(x.journal)->last.n;
+    uint64_t found = journal_recovery(stand->journal)->last.n;
     if (found < lsn)
-        broken_promise("J3: the history ends at LSN %llu, but a flush covered LSN %llu",
+        stand_broken("J3: the history ends at LSN %llu, but a flush covered LSN %llu",
                        (unsigned long long)found, (unsigned long long)lsn);
 }
 
@@ -310,26 +184,15 @@ static void check_points(uint64_t moment, uint64_t last)
         const struct kept *p = &x.points[i];
         if (p->moment > moment || (x.point_count - i > 4 && below(x.point_count) > 6))
             continue; /* not yet; of many points the last ones and some others */
-        if (x.adopt && p->lsn <= last && /* what the volume held then may be lost */
-            journal_resolve(x.journal, &(struct point){.kind = POINT_LSN, .lsn = {p->lsn}}, &found, &err) == -ERANGE)
-            x.refused++;
+        if (stand->adopt && p->lsn <= last) /* what the volume held then may be lost */
+            x.refused += stand_try_image(p->lsn, p->data, &err) < 0;
         else if (p->lsn <= last)
-            check_image(p->lsn, p->data);
-        else if (journal_resolve(x.journal, &(struct point){.kind = POINT_LSN, .lsn = {p->lsn}}, &found,
+            stand_check_image(p->lsn, p->data);
+        else if (journal_resolve(stand->journal, &(struct point){.kind = POINT_LSN, .lsn = {p->lsn}}, &found,
                                  &err) != -ERANGE)
-            broken_promise("LSN %llu is not refused although the history ended at LSN %llu",
+            stand_broken("LSN %llu is not refused although the history ended at LSN %llu",
                            (unsigned long long)p->lsn, (unsigned long long)last);
     }
-}
-
-static void tell_damage(void *context, const struct verify_damage *damage)
-{
-    (void)context;
-    broken_promise("verify: %s: %s", damage->file, damage->what);
-}
-static void tell_progress(void *context, uint64_t done, uint64_t total)
-{
-    (void)context, (void)done, (void)total;
 }
 
 /* After the power came back: opens, compares with what was promised, and leaves it open. `live`: what the
@@ -339,33 +202,23 @@ static void recover(uint64_t moment, bool settle, char *live)
     static char settled[MODEL_BYTES];
     struct journal_status s;
     open_all();
-    read_live(live);
+    stand_read(live);
     check_live(moment, live);
-    if (!journal_recovery(x.journal)->created && !x.adopt)
-        check_points(moment, journal_recovery(x.journal)->last.n);
+    if (!journal_recovery(stand->journal)->created && !stand->adopt)
+        check_points(moment, journal_recovery(stand->journal)->last.n);
     x.states++;
     if (!settle)
         return;
-    group_settle(x.group);
-    read_live(settled);
+    group_settle(stand->group);
+    stand_read(settled);
     if (memcmp(settled, live, sizeof settled) != 0)
-        broken_promise("J4: the comparison changed the live volume");
-    OK(journal_sync(x.journal, -1, NULL, &err));
-    journal_status(x.journal, &s);
-    check_image(s.latest.n, live);
-    if (x.adopt && !journal_recovery(x.journal)->created) /* before it was seeded none could be opened */
-        check_points(moment, journal_recovery(x.journal)->last.n);
+        stand_broken("J4: the comparison changed the live volume");
+    OK(journal_sync(stand->journal, -1, NULL, &err));
+    journal_status(stand->journal, &s);
+    stand_check_image(s.latest.n, live);
+    if (stand->adopt && !journal_recovery(stand->journal)->created) /* before it was seeded none could be opened */
+        check_points(moment, journal_recovery(stand->journal)->last.n);
     check_kept_pin(moment);
-}
-
-static void verify(void)
-{
-    char path[160];
-    struct verify_report report = {tell_damage, tell_progress, NULL};
-    struct verify_summary summary;
-    snprintf(path, sizeof path, "%s/journal", x.root);
-    OK(journal_seal(x.journal, &err));
-    OK(journal_verify(path, &report, &summary, &err));
 }
 
 /* ---- steps ---- */
@@ -381,74 +234,32 @@ static void promise(struct step *s, uint64_t lsn, size_t from, size_t to)
 {
     s->promised_from = from;
     s->promised_to = to;
-    s->promised_lsn = journal_is_suspended(x.journal) ? 0 : lsn;
+    s->promised_lsn = journal_is_suspended(stand->journal) ? 0 : lsn;
 }
 
 static void end_step(struct step *s)
 {
-    memcpy(s->live, x.live, MODEL_BYTES);
+    memcpy(s->live, stand->live, MODEL_BYTES);
     s->acked = disks_now();
-}
-
-static uint64_t latest(void)
-{
-    return journal_next_lsn(x.journal).n - 1;
 }
 
 static void remember(void)
 {
     struct kept *last = x.point_count ? &x.points[x.point_count - 1] : NULL;
-    if (x.point_count == MAX_POINTS || !is_protected() || (last && last->lsn >= latest()))
+    if (x.point_count == MAX_POINTS || !stand_is_protected() || (last && last->lsn >= stand_latest()))
         return;
-    x.points[x.point_count++] = (struct kept){latest(), disks_now(), malloc(MODEL_BYTES)};
-    memcpy(x.points[x.point_count - 1].data, x.live, MODEL_BYTES);
-}
-
-/* By block/queue.h; false where that cannot be done. */
-static bool write_queued(struct block *b, const char *data, size_t length, uint64_t offset)
-{
-    static char aligned[SPOT_BYTES] __attribute__((aligned(4096)));
-    struct block_queue *q;
-    struct block_request r = {.op = BLOCK_OP_WRITE, .data = aligned, .length_bytes = length, .offset_bytes = offset},
-                         *done = NULL;
-    memcpy(aligned, data, length);
-    OK(block_queue_new(b, 4, &q, &err));
-    int started = block_queue_start(q, &r);
-    while (started == 0 && !done)
-        done = block_queue_poll(q);
-    block_queue_free(q);
-    if (started == 0 && r.outcome == BLOCK_STEP_BLOCKS)
-        started = block_finish(b, &r, &err);
-    return started == 0 && r.outcome != BLOCK_STEP_AGAIN;
+    x.points[x.point_count++] = (struct kept){stand_latest(), disks_now(), malloc(MODEL_BYTES)};
+    memcpy(x.points[x.point_count - 1].data, stand->live, MODEL_BYTES);
 }
 
 static void change(void)
 {
-    size_t spot = below(SPOTS), sector = below(SPOT_BYTES / 512), length = 1 + below(12);
-    if (below(2)) {
-        sector = sector / 8 * 8;
-        length = 8;
-    }
-    if (sector + length > SPOT_BYTES / 512)
-        length = SPOT_BYTES / 512 - sector;
-    size_t at = spot * (SPOT_BYTES / 512) + sector;
-    char *model = x.live + at * 512;
-    uint64_t offset = spots[spot].offset + sector * 512;
-    struct block *b = group_volume_block(x.group, (size_t)spots[spot].volume);
-    unsigned flags = below(12) == 0 ? BLOCK_FUA : 0, how = (unsigned)below(10);
-    struct step *s = begin_step(how == 0 ? "discard" : how == 1 ? "zero" : flags ? "FUA write" : "write");
-    for (size_t i = 0; i < length * 512; i += 8) {
-        uint64_t word = how < 2 ? 0 : check_random(&x.random);
-        memcpy(model + i, &word, 8);
-    }
-    if (how == 0)
-        OK(block_discard(b, length * 512, offset, flags, &err));
-    else if (how == 1)
-        OK(block_zero(b, length * 512, offset, flags, &err));
-    else if (!x.queue || flags || below(2) || !write_queued(b, model, length * 512, offset))
-        OK(block_pwrite(b, model, length * 512, offset, flags, &err));
-    if (flags & BLOCK_FUA)
-        promise(s, latest(), at, at + length);
+    struct step *s = begin_step(NULL);
+    struct change c = stand_choose_change();
+    s->name = c.name;
+    stand_make_change(&c);
+    if (c.flags & BLOCK_FUA)
+        promise(s, stand_latest(), c.at, c.at + c.length);
     end_step(s);
 }
 
@@ -456,9 +267,9 @@ static void flush(void)
 {
     static const size_t ends[VOLUMES + 1] = {0, 2 * SPOT_BYTES / 512, SECTORS};
     size_t volume = below(VOLUMES);
-    uint64_t lsn = latest();
+    uint64_t lsn = stand_latest();
     struct step *s = begin_step("flush");
-    OK(block_flush(group_volume_block(x.group, volume), &err));
+    OK(block_flush(group_volume_block(stand->group, volume), &err));
     promise(s, lsn, ends[volume], ends[volume + 1]);
     end_step(s);
 }
@@ -466,14 +277,14 @@ static void flush(void)
 static void rewind_somewhere(void)
 {
     struct group_change c;
-    if (!x.point_count || x.broken || !is_protected())
+    if (!x.point_count || x.broken || !stand_is_protected())
         return;
     const struct kept *p = &x.points[below(x.point_count)];
     struct step *s = begin_step("rewind");
-    memcpy(x.live, p->data, MODEL_BYTES);
-    OK(group_rewind(x.group, (struct lsn){p->lsn}, false, &c, &err));
+    memcpy(stand->live, p->data, MODEL_BYTES);
+    OK(group_rewind(stand->group, (struct lsn){p->lsn}, false, &c, &err));
     free(c.volumes);
-    promise(s, latest(), 0, SECTORS);
+    promise(s, stand_latest(), 0, SECTORS);
     end_step(s);
 }
 
@@ -487,9 +298,9 @@ static void forget_refused(void)
         promised = x.steps[k].promised_lsn > promised ? x.steps[k].promised_lsn : promised;
     for (size_t i = 0; i < x.point_count; i++) {
         struct kept *p = &x.points[i];
-        int r = journal_resolve(x.journal, &(struct point){.kind = POINT_LSN, .lsn = {p->lsn}}, &found, &err);
+        int r = journal_resolve(stand->journal, &(struct point){.kind = POINT_LSN, .lsn = {p->lsn}}, &found, &err);
         if (r == -ERANGE && p->lsn <= promised)
-            broken_promise("LSN %llu is refused: %s", (unsigned long long)p->lsn, err.message);
+            stand_broken("LSN %llu is refused: %s", (unsigned long long)p->lsn, err.message);
         if (r == 0)
             x.points[left++] = *p;
         else
@@ -503,8 +314,8 @@ static void trouble(void)
     if (x.broken) {
         atomic_store(&x.broken, 0);
         do /* a thread may have asked just before */
-            group_settle(x.group);
-        while (!is_protected());
+            group_settle(stand->group);
+        while (!stand_is_protected());
         forget_refused();
     } else {
         atomic_store(&x.broken, 1 + (int)below(2));
@@ -518,8 +329,8 @@ static void reopen(void)
     if (below(2)) {
         kill_all();
     } else {
-        group_free(x.group);
-        OK(journal_close(x.journal, &err));
+        group_free(stand->group);
+        OK(journal_close(stand->journal, &err));
     }
     open_all();
 }
@@ -533,19 +344,19 @@ static void step(bool all)
         flush();
     else if (dice < 82)
         for (int i = 0; i < 4; i++)
-            group_clear_intents(x.group);
+            group_clear_intents(stand->group);
     else if (dice < 86)
         rewind_somewhere();
     else if (dice < 89)
         trouble();
     else if (dice < 92 && !x.broken)
-        OK(journal_seal(x.journal, &err));
+        OK(journal_seal(stand->journal, &err));
     else if (dice < 94 && !x.broken)
-        OK(journal_maintain(x.journal, &err));
+        OK(journal_maintain(stand->journal, &err));
     else if (dice < 97)
         reopen();
     else if (!x.broken)
-        group_settle(x.group);
+        group_settle(stand->group);
     remember();
 }
 
@@ -553,83 +364,17 @@ static void step(bool all)
 
 static void remove_root(void)
 {
-    OK(io_remove_tree(x.root, &err));
+    OK(io_remove_tree(stand->root, &err));
 }
 
 static void begin_history(uint64_t seed)
 {
-    char path[160];
-    memset(&x.live, 0, sizeof x.live);
-    x.seed = x.random = seed;
-    x.ack = below(2) ? GROUP_ACK_FLUSH : GROUP_ACK_WRITE;
+    memset(stand->live, 0, sizeof stand->live);
+    stand->seed = stand->random = seed;
+    stand->ack = below(2) ? GROUP_ACK_FLUSH : GROUP_ACK_WRITE;
     x.generation = 0;
     x.point_count = 0;
-    snprintf(x.base, sizeof x.base, "/dev/shm/tidemark-power-XXXXXX");
-    if (!mkdtemp(x.base))
-        broken_promise("cannot make %s", x.base);
-    snprintf(x.ring, sizeof x.ring, "%s/ring", x.base);
-    snprintf(x.root, sizeof x.root, "%s/0", x.base);
-    snprintf(path, sizeof path, "%s/backing", x.root);
-    OK(io_mkdirs(path, 0700, &err));
-    snprintf(path, sizeof path, "%s/journal", x.root);
-    OK(io_mkdirs(path, 0700, &err));
-    new_boot();
-}
-
-/* What the adopted volume holds. */
-static void fill_backing(void)
-{
-    char path[160];
-    snprintf(path, sizeof path, "%s/backing/v1.img", x.root);
-    FILE *f = fopen(path, "w");
-    assert_true(f && ftruncate(fileno(f), (off_t)sizes[1]) == 0);
-    for (size_t i = 0; i < SPOTS; i++) {
-        if (spots[i].volume != 1)
-            continue;
-        for (size_t k = 0; k < SPOT_BYTES; k += 8) {
-            uint64_t word = check_random(&x.random);
-            memcpy(x.live + i * SPOT_BYTES + k, &word, 8);
-        }
-        assert_true(fseek(f, (long)spots[i].offset, SEEK_SET) == 0 &&
-                    fwrite(x.live + i * SPOT_BYTES, 1, SPOT_BYTES, f) == SPOT_BYTES);
-    }
-    assert_int_equal(fclose(f), 0);
-}
-
-/* The same, by a clone of a journal beside. */
-static void make_clone(void)
-{
-    char path[160], backing[160];
-    struct group *group;
-    struct journal *journal;
-    struct journal_status s;
-    struct journal_options o = {.directory = path, .segment_blocks = 64, .segment_records = 24, .fanout = 2, .ring_path = x.ring, .owner = "test_power"};
-    uint64_t words[(2 * REGION_BYTES + SPOT_BYTES) / GROUP_GRAIN_BYTES / 64 + 1] = {0};
-    snprintf(path, sizeof path, "%s/source", x.base);
-    snprintf(backing, sizeof backing, "%s/source.img", x.base);
-    OK(journal_open(&o, &journal, &err));
-    OK(group_new(journal, GROUP_ACK_WRITE, NULL, &group, &err));
-    OK(group_add_volume(group, "v", sizes[1], backing, &err));
-    OK(group_start(group, &err));
-    for (size_t i = 0; i < SPOTS; i++) {
-        if (spots[i].volume != 1)
-            continue;
-        for (size_t k = 0; k < SPOT_BYTES; k += 8) {
-            uint64_t word = check_random(&x.random);
-            memcpy(x.live + i * SPOT_BYTES + k, &word, 8);
-        }
-        uint64_t grain = spots[i].offset / GROUP_GRAIN_BYTES;
-        words[grain / 64] |= 1ull << grain % 64;
-        OK(block_pwrite(group_volume_block(group, 0), x.live + i * SPOT_BYTES, SPOT_BYTES, spots[i].offset, 0, &err));
-    }
-    OK(journal_sync(journal, -1, NULL, &err)); /* the latest is what was written */
-    journal_status(journal, &s);
-    OK(journal_pin(journal, FILL_PIN, s.latest, false, &err));
-    group_free(group);
-    OK(journal_close(journal, &err));
-    snprintf(backing, sizeof backing, "%s/backing/v1.img", x.root);
-    OK(fill_create(backing, 1, sizes[1], words, &err));
-    new_boot();
+    stand_make("power", "0");
 }
 
 /* What is there is the first step of a generation. */
@@ -639,7 +384,7 @@ static void forget_steps(void)
         free(x.steps[i].live);
     x.step_count = 0;
     x.steps[0] = (struct step){.live = malloc(MODEL_BYTES)};
-    memcpy(x.steps[0].live, x.live, MODEL_BYTES);
+    memcpy(x.steps[0].live, stand->live, MODEL_BYTES);
 }
 
 /* Of the history that was lost. */
@@ -657,26 +402,26 @@ static void end_history(void)
     for (size_t i = 0; i < x.point_count; i++)
         free(x.points[i].data);
     x.point_count = 0;
-    OK(io_remove_tree(x.base, &err));
+    OK(io_remove_tree(stand->base, &err));
 }
 
 /* One state, in a directory of its own; removed again. */
 static void try_state(uint64_t moment, const struct disks_choice *choice, uint64_t every)
 {
     static char live[MODEL_BYTES];
-    char root[sizeof x.root];
-    memcpy(root, x.root, sizeof root);
+    char root[sizeof stand->root];
+    memcpy(root, stand->root, sizeof root);
     x.moment = moment;
     x.choice = *choice;
-    new_boot();
-    snprintf(x.root, sizeof x.root, "%s/state", x.base);
-    disks_build(moment, choice, x.root);
+    stand_new_boot();
+    snprintf(stand->root, sizeof stand->root, "%s/state", stand->base);
+    disks_build(moment, choice, stand->root);
     recover(moment, true, live);
     if (every % 16 == 0)
-        verify();
+        stand_verify();
     kill_all();
     remove_root();
-    memcpy(x.root, root, sizeof root);
+    memcpy(stand->root, root, sizeof root);
 }
 
 /* The states that a moment adds to those of the moments before. */
@@ -684,13 +429,13 @@ static void try_moment(uint64_t moment)
 {
     struct disks_open open;
     struct disks_choice c = {0};
-    uint64_t tried = 0, limit = x.adopt || x.pins ? ADOPT_LIMIT : LIMIT;
+    uint64_t tried = 0, limit = stand->adopt || x.pins ? ADOPT_LIMIT : LIMIT;
     disks_open(moment, &open);
     bool few =
         open.writes < 8 && (1ull << open.writes) * (open.changes[0] + 1) * (open.changes[1] + 1) <= limit;
     if (!few) {
-        for (; tried < (x.adopt || x.pins ? 2 : LIMIT / 20); tried++) {
-            c.random = 1 + check_random(&x.random) % (UINT64_MAX - 1);
+        for (; tried < (stand->adopt || x.pins ? 2 : LIMIT / 20); tried++) {
+            c.random = 1 + check_random(&stand->random) % (UINT64_MAX - 1);
             try_state(moment, &c, tried);
         }
         return;
@@ -711,8 +456,8 @@ static void try_moment(uint64_t moment)
 
 static void pin_here(void)
 {
-    OK(journal_pin(x.journal, FILL_PIN, (struct lsn){latest()}, false, &err));
-    memcpy(x.pinned, x.live, MODEL_BYTES);
+    OK(journal_pin(stand->journal, STAND_PIN, (struct lsn){stand_latest()}, false, &err));
+    memcpy(x.pinned, stand->live, MODEL_BYTES);
     x.pinned_at = disks_now();
 }
 
@@ -721,12 +466,12 @@ static void run_exhaustive(uint64_t seed, unsigned steps)
     static uint64_t moments[MAX_MOMENTS];
     begin_history(seed);
     x.pinned_at = 0;
-    x.what = x.pins ? "pin" : x.fill ? "fill" : x.adopt ? "adopt" : "exhaustive";
-    x.queue = seed & 1;
-    x.slowly = seed & 4;
-    if (x.adopt)
-        x.fill ? make_clone() : fill_backing();
-    disks_begin(x.root);
+    x.what = x.pins ? "pin" : stand->fill ? "fill" : stand->adopt ? "adopt" : "exhaustive";
+    stand->queue = seed & 1;
+    stand->slowly = seed & 4;
+    if (stand->adopt)
+        stand->fill ? stand_make_clone() : stand_fill_backing();
+    disks_begin(stand->root);
     forget_steps();
     open_all();
     remember();
@@ -734,13 +479,13 @@ static void run_exhaustive(uint64_t seed, unsigned steps)
         step(false);
         if (x.pins && i == 2)
             pin_here();
-        if (x.adopt && below(8) == 0)
-            group_settle(x.group);
+        if (stand->adopt && below(8) == 0)
+            group_settle(stand->group);
     }
     atomic_store(&x.broken, 0);
     if (seed & 2) {
-        group_free(x.group);
-        OK(journal_close(x.journal, &err));
+        group_free(stand->group);
+        OK(journal_close(stand->journal, &err));
         disks_end();
     } else {
         disks_end();
@@ -756,11 +501,11 @@ static void run_exhaustive(uint64_t seed, unsigned steps)
 /* The power is lost again and again: the last steps, the moment, the state, and what was found in it. */
 static void lose_power(void)
 {
-    char root[sizeof x.root];
-    bool clean = below(6) == 0 && !x.broken && !journal_is_suspended(x.journal);
+    char root[sizeof stand->root];
+    bool clean = below(6) == 0 && !x.broken && !journal_is_suspended(stand->journal);
     if (clean) {
-        group_free(x.group);
-        OK(journal_close(x.journal, &err));
+        group_free(stand->group);
+        OK(journal_close(stand->journal, &err));
     }
     uint64_t now = disks_now();
     disks_end();
@@ -769,20 +514,20 @@ static void lose_power(void)
         kill_all();
     x.moment = below(3) ? now - below(now < 40 ? now : 40) : 1 + below(now);
     x.choice = (struct disks_choice){.random = 1 + below(UINT64_MAX - 1)};
-    memcpy(root, x.root, sizeof root);
-    snprintf(x.root, sizeof x.root, "%s/%d", x.base, ++x.generation);
-    disks_build(x.moment, &x.choice, x.root);
+    memcpy(root, stand->root, sizeof root);
+    snprintf(stand->root, sizeof stand->root, "%s/%d", stand->base, ++x.generation);
+    disks_build(x.moment, &x.choice, stand->root);
     OK(io_remove_tree(root, &err));
-    new_boot();
+    stand_new_boot();
 }
 
 static void run_random(uint64_t seed)
 {
     begin_history(seed);
     x.what = "random";
-    x.queue = below(2);
+    stand->queue = below(2);
     int generations = 2 + (int)below(4);
-    disks_begin(x.root);
+    disks_begin(stand->root);
     open_all();
     for (;;) {
         forget_steps();
@@ -790,13 +535,13 @@ static void run_random(uint64_t seed)
         for (unsigned i = 0, steps = (unsigned)below(MAX_STEPS); i < steps; i++)
             step(true);
         lose_power();
-        disks_begin(x.root);
-        recover(x.moment, x.generation == generations || below(2), x.live);
+        disks_begin(stand->root);
+        recover(x.moment, x.generation == generations || below(2), stand->live);
         if (x.generation == generations)
             break;
-        forget_points(journal_recovery(x.journal)->last.n);
+        forget_points(journal_recovery(stand->journal)->last.n);
     }
-    verify();
+    stand_verify();
     disks_end();
     kill_all();
     end_history();
@@ -804,10 +549,10 @@ static void run_random(uint64_t seed)
 
 int main(int argc, char **argv)
 {
-    x.fill = argc > 1 && strcmp(argv[1], "fill") == 0;
-    x.adopt = x.fill || (argc > 1 && strcmp(argv[1], "adopt") == 0);
+    stand->fill = argc > 1 && strcmp(argv[1], "fill") == 0;
+    stand->adopt = stand->fill || (argc > 1 && strcmp(argv[1], "adopt") == 0);
     x.pins = argc > 1 && strcmp(argv[1], "pin") == 0;
-    bool exhaustive = x.adopt || x.pins || (argc > 1 && strcmp(argv[1], "exhaustive") == 0);
+    bool exhaustive = stand->adopt || x.pins || (argc > 1 && strcmp(argv[1], "exhaustive") == 0);
     unsigned long histories = argc > 3 && strcmp(argv[2], "--histories") == 0 ? strtoul(argv[3], NULL, 10)
                               : exhaustive                                    ? 1
                                                                               : 20;
@@ -818,7 +563,7 @@ int main(int argc, char **argv)
         if (getenv("TIDEMARK_LOG"))
             fprintf(stderr, "seed %llu\n", (unsigned long long)(seed + i));
         if (exhaustive)
-            run_exhaustive(seed + i, x.adopt ? 4 : 5);
+            run_exhaustive(seed + i, stand->adopt ? 4 : 5);
         else
             run_random(seed + i);
     }
