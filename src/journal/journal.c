@@ -235,6 +235,7 @@ static int bring_up(struct journal *j, struct error *err)
         r = writer_init(j, err);
     if (r < 0)
         return r;
+    rewinds_mend(j);
     pin_reload(j);
     r = sealer_start(j, err);
     if (r == 0)

@@ -263,6 +263,8 @@ int journal_refuse_end(struct journal *j, struct lsn high, struct error *err) MU
 struct lsn journal_next_lsn(struct journal *j);
 /* After the REWIND record is durable: remembers it. */
 int journal_rewound(struct journal *j, struct lsn lsn, struct lsn target, struct error *err) MUST_CHECK;
+/* After that, before journal_unhold: makes the second copy of its reference run. What it cannot do the next opening does. Blocks. */
+void journal_copy_rewind(struct journal *j, struct lsn lsn);
 
 /* ---- history ---- */
 struct journal_point {

@@ -225,6 +225,10 @@ int recovery_run(struct journal *j, struct error *err) MUST_CHECK;
 /* Adds what was in the ring to the new segment, after the writer runs. */
 int recovery_replay(struct journal *j, struct error *err) MUST_CHECK;
 
+/* ---- rewind_copy.c ---- */
+/* At opening: of the two copies of a rewind's reference run one stands in for the other. */
+void rewinds_mend(struct journal *j);
+
 /* ---- maintain.c ---- */
 int janitor_start(struct journal *j, struct error *err) MUST_CHECK;
 void janitor_stop(struct journal *j);

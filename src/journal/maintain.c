@@ -560,6 +560,7 @@ static void remove_dropped(struct drop *d)
         if (d->m.rewinds[i].lsn.n > d->base.n)
             continue;
         remove_file(d->j, journal_rewind_file(d->m.rewinds[i].lsn, name));
+        remove_file(d->j, journal_rewind_copy_file(d->m.rewinds[i].lsn, name));
         payload_rescue_directory(d->j->directory, d->m.rewinds[i].lsn, path, sizeof path);
         if (io_remove_tree(path, &ignored) < 0)
             log_warning(d->j->log, "%s", ignored.message);

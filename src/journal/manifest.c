@@ -61,6 +61,11 @@ const char *journal_rewind_file(struct lsn lsn, char text[JOURNAL_FILE_BYTES])
     snprintf(text, JOURNAL_FILE_BYTES, "rewind-%020llu.idx", (unsigned long long)lsn.n);
     return text;
 }
+const char *journal_rewind_copy_file(struct lsn lsn, char text[JOURNAL_FILE_BYTES])
+{
+    snprintf(text, JOURNAL_FILE_BYTES, "rewind-%020llu.idx.copy", (unsigned long long)lsn.n);
+    return text;
+}
 
 /* Makes room for one more element in a table that grows by doubling. */
 static int grow(void **table, size_t count, size_t element_bytes, size_t maximum, const char *what, struct error *err)

@@ -115,5 +115,6 @@ const char *journal_l0_file_of(uint32_t number, uint32_t generation, char text[J
 const char *journal_cold_file_of(uint32_t number, uint32_t generation, char text[JOURNAL_FILE_BYTES]);
 const char *journal_run_file(uint32_t level, uint32_t first_segment, char text[JOURNAL_FILE_BYTES]);
 const char *journal_rewind_file(struct lsn lsn, char text[JOURNAL_FILE_BYTES]);
+const char *journal_rewind_copy_file(struct lsn lsn, char text[JOURNAL_FILE_BYTES]);
 
 #endif

@@ -27,8 +27,8 @@ struct verify_summary {
 };
 
 /* Checks all files of the journal in `directory`, which may be in use: sealed segments, indexes, base, rescue stores and the
- * objects in them, pins, rewind.pending, and what former openings have found to be lost. What is not sealed is not read: the
- * caller has the engine seal it before (journal_seal). 0, or -EBADMSG when anything is damaged. */
+ * objects in them, pins, rewind.pending, both copies of what is there twice, and what former openings have found to be lost. What
+ * is not sealed is not read: the caller has the engine seal it before (journal_seal). 0, or -EBADMSG when anything is damaged. */
 int journal_verify(const char *directory, const struct verify_report *report, struct verify_summary *ret, struct error *err) MUST_CHECK;
 
 #endif

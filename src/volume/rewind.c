@@ -424,6 +424,8 @@ int group_rewind(struct group *g, struct lsn target, bool dry_run, struct group_
             abandon(g, &w);
     }
     pthread_rwlock_unlock(&g->gate);
+    if (r == 0) /* nobody waits for it but who has asked for the rewind */
+        journal_copy_rewind(g->journal, change.lsn);
     journal_unhold(g->journal);
     grains_close_image(g, w.result_pin, &w.result); /* the one of before */
     grains_close_image(g, w.target_pin, &w.target);

@@ -463,6 +463,8 @@ static bool is_told(const struct file *f, enum damage damage)
     for (size_t i = 0; quiet[i]; i++)
         if (strncmp(f->name, quiet[i], strlen(quiet[i])) == 0)
             return false;
+    if (damage == MISSING && strstr(f->name, ".idx.copy")) /* a program of before made none */
+        return false;
     if (damage == FLIPPED || f->size == 0 || is_zero(f, damage == CUT ? f->size / 2 : 0))
         return false;
     return true;

@@ -18,6 +18,7 @@
 #include "journal/journal_internal.h"
 #include "journal/pin.h"
 #include "journal/ring.h"
+#include "journal/verify.h"
 #include "volume/group_internal.h"
 
 #define SIZE_BYTES (16u * GROUP_GRAIN_BYTES)
@@ -550,6 +551,97 @@ static void a_damaged_list_is_not_made_up_for_after_a_gap(void **state)
     check_live("what went on unjournaled", 0, 4096, 'a');
 }
 
+static void count_damage(void *context, const struct verify_damage *damage)
+{
+    (void)damage;
+    *(unsigned *)context += 1;
+}
+static void no_progress(void *context, uint64_t done_bytes, uint64_t total_bytes)
+{
+    (void)context;
+    (void)done_bytes;
+    (void)total_bytes;
+}
+static unsigned damages(void)
+{
+    unsigned count = 0;
+    struct verify_summary summary;
+    const struct verify_report report = {count_damage, no_progress, &count};
+    (void)!journal_verify(x.directory, &report, &summary, &err);
+    return count;
+}
+
+static void spoil(const char *path, int how)
+{
+    struct stat st;
+    assert_int_equal(stat(path, &st), 0);
+    if (how == 0) {
+        assert_int_equal(unlink(path), 0);
+        return;
+    }
+    off_t at = how == 1 ? 20 : st.st_size - 4000; /* in the header; in the last page */
+    char byte;
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    assert_true(fd >= 0 && pread(fd, &byte, 1, at) == 1);
+    byte ^= 1;
+    assert_true(pwrite(fd, &byte, 1, at) == 1 && (how != 3 || ftruncate(fd, st.st_size / 2) == 0));
+    close(fd);
+}
+
+/* Which blocks a rewind has changed is there twice: either is enough, and the next start makes both whole. */
+static void a_rewind_is_known_by_either_of_two_files(void **state)
+{
+    (void)state;
+    struct manifest m;
+    char name[JOURNAL_FILE_BYTES], paths[2][160];
+    begin_rewind();
+    check_ok(journal_manifest(x.journal, &m, &err));
+    assert_int_equal(m.rewind_count, 1);
+    snprintf(paths[0], sizeof paths[0], "%s/%s", x.directory, journal_rewind_file(m.rewinds[0].lsn, name));
+    snprintf(paths[1], sizeof paths[1], "%s/%s", x.directory, journal_rewind_copy_file(m.rewinds[0].lsn, name));
+    manifest_release(&m);
+    for (int i = 0; i < 8; i++) {
+        kill_all();
+        spoil(paths[i % 2], i / 2);
+        if (i / 2 || i % 2 == 0) /* a copy that is missing is made without a word */
+            assert_true(damages() > 0);
+        open_all();
+        assert_int_equal(damages(), 0);
+        check_live("rewound", 0, 8 * GRAIN, 'a');
+        assert_int_equal(check_latest("with one of the two"), 0);
+    }
+    kill_all();
+    spoil(paths[0], 2);
+    spoil(paths[1], 2);
+    open_all();
+    assert_int_equal(damages(), 2);
+}
+
+/* A copy that could not be made is made by the next start; with the rewind it goes. */
+static void a_rewind_without_a_copy_gets_one(void **state)
+{
+    (void)state;
+    struct manifest m;
+    char name[JOURNAL_FILE_BYTES], path[160];
+    x.fault = "copy rewind";
+    begin_rewind();
+    x.fault = NULL;
+    check_ok(journal_manifest(x.journal, &m, &err));
+    snprintf(path, sizeof path, "%s/%s", x.directory, journal_rewind_copy_file(m.rewinds[0].lsn, name));
+    manifest_release(&m);
+    assert_int_not_equal(access(path, F_OK), 0);
+    kill_all();
+    open_all();
+    assert_int_equal(access(path, F_OK), 0);
+    group_settle(x.group);
+    check_ok(journal_seal(x.journal, &err));
+    struct lsn last = latest();
+    put(0, 4096, 'c');
+    check_ok(journal_seal(x.journal, &err));
+    check_ok(journal_drop(x.journal, last, &err));
+    assert_int_not_equal(access(path, F_OK), 0);
+}
+
 /* A volume grows once, whatever fails in between: what could not be saved is not taken for done. */
 static void a_growth_that_was_not_saved_is_done_again(void **state)
 {
@@ -903,6 +995,8 @@ int main(int argc, char **argv)
         UNCLEAN(another_backing_is_compared),
         UNCLEAN(a_damaged_list_of_grains_is_made_up_for),
         UNCLEAN(a_damaged_list_is_not_made_up_for_after_a_gap),
+        UNCLEAN(a_rewind_is_known_by_either_of_two_files),
+        UNCLEAN(a_rewind_without_a_copy_gets_one),
         UNCLEAN(a_growth_that_was_not_saved_is_done_again),
         UNCLEAN(a_ring_of_somebody_else_is_refused),
         UNCLEAN(what_is_left_of_a_pin_goes_with_the_next_start),
