@@ -584,7 +584,7 @@ static void spoil(const char *path, int how)
         return;
     }
     off_t at = how == 1 ? 20 : st.st_size - 4000; /* in the header; in the last page */
-    char byte;
+    char byte = 0;
     int fd = open(path, O_RDWR | O_CLOEXEC);
     assert_true(fd >= 0 && pread(fd, &byte, 1, at) == 1);
     byte ^= 1;
