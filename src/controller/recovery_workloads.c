@@ -217,15 +217,8 @@ static uint64_t since_step_ms(const struct recovery_run *run)
 
 const char *recovery_not_ready(struct recovery_run *run)
 {
-    size_t i;
-    json_t *condition;
-    json_array_foreach(json_object_get(recovery_status(run), "conditions"), i, condition)
-    {
-        if (strcmp(json_text(condition, "type"), CONDITION) == 0 &&
-            strcmp(json_text(condition, "status"), "False") == 0)
-            return json_text(condition, "message");
-    }
-    return "";
+    bool is_false = strcmp(recovery_condition_text(run->recovery, CONDITION, "status"), "False") == 0;
+    return is_false ? recovery_condition_text(run->recovery, CONDITION, "message") : "";
 }
 
 /* To go on in another turn takes reading the objects and the plan again: of a large application that is a

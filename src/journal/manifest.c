@@ -137,6 +137,14 @@ size_t manifest_find_segment(const struct manifest *m, uint32_t number)
     return low;
 }
 
+struct volume_info *manifest_find_volume(const struct manifest *m, uint32_t id)
+{
+    for (size_t i = 0; i < m->volume_count; i++)
+        if (m->volumes[i].id == id)
+            return &m->volumes[i];
+    return NULL;
+}
+
 struct lsn manifest_rewinds_above(const struct manifest *m, size_t i)
 {
     return i ? m->segments[i - 1].last : m->base;

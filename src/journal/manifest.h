@@ -99,6 +99,8 @@ uint64_t segment_info_bytes(const struct segment_info *s, uint64_t full_bytes);
 size_t manifest_segments_until(const struct manifest *m, struct lsn lsn);
 /* The place of the first segment with this number or a higher one. */
 size_t manifest_find_segment(const struct manifest *m, uint32_t number);
+/* The volume with that id, borrowed until the table changes; NULL. */
+struct volume_info *manifest_find_volume(const struct manifest *m, uint32_t id);
 /* Rewinds above this LSN stand with segment `i`: those whose record it has, and those whose record was lost before it. */
 struct lsn manifest_rewinds_above(const struct manifest *m, size_t i);
 /* The size that volume `v` of the manifest had at `lsn`, a point of the history. */

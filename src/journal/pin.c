@@ -400,6 +400,14 @@ static void remove_files(const struct journal *j, const char *name)
     }
 }
 
+static bool is_entered(const struct journal *j, const char *name)
+{
+    for (size_t i = 0; i < j->pin_count; i++)
+        if (strcmp(j->pins[i].name, name) == 0)
+            return true;
+    return false;
+}
+
 static int enter(struct journal *j, const char *name, struct lsn lsn, struct error *err)
 {
     MUTEX_GUARD(guard, &j->mutex);
@@ -408,9 +416,8 @@ static int enter(struct journal *j, const char *name, struct lsn lsn, struct err
     if (lsn.n < j->manifest.base_target.n || lsn.n < j->manifest.base.n)
         return error_set(err, -ERANGE, "LSN %llu is before the history, which begins at LSN %llu",
                          (unsigned long long)lsn.n, (unsigned long long)j->manifest.base_target.n);
-    for (size_t i = 0; i < j->pin_count; i++)
-        if (strcmp(j->pins[i].name, name) == 0)
-            return error_set(err, -EEXIST, "the pin %s is there already", name);
+    if (is_entered(j, name))
+        return error_set(err, -EEXIST, "the pin %s is there already", name);
     if (j->pin_count == JOURNAL_MAX_PINS)
         return error_set(err, -EMFILE, "more than %u views of the application are open: `tidemark views` lists them, `tidemark close ID` closes one", JOURNAL_MAX_PINS);
     struct internal_pin *pin = &j->pins[j->pin_count++];
@@ -564,14 +571,6 @@ size_t journal_pins(struct journal *j, struct journal_pin_info *pins, size_t cap
         pins[count++].lsn = j->pins[i].lsn;
     }
     return count;
-}
-
-static bool is_entered(const struct journal *j, const char *name)
-{
-    for (size_t i = 0; i < j->pin_count; i++)
-        if (strcmp(j->pins[i].name, name) == 0)
-            return true;
-    return false;
 }
 
 /* Unless somebody holds it. Who takes one looks whether it is still there once it has it (control/pin.c). */

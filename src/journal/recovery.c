@@ -263,14 +263,6 @@ static void remove_temporaries(struct journal *j, const char *directory)
         log_warning(j->log, "%s", ignored.message);
 }
 
-static bool is_volume(const struct manifest *m, unsigned id)
-{
-    for (size_t i = 0; i < m->volume_count; i++)
-        if (m->volumes[i].id == id)
-            return true;
-    return false;
-}
-
 /* The base's files of a volume whose creation did not come to its end: another one may get its number. */
 static void remove_unknown_volumes(struct journal *j)
 {
@@ -279,7 +271,7 @@ static void remove_unknown_volumes(struct journal *j)
     journal_path(j, "base", path);
     _cleanup_closedir_ DIR *d = opendir(path);
     for (const struct dirent *entry; d && (entry = readdir(d));) {
-        if (sscanf(entry->d_name, "%u.", &id) != 1 || is_volume(&j->manifest, id))
+        if (sscanf(entry->d_name, "%u.", &id) != 1 || manifest_find_volume(&j->manifest, id))
             continue;
         snprintf(file, sizeof file, "base/%.40s", entry->d_name);
         journal_path(j, file, path);

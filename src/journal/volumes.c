@@ -30,15 +30,6 @@ struct resize {
     uint64_t size_bytes;
 };
 
-/* With the mutex. */
-static struct volume_info *find_volume(struct journal *j, uint32_t id)
-{
-    for (size_t i = 0; i < j->manifest.volume_count; i++)
-        if (j->manifest.volumes[i].id == id)
-            return &j->manifest.volumes[i];
-    return NULL;
-}
-
 static int append_change(struct journal *j, const struct volume_info *v, const char *change,
                          uint64_t old_bytes, uint64_t size_bytes, struct lsn *ret, struct error *err)
 {
@@ -126,7 +117,7 @@ int journal_resize(struct journal *j, uint32_t volume, uint64_t size_bytes, stru
     struct volume_info info;
     struct resize resize = {.info = {.volume = volume}, .size_bytes = size_bytes};
     pthread_mutex_lock(&j->mutex);
-    struct volume_info *v = find_volume(j, volume);
+    struct volume_info *v = manifest_find_volume(&j->manifest, volume);
     if (v)
         info = *v;
     pthread_mutex_unlock(&j->mutex);
@@ -204,7 +195,7 @@ int journal_seeded(struct journal *j, uint32_t volume, struct error *err)
     if (r < 0)
         return r;
     pthread_mutex_lock(&j->mutex);
-    struct volume_info *v = find_volume(j, volume);
+    struct volume_info *v = manifest_find_volume(&j->manifest, volume);
     if (v)
         v->seeding = false;
     pthread_mutex_unlock(&j->mutex);

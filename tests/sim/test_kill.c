@@ -568,14 +568,6 @@ static bool is_one_of(const char *name, const char *const *list)
     return *list;
 }
 
-static bool is_volume(const struct manifest *m, unsigned id)
-{
-    size_t i = 0;
-    while (i < m->volume_count && m->volumes[i].id != id)
-        i++;
-    return i < m->volume_count;
-}
-
 /* Of a base or rescue store, beside objects.json. */
 static bool is_store_file(const struct manifest *m, const char *name)
 {
@@ -583,7 +575,7 @@ static bool is_store_file(const struct manifest *m, const char *name)
     int end = 0;
     if (sscanf(name, "%u%n", &id, &end) != 1)
         return strcmp(name, "objects.json") == 0;
-    return is_volume(m, id) && is_one_of(name + end, (const char *const[]){".img", ".crc", ".tag", NULL});
+    return manifest_find_volume(m, id) && is_one_of(name + end, (const char *const[]){".img", ".crc", ".tag", NULL});
 }
 
 static bool is_segment_file(const struct manifest *m, const char *name)
@@ -623,7 +615,7 @@ static bool is_journal_file(const struct manifest *m, const char *name)
     if (sscanf(name, "free-%u.tmj%n", &n, &end) == 1 && end && !name[end])
         return n < 8;
     if ((sscanf(name, "intent-%u%n", &n, &end) == 1 || sscanf(name, "backing-%u.id%n", &n, &end) == 1) && end && !name[end])
-        return is_volume(m, n);
+        return manifest_find_volume(m, n);
     return false;
 }
 
