@@ -149,7 +149,7 @@ int volume_flush_both(struct volume *v, struct error *err)
     while (r == -ESHUTDOWN && group_await_journal(v->group))
         r = journal_sync(v->group->journal, -1, NULL, err);
     if (r == -ESHUTDOWN && !v->group->holds) /* availability: the backing is what counts now */
-        r = grains_save_behind(v->group, err);
+        r = stale_save_behind(v->group, err);
     if (r == 0)
         r = fill_save_behind(v, err);
     return atomic_load(&v->failed) ? volume_flush_error(v, err) : r;

@@ -1,10 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Grains that are not plain: stale ones of a rewind, unverified ones after a power loss or a gap, and the thread that
- * makes them plain again behind the running application.
- *
- * A stale bit is cleared on disk only after the backing was flushed; a bit that is set too long does no harm, since
- * image(latest) is what the grain holds either way. Unless writes go on unjournaled: then a flush is answered only once the
- * bits of what was overwritten are cleared on disk, or a crash would hide it (grains_save_behind). */
+ * makes them plain again behind the running application. */
 #include <errno.h>
 #include <limits.h>
 #include <stdio.h>
@@ -13,13 +9,9 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
-#include "base/crc32c.h"
-#include "base/endian.h"
 #include "base/io.h"
 #include "base/thread.h"
-#include "journal/journal_format.h"
 #include "journal/pin.h"
-#include "journal/seal.h"
 #include "volume/group_internal.h"
 
 #define SAVE_EVERY_GRAINS 1024u
@@ -174,8 +166,7 @@ int grains_copy_back(struct volume *v, uint64_t grain, struct error *err)
                                  : block_pwrite(v->backing, data, bytes, offset, 0, err);
     io_free_pages(data, GROUP_GRAIN_BYTES);
     if (r == 0) {
-        grain_map_clear(&v->stale, grain);
-        atomic_store(&v->group->pending_behind, true);
+        stale_clear(v, grain);
     }
     return r;
 }
@@ -242,9 +233,7 @@ void grains_overwritten(struct volume *v, uint64_t lba, uint64_t length)
     for (uint64_t grain = lba / GROUP_GRAIN_SECTORS; grain <= last; grain++) {
         if (!covered(v, grain, lba, length))
             continue;
-        if (grain_map_test(&v->stale, grain))
-            atomic_store(&v->group->pending_behind, true);
-        grain_map_clear(&v->stale, grain);
+        stale_clear(v, grain);
         grain_map_clear(&v->unverified, grain);
     }
 }
@@ -259,185 +248,6 @@ void grains_not_overwritten(struct volume *v, uint64_t lba, uint64_t length)
             r = volume_resync(v, grain * GROUP_GRAIN_SECTORS, grain_bytes(v, grain) / BLOCK_SECTOR_BYTES, &err);
     if (r < 0 && r != -ESHUTDOWN)
         log_error(v->group->log, "%s", err.message);
-}
-
-/* ---- which grains are stale, on disk ---- */
-
-static void pending_path(const struct group *g, bool copy, char path[PATH_MAX])
-{
-    snprintf(path, PATH_MAX, "%s/rewind.pending%s", journal_directory(g->journal), copy ? ".copy" : "");
-}
-
-/* The copy first: it is never there alone unless the other one was lost. */
-static int remove_pending(struct group *g, struct error *err)
-{
-    char path[PATH_MAX];
-    for (int copy = 1; copy >= 0; copy--) {
-        pending_path(g, copy, path);
-        if (unlink(path) < 0 && errno != ENOENT)
-            return error_errno(err, -errno, "cannot remove %s", path);
-    }
-    return io_sync_directory(journal_directory(g->journal), err);
-}
-
-/* Without it the backings would be taken for what the volumes hold: there are two. */
-static int write_pending(struct group *g, const void *data, size_t length, struct error *err)
-{
-    char path[PATH_MAX];
-    int r = 0;
-    for (int copy = 0; copy < 2 && r == 0; copy++) {
-        pending_path(g, copy, path);
-        r = sealed_replace_file(path, data, length, 0600, err);
-    }
-    return r;
-}
-
-static int save_pending(struct group *g, struct error *err)
-{
-    uint64_t set = 0;
-    size_t length = sizeof(struct pending_header);
-    for (size_t i = 0; i < g->volume_count; i++) {
-        set += atomic_load(&g->volumes[i].stale.set_count);
-        length += sizeof(struct pending_volume) + (g->volumes[i].stale.grains + 63) / 64 * 8;
-    }
-    if (set == 0) {
-        int r = grains_flush(g, err);
-        return r < 0 ? r : remove_pending(g, err);
-    }
-    _cleanup_free_ char *data = calloc(1, length);
-    if (!data)
-        return error_errno(err, -ENOMEM, "cannot write rewind.pending");
-    struct pending_header *h = (struct pending_header *)data;
-    *h = (struct pending_header){.magic = le64_of(PENDING_MAGIC),
-                                 .volumes = le32_of((uint32_t)g->volume_count),
-                                 .rewind_lsn = le64_of(g->rewind_lsn.n),
-                                 .target_lsn = le64_of(g->rewind_target.n)};
-    char *at = data + sizeof *h;
-    for (size_t i = 0; i < g->volume_count; i++) {
-        const struct grain_map *m = &g->volumes[i].stale;
-        struct pending_volume pv = {.id = le32_of(g->volumes[i].id), .grains = le64_of(m->grains)};
-        memcpy(at, &pv, sizeof pv);
-        at += sizeof pv;
-        for (uint64_t w = 0; w < (m->grains + 63) / 64; w++, at += 8) {
-            struct le64 word = le64_of(atomic_load(&m->words[w]));
-            memcpy(at, &word, sizeof word);
-        }
-    }
-    h->crc = le32_of(crc32c(0, data, length));
-    int r = grains_flush(g, err); /* after the bits were read: what they call copied is durable */
-    return r < 0 ? r : write_pending(g, data, length, err);
-}
-
-int grains_save(struct group *g, struct error *err)
-{
-    MUTEX_GUARD(guard, &g->pending_mutex);
-    bool behind = atomic_exchange(&g->pending_behind, false);
-    int r = save_pending(g, err);
-    if (r < 0 && behind)
-        atomic_store(&g->pending_behind, true);
-    return r;
-}
-
-int grains_save_behind(struct group *g, struct error *err)
-{
-    return atomic_load(&g->pending_behind) ? grains_save(g, err) : 0;
-}
-
-static int load_volume_bits(struct group *g, const struct pending_volume *pv, const char *bits)
-{
-    for (size_t i = 0; i < g->volume_count; i++) {
-        struct volume *v = &g->volumes[i];
-        if (v->id != le32_get(pv->id))
-            continue;
-        for (uint64_t grain = 0; grain < v->stale.grains && grain < le64_get(pv->grains); grain++)
-            if (bits[grain / 8] >> grain % 8 & 1)
-                grain_map_set(&v->stale, grain);
-    }
-    return 0;
-}
-
-/* Which grains are not copied back is not known any more: all of them are read through the journal's image, which is what they hold
- * whether they were or not, and are copied back. The damaged file stays beside. Not when the backings may hold writes that the journal
- * lacks: there neither can be taken for the other. */
-static int load_damaged(struct group *g, const char *path, struct error *err)
-{
-    char kept[PATH_MAX + 16];
-    struct manifest m;
-    snprintf(kept, sizeof kept, "%s.damaged", path);
-    if (journal_recovery(g->journal)->compare)
-        return error_context(err, "which blocks a rewind has not copied back is not known, and the volumes may hold writes that the journal "
-                                  "lacks. Look at the newest points in views; then either move the file away (mv %s %s; rm -f %s.copy), which keeps "
-                                  "what the backings hold and may take a part of that rewind back, or restore it", path, kept, path), -EBADMSG;
-    log_error(g->log, "%s: every block is copied back from the journal instead", err->message);
-    *err = ERROR_INIT;
-    int r = journal_manifest(g->journal, &m, err);
-    if (r < 0)
-        return r;
-    if (m.rewind_count) {
-        g->rewind_lsn = m.rewinds[m.rewind_count - 1].lsn;
-        g->rewind_target = m.rewinds[m.rewind_count - 1].target;
-    }
-    manifest_release(&m);
-    for (size_t i = 0; i < g->volume_count; i++)
-        for (uint64_t grain = 0; grain < g->volumes[i].stale.grains && !g->volumes[i].seed.wanted; grain++)
-            grain_map_set(&g->volumes[i].stale, grain);
-    if (link(path, kept) < 0 && errno != EEXIST)
-        log_warning(g->log, "cannot keep %s: %m", path);
-    g->pending_damaged = true;
-    return grains_save(g, err); /* from here on it is known again, also after a kill */
-}
-
-static int read_pending(struct group *g, const char *path, struct error *err)
-{
-    _cleanup_free_ char *data = NULL;
-    size_t length;
-    int r = sealed_read_file(path, 1u << 30, &data, &length, err);
-    if (r < 0)
-        return r;
-    struct pending_header *h = (struct pending_header *)data;
-    uint32_t crc = length >= sizeof *h ? le32_get(h->crc) : 0;
-    if (length >= sizeof *h)
-        h->crc = le32_of(0);
-    if (length < sizeof *h || le64_get(h->magic) != PENDING_MAGIC || crc32c(0, data, length) != crc)
-        return error_set(err, -EBADMSG, "%s is damaged: it says which blocks a rewind has not copied back yet", path);
-    g->rewind_lsn.n = le64_get(h->rewind_lsn);
-    g->rewind_target.n = le64_get(h->target_lsn);
-    const char *at = data + sizeof *h, *end = data + length;
-    for (uint32_t i = 0; i < le32_get(h->volumes); i++) {
-        struct pending_volume pv;
-        if ((size_t)(end - at) < sizeof pv)
-            break;
-        memcpy(&pv, at, sizeof pv);
-        at += sizeof pv;
-        uint64_t bytes = (le64_get(pv.grains) + 63) / 64 * 8;
-        if ((uint64_t)(end - at) < bytes)
-            break;
-        load_volume_bits(g, &pv, at);
-        at += bytes;
-    }
-    return 0;
-}
-
-int grains_load(struct group *g, struct error *err)
-{
-    char path[PATH_MAX], copy[PATH_MAX];
-    struct error why = ERROR_INIT;
-    pending_path(g, false, path);
-    pending_path(g, true, copy);
-    int r = read_pending(g, path, err);
-    if (r == 0 || (r != -ENOENT && r != -EBADMSG && r != -EIO))
-        return r;
-    int other = read_pending(g, copy, &why);
-    if (r == -ENOENT && other == -ENOENT) {
-        *err = ERROR_INIT;
-        return 0;
-    }
-    if (other == 0) {
-        log_error(g->log, "%s; its copy stands in for it, and nothing is lost", err->message);
-        *err = ERROR_INIT;
-        return 0;
-    }
-    return r == -EIO ? r : load_damaged(g, path, err);
 }
 
 /* ---- the worker ---- */
@@ -510,8 +320,7 @@ static int copy_back_some(struct group *g, bool *ret_worked, struct error *err)
     pthread_rwlock_rdlock(&g->gate);
     bool missing = !g->stale_image;
     pthread_rwlock_unlock(&g->gate);
-    for (size_t i = 0; i < g->volume_count; i++)
-        any |= atomic_load(&g->volumes[i].stale.set_count) > 0;
+    any = stale_any(g);
     if (any && missing)
         r = open_stale_image(g, err);
     bool readable = r == 0;
@@ -529,14 +338,12 @@ static int copy_back_some(struct group *g, bool *ret_worked, struct error *err)
     pthread_rwlock_rdlock(&g->gate); /* a rewind saves its own bits: an older state must not come after it */
     bool needed = r == 0 && (any || g->stale_image);
     if (needed)
-        r = grains_save(g, err);
+        r = stale_save(g, err);
     pthread_rwlock_unlock(&g->gate);
     if (r < 0 || !needed)
         return r;
     pthread_rwlock_wrlock(&g->gate);
-    bool done = true;
-    for (size_t i = 0; i < g->volume_count; i++)
-        done &= atomic_load(&g->volumes[i].stale.set_count) == 0;
+    bool done = !stale_any(g);
     char pin[24];
     struct image *image = done ? g->stale_image : NULL;
     struct lsn target = g->rewind_target;
@@ -544,6 +351,7 @@ static int copy_back_some(struct group *g, bool *ret_worked, struct error *err)
     if (done) {
         g->stale_image = NULL;
         g->stale_pin[0] = '\0';
+        stale_forget(g);
     }
     pthread_rwlock_unlock(&g->gate);
     if (image) {

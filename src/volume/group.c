@@ -348,7 +348,7 @@ int group_start(struct group *g, struct error *err)
         replaced |= backing_was_replaced(&g->volumes[i]);
     r = fill_start(g, &unsaved, err);
     if (r == 0)
-        r = grains_load(g, err);
+        r = stale_load(g, err);
     if (r == 0)
         r = seed_open(g, &inexact, err);
     if (r == 0)
@@ -374,10 +374,7 @@ int group_start(struct group *g, struct error *err)
         log_warning(g->log, "cannot remove %s: %m", asked);
     for (size_t i = 0; i < g->volume_count && r == 0; i++)
         backing_remember(&g->volumes[i]);
-    bool stale = false;
-    for (size_t i = 0; i < g->volume_count; i++)
-        stale |= atomic_load(&g->volumes[i].stale.set_count) > 0;
-    if (r == 0 && stale) {
+    if (r == 0 && stale_any(g)) {
         struct journal_status status;
         r = journal_sync(g->journal, -1, NULL, err);
         if (is_suspended(r, err))
@@ -398,13 +395,11 @@ int group_start(struct group *g, struct error *err)
 
 void group_free(struct group *g)
 {
-    struct error ignored = ERROR_INIT;
     if (!g)
         return;
     grains_stop(g);
     seed_close(g, !g->abandoned);
-    if (g->stale_image && grains_save(g, &ignored) < 0)
-        log_warning(g->log, "%s", ignored.message);
+    stale_close(g, !g->abandoned);
     if (!g->abandoned && g->recovered)
         intents_finish(g);
     fill_close(g, !g->abandoned);

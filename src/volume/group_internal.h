@@ -70,6 +70,7 @@ struct volume {
     struct fill *fill;     /* NULL: the backing was whole when it was opened. Owned as backing */
     struct signal *signal; /* NULL: not watched */
     struct grain_map stale, unverified; /* sized for the volume; replaced with the gate held exclusively */
+    struct live_words stale_live;       /* not open: nothing is stale, or it cannot be had; opened and closed likewise */
     struct grain_map unseeded;          /* adopted: the base lacks what they held; words NULL: none */
     struct {
         _Atomic bool wanted; /* something is left to be seeded, or to be told so to the journal */
@@ -221,11 +222,6 @@ int grains_verify(struct volume *v, uint64_t grain, struct error *err) MUST_CHEC
 int grains_start(struct group *g, struct error *err) MUST_CHECK;
 void grains_stop(struct group *g);
 void grains_wake(struct group *g);
-/* Loads and saves which grains are stale (journal/rewind.pending). */
-int grains_load(struct group *g, struct error *err) MUST_CHECK;
-int grains_save(struct group *g, struct error *err) MUST_CHECK;
-/* The same, if a grain that it calls stale is not any more. */
-int grains_save_behind(struct group *g, struct error *err) MUST_CHECK;
 /* fdatasync of all backings. */
 int grains_flush(struct group *g, struct error *err) MUST_CHECK;
 /* Opens an image of the stream at `lsn` under an internal pin whose name is put into `pin`. */
@@ -233,6 +229,22 @@ int grains_open_image(struct group *g, struct lsn lsn, char pin[24], struct imag
 /* The same for what the volumes serve, or are compared with: of a damaged journal it has what is left, and the rest is errors. */
 int grains_open_live_image(struct group *g, struct lsn lsn, char pin[24], struct image **ret, struct error *err) MUST_CHECK;
 void grains_close_image(struct group *g, char pin[24], struct image **image);
+
+/* ---- stale.c: which grains are stale, on disk and in shared memory ---- */
+/* After a kill what both maps say, else what the one on disk says. Before there is any I/O. */
+int stale_load(struct group *g, struct error *err) MUST_CHECK;
+/* Writes the map on disk, after the backings were flushed. */
+int stale_save(struct group *g, struct error *err) MUST_CHECK;
+/* The same, if a grain that it calls stale is not any more. */
+int stale_save_behind(struct group *g, struct error *err) MUST_CHECK;
+/* The map in shared memory, of g->rewind_lsn. Both with the gate held exclusively. */
+void stale_publish(struct group *g);
+void stale_forget(struct group *g);
+/* The grain is in the backing. Under the range lock. */
+void stale_clear(struct volume *v, uint64_t grain);
+bool stale_any(const struct group *g);
+/* At the end, with no I/O any more; not `clean`: as a kill, the map in shared memory stays. */
+void stale_close(struct group *g, bool clean);
 
 /* ---- backing_identity.c ---- */
 /* Whether it is another file than the one that was remembered. */

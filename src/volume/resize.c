@@ -58,6 +58,8 @@ static int publish(struct volume *v, uint64_t size_bytes, struct error *err)
         swap_map(&v->stale, &stale);
         swap_map(&v->unverified, &unverified);
         __atomic_store_n(&v->block.size_bytes, size_bytes, __ATOMIC_RELEASE);
+        if (v->stale_live.words)
+            stale_publish(v->group);
     }
     grain_map_release(&stale);
     grain_map_release(&unverified);

@@ -354,7 +354,8 @@ static int rewind_locked(struct group *g, struct rewind *w, struct lsn target, s
     if (r == 0) {
         g->rewind_lsn = lsn;
         g->rewind_target = target;
-        r = grains_save(g, err);
+        stale_publish(g);
+        r = stale_save(g, err);
     }
     if (r == 0)
         r = commit(g, target, lsn, err);

@@ -207,9 +207,9 @@ static int change_once(struct volume *v, const struct change *c, struct error *e
             r = 0;
         }
     }
-    /* An unjournaled write over what a rewind has not copied back: after a kill the grain must not count as stale again. */
+    /* An unjournaled write over what a rewind has not copied back: after a kill the grain must not count as stale again, and nothing but the map on disk says so. */
     struct error ignored = ERROR_INIT;
-    if (r == 0 && !plain && journal_is_suspended(g->journal) && grains_save_behind(g, &ignored) < 0)
+    if (r == 0 && !plain && !v->stale_live.words && journal_is_suspended(g->journal) && stale_save_behind(g, &ignored) < 0)
         log_error(g->log, "%s", ignored.message);
     pthread_rwlock_unlock(&g->gate);
     return r;

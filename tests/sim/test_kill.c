@@ -78,7 +78,6 @@ struct step {
     bool exact; /* K5 */
 };
 static const struct step *now;
-static void run_start(void);
 
 void stand_broken(const char *format, ...)
 {
@@ -141,13 +140,11 @@ static bool lost_power(void)
     return now->power || w->power[0] || w->power[1];
 }
 
-/* What a rewind has not copied back is read through the history, and that may lack what was acknowledged and neither synced nor flushed: after a loss of
- * power, and where the ring was lost because a start was ended that had emptied it. What a clone lacks is read from its source, and which that is may not be
- * saved. */
+/* After a loss of power what a rewind has not copied back is read through the history, and that may lack what was acknowledged and neither synced nor
+ * flushed; what a clone lacks is read from its source, and which that is may not be saved. */
 static bool may_be_older(size_t sector, const char *found)
 {
-    bool flush = stand->ack == GROUP_ACK_FLUSH && (lost_power() || w->again || now->run == run_start);
-    return (flush || (now->fill && lost_power())) && w->since[sector] &&
+    return lost_power() && (stand->ack == GROUP_ACK_FLUSH || now->fill) && w->since[sector] &&
            (w->since[sector] > 1 || memcmp(found, w->synced + sector * 512, 512) == 0);
 }
 

@@ -307,7 +307,7 @@ class Application(Served):
         try:
             with open(self.journal + "/manifest", "rb") as f:
                 identity = uuid.UUID(bytes=f.read(40)[24:40])
-            for ring in glob.glob("/dev/shm/tidemark-%s-*.ring" % identity):
+            for ring in glob.glob("/dev/shm/tidemark-%s-*.ring*" % identity):
                 os.unlink(ring)
         except (OSError, ValueError):
             pass
