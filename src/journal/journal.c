@@ -119,6 +119,16 @@ static int load_or_create(struct journal *j, struct error *err)
     return 0;
 }
 
+int journal_mark(const struct journal *j, const char *file, struct error *err)
+{
+    char path[JOURNAL_PATH_BYTES];
+    journal_path(j, file, path);
+    _cleanup_close_ int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0 || fsync(fd) < 0)
+        return error_errno(err, -errno, "cannot make %s", path);
+    return io_sync_directory(j->directory, err);
+}
+
 /* Of this directory: a copy of it is the same journal, and may be open beside it. */
 static int open_ring(struct journal *j, struct error *err)
 {

@@ -113,7 +113,6 @@ struct journal {
     bool stop, quota_blocked;
     bool drop_failed; /* the last attempt to drop history */
     _Atomic unsigned hold_wanted; /* journal_hold waits for maintain_mutex */
-    bool was_killed;  /* the last use of the journal did not end in order */
     bool recovered;   /* what recovery asked for was done: an end in order is a clean one */
     struct lsn thin_after; /* thinning failed up to there: what is damaged is left as it is */
     struct lsn compress_after; /* the same of compressing */
@@ -262,6 +261,11 @@ bool pin_is_ending(const struct journal *j);
 bool pin_may_end(const struct journal *j);
 /* The highest LSN that is pinned; LSN_NONE without pins. What lies behind it may be rewritten. */
 struct lsn pin_ceiling(const struct journal *j); /* with the mutex */
+
+/* A rescue by thinning is under way, or has not come to its end (maintain.c). */
+#define JOURNAL_RESCUING_FILE "rescuing"
+/* Makes an empty file in the journal's directory, durable. */
+int journal_mark(const struct journal *j, const char *file, struct error *err) MUST_CHECK;
 
 static inline void journal_path(const struct journal *j, const char *file, char path[JOURNAL_PATH_BYTES])
 {

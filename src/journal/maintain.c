@@ -691,26 +691,40 @@ static int finish_drop(struct journal *j, struct error *err)
     return open ? drop_to(j, target, last_segment, true, err) : 0;
 }
 
+static int rescue_all(struct drop *d, struct error *err)
+{
+    struct journal *j = d->j;
+    d->buffer = io_alloc_pages(JOURNAL_PAYLOAD_MAX_BYTES);
+    int r = d->buffer ? 0 : error_errno(err, -ENOMEM, "cannot thin old history");
+    if (r == 0)
+        r = payload_reader_new(j->directory, j->cache, READER_SEGMENTS, &d->reader, err);
+    if (r == 0)
+        payload_reader_in_drop(d->reader);
+    for (size_t i = 0; i < d->m.rewind_count && r == 0; i++) {
+        int fault = journal_fault_at(j, "rescue");
+        r = fault < 0 ? error_errno(err, fault, "cannot keep what rewinds need") : rescue_rewind(d, &d->m.rewinds[i], err);
+    }
+    payload_reader_free(d->reader);
+    io_free_pages(d->buffer, JOURNAL_PAYLOAD_MAX_BYTES);
+    return r;
+}
+
+/* A rescue that has not come to its end may have left a block half changed, until it is done again, whenever that is: a file says so. */
 int maintain_rescue(struct journal *j, uint32_t first_segment, uint32_t last_segment, struct error *err)
 {
-    struct drop d = {.j = j, .first_segment = first_segment, .last_segment = last_segment, .thinning = true,
-                     .repair = j->was_killed};
+    char path[JOURNAL_PATH_BYTES];
+    struct drop d = {.j = j, .first_segment = first_segment, .last_segment = last_segment, .thinning = true};
+    journal_path(j, JOURNAL_RESCUING_FILE, path);
     int r = journal_manifest(j, &d.m, err);
-    if (r < 0 || d.m.rewind_count == 0) {
-        if (r == 0)
-            manifest_release(&d.m);
+    if (r < 0)
         return r;
-    }
-    d.buffer = io_alloc_pages(JOURNAL_PAYLOAD_MAX_BYTES);
-    r = d.buffer ? 0 : error_errno(err, -ENOMEM, "cannot thin old history");
-    if (r == 0)
-        r = payload_reader_new(j->directory, j->cache, READER_SEGMENTS, &d.reader, err);
-    if (r == 0)
-        payload_reader_in_drop(d.reader);
-    for (size_t i = 0; i < d.m.rewind_count && r == 0; i++)
-        r = rescue_rewind(&d, &d.m.rewinds[i], err);
-    payload_reader_free(d.reader);
-    io_free_pages(d.buffer, JOURNAL_PAYLOAD_MAX_BYTES);
+    d.repair = access(path, F_OK) == 0;
+    if (d.m.rewind_count && !d.repair)
+        r = journal_mark(j, JOURNAL_RESCUING_FILE, err);
+    if (r == 0 && d.m.rewind_count)
+        r = rescue_all(&d, err);
+    if (r == 0 && unlink(path) < 0 && errno != ENOENT)
+        log_warning(j->log, "cannot remove %s: %m", path);
     manifest_release(&d.m);
     return r;
 }

@@ -116,12 +116,7 @@ static void scan_frames(struct scan *s, struct tail *t, int fd, uint32_t blocks)
 /* Everything has to be compared, and what says so is about to go (a damaged tail is sealed, the ring emptied). */
 static int remember_compare_all(struct journal *j, struct error *err)
 {
-    char path[JOURNAL_PATH_BYTES];
-    journal_path(j, JOURNAL_COMPARE_FILE, path);
-    _cleanup_close_ int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-    if (fd < 0 || fsync(fd) < 0)
-        return error_errno(err, -errno, "cannot make %s", path);
-    return io_sync_directory(j->directory, err);
+    return journal_mark(j, JOURNAL_COMPARE_FILE, err);
 }
 
 /* Before the segment is sealed: afterwards nothing but this note tells that there was more. */
@@ -417,7 +412,6 @@ int recovery_run(struct journal *j, struct error *err)
     j->previous_crc = s.expected.previous_crc;
     j->manifest.epoch++;
     j->manifest.boot = boot;
-    j->was_killed = !j->manifest.clean;
     j->manifest.clean = false;
     r = sealer_save(j, err);
     if (r == 0) /* before, the absence of a segment without frames would be a loss */

@@ -58,7 +58,7 @@ static struct world {
     uint64_t dropped;         /* points below may be gone */
     _Atomic uint64_t now_ns;  /* with thinning */
     atomic_int broken;        /* the journal's disk fails */
-    bool again, once_more;
+    bool again, once_more, calm; /* calm: what was ended is not done again by the next start, which ends in order */
     atomic_ulong calls;
     unsigned long kill_at[2]; /* of the step, of what comes after; 0: to the end */
     char where[2][160];
@@ -605,7 +605,7 @@ static bool is_journal_file(const struct manifest *m, const char *name)
 {
     unsigned n;
     int end = 0;
-    const char *known[] = {"lock", "manifest", "manifest.copy", "base", "pins", stand->options.key_file ? "key" : "lock",
+    const char *known[] = {"lock", "manifest", "manifest.copy", "base", "pins", now->thin ? "rescuing" : "lock", stand->options.key_file ? "key" : "lock",
                            stand->options.key_file ? "key.copy" : "lock", NULL};
     if (is_one_of(name, known) || is_segment_file(m, name) || is_rewind_file(m, name))
         return true;
@@ -693,11 +693,23 @@ static void check_settled(void)
     stand_check_image(s.latest.n, stand->live);
 }
 
+static void start_calmly(void)
+{
+    uint32_t count = stand->options.thinning_count;
+    stand->options.thinning_count = 0;
+    open_any();
+    group_settle(stand->group);
+    stand_close();
+    stand->options.thinning_count = count;
+}
+
 static void check_all(void)
 {
+    if (w->calm)
+        start_calmly();
     open_any();
     check_losses();
-    if (now->exact && !w->again && !lost_power() && journal_recovery(stand->journal)->compare)
+    if (now->exact && !w->calm && !w->again && !lost_power() && journal_recovery(stand->journal)->compare)
         stand_broken("K5: the volumes are compared");
     if (!is_seeded())
         check_points(); /* while it is compared, too */
@@ -812,6 +824,7 @@ static void check_state(bool power)
 {
     w->broken = 0;
     w->once_more = choose(4) == 0;
+    w->calm = now->thin && choose(2);
     if (power)
         lose_power(w->again);
     driver.processes++;
