@@ -9,6 +9,7 @@
 #include "base/cleanup.h"
 #include "base/units.h"
 #include "control/mounts.h"
+#include "csi/adopted.h"
 #include "csi/node_internal.h"
 
 #define NODE_VOLUMES_MAX 256 /* engines of one node: CONTROL_APPLICATIONS_MAX */
@@ -150,6 +151,8 @@ static int stage(void *context, struct rpc_call *call, const ProtobufCMessage *r
     snprintf(volume.staging, sizeof volume.staging, "%s", in->staging_target_path);
     snprintf(volume.fs_type, sizeof volume.fs_type, "%s", use.fs_type);
     volume.block = use.block;
+    const char *adopted = CSI_MAP_GET(in->n_volume_context, in->volume_context, ADOPTED_ATTRIBUTE);
+    volume.adopted = adopted && strcmp(adopted, "true") == 0;
     r = node_volume_load(node, in->volume_id, &there, &ignored);
     if (r == 0)
         r = check_staged(&there, &volume, err);

@@ -3,7 +3,8 @@
  *
  * Invariants:
  *   N1  everything that matters is on disk before it is done, and is looked at again when asked: the process
- * may be killed anywhere, and a repeated call carries on N2  mkfs runs only on a device without any signature
+ * may be killed anywhere, and a repeated call carries on N2  mkfs runs only on a device without any signature,
+ * and never on what was adopted
  *   N3  while a stream's gate is closed nothing of it is staged or published; a rewind begins when nothing of
  * it is published and no call about it runs N4  one call at a time about a volume; another is turned away
  * (ABORTED) and comes back
@@ -58,6 +59,7 @@ struct node_volume {
     char handle[CSI_HANDLE_BYTES], stream[CSI_HANDLE_BYTES];
     char staging[APP_PATH_LENGTH_MAX + 1];
     bool block;
+    bool adopted; /* what is on it is somebody's: no file system is ever made there (csi/adopted.h) */
     char fs_type[8];
     char flags[NODE_FLAGS_BYTES]; /* mount options, "a,b" */
     json_t *targets;              /* {path: {"read_only": BOOL, "single": BOOL}} */

@@ -47,6 +47,11 @@ static int make_file_system(struct csi_node *node, const struct node_volume *v, 
             "volume %s holds %s, but %s is asked for: nothing was changed; ask for what is there "
             "(csi.storage.k8s.io/fstype), or use another volume",
             v->handle, found, v->fs_type);
+    if (v->adopted)
+        return error_set(err, -ENODATA,
+                         "volume %s was adopted with %s on it, and its device (%s) holds nothing that can be recognized: nothing was "
+                         "changed, since what is adopted is never formatted",
+                         v->handle, v->fs_type, device);
     log_info(node->options.log, "volume %s: making %s on %s", v->handle, v->fs_type, device);
     return mounts_make(device, v->fs_type, created, err);
 }

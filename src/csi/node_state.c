@@ -81,6 +81,8 @@ static int parse_volume(const json_t *json, struct node_volume *v, struct error 
         r = json_get_bool(json, "block", &v->block, err);
     if (r == 0)
         r = json_get_object(json, "targets", &targets, err);
+    if (r == 0 && json_object_get(json, "adopted")) /* files of before have none */
+        r = json_get_bool(json, "adopted", &v->adopted, err);
     if (r < 0)
         return r;
     if (strlen(stream) >= sizeof v->stream || strlen(staging) >= sizeof v->staging ||
@@ -126,8 +128,8 @@ int node_volume_save(struct csi_node *node, const struct node_volume *v, struct 
     if (r < 0)
         return r;
     _cleanup_json_ json_t *json =
-        json_pack("{s:s, s:s, s:b, s:s, s:s, s:O}", "stream", v->stream, "staging", v->staging, "block",
-                  v->block, "fs_type", v->fs_type, "flags", v->flags, "targets", v->targets);
+        json_pack("{s:s, s:s, s:b, s:b, s:s, s:s, s:O}", "stream", v->stream, "staging", v->staging, "block",
+                  v->block, "adopted", v->adopted, "fs_type", v->fs_type, "flags", v->flags, "targets", v->targets);
     return save_json(path, json, err);
 }
 

@@ -62,6 +62,7 @@ class Node:
         stand.node_options = [*stand.node_options, "--kubelet-directory", self.kubelet]
         self.attachment = None
         self.block = False
+        self.context = {}
 
     def staging(self, handle):
         return self.stand.path("k", handle, "globalmount")
@@ -74,7 +75,7 @@ class Node:
         self.stand.node("NodeStageVolume", timeout, volume_id=handle, staging_target_path=self.staging(handle),
                         volume_capability=Stand.capability(self.block), publish_context={
                             "stream": self.stream, "size": str(size), "members": ",".join(f"{h}={64 * MIB}" for h in self.handles),
-                            "attachment": pod, "devices": devices})
+                            "attachment": pod, "devices": devices}, volume_context=self.context)
 
     def publish(self, handle):
         self.stand.node("NodePublishVolume", volume_id=handle, staging_target_path=self.staging(handle), target_path=self.target(handle),
@@ -133,6 +134,23 @@ class Moves(Endpoint):
         node.stand.api("POST", f"/v1/applications/{node.stream}/tag", {"name": "good"})
         for h in self.handles:
             write(f"{node.target(h)}/file", "bad")
+
+    def test_what_is_adopted_is_used_as_it_is_and_never_formatted(self):  # N2 of src/csi/node_internal.h
+        a, (blank, full) = self.first, self.handles
+        os.mkdir(self.stand.path("tree"))
+        write(self.stand.path("tree", "file"), "theirs")
+        subprocess.run(["mke2fs", "-q", "-t", "ext4", "-F", "-d", self.stand.path("tree"), self.disks.images[full]], check=True)
+        a.context = {"adopted": "true"}
+        a.attachment = self.disks.attach(a.kubelet)
+        a.stage(full)
+        self.assertEqual(read(f"{a.publish(full)}/file"), "theirs")
+        for _ in range(2):
+            with self.assertRaises(grpc.RpcError) as caught:
+                a.stage(blank)
+            self.assertIn("what is adopted is never formatted", caught.exception.details())
+        self.leave(a)
+        with open(self.disks.images[blank], "rb") as f:
+            self.assertFalse(any(f.read()), "nothing was written to it")
 
     def test_volumes_and_history_move_along(self):  # S1, S3
         a, b = self.first, self.second

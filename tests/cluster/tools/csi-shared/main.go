@@ -2,7 +2,9 @@
 
 // Somebody else's storage: a CSI driver whose volumes are files of one directory that all nodes share, as a disk array would
 // be. A volume is published to one node at a time. It stands in for kubernetes-csi/csi-driver-host-path, which the module
-// proxy does not have, and whose volumes would not move between nodes. Block and Filesystem (ext4) mode; no snapshots.
+// proxy does not have, and whose volumes would not move between nodes. Block and Filesystem (ext4) mode, of the same volume too;
+// no snapshots. With the parameter kind=directory a volume is a directory, as those of that driver and of NFS are, and no block
+// device.
 package main
 
 import (
@@ -44,6 +46,7 @@ type driver struct {
 }
 
 func (d *driver) file(id string) string      { return filepath.Join(d.directory, id+".img") }
+func (d *driver) tree(id string) string      { return filepath.Join(d.directory, id+".dir") }
 func (d *driver) publisher(id string) string { return filepath.Join(d.directory, id+".node") }
 
 // volume gives the size of a volume, or NotFound.
@@ -123,7 +126,11 @@ func (d *driver) CreateVolume(_ context.Context, request *csi.CreateVolumeReques
 			return nil, err
 		}
 	}
-	return &csi.CreateVolumeResponse{Volume: &csi.Volume{VolumeId: request.Name, CapacityBytes: size}}, nil
+	attributes := map[string]string{}
+	if kind := request.Parameters["kind"]; kind != "" {
+		attributes["kind"] = kind
+	}
+	return &csi.CreateVolumeResponse{Volume: &csi.Volume{VolumeId: request.Name, CapacityBytes: size, VolumeContext: attributes}}, nil
 }
 
 func resize(path string, size int64) error {
@@ -143,6 +150,9 @@ func (d *driver) DeleteVolume(_ context.Context, request *csi.DeleteVolumeReques
 	}
 	if node, err := os.ReadFile(d.publisher(request.VolumeId)); err == nil {
 		return nil, status.Errorf(codes.FailedPrecondition, "volume %s is published to %s", request.VolumeId, node)
+	}
+	if err := os.RemoveAll(d.tree(request.VolumeId)); err != nil {
+		return nil, err
 	}
 	return &csi.DeleteVolumeResponse{}, os.Remove(d.file(request.VolumeId))
 }
@@ -233,6 +243,9 @@ func (d *driver) NodeStageVolume(_ context.Context, request *csi.NodeStageVolume
 	if _, err := d.volume(request.VolumeId); err != nil {
 		return nil, err
 	}
+	if request.VolumeContext["kind"] == "directory" {
+		return d.stageTree(request)
+	}
 	device, err := d.loop(request.VolumeId, true)
 	if err != nil || request.VolumeCapability.GetBlock() != nil || mounted(request.StagingTargetPath) {
 		return &csi.NodeStageVolumeResponse{}, err
@@ -243,6 +256,20 @@ func (d *driver) NodeStageVolume(_ context.Context, request *csi.NodeStageVolume
 		}
 	}
 	_, err = run("mount", "-t", "ext4", device, request.StagingTargetPath)
+	return &csi.NodeStageVolumeResponse{}, err
+}
+
+func (d *driver) stageTree(request *csi.NodeStageVolumeRequest) (*csi.NodeStageVolumeResponse, error) {
+	if request.VolumeCapability.GetBlock() != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "volume %s is a directory, and cannot be a block device", request.VolumeId)
+	}
+	if mounted(request.StagingTargetPath) {
+		return &csi.NodeStageVolumeResponse{}, nil
+	}
+	if err := os.MkdirAll(d.tree(request.VolumeId), 0o755); err != nil {
+		return nil, err
+	}
+	_, err := run("mount", "--bind", d.tree(request.VolumeId), request.StagingTargetPath)
 	return &csi.NodeStageVolumeResponse{}, err
 }
 
