@@ -191,7 +191,7 @@ int application_statvfs(const struct application *application, struct statvfs *r
 int application_save(const struct application *application, struct error *err)
 {
     char path[PATH_MAX];
-    _cleanup_free_ char *text = app_spec_to_yaml(application->spec);
+    _cleanup_free_ char *yaml = app_spec_to_yaml(application->spec), *text = yaml ? app_text_with_checksum(yaml) : NULL;
     if (!text)
         return error_set(err, -ENOMEM, "out of memory");
     int r = application_path(application, path, err, "application.yaml");

@@ -193,6 +193,50 @@ class Status(Base):
         self.assertEqual(s.call("GET", "/v1/status")["warnings"], before)
         self.assertEqual(s.read("mnt/shop/data/f"), "one")
 
+    def test_descriptions_with_other_values_than_were_applied_are_not_taken(self):
+        """A bit that falls over can make another volume, a larger one, or a policy that drops history, of what still reads well."""
+        s = self.s.start()
+        policy = "apiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\nmetadata: {name: gold}\nspec: {journal: {quota: 1Gi}}\n"
+        text = policy + "---\n" + s.yaml(volumes=("data",)).replace("spec:\n", "spec:\n  policyRef: {name: gold}\n")
+        s.apply(text)
+        s.write("mnt/shop/data/f", "one")
+        self.assertEqual(s.apply(text)[0]["result"], "unchanged")
+        for file, was, other in (("apps/shop/application.yaml", "name: data", "name: dada"), ("policies/gold.yaml", "quota: 1Gi", "quota: 3Gi")):
+            self.assertEqual(s.stop(), 0)
+            self.assertIn(was, s.read("s/" + file))
+            s.write("s/" + file, s.read("s/" + file).replace(was, other))
+            s.start()
+            left_out = s.call("GET", "/v1/status")["left_out"]
+            told = left_out[0]["message"] if left_out else s.status()["message"]
+            self.assertIn(s.path("s/" + file) + " is damaged, or was changed by hand", told)
+            s.apply(text)
+            until(lambda: s.status()["state"] == "protected", "the remedy works")
+            self.assertEqual(s.read("mnt/shop/data/f"), "one")
+
+    def test_a_description_that_was_lost_is_told_and_one_that_was_deleted_is_not(self):
+        s = self.s.start()
+        text = s.yaml(volumes=("data",))
+        path = s.path("s/apps/shop/application.yaml")
+        s.apply(text)
+        s.write("mnt/shop/data/f", "one")
+        before = s.call("GET", "/v1/status")["warnings"]
+        self.assertEqual(s.stop(), 0)
+        os.unlink(path)
+        s.start()
+        told = [w for w in s.call("GET", "/v1/status")["warnings"] if w not in before]
+        self.assertEqual(len(told), 1)
+        self.assertIn("the application shop is left out and not protected: " + path + " is gone", told[0])
+        s.apply(text)
+        self.assertEqual((s.call("GET", "/v1/status")["warnings"], s.read("mnt/shop/data/f")), (before, "one"))
+        s.call("DELETE", "/v1/applications/shop")
+        for applied in (False, True):
+            self.assertEqual(s.stop(), 0)
+            s.start()
+            self.assertEqual(s.call("GET", "/v1/status")["warnings"], before)
+            self.assertEqual(os.path.exists(path + ".deleted"), not applied)
+            s.apply(text)
+        self.assertEqual(s.read("mnt/shop/data/f"), "one")
+
     def test_lsn_is_of_the_newest_write_in_mode_flush(self):
         s = self.s.start()
         s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\nmetadata: {name: lazy}\nspec: {ackMode: flush}\n---\n"
@@ -537,6 +581,52 @@ class Damage(Base):
                 self.assertEqual(client.read(4096 * phase), b"shop" * 1024, "the segment has it all")
             client.socket.close()
             self.assertEqual(s.stop(), 0)
+
+    def test_a_missing_or_cut_file_of_the_base_or_of_a_rewind_is_told_when_a_point_is_opened(self):
+        """Not at the first read of what it had; and a volume that was added after a rewind is no damage to that."""
+        s = self.s.start()
+        text = ("apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\n"
+                "spec: {export: nbd, volumes: [{name: data, size: 16Mi}]}\n")
+        s.apply(text)
+        for content in (b"good", b"bad!"):
+            client = NbdClient(s.status()["volumes"][0]["nbd_uri"]).choose()
+            client.write(4096, content * 1024)
+            client.socket.close()
+            s.call("POST", "/v1/applications/shop/tag", {"name": content.decode().rstrip("!")})
+        s.operate("/v1/applications/shop/rewind", {"to": "tag:good"})
+        s.apply(text.replace("}]}", "}, {name: more, size: 16Mi}]}"))
+        result = s.operate("/v1/applications/shop/verify", {})
+        self.assertTrue(result["ok"], result)
+        journal = s.path("s/apps/shop/journal")
+        rescue, = (f for f in os.listdir(journal) if f.startswith("rescue-"))
+        for file, before in (("base/1.img", True), ("base/1.crc", True), (rescue + "/1.img", False)):
+            self.assertEqual(s.stop(), 0)
+            path = os.path.join(journal, file)
+            if file.endswith("img"):
+                os.rename(path, path + ".away")
+            else:
+                shutil.copyfile(path, path + ".away")
+                os.truncate(path, 4096)
+            s.start()
+            for point, refused in (("tag:good", before), ("latest", True)):
+                if refused:
+                    with self.assertRaises(ApiError) as caught:
+                        s.operate("/v1/applications/shop/open", {"point": point})
+                    self.assertEqual(caught.exception.code, "EBADMSG", caught.exception.message)
+                    self.assertIn(path, caught.exception.message)
+                view = s.operate("/v1/applications/shop/open", {"point": point, "salvage": refused})["view"]
+                if refused and not before:  # what the rewind put there may have been in the store that is gone
+                    self.assertEqual(view["salvage"]["damaged_bytes"], 4096)
+                else:
+                    client = NbdClient(view["volumes"][0]["nbd_uri"]).choose()
+                    self.assertEqual(client.read(4096), b"good" * 1024)
+                    client.socket.close()
+                s.call("DELETE", "/v1/views/" + view["id"])
+            self.assertIn(path, " ".join(d["what"] for d in s.operate("/v1/applications/shop/verify", {})["damage"]))
+            self.assertEqual(s.stop(), 0)
+            os.rename(path + ".away", path)
+            s.start()
+        s.call("DELETE", "/v1/views/" + s.operate("/v1/applications/shop/open", {"point": "latest"})["view"]["id"])
 
     def test_a_backing_that_is_gone_is_not_replaced_by_nothing(self):
         """The remedy that is told works."""
