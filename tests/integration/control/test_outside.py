@@ -651,6 +651,55 @@ class Damage(Base):
 
 
 class Engine(Base):
+    def test_an_opening_whose_engine_is_killed_is_asked_for_again(self):
+        """Whether the pin was made before or not; and so are other questions that are no GET."""
+        s = self.s.start()
+        s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\n"
+                "spec: {volumes: [{name: data, size: 16Mi}]}\n")
+        s.call("POST", "/v1/applications/shop/tag", {"name": "one"})
+        path = s.path("s/apps/shop/engine.sock")
+        asked = []
+
+        def between(carried_out):
+            """Takes one request, which the engine gets or not, and kills it without an answer."""
+            engine = s.status()["engine_pid"]
+            os.rename(path, path + ".real")
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(path)
+            listener.listen()
+
+            def die():
+                one, _ = listener.accept()
+                request = one.recv(65536)
+                asked.append(request.split()[1])
+                if carried_out:
+                    with socket.socket(socket.AF_UNIX) as real:
+                        real.connect(path + ".real")
+                        real.sendall(request)
+                        real.recv(65536)
+                os.unlink(path)
+                os.kill(engine, signal.SIGKILL)
+                until(lambda: os.path.exists(path), "the next engine listens")
+                one.close()
+                listener.close()
+
+            thread = threading.Thread(target=die)
+            thread.start()
+            return thread
+
+        for carried_out in (False, True):
+            dying = between(carried_out)
+            view = s.operate("/v1/applications/shop/open", {"point": "tag:one"})["view"]
+            dying.join()
+            s.call("DELETE", "/v1/views/" + view["id"])
+            until(lambda: os.listdir(s.path("s/apps/shop/journal/pins")) == [], "no pin is left")
+        for question in (lambda: s.call("POST", "/v1/applications/shop/diff", {"from": "tag:one", "to": "latest"}),
+                         lambda: s.call("POST", "/v1/applications/shop/rewind", {"to": "tag:one", "dry_run": True})):
+            dying = between(False)
+            question()
+            dying.join()
+        self.assertEqual(asked, [b"/v1/pin", b"/v1/pin", b"/v1/diff", b"/v1/resolve"])
+
     def test_a_question_that_a_dying_engine_leaves_is_asked_again(self):
         """A killed process takes connections until all of it is gone, and resets them."""
         s = self.s.start()
