@@ -58,11 +58,10 @@ int policy_load(const struct control *control, const char *name, struct app_poli
     struct app_parse_options options = {.file = path};
     if (r == 0)
         r = app_documents_parse(&options, text, length, &documents, err);
+    if (r == 0)
+        r = app_text_check(path, text, length, err);
     if (r < 0 || !documents)
-        return r;
-    r = app_text_check(path, text, length, err);
-    if (r < 0)
-        return error_context(err, "the ProtectionPolicy %s has to be applied again", name);
+        return r < 0 ? error_context(err, "the ProtectionPolicy %s has to be applied again", name) : r;
     if (documents->count != 1 || documents->items[0].kind != APP_KIND_POLICY)
         return error_set(err, -EINVAL, "%s does not hold one ProtectionPolicy", path);
     *ret = take_ptr(documents->items[0].policy);

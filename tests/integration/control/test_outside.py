@@ -628,6 +628,33 @@ class Damage(Base):
             s.start()
         s.call("DELETE", "/v1/views/" + s.operate("/v1/applications/shop/open", {"point": "latest"})["view"]["id"])
 
+    def test_a_backing_that_was_cut_is_not_filled_with_zeroes(self):
+        """The remedy that is told works."""
+        s = self.s.start()
+        s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\n"
+                "spec: {export: nbd, volumes: [{name: data, size: 16Mi}]}\n")
+        client = NbdClient(s.status()["volumes"][0]["nbd_uri"]).choose()
+        client.write(15 << 20, b"last" * 1024)
+        client.socket.close()
+        s.call("POST", "/v1/applications/shop/tag", {"name": "one"})
+        backing = s.path("s/apps/shop/backing/data.img")
+        for size in (8 << 20, 0):
+            self.assertEqual(s.stop(), 0)
+            os.truncate(backing, size)
+            s.start()
+            status = until(lambda: s.status()["state"] == "failed" and s.status(), "it is refused")
+            self.assertIn(f"backing {backing} was cut: it has {size} bytes, not 16777216", status["message"])
+            self.assertIn("Put the whole file back", status["message"])
+            self.assertEqual(os.path.getsize(backing), size)
+        os.unlink(backing)
+        with open(backing, "wb") as f:
+            f.truncate(16 << 20)
+        until(lambda: s.status()["state"] == "protected", "an empty one is what the user wants")
+        s.operate("/v1/applications/shop/rewind", {"to": "tag:one"})
+        client = NbdClient(s.status()["volumes"][0]["nbd_uri"]).choose()
+        self.assertEqual(client.read(15 << 20), b"last" * 1024)
+        client.socket.close()
+
     def test_a_backing_that_is_gone_is_not_replaced_by_nothing(self):
         """The remedy that is told works."""
         s = self.s.start()
