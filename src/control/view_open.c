@@ -104,7 +104,7 @@ static int choose_volumes(struct opening *o, struct error *err)
 static int take_pin(struct opening *o, struct error *err)
 {
     operation_step_begin(o->operation, STEP_PIN);
-    int r = pin_take(o->application, o->id, o->point, o->salvage, &o->lock_fd, &o->pin, err);
+    int r = pin_take(o->application, o->id, o->point, o->salvage ? "salvage" : NULL, &o->lock_fd, &o->pin, err);
     if (r < 0)
         return r;
     o->pinned = true;

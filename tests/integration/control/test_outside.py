@@ -628,6 +628,20 @@ class Damage(Base):
             s.start()
         s.call("DELETE", "/v1/views/" + s.operate("/v1/applications/shop/open", {"point": "latest"})["view"]["id"])
 
+    def test_a_history_of_which_no_point_can_be_opened_yet_is_verified(self):
+        s = self.s.start()
+        image = s.path("old.img")
+        with open(image, "wb") as f:
+            f.write(os.urandom(32 << 20))
+        s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\nmetadata: {name: slow}\nspec: {journal: {seedRate: 1Mi}}\n---\n"
+                "apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\n"
+                f"spec: {{policyRef: {{name: slow}}, export: nbd, volumes: [{{name: data, source: {image}}}]}}\n")
+        with self.assertRaises(ApiError) as caught:
+            s.operate("/v1/applications/shop/open", {"point": "latest"})
+        self.assertIn("still being copied", caught.exception.message)
+        self.assertTrue(s.operate("/v1/applications/shop/verify", {})["ok"])
+        self.assertEqual(s.status()["state"], "seeding")
+
     def test_a_backing_that_was_cut_is_not_filled_with_zeroes(self):
         """The remedy that is told works."""
         s = self.s.start()
