@@ -107,7 +107,8 @@ bool app_export_has_devices(enum app_export export)
 
 const char *app_fs_type_name(enum app_fs_type fs_type)
 {
-    return fs_type == APP_FS_FOUND ? "auto" : fs_type == APP_FS_XFS ? "xfs" : "ext4";
+    static const char *const names[] = {[APP_FS_EXT4] = "ext4", [APP_FS_XFS] = "xfs", [APP_FS_BTRFS] = "btrfs", [APP_FS_FOUND] = "auto"};
+    return names[fs_type];
 }
 
 const char *app_failure_mode_name(enum app_failure_mode mode)

@@ -69,7 +69,7 @@
 
 enum app_kind { APP_KIND_APPLICATION, APP_KIND_POLICY };
 enum app_export { APP_EXPORT_FUSE, APP_EXPORT_NBD, APP_EXPORT_UBLK };
-enum app_fs_type { APP_FS_EXT4, APP_FS_XFS, APP_FS_FOUND /* what is there: volumes with a source */ };
+enum app_fs_type { APP_FS_EXT4, APP_FS_XFS, APP_FS_BTRFS, APP_FS_FOUND /* what is there: volumes with a source */ };
 enum app_ack_mode { APP_ACK_WRITE, APP_ACK_FLUSH };
 enum app_failure_mode { APP_FAILURE_AVAILABILITY, APP_FAILURE_PROTECTION };
 
@@ -168,6 +168,10 @@ struct app_policy *app_policy_new_default(void);
  * when out of memory. */
 char *app_spec_to_yaml(const struct app_spec *spec);
 char *app_policy_to_yaml(const struct app_policy *policy);
+/* The text with its checksum in a comment before it, for files that nobody writes but us; the caller frees it. NULL when out of memory. */
+char *app_text_with_checksum(const char *text);
+/* -EBADMSG when the text has a checksum, and another one than it should: damaged, or changed by hand. */
+int app_text_check(const char *file, const char *text, size_t length_bytes, struct error *err) MUST_CHECK;
 /* The same fields as JSON. NULL when out of memory. */
 json_t *app_spec_to_json(const struct app_spec *spec);
 json_t *app_policy_to_json(const struct app_policy *policy);

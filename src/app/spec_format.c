@@ -1,13 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The canonical form: fields in one order, texts quoted as JSON does (which is YAML), sizes in the largest
  * unit that has no remainder. */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "app/spec.h"
 #include "base/cleanup.h"
+#include "base/crc32c.h"
 #include "base/units.h"
+
+#define CHECKSUM_MARK "# crc32c of what follows: "
 
 /* The first code point of valid UTF-8 (RFC 3629), as libyaml gives it. */
 static uint32_t code_point(const char *text, unsigned *ret_length_bytes)
@@ -143,6 +147,24 @@ static void put_spec(FILE *out, const struct app_spec *spec)
     put_commands(out, "stop", &spec->stop);
     put_commands(out, "start", &spec->start);
     put_commands(out, "probe", &spec->probe);
+}
+
+char *app_text_with_checksum(const char *text)
+{
+    char *whole = NULL;
+    return asprintf(&whole, CHECKSUM_MARK "%08x\n%s", crc32c(0, text, strlen(text)), text) < 0 ? NULL : whole;
+}
+
+int app_text_check(const char *file, const char *text, size_t length_bytes, struct error *err)
+{
+    const size_t head_bytes = strlen(CHECKSUM_MARK) + 9;
+    char expected[16];
+    if (length_bytes < head_bytes || strncmp(text, CHECKSUM_MARK, strlen(CHECKSUM_MARK)) != 0)
+        return 0; /* written before there were any */
+    snprintf(expected, sizeof expected, "%08x\n", crc32c(0, text + head_bytes, length_bytes - head_bytes));
+    if (strncmp(text + strlen(CHECKSUM_MARK), expected, 9) == 0)
+        return 0;
+    return error_set(err, -EBADMSG, "%s is damaged, or was changed by hand: its checksum, in the first line, is another", file);
 }
 
 char *app_spec_to_yaml(const struct app_spec *spec)

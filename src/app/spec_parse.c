@@ -342,14 +342,17 @@ static int read_fs_type(const struct yaml_node *node, const char *path, struct a
     snprintf(field, sizeof field, "%s.fsType", path);
     if (strcmp(text, "xfs") == 0)
         volume->fs_type = APP_FS_XFS;
+    else if (strcmp(text, "btrfs") == 0)
+        volume->fs_type = APP_FS_BTRFS;
     else if (strcmp(text, "ext4") == 0)
         volume->fs_type = APP_FS_EXT4;
     else if (fs_type)
-        return refuse(err, fs_type, field, volume->source ? "ext4 or xfs, or no such field for what is there" : "ext4 or xfs");
-    /* mkfs.xfs 6 refuses less than 300 MB. */
-    if (volume->fs_type == APP_FS_XFS && !volume->source && volume->size_bytes < (300ull << 20)) {
+        return refuse(err, fs_type, field, volume->source ? "ext4, xfs or btrfs, or no such field for what is there" : "ext4, xfs or btrfs");
+    /* mkfs.xfs 6 refuses less than 300 MB, mkfs.btrfs less than 109 MiB. */
+    bool xfs = volume->fs_type == APP_FS_XFS, btrfs = volume->fs_type == APP_FS_BTRFS;
+    if (!volume->source && ((xfs && volume->size_bytes < (300ull << 20)) || (btrfs && volume->size_bytes < (128ull << 20)))) {
         snprintf(field, sizeof field, "%s.size", path);
-        return refuse(err, size, field, "at least 300Mi, which xfs needs");
+        return refuse(err, size, field, xfs ? "at least 300Mi, which xfs needs" : "at least 128Mi, which btrfs needs");
     }
     return 0;
 }

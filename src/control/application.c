@@ -191,7 +191,7 @@ int application_statvfs(const struct application *application, struct statvfs *r
 int application_save(const struct application *application, struct error *err)
 {
     char path[PATH_MAX];
-    _cleanup_free_ char *text = app_spec_to_yaml(application->spec);
+    _cleanup_free_ char *yaml = app_spec_to_yaml(application->spec), *text = yaml ? app_text_with_checksum(yaml) : NULL;
     if (!text)
         return error_set(err, -ENOMEM, "out of memory");
     int r = application_path(application, path, err, "application.yaml");
@@ -206,6 +206,16 @@ static bool comes_back(const struct application *application)
     return a->state == APPLICATION_RUNNING && process_exists(&a->process) && !a->orphaned;
 }
 
+/* Whether it changes nothing, or the same thing, to ask twice. */
+static bool may_be_asked_again(const char *method, const char *path, const json_t *body)
+{
+    static const char *const harmless[] = {"/v1/resolve", "/v1/sync", "/v1/seal", "/v1/diff", "/v1/forecast", "/v1/configure", "/v1/unpin", NULL};
+    for (const char *const *one = harmless; *one; one++)
+        if (strcmp(path, *one) == 0)
+            return true;
+    return strcmp(method, "GET") == 0 || json_is_true(json_object_get(body, "dry_run"));
+}
+
 int application_call(const struct application *application, const char *method, const char *path,
                      const json_t *body, unsigned timeout_ms, json_t **ret, struct error *err)
 {
@@ -214,7 +224,7 @@ int application_call(const struct application *application, const char *method, 
         *err = ERROR_INIT;
         int r = http_client_call(application->socket, method, path, body, timeout_ms, ret, err);
         /* Nothing was sent: its holder is starting it again. A question that a dying engine did not answer is asked again. */
-        bool again = r == -ECONNREFUSED || (r == -ECONNRESET && strcmp(method, "GET") == 0);
+        bool again = r == -ECONNREFUSED || (r == -ECONNRESET && may_be_asked_again(method, path, body));
         if (!again || waited_ms >= limit_ms || !comes_back(application))
             return r == -ECONNREFUSED
                        ? error_context(err, "the engine of %s does not answer", application->name)

@@ -285,6 +285,14 @@ static int check_new_from(const struct application *a, struct error *err)
     return r;
 }
 
+static void forget_deletion(const struct application *a)
+{
+    char aside[PATH_MAX];
+    struct error ignored = ERROR_INIT;
+    if (application_path(a, aside, &ignored, "application.yaml.deleted") == 0)
+        unlink(aside);
+}
+
 /* U3: without a trace if it fails. */
 static int create(struct control *control, struct app_spec *spec, uint64_t quota_bytes, bool dry_run,
                   struct error *err)
@@ -319,6 +327,8 @@ static int create(struct control *control, struct app_spec *spec, uint64_t quota
     if (r < 0)
         application_unlist(a); /* before anybody else may begin anything with it */
     application_end(a);
+    if (r == 0)
+        forget_deletion(a);
     if (r == 0)
         return 0;
     unlink(yaml_path);
@@ -538,9 +548,18 @@ static int check_removal(struct application *a, struct error *err)
     return r;
 }
 
+/* Its description is put aside, not removed: what the directory holds is then known to have been left on purpose (application_load). */
+static int put_aside(const struct application *a, struct error *err)
+{
+    char path[PATH_MAX], aside[PATH_MAX];
+    int r = application_path(a, path, err, "application.yaml");
+    if (r == 0)
+        r = application_path(a, aside, err, "application.yaml.deleted");
+    return r == 0 && rename(path, aside) < 0 && errno != ENOENT ? error_errno(err, -errno, "cannot put %s aside", path) : r;
+}
+
 int apply_delete(struct control *control, const char *name, bool purge, json_t **ret, struct error *err)
 {
-    char path[PATH_MAX];
     MUTEX_GUARD(guard, &control->apply_mutex);
     _cleanup_application_ struct application *a = application_find(control, name, err);
     if (!a)
@@ -562,9 +581,7 @@ int apply_delete(struct control *control, const char *name, bool purge, json_t *
     if (r == 0 && purge)
         r = check_removal(a, err);
     if (r == 0)
-        r = application_path(a, path, err, "application.yaml");
-    if (r == 0 && unlink(path) < 0 && errno != ENOENT)
-        r = error_errno(err, -errno, "cannot remove %s", path);
+        r = put_aside(a, err);
     if (r == 0) {
         application_unlist(a);
         *ret = deleted_json(a, purge);
@@ -646,7 +663,6 @@ static int keep_images(struct application *a, json_t *volumes, struct error *err
 
 int apply_detach(struct control *control, const char *name, json_t **ret, struct error *err)
 {
-    char path[PATH_MAX];
     MUTEX_GUARD(guard, &control->apply_mutex);
     _cleanup_json_ json_t *volumes = json_array();
     _cleanup_application_ struct application *a = application_find(control, name, err);
@@ -667,9 +683,7 @@ int apply_detach(struct control *control, const char *name, json_t **ret, struct
     if (r == 0)
         r = check_removal(a, err);
     if (r == 0)
-        r = application_path(a, path, err, "application.yaml");
-    if (r == 0 && unlink(path) < 0 && errno != ENOENT)
-        r = error_errno(err, -errno, "cannot remove %s", path);
+        r = put_aside(a, err);
     if (r == 0) {
         application_unlist(a);
         r = keep_images(a, volumes, err);
@@ -702,6 +716,8 @@ int application_load(struct control *control, const char *name, struct error *er
     struct app_parse_options options = {.file = path};
     if (r == 0)
         r = app_documents_parse(&options, text, length, &documents, err);
+    if (r == 0)
+        r = app_text_check(path, text, length, err);
     if (r < 0 || !documents)
         return r;
     if (documents->count != 1 || documents->items[0].kind != APP_KIND_APPLICATION ||
@@ -717,6 +733,19 @@ int application_load(struct control *control, const char *name, struct error *er
     return r;
 }
 
+/* An application without its description: one that was deleted and whose data was kept, or one whose file was lost. */
+static int check_lost(const struct control *control, const char *name, struct error *err)
+{
+    char yaml[PATH_MAX], aside[PATH_MAX + 16], journal[PATH_MAX];
+    if (snprintf(yaml, sizeof yaml, "%s/apps/%s/application.yaml", control->state_directory, name) >= (int)sizeof yaml ||
+        snprintf(journal, sizeof journal, "%s/apps/%s/journal", control->state_directory, name) >= (int)sizeof journal)
+        return 0;
+    snprintf(aside, sizeof aside, "%s.deleted", yaml);
+    if (access(yaml, F_OK) == 0 || access(aside, F_OK) == 0 || access(journal, F_OK) < 0)
+        return 0;
+    return error_set(err, -ENOENT, "%s is gone, and a journal lies beside it", yaml);
+}
+
 int applications_load(struct control *control, struct error *err)
 {
     char path[PATH_MAX];
@@ -727,7 +756,7 @@ int applications_load(struct control *control, struct error *err)
         return error_errno(err, -errno, "cannot read %s", path);
     for (const struct dirent *entry; (entry = readdir(dir));) {
         struct error one = ERROR_INIT;
-        if (entry->d_name[0] == '.' || application_load(control, entry->d_name, &one) == 0)
+        if (entry->d_name[0] == '.' || (application_load(control, entry->d_name, &one) == 0 && check_lost(control, entry->d_name, &one) == 0))
             continue;
         log_error(control->log, "an application is left out: %s", one.message);
         MUTEX_GUARD(guard, &control->mutex);

@@ -205,7 +205,7 @@ static int begin(struct copying *c, const json_t *request, struct error *err)
     const char *point = json_string_value(json_object_get(request, "point"));
     int r = control_new_id(c->source->control, "clone-", c->id, err);
     if (r == 0)
-        r = pin_take(c->source, c->id, point, false, &c->lock_fd, &c->pin, err);
+        r = pin_take(c->source, c->id, point, NULL, &c->lock_fd, &c->pin, err);
     return r == 0 ? choose_volumes(c, request, err) : r;
 }
 

@@ -396,8 +396,8 @@ void filling_unpin(struct control *control, const struct filling *filling);
 int filling_start(struct control *control, struct error *err) MUST_CHECK;
 
 /* ---- pins: pin.c ---- */
-/* Creates and locks pins/<id>.lock, then pins the point. *ret_fd holds the lock. */
-int pin_take(struct application *application, const char *id, const char *point, bool salvage, int *ret_fd,
+/* Creates and locks pins/<id>.lock, then pins the point. *ret_fd holds the lock. `how`: NULL, "salvage" or "whole" (docs/internals.md). */
+int pin_take(struct application *application, const char *id, const char *point, const char *how, int *ret_fd,
              json_t **ret_answer, struct error *err) MUST_CHECK;
 void pin_drop(struct application *application, const char *id);
 

@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "control/mounts.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/btrfs.h>
 #include <linux/fs.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,14 +16,28 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/sysmacros.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/endian.h"
 #include "base/io.h"
 #include "control/process.h"
 
 #define MAKE_TIMEOUT_MS 300000
 #define PROBE_TIMEOUT_MS 60000
+
+/* Of btrfs's superblock, on each of its devices (https://btrfs.readthedocs.io/en/latest/dev/On-disk-format.html). */
+#define BTRFS_SUPER_OFFSET 65536u
+#define BTRFS_SUPER_SEEDING (1ull << 32)
+struct btrfs_super_head {
+    uint8_t checksum[32], fsid[16];
+    struct le64 offset, flags;
+    uint8_t magic[8];
+    struct le64 generation, root, chunk_root, log_root, log_root_transid, total_bytes, bytes_used, root_directory, num_devices;
+};
+static_assert(offsetof(struct btrfs_super_head, flags) == 56 && offsetof(struct btrfs_super_head, num_devices) == 136,
+              "as the kernel has it");
 
 /* mountinfo writes blanks and backslashes as \ooo. */
 static void unescape(char *text)
@@ -102,6 +119,30 @@ static bool blkid_value(const char *output, const char *key, char ret[MOUNTS_TYP
     return false;
 }
 
+/* Whether the kernel gives a copy of a btrfs an identity of its own while it is mounted (temp_fsid), as Linux does from 6.7 on. Older
+ * ones take copy and original for one another. */
+static bool kernel_mounts_copies_of_btrfs(void)
+{
+    struct utsname system;
+    unsigned major = 0, minor = 0;
+    if (access("/sys/fs/btrfs/features", F_OK) == 0)
+        return access("/sys/fs/btrfs/features/temp_fsid", F_OK) == 0;
+    return uname(&system) == 0 && sscanf(system.release, "%u.%u", &major, &minor) == 2 && (major > 6 || (major == 6 && minor >= 7));
+}
+
+/* Of a copy of a btrfs: its type, or why it is not to be mounted. Devices of one file system find one another by its UUID, which the
+ * original's have, too. */
+static void probe_copy_of_btrfs(const char *device, char ret_type[MOUNTS_TYPE_BYTES])
+{
+    struct btrfs_super_head head;
+    _cleanup_close_ int fd = open(device, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || io_pread_full(fd, &head, sizeof head, BTRFS_SUPER_OFFSET) < 0 || le64_get(head.num_devices) != 1 ||
+        le64_get(head.flags) & BTRFS_SUPER_SEEDING)
+        snprintf(ret_type, MOUNTS_TYPE_BYTES, "btrfs of several devices");
+    else if (!kernel_mounts_copies_of_btrfs())
+        snprintf(ret_type, MOUNTS_TYPE_BYTES, "btrfs (before Linux 6.7)");
+}
+
 static int probe(const char *device, bool copy, char ret_type[MOUNTS_TYPE_BYTES], struct error *err)
 {
     char journal[MOUNTS_TYPE_BYTES];
@@ -123,6 +164,8 @@ static int probe(const char *device, bool copy, char ret_type[MOUNTS_TYPE_BYTES]
         snprintf(ret_type, MOUNTS_TYPE_BYTES, "ext4 with a journal elsewhere");
     else if (!blkid_value(result.output, "TYPE", ret_type) && !blkid_value(result.output, "PTTYPE", ret_type))
         snprintf(ret_type, MOUNTS_TYPE_BYTES, "unknown data");
+    else if (copy && strcmp(ret_type, "btrfs") == 0)
+        probe_copy_of_btrfs(device, ret_type);
     return 0;
 }
 
@@ -143,18 +186,16 @@ int mounts_make(const char *device, const char *type, bool zeroed, struct error 
                                        device,      NULL};
     const char *const ext4[] = {
         "mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", device, NULL};
-    const char *const xfs[] = {"mkfs.xfs", "-q", "-K", device, NULL};
-    struct process_options options = {.argv = strcmp(type, "xfs") == 0 ? xfs
-                                              : zeroed                 ? ext4_zeroed
-                                                                       : ext4,
-                                      .inherit_fd = -1};
+    const char *const xfs[] = {"mkfs.xfs", "-q", "-K", device, NULL}, *const btrfs[] = {"mkfs.btrfs", "-q", "-K", device, NULL};
+    bool is_xfs = strcmp(type, "xfs") == 0, is_btrfs = strcmp(type, "btrfs") == 0;
+    struct process_options options = {.argv = is_xfs ? xfs : is_btrfs ? btrfs : zeroed ? ext4_zeroed : ext4, .inherit_fd = -1};
     struct process_result result;
     char text[PROCESS_TAIL_BYTES + 64];
     int r = process_run(&options, MAKE_TIMEOUT_MS, &result, err);
     if (r == -ENOENT)
         return error_set(err, -ENOENT,
                          "cannot make a file system on %s: %s is not installed (apt-get install %s)", device,
-                         options.argv[0], strcmp(type, "xfs") == 0 ? "xfsprogs" : "e2fsprogs");
+                         options.argv[0], is_xfs ? "xfsprogs" : is_btrfs ? "btrfs-progs" : "e2fsprogs");
     if (r < 0)
         return error_context(err, "cannot make a file system on %s", device);
     if (result.exit_status != 0)
@@ -211,8 +252,9 @@ int mounts_mount(const char *device, const char *directory, const char *type, bo
 int mounts_mount_salvaged(const char *device, const char *directory, const char *type, struct error *err)
 {
     bool xfs = strcmp(type, "xfs") == 0;
+    const char *without_log = xfs ? "nouuid,norecovery" : strcmp(type, "btrfs") == 0 ? "rescue=usebackuproot:nologreplay" : "noload";
     if (mount(device, directory, type, MS_NOATIME | MS_RDONLY, xfs ? "nouuid" : NULL) == 0 ||
-        mount(device, directory, type, MS_NOATIME | MS_RDONLY, xfs ? "nouuid,norecovery" : "noload") == 0)
+        mount(device, directory, type, MS_NOATIME | MS_RDONLY, without_log) == 0)
         return 0;
     return error_errno(err, -errno, "cannot mount %s (%s) on %s; `fsck` may repair it (what it writes stays in the view)",
                        device, type, directory);
@@ -266,6 +308,16 @@ static bool fills_device(const char *device, const char *directory)
     return (uint64_t)fs.f_blocks * fs.f_frsize >= bytes - bytes / 16;
 }
 
+static int grow_btrfs(const char *device, const char *directory, struct error *err)
+{
+    struct btrfs_ioctl_vol_args arguments = {.name = "max"};
+    _cleanup_close_ int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0 || ioctl(fd, BTRFS_IOC_RESIZE, &arguments) < 0)
+        return error_errno(err, -errno, "the device %s has grown, but not its file system (`btrfs filesystem resize max %s` does it)", device,
+                           directory);
+    return 0;
+}
+
 int mounts_grow(const char *device, const char *directory, bool sure, struct error *err)
 {
     char type[MOUNTS_TYPE_BYTES], text[PROCESS_TAIL_BYTES + 64];
@@ -275,6 +327,8 @@ int mounts_grow(const char *device, const char *directory, bool sure, struct err
         return 0;
     int r = mounts_probe(device, type, err);
     bool is_xfs = r == 0 && strcmp(type, "xfs") == 0;
+    if (r == 0 && strcmp(type, "btrfs") == 0)
+        return grow_btrfs(device, directory, err);
     if (r < 0 || (!is_xfs && strcmp(type, "ext4") != 0 && strcmp(type, "ext3") != 0))
         return r;
     struct process_options options = {.argv = is_xfs ? xfs : ext4, .inherit_fd = -1};

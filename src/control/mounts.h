@@ -23,7 +23,8 @@ int mounts_target(const char *device, char *ret_directory, size_t size) MUST_CHE
  * that it finds (a partition table, several signatures) is told as its name. */
 int mounts_probe(const char *device, char ret_type[MOUNTS_TYPE_BYTES], struct error *err) MUST_CHECK;
 /* The same for a copy of a device, such as a view's: ext4 that names another device as its journal is not told as ext4, since
- * mounting the copy would play back and write the journal of the original. */
+ * mounting the copy would play back and write the journal of the original; nor is btrfs as btrfs when the kernel would take copy and
+ * original for one another. */
 int mounts_probe_copy(const char *device, char ret_type[MOUNTS_TYPE_BYTES], struct error *err) MUST_CHECK;
 /* Makes a file system. `zeroed`: nothing was ever written to the device. */
 int mounts_make(const char *device, const char *type, bool zeroed, struct error *err) MUST_CHECK;
@@ -39,7 +40,7 @@ int mounts_mount_salvaged(const char *device, const char *directory, const char 
 /* Writes everything out and unmounts. 0 when nothing is mounted there. -EBUSY with the processes that use it;
  * `force` detaches then. */
 int mounts_unmount(const char *directory, bool force, struct error *err) MUST_CHECK;
-/* Makes the mounted file system as large as its device: ext4 and xfs; others are left as they are. Nothing to do is no error.
+/* Makes the mounted file system as large as its device: ext4, xfs and btrfs; others are left as they are. Nothing to do is no error.
  * `sure`: the device has grown; otherwise it is looked at first whether the file system fills it. */
 int mounts_grow(const char *device, const char *directory, bool sure, struct error *err) MUST_CHECK;
 /* The processes that use the file system at `directory`, "postgres (812: cwd), ...". Returns their number. */

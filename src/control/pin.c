@@ -23,8 +23,10 @@ static int take_lock(const char *path, int *ret_fd)
     }
 }
 
-int pin_take(struct application *application, const char *id, const char *point, bool salvage, int *ret_fd,
-             json_t **ret_answer, struct error *err)
+#define TRIES 3 /* of pins whose engine dies over them */
+
+static int try_to_take(struct application *application, const char *id, const char *point, const char *how, int *ret_fd,
+                       json_t **ret_answer, struct error *err)
 {
     char path[PATH_MAX];
     int r = application_path(application, path, err, "journal/pins/%s.lock", id);
@@ -35,8 +37,8 @@ int pin_take(struct application *application, const char *id, const char *point,
     if (r < 0)
         return error_errno(err, r, "cannot lock %s", path);
     _cleanup_json_ json_t *body = json_pack("{s:s, s:s}", "pin", id, "point", point);
-    if (salvage) /* an engine from before it was there refuses the field */
-        json_object_set_new(body, "salvage", json_true());
+    if (how) /* an engine from before it was there refuses the field */
+        json_object_set_new(body, how, json_true());
     r = application_call(application, "POST", "/v1/pin", body, CONTROL_CALL_TIMEOUT_MS, ret_answer, err);
     if (r < 0) {
         unlink(path);
@@ -44,6 +46,19 @@ int pin_take(struct application *application, const char *id, const char *point,
     }
     *ret_fd = take_fd(fd);
     return 0;
+}
+
+int pin_take(struct application *application, const char *id, const char *point, const char *how, int *ret_fd,
+             json_t **ret_answer, struct error *err)
+{
+    for (int tries = 1;; tries++) {
+        int r = try_to_take(application, id, point, how, ret_fd, ret_answer, err);
+        if (r != -ECONNRESET || tries == TRIES)
+            return r;
+        log_warning(application->control->log, "%s: %s; asking the next engine", application->name, err->message);
+        pin_drop(application, id); /* it may have been made, without an answer */
+        *err = ERROR_INIT;
+    }
 }
 
 void pin_drop(struct application *application, const char *id)

@@ -58,8 +58,10 @@ int policy_load(const struct control *control, const char *name, struct app_poli
     struct app_parse_options options = {.file = path};
     if (r == 0)
         r = app_documents_parse(&options, text, length, &documents, err);
+    if (r == 0)
+        r = app_text_check(path, text, length, err);
     if (r < 0 || !documents)
-        return r;
+        return r < 0 ? error_context(err, "the ProtectionPolicy %s has to be applied again", name) : r;
     if (documents->count != 1 || documents->items[0].kind != APP_KIND_POLICY)
         return error_set(err, -EINVAL, "%s does not hold one ProtectionPolicy", path);
     *ret = take_ptr(documents->items[0].policy);
@@ -113,7 +115,7 @@ int policy_apply(struct control *control, const struct app_policy *policy, bool 
 {
     char path[PATH_MAX];
     struct error ignored = ERROR_INIT;
-    _cleanup_free_ char *text = app_policy_to_yaml(policy), *old = NULL;
+    _cleanup_free_ char *yaml = app_policy_to_yaml(policy), *text = yaml ? app_text_with_checksum(yaml) : NULL, *old = NULL;
     int r = policy_path(control, policy->name, path, err);
     if (r < 0 || !text)
         return r < 0 ? r : error_set(err, -ENOMEM, "out of memory");

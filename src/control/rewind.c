@@ -14,6 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/crc32c.h"
 #include "base/io.h"
 #include "base/units.h"
 #include "control/control_internal.h"
@@ -144,10 +145,21 @@ static int log_path(const struct application *application, char path[PATH_MAX], 
     return application_path(application, path, err, "operation.json");
 }
 
+/* Of the log without it: what is carried on from a damaged one would be another rewind. */
+#define LOG_CHECKSUM "crc32c"
+static uint32_t log_checksum(const json_t *log)
+{
+    _cleanup_json_ json_t *rest = json_copy((json_t *)(uintptr_t)log);
+    json_object_del(rest, LOG_CHECKSUM);
+    _cleanup_free_ char *text = json_dumps(rest, JSON_SORT_KEYS | JSON_COMPACT);
+    return text ? crc32c(0, text, strlen(text)) : 0;
+}
+
 static int log_step(struct rewinding *w, int step, struct error *err)
 {
     char path[PATH_MAX];
     json_object_set_new(w->log, "step", json_string(step_keys[step]));
+    json_object_set_new(w->log, LOG_CHECKSUM, json_integer(log_checksum(w->log)));
     int r = log_path(w->application, path, err);
     return r < 0 ? r : write_json_file(path, w->log, err);
 }
@@ -168,7 +180,12 @@ json_t *rewind_unfinished(const struct application *application)
     json_t *log = NULL;
     if (log_path(application, path, &err) < 0 || access(path, F_OK) < 0)
         return NULL;
-    if (json_parse_file(path, &log, &err) == 0 && json_string_value(json_object_get(log, "step")))
+    const json_t *checksum = NULL;
+    bool parsed = json_parse_file(path, &log, &err) == 0;
+    if (parsed)
+        checksum = json_object_get(log, LOG_CHECKSUM); /* none in one of an earlier release */
+    if (parsed && json_string_value(json_object_get(log, "step")) &&
+        (!checksum || json_integer_value(checksum) == (json_int_t)log_checksum(log)))
         return log;
     json_decref(log);
     bool unread = err.code && err.code != -EINVAL && err.code != -EFBIG; /* no descriptor, no memory: it may be readable later */

@@ -119,10 +119,14 @@ int verify_run(struct application *application, struct operation *operation, jso
     if (r == 0)
         r = seal(application, &left, err);
     if (r == 0)
-        r = pin_take(application, id, "latest", false, &lock_fd, &pin, err);
+        r = pin_take(application, id, "latest", NULL, &lock_fd, &pin, err);
     if (r == -EBADMSG) { /* the newest history is damaged: that is for the verification to tell */
         *err = ERROR_INIT;
-        r = pin_take(application, id, "latest", true, &lock_fd, &pin, err);
+        r = pin_take(application, id, "latest", "salvage", &lock_fd, &pin, err);
+    }
+    if (r == -ERANGE || r == -EBUSY) { /* it cannot be opened yet: that says nothing of what is there */
+        *err = ERROR_INIT;
+        r = pin_take(application, id, "latest", "whole", &lock_fd, &pin, err);
     }
     if (r < 0)
         return r;

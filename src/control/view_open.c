@@ -104,7 +104,7 @@ static int choose_volumes(struct opening *o, struct error *err)
 static int take_pin(struct opening *o, struct error *err)
 {
     operation_step_begin(o->operation, STEP_PIN);
-    int r = pin_take(o->application, o->id, o->point, o->salvage, &o->lock_fd, &o->pin, err);
+    int r = pin_take(o->application, o->id, o->point, o->salvage ? "salvage" : NULL, &o->lock_fd, &o->pin, err);
     if (r < 0)
         return r;
     o->pinned = true;
@@ -214,12 +214,11 @@ static int prepare_mount(struct opening *o, const char *volume, char ret[PATH_MA
     return r;
 }
 
-/* The kernel's file system for what blkid has found, or NULL: it is not mounted. Not btrfs: it tells its devices apart by their UUID
- * alone, which the volume in use has too, and would take one for the other. */
+/* The kernel's file system for what was found on a copy, or NULL: it is not mounted. */
 static const char *mountable(const char *type)
 {
     bool ext = strcmp(type, "ext2") == 0 || strcmp(type, "ext3") == 0 || strcmp(type, "ext4") == 0;
-    return ext ? "ext4" : strcmp(type, "xfs") == 0 ? "xfs" : NULL;
+    return ext ? "ext4" : strcmp(type, "xfs") == 0 ? "xfs" : strcmp(type, "btrfs") == 0 ? "btrfs" : NULL;
 }
 
 /* Whatever a damaged file system cannot do is told, and the device is there to look at. */

@@ -426,10 +426,11 @@ static json_t *history_volumes_json(struct engine *e, struct lsn lsn)
 static int do_pin(struct call *c, json_t **ret, struct error *err)
 {
     const char *pin, *text;
-    bool salvage = false;
+    bool salvage = false, whole = false;
     struct journal_point found = {0};
+    struct journal_status status;
     struct point point;
-    int r = json_reject_unknown(c->body, err, "pin", "point", "salvage", NULL);
+    int r = json_reject_unknown(c->body, err, "pin", "point", "salvage", "whole", NULL);
     if (r == 0)
         r = json_get_string(c->body, "pin", &pin, err);
     if (r == 0)
@@ -437,13 +438,18 @@ static int do_pin(struct call *c, json_t **ret, struct error *err)
     if (r == 0)
         r = json_get_optional_bool(c->body, "salvage", &salvage, err);
     if (r == 0)
-        r = point_parse(text, &point, err);
+        r = json_get_optional_bool(c->body, "whole", &whole, err);
     if (r == 0)
+        r = point_parse(text, &point, err);
+    journal_status(c->e->journal, &status);
+    if (r == 0 && whole)
+        found = (struct journal_point){.lsn = status.latest, .realtime_ns = status.latest_realtime_ns};
+    else if (r == 0)
         r = salvage ? journal_resolve_salvage(c->e->journal, &point, &found, err)
                     : journal_resolve(c->e->journal, &point, &found, err);
     if (r == 0 && strncmp(pin, PIN_INTERNAL_PREFIX, strlen(PIN_INTERNAL_PREFIX)) == 0)
         r = error_set(err, -EINVAL, "the pin's name must not begin with " PIN_INTERNAL_PREFIX);
-    if (r == 0)
+    if (r == 0 && !whole)
         r = group_check_seeded(c->e->group, found.lsn, err);
     if (r == 0)
         r = journal_pin(c->e->journal, pin, found.lsn, false, err);

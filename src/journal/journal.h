@@ -113,6 +113,7 @@ struct journal_record {
     uint32_t payload_bytes; /* at most JOURNAL_PAYLOAD_MAX_BYTES */
     uint64_t tag, aux;
     bool lazy; /* nobody waits for it: its frame may wait for more records (at most some 250 ms) */
+    uint64_t realtime_ns, boottime_ns; /* when it was made, of one that is replayed; 0: now */
 };
 struct journal_ticket {
     struct lsn lsn;

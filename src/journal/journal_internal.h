@@ -147,6 +147,8 @@ int writer_init(struct journal *j, struct error *err) MUST_CHECK;
 void writer_release(struct journal *j);
 /* With the mutex held: starts the next frame if it can be. The mutex is dropped while the kernel takes it. */
 void writer_try_submit(struct journal *j);
+/* What is appended from now on goes into another frame. */
+void writer_close_open(struct journal *j);
 /* With the mutex held: stops journaling; see journal_resume. */
 void writer_suspend(struct journal *j, const char *reason);
 /* With the mutex held, never waiting for a segment (the sealer's call): starts writing what was appended; `sync`: makes

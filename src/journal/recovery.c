@@ -421,7 +421,35 @@ int recovery_run(struct journal *j, struct error *err)
 
 /* ---- replay of the ring ---- */
 
-static int replay_record(struct journal *j, const char *frame, uint32_t index, struct error *err)
+/* When the newest record that is there was made. */
+struct replay_clock {
+    uint64_t realtime_ns, boottime_ns;
+};
+
+static struct replay_clock find_newest(const struct journal *j)
+{
+    const struct manifest *m = &j->manifest;
+    const struct segment_info *last = m->segment_count ? &m->segments[m->segment_count - 1] : NULL;
+    bool same_boot = last && memcmp(last->boot.bytes, m->boot.bytes, sizeof m->boot.bytes) == 0;
+    return (struct replay_clock){last ? last->last_realtime_ns : 0, same_boot ? last->last_boottime_ns : 0};
+}
+
+/* Who was told that a record was there (mode flush) may ask for the moment at which it was: it keeps its time. Not where that is not known,
+ * or a clock was set. */
+static void keep_time(struct journal *j, const struct frame_header *h, const struct frame_record *r, struct replay_clock *newest,
+                      struct journal_record *record)
+{
+    uint64_t delta_ns = le32_get(r->delta_us) * 1000ull, realtime_ns = le64_get(h->realtime_ns) + delta_ns,
+             boottime_ns = le64_get(h->boottime_ns) + delta_ns;
+    if (!h->boottime_ns.raw || realtime_ns < newest->realtime_ns || boottime_ns < newest->boottime_ns ||
+        realtime_ns > clock_realtime_ns(j->clock) || boottime_ns > clock_boottime_ns(j->clock))
+        return;
+    record->realtime_ns = realtime_ns;
+    record->boottime_ns = boottime_ns;
+    *newest = (struct replay_clock){realtime_ns, boottime_ns};
+}
+
+static int replay_record(struct journal *j, const char *frame, uint32_t index, struct replay_clock *newest, struct error *err)
 {
     const struct frame_record *r = &frame_records(frame)[index];
     uint32_t block = le16_get(r->payload_block), bytes = le32_get(r->payload_bytes);
@@ -440,6 +468,7 @@ static int replay_record(struct journal *j, const char *frame, uint32_t index, s
     };
     if (record.op == OP_REWIND) /* its index was made for another LSN; it was not committed */
         return 0;
+    keep_time(j, (const struct frame_header *)frame, r, newest, &record);
     struct journal_ticket ticket;
     int result = journal_append(j, &record, &ticket, err);
     if (result < 0)
@@ -461,6 +490,7 @@ int recovery_replay(struct journal *j, struct error *err)
         memcpy(copy.memory, j->ring.memory, j->ring.length_bytes);
     ring_clear(&j->ring, &j->manifest.journal_id, j->manifest.epoch, usable || !j->recovered);
     int r = 0;
+    struct replay_clock newest = find_newest(j);
     for (uint64_t number = next; usable && r == 0 && number < next + RING_SLOTS; number++) {
         const struct ring_slot *slot = ring_slot(&copy, (uint32_t)(number % RING_SLOTS));
         uint32_t count = atomic_load(&slot->count);
@@ -468,8 +498,10 @@ int recovery_replay(struct journal *j, struct error *err)
             break;
         for (uint32_t k = 0; k < count && r == 0; k++)
             if (atomic_load(&slot->state[k]) & RING_FILLED)
-                r = replay_record(j, ring_frame(&copy, (uint32_t)(number % RING_SLOTS)), k, err);
+                r = replay_record(j, ring_frame(&copy, (uint32_t)(number % RING_SLOTS)), k, &newest, err);
     }
+    if (j->recovery.replayed)
+        writer_close_open(j); /* what comes now is younger by more than its records can tell */
     if (usable)
         io_free_pages(copy.memory, j->ring.length_bytes);
     if (r == 0 && j->recovered)

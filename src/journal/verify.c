@@ -267,6 +267,8 @@ static void check_store(struct verification *v, const char *name, struct lsn lsn
         return;
     for (size_t i = 0; i < v->m.volume_count; i++) {
         uint64_t sectors = v->m.volumes[i].size_bytes / 512;
+        if (rewind && v->m.volumes[i].created.n > lsn.n) /* it had no such volume */
+            continue;
         for (uint64_t at = 0; at < sectors;) {
             bool present = false;
             uint64_t stretch = 0;

@@ -496,7 +496,7 @@ static void read_clocks(struct journal *j, struct frame *f)
 
 /* Makes the open frame one that has room; NULL when the journal is suspended, or where it would have to wait for a slot
  * and shall not. */
-static struct frame *open_frame(struct journal *j, uint32_t payload_blocks, bool wait)
+static struct frame *open_frame(struct journal *j, const struct journal_record *record, uint32_t payload_blocks, bool wait)
 {
     for (;;) {
         if (j->suspended)
@@ -520,7 +520,13 @@ static struct frame *open_frame(struct journal *j, uint32_t payload_blocks, bool
             f->closed = f->ended = false;
             f->written = false;
             f->first = (struct lsn){j->next_lsn};
-            read_clocks(j, f);
+            if (record->boottime_ns)
+                f->realtime_ns = record->realtime_ns, f->boottime_ns = record->boottime_ns;
+            else
+                read_clocks(j, f);
+            struct frame_header *h = (struct frame_header *)ring_frame(&j->ring, slot_of(j->open_number));
+            h->realtime_ns = le64_of(f->realtime_ns); /* for who replays it */
+            h->boottime_ns = le64_of(f->boottime_ns);
             atomic_store(&slot->count, 0);
             atomic_store(&slot->written, 0);
             atomic_store(&slot->number, f->number);
@@ -532,9 +538,9 @@ static struct frame *open_frame(struct journal *j, uint32_t payload_blocks, bool
     }
 }
 
-static uint32_t delta_us(const struct journal *j, const struct frame *f)
+static uint32_t delta_us(const struct journal *j, const struct frame *f, const struct journal_record *record)
 {
-    uint64_t now = clock_boottime_ns(j->clock);
+    uint64_t now = record->boottime_ns ? record->boottime_ns : clock_boottime_ns(j->clock);
     uint64_t delta = now > f->boottime_ns ? (now - f->boottime_ns) / 1000 : 0;
     return delta > UINT32_MAX ? UINT32_MAX : (uint32_t)delta;
 }
@@ -552,7 +558,7 @@ static void reserve(struct journal *j, struct frame *f, const struct journal_rec
         .payload_block = le16_of(payload_blocks ? (uint16_t)f->blocks : 0),
         .lba = le64_of(record->lba),
         .length = le32_of(record->length),
-        .delta_us = le32_of(delta_us(j, f)),
+        .delta_us = le32_of(delta_us(j, f, record)),
         .payload_bytes = le32_of(record->payload_bytes),
         .tag = le64_of(record->tag),
         .aux = le64_of(record->aux),
@@ -600,7 +606,7 @@ static int append(struct journal *j, const struct journal_record *record, bool w
         return error_set(err, -EFBIG, "a record of %u bytes does not fit the journal's segments", record->payload_bytes);
     struct journal_ticket ticket;
     pthread_mutex_lock(&j->mutex);
-    struct frame *f = open_frame(j, payload_blocks, wait);
+    struct frame *f = open_frame(j, record, payload_blocks, wait);
     if (!f) {
         bool suspended = j->suspended;
         pthread_mutex_unlock(&j->mutex);
@@ -624,6 +630,17 @@ static int append(struct journal *j, const struct journal_record *record, bool w
     pthread_mutex_unlock(&j->mutex);
     *ret = ticket;
     return 0;
+}
+
+void writer_close_open(struct journal *j)
+{
+    MUTEX_GUARD(guard, &j->mutex);
+    struct frame *f = frame_of(j, j->open_number);
+    if (j->suspended || f->number != j->open_number || !f->count)
+        return;
+    f->closed = true;
+    j->open_number++;
+    writer_try_submit(j);
 }
 
 int journal_append(struct journal *j, const struct journal_record *record, struct journal_ticket *ret, struct error *err)

@@ -12,6 +12,7 @@
 
 #include "base/cleanup.h"
 #include "base/io.h"
+#include "journal/base_store.h"
 #include "journal/manifest.h"
 #include "journal/salvage.h"
 #include "journal/segment_reader.h"
@@ -405,6 +406,50 @@ static uint8_t *find_files(const char *directory, const struct manifest *m)
     return found;
 }
 
+/* The files of the volumes in the base, or with `rewind` in that rewind's rescue store: there, and as long as they say. Their content is
+ * looked at when it is read. */
+static int check_store(const char *directory, const char *name, const struct manifest *m, struct lsn lsn, struct error *err)
+{
+    char path[PATH_MAX];
+    struct base_store *store = NULL;
+    snprintf(path, sizeof path, "%s/%s", directory, name);
+    int r = base_store_open(path, false, &store, err);
+    for (size_t i = 0; r == 0 && i < m->volume_count; i++)
+        if (m->volumes[i].created.n <= lsn.n)
+            r = base_store_check(store, m->volumes[i].id, err);
+    base_store_free(store);
+    return r;
+}
+
+static bool rewind_is_gone(const char *directory, struct lsn rewind)
+{
+    struct manifest now;
+    struct error ignored = ERROR_INIT;
+    bool there = false;
+    if (manifest_load(directory, &now, &ignored) < 0)
+        return false;
+    for (size_t i = 0; i < now.rewind_count; i++)
+        there |= now.rewinds[i].lsn.n == rewind.n;
+    manifest_release(&now);
+    return !there;
+}
+
+static int check_stores(const char *directory, const struct manifest *m, struct lsn lsn, struct error *err)
+{
+    char name[JOURNAL_FILE_BYTES];
+    int r = check_store(directory, "base", m, lsn, err);
+    for (size_t i = 0; r == 0 && i < m->rewind_count && m->rewinds[i].lsn.n <= lsn.n; i++) {
+        struct lsn rewind = m->rewinds[i].lsn;
+        snprintf(name, sizeof name, "rescue-%llu", (unsigned long long)rewind.n);
+        r = check_store(directory, name, m, rewind, err);
+        if (r < 0 && rewind_is_gone(directory, rewind)) { /* dropped meanwhile */
+            *err = (struct error)ERROR_INIT;
+            r = 0;
+        }
+    }
+    return r;
+}
+
 int image_check_files(const char *directory, const char *pin_name, struct error *err)
 {
     struct pin pin;
@@ -435,6 +480,8 @@ int image_check_files(const char *directory, const char *pin_name, struct error 
             r = error_set(err, -EBADMSG, "%s/%s is missing: what was written from LSN %llu to %llu cannot be read", directory,
                           missing, (unsigned long long)info->first.n, (unsigned long long)info->last.n);
     }
+    if (r == 0)
+        r = check_stores(directory, &m, lsn, err);
     manifest_release(&m);
     return r;
 }

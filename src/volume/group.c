@@ -80,6 +80,14 @@ static bool holds_more(const char *backing, uint64_t *ret_bytes)
     return true;
 }
 
+/* What it lacks would read as zeroes. */
+static int refuse_cut(const char *backing, uint64_t bytes, uint64_t expected_bytes, struct error *err)
+{
+    return error_set(err, -EINVAL, "its backing %s was cut: it has %llu bytes, not %llu. Put the whole file back. If it is lost, move this one away, "
+                     "make an empty one (truncate -s %llu %s) and copy the newest point into the volume from a view of it",
+                     backing, (unsigned long long)bytes, (unsigned long long)expected_bytes, (unsigned long long)expected_bytes, backing);
+}
+
 /* The backing with at least the volume's size, and the journal's knowledge of it, grown to what is asked for. */
 static int open_backing(struct group *g, struct volume *v, const struct volume_options *options, struct volume_info *info,
                         struct error *err)
@@ -93,6 +101,9 @@ static int open_backing(struct group *g, struct volume *v, const struct volume_o
         return error_set(err, -ENOENT, "its backing %s is gone, which held its newest content: put it back (is its file system mounted?). If "
                          "it is lost, make an empty one (truncate -s %llu %s) and copy the newest point into the volume from a view of it",
                          options->backing, (unsigned long long)size_bytes, options->backing);
+    struct stat st;
+    if (known && stat(options->backing, &st) == 0 && S_ISREG(st.st_mode) && st.st_size < (off_t)BLOCK_SECTOR_BYTES)
+        return refuse_cut(options->backing, (uint64_t)st.st_size, size_bytes, err);
     uint64_t held_bytes = 0;
     bool take = !known && !options->adopt && holds_more(options->backing, &held_bytes);
     size_bytes = held_bytes > size_bytes ? held_bytes : size_bytes; /* it had grown */
@@ -110,8 +121,7 @@ static int open_backing(struct group *g, struct volume *v, const struct volume_o
         r = take ? journal_take_volume(g->journal, options->name, size_bytes, info, err)
                  : journal_volume(g->journal, options->name, size_bytes, options->adopt, info, err);
     if (r == 0 && v->backing->size_bytes < info->size_bytes)
-        r = error_set(err, -EINVAL, "its backing %s has %llu bytes, not %llu", options->backing,
-                      (unsigned long long)v->backing->size_bytes, (unsigned long long)info->size_bytes);
+        r = refuse_cut(options->backing, v->backing->size_bytes, info->size_bytes, err);
     if (r == 0 && info->size_bytes < size_bytes)
         r = info->seeding ? error_set(err, -EBUSY, "it cannot grow before all that it held is copied to the history")
                           : group_grow_backing(g, v, info->id, info->size_bytes, size_bytes, err);

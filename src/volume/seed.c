@@ -487,9 +487,12 @@ int group_check_seeded(struct group *g, struct lsn lsn, struct error *err)
 {
     struct manifest m;
     struct group_status s;
+    char what[48] = "no point can be rewound to yet";
     int r = journal_manifest(g->journal, &m, err);
     if (r < 0)
         return r;
+    if (lsn.n != LSN_MAX.n)
+        snprintf(what, sizeof what, "LSN %llu cannot be opened yet", (unsigned long long)lsn.n);
     for (size_t i = 0; r == 0 && i < m.volume_count; i++) {
         const struct volume_info *v = &m.volumes[i];
         if (!v->seeding || v->created.n > lsn.n)
@@ -497,11 +500,9 @@ int group_check_seeded(struct group *g, struct lsn lsn, struct error *err)
         group_status(g, &s);
         unsigned percent = s.seed_total_bytes ? (unsigned)(100 * s.seed_done_bytes / s.seed_total_bytes) : 0;
         r = error_set(err, -EBUSY,
-                      "LSN %llu cannot be opened yet: what volume %s held when it was adopted is still being "
-                      "copied to the "
-                      "history (%u %%); every point since then can be opened once `tidemark status` shows "
-                      "that it is seeded",
-                      (unsigned long long)lsn.n, v->name, percent);
+                      "%s: what volume %s held when it was adopted is still being copied to the history (%u %%); every point since then can be "
+                      "opened, and rewound to, once `tidemark status` shows that it is seeded",
+                      what, v->name, percent);
     }
     manifest_release(&m);
     return r;

@@ -115,7 +115,7 @@ class Adopting(Base):
             f.write(b"new" * 1000)
         os.sync()
         self.fails("EBUSY", ["cannot be opened yet", "volume data", "%"], self.open, f"lsn:{first}")
-        self.fails("EBUSY", ["still being copied"], s.operate, "/v1/applications/shop/rewind", {"to": "tag:first"})
+        self.fails("EBUSY", ["no point can be rewound to yet", "still being copied"], s.operate, "/v1/applications/shop/rewind", {"to": "tag:first"})
         self.assertEqual(self.rate(None)[0]["result"], "configured")  # faster, at once
         self.seeded()
         self.assertIsNone(s.status()["seeding"])

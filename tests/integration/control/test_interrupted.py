@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A rewind whose answer never comes: `up` or the engine ends at the moment at which nobody knows whether the volumes were rewound
 (U5). Needs root, /dev/fuse and loop devices (skipped without)."""
+import json
 import os
 import select
 import shutil
@@ -221,6 +222,29 @@ class Interrupted(unittest.TestCase):
         self.between(hook)
         s.operate("/v1/applications/shop/rewind", {"to": "tag:good"})
         self.rewound()
+
+    def test_a_damaged_note_of_another_point_is_not_carried_on(self):
+        s, asked = self.s, threading.Event()
+
+        def hook(_):
+            asked.set()
+            return False
+
+        self.between(hook)
+        s.call("POST", "/v1/applications/shop/rewind", {"to": "tag:good"})
+        self.assertTrue(asked.wait(60))
+        s.stop(signal.SIGKILL)
+        self.b.leave()
+        with open(self.operation, encoding="utf-8") as f:
+            note = json.load(f)
+        note["plan"]["target_lsn"] -= 1
+        with open(self.operation, "w", encoding="utf-8") as f:
+            json.dump(note, f)
+        self.start()
+        until(lambda: s.status()["operation"] is None and s.status()["state"] == "protected", "nothing is under way")
+        self.assertEqual((s.read("mnt/shop/data/f"), s.read("manifests/a.yaml")), ("bad", "a: bad\n"))
+        self.assertFalse(os.path.exists(self.operation))
+        self.assertIn("what was noted of it cannot be read: it is not carried on; look at the data (" + self.operation, s.log_text())
 
     def test_a_note_that_cannot_be_read_does_not_keep_the_volumes_away(self):
         s = self.s

@@ -193,6 +193,50 @@ class Status(Base):
         self.assertEqual(s.call("GET", "/v1/status")["warnings"], before)
         self.assertEqual(s.read("mnt/shop/data/f"), "one")
 
+    def test_descriptions_with_other_values_than_were_applied_are_not_taken(self):
+        """A bit that falls over can make another volume, a larger one, or a policy that drops history, of what still reads well."""
+        s = self.s.start()
+        policy = "apiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\nmetadata: {name: gold}\nspec: {journal: {quota: 1Gi}}\n"
+        text = policy + "---\n" + s.yaml(volumes=("data",)).replace("spec:\n", "spec:\n  policyRef: {name: gold}\n")
+        s.apply(text)
+        s.write("mnt/shop/data/f", "one")
+        self.assertEqual(s.apply(text)[0]["result"], "unchanged")
+        for file, was, other in (("apps/shop/application.yaml", "name: data", "name: dada"), ("policies/gold.yaml", "quota: 1Gi", "quota: 3Gi")):
+            self.assertEqual(s.stop(), 0)
+            self.assertIn(was, s.read("s/" + file))
+            s.write("s/" + file, s.read("s/" + file).replace(was, other))
+            s.start()
+            left_out = s.call("GET", "/v1/status")["left_out"]
+            told = left_out[0]["message"] if left_out else s.status()["message"]
+            self.assertIn(s.path("s/" + file) + " is damaged, or was changed by hand", told)
+            s.apply(text)
+            until(lambda: s.status()["state"] == "protected", "the remedy works")
+            self.assertEqual(s.read("mnt/shop/data/f"), "one")
+
+    def test_a_description_that_was_lost_is_told_and_one_that_was_deleted_is_not(self):
+        s = self.s.start()
+        text = s.yaml(volumes=("data",))
+        path = s.path("s/apps/shop/application.yaml")
+        s.apply(text)
+        s.write("mnt/shop/data/f", "one")
+        before = s.call("GET", "/v1/status")["warnings"]
+        self.assertEqual(s.stop(), 0)
+        os.unlink(path)
+        s.start()
+        told = [w for w in s.call("GET", "/v1/status")["warnings"] if w not in before]
+        self.assertEqual(len(told), 1)
+        self.assertIn("the application shop is left out and not protected: " + path + " is gone", told[0])
+        s.apply(text)
+        self.assertEqual((s.call("GET", "/v1/status")["warnings"], s.read("mnt/shop/data/f")), (before, "one"))
+        s.call("DELETE", "/v1/applications/shop")
+        for applied in (False, True):
+            self.assertEqual(s.stop(), 0)
+            s.start()
+            self.assertEqual(s.call("GET", "/v1/status")["warnings"], before)
+            self.assertEqual(os.path.exists(path + ".deleted"), not applied)
+            s.apply(text)
+        self.assertEqual(s.read("mnt/shop/data/f"), "one")
+
     def test_lsn_is_of_the_newest_write_in_mode_flush(self):
         s = self.s.start()
         s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\nmetadata: {name: lazy}\nspec: {ackMode: flush}\n---\n"
@@ -538,6 +582,93 @@ class Damage(Base):
             client.socket.close()
             self.assertEqual(s.stop(), 0)
 
+    def test_a_missing_or_cut_file_of_the_base_or_of_a_rewind_is_told_when_a_point_is_opened(self):
+        """Not at the first read of what it had; and a volume that was added after a rewind is no damage to that."""
+        s = self.s.start()
+        text = ("apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\n"
+                "spec: {export: nbd, volumes: [{name: data, size: 16Mi}]}\n")
+        s.apply(text)
+        for content in (b"good", b"bad!"):
+            client = NbdClient(s.status()["volumes"][0]["nbd_uri"]).choose()
+            client.write(4096, content * 1024)
+            client.socket.close()
+            s.call("POST", "/v1/applications/shop/tag", {"name": content.decode().rstrip("!")})
+        s.operate("/v1/applications/shop/rewind", {"to": "tag:good"})
+        s.apply(text.replace("}]}", "}, {name: more, size: 16Mi}]}"))
+        result = s.operate("/v1/applications/shop/verify", {})
+        self.assertTrue(result["ok"], result)
+        journal = s.path("s/apps/shop/journal")
+        rescue, = (f for f in os.listdir(journal) if f.startswith("rescue-"))
+        for file, before in (("base/1.img", True), ("base/1.crc", True), (rescue + "/1.img", False)):
+            self.assertEqual(s.stop(), 0)
+            path = os.path.join(journal, file)
+            if file.endswith("img"):
+                os.rename(path, path + ".away")
+            else:
+                shutil.copyfile(path, path + ".away")
+                os.truncate(path, 4096)
+            s.start()
+            for point, refused in (("tag:good", before), ("latest", True)):
+                if refused:
+                    with self.assertRaises(ApiError) as caught:
+                        s.operate("/v1/applications/shop/open", {"point": point})
+                    self.assertEqual(caught.exception.code, "EBADMSG", caught.exception.message)
+                    self.assertIn(path, caught.exception.message)
+                view = s.operate("/v1/applications/shop/open", {"point": point, "salvage": refused})["view"]
+                if refused and not before:  # what the rewind put there may have been in the store that is gone
+                    self.assertEqual(view["salvage"]["damaged_bytes"], 4096)
+                else:
+                    client = NbdClient(view["volumes"][0]["nbd_uri"]).choose()
+                    self.assertEqual(client.read(4096), b"good" * 1024)
+                    client.socket.close()
+                s.call("DELETE", "/v1/views/" + view["id"])
+            self.assertIn(path, " ".join(d["what"] for d in s.operate("/v1/applications/shop/verify", {})["damage"]))
+            self.assertEqual(s.stop(), 0)
+            os.rename(path + ".away", path)
+            s.start()
+        s.call("DELETE", "/v1/views/" + s.operate("/v1/applications/shop/open", {"point": "latest"})["view"]["id"])
+
+    def test_a_history_of_which_no_point_can_be_opened_yet_is_verified(self):
+        s = self.s.start()
+        image = s.path("old.img")
+        with open(image, "wb") as f:
+            f.write(os.urandom(32 << 20))
+        s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\nmetadata: {name: slow}\nspec: {journal: {seedRate: 1Mi}}\n---\n"
+                "apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\n"
+                f"spec: {{policyRef: {{name: slow}}, export: nbd, volumes: [{{name: data, source: {image}}}]}}\n")
+        with self.assertRaises(ApiError) as caught:
+            s.operate("/v1/applications/shop/open", {"point": "latest"})
+        self.assertIn("still being copied", caught.exception.message)
+        self.assertTrue(s.operate("/v1/applications/shop/verify", {})["ok"])
+        self.assertEqual(s.status()["state"], "seeding")
+
+    def test_a_backing_that_was_cut_is_not_filled_with_zeroes(self):
+        """The remedy that is told works."""
+        s = self.s.start()
+        s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\n"
+                "spec: {export: nbd, volumes: [{name: data, size: 16Mi}]}\n")
+        client = NbdClient(s.status()["volumes"][0]["nbd_uri"]).choose()
+        client.write(15 << 20, b"last" * 1024)
+        client.socket.close()
+        s.call("POST", "/v1/applications/shop/tag", {"name": "one"})
+        backing = s.path("s/apps/shop/backing/data.img")
+        for size in (8 << 20, 0):
+            self.assertEqual(s.stop(), 0)
+            os.truncate(backing, size)
+            s.start()
+            status = until(lambda: s.status()["state"] == "failed" and s.status(), "it is refused")
+            self.assertIn(f"backing {backing} was cut: it has {size} bytes, not 16777216", status["message"])
+            self.assertIn("Put the whole file back", status["message"])
+            self.assertEqual(os.path.getsize(backing), size)
+        os.unlink(backing)
+        with open(backing, "wb") as f:
+            f.truncate(16 << 20)
+        until(lambda: s.status()["state"] == "protected", "an empty one is what the user wants")
+        s.operate("/v1/applications/shop/rewind", {"to": "tag:one"})
+        client = NbdClient(s.status()["volumes"][0]["nbd_uri"]).choose()
+        self.assertEqual(client.read(15 << 20), b"last" * 1024)
+        client.socket.close()
+
     def test_a_backing_that_is_gone_is_not_replaced_by_nothing(self):
         """The remedy that is told works."""
         s = self.s.start()
@@ -561,6 +692,55 @@ class Damage(Base):
 
 
 class Engine(Base):
+    def test_an_opening_whose_engine_is_killed_is_asked_for_again(self):
+        """Whether the pin was made before or not; and so are other questions that are no GET."""
+        s = self.s.start()
+        s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\n"
+                "spec: {volumes: [{name: data, size: 16Mi}]}\n")
+        s.call("POST", "/v1/applications/shop/tag", {"name": "one"})
+        path = s.path("s/apps/shop/engine.sock")
+        asked = []
+
+        def between(carried_out):
+            """Takes one request, which the engine gets or not, and kills it without an answer."""
+            engine = s.status()["engine_pid"]
+            os.rename(path, path + ".real")
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(path)
+            listener.listen()
+
+            def die():
+                one, _ = listener.accept()
+                request = one.recv(65536)
+                asked.append(request.split()[1])
+                if carried_out:
+                    with socket.socket(socket.AF_UNIX) as real:
+                        real.connect(path + ".real")
+                        real.sendall(request)
+                        real.recv(65536)
+                os.unlink(path)
+                os.kill(engine, signal.SIGKILL)
+                until(lambda: os.path.exists(path), "the next engine listens")
+                one.close()
+                listener.close()
+
+            thread = threading.Thread(target=die)
+            thread.start()
+            return thread
+
+        for carried_out in (False, True):
+            dying = between(carried_out)
+            view = s.operate("/v1/applications/shop/open", {"point": "tag:one"})["view"]
+            dying.join()
+            s.call("DELETE", "/v1/views/" + view["id"])
+            until(lambda: os.listdir(s.path("s/apps/shop/journal/pins")) == [], "no pin is left")
+        for question in (lambda: s.call("POST", "/v1/applications/shop/diff", {"from": "tag:one", "to": "latest"}),
+                         lambda: s.call("POST", "/v1/applications/shop/rewind", {"to": "tag:one", "dry_run": True})):
+            dying = between(False)
+            question()
+            dying.join()
+        self.assertEqual(asked, [b"/v1/pin", b"/v1/pin", b"/v1/diff", b"/v1/resolve"])
+
     def test_a_question_that_a_dying_engine_leaves_is_asked_again(self):
         """A killed process takes connections until all of it is gone, and resets them."""
         s = self.s.start()

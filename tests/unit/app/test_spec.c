@@ -127,6 +127,23 @@ static void canonical(void **unused)
         1 << 30);
 }
 
+static void checksums(void **unused)
+{
+    struct error err = ERROR_INIT;
+    (void)unused;
+    _cleanup_free_ char *text = app_text_with_checksum("a: 1\nb: 2\n");
+    size_t length = strlen(text);
+    assert_string_equal(strchr(text, '\n') + 1, "a: 1\nb: 2\n");
+    check_ok(app_text_check("f", text, length, &err));
+    check_ok(app_text_check("f", "a: 1\n", 5, &err)); /* there is none */
+    check_error(app_text_check("f", text, length - 5, &err), -EBADMSG, "f is damaged, or was changed by hand");
+    for (size_t i = strcspn(text, ":") + 2; i < length; i++) {
+        text[i] ^= 1;
+        check_error(app_text_check("f", text, length, &err), -EBADMSG, "f is damaged, or was changed by hand");
+        text[i] ^= 1;
+    }
+}
+
 static void policies(void **unused)
 {
     (void)unused;
@@ -287,10 +304,12 @@ static void volumes(void **unused)
         "spec: {volumes: [{name: a, size: 1Gi, mountPath: /x}, {name: b, size: 1Gi, mountPath: //x/}]}\n",
         "spec.volumes[1].mountPath: found '//x/'; expected a directory that no other volume is mounted on");
     refuse(HEAD "spec: {volumes: [{name: a, size: 1Gi, mountPath: /x, fsType: zfs}]}\n",
-           "found 'zfs'; expected ext4 or xfs");
+           "found 'zfs'; expected ext4, xfs or btrfs");
     refuse(HEAD "spec: {volumes: [{name: a, size: 1Gi, fsType: xfs}]}\n", "expected mountPath beside it");
     refuse(HEAD "spec: {volumes: [{name: a, size: 64Mi, mountPath: /x, fsType: xfs}]}\n",
            "at least 300Mi, which xfs needs");
+    refuse(HEAD "spec: {volumes: [{name: a, size: 64Mi, mountPath: /x, fsType: btrfs}]}\n",
+           "at least 128Mi, which btrfs needs");
     refuse(HEAD "spec: {export: nbd, volumes: [{name: a, size: 1Gi, mountPath: /x}]}\n",
            "spec.volumes[0].mountPath: not allowed with export nbd");
     refuse(HEAD "spec: {export: smb, volumes: []}\n",
@@ -369,7 +388,7 @@ static void encryption(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(whole),    cmocka_unit_test(sources), cmocka_unit_test(from), cmocka_unit_test(canonical),
-                                       cmocka_unit_test(policies), cmocka_unit_test(retention), cmocka_unit_test(compression), cmocka_unit_test(wrong_retention), cmocka_unit_test(envelope),
+                                       cmocka_unit_test(checksums), cmocka_unit_test(policies), cmocka_unit_test(retention), cmocka_unit_test(compression), cmocka_unit_test(wrong_retention), cmocka_unit_test(envelope),
                                        cmocka_unit_test(volumes),  cmocka_unit_test(each_export_is_known), cmocka_unit_test(others), cmocka_unit_test(encryption)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

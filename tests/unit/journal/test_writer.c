@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -267,9 +268,55 @@ static int end(void **unused)
     return io_remove_tree(directory, &err);
 }
 
+/* Mode flush: a write that was acknowledged, and was still in the ring when the process was killed, is at the moment at which it was. */
+static void what_is_replayed_keeps_its_time(void **unused)
+{
+    enum { RECORDS = 5 };
+    (void)unused;
+    int told[2];
+    uint64_t acknowledged_ns[RECORDS];
+    assert_return_code(pipe(told), errno);
+    pid_t child = fork();
+    if (child == 0) {
+        struct journal *j = open_journal();
+        struct journal_record record = discard;
+        struct journal_ticket ticket;
+        record.lazy = true;
+        for (int i = 0; i < RECORDS; i++) {
+            usleep(2000);
+            if (journal_append(j, &record, &ticket, &err) < 0)
+                _exit(1);
+            journal_backed(j, &ticket);
+            usleep(2000);
+            acknowledged_ns[i] = clock_realtime_ns(clock_system());
+        }
+        _exit(write(told[1], acknowledged_ns, sizeof acknowledged_ns) == (ssize_t)sizeof acknowledged_ns ? 0 : 1);
+    }
+    int status;
+    assert_return_code(waitpid(child, &status, 0), errno);
+    assert_int_equal(status, 0);
+    assert_int_equal(read(told[0], acknowledged_ns, sizeof acknowledged_ns), sizeof acknowledged_ns);
+    close(told[0]);
+    close(told[1]);
+    usleep(20000);
+    struct journal *j = open_journal();
+    struct journal_point found;
+    struct lsn lsn;
+    assert_true(journal_recovery(j)->replayed > 0);
+    check_ok(journal_append_durable(j, &discard, &lsn, &err)); /* and what comes after has its own */
+    check_ok(journal_resolve(j, &(struct point){.kind = POINT_LSN, .lsn = lsn}, &found, &err));
+    assert_true(found.realtime_ns > acknowledged_ns[RECORDS - 1] + 15000000u);
+    for (uint64_t i = 0; i < RECORDS; i++) {
+        check_ok(journal_resolve(j, &(struct point){.kind = POINT_TIME, .realtime_ns = acknowledged_ns[i]}, &found, &err));
+        assert_int_equal(found.lsn.n, lsn.n - RECORDS + i);
+    }
+    check_ok(journal_close(j, &err));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(what_is_replayed_keeps_its_time, begin, end),
         cmocka_unit_test_setup_teardown(a_clock_that_is_set_back_delays_nothing, begin, end),
         cmocka_unit_test_setup_teardown(a_submission_that_the_kernel_puts_off_is_repeated, begin, end),
         cmocka_unit_test_setup_teardown(gaps_without_end_are_joined, begin, end),
