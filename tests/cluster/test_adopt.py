@@ -308,9 +308,35 @@ def a_raw_device():
     expect("and as large", get("pvc", "data-db-0", RAW)["status"]["capacity"]["storage"] in ("96Mi", str(96 << 20)))
 
 
+def a_raw_device_that_is_deleted():
+    """Somebody deletes the claim of an adopted volume: what has the data is kept."""
+    held = inside("sha256sum </dev/raw", RAW)
+    scale(0, RAW)
+    former = volumes(["data-db-0"], RAW)[0]["metadata"]["name"]
+    plugin("adopt", f"{RAW}/data-db-0", "--yes")
+    scale(1, RAW)
+    expect("the device is as it was", inside("sha256sum </dev/raw", RAW) == held)
+    scale(0, RAW)
+    claim = get("pvc", "data-db-0", RAW)
+    handle = claim["spec"]["volumeName"]
+    kubectl("-n", RAW, "delete", "pvc", "data-db-0")
+    within(120, "its volume is gone", lambda: not kubectl("get", "persistentvolume", handle, "--ignore-not-found"))
+    expect("the storage is kept", policies([former, f"{handle}-backing"]) == ["Retain"] * 2)
+    kubectl("patch", "persistentvolume", former, "--type=merge", "-p", '{"spec":{"claimRef":null}}')
+    claim["spec"]["volumeName"] = former
+    kubectl("create", "-f", "-", text=json.dumps({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "spec": claim["spec"],
+                                                 "metadata": {k: claim["metadata"][k] for k in ("name", "namespace", "labels")}}))
+    scale(1, RAW)
+    expect("and the data on it", inside("sha256sum </dev/raw", RAW) == held)
+    scale(0, RAW)
+    kubectl("-n", base.SYSTEM, "delete", "pvc", handle, "--ignore-not-found")
+    kubectl("delete", "persistentvolume", f"{handle}-backing", "--ignore-not-found")
+
+
 def a_directory():
     """What its driver gives as no device."""
     claim = ["data-db-0"]
+    from_here_on()
     namespace(DIRECTORY, SINGLE.format(DIRECTORY, "volumeMounts: [{name: data, mountPath: /data}]", "shared-directory", "Filesystem"))
     within(180, "the pod runs", lambda: condition("pod", "db-0", "Ready", DIRECTORY).get("status") == "True")
     inside("head -c 3000000 /dev/urandom >/data/blob && sync", DIRECTORY)
@@ -333,6 +359,7 @@ def test():
     namespace(NAMESPACE, APPLICATION)
     there_and_back_as_they_are(there_and_back_by_copies())
     a_raw_device()
+    a_raw_device_that_is_deleted()
     a_directory()
 
 

@@ -176,6 +176,10 @@ class Move(unittest.TestCase):
     def test_v3_a_command_that_is_killed_in_the_middle_is_finished_by_the_next(self):
         ns = self.namespace("killed")
         self.foreign(ns, "data")
+        child = start("adopt", f"{ns}/data", "--image", "tools:1", "--yes")
+        until("it copies", lambda: SERVER.json("-n", ns, "get", "pods")["items"])
+        child.kill()
+        child.communicate()
         SERVER.kubectl("-n", ns, "patch", "pvc", "data", "--type=merge", "-p", '{"metadata":{"finalizers":["test.example.com/hold","kubernetes.io/pvc-protection"]}}')
         with Kubelet():
             child = start("adopt", f"{ns}/data", "--image", "tools:1", "--yes")
