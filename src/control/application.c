@@ -2,6 +2,7 @@
 /* An application: its place in the list, who changes it, start and stop in order, and what to do when its
  * process ends. */
 #include <errno.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -198,11 +199,23 @@ int application_save(const struct application *application, struct error *err)
     return r < 0 ? r : io_replace_file(path, text, strlen(text), 0600, err);
 }
 
-/* Whether somebody will start its engine again soon. */
+/* With the mutex; who waits for it is the main thread. */
+static bool has_ended(const struct process *process)
+{
+    return poll(&(struct pollfd){.fd = process->fd, .events = POLLIN}, 1, 0) > 0;
+}
+
+/* Whether somebody will start its engine again soon: its holder; or (export nbd) we, at once after its first end, and not before what is under
+ * way with the application has ended, which may be who asks. */
 static bool comes_back(const struct application *application)
 {
     struct application *a = (struct application *)(uintptr_t)application; /* only its mutex is changed */
     MUTEX_GUARD(guard, &a->mutex);
+    bool restart = strcmp(a->busy, "restart") == 0;
+    if (a->spec->export == APP_EXPORT_NBD && !a->failures && (restart || (a->retry_ns && !a->busy[0])))
+        return true;
+    if (a->spec->export == APP_EXPORT_NBD && a->busy[0] && !restart && has_ended(&a->process))
+        return false;
     return a->state == APPLICATION_RUNNING && process_exists(&a->process) && !a->orphaned;
 }
 

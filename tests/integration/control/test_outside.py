@@ -806,6 +806,24 @@ class NbdClient:
 
 
 class Nbd(Base):
+    def test_who_asks_for_a_killed_engine_waits_for_the_next_one_and_does_not_keep_it_away(self):
+        s = self.s.start()
+        s.apply(s.yaml(export="nbd", volumes=("data",), size="16Mi"))
+        s.call("POST", "/v1/applications/shop/tag", {"name": "one"})
+        for _ in range(5):
+            os.kill(s.status()["engine_pid"], signal.SIGKILL)
+            began = time.monotonic()
+            s.call("POST", "/v1/applications/shop/diff", {"from": "tag:one", "to": "latest"})
+            until(lambda: s.status()["state"] == "protected", "it is back")
+            os.kill(s.status()["engine_pid"], signal.SIGKILL)
+            try:  # it has the application for itself, and nobody starts the engine before it has ended
+                view = s.operate("/v1/applications/shop/open", {"point": "tag:one"})["view"]
+                s.call("DELETE", "/v1/views/" + view["id"])
+            except ApiError as told:
+                self.assertIn("the engine of shop does not answer", told.message)
+            until(lambda: s.status()["state"] == "protected", "it is back")
+            self.assertLess(time.monotonic() - began, 9, "nobody waits for what cannot come")
+
     def test_a_rewind_disconnects_the_clients(self):
         """What a client remembers of the volume is not true any more: its connection ends, and with a new one it goes on."""
         s = self.s.start()
