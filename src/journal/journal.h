@@ -78,6 +78,7 @@ struct journal_recovery {
     bool clean;        /* the last use ended in order */
     bool compare;      /* power was lost or writes went on unjournaled: compare the backing with image(latest) */
     bool compare_all;  /* as compare, and the write-intent bitmaps do not say where: everything */
+    bool memory_kept;  /* the frame ring is that of this journal's last use: what else is in shared memory may be believed */
     struct lsn last;   /* found in the segments; what the ring gave comes after it */
     uint64_t replayed; /* records taken from the ring */
     uint64_t frames;   /* found after the last sealed segment */

@@ -385,6 +385,7 @@ int recovery_run(struct journal *j, struct error *err)
     if (!s.buffer)
         return error_errno(err, -ENOMEM, "cannot recover the journal");
     j->recovery.compare = j->manifest.suspended; /* also when it was closed in order: the comparison was not over */
+    j->recovery.memory_kept = same_boot && !j->ring.fresh && ring_epoch(&j->ring) <= j->manifest.epoch;
     if (!j->manifest.clean)
         examine_ring(j, same_boot);
     s.awaited = j->manifest.has_tail && !j->manifest.clean && !j->manifest.suspended;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Which grains are stale: they hold what a rewind has not copied back yet, and are read through the journal's image. In two maps:
  *
- *   S1  In shared memory, exact, which survives a kill. A grain whose bit is cleared there is in the backing, whatever the journal has of it.
+ *   S1  In shared memory, exact, which survives a kill. A grain whose bit is cleared there is in the backing, whatever the journal has of it. It is not
+ *       believed where the frame ring is gone or of a later use: journal and backing are older then, of a copy that was put back.
  *   S2  On disk (journal/rewind.pending), which survives a loss of power. A bit is cleared there only after the backing was flushed, so it may be
  *       set too long: then image(latest) is what the grain holds, as long as the journal has all that was acknowledged. Where it may not have
  *       (writes go on unjournaled, or a kill took the frame ring with it), S1 says so, and after a loss of power nothing but what was flushed counts;
@@ -298,6 +299,7 @@ void stale_forget(struct group *g)
 int stale_load(struct group *g, struct error *err)
 {
     struct error why = ERROR_INIT;
+    bool kept = journal_recovery(g->journal)->memory_kept;
     int r = load_pending(g, err);
     if (r < 0)
         return r;
@@ -306,7 +308,7 @@ int stale_load(struct group *g, struct error *err)
         bool valid = false;
         if (live_open(v, &valid, &why) < 0)
             cannot_publish(g, &why);
-        else if (valid)
+        else if (valid && kept)
             live_keep(v);
         else
             live_fill(v);

@@ -118,7 +118,7 @@ mutation kept-pin-floor src/journal/pin.c 's/PIN_INTERNAL_PREFIX - 1\) != 0 && !
 # Ends in the middle of steps that change several files.
 mutation strays-before-manifest src/journal/recovery.c 's/^    r = sealer_save\(j, err\);$/    remove_strays(j), r = sealer_save(j, err);/' \
     tests/sim/test_kill start --seed 1
-mutation stale-killed src/volume/stale.c 's/else if \(valid\)$/else if (false \&\& valid)/' tests/sim/test_kill start --seed 1
+mutation stale-killed src/volume/stale.c 's/else if \(valid && kept\)$/else if (false \&\& valid \&\& kept)/' tests/sim/test_kill start --seed 1
 mutation pins-left src/journal/pin.c 's/^    remove_leftovers\(j, path\);$/    (void)remove_leftovers;/' tests/sim/test_kill pin --seed 1 --stride 4
 mutation maps-left src/volume/seed.c 's/^            forget_maps\(v\);$/            (void)forget_maps;/' tests/sim/test_kill adopt --seed 1 --stride 4
 mutation dropped-before-manifest src/journal/maintain.c 's/^        r = sealer_change\(j, forget_dropped, d, err\);$/        remove_dropped(d), r = sealer_change(j, forget_dropped, d, err);/' \

@@ -139,7 +139,7 @@ static void test_more_applications_than_journals_are_open(void **state)
 
 struct busy {
     struct object_store *store;
-    atomic_bool stop;
+    atomic_bool began, stop;
 };
 static void *change_all_the_time(void *context)
 {
@@ -150,6 +150,7 @@ static void *change_all_the_time(void *context)
     for (unsigned i = 0; !atomic_load(&busy->stop); i++) {
         snprintf(value, sizeof value, "%u", i);
         put(busy->store, "busy", "core/v1/ConfigMap/shop/a", value, 0);
+        atomic_store(&busy->began, true);
         do /* something waits always, and never much */
             check_ok(object_store_status(busy->store, "shop", "busy", &status, &err));
         while (status.pending > 20 && !atomic_load(&busy->stop) && sched_yield() == 0);
@@ -169,6 +170,8 @@ static void test_an_application_that_changes_all_the_time_keeps_no_other_waiting
     check_ok(object_store_keep(busy.store, "shop", "busy", &resumed, &err));
     check_ok(object_store_keep(busy.store, "shop", "quiet", &resumed, &err));
     assert_int_equal(pthread_create(&thread, NULL, change_all_the_time, &busy), 0);
+    while (!atomic_load(&busy.began))
+        sched_yield();
     for (unsigned i = 0; i < 5; i++) { /* S5: each would wait forever */
         snprintf(value, sizeof value, "%u", i);
         put(busy.store, "quiet", "core/v1/ConfigMap/shop/a", value, 0);
