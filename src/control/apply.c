@@ -548,7 +548,7 @@ static int check_removal(struct application *a, struct error *err)
     return r;
 }
 
-/* Its description is put aside, not removed: what the directory holds is then known to have been left on purpose (application_load). */
+/* Its description is put aside, not removed: what the directory holds is then known to have been left on purpose (check_lost). */
 static int put_aside(const struct application *a, struct error *err)
 {
     char path[PATH_MAX], aside[PATH_MAX];

@@ -449,6 +449,12 @@ uint64_t journal_quota_ns(struct journal *j)
     return ns < 1e18 ? (uint64_t)ns : 1000000000000000000u;
 }
 
+struct uuid journal_id(struct journal *j)
+{
+    MUTEX_GUARD(guard, &j->mutex); /* the manifest is replaced as a whole */
+    return j->manifest.journal_id;
+}
+
 int journal_manifest(struct journal *j, struct manifest *ret, struct error *err)
 {
     MUTEX_GUARD(guard, &j->mutex);

@@ -201,6 +201,8 @@ struct journal_span {
 size_t journal_spans(struct journal *j, struct journal_span *spans, size_t capacity);
 /* How long a history of every write the quota would hold at the rate of the last minutes; 0: not known. */
 uint64_t journal_quota_ns(struct journal *j);
+/* It never changes. */
+struct uuid journal_id(struct journal *j);
 /* A copy of the manifest as of now; release it. */
 int journal_manifest(struct journal *j, struct manifest *ret, struct error *err) MUST_CHECK;
 /* Ends the active segment and waits until it is sealed and indexed. */

@@ -646,6 +646,17 @@ int manifest_load(const char *directory, struct manifest *ret, struct error *err
     return error_set(err, -EBADMSG, "%.200s, and so is its copy: %.200s", first.message, why.message);
 }
 
+bool manifest_rewind_was_dropped(const char *directory, struct lsn rewind)
+{
+    struct manifest now;
+    struct error ignored = ERROR_INIT;
+    if (manifest_load(directory, &now, &ignored) < 0)
+        return false;
+    bool dropped = now.base.n >= rewind.n;
+    manifest_release(&now);
+    return dropped;
+}
+
 const char *manifest_check_files(const char *directory, bool *ret_no_copy, char text[MANIFEST_DAMAGE_BYTES])
 {
     for (size_t i = 0; i < 2; i++) {

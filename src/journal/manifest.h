@@ -74,6 +74,8 @@ struct manifest {
 
 /* The first that is whole. -ENOENT: neither is there; -EBADMSG: damaged, with no copy that could stand in. */
 int manifest_load(const char *directory, struct manifest *ret, struct error *err) MUST_CHECK;
+/* Whether the engine has dropped the rewind by now: its files go with the history that it is in. */
+bool manifest_rewind_was_dropped(const char *directory, struct lsn rewind);
 #define MANIFEST_DAMAGE_BYTES 160
 /* The name of one of the two files that is damaged or missing, and what is wrong; NULL: both are whole. *ret_no_copy: the second one is
  * just not there, as a program of before left it. */

@@ -85,18 +85,6 @@ static bool was_dropped(struct verification *v, uint32_t segment, uint32_t gener
     return dropped;
 }
 
-/* The same for a rewind: its files go with the history that it is in. */
-static bool rewind_was_dropped(struct verification *v, struct lsn rewind)
-{
-    struct manifest now;
-    struct error ignored = ERROR_INIT;
-    if (manifest_load(v->directory, &now, &ignored) < 0)
-        return false;
-    bool dropped = now.base.n >= rewind.n;
-    manifest_release(&now);
-    return dropped;
-}
-
 static void check_payloads(struct verification *v, const char *name, uint32_t block)
 {
     const struct frame_header *h = (const struct frame_header *)v->buffer;
@@ -225,7 +213,7 @@ static bool is_gone(struct verification *v, const struct owner *o)
         return access(path, F_OK) < 0;
     }
     if (o->rewind.n)
-        return rewind_was_dropped(v, o->rewind);
+        return manifest_rewind_was_dropped(v->directory, o->rewind);
     return o->run ? run_is_gone(v, o->run) : was_dropped(v, o->segment->number, o->segment->generation);
 }
 
@@ -278,7 +266,7 @@ static void check_store(struct verification *v, const char *name, struct lsn lsn
                 r = read_store(v, base, v->m.volumes[i].id, at, (uint32_t)stretch, &err);
                 v->summary->bytes += stretch * 512;
             }
-            if (r < 0 && rewind && rewind_was_dropped(v, lsn))
+            if (r < 0 && rewind && manifest_rewind_was_dropped(v->directory, lsn))
                 break;
             if (r < 0)
                 damaged(v, (struct verify_damage){.file = name, .what = err.message, .low = lsn, .high = lsn,
@@ -300,7 +288,7 @@ static void check_objects(struct verification *v, const char *store, struct lsn 
     _cleanup_json_ json_t *objects = NULL;
     snprintf(name, sizeof name, "%.40s/objects.json", store);
     snprintf(path, sizeof path, "%s/%s", v->directory, name);
-    if (saved_read(path, &objects, &err) < 0 && !(rewind && rewind_was_dropped(v, lsn)))
+    if (saved_read(path, &objects, &err) < 0 && !(rewind && manifest_rewind_was_dropped(v->directory, lsn)))
         damaged(v, (struct verify_damage){.file = name, .what = err.message, .low = lsn, .high = lsn});
 }
 
@@ -407,7 +395,7 @@ static void check_rewind_copy(struct verification *v, struct lsn rewind)
     if (r == 0)
         r = index_verify(index, NULL, NULL, &err);
     index_free(index);
-    if (r < 0 && r != -ENOENT && !rewind_was_dropped(v, rewind))
+    if (r < 0 && r != -ENOENT && !manifest_rewind_was_dropped(v->directory, rewind))
         damaged(v, (struct verify_damage){.file = name, .what = "is damaged: it is one of two copies, and is made anew when the journal is opened"});
 }
 

@@ -421,19 +421,6 @@ static int check_store(const char *directory, const char *name, const struct man
     return r;
 }
 
-static bool rewind_is_gone(const char *directory, struct lsn rewind)
-{
-    struct manifest now;
-    struct error ignored = ERROR_INIT;
-    bool there = false;
-    if (manifest_load(directory, &now, &ignored) < 0)
-        return false;
-    for (size_t i = 0; i < now.rewind_count; i++)
-        there |= now.rewinds[i].lsn.n == rewind.n;
-    manifest_release(&now);
-    return !there;
-}
-
 static int check_stores(const char *directory, const struct manifest *m, struct lsn lsn, struct error *err)
 {
     char name[JOURNAL_FILE_BYTES];
@@ -442,7 +429,7 @@ static int check_stores(const char *directory, const struct manifest *m, struct 
         struct lsn rewind = m->rewinds[i].lsn;
         snprintf(name, sizeof name, "rescue-%llu", (unsigned long long)rewind.n);
         r = check_store(directory, name, m, rewind, err);
-        if (r < 0 && rewind_is_gone(directory, rewind)) { /* dropped meanwhile */
+        if (r < 0 && manifest_rewind_was_dropped(directory, rewind)) {
             *err = (struct error)ERROR_INIT;
             r = 0;
         }

@@ -353,13 +353,6 @@ static const struct block_ops fill_ops = {
 
 /* ---- opening and closing ---- */
 
-static void live_path(const struct volume *v, char path[PATH_MAX])
-{
-    char suffix[32];
-    snprintf(suffix, sizeof suffix, "fill-%u", v->id);
-    journal_memory_path(v->group->journal, suffix, path, PATH_MAX);
-}
-
 static void count_live(struct grain_map *m)
 {
     uint64_t count = 0;
@@ -389,16 +382,11 @@ static int check_map(const struct fill *f, const char *data, size_t length, stru
 }
 
 /* Of this fill, and of this journal: that of another one may know nothing of a loss of power. */
-static int live_id(const struct fill *f, uint8_t ret[16], struct error *err)
+static void live_id(const struct fill *f, uint8_t ret[16])
 {
-    struct manifest m;
-    int r = journal_manifest(f->volume->group->journal, &m, err);
-    if (r < 0)
-        return r;
+    struct uuid journal = journal_id(f->volume->group->journal);
     for (size_t i = 0; i < 16; i++)
-        ret[i] = f->id[i] ^ m.journal_id.bytes[i];
-    manifest_release(&m);
-    return 0;
+        ret[i] = f->id[i] ^ journal.bytes[i];
 }
 
 /* From the file's map, or the exact one. */
@@ -409,11 +397,10 @@ static int load_map(struct fill *f, const struct fill_header *h, const char *bit
     struct volume *v = f->volume;
     uint64_t grains = (f->size_bytes + GROUP_GRAIN_BYTES - 1) / GROUP_GRAIN_BYTES, count = words_of(grains);
     const struct journal_recovery *rec = journal_recovery(v->group->journal);
-    live_path(v, path);
+    volume_memory_path(v, "fill", path);
     uint8_t id[sizeof f->id];
-    int r = live_id(f, id, err);
-    if (r == 0)
-        r = live_words_open(&f->live, path, grains, id, &valid, err);
+    live_id(f, id);
+    int r = live_words_open(&f->live, path, grains, id, &valid, err);
     if (r < 0)
         return r;
     f->unfilled = (struct grain_map){.words = f->live.words, .grains = grains};
@@ -475,7 +462,7 @@ int fill_open(struct volume *v, const char *backing, struct error *err)
     if (r < 0 || !there) { /* the file stays the volume's */
         f->file = NULL;
         fill_free(&f->block);
-        live_path(v, live);
+        volume_memory_path(v, "fill", live);
         if (r == 0)
             unlink(live);
         return r;
@@ -519,7 +506,7 @@ void fill_close(struct group *g, bool clean)
         struct error err = ERROR_INIT;
         if (!f || !clean || f->inexact || !atomic_load(&f->wanted))
             continue;
-        live_path(f->volume, path);
+        volume_memory_path(f->volume, "fill", path);
         if (save(f, true, true, &err) < 0)
             log_warning(g->log, "%s", err.message); /* the live one stays */
         else
@@ -545,7 +532,7 @@ static int finish(struct fill *f, struct error *err)
     r = io_sync_directory(dirname(directory), err);
     if (r < 0)
         return r;
-    live_path(f->volume, path);
+    volume_memory_path(f->volume, "fill", path);
     unlink(path);
     atomic_store(&f->wanted, false);
     log_info(f->volume->group->log, "volume %s has all that it began with", f->volume->name);

@@ -195,12 +195,19 @@ int group_adopt_volume(struct group *g, const char *name, uint64_t size_bytes, c
     return add_volume(g, &options, err);
 }
 
-static struct volume *find_volume(struct group *g, uint32_t id)
+struct volume *group_find_volume(struct group *g, uint32_t id)
 {
     for (size_t i = 0; i < g->volume_count; i++)
         if (g->volumes[i].id == id)
             return &g->volumes[i];
     return NULL;
+}
+
+void volume_memory_path(const struct volume *v, const char *kind, char path[PATH_MAX])
+{
+    char suffix[32];
+    snprintf(suffix, sizeof suffix, "%s-%u", kind, v->id);
+    journal_memory_path(v->group->journal, suffix, path, PATH_MAX);
 }
 
 /* After a kill: what was being written is read back and journaled as it is. Ranges that touch a stale grain are not: there
@@ -210,7 +217,7 @@ static int resync_in_flight(struct group *g, struct error *err)
     const struct journal_recovery *rec = journal_recovery(g->journal);
     for (size_t i = 0; i < rec->in_flight_count; i++) {
         const struct journal_in_flight *f = &rec->in_flight[i];
-        struct volume *v = find_volume(g, f->volume);
+        struct volume *v = group_find_volume(g, f->volume);
         uint64_t end = f->lba + f->length;
         if (!v || end > v->block.size_bytes / BLOCK_SECTOR_BYTES)
             continue;

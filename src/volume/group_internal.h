@@ -177,6 +177,10 @@ enum block_step flush_step(struct volume *v, struct flush *f, struct block_reque
 void backing_sync_submitted(struct volume *v);
 
 /* ---- group.c ---- */
+/* The volume with that id, or NULL. */
+struct volume *group_find_volume(struct group *g, uint32_t id);
+/* Of the volume's map of that kind ("seed", "fill", "stale") in shared memory. */
+void volume_memory_path(const struct volume *v, const char *kind, char path[PATH_MAX]);
 /* After a crash or a gap: points are refused until all volumes were compared. With no I/O under way. */
 int group_begin_compare(struct group *g, struct error *err) MUST_CHECK;
 /* While the journal is suspended: tries to journal again. 0 also when it is not suspended. */

@@ -54,25 +54,20 @@ static int bitmap_fault(void *context)
 
 int intents_open(struct volume *v, const char *backing, struct error *err)
 {
-    struct manifest m;
     struct stat st;
     const struct journal_recovery *rec = journal_recovery(v->group->journal);
-    int r = journal_manifest(v->group->journal, &m, err);
-    if (r < 0)
-        return r;
     struct intent_options options = {.directory = journal_directory(v->group->journal),
-                                     .journal_id = m.journal_id,
+                                     .journal_id = journal_id(v->group->journal),
                                      .volume = v->id,
                                      .size_bytes = v->block.size_bytes,
                                      .fresh = rec->created || rec->clean,
                                      .lost = bitmap_lost,
                                      .context = v,
                                      .fault = bitmap_fault};
-    manifest_release(&m);
     if (stat(backing, &st) == 0 && S_ISREG(st.st_mode) &&
         snprintf(v->marker, sizeof v->marker, "%s.unjournaled", backing) >= (int)sizeof v->marker)
         return error_errno(err, -ENAMETOOLONG, "cannot use %s", backing);
-    r = intent_open(&options, &v->intent, err);
+    int r = intent_open(&options, &v->intent, err);
     if (r < 0 || !v->marker[0] || access(v->marker, F_OK) < 0)
         return r;
     v->marker_made = true; /* the power was lost while the bitmap was */

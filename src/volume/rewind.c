@@ -305,13 +305,10 @@ static int mark_stretch(void *context, const struct extent *stretch, struct erro
 {
     struct group *g = context;
     (void)err;
-    for (size_t i = 0; i < g->volume_count; i++) {
-        struct volume *v = &g->volumes[i];
-        uint64_t last = (stretch->lba + stretch->length - 1) / GROUP_GRAIN_SECTORS;
-        for (uint64_t grain = stretch->lba / GROUP_GRAIN_SECTORS; v->id == stretch->volume && grain <= last; grain++)
-            if (grain < v->stale.grains)
-                grain_map_set(&v->stale, grain);
-    }
+    struct volume *v = group_find_volume(g, stretch->volume);
+    uint64_t last = (stretch->lba + stretch->length - 1) / GROUP_GRAIN_SECTORS;
+    for (uint64_t grain = stretch->lba / GROUP_GRAIN_SECTORS; v && grain <= last && grain < v->stale.grains; grain++)
+        grain_map_set(&v->stale, grain);
     return 0;
 }
 

@@ -34,19 +34,13 @@
 
 /* ---- the map in shared memory ---- */
 
-static void live_path(const struct volume *v, char path[PATH_MAX])
-{
-    char suffix[32];
-    snprintf(suffix, sizeof suffix, "seed-%u", v->id);
-    journal_memory_path(v->group->journal, suffix, path, PATH_MAX);
-}
-
 /* *ret_valid: it was there, of this journal and volume. */
-static int live_map(struct volume *v, const struct uuid *journal, bool *ret_valid, struct error *err)
+static int live_map(struct volume *v, bool *ret_valid, struct error *err)
 {
     char path[PATH_MAX];
-    live_path(v, path);
-    int r = live_words_open(&v->seed.live, path, v->stale.grains, journal->bytes, ret_valid, err);
+    struct uuid journal = journal_id(v->group->journal);
+    volume_memory_path(v, "seed", path);
+    int r = live_words_open(&v->seed.live, path, v->stale.grains, journal.bytes, ret_valid, err);
     if (r == 0)
         v->unseeded = (struct grain_map){.words = v->seed.live.words, .grains = v->stale.grains};
     return r;
@@ -57,7 +51,7 @@ static void live_unmap(struct volume *v, bool remove)
     char path[PATH_MAX];
     if (!v->seed.live.memory)
         return;
-    live_path(v, path);
+    volume_memory_path(v, "seed", path);
     atomic_store(&v->unseeded.set_count, 0);
     v->unseeded.words = NULL;
     live_words_close(&v->seed.live);
@@ -135,11 +129,11 @@ static void count_live(struct volume *v)
 
 /* ---- opening ---- */
 
-static int open_volume(struct volume *v, const struct uuid *journal, bool new, struct error *err)
+static int open_volume(struct volume *v, bool new, struct error *err)
 {
     bool valid = false, exact = false;
     const struct journal_recovery *rec = journal_recovery(v->group->journal);
-    int r = live_map(v, journal, &valid, err);
+    int r = live_map(v, &valid, err);
     if (r < 0)
         return r;
     if (valid && !rec->compare_all) {
@@ -166,7 +160,7 @@ static int open_volume(struct volume *v, const struct uuid *journal, bool new, s
 static void forget_maps(const struct volume *v)
 {
     char path[PATH_MAX];
-    live_path(v, path);
+    volume_memory_path(v, "seed", path);
     unlink(path);
     saved_path(v, path);
     unlink(path);
@@ -174,10 +168,7 @@ static void forget_maps(const struct volume *v)
 
 int seed_open(struct group *g, bool *ret_inexact, struct error *err)
 {
-    struct manifest m;
-    int r = journal_manifest(g->journal, &m, err);
-    if (r < 0)
-        return r;
+    int r = 0;
     *ret_inexact = false;
     for (size_t i = 0; i < g->volume_count && r == 0; i++) {
         struct volume *v = &g->volumes[i];
@@ -185,10 +176,9 @@ int seed_open(struct group *g, bool *ret_inexact, struct error *err)
             forget_maps(v);
             continue;
         }
-        r = open_volume(v, &m.journal_id, v->seed.new, err);
+        r = open_volume(v, v->seed.new, err);
         *ret_inexact |= v->seed.inexact;
     }
-    manifest_release(&m);
     return r;
 }
 

@@ -121,17 +121,12 @@ int stale_save_behind(struct group *g, struct error *err)
     return atomic_load(&g->pending_behind) ? stale_save(g, err) : 0;
 }
 
-static int load_volume_bits(struct group *g, const struct pending_volume *pv, const char *bits)
+static void load_volume_bits(struct group *g, const struct pending_volume *pv, const char *bits)
 {
-    for (size_t i = 0; i < g->volume_count; i++) {
-        struct volume *v = &g->volumes[i];
-        if (v->id != le32_get(pv->id))
-            continue;
-        for (uint64_t grain = 0; grain < v->stale.grains && grain < le64_get(pv->grains); grain++)
-            if (bits[grain / 8] >> grain % 8 & 1)
-                grain_map_set(&v->stale, grain);
-    }
-    return 0;
+    struct volume *v = group_find_volume(g, le32_get(pv->id));
+    for (uint64_t grain = 0; v && grain < v->stale.grains && grain < le64_get(pv->grains); grain++)
+        if (bits[grain / 8] >> grain % 8 & 1)
+            grain_map_set(&v->stale, grain);
 }
 
 /* Which grains are not copied back is not known any more: all of them are read through the journal's image, which is what they hold
@@ -220,27 +215,15 @@ static int load_pending(struct group *g, struct error *err)
 
 /* ---- in shared memory ---- */
 
-static void live_path(const struct volume *v, char path[PATH_MAX])
-{
-    char suffix[32];
-    snprintf(suffix, sizeof suffix, "stale-%u", v->id);
-    journal_memory_path(v->group->journal, suffix, path, PATH_MAX);
-}
-
 /* Of this journal, and of its newest rewind. */
 static int live_open(struct volume *v, bool *ret_valid, struct error *err)
 {
     char path[PATH_MAX];
-    struct manifest m;
-    int r = journal_manifest(v->group->journal, &m, err);
-    if (r < 0)
-        return r;
+    struct uuid id = journal_id(v->group->journal);
     for (size_t i = 0; i < sizeof(uint64_t); i++)
-        m.journal_id.bytes[i] ^= (uint8_t)(v->group->rewind_lsn.n >> 8 * i);
-    live_path(v, path);
-    r = live_words_open(&v->stale_live, path, v->stale.grains, m.journal_id.bytes, ret_valid, err);
-    manifest_release(&m);
-    return r;
+        id.bytes[i] ^= (uint8_t)(v->group->rewind_lsn.n >> 8 * i);
+    volume_memory_path(v, "stale", path);
+    return live_words_open(&v->stale_live, path, v->stale.grains, id.bytes, ret_valid, err);
 }
 
 /* It says what the map does from now on. */
@@ -291,7 +274,7 @@ void stale_forget(struct group *g)
     char path[PATH_MAX];
     for (size_t i = 0; i < g->volume_count; i++) {
         live_words_close(&g->volumes[i].stale_live);
-        live_path(&g->volumes[i], path);
+        volume_memory_path(&g->volumes[i], "stale", path);
         unlink(path);
     }
 }

@@ -119,6 +119,21 @@ class Interrupted(unittest.TestCase):
         self.b = Between(self.engine_socket, hook)
         self.addCleanup(self.b.close)
 
+    def killed_before_the_engine_was_asked(self):
+        """`up`, with a rewind under way."""
+        s, asked = self.s, threading.Event()
+
+        def hook(_):
+            asked.set()
+            return False
+
+        self.between(hook)
+        s.call("POST", "/v1/applications/shop/rewind", {"to": "tag:good"})
+        self.assertTrue(asked.wait(60))
+        s.stop(signal.SIGKILL)
+        self.b.leave()
+        return s
+
     def rewound(self, rewinds=1):
         """It was carried on to its end: once, volumes and manifests and workload; and what serves them is whole."""
         s = self.s
@@ -135,17 +150,7 @@ class Interrupted(unittest.TestCase):
         self.assertEqual((s.read("mnt/shop/data/f"), s.read("manifests/a.yaml")), ("bad", "a: bad\n"))
 
     def test_up_is_killed_and_the_engine_was_never_asked(self):
-        s, asked = self.s, threading.Event()
-
-        def hook(_):
-            asked.set()
-            return False
-
-        self.between(hook)
-        s.call("POST", "/v1/applications/shop/rewind", {"to": "tag:good"})
-        self.assertTrue(asked.wait(60))
-        s.stop(signal.SIGKILL)
-        self.b.leave()
+        s = self.killed_before_the_engine_was_asked()
         self.start()
         self.rewound()
 
@@ -224,17 +229,7 @@ class Interrupted(unittest.TestCase):
         self.rewound()
 
     def test_a_damaged_note_of_another_point_is_not_carried_on(self):
-        s, asked = self.s, threading.Event()
-
-        def hook(_):
-            asked.set()
-            return False
-
-        self.between(hook)
-        s.call("POST", "/v1/applications/shop/rewind", {"to": "tag:good"})
-        self.assertTrue(asked.wait(60))
-        s.stop(signal.SIGKILL)
-        self.b.leave()
+        s = self.killed_before_the_engine_was_asked()
         with open(self.operation, encoding="utf-8") as f:
             note = json.load(f)
         note["plan"]["target_lsn"] -= 1

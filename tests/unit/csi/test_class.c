@@ -6,6 +6,7 @@
 
 #include "csi/class.h"
 #include "lib/json.h"
+#include "objects.h"
 
 #define GIB (1ull << 30)
 
@@ -19,26 +20,6 @@ static const struct csi_volume volumes[] = {
     {.handle = "tm-b", .size_bytes = GIB / 2, .backing = "class", .backing_class = "fast"}};
 static const struct class_stream stream = {
     .name = "tm-a", .namespace = "system", .image = "tidemark:1", .volumes = volumes, .count = 2};
-
-static json_t *parse(const char *text)
-{
-    json_error_t error;
-    json_t *json = json_loads(text, 0, &error);
-    if (!json)
-        fail_msg("%s: %s", error.text, text);
-    return json;
-}
-
-/* What `text` says is in `whole`, whatever else is. */
-static void has(const json_t *whole, const char *text)
-{
-    json_t *wanted = parse(text), *merged = json_deep_copy(whole);
-    json_object_update_recursive(merged, wanted);
-    if (!json_equal(merged, (json_t *)(uintptr_t)whole))
-        fail_msg("%s lacks %s", json_dumps(whole, 0), text);
-    json_decref(merged);
-    json_decref(wanted);
-}
 
 static void a_journal_has_room_for_base_and_history(void **unused)
 {
