@@ -29,20 +29,37 @@ def skip(reason):
     sys.exit(77)
 
 
+def reserve(port):
+    """A socket that no other test has while it is open: nobody listens on the port yet, but somebody will."""
+    s = socket.socket(socket.AF_UNIX)
+    try:
+        s.bind(f"\0tidemark-test-port-{port}")
+        return s
+    except OSError:
+        s.close()
+        raise
+
+
+RESERVED = []  # until this process ends
+
+
 def free_ports(count):
-    """The first of `count` ports in a row that nobody listens on."""
+    """The first of `count` ports in a row that nobody listens on, or is going to."""
     for first in range(23000 + os.getpid() % 2000, 32000, count):
-        sockets = []
+        listening, reserved = [], []
         try:
             for port in range(first, first + count):
+                reserved.append(reserve(port))
                 s = socket.socket()
-                sockets.append(s)
+                listening.append(s)
                 s.bind(("127.0.0.1", port))
+            RESERVED.extend(reserved)
             return first
         except OSError:
-            continue
+            for s in reserved:
+                s.close()
         finally:
-            for s in sockets:
+            for s in listening:
                 s.close()
     raise RuntimeError("no free ports")
 
