@@ -122,20 +122,37 @@ static int do_last_clean(struct call *c, json_t **ret, struct error *err)
     return r;
 }
 
-/* The body goes to the engine as it is. */
-static int forward(struct call *c, const char *path, unsigned timeout_ms, json_t **ret, json_t **ret_body,
-                   struct error *err)
+/* The tag of that name, if it was given at `since_ns` or later. */
+static int find_new_tag(const struct application *a, const json_t *request, uint64_t since_ns, json_t **ret, struct error *err)
 {
-    _cleanup_application_ struct application *a = application_find(c->control, c->argument, err);
-    _cleanup_json_ json_t *body = NULL;
-    if (!a)
-        return err->code;
-    int r = http_request_json(c->request, &body, err);
+    _cleanup_json_ json_t *body = json_pack("{s:o}", "point", json_sprintf("tag:%s", json_string_value(json_object_get(request, "name"))));
+    _cleanup_json_ json_t *answer = NULL;
+    const char *time = NULL;
+    uint64_t time_ns = 0;
+    int r = application_call(a, "POST", "/v1/resolve", body, CONTROL_CALL_TIMEOUT_MS, &answer, err);
     if (r == 0)
-        r = application_call(a, "POST", path, body, timeout_ms, ret, err);
-    if (r == 0 && ret_body)
-        *ret_body = json_incref(body);
+        r = json_get_string(answer, "time", &time, err);
+    if (r == 0)
+        r = clock_parse_rfc3339(time, &time_ns, err);
+    if (r == 0 && time_ns < since_ns)
+        r = error_set(err, -EEXIST, "the tag is an older one");
+    if (r == 0)
+        *ret = take_ptr(answer);
     return r;
+}
+
+/* An engine that dies over it may have written the tag or not: the next one is asked again, and knows. */
+static int give_tag(const struct application *a, const json_t *body, json_t **ret, struct error *err)
+{
+    uint64_t begin = clock_realtime_ns(clock_system()) / NS_PER_US * NS_PER_US; /* as answers tell times */
+    int r = application_call(a, "POST", "/v1/tag", body, CONTROL_CALL_TIMEOUT_MS, ret, err);
+    if (r != -ECONNRESET)
+        return r;
+    struct error ignored = ERROR_INIT;
+    log_warning(a->control->log, "%s: %s; asking the next engine", a->name, err->message);
+    *err = ERROR_INIT;
+    r = application_call(a, "POST", "/v1/tag", body, CONTROL_CALL_TIMEOUT_MS, ret, err);
+    return r < 0 && find_new_tag(a, body, begin, ret, &ignored) == 0 ? 0 : r;
 }
 
 static int do_tag(struct call *c, json_t **ret, struct error *err)
@@ -145,7 +162,9 @@ static int do_tag(struct call *c, json_t **ret, struct error *err)
     if (!a)
         return err->code;
     bool synced = application_sync(a);
-    int r = forward(c, "/v1/tag", CONTROL_CALL_TIMEOUT_MS, ret, &body, err);
+    int r = http_request_json(c->request, &body, err);
+    if (r == 0)
+        r = give_tag(a, body, ret, err);
     if (r == 0)
         json_object_set(*ret, "name", json_object_get(body, "name"));
     if (r == 0 && !synced)
@@ -158,7 +177,12 @@ static int do_tag(struct call *c, json_t **ret, struct error *err)
 
 static int do_diff(struct call *c, json_t **ret, struct error *err)
 {
-    return forward(c, "/v1/diff", CONTROL_REWIND_TIMEOUT_MS, ret, NULL, err);
+    _cleanup_application_ struct application *a = application_find(c->control, c->argument, err);
+    _cleanup_json_ json_t *body = NULL;
+    if (!a)
+        return err->code;
+    int r = http_request_json(c->request, &body, err);
+    return r < 0 ? r : application_call(a, "POST", "/v1/diff", body, CONTROL_REWIND_TIMEOUT_MS, ret, err);
 }
 
 static int start_work(struct call *c, struct application *a, enum work_kind kind, json_t *body, json_t **ret,

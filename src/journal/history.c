@@ -825,14 +825,13 @@ static int append_event(struct journal *j, const struct journal_record *record, 
                         struct error *err)
 {
     struct journal_ticket ticket;
-    uint64_t now = clock_realtime_ns(j->clock);
     int r = journal_append(j, record, &ticket, err);
     if (r < 0)
         return r;
     journal_backed(j, &ticket);
     r = durable ? journal_sync(j, -1, NULL, err) : ret ? journal_wait(j, &ticket, err) : 0;
     if (r == 0 && ret)
-        *ret = (struct journal_point){.lsn = ticket.lsn, .realtime_ns = now};
+        *ret = (struct journal_point){.lsn = ticket.lsn, .realtime_ns = ticket.realtime_ns};
     return r;
 }
 

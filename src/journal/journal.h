@@ -118,9 +118,10 @@ struct journal_record {
 };
 struct journal_ticket {
     struct lsn lsn;
-    uint64_t frame;      /* number */
+    uint64_t realtime_ns; /* the record's, as everybody will read it */
+    uint64_t frame;       /* number */
     uint32_t slot, index;
-    const void *payload; /* the page-aligned copy in the ring; valid until journal_backed */
+    const void *payload;  /* the page-aligned copy in the ring; valid until journal_backed */
 };
 /* Gives the record the next LSN, copies its payload into the frame and starts the frame's write when none is under way.
  * Blocks only for room in the ring. -ESHUTDOWN while the journal is suspended. Call journal_backed afterwards. */

@@ -551,6 +551,7 @@ static void reserve(struct journal *j, struct frame *f, const struct journal_rec
 {
     char *block = ring_frame(&j->ring, slot_of(f->number));
     struct frame_record *r = (struct frame_record *)(block + sizeof(struct frame_header)) + f->count;
+    uint32_t delta = delta_us(j, f, record);
     *r = (struct frame_record){
         .volume = le32_of(record->volume),
         .op = (uint8_t)record->op,
@@ -558,13 +559,14 @@ static void reserve(struct journal *j, struct frame *f, const struct journal_rec
         .payload_block = le16_of(payload_blocks ? (uint16_t)f->blocks : 0),
         .lba = le64_of(record->lba),
         .length = le32_of(record->length),
-        .delta_us = le32_of(delta_us(j, f, record)),
+        .delta_us = le32_of(delta),
         .payload_bytes = le32_of(record->payload_bytes),
         .tag = le64_of(record->tag),
         .aux = le64_of(record->aux),
     };
     *ticket = (struct journal_ticket){
         .lsn = {j->last_lsn = j->next_lsn++},
+        .realtime_ns = f->realtime_ns + delta * NS_PER_US,
         .frame = f->number,
         .slot = slot_of(f->number),
         .index = f->count,

@@ -692,54 +692,72 @@ class Damage(Base):
 
 
 class Engine(Base):
-    def test_an_opening_whose_engine_is_killed_is_asked_for_again(self):
-        """Whether the pin was made before or not; and so are other questions that are no GET."""
+    def kill_over_the_next(self, carried_out, asked):
+        """Takes one request, which the engine of `shop` gets or not, and kills it without an answer: a thread that ends then."""
+        path = self.s.path("s/apps/shop/engine.sock")
+        engine = self.s.status()["engine_pid"]
+        os.rename(path, path + ".real")
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(path)
+        listener.listen()
+
+        def die():
+            one, _ = listener.accept()
+            request = one.recv(65536)
+            asked.append(request.split()[1])
+            if carried_out:
+                with socket.socket(socket.AF_UNIX) as real:
+                    real.connect(path + ".real")
+                    real.sendall(request)
+                    real.recv(65536)
+            os.unlink(path)
+            os.kill(engine, signal.SIGKILL)
+            until(lambda: os.path.exists(path), "the next engine listens")
+            one.close()
+            listener.close()
+
+        thread = threading.Thread(target=die)
+        thread.start()
+        return thread
+
+    def protect_shop(self):
         s = self.s.start()
         s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\n"
                 "spec: {volumes: [{name: data, size: 16Mi}]}\n")
+        return s
+
+    def test_an_opening_whose_engine_is_killed_is_asked_for_again(self):
+        """Whether the pin was made before or not; and so are other questions that are no GET."""
+        s, asked = self.protect_shop(), []
         s.call("POST", "/v1/applications/shop/tag", {"name": "one"})
-        path = s.path("s/apps/shop/engine.sock")
-        asked = []
-
-        def between(carried_out):
-            """Takes one request, which the engine gets or not, and kills it without an answer."""
-            engine = s.status()["engine_pid"]
-            os.rename(path, path + ".real")
-            listener = socket.socket(socket.AF_UNIX)
-            listener.bind(path)
-            listener.listen()
-
-            def die():
-                one, _ = listener.accept()
-                request = one.recv(65536)
-                asked.append(request.split()[1])
-                if carried_out:
-                    with socket.socket(socket.AF_UNIX) as real:
-                        real.connect(path + ".real")
-                        real.sendall(request)
-                        real.recv(65536)
-                os.unlink(path)
-                os.kill(engine, signal.SIGKILL)
-                until(lambda: os.path.exists(path), "the next engine listens")
-                one.close()
-                listener.close()
-
-            thread = threading.Thread(target=die)
-            thread.start()
-            return thread
-
         for carried_out in (False, True):
-            dying = between(carried_out)
+            dying = self.kill_over_the_next(carried_out, asked)
             view = s.operate("/v1/applications/shop/open", {"point": "tag:one"})["view"]
             dying.join()
             s.call("DELETE", "/v1/views/" + view["id"])
             until(lambda: os.listdir(s.path("s/apps/shop/journal/pins")) == [], "no pin is left")
         for question in (lambda: s.call("POST", "/v1/applications/shop/diff", {"from": "tag:one", "to": "latest"}),
                          lambda: s.call("POST", "/v1/applications/shop/rewind", {"to": "tag:one", "dry_run": True})):
-            dying = between(False)
+            dying = self.kill_over_the_next(False, asked)
             question()
             dying.join()
         self.assertEqual(asked, [b"/v1/pin", b"/v1/pin", b"/v1/diff", b"/v1/resolve"])
+
+    def test_a_tag_whose_engine_is_killed_is_given_once(self):
+        """Whether it was written before or not; but a name that was given earlier stays refused."""
+        s, asked = self.protect_shop(), []
+        for carried_out in (False, True):
+            name = f"tag-{carried_out}"
+            dying = self.kill_over_the_next(carried_out, asked)
+            answer = s.call("POST", "/v1/applications/shop/tag", {"name": name, "labels": {"k": "v"}})
+            dying.join()
+            tags = [p for p in s.call("GET", "/v1/applications/shop/points")["points"] if p["kind"] == "tag" and p["name"] == name]
+            self.assertEqual([(p["lsn"], p["time"], p["labels"]) for p in tags], [(answer["lsn"], answer["time"], {"k": "v"})])
+            dying = self.kill_over_the_next(carried_out, asked)
+            with self.assertRaisesRegex(ApiError, "is there already"):
+                s.call("POST", "/v1/applications/shop/tag", {"name": name})
+            dying.join()
+        self.assertEqual(asked, 4 * [b"/v1/tag"])
 
     def test_a_question_that_a_dying_engine_leaves_is_asked_again(self):
         """A killed process takes connections until all of it is gone, and resets them."""
