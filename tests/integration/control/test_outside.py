@@ -3,6 +3,7 @@
 """What others on the host do beside `tidemark up`: mounts of their own, damaged files, crowds at the API. Needs root, /dev/fuse and
 loop devices."""
 import os
+import re
 import shutil
 import signal
 import socket
@@ -236,6 +237,51 @@ class Status(Base):
             self.assertEqual(os.path.exists(path + ".deleted"), not applied)
             s.apply(text)
         self.assertEqual(s.read("mnt/shop/data/f"), "one")
+
+    def test_what_an_earlier_release_deleted_is_no_loss(self):
+        """It left nothing of the description, and told it from one that was lost by nothing."""
+        s = self.s.start()
+        path, noted = s.path("s/apps/shop/application.yaml"), s.path("s/apps/.deletions-noted")
+        s.apply(s.yaml(volumes=("data",)))
+        s.write("mnt/shop/data/f", "one")
+        before = s.call("GET", "/v1/status")["warnings"]
+        s.call("DELETE", "/v1/applications/shop")
+        self.assertEqual(s.stop(), 0)
+        os.unlink(path + ".deleted")
+        if os.path.exists(noted):
+            os.unlink(noted)
+        s.start()
+        self.assertEqual(s.call("GET", "/v1/status")["warnings"], before)
+        self.assertEqual(s.stop(), 0)
+        os.unlink(path + ".deleted")
+        s.start()
+        told = [w for w in s.call("GET", "/v1/status")["warnings"] if w not in before]
+        self.assertEqual(len(told), 1)
+        remedy = re.search(r"if it was deleted on purpose, `(touch .*)`", told[0]).group(1)
+        self.assertEqual(s.stop(), 0)
+        subprocess.run(remedy.split(), check=True)
+        s.start()
+        self.assertEqual(s.call("GET", "/v1/status")["warnings"], before)
+        s.apply(s.yaml(volumes=("data",)))
+        self.assertEqual(s.read("mnt/shop/data/f"), "one")
+
+    def test_a_purge_leaves_nothing_in_shared_memory_that_a_killed_engine_left(self):
+        s = self.s.start()
+        policy = "apiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\nmetadata: {name: gold}\nspec: {journal: {quota: 1Gi}}\n"
+        s.apply(policy + "---\n" + s.yaml(volumes=("data",)).replace("spec:\n", "spec:\n  policyRef: {name: gold}\n"))
+        st = os.stat(s.path("s/apps/shop/journal"))
+        part = f"-{st.st_dev:x}-{st.st_ino:x}.ring"
+        s.write("mnt/shop/data/f", "one")
+        s.stop(signal.SIGKILL)
+        for pid in s.processes():
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: not s.processes(), "holder and engine are gone")
+        os.unlink(s.path("s/policies/gold.yaml"))  # it cannot be started
+        s.start()
+        self.assertNotEqual([name for name in os.listdir("/dev/shm") if part in name], [])
+        s.call("DELETE", "/v1/applications/shop?purge=true")
+        self.assertEqual([name for name in os.listdir("/dev/shm") if part in name], [])
+        self.assertFalse(os.path.exists(s.path("s/apps/shop")))
 
     def test_lsn_is_of_the_newest_write_in_mode_flush(self):
         s = self.s.start()
