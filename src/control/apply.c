@@ -570,6 +570,23 @@ static int remove_directory(const struct application *a, struct error *err)
     return io_remove_tree(a->directory, err);
 }
 
+/* What is kept is told to be the data, and may be used by anybody: not before a rewind is copied back. Known without the engine, too. */
+static int check_kept_is_whole(const struct application *a, bool purge, struct error *err)
+{
+    bool kept = !purge;
+    int r = 0;
+    for (size_t i = 0; i < a->spec->volume_count; i++)
+        kept |= a->spec->volumes[i].source != NULL;
+    for (const char **name = (const char *[]){"rewind.pending", "rewind.pending.copy", NULL}; kept && *name && r == 0; name++) {
+        char path[PATH_MAX];
+        r = application_path(a, path, err, "journal/%s", *name);
+        if (r == 0 && access(path, F_OK) == 0)
+            r = error_set(err, -EBUSY, "a rewind of %s is still being copied back: its data is not whole before. Try again when `tidemark status %s` shows no rewind "
+                          "(it has to run); to keep what the backings hold, with a part from before that rewind, move %s away", a->name, a->name, path);
+    }
+    return r;
+}
+
 int apply_delete(struct control *control, const char *name, bool purge, json_t **ret, struct error *err)
 {
     MUTEX_GUARD(guard, &control->apply_mutex);
@@ -583,7 +600,11 @@ int apply_delete(struct control *control, const char *name, bool purge, json_t *
         r = application_begin(a, "delete", 0, err);
     if (r < 0)
         return r;
-    if (!purge && (r = filling_refuse(a, "deleted without its data", err)) < 0) {
+    if (!purge)
+        r = filling_refuse(a, "deleted without its data", err);
+    if (r == 0)
+        r = check_kept_is_whole(a, purge, err);
+    if (r < 0) {
         application_end(a);
         return r;
     }

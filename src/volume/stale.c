@@ -114,6 +114,8 @@ static int save(struct group *g, struct error *err)
     int r = save_pending(g, err);
     if (r < 0 && behind)
         atomic_store(&g->pending_behind, true);
+    if (r == 0 && !stale_any(g)) /* there are none any more before all is compared */
+        atomic_store(&g->pending_owed, false);
     return r;
 }
 
