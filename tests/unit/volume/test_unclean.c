@@ -880,15 +880,13 @@ static void an_unjournaled_write_over_a_rewind_survives_a_kill(void **state)
 static void an_unjournaled_write_after_a_rewind_that_failed_survives_a_kill(void **state)
 {
     (void)state;
-    char name[120];
     struct group_change change;
     struct group_status s;
     struct lsn before = begin_rewind();
     group_status(x.group, &s);
     struct lsn first = s.rewind_lsn;
-    snprintf(name, sizeof name, "%s/rewind.pending.tmp", x.directory); /* it cannot be written */
-    assert_return_code(mkdir(name, 0700), errno);
     put(2 * GRAIN, GRAIN, 'c');
+    x.fault = "pending";
     assert_true(group_rewind(x.group, before, false, &change, &err) < 0);
     group_status(x.group, &s);
     struct lsn shown = s.rewind_lsn;
@@ -905,11 +903,39 @@ static void an_unjournaled_write_after_a_rewind_that_failed_survives_a_kill(void
     assert_int_equal(shown.n, first.n);
 }
 
+static void lose_shared_memory(void)
+{
+    char live[120];
+    unlink(x.ring);
+    snprintf(live, sizeof live, "%s.stale-1", x.ring);
+    unlink(live);
+}
+
+/* The journal's disk may be full, which is why they go unjournaled: no reason for a flush to fail. */
+static void a_flush_needs_no_room_beside_the_journal(void **state)
+{
+    (void)state;
+    char name[120];
+    begin_rewind();
+    x.fault = "write";
+    put(6 * GRAIN, GRAIN, 'f'); /* its frame is on the disk all the same */
+    put(2 * GRAIN, GRAIN, 'c');
+    snprintf(name, sizeof name, "%s/rewind.pending.tmp", x.directory); /* nothing can be made there */
+    assert_return_code(mkdir(name, 0700), errno);
+    check_ok(block_flush(x.block, &err));
+    kill_all();
+    lose_shared_memory();
+    open_all();
+    group_settle(x.group);
+    check_live("flushed", 2 * GRAIN, GRAIN, 'c');
+    check_live("not copied back", 3 * GRAIN, GRAIN, 'a');
+    assert_int_equal(check_latest("after the loss of power"), 0);
+}
+
 /* What a flush that the journal has answered has made durable, a loss of power leaves: also what went unjournaled before, until it is compared. */
 static void an_unjournaled_write_over_a_rewind_survives_a_loss_of_power_once_journaling_goes_on(void **state)
 {
     (void)state;
-    char live[120];
     begin_rewind();
     x.fault = "write";
     put(6 * GRAIN, GRAIN, 'f'); /* its frame is on the disk all the same */
@@ -918,9 +944,7 @@ static void an_unjournaled_write_over_a_rewind_survives_a_loss_of_power_once_jou
     check_ok(group_resume(x.group, &err));
     check_ok(block_flush(x.block, &err));
     kill_all();
-    unlink(x.ring);
-    snprintf(live, sizeof live, "%s.stale-1", x.ring);
-    unlink(live);
+    lose_shared_memory();
     open_all();
     group_settle(x.group);
     check_live("flushed", 2 * GRAIN, GRAIN, 'c');
@@ -1087,6 +1111,7 @@ int main(int argc, char **argv)
         UNCLEAN(journaling_goes_on_while_a_diff_is_made),
         UNCLEAN(an_unjournaled_write_over_a_rewind_survives_a_kill),
         UNCLEAN(an_unjournaled_write_after_a_rewind_that_failed_survives_a_kill),
+        UNCLEAN(a_flush_needs_no_room_beside_the_journal),
         UNCLEAN(an_unjournaled_write_over_a_rewind_survives_a_loss_of_power_once_journaling_goes_on),
         UNCLEAN(a_lost_before_image_is_remembered_after_a_kill),
         UNCLEAN(a_seed_map_of_somebody_else_is_refused),
