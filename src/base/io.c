@@ -126,6 +126,21 @@ static int replace_file(const char *path, const void *data, size_t length_bytes,
     return durable ? io_sync_directory(directory, err) : 0;
 }
 
+int io_overwrite_file(const char *path, const void *data, size_t length_bytes, mode_t mode, struct error *err)
+{
+    struct stat st;
+    (void)mode;
+    _cleanup_close_ int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &st) < 0)
+        return error_errno(err, -errno, "cannot write %s", path);
+    if ((uint64_t)st.st_size != length_bytes)
+        return error_set(err, -ENOSPC, "cannot write over %s: it has %llu bytes, not %zu", path, (unsigned long long)st.st_size, length_bytes);
+    int r = io_pwrite_full(fd, data, length_bytes, 0);
+    if (r == 0 && fsync(fd) < 0)
+        r = -errno;
+    return r < 0 ? error_errno(err, r, "cannot write %s", path) : 0;
+}
+
 bool io_is_temporary(const char *name)
 {
     size_t length = strlen(name);

@@ -27,6 +27,9 @@ int io_sync_directory(const char *path, struct error *err) MUST_CHECK;
 int io_replace_file(const char *path, const void *data, size_t length_bytes, mode_t mode, struct error *err) MUST_CHECK;
 /* The same for what is of no use after a loss of power: nothing is synced. */
 int io_replace_volatile_file(const char *path, const void *data, size_t length_bytes, mode_t mode, struct error *err) MUST_CHECK;
+/* Writes over what the file holds, durably; for where there is no room for another one beside it. It has to be there, with that length. A crash
+ * leaves anything in it. `mode` is not used. */
+int io_overwrite_file(const char *path, const void *data, size_t length_bytes, mode_t mode, struct error *err) MUST_CHECK;
 /* Whether a directory's entry is such a file, which was not finished: nobody will. */
 bool io_is_temporary(const char *name);
 /* Removes those of a directory; 0 also without it. */

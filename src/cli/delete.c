@@ -46,7 +46,8 @@ const struct cli_command cli_delete = {
     .summary = "stop protecting an application",
     .description = "Unmounts and detaches the application's volumes and forgets the application. Its\n"
                    "data and journal stay on disk, and the places are told, unless --purge is given:\n"
-                   "that destroys both, after a question on a terminal.",
+                   "that destroys both, after a question on a terminal. Refused while a rewind is being\n"
+                   "copied back, where the data of a volume stays: it is not whole before.",
     .operands = (const struct cli_operand[]){{"APP", .kind = CLI_KIND_APPLICATION}, {0}},
     .options =
         (const struct cli_option[]){

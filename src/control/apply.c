@@ -13,8 +13,10 @@
 #include "base/io.h"
 #include "base/units.h"
 #include "journal/seal.h"
+#include "journal/set_aside.h"
 
 #define APPLICATION_FILE_BYTES_MAX (4u << 20)
+#define DELETIONS_NOTED ".deletions-noted" /* in apps/ */
 
 static const struct app_volume *find_volume(const struct app_spec *spec, const char *name)
 {
@@ -558,6 +560,33 @@ static int put_aside(const struct application *a, struct error *err)
     return r == 0 && rename(path, aside) < 0 && errno != ENOENT ? error_errno(err, -errno, "cannot put %s aside", path) : r;
 }
 
+/* All that is left of it, also in shared memory: its engine may have been killed. */
+static int remove_directory(const struct application *a, struct error *err)
+{
+    char journal[PATH_MAX];
+    if (application_path(a, journal, err, "journal") == 0)
+        journal_forget_memory(journal);
+    *err = ERROR_INIT;
+    return io_remove_tree(a->directory, err);
+}
+
+/* What is kept is told to be the data, and may be used by anybody: not before a rewind is copied back. Known without the engine, too. */
+static int check_kept_is_whole(const struct application *a, bool purge, struct error *err)
+{
+    bool kept = !purge;
+    int r = 0;
+    for (size_t i = 0; i < a->spec->volume_count; i++)
+        kept |= a->spec->volumes[i].source != NULL;
+    for (const char **name = (const char *[]){"rewind.pending", "rewind.pending.copy", NULL}; kept && *name && r == 0; name++) {
+        char path[PATH_MAX];
+        r = application_path(a, path, err, "journal/%s", *name);
+        if (r == 0 && access(path, F_OK) == 0)
+            r = error_set(err, -EBUSY, "a rewind of %s is still being copied back: its data is not whole before. Try again when `tidemark status %s` shows no rewind "
+                          "(it has to run); to keep what the backings hold, with a part from before that rewind, move %s away", a->name, a->name, path);
+    }
+    return r;
+}
+
 int apply_delete(struct control *control, const char *name, bool purge, json_t **ret, struct error *err)
 {
     MUTEX_GUARD(guard, &control->apply_mutex);
@@ -571,7 +600,11 @@ int apply_delete(struct control *control, const char *name, bool purge, json_t *
         r = application_begin(a, "delete", 0, err);
     if (r < 0)
         return r;
-    if (!purge && (r = filling_refuse(a, "deleted without its data", err)) < 0) {
+    if (!purge)
+        r = filling_refuse(a, "deleted without its data", err);
+    if (r == 0)
+        r = check_kept_is_whole(a, purge, err);
+    if (r < 0) {
         application_end(a);
         return r;
     }
@@ -590,7 +623,7 @@ int apply_delete(struct control *control, const char *name, bool purge, json_t *
     }
     struct filling filling;
     if (r == 0 && purge)
-        r = io_remove_tree(a->directory, err);
+        r = remove_directory(a, err);
     if (r == 0 && filling_get(a, &filling)) /* nobody reads it any more */
         filling_unpin(control, &filling);
     application_end(a);
@@ -688,7 +721,7 @@ int apply_detach(struct control *control, const char *name, json_t **ret, struct
         application_unlist(a);
         r = keep_images(a, volumes, err);
         if (r == 0)
-            r = io_remove_tree(a->directory, err);
+            r = remove_directory(a, err);
         *ret = json_pack("{s:s, s:O}", "name", a->name, "volumes", volumes);
         if (r == 0)
             log_info(control->log, "%s: detached; its images are complete without Tidemark", name);
@@ -743,7 +776,27 @@ static int check_lost(const struct control *control, const char *name, struct er
     snprintf(aside, sizeof aside, "%s.deleted", yaml);
     if (access(yaml, F_OK) == 0 || access(aside, F_OK) == 0 || access(journal, F_OK) < 0)
         return 0;
-    return error_set(err, -ENOENT, "%s is gone, and a journal lies beside it", yaml);
+    return error_set(err, -ENOENT, "%s is gone, and a journal lies beside it (if it was deleted on purpose, `touch %s` says so)", yaml, aside);
+}
+
+/* Releases before this one left nothing of a description when its application was deleted. What has none when the first of this one starts is taken for that,
+ * once: a file says that it was done. */
+static int note_deletions(const struct control *control, const char *apps, struct error *err)
+{
+    char done[PATH_MAX], aside[PATH_MAX];
+    snprintf(done, sizeof done, "%.4000s/" DELETIONS_NOTED, apps);
+    if (access(done, F_OK) == 0)
+        return 0;
+    _cleanup_closedir_ DIR *dir = opendir(apps);
+    int r = dir ? 0 : error_errno(err, -errno, "cannot read %s", apps);
+    for (const struct dirent *entry; r == 0 && (entry = readdir(dir));) {
+        struct error lost = ERROR_INIT;
+        if (entry->d_name[0] == '.' || check_lost(control, entry->d_name, &lost) == 0)
+            continue;
+        snprintf(aside, sizeof aside, "%.3000s/%.255s/application.yaml.deleted", apps, entry->d_name);
+        r = io_replace_file(aside, "", 0, 0600, err);
+    }
+    return r == 0 ? io_replace_file(done, "", 0, 0600, err) : r;
 }
 
 int applications_load(struct control *control, struct error *err)
@@ -754,6 +807,9 @@ int applications_load(struct control *control, struct error *err)
     _cleanup_closedir_ DIR *dir = opendir(path);
     if (!dir)
         return error_errno(err, -errno, "cannot read %s", path);
+    struct error unnoted = ERROR_INIT;
+    if (note_deletions(control, path, &unnoted) < 0)
+        log_warning(control->log, "%s", unnoted.message);
     for (const struct dirent *entry; (entry = readdir(dir));) {
         struct error one = ERROR_INIT;
         if (entry->d_name[0] == '.' || (application_load(control, entry->d_name, &one) == 0 && check_lost(control, entry->d_name, &one) == 0))

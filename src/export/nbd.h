@@ -9,7 +9,8 @@
 #include "base/log.h"
 #include "export/runtime.h"
 
-#define NBD_CONNECTIONS_MAX 64u /* of a server; more are closed at once */
+#define NBD_CONNECTIONS_MAX 64u  /* of a server; more are closed at once */
+#define NBD_CONNECTIONS_CALM 48u /* with no more of them it is said again that they are */
 #define NBD_HANDSHAKE_MS 10000  /* a client that has not chosen an export by then is sent away */
 #define NBD_STALL_MS 60000      /* so is one that neither goes on sending a request nor takes an answer */
 #define NBD_GATE_MS 30000       /* requests that do not end by then keep the volumes from being rewound */

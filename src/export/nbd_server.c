@@ -47,6 +47,7 @@ struct nbd_server {
     pthread_t thread;
     bool thread_runs;
     bool rested; /* it was said that clients wait; the thread's own */
+    bool full;   /* it was said that they are sent away; likewise */
 };
 
 /* ---- greeting ---- */
@@ -114,6 +115,21 @@ static void go_on(struct nbd_server *s)
     }
 }
 
+/* Says so once, until there was room for a while: clients try again and again. */
+static void send_away(struct nbd_server *s, int fd, unsigned others)
+{
+    if (others < NBD_CONNECTIONS_MAX)
+        log_warning(s->log, "%s: an NBD client was sent away: out of memory", s->address.sun_path);
+    else if (!s->full)
+        log_warning(s->log,
+                    "%s: NBD clients are sent away: there are %u connections, which is the most that there can be; close some, or have each client use "
+                    "fewer (nbd-client -C). This is not said again before there are no more than %u",
+                    s->address.sun_path, NBD_CONNECTIONS_MAX, NBD_CONNECTIONS_CALM);
+    s->full |= others >= NBD_CONNECTIONS_MAX;
+    close(fd);
+    atomic_fetch_sub(&s->connections, 1);
+}
+
 /* False: no client can be taken now, and asking again at once would keep a processor busy. */
 static bool greet(struct nbd_server *s)
 {
@@ -126,15 +142,12 @@ static bool greet(struct nbd_server *s)
     s->rested = rests;
     if (fd < 0)
         return !rests;
-    bool room = atomic_fetch_add(&s->connections, 1) < NBD_CONNECTIONS_MAX;
-    struct greeting *g = room ? malloc(sizeof *g) : NULL;
+    unsigned others = atomic_fetch_add(&s->connections, 1);
+    struct greeting *g = others < NBD_CONNECTIONS_MAX ? malloc(sizeof *g) : NULL;
+    if (others <= NBD_CONNECTIONS_CALM)
+        s->full = false;
     if (!g) {
-        log_warning(s->log,
-                    "an NBD client was sent away: there are %u connections, which is the most there can be, "
-                    "or no memory",
-                    NBD_CONNECTIONS_MAX);
-        close(fd);
-        atomic_fetch_sub(&s->connections, 1);
+        send_away(s, fd, others);
         return true;
     }
     g->fd = fd;

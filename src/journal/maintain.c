@@ -270,7 +270,8 @@ struct drop {
     struct lsn base; /* the new one */
     uint32_t first_segment, last_segment; /* that go */
     bool thinning; /* the base stays where it is */
-    bool repair;
+    bool repair;        /* what was interrupted is done again: a block of the base or of a rescue store may be half changed */
+    bool repair_rescue; /* of a rescue store alone */
     struct base_store *store;
     struct payload_reader *reader;
     char *buffer; /* 1 MiB */
@@ -355,11 +356,19 @@ static int rescue_extent(struct drop *d, struct base_store *rescue, const bool *
             if (is_damage(r))
                 r = lose(d, rescue, e->volume, at, part.length, err);
             else if (r == 0)
-                r = base_store_write(rescue, e->volume, at, part.length, d->buffer, d->repair, err);
+                r = base_store_write(rescue, e->volume, at, part.length, d->buffer, d->repair || d->repair_rescue, err);
         }
         at += stretch;
     }
     return r;
+}
+
+/* A rescue that has not come to its end may have left a block half changed, until it is done again, whenever that is: a file says so. */
+static bool rescue_is_unfinished(const struct journal *j)
+{
+    char path[JOURNAL_PATH_BYTES];
+    journal_path(j, JOURNAL_RESCUING_FILE, path);
+    return access(path, F_OK) == 0;
 }
 
 static int rescue_rewind(struct drop *d, const struct rewind_info *rewind, struct error *err)
@@ -605,7 +614,7 @@ static int drop_steps(struct drop *d, struct error *err)
 static int drop_to(struct journal *j, struct lsn base, uint32_t last_segment, bool repair, struct error *err)
 {
     char path[JOURNAL_PATH_BYTES];
-    struct drop d = {.j = j, .base = base, .last_segment = last_segment, .repair = repair};
+    struct drop d = {.j = j, .base = base, .last_segment = last_segment, .repair = repair, .repair_rescue = rescue_is_unfinished(j)};
     journal_path(j, "base", path);
     int r = journal_fault_at(j, "drop");
     r = r < 0 ? error_errno(err, r, "cannot drop old history") : journal_manifest(j, &d.m, err);
@@ -709,7 +718,6 @@ static int rescue_all(struct drop *d, struct error *err)
     return r;
 }
 
-/* A rescue that has not come to its end may have left a block half changed, until it is done again, whenever that is: a file says so. */
 int maintain_rescue(struct journal *j, uint32_t first_segment, uint32_t last_segment, struct error *err)
 {
     char path[JOURNAL_PATH_BYTES];
@@ -718,8 +726,8 @@ int maintain_rescue(struct journal *j, uint32_t first_segment, uint32_t last_seg
     int r = journal_manifest(j, &d.m, err);
     if (r < 0)
         return r;
-    d.repair = access(path, F_OK) == 0;
-    if (d.m.rewind_count && !d.repair)
+    d.repair_rescue = rescue_is_unfinished(j);
+    if (d.m.rewind_count && !d.repair_rescue)
         r = journal_mark(j, JOURNAL_RESCUING_FILE, err);
     if (r == 0 && d.m.rewind_count)
         r = rescue_all(&d, err);

@@ -80,6 +80,8 @@ int sealed_replace_file(const char *path, const void *data, size_t length_bytes,
 /* As io_replace_volatile_file. */
 int sealed_replace_volatile_file(const char *path, const void *data, size_t length_bytes, mode_t mode,
                                  struct error *err) MUST_CHECK;
+/* As io_overwrite_file. */
+int sealed_overwrite_file(const char *path, const void *data, size_t length_bytes, struct error *err) MUST_CHECK;
 int sealed_read_file(const char *path, size_t limit_bytes, char **ret_data, size_t *ret_length_bytes,
                      struct error *err) MUST_CHECK;
 /* The encrypted form of a content, and back. `name` is authenticated with it. Free *ret. */

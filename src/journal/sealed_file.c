@@ -110,6 +110,11 @@ int sealed_replace_volatile_file(const char *path, const void *data, size_t leng
     return replace_sealed(io_replace_volatile_file, path, data, length_bytes, mode, err);
 }
 
+int sealed_overwrite_file(const char *path, const void *data, size_t length_bytes, struct error *err)
+{
+    return replace_sealed(io_overwrite_file, path, data, length_bytes, 0, err);
+}
+
 int sealed_read_file(const char *path, size_t limit_bytes, char **ret_data, size_t *ret_length_bytes,
                      struct error *err)
 {

@@ -64,8 +64,8 @@ static int check_whole(const char *directory, struct error *err)
     return 0;
 }
 
-/* The frame rings of the journal, whose id is not known: they have the directory's inode in their names. */
-static void remove_rings(const struct stat *st)
+/* The frame rings of the journal, whose id is not known, and what lies beside them: they have the directory's inode in their names. */
+static void remove_memory(const struct stat *st)
 {
     char part[64];
     _cleanup_closedir_ DIR *d = opendir(SHARED_MEMORY);
@@ -74,6 +74,13 @@ static void remove_rings(const struct stat *st)
     for (const struct dirent *entry; d && (entry = readdir(d));)
         if (strncmp(entry->d_name, "tidemark-", 9) == 0 && strstr(entry->d_name, part))
             unlinkat(dirfd(d), entry->d_name, 0);
+}
+
+void journal_forget_memory(const char *directory)
+{
+    struct stat st;
+    if (stat(directory, &st) == 0)
+        remove_memory(&st);
 }
 
 /* Whoever puts it back in its place has volumes that went on without it. */
@@ -116,7 +123,7 @@ int journal_set_aside(const char *directory, const char *why, char ret_kept[PATH
             SET_ASIDE_MAX, directory);
     if (rename(directory, ret_kept) < 0)
         return error_errno(err, -errno, "cannot rename %s to %s", directory, ret_kept);
-    remove_rings(&st);
+    remove_memory(&st);
     snprintf(path, sizeof path, "%.4000s/..", ret_kept);
     return io_sync_directory(path, err);
 }

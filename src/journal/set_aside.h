@@ -18,6 +18,9 @@
  * done. */
 int journal_set_aside(const char *directory, const char *why, char ret_kept[PATH_MAX],
                       struct error *err) MUST_CHECK;
+/* Removes what is in shared memory of the journal: one that is about to be removed, and that nobody uses. After a kill, or when it was suspended,
+ * its last engine has left that for the next one. */
+void journal_forget_memory(const char *directory);
 /* Whether there is such a directory beside the journal: the newest, with the reason ("" when it is not
  * known). */
 bool journal_find_set_aside(const char *directory, char ret_kept[PATH_MAX], char ret_why[512]);

@@ -148,7 +148,7 @@ int volume_flush_both(struct volume *v, struct error *err)
     int r = sync_both(v, err);
     while (r == -ESHUTDOWN && group_await_journal(v->group))
         r = journal_sync(v->group->journal, -1, NULL, err);
-    if (r == -ESHUTDOWN && !v->group->holds) /* availability: the backing is what counts now */
+    if ((r == -ESHUTDOWN && !v->group->holds) || (r == 0 && atomic_load(&v->group->pending_owed))) /* availability: the backing is what counts now */
         r = stale_save_behind(v->group, err);
     if (r == 0)
         r = fill_save_behind(v, err);
@@ -189,7 +189,7 @@ enum block_step flush_step(struct volume *v, struct flush *f, struct block_reque
         return BLOCK_STEP_BLOCKS; /* to tell the error */
     if (!journaled)
         return BLOCK_STEP_WAITS;
-    if (!lost)
+    if (!lost && !atomic_load(&v->group->pending_owed))
         return BLOCK_STEP_DONE;
     return BLOCK_STEP_AGAIN; /* the journal is to be waited for, or the grains to be saved */
 }

@@ -379,6 +379,7 @@ static int end_resync(struct group *g, struct error *err)
     g->compare_image = NULL;
     for (size_t i = 0; i < g->volume_count && !journal_is_suspended(g->journal); i++)
         atomic_store(&g->volumes[i].seed.inexact, false); /* what was is refused now */
+    atomic_store(&g->pending_owed, false);
     pthread_rwlock_unlock(&g->gate);
     grains_close_image(g, g->compare_pin, &image);
     intents_compared(g);

@@ -250,6 +250,7 @@ int group_begin_compare(struct group *g, struct error *err)
     struct journal_status status;
     grains_close_image(g, g->compare_pin, &g->compare_image); /* of a comparison that was not finished */
     g->compare_due = true; /* until it has begun */
+    stale_owe(g);
     journal_status(g->journal, &status);
     struct lsn low = status.latest;
     int r = seed_exact_until(g, &low, err);
@@ -306,6 +307,7 @@ int group_resume(struct group *g, struct error *err)
     pthread_mutex_lock(&g->rewind_mutex);
     pthread_rwlock_wrlock(&g->gate); /* waits for the writes under way */
     int r = intents_save_lost(g, err);
+    stale_owe(g); /* before a flush is answered by the journal again */
     if (r == 0)
         r = journal_resume(g->journal, err);
     if (r == 0)
@@ -505,7 +507,7 @@ void group_status(struct group *g, struct group_status *ret)
     ret->filling = g->source.image != NULL;
     pthread_rwlock_unlock(&g->source.lock);
     pthread_rwlock_rdlock(&g->gate);
-    ret->rewinding = g->stale_image != NULL;
+    ret->rewinding = g->stale_image != NULL || stale_any(g); /* also where its image cannot be opened */
     ret->rewind_lsn = g->rewind_lsn;
     ret->rewind_target = g->rewind_target;
     ret->resyncing = g->compare_image != NULL || g->compare_due;

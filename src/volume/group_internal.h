@@ -106,6 +106,7 @@ struct group {
     pthread_mutex_t pending_mutex; /* one writer of rewind.pending */
     _Atomic bool pending_damaged;  /* it was, and all is copied back therefore */
     _Atomic bool pending_behind;   /* grains were made plain since it was written */
+    _Atomic bool pending_owed;     /* some of them may hold what the journal lacks, until all is compared: a flush writes it before */
     uint64_t pin_counter;
     struct lsn rewind_lsn, rewind_target;
 
@@ -239,8 +240,10 @@ void grains_close_image(struct group *g, char pin[24], struct image **image);
 int stale_load(struct group *g, struct error *err) MUST_CHECK;
 /* Writes the map on disk, after the backings were flushed. */
 int stale_save(struct group *g, struct error *err) MUST_CHECK;
-/* The same, if a grain that it calls stale is not any more. */
+/* The same, if a grain that it calls stale is not any more; not before one that is under way has ended. */
 int stale_save_behind(struct group *g, struct error *err) MUST_CHECK;
+/* Until all is compared, flushes save the map before they are answered, if it has to be. */
+void stale_owe(struct group *g);
 /* The map in shared memory, of g->rewind_lsn. Both with the gate held exclusively. */
 void stale_publish(struct group *g);
 void stale_forget(struct group *g);

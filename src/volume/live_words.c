@@ -18,6 +18,7 @@ struct live_header {        /* in the machine's byte order, for one boot */
     _Atomic uint64_t magic; /* set while it is trusted */
     uint64_t grains;
     uint8_t id[16];
+    _Atomic uint64_t number;
 };
 
 int live_words_open(struct live_words *w, const char *path, uint64_t grains, const uint8_t id[16], bool *ret_valid, struct error *err)
@@ -39,6 +40,7 @@ int live_words_open(struct live_words *w, const char *path, uint64_t grains, con
         atomic_store(&h->magic, 0);
         h->grains = grains;
         memcpy(h->id, id, 16);
+        atomic_store(&h->number, 0);
     }
     *w = (struct live_words){.memory = memory, .memory_bytes = length, .words = (_Atomic uint64_t *)(void *)((char *)memory + LIVE_WORDS_OFFSET)};
     return 0;
@@ -48,6 +50,18 @@ void live_words_trust(struct live_words *w, bool trusted)
 {
     struct live_header *h = w->memory;
     atomic_store(&h->magic, trusted ? (uint64_t)LIVE_MAGIC : 0);
+}
+
+void live_words_set_number(struct live_words *w, uint64_t number)
+{
+    struct live_header *h = w->memory;
+    atomic_store(&h->number, number);
+}
+
+uint64_t live_words_number(const struct live_words *w)
+{
+    const struct live_header *h = w->memory;
+    return atomic_load(&h->number);
 }
 
 void live_words_close(struct live_words *w)

@@ -20,6 +20,9 @@ struct live_words {
 /* Maps the file `path`, made when it is missing. *ret_valid: it is trusted, of that id and size; else it is not trusted, and holds anything. */
 int live_words_open(struct live_words *w, const char *path, uint64_t grains, const uint8_t id[16], bool *ret_valid, struct error *err) MUST_CHECK;
 void live_words_trust(struct live_words *w, bool trusted);
+/* A number that stands with them, whose meaning is the caller's; 0 at first. */
+void live_words_set_number(struct live_words *w, uint64_t number);
+uint64_t live_words_number(const struct live_words *w);
 /* Not open: nothing. */
 void live_words_close(struct live_words *w);
 

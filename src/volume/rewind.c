@@ -330,6 +330,7 @@ struct rewind {
     struct image *target, *latest, *result;
     char target_pin[24], latest_pin[24], result_pin[24];
     char run_path[PATH_MAX], rescue_path[PATH_MAX];
+    struct lsn lsn_before, target_before; /* of the one that was copied back until now */
 };
 
 /* With the gate closed and all other appends waiting. */
@@ -383,6 +384,8 @@ static void use_image(struct group *g, struct image **image, char pin[24])
 static void abandon(struct group *g, struct rewind *w)
 {
     struct error ignored = ERROR_INIT;
+    g->rewind_lsn = w->lsn_before;
+    g->rewind_target = w->target_before;
     if (w->run_path[0]) {
         if (unlink(w->run_path) == 0 && io_sync_directory(journal_directory(g->journal), &ignored) < 0)
             log_warning(g->log, "%s", ignored.message);
@@ -407,6 +410,8 @@ int group_rewind(struct group *g, struct lsn target, bool dry_run, struct group_
         return r;
     journal_hold(g->journal);
     pthread_rwlock_wrlock(&g->gate);
+    w.lsn_before = g->rewind_lsn;
+    w.target_before = g->rewind_target;
     if (g->compare_image || g->compare_due) {
         r = error_set(err, -EBUSY, "the volumes are still being compared after an unclean end: try again when `tidemark status` "
                                    "says protected");

@@ -2,11 +2,12 @@
 /* Which grains are stale: they hold what a rewind has not copied back yet, and are read through the journal's image. In two maps:
  *
  *   S1  In shared memory, exact, which survives a kill. A grain whose bit is cleared there is in the backing, whatever the journal has of it. It is not
- *       believed where the frame ring is gone or of a later use: journal and backing are older then, of a copy that was put back.
+ *       believed where the frame ring is gone or of a later use: journal and backing are older then, of a copy that was put back; nor where it is of an
+ *       older rewind than the one on disk. It may be of a newer one, whose bits did not come to the disk: they are too many, as all that it has.
  *   S2  On disk (journal/rewind.pending), which survives a loss of power. A bit is cleared there only after the backing was flushed, so it may be
  *       set too long: then image(latest) is what the grain holds, as long as the journal has all that was acknowledged. Where it may not have
  *       (writes go on unjournaled, or a kill took the frame ring with it), S1 says so, and after a loss of power nothing but what was flushed counts;
- *       a flush that is answered while writes go on unjournaled saves the map before (stale_save_behind).
+ *       a flush that is answered while writes go on unjournaled, or until they are compared, saves the map before (stale_save_behind).
  *
  * Both are there from before a rewind's record until it is copied back. Who clears bits has the gate, and the range lock of whole grains. */
 #include <errno.h>
@@ -61,14 +62,33 @@ static int remove_pending(struct group *g, struct error *err)
     return io_sync_directory(journal_directory(g->journal), err);
 }
 
+/* No room beside them, which may be why writes go unjournaled, and is no reason for their flush to fail. The copy first: one of the two is whole. */
+static int overwrite_pending(struct group *g, const void *data, size_t length, struct error *err)
+{
+    char path[PATH_MAX];
+    int r = 0;
+    for (int copy = 1; copy >= 0 && r == 0; copy--) {
+        pending_path(g, copy, path);
+        r = sealed_overwrite_file(path, data, length, err);
+    }
+    return r;
+}
+
 /* Without it the backings would be taken for what the volumes hold: there are two. */
 static int write_pending(struct group *g, const void *data, size_t length, struct error *err)
 {
     char path[PATH_MAX];
-    int r = 0;
+    int r = journal_step(g->journal, "pending");
+    if (r < 0)
+        return error_errno(err, r, "cannot write rewind.pending");
     for (int copy = 0; copy < 2 && r == 0; copy++) {
         pending_path(g, copy, path);
         r = sealed_replace_file(path, data, length, 0600, err);
+    }
+    struct error ignored = ERROR_INIT;
+    if (r < 0 && overwrite_pending(g, data, length, &ignored) == 0) {
+        *err = ERROR_INIT;
+        r = 0;
     }
     return r;
 }
@@ -106,19 +126,34 @@ static int save_pending(struct group *g, struct error *err)
     return r < 0 ? r : write_pending(g, data, length, err);
 }
 
-int stale_save(struct group *g, struct error *err)
+/* With pending_mutex. */
+static int save(struct group *g, struct error *err)
 {
-    MUTEX_GUARD(guard, &g->pending_mutex);
     bool behind = atomic_exchange(&g->pending_behind, false);
     int r = save_pending(g, err);
     if (r < 0 && behind)
         atomic_store(&g->pending_behind, true);
+    if (r == 0 && !stale_any(g)) /* there are none any more before all is compared */
+        atomic_store(&g->pending_owed, false);
     return r;
+}
+
+int stale_save(struct group *g, struct error *err)
+{
+    MUTEX_GUARD(guard, &g->pending_mutex);
+    return save(g, err);
 }
 
 int stale_save_behind(struct group *g, struct error *err)
 {
-    return atomic_load(&g->pending_behind) ? stale_save(g, err) : 0;
+    MUTEX_GUARD(guard, &g->pending_mutex);
+    return atomic_load(&g->pending_behind) ? save(g, err) : 0;
+}
+
+void stale_owe(struct group *g)
+{
+    MUTEX_GUARD(guard, &g->pending_mutex); /* what is being written is not written */
+    atomic_store(&g->pending_owed, stale_any(g) || atomic_load(&g->pending_behind));
 }
 
 static void load_volume_bits(struct group *g, const struct pending_volume *pv, const char *bits)
@@ -215,15 +250,15 @@ static int load_pending(struct group *g, struct error *err)
 
 /* ---- in shared memory ---- */
 
-/* Of this journal, and of its newest rewind. */
+/* Of this journal; its number is the LSN of the rewind. */
 static int live_open(struct volume *v, bool *ret_valid, struct error *err)
 {
     char path[PATH_MAX];
     struct uuid id = journal_id(v->group->journal);
-    for (size_t i = 0; i < sizeof(uint64_t); i++)
-        id.bytes[i] ^= (uint8_t)(v->group->rewind_lsn.n >> 8 * i);
     volume_memory_path(v, "stale", path);
-    return live_words_open(&v->stale_live, path, v->stale.grains, id.bytes, ret_valid, err);
+    int r = live_words_open(&v->stale_live, path, v->stale.grains, id.bytes, ret_valid, err);
+    *ret_valid = r == 0 && *ret_valid && live_words_number(&v->stale_live) >= v->group->rewind_lsn.n;
+    return r;
 }
 
 /* It says what the map does from now on. */
@@ -232,20 +267,21 @@ static void live_fill(struct volume *v)
     live_words_trust(&v->stale_live, false); /* not to be believed meanwhile */
     for (uint64_t w = 0; w < (v->stale.grains + 63) / 64; w++)
         atomic_store(&v->stale_live.words[w], atomic_load(&v->stale.words[w]));
+    live_words_set_number(&v->stale_live, v->group->rewind_lsn.n);
     live_words_trust(&v->stale_live, true);
 }
 
 /* Both maps say what both said. */
 static void live_keep(struct volume *v)
 {
-    unsigned count = 0;
+    uint64_t count = 0;
     for (uint64_t w = 0; w < (v->stale.grains + 63) / 64; w++) {
         uint64_t saved = atomic_load(&v->stale.words[w]), both = saved & atomic_load(&v->stale_live.words[w]);
         if (both != saved)
             atomic_store(&v->group->pending_behind, true);
         atomic_store(&v->stale_live.words[w], both);
         atomic_store(&v->stale.words[w], both);
-        count += (unsigned)__builtin_popcountll(both);
+        count += (uint64_t)__builtin_popcountll(both);
     }
     atomic_store(&v->stale.set_count, count);
 }

@@ -102,7 +102,7 @@ mutation late-writes-backing src/block/file.c 's/r == -EBUSY && waited_ms < wait
 mutation late-writes-segment src/journal/recovery.c 's/int awaited = segment_await\(path, fd, err\);/int awaited = 0;/' \
     tests/unit/volume/test_volume_unclean a_start_waits_for_the_last_writes_to_a_segment
 # Rewinds.
-mutation rescue-ended src/journal/maintain.c 's/d\.repair = access\(path, F_OK\) == 0;/d.repair = false;/' tests/unit/journal/test_journal_rescue
+mutation rescue-ended src/journal/maintain.c 's/d\.repair_rescue = rescue_is_unfinished\(j\);/d.repair_rescue = false;/' tests/unit/journal/test_journal_rescue
 mutation abandoned-rewind src/volume/rewind.c 's/^    if \(w->latest\)$/    if (w->latest \&\& !g->stale_image)/' \
     tests/unit/volume/test_volume_unclean a_rewind_that_fails_changes_nothing_while_another_is_copied_back
 # Clones that are used before they are copied.

@@ -3,6 +3,7 @@
 """What others on the host do beside `tidemark up`: mounts of their own, damaged files, crowds at the API. Needs root, /dev/fuse and
 loop devices."""
 import os
+import re
 import shutil
 import signal
 import socket
@@ -14,7 +15,7 @@ import time
 import unittest
 
 sys.path.insert(0, os.path.dirname(__file__))
-from stand import TIDEMARK, ApiError, Stand, until  # noqa: E402
+from stand import TIDEMARK, ApiError, Stand, content, until, write  # noqa: E402
 
 
 class Base(unittest.TestCase):
@@ -236,6 +237,88 @@ class Status(Base):
             self.assertEqual(os.path.exists(path + ".deleted"), not applied)
             s.apply(text)
         self.assertEqual(s.read("mnt/shop/data/f"), "one")
+
+    def test_what_an_earlier_release_deleted_is_no_loss(self):
+        """It left nothing of the description, and told it from one that was lost by nothing."""
+        s = self.s.start()
+        path, noted = s.path("s/apps/shop/application.yaml"), s.path("s/apps/.deletions-noted")
+        s.apply(s.yaml(volumes=("data",)))
+        s.write("mnt/shop/data/f", "one")
+        before = s.call("GET", "/v1/status")["warnings"]
+        s.call("DELETE", "/v1/applications/shop")
+        self.assertEqual(s.stop(), 0)
+        os.unlink(path + ".deleted")
+        if os.path.exists(noted):
+            os.unlink(noted)
+        s.start()
+        self.assertEqual(s.call("GET", "/v1/status")["warnings"], before)
+        self.assertEqual(s.stop(), 0)
+        os.unlink(path + ".deleted")
+        s.start()
+        told = [w for w in s.call("GET", "/v1/status")["warnings"] if w not in before]
+        self.assertEqual(len(told), 1)
+        remedy = re.search(r"if it was deleted on purpose, `(touch .*)`", told[0]).group(1)
+        self.assertEqual(s.stop(), 0)
+        subprocess.run(remedy.split(), check=True)
+        s.start()
+        self.assertEqual(s.call("GET", "/v1/status")["warnings"], before)
+        s.apply(s.yaml(volumes=("data",)))
+        self.assertEqual(s.read("mnt/shop/data/f"), "one")
+
+    def deleted(self, name):
+        """Of an application that is started again and again: None when that is under way."""
+        try:
+            self.s.call("DELETE", "/v1/applications/" + name)
+        except ApiError as e:
+            return None if "restart is under way" in str(e) else str(e)
+        return "deleted"
+
+    def test_what_a_deletion_keeps_is_whole(self):
+        s = self.s.start()
+        policy = "apiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\nmetadata: {name: gold}\nspec: {journal: {quota: 4Gi}}\n"
+        size = 256 << 20
+        with open(s.path("disk.img"), "wb") as f:
+            f.truncate(size)
+        text = policy + ("---\napiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\n"
+                         f"spec: {{policyRef: {{name: gold}}, volumes: [{{name: data, source: {s.path('disk.img')}}}]}}\n")
+        s.apply(text)
+        until(lambda: s.status()["state"] == "protected", "seeded")
+        write(s.status()["volumes"][0]["device"], 0, b"a" * size)
+        lsn = s.status()["lsn"]
+        write(s.status()["volumes"][0]["device"], 0, b"b" * size)
+        s.operate("/v1/applications/shop/rewind", {"to": f"lsn:{lsn}"})
+        s.stop(signal.SIGKILL)
+        for pid in s.processes():
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: not s.processes(), "holder and engine are gone")
+        os.unlink(s.path("s/policies/gold.yaml"))  # it cannot be started: what is left stays left
+        s.start()
+        self.assertNotEqual(content(s.path("disk.img")), b"a" * size)
+        for query in ("", "?purge=true"):
+            told = until(lambda q=query: self.deleted("shop" + q), "it is not being started just then")
+            self.assertIn("409 EBUSY: a rewind of shop is still being copied back", told)
+        s.apply(policy)
+        until(lambda: s.status()["state"] == "protected" and not s.status()["rewind"], "it is copied back")
+        s.call("DELETE", "/v1/applications/shop")
+        self.assertEqual(content(s.path("disk.img")), b"a" * size)
+
+    def test_a_purge_leaves_nothing_in_shared_memory_that_a_killed_engine_left(self):
+        s = self.s.start()
+        policy = "apiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\nmetadata: {name: gold}\nspec: {journal: {quota: 1Gi}}\n"
+        s.apply(policy + "---\n" + s.yaml(volumes=("data",)).replace("spec:\n", "spec:\n  policyRef: {name: gold}\n"))
+        st = os.stat(s.path("s/apps/shop/journal"))
+        part = f"-{st.st_dev:x}-{st.st_ino:x}.ring"
+        s.write("mnt/shop/data/f", "one")
+        s.stop(signal.SIGKILL)
+        for pid in s.processes():
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: not s.processes(), "holder and engine are gone")
+        os.unlink(s.path("s/policies/gold.yaml"))  # it cannot be started
+        s.start()
+        self.assertNotEqual([name for name in os.listdir("/dev/shm") if part in name], [])
+        self.assertEqual(until(lambda: self.deleted("shop?purge=true"), "it is not being started just then"), "deleted")
+        self.assertEqual([name for name in os.listdir("/dev/shm") if part in name], [])
+        self.assertFalse(os.path.exists(s.path("s/apps/shop")))
 
     def test_lsn_is_of_the_newest_write_in_mode_flush(self):
         s = self.s.start()

@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -24,6 +25,7 @@ static struct stand {
     char path[64];
     struct block *blocks[2];
     struct nbd_server *server;
+    struct log log; /* into memory */
 } x;
 static struct error err;
 
@@ -50,7 +52,8 @@ static int set_up(void **state)
     check_ok(block_file_open(file, VOLUME_BYTES, false, &x.blocks[0], &err)); /* has a queue */
     unlink(file);
     check_ok(block_memory_new(VOLUME_BYTES, &x.blocks[1], &err)); /* has none, as a view */
-    struct nbd_server_options o = {.socket_path = x.path, .count = 2, .blocks = x.blocks, .names = names};
+    x.log = (struct log){.fd = memfd_create("log", MFD_CLOEXEC), .level = LOG_LEVEL_WARNING, .name = "test"};
+    struct nbd_server_options o = {.socket_path = x.path, .count = 2, .blocks = x.blocks, .names = names, .log = &x.log};
     check_ok(nbd_server_start(&o, &x.server, &err));
     return 0;
 }
@@ -62,6 +65,7 @@ static int tear_down(void **state)
     nbd_server_free(x.server);
     block_free(x.blocks[0]);
     block_free(x.blocks[1]);
+    close(x.log.fd);
     assert_int_equal(stat(x.path, &st), -1);
     return 0;
 }
@@ -348,26 +352,66 @@ static void a_client_that_stops_harms_no_other(void **state)
     close(fd);
 }
 
+/* How often the log has it. */
+static unsigned told(const char *what)
+{
+    static char text[1u << 20];
+    ssize_t n = pread(x.log.fd, text, sizeof text - 1, 0);
+    unsigned count = 0;
+    text[n > 0 ? n : 0] = '\0';
+    for (const char *at = text; (at = strstr(at, what)); at++)
+        count++;
+    return count;
+}
+
+/* A connection, as soon as those that were closed are gone. */
+static int dial_until_taken(void)
+{
+    struct nbd_greeting greeting;
+    for (int i = 0; i < 1000; i++) {
+        int fd = dial();
+        if (recv(fd, &greeting, sizeof greeting, 0) == sizeof greeting)
+            return fd;
+        close(fd);
+        usleep(10000);
+    }
+    fail_msg("no room although clients have gone");
+    return -1;
+}
+
+static void close_some(int *fds, size_t from)
+{
+    for (size_t i = from; i < NBD_CONNECTIONS_MAX; i++)
+        close(fds[i]);
+}
+
+/* More than there can be are told once, until there was room for a while. */
 static void connections_are_limited(void **state)
 {
     int fds[NBD_CONNECTIONS_MAX];
     (void)state;
     for (size_t i = 0; i < NBD_CONNECTIONS_MAX; i++)
         fds[i] = i % 2 ? choose("wal") : dial();
-    int more = dial();
-    is_closed(more);
-    for (size_t i = 0; i < NBD_CONNECTIONS_MAX; i++)
-        close(fds[i]);
-    for (int i = 0; i < 1000; i++) { /* once they are gone there is room again */
-        struct nbd_greeting greeting;
-        more = dial();
-        bool room = recv(more, &greeting, sizeof greeting, 0) == sizeof greeting;
-        close(more);
-        if (room)
-            return;
-        usleep(10000);
+    assert_int_equal(told("are sent away"), 0);
+    for (int i = 0; i < 5; i++)
+        is_closed(dial());
+    assert_int_equal(told("are sent away"), 1);
+    assert_int_equal(told("64 connections"), 1);
+    assert_int_equal(told(x.path), 1);
+    close_some(fds, NBD_CONNECTIONS_MAX - 2);
+    for (size_t i = NBD_CONNECTIONS_MAX - 2; i < NBD_CONNECTIONS_MAX; i++)
+        fds[i] = dial_until_taken();
+    is_closed(dial());
+    assert_int_equal(told("are sent away"), 1);
+    for (int i = 0; i < 1000 && told("are sent away") == 1; i++) { /* the server may not have seen them go before others came */
+        close_some(fds, NBD_CONNECTIONS_CALM / 2);
+        for (size_t k = NBD_CONNECTIONS_CALM / 2; k < NBD_CONNECTIONS_MAX; k++)
+            fds[k] = dial_until_taken();
+        is_closed(dial());
     }
-    fail_msg("no room although all clients have gone");
+    assert_int_equal(told("are sent away"), 2);
+    close_some(fds, 0);
+    close(dial_until_taken());
 }
 
 /* Whoever waits for a descriptor does not keep a processor busy: it asks some times a second. */

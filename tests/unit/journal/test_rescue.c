@@ -153,6 +153,30 @@ static void what_was_copied_in_part_is_copied_again_later(void **unused)
     end();
 }
 
+/* What comes first may be a drop of the same history. */
+static void what_was_copied_in_part_is_copied_again_by_a_drop(void **unused)
+{
+    char found[2 * HALF_BYTES], wanted[2 * HALF_BYTES];
+    struct manifest m;
+    (void)unused;
+    begin();
+    x.fails = true;
+    assert_int_equal(maintain_rescue(x.journal, x.second, x.second, &err), -EIO);
+    x.fails = false;
+    change_half();
+    close_all();
+    open_all();
+    check_ok(journal_manifest(x.journal, &m, &err));
+    struct lsn last = m.segments[manifest_find_segment(&m, x.second)].last;
+    manifest_release(&m);
+    check_ok(journal_drop(x.journal, last, &err));
+    check_ok(read_store(found));
+    memset(wanted, 'A', HALF_BYTES);
+    memset(wanted + HALF_BYTES, 'B', HALF_BYTES);
+    assert_memory_equal(found, wanted, sizeof found);
+    end();
+}
+
 static void damage_is_no_copy_in_part(void **unused)
 {
     char found[2 * HALF_BYTES];
@@ -168,6 +192,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_was_copied_in_part_is_copied_again_later),
+        cmocka_unit_test(what_was_copied_in_part_is_copied_again_by_a_drop),
         cmocka_unit_test(damage_is_no_copy_in_part),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

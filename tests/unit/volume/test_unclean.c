@@ -93,6 +93,11 @@ static int tear_down(void **state)
     journal_abandon(x.journal);
     check_ok(io_remove_tree(x.directory, &err));
     unlink(x.ring);
+    for (const char **kind = (const char *[]){"stale", "seed", NULL}; *kind; kind++) {
+        char live[128];
+        snprintf(live, sizeof live, "%s.%s-1", x.ring, *kind);
+        unlink(live);
+    }
     unlink(x.path);
     return 0;
 }
@@ -227,6 +232,28 @@ static void a_rewind_whose_image_cannot_be_opened_has_happened(void **state)
     group_settle(x.group);
     check_live("after the rewind", 0, 8 * GRAIN, 'a');
     assert_int_equal(check_latest("after the rewind"), 0);
+}
+
+/* Who asks would take the backing for what the volume holds. */
+static void a_rewind_whose_image_cannot_be_opened_is_told(void **state)
+{
+    (void)state;
+    struct group_change change;
+    struct group_status s;
+    char name[24];
+    put(0, 8 * GRAIN, 'a');
+    struct lsn before = latest();
+    put(0, 8 * GRAIN, 'b');
+    grains_stop(x.group); /* nobody tries again */
+    for (unsigned i = 0; i < MAX_PINS - 2; i++) { /* two are left: for target and latest */
+        snprintf(name, sizeof name, "engine-x%u", i);
+        check_ok(journal_pin(x.journal, name, before, true, &err));
+    }
+    check_ok(group_rewind(x.group, before, false, &change, &err));
+    free(change.volumes);
+    group_status(x.group, &s);
+    assert_int_equal(s.stale_bytes, 8 * GRAIN);
+    assert_true(s.rewinding);
 }
 
 struct racer {
@@ -849,6 +876,82 @@ static void an_unjournaled_write_over_a_rewind_survives_a_kill(void **state)
     assert_int_equal(check_latest("after the kill"), 0);
 }
 
+/* A rewind that could not be begun for want of room is followed by writes that go unjournaled, over what the one before it has not copied back. */
+static void an_unjournaled_write_after_a_rewind_that_failed_survives_a_kill(void **state)
+{
+    (void)state;
+    struct group_change change;
+    struct group_status s;
+    struct lsn before = begin_rewind();
+    group_status(x.group, &s);
+    struct lsn first = s.rewind_lsn;
+    put(2 * GRAIN, GRAIN, 'c');
+    x.fault = "pending";
+    assert_true(group_rewind(x.group, before, false, &change, &err) < 0);
+    group_status(x.group, &s);
+    struct lsn shown = s.rewind_lsn;
+    x.fault = "write";
+    put(6 * GRAIN, GRAIN, 'f'); /* its frame is on the disk all the same */
+    put(5 * GRAIN, GRAIN, 'e');
+    kill_all();
+    open_all();
+    group_settle(x.group);
+    check_live("not copied back", 0, 2 * GRAIN, 'a');
+    check_live("written since", 2 * GRAIN, GRAIN, 'c');
+    check_live("unjournaled", 5 * GRAIN, GRAIN, 'e');
+    assert_int_equal(check_latest("after the kill"), 0);
+    assert_int_equal(shown.n, first.n);
+}
+
+static void lose_shared_memory(void)
+{
+    char live[120];
+    unlink(x.ring);
+    snprintf(live, sizeof live, "%s.stale-1", x.ring);
+    unlink(live);
+}
+
+/* The journal's disk may be full, which is why they go unjournaled: no reason for a flush to fail. */
+static void a_flush_needs_no_room_beside_the_journal(void **state)
+{
+    (void)state;
+    char name[120];
+    begin_rewind();
+    x.fault = "write";
+    put(6 * GRAIN, GRAIN, 'f'); /* its frame is on the disk all the same */
+    put(2 * GRAIN, GRAIN, 'c');
+    snprintf(name, sizeof name, "%s/rewind.pending.tmp", x.directory); /* nothing can be made there */
+    assert_return_code(mkdir(name, 0700), errno);
+    check_ok(block_flush(x.block, &err));
+    kill_all();
+    lose_shared_memory();
+    open_all();
+    group_settle(x.group);
+    check_live("flushed", 2 * GRAIN, GRAIN, 'c');
+    check_live("not copied back", 3 * GRAIN, GRAIN, 'a');
+    assert_int_equal(check_latest("after the loss of power"), 0);
+}
+
+/* What a flush that the journal has answered has made durable, a loss of power leaves: also what went unjournaled before, until it is compared. */
+static void an_unjournaled_write_over_a_rewind_survives_a_loss_of_power_once_journaling_goes_on(void **state)
+{
+    (void)state;
+    begin_rewind();
+    x.fault = "write";
+    put(6 * GRAIN, GRAIN, 'f'); /* its frame is on the disk all the same */
+    put(2 * GRAIN, GRAIN, 'c');
+    x.fault = NULL;
+    check_ok(group_resume(x.group, &err));
+    check_ok(block_flush(x.block, &err));
+    kill_all();
+    lose_shared_memory();
+    open_all();
+    group_settle(x.group);
+    check_live("flushed", 2 * GRAIN, GRAIN, 'c');
+    check_live("not copied back", 3 * GRAIN, GRAIN, 'a');
+    assert_int_equal(check_latest("after the loss of power"), 0);
+}
+
 /* ---- adopted volumes ---- */
 
 /* A before-image that could not be kept is not forgotten by a kill: the points that lack it are refused. */
@@ -986,6 +1089,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         UNCLEAN(a_rewind_that_fails_changes_nothing_while_another_is_copied_back),
         UNCLEAN(a_rewind_whose_image_cannot_be_opened_has_happened),
+        UNCLEAN(a_rewind_whose_image_cannot_be_opened_is_told),
         UNCLEAN(a_pin_at_a_rewind_has_the_rewind),
         UNCLEAN(a_comparison_is_owed_after_a_start_that_failed),
         UNCLEAN(a_comparison_is_owed_after_a_start_that_was_killed),
@@ -1006,6 +1110,9 @@ int main(int argc, char **argv)
         UNCLEAN(a_comparison_that_cannot_begin_is_tried_again),
         UNCLEAN(journaling_goes_on_while_a_diff_is_made),
         UNCLEAN(an_unjournaled_write_over_a_rewind_survives_a_kill),
+        UNCLEAN(an_unjournaled_write_after_a_rewind_that_failed_survives_a_kill),
+        UNCLEAN(a_flush_needs_no_room_beside_the_journal),
+        UNCLEAN(an_unjournaled_write_over_a_rewind_survives_a_loss_of_power_once_journaling_goes_on),
         UNCLEAN(a_lost_before_image_is_remembered_after_a_kill),
         UNCLEAN(a_seed_map_of_somebody_else_is_refused),
         UNCLEAN(the_newest_point_is_found_while_others_write),
