@@ -71,7 +71,7 @@ class Mistakes(unittest.TestCase):
 
     def nothing_is_left(self):
         self.assertEqual((os.listdir(self.s.path("s/apps")), os.listdir(self.s.path("s/policies"))), ([], []))
-        self.assertFalse(any(self.s.remains().values()), self.s.remains())
+        until(lambda: not any(self.s.remains().values()), "nothing is left", 15)
 
     def test_yaml(self):
         self.s.start()
@@ -234,7 +234,7 @@ class Starts(unittest.TestCase):
         self.refused(FAILED, "--state", s.state, "--socket", s.path("file"), says=["something else than a socket has that name"])
         for address in ("nonsense", "127.0.0.1:99999", "127.0.0.1:"):
             self.refused(FAILED, "--state", s.state, "--metrics", address, says=[f"'{address}' is not an address: expected host:port"])
-        self.assertFalse(any(s.remains().values()), s.remains())
+        until(lambda: not any(s.remains().values()), "nothing is left", 15)
 
     def test_disks(self):
         s = self.s
