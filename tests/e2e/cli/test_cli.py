@@ -33,15 +33,19 @@ except ImportError:
     yaml = None
 
 
-def run(*args, stdin="", env=None, cwd=None):
+def run(*args, stdin="", env=None, cwd=None, progress=False):
+    """`progress`: with how long it takes, which it tells after a second."""
     environment = dict(os.environ, TERM="xterm")
     environment.pop("NO_COLOR", None)
     environment.update(env or {})
-    return subprocess.run([TIDEMARK, *args], input=stdin, capture_output=True, text=True, env=environment, cwd=cwd,
+    done = subprocess.run([TIDEMARK, *args], input=stdin, capture_output=True, text=True, env=environment, cwd=cwd,
                           timeout=180)
+    if not progress:
+        done.stderr = re.sub(r"^tidemark: .*, \d+ s\n", "", done.stderr, flags=re.MULTILINE)
+    return done
 
 
-def run_on_terminal(*args, answer=None, env=None, columns=0):
+def run_on_terminal(*args, answer=None, env=None, columns=0, progress=False):
     """stdin, stdout and stderr are a terminal; gives (exit code, all output). `answer` is typed at a question."""
     pid, master = pty.fork()
     if pid == 0:
@@ -67,7 +71,10 @@ def run_on_terminal(*args, answer=None, env=None, columns=0):
             os.write(master, answer.encode() + b"\n")
             answer = None
     os.close(master)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), text.decode()
+    text = text.decode()
+    if not progress:
+        text = re.sub("\r\033\\[K[^\r\n]*(?=\r\033\\[K)", "", text).replace("\r\033[K", "")
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), text
 
 
 def options_of(command):
@@ -698,18 +705,18 @@ class Served(unittest.TestCase):
     # Progress, colours, questions
     def test_progress_lines(self):
         self.api.slow_s = 2.6
-        result = self.run("verify", "shop")
+        result = self.run("verify", "shop", progress=True)
         self.assertEqual(result.returncode, 0)
         self.assertRegex(result.stderr, r"^tidemark: verify shop: reading, 1\.0 GiB of 2\.0 GiB \(50 %\), [12] s\n$")
-        self.assertEqual(self.run("verify", "shop", "-q").stderr, "")
+        self.assertEqual(self.run("verify", "shop", "-q", progress=True).stderr, "")
 
     def test_progress_of_a_slow_call(self):
         self.api.delay_s = 2.6
-        self.assertRegex(self.run("status").stderr, r"^tidemark: status, [12] s\n$")
+        self.assertRegex(self.run("status", progress=True).stderr, r"^tidemark: status, [12] s\n$")
 
     def test_progress_on_a_terminal(self):
         self.api.slow_s = 2.6
-        code, text = run_on_terminal("verify", "shop", *self.where)
+        code, text = run_on_terminal("verify", "shop", *self.where, progress=True)
         self.assertEqual(code, 0)
         self.assertGreaterEqual(text.count("\r\033[Kverify shop: reading, 1.0 GiB of 2.0 GiB (50 %)"), 2)
         self.assertIn("\r\033[Kshop: every record", text)
@@ -726,7 +733,7 @@ class Served(unittest.TestCase):
     def test_progress_keeps_to_one_line(self):
         """A line that wraps could not be cleared."""
         self.api.slow_s = 2.6
-        code, text = run_on_terminal("verify", "shop", *self.where, columns=30)
+        code, text = run_on_terminal("verify", "shop", *self.where, columns=30, progress=True)
         self.assertEqual(code, 0)
         shown = re.findall("\r\033\\[K(verify[^\r]*)", text)
         self.assertTrue(shown)

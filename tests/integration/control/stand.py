@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -63,6 +64,11 @@ def until(condition, what, deadline_s=DEADLINE_S):
             return value
         time.sleep(0.02)
     raise AssertionError(f"not within {deadline_s} s: {what}")
+
+
+def told(text):
+    """What a command says, without how long it has taken so far, which it tells after a second."""
+    return re.sub(r"^tidemark: .*, \d+ s\n", "", text, flags=re.MULTILINE)
 
 
 def alive(pid):

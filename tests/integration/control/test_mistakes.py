@@ -10,7 +10,7 @@ import sys
 import unittest
 
 sys.path.insert(0, os.path.dirname(__file__))
-from stand import TIDEMARK, Stand, until  # noqa: E402
+from stand import TIDEMARK, Stand, told, until  # noqa: E402
 
 HEAD = "apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\n"
 POLICY = "apiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\nmetadata: {name: gold}\nspec: "
@@ -54,7 +54,9 @@ class Mistakes(unittest.TestCase):
         self.addCleanup(self.s.destroy)
 
     def tidemark(self, *args, state=None):
-        return subprocess.run([TIDEMARK, "--state", state or self.s.state, *args], capture_output=True, text=True, timeout=180, check=False)
+        done = subprocess.run([TIDEMARK, "--state", state or self.s.state, *args], capture_output=True, text=True, timeout=180, check=False)
+        done.stderr = told(done.stderr)
+        return done
 
     def refused(self, code, args, *says, remedy=None):
         done = self.tidemark(*args)

@@ -14,7 +14,7 @@ import time
 import unittest
 
 sys.path.insert(0, os.path.dirname(__file__))
-from stand import TIDEMARK, ApiError, Stand, until  # noqa: E402
+from stand import TIDEMARK, ApiError, Stand, told, until  # noqa: E402
 
 
 class Base(unittest.TestCase):
@@ -498,7 +498,7 @@ class Files(Base):
             done = subprocess.run([TIDEMARK, "--state", s.state, "apply", *words], capture_output=True, text=True, timeout=120,
                                   check=False)
             self.assertEqual(done.returncode, status, done.stdout + done.stderr)
-            return done.stdout + done.stderr
+            return done.stdout + told(done.stderr)
 
         self.assertIn("there is no ProtectionPolicy 'gold'", apply(shop, status=1))
         for order in ((policy, shop), (shop, policy), (shop, policy, policy)):

@@ -10,7 +10,7 @@ BYTES_BETWEEN = 24 * lib.MIB  # written by one engine before it is killed
 def crash(test, ack):
     app = test.application({"data": 256 * lib.MIB, "wal": 64 * lib.MIB}, ack=ack, name="crash-" + ack)
     enough = app.directory + "/enough"
-    fio = test.fio_until(enough, app.device("data"), bsrange="4k-64k", size="96m", verify="crc32c", verify_fatal=1, rate="40m", fdatasync=64)
+    fio = test.fio_until(enough, app.device("data"), bsrange="4k-64k", size="48m", verify="crc32c", verify_fatal=1, rate="40m", fdatasync=64)
     wal = test.fio(app.device("wal"), wait=False, bs="4k", iodepth=1, size="32m", rate="4m", verify="crc32c", verify_fatal=1,
                    fsync=8)
     for _ in range(KILLS):
