@@ -278,21 +278,15 @@ int io_remove_tree(const char *path, struct error *err)
     return io_remove_marked_tree(path, NULL, err);
 }
 
-/* What is less than a page is mapped as one all the same; said so, the thread sanitizer forgets all of it when it goes. */
-static size_t whole_pages(size_t length_bytes)
-{
-    return (length_bytes + 4095) & ~(size_t)4095;
-}
-
 void *io_alloc_pages(size_t length_bytes)
 {
-    void *data = mmap(NULL, whole_pages(length_bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    void *data = mmap(NULL, io_whole_pages(length_bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
     return data == MAP_FAILED ? NULL : data;
 }
 
 void *io_reserve_pages(size_t length_bytes)
 {
-    void *data = mmap(NULL, whole_pages(length_bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *data = mmap(NULL, io_whole_pages(length_bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     return data == MAP_FAILED ? NULL : data;
 }
 
@@ -307,7 +301,7 @@ void io_populate(void *pages, size_t length_bytes)
 void io_free_pages(void *data, size_t length_bytes)
 {
     if (data)
-        munmap(data, whole_pages(length_bytes));
+        munmap(data, io_whole_pages(length_bytes));
 }
 
 void io_allow_files(void)

@@ -47,6 +47,11 @@ int io_remove_tree(const char *path, struct error *err) MUST_CHECK;
 int io_remove_marked_tree(const char *path, const char *mark, struct error *err) MUST_CHECK;
 /* Whether io_remove_tree would refuse. */
 int io_check_tree(const char *path, struct error *err) MUST_CHECK;
+/* What is less than a page is mapped as one all the same; said so, the thread sanitizer forgets all of it when it goes. */
+static inline size_t io_whole_pages(size_t length_bytes)
+{
+    return (length_bytes + 4095) & ~(size_t)4095;
+}
 /* Page-aligned zeroed memory from mmap, populated. NULL when out of memory. Free with io_free_pages. */
 void *io_alloc_pages(size_t length_bytes);
 /* The same, not populated: each page when it is touched. */

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "base/io.h"
 #include "block/block.h"
 
 struct block_memory {
@@ -95,7 +96,7 @@ static void memory_free(struct block *b)
 {
     struct block_memory *m = memory_of(b);
     pthread_rwlock_destroy(&m->lock);
-    munmap(m->data, b->size_bytes);
+    munmap(m->data, io_whole_pages(b->size_bytes));
     free(m);
 }
 
@@ -116,7 +117,7 @@ int block_memory_new(uint64_t size_bytes, struct block **ret, struct error *err)
                          (unsigned long long)size_bytes, BLOCK_SECTOR_BYTES);
     struct block_memory *m = calloc(1, sizeof *m);
     void *data =
-        m ? mmap(NULL, size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        m ? mmap(NULL, io_whole_pages(size_bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
           : MAP_FAILED;
     if (data == MAP_FAILED) {
         free(m);

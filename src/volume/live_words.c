@@ -31,7 +31,7 @@ int live_words_open(struct live_words *w, const char *path, uint64_t grains, con
         return fd;
     bool fits = fstat(fd, &st) == 0 && (size_t)st.st_size == length;
     int r = fits ? 0 : ftruncate(fd, 0) < 0 ? -errno : -posix_fallocate(fd, 0, (off_t)length);
-    void *memory = r == 0 ? mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
+    void *memory = r == 0 ? mmap(NULL, io_whole_pages(length), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
     if (memory == MAP_FAILED)
         return error_errno(err, r < 0 ? r : -errno, "cannot make %s", path);
     struct live_header *h = memory;
@@ -67,6 +67,6 @@ uint64_t live_words_number(const struct live_words *w)
 void live_words_close(struct live_words *w)
 {
     if (w->memory)
-        munmap(w->memory, w->memory_bytes);
+        munmap(w->memory, io_whole_pages(w->memory_bytes));
     *w = (struct live_words){0};
 }

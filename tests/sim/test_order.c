@@ -163,8 +163,8 @@ static void queue_wait(struct queued *q)
     struct pollfd fds[BLOCK_QUEUE_MAX_FDS];
     unsigned count = block_queue_prepare_sleep(q->queue, fds);
     struct block_request *done = block_queue_poll(q->queue);
-    if (!done && poll(fds, count, 20000) == 0)
-        die(q->s, "queue", "nothing wakes it within 20 s");
+    if (!done && poll(fds, count, 120000) == 0)
+        die(q->s, "queue", "nothing wakes it within two minutes");
     for (; done; done = done->next) {
         int r = done->outcome == BLOCK_STEP_BLOCKS ? block_finish(q->block, done, &err) : done->outcome;
         OK(q->s, r);

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -65,12 +66,47 @@ def until(condition, what, deadline_s=DEADLINE_S):
     raise AssertionError(f"not within {deadline_s} s: {what}")
 
 
+def told(text):
+    """What a command says, without how long it has taken so far, which it tells after a second."""
+    return re.sub(r"^tidemark: .*, \d+ s\n", "", text, flags=re.MULTILINE)
+
+
 def alive(pid):
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii") as f:
             return f.read().rsplit(")", 1)[1].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+class Load:
+    """fio writes and verifies, pass after pass, until it is told to end: whatever happens meanwhile, and however long that takes, happens in
+    the middle of it."""
+    PASSES = 'until [ -e "$1/enough" ]; do fio --output="$1/fio.out" $2 || exit 1; done'
+
+    def __init__(self, directory, file, *options):
+        self.directory = directory
+        words = ["--name=load", "--filename=" + file, "--rw=randwrite", "--bsrange=4k-64k", "--direct=1", "--ioengine=libaio", "--iodepth=8",
+                 "--fdatasync=64", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--randrepeat=0", *options]
+        self.process = subprocess.Popen(["sh", "-c", self.PASSES, "sh", directory, " ".join(words)], cwd=directory, start_new_session=True)
+
+    def ended(self):
+        return self.process.poll() is not None
+
+    def output(self):
+        with open(os.path.join(self.directory, "fio.out"), encoding="utf-8", errors="replace") as f:
+            return f.read()
+
+    def is_right(self):
+        """Ends it after the pass that it is in."""
+        with open(os.path.join(self.directory, "enough"), "w", encoding="ascii"):
+            pass
+        assert self.process.wait(600) == 0 and "verify:" not in self.output(), self.output()
+
+    def kill(self):
+        if not self.ended():
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
 
 class Stand:
@@ -109,7 +145,7 @@ class Stand:
 
     def stop(self, number=signal.SIGTERM):
         self.up.send_signal(number)
-        code = self.up.wait(DEADLINE_S)
+        code = self.up.wait(3 * DEADLINE_S)
         self.log_from = len(self.log_text())
         return code
 

@@ -10,7 +10,7 @@ import sys
 import unittest
 
 sys.path.insert(0, os.path.dirname(__file__))
-from stand import BUILD, ApiError, Stand, until  # noqa: E402
+from stand import BUILD, ApiError, Load, Stand, until  # noqa: E402
 
 PROGRAMS = ("src/engine/tidemark-engine", "src/export/tidemark-holder")
 
@@ -26,22 +26,14 @@ class Base(unittest.TestCase):
             if os.path.exists(os.path.join(BUILD, program)):
                 shutil.copy2(os.path.join(BUILD, program), self.libexec)
         self.fio = None
-        self.addCleanup(self.end_fio)
 
     def start(self):
         return self.s.start(environment={"TIDEMARK_LIBEXEC": self.libexec})
 
-    def end_fio(self):
-        if self.fio and self.fio.poll() is None:
-            self.fio.kill()
-            self.fio.wait()
-
-    def load(self, mebibytes=96):
-        """Begins to write and verify on the volume data; paced, so that what is tested happens in the middle of it."""
-        self.fio = subprocess.Popen(
-            ["fio", "--name=load", "--filename=" + self.s.path("mnt/shop/data/load"), f"--size={mebibytes}m", "--rw=randwrite",
-             "--bsrange=4k-64k", "--direct=1", "--ioengine=libaio", "--iodepth=8", "--rate=24m", "--fdatasync=64", "--verify=crc32c",
-             "--verify_fatal=1", "--verify_state_save=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.s.root)
+    def load(self):
+        """Begins to write and verify on the volume data."""
+        self.fio = Load(self.s.root, self.s.path("mnt/shop/data/load"), "--size=64m", "--rate=24m")
+        self.addCleanup(self.fio.kill)
         self.goes_on()
 
     def written(self):
@@ -50,13 +42,8 @@ class Base(unittest.TestCase):
     def goes_on(self, least=4 << 20):
         """Another few MiB are written; the counter is an engine's own, and begins anew with it."""
         before = until(lambda: self.s.status()["state"] == "protected" and self.written() + 1, "protected") - 1
-        until(lambda: self.fio.poll() is not None or self.written() >= before + least, "writes go on")
-        self.assertIsNone(self.fio.poll(), "fio ended too early")
-
-    def fio_is_right(self):
-        output, _ = self.fio.communicate(timeout=120)
-        self.assertEqual(self.fio.returncode, 0, output)
-        self.assertNotIn("verify:", output)
+        until(lambda: self.fio.ended() or self.written() >= before + least, "writes go on")
+        self.assertFalse(self.fio.ended(), "fio failed: " + self.fio.output())
 
     def ends_well(self):
         """A clean stop, and a start that has everything."""
@@ -75,7 +62,7 @@ class Kills(Base):
     def test_up_and_holder(self):
         s = self.start()
         s.apply(s.yaml(volumes=("data",), size="256Mi"))
-        self.load(128)
+        self.load()
         engine, holder = s.status()["engine_pid"], int(s.read("s/apps/shop/holder.pid"))
 
         s.stop(signal.SIGKILL)  # `up`
@@ -104,7 +91,7 @@ class Kills(Base):
         self.assertEqual((status["state"], status["engine_pid"]), ("protected", engine))
         self.assertTrue(any("holder was ended" in a for a in status["alarms"]), status["alarms"])
         self.goes_on()
-        self.fio_is_right()
+        self.fio.is_right()
         self.ends_well()
         self.assertNotEqual(s.status()["engine_pid"], engine)
 
@@ -153,7 +140,7 @@ class Upgrade(Base):
             print(f"paused for {result['pause_ms']:.1f} ms", file=sys.stderr)
             old = result["to_pid"]
         self.goes_on()
-        self.fio_is_right()
+        self.fio.is_right()
         self.assertEqual(s.status()["alarms"], [])
         self.ends_well()
 

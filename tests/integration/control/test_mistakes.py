@@ -10,7 +10,7 @@ import sys
 import unittest
 
 sys.path.insert(0, os.path.dirname(__file__))
-from stand import TIDEMARK, Stand, until  # noqa: E402
+from stand import TIDEMARK, Stand, told, until  # noqa: E402
 
 HEAD = "apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\n"
 POLICY = "apiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\nmetadata: {name: gold}\nspec: "
@@ -54,7 +54,9 @@ class Mistakes(unittest.TestCase):
         self.addCleanup(self.s.destroy)
 
     def tidemark(self, *args, state=None):
-        return subprocess.run([TIDEMARK, "--state", state or self.s.state, *args], capture_output=True, text=True, timeout=180, check=False)
+        done = subprocess.run([TIDEMARK, "--state", state or self.s.state, *args], capture_output=True, text=True, timeout=180, check=False)
+        done.stderr = told(done.stderr)
+        return done
 
     def refused(self, code, args, *says, remedy=None):
         done = self.tidemark(*args)
@@ -71,7 +73,7 @@ class Mistakes(unittest.TestCase):
 
     def nothing_is_left(self):
         self.assertEqual((os.listdir(self.s.path("s/apps")), os.listdir(self.s.path("s/policies"))), ([], []))
-        self.assertFalse(any(self.s.remains().values()), self.s.remains())
+        until(lambda: not any(self.s.remains().values()), "nothing is left", 15)
 
     def test_yaml(self):
         self.s.start()
@@ -234,7 +236,7 @@ class Starts(unittest.TestCase):
         self.refused(FAILED, "--state", s.state, "--socket", s.path("file"), says=["something else than a socket has that name"])
         for address in ("nonsense", "127.0.0.1:99999", "127.0.0.1:"):
             self.refused(FAILED, "--state", s.state, "--metrics", address, says=[f"'{address}' is not an address: expected host:port"])
-        self.assertFalse(any(s.remains().values()), s.remains())
+        until(lambda: not any(s.remains().values()), "nothing is left", 15)
 
     def test_disks(self):
         s = self.s

@@ -83,7 +83,7 @@ class Stand:
     def stop(self, name, number=signal.SIGTERM, deadline_s=DEADLINE_S):
         process = self.processes.pop(name)
         process.send_signal(number)
-        return process.wait(deadline_s)
+        return process.wait(3 * deadline_s)
 
     # ---- calls ----
 

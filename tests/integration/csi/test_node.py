@@ -268,7 +268,7 @@ class Kills(Case):
             text = f.read()
         job = json.loads(text[text.index("{"):])["jobs"][0]
         self.assertEqual(job["error"], 0)
-        self.assertLess(job["write"]["clat_ns"]["max"], 2e9)
+        self.assertLess(job["write"]["clat_ns"]["max"], 20e9)
         v.unpublish()
         v.unstage()
 
@@ -283,7 +283,7 @@ class Kills(Case):
         self.assertIsNone(data.poll())
         v.unpublish()
         v.unstage()
-        self.assertEqual(data.wait(30), 0)
+        self.assertEqual(data.wait(180), 0)
         del self.stand.processes["data"]
         self.assertEqual(self.stand.loops(), [])
         self.stand.start_data()
@@ -542,7 +542,7 @@ class Endpoint(Case):
         time.sleep(0.3)
         self.assertTrue(thread.is_alive())
         self.https("POST", f"/v1/streams/{v.id}/gate", {"closed": False})
-        thread.join(10)
+        thread.join(120)
         self.assertFalse(thread.is_alive())
         self.assertIn(v.target(), self.stand.mounts())
 

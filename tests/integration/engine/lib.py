@@ -344,7 +344,8 @@ class Test:
         self.mounts.remove(where)
 
     def process(self, *command):
-        process = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.work)
+        """With all that it starts it is ended with the test."""
+        process = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.work, start_new_session=True)
         self.processes.append(process)
         return process
 
@@ -360,6 +361,13 @@ class Test:
             self.fio_ended(process)
         return process
 
+    def fio_until(self, enough, device, **options):
+        """fio pass after pass, until there is the file `enough`: however long what happens meanwhile takes, it happens in the middle of it."""
+        words = " ".join("--%s=%s" % o for o in {"name": "fio", "filename": device, "direct": 1, "ioengine": "libaio", "rw": "randwrite", "iodepth": 16,
+                                                "randrepeat": 0, **options}.items())
+        passes = 'until [ -e "$1" ]; do fio --verify_state_save=0 --output="$1.fio" $2 || { cat "$1.fio"; exit 1; }; ! grep verify: "$1.fio" || exit 1; done'
+        return self.process("sh", "-c", passes, "sh", enough, words)
+
     def fio_ended(self, process, seconds=240):
         output, _ = process.communicate(timeout=seconds)
         check(process.returncode == 0 and "verify:" not in output, "fio ended with", process.returncode, output)
@@ -370,7 +378,10 @@ class Test:
     def __exit__(self, kind, value, trace):
         for process in self.processes:
             if process.poll() is None:
-                process.kill()
+                try:
+                    os.killpg(process.pid, signal.SIGKILL)
+                except ProcessLookupError:  # not one of test.process
+                    process.kill()
                 process.wait()
         if kind and kind is not SystemExit:
             for served in self.served:

@@ -55,9 +55,9 @@ grep -qE "^start 1 data:[0-9]+:[0-9]+$" "$work/starts" || fail "environment: $(c
 
 # SIGTERM while the program keeps failing.
 echo "{\"name\": \"t\", $mount, \"program\": [\"/bin/false\"]}" >"$work/bad.json"
-"$TIDEMARK_HOLDER" --config "$work/bad.json" 2>>"$work/log" &
+"$TIDEMARK_HOLDER" --config "$work/bad.json" 2>"$work/message" &
 holder_pid=$!
-sleep 0.5
+wait_for 10 grep -q "starting it again" "$work/message" || fail "no second start: $(cat "$work/message")"
 kill -TERM "$holder_pid"
 wait "$holder_pid" || fail "SIGTERM in the back-off"
 holder_pid=

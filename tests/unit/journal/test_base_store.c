@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <semaphore.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -19,30 +20,47 @@
 
 #define VOLUME 1u
 #define SIZE_BYTES (1u << 20)
-#define STALL_NS (400 * NS_PER_MS)  /* of the writer, in the middle of a change */
-#define AT_ONCE_NS (100 * NS_PER_MS) /* nobody was waited for */
+#define WAIT_MS 120000 /* hangs */
 
 static struct error err;
 static char *directory;
 static struct base_store *store; /* the writer's */
 
-/* The thread's write number `stall_at` (from 1) begins after STALL_NS, or not at all. */
+/* The thread's write number `stall_at` (from 1) begins once it may go on. */
 static _Thread_local unsigned stall_at, writes;
-static _Thread_local bool stall_for_ever;
-static sem_t *stalled;
+static struct {
+    sem_t stalled, may_go_on;
+} *writer;
+
+/* How often somebody asked who changes a block, and was told that somebody does. */
+static _Atomic unsigned asked, waited;
 
 ssize_t __real_pwritev64(int fd, const struct iovec *v, int count, off_t offset);
 ssize_t __wrap_pwritev64(int fd, const struct iovec *v, int count, off_t offset);
 ssize_t __wrap_pwritev64(int fd, const struct iovec *v, int count, off_t offset)
 {
     if (stall_at && ++writes == stall_at) {
-        struct timespec pause = {.tv_nsec = STALL_NS};
-        sem_post(stalled);
-        while (stall_for_ever)
-            sleep(1);
-        nanosleep(&pause, NULL);
+        sem_post(&writer->stalled);
+        while (sem_wait(&writer->may_go_on) < 0)
+            ;
     }
     return __real_pwritev64(fd, v, count, offset);
+}
+
+int __real_fcntl64(int fd, int command, ...);
+int __wrap_fcntl64(int fd, int command, ...);
+int __wrap_fcntl64(int fd, int command, ...)
+{
+    va_list ap;
+    va_start(ap, command);
+    void *argument = va_arg(ap, void *);
+    va_end(ap);
+    int r = __real_fcntl64(fd, command, argument);
+    if (command == F_OFD_GETLK && r == 0) {
+        asked++;
+        waited += ((const struct flock *)argument)->l_type != F_UNLCK;
+    }
+    return r;
 }
 
 static void open_store(bool writable, struct base_store **ret)
@@ -57,8 +75,9 @@ static int set_up(void **unused)
     (void)unused;
     err = ERROR_INIT;
     directory = check_make_directory();
-    stalled = mmap(NULL, sizeof *stalled, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    sem_init(stalled, 1, 0);
+    writer = mmap(NULL, sizeof *writer, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    sem_init(&writer->stalled, 1, 0);
+    sem_init(&writer->may_go_on, 1, 0);
     open_store(true, &store);
     check_ok(base_store_prepare(store, VOLUME, SIZE_BYTES, &err));
     char data[8 * 512];
@@ -72,7 +91,7 @@ static int tear_down(void **unused)
 {
     (void)unused;
     base_store_free(store);
-    munmap(stalled, sizeof *stalled);
+    munmap(writer, sizeof *writer);
     check_remove_directory(directory);
     return 0;
 }
@@ -80,7 +99,7 @@ static int tear_down(void **unused)
 struct change {
     uint64_t lba;
     uint32_t length;
-    bool clear, for_ever;
+    bool clear;
     unsigned stall_at;
 };
 
@@ -89,7 +108,6 @@ static int make_change(const struct change *c, struct error *why)
     char data[16 * 512];
     memset(data, 'b', sizeof data);
     stall_at = c->stall_at;
-    stall_for_ever = c->for_ever;
     writes = 0;
     int r = c->clear ? base_store_clear(store, VOLUME, c->lba, c->length, false, why)
                      : base_store_write(store, VOLUME, c->lba, c->length, data, false, why);
@@ -106,33 +124,70 @@ static void *change_main(void *context)
 static void begin(pthread_t *thread, struct change *change)
 {
     assert_int_equal(pthread_create(thread, NULL, change_main, change), 0);
-    sem_wait(stalled);
+    sem_wait(&writer->stalled);
 }
 
 static void end(pthread_t thread)
 {
     void *failed;
+    sem_post(&writer->may_go_on);
     pthread_join(thread, &failed);
     assert_null(failed);
 }
 
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * NS_PER_SECOND + (uint64_t)now.tv_nsec;
-}
+struct reading {
+    uint64_t lba;
+    char data[512];
+    struct error err;
+    int r;
+    _Atomic bool done;
+};
 
 /* One sector, as another process would. */
-static int read_sector(uint64_t lba, char data[512], uint64_t *ret_ns)
+static void *read_main(void *context)
 {
+    struct reading *reading = context;
     struct base_store *reader;
-    open_store(false, &reader);
-    uint64_t since = now_ns();
-    int r = base_store_read(reader, VOLUME, lba, 1, data, &err);
-    *ret_ns = now_ns() - since;
-    base_store_free(reader);
-    return r;
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s/base", directory);
+    reading->r = base_store_open(path, false, &reader, &reading->err);
+    if (reading->r == 0) {
+        reading->r = base_store_read(reader, VOLUME, reading->lba, 1, reading->data, &reading->err);
+        base_store_free(reader);
+    }
+    reading->done = true;
+    return NULL;
+}
+
+/* Whoever changes something meanwhile does not go on before this returns: nobody is waited for. */
+static int read_at_once(uint64_t lba, char data[512])
+{
+    struct reading reading = {.lba = lba};
+    asked = waited = 0;
+    read_main(&reading);
+    assert_int_equal(waited, 0);
+    assert_true(asked <= 1);
+    memcpy(data, reading.data, sizeof reading.data);
+    err = reading.err;
+    return reading.r;
+}
+
+/* Of a block that `thread` is in the middle of: it is waited for, and goes on only when that was seen. */
+static void read_after(pthread_t thread, uint64_t lba, char data[512])
+{
+    struct reading reading = {.lba = lba};
+    pthread_t reader;
+    asked = waited = 0;
+    assert_int_equal(pthread_create(&reader, NULL, read_main, &reading), 0);
+    for (unsigned ms = 0; ms < WAIT_MS && waited < 3 && !reading.done; ms++)
+        usleep(1000);
+    bool early = reading.done;
+    end(thread);
+    pthread_join(reader, NULL);
+    err = reading.err;
+    check_ok(reading.r);
+    assert_true(!early && waited >= 3);
+    memcpy(data, reading.data, sizeof reading.data);
 }
 
 static void damage(const char *suffix, off_t offset)
@@ -157,14 +212,16 @@ static void a_writer_that_stalls_is_no_damage_S1(void **unused)
     };
     for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
         char data[512];
-        uint64_t ns;
         pthread_t thread;
         begin(&thread, &changes[i]);
-        check_ok(read_sector(changes[i].lba - 1, data, &ns));
+        if (changes[i].stall_at == 1) {
+            check_ok(read_at_once(changes[i].lba - 1, data));
+            end(thread);
+        } else {
+            read_after(thread, changes[i].lba - 1, data);
+        }
         assert_true(data[0] == 'a' && data[511] == 'a');
-        assert_true(changes[i].stall_at == 1 ? ns < AT_ONCE_NS : ns > STALL_NS / 2);
-        end(thread);
-        check_ok(read_sector(changes[i].lba, data, &ns));
+        check_ok(read_at_once(changes[i].lba, data));
         assert_int_equal(data[0], changes[i].clear ? 0 : 'b');
     }
 }
@@ -175,12 +232,10 @@ static void whole_blocks_S1(void **unused)
     (void)unused;
     struct change change = {.lba = 8, .length = 16, .stall_at = 2};
     char data[512];
-    uint64_t ns;
     pthread_t thread;
     begin(&thread, &change);
-    check_ok(read_sector(17, data, &ns));
-    assert_true(data[0] == 'b' && ns > STALL_NS / 2);
-    end(thread);
+    read_after(thread, 17, data);
+    assert_int_equal(data[0], 'b');
 }
 
 /* Also while others are being changed. */
@@ -189,28 +244,23 @@ static void damage_is_told_at_once_S2(void **unused)
     (void)unused;
     struct change change = {.lba = 8, .length = 8, .stall_at = 2};
     char data[512];
-    uint64_t ns;
     damage("img", 16 * 512 + 5);
-    check_error(read_sector(16, data, &ns), -EBADMSG, "wrong checksum");
-    assert_true(ns < AT_ONCE_NS);
+    check_error(read_at_once(16, data), -EBADMSG, "wrong checksum");
     pthread_t thread;
     begin(&thread, &change);
-    check_error(read_sector(16, data, &ns), -EBADMSG, "wrong checksum");
-    assert_true(ns < AT_ONCE_NS);
+    check_error(read_at_once(16, data), -EBADMSG, "wrong checksum");
     end(thread);
     damage("crc", 4096 + 3 * 8); /* the entry of another one */
-    check_error(read_sector(24, data, &ns), -EBADMSG, "is damaged");
-    assert_true(ns < AT_ONCE_NS);
+    check_error(read_at_once(24, data), -EBADMSG, "is damaged");
     check_ok(base_store_lose(store, VOLUME, 32, 8, &err));
-    check_error(read_sector(32, data, &ns), -EBADMSG, "damaged journal");
-    assert_true(ns < AT_ONCE_NS);
+    check_error(read_at_once(32, data), -EBADMSG, "damaged journal");
 }
 
 /* Nobody changes it any more: whoever repeats the change mends it. */
 static void a_killed_writer_is_not_waited_for_S3(void **unused)
 {
     (void)unused;
-    struct change change = {.lba = 10, .length = 3, .stall_at = 2, .for_ever = true};
+    struct change change = {.lba = 10, .length = 3, .stall_at = 2};
     pid_t child = fork();
     if (child == 0) {
         struct error why = ERROR_INIT;
@@ -218,17 +268,15 @@ static void a_killed_writer_is_not_waited_for_S3(void **unused)
         open_store(true, &store);
         _exit(make_change(&change, &why) < 0);
     }
-    sem_wait(stalled);
+    sem_wait(&writer->stalled);
     kill(child, SIGKILL);
     waitpid(child, NULL, 0);
     char data[512];
-    uint64_t ns;
-    check_error(read_sector(9, data, &ns), -EBADMSG, "wrong checksum");
-    assert_true(ns < AT_ONCE_NS);
+    check_error(read_at_once(9, data), -EBADMSG, "wrong checksum");
     char again[3 * 512];
     memset(again, 'b', sizeof again);
     check_ok(base_store_write(store, VOLUME, 10, 3, again, true, &err));
-    check_ok(read_sector(9, data, &ns));
+    check_ok(read_at_once(9, data));
     assert_int_equal(data[0], 'a');
 }
 

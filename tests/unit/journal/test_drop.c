@@ -395,7 +395,8 @@ static void an_interrupted_drop_is_waited_for(void **unused)
     change_base(0, 'x'); /* and what is damage then is told at once */
     uint64_t since = clock_boottime_ns(clock_system());
     look_main(&l);
-    assert_true(l.r == -EBADMSG && clock_boottime_ns(clock_system()) - since < NS_PER_SECOND);
+    assert_int_equal(l.r, -EBADMSG);
+    assert_true(clock_boottime_ns(clock_system()) - since < DROP_WAIT_NS); /* it sleeps for so long otherwise */
     image_free(l.image);
     close(lock);
     check_ok(journal_unpin(j, "v-look", &err));
@@ -411,11 +412,9 @@ static void nobody_waits_for_ever(void **unused)
     for (int read = 0; read < 2; read++) {
         struct drop_look look = {0};
         unsigned looks = 0;
-        uint64_t since = clock_boottime_ns(clock_system());
         while (drop_wait_again(&patience, &look))
             assert_true(++looks < 100);
-        assert_in_range(looks, 1, read ? 1 : 100); /* what it has waited for once it does not wait for again */
-        assert_true(clock_boottime_ns(clock_system()) - since < (read ? 100 : 2000) * NS_PER_MS);
+        assert_in_range(looks, 1, read ? 1 : 5); /* of 50 ms but the first; what it has waited for once it does not wait for again */
     }
     image_free(image);
     close(lock);

@@ -21,6 +21,7 @@ static char socket_path[512];
 static struct http_server *server;
 static struct http_client_options client;
 static atomic_uint running, most_running;
+static atomic_bool held;
 
 static int handler(void *context, const struct http_request *request, struct http_response *response,
                    struct error *err)
@@ -48,6 +49,12 @@ static int handler(void *context, const struct http_request *request, struct htt
         nanosleep(&(struct timespec){.tv_nsec = 300000000}, NULL);
         atomic_fetch_sub(&running, 1);
         http_response_json(response, 200, json_pack("{s:b}", "slow", 1));
+        return 0;
+    }
+    if (strcmp(request->path, "/held") == 0) {
+        while (held)
+            nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+        http_response_json(response, 200, json_pack("{s:b}", "held", 1));
         return 0;
     }
     if (strcmp(request->path, "/length") == 0) {
@@ -92,21 +99,21 @@ static void calls(void **unused)
     (void)unused;
     assert_string_equal(encoded, "a%20b%26c%3Dd%2F%C3%A9%25");
     assert_true(asprintf(&path, "/echo?q=%s&flag", encoded) > 0);
-    check_ok(http_client_call_with(&client, "POST", path, body, 5000, &answer, &err));
+    check_ok(http_client_call_with(&client, "POST", path, body, 60000, &answer, &err));
     assert_string_equal(json_string_value(json_object_get(answer, "method")), "POST");
     assert_string_equal(json_string_value(json_object_get(answer, "q")), "a b&c=d/\xc3\xa9%");
     assert_true(json_is_true(json_object_get(answer, "flag")));
     assert_true(json_equal(json_object_get(answer, "body"), body));
     assert_int_equal(json_integer_value(json_object_get(answer, "uid")), getuid());
     json_t *get = NULL;
-    check_ok(http_client_call(socket_path, "GET", "/echo", NULL, 5000, &get, &err));
+    check_ok(http_client_call(socket_path, "GET", "/echo", NULL, 60000, &get, &err));
     assert_null(json_object_get(get, "q"));
     assert_true(json_is_false(json_object_get(get, "flag")));
     json_decref(get);
-    check_ok(http_client_call(socket_path, "POST", "/echo", NULL, 5000, NULL, &err));
-    check_ok(http_client_call(socket_path, "DELETE", "/echo", NULL, 5000, NULL, &err));
+    check_ok(http_client_call(socket_path, "POST", "/echo", NULL, 60000, NULL, &err));
+    check_ok(http_client_call(socket_path, "DELETE", "/echo", NULL, 60000, NULL, &err));
     _cleanup_free_ char *text = NULL;
-    check_ok(http_client_get_text(&client, "/metrics", 5000, &text, &err));
+    check_ok(http_client_get_text(&client, "/metrics", 60000, &text, &err));
     assert_string_equal(text, "up 1\n");
     struct stat st;
     assert_int_equal(stat(socket_path, &st), 0);
@@ -127,19 +134,21 @@ static void errors(void **unused)
         char path[64];
         assert_int_equal(http_status_of_errno(map[i].code), map[i].status);
         snprintf(path, sizeof path, "/fail?errno=%s", json_errno_name(map[i].code));
-        check_error(http_client_call_with(&client, "GET", path, NULL, 5000, &answer, &err), map[i].code,
+        check_error(http_client_call_with(&client, "GET", path, NULL, 60000, &answer, &err), map[i].code,
                     "no '/fail' here");
     }
-    check_error(http_client_call_with(&client, "GET", "/text", NULL, 5000, &answer, &err), -EPROTO,
+    check_error(http_client_call_with(&client, "GET", "/text", NULL, 60000, &answer, &err), -EPROTO,
                 "not valid JSON");
-    check_error(http_client_call_with(&client, "GET", "/slow", NULL, 50, &answer, &err), -ETIMEDOUT,
+    held = true;
+    check_error(http_client_call_with(&client, "GET", "/held", NULL, 50, &answer, &err), -ETIMEDOUT,
                 "within 50 ms");
+    held = false;
     struct http_client_options nobody = {.socket_path = "/nonexistent/x.sock", .unreachable_hint = "is `tidemark up` running?"};
-    check_error(http_client_call_with(&nobody, "GET", "/", NULL, 5000, &answer, &err), -ECONNREFUSED,
+    check_error(http_client_call_with(&nobody, "GET", "/", NULL, 60000, &answer, &err), -ECONNREFUSED,
                 "cannot connect to /nonexistent/x.sock");
     assert_non_null(strstr(err.message, "(is `tidemark up` running?)"));
     char *text = NULL;
-    check_error(http_client_get_text(&client, "/nothing", 5000, &text, &err), -ENOENT, "no '/nothing' here");
+    check_error(http_client_get_text(&client, "/nothing", 60000, &text, &err), -ENOENT, "no '/nothing' here");
     assert_null(answer);
     assert_null(text);
     char nested[4096];
@@ -149,8 +158,8 @@ static void errors(void **unused)
     memcpy(nested, "{\"a\":", 5);
     nested[sizeof nested - 4] = '}';
     nested[sizeof nested - 3] = '\0';
-    check_error(http_client_post_text(&client, "/echo", nested, 5000, &answer, &err), -EINVAL, "nested more than");
-    check_ok(http_client_call(socket_path, "GET", "/echo", NULL, 5000, NULL, &err));
+    check_error(http_client_post_text(&client, "/echo", nested, 60000, &answer, &err), -EINVAL, "nested more than");
+    check_ok(http_client_call(socket_path, "GET", "/echo", NULL, 60000, NULL, &err));
 }
 
 static void large_bodies(void **unused)
@@ -161,13 +170,13 @@ static void large_bodies(void **unused)
     (void)unused;
     memset(big, 'x', 5u << 20);
     _cleanup_json_ json_t *fits = json_stringn(big, (4u << 20) - 2), *above = json_stringn(big, 4u << 20);
-    check_ok(http_client_call_with(&client, "POST", "/length", fits, 20000, &answer, &err));
+    check_ok(http_client_call_with(&client, "POST", "/length", fits, 60000, &answer, &err));
     assert_int_equal(json_integer_value(json_object_get(answer, "length")), 4u << 20);
     json_decref(answer);
     answer = NULL;
-    check_error(http_client_call_with(&client, "POST", "/length", above, 20000, &answer, &err), -EFBIG,
+    check_error(http_client_call_with(&client, "POST", "/length", above, 60000, &answer, &err), -EFBIG,
                 "larger than");
-    check_error(http_client_call_with(&client, "POST", "/echo", fits, 20000, &answer, &err), -EINVAL,
+    check_error(http_client_call_with(&client, "POST", "/echo", fits, 60000, &answer, &err), -EINVAL,
                 "expected a JSON object");
 }
 
@@ -175,7 +184,7 @@ static void *call_slow(void *context)
 {
     struct error err = ERROR_INIT;
     (void)context;
-    return (void *)(intptr_t)http_client_call(socket_path, "GET", "/slow", NULL, 20000, NULL, &err);
+    return (void *)(intptr_t)http_client_call(socket_path, "GET", "/slow", NULL, 60000, NULL, &err);
 }
 
 /* Several handlers at once; and stop lets the running ones finish and sends their answers (H2). */
@@ -200,7 +209,7 @@ static void concurrent_calls_and_stop(void **unused)
     void *result;
     pthread_join(threads[0], &result);
     assert_null(result);
-    check_error(http_client_call_with(&client, "GET", "/echo", NULL, 5000, NULL, &err), -ECONNREFUSED,
+    check_error(http_client_call_with(&client, "GET", "/echo", NULL, 60000, NULL, &err), -ECONNREFUSED,
                 socket_path);
     const struct http_server_options options = {
         .socket_path = socket_path, .handler = handler, .context = &running};
@@ -216,7 +225,7 @@ static void sockets(void **unused)
     char path[600];
     (void)unused;
     check_error(http_server_start(&options, &second, &err), -EADDRINUSE, "another process");
-    check_ok(http_client_call(socket_path, "GET", "/echo", NULL, 5000, NULL,
+    check_ok(http_client_call(socket_path, "GET", "/echo", NULL, 60000, NULL,
                               &err)); /* the first one still answers */
     /* stale: bound, but nobody listens any more */
     struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -227,7 +236,7 @@ static void sockets(void **unused)
     close(fd);
     options.socket_path = path;
     check_ok(http_server_start(&options, &second, &err));
-    check_ok(http_client_call(path, "GET", "/echo", NULL, 5000, NULL, &err));
+    check_ok(http_client_call(path, "GET", "/echo", NULL, 60000, NULL, &err));
     http_server_stop(second);
     second = NULL;
     check_ok(io_replace_file(path, "precious", 8, 0600, &err));

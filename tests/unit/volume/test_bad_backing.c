@@ -17,7 +17,7 @@
 #define GRAIN GROUP_GRAIN_BYTES
 #define SIZE_BYTES (64u * GRAIN)
 #define ADOPTED_BYTES (40u << 20)
-#define WAIT_MS 20000
+#define WAIT_MS 120000
 
 static struct stand {
     char directory[64], ring[96], path[96];

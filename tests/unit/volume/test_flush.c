@@ -86,7 +86,7 @@ static int end_all(void)
         unsigned count = block_queue_prepare_sleep(x.queue, fds);
         struct block_request *done = block_queue_poll(x.queue);
         if (!done)
-            assert_true(poll(fds, count, 20000) > 0);
+            assert_true(poll(fds, count, 120000) > 0);
         for (; done; done = done->next) {
             int r = done->outcome == BLOCK_STEP_BLOCKS ? block_finish(&x.volume->block, done, &err)
                                                        : done->outcome;

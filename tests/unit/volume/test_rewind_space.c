@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/io.h"
+#include "journal/journal_internal.h"
 #include "volume/group_internal.h"
 
 #define GRAINS 64u
@@ -106,8 +107,13 @@ static int count_file(const char *path, const struct stat *st, int type, struct 
     counted += type == FTW_F ? (uint64_t)st->st_blocks * 512 : 0;
     return 0;
 }
+/* With the segment that is always ready, which is made in the background. */
 static uint64_t journal_disk_bytes(void)
 {
+    pthread_mutex_lock(&x.journal->mutex);
+    while (x.journal->ready_fd < 0 || x.journal->sealing)
+        pthread_cond_wait(&x.journal->sealed, &x.journal->mutex);
+    pthread_mutex_unlock(&x.journal->mutex);
     counted = 0;
     nftw(x.directory, count_file, 16, FTW_PHYS);
     return counted;
@@ -202,7 +208,7 @@ static void limit_files(rlim_t bytes)
 
 static void wait_for_trouble(void)
 {
-    for (int i = 0; i < 3000; i++) {
+    for (int i = 0; i < 12000; i++) {
         struct group_status s;
         group_status(x.group, &s);
         if (s.copy_trouble[0]) {
@@ -242,7 +248,7 @@ static void a_copy_back_that_is_cut_short_goes_on(void **state)
     check_live("after a kill", model);
     limit_files(RLIM_INFINITY);
     group_settle(x.group);
-    for (int i = 0; i < 3000; i++) { /* it tries again once a second */
+    for (int i = 0; i < 12000; i++) { /* it tries again once a second */
         group_status(x.group, &s);
         if (s.stale_bytes == 0 && !s.copy_trouble[0])
             break;
