@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Engines that do not stay: what the holder has noted (export/holder_ends.h), or, of an engine without one, `up` itself. */
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
+#include <stddef.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "base/units.h"
 #include "control/control_internal.h"
 
@@ -58,9 +61,30 @@ const char *crash_describe_memory(const struct holder_ends *e, unsigned memory_m
     return text;
 }
 
+#define LOG_END_BYTES 4096u
+
+/* The last error in the engine's log, without its time; NULL: none. */
+static const char *last_error(const char *log_path, char text[LOG_END_BYTES + 1])
+{
+    static const char mark[] = " error engine: ";
+    const char *last = NULL;
+    _cleanup_close_ int fd = open(log_path, O_RDONLY | O_CLOEXEC);
+    off_t end = fd < 0 ? -1 : lseek(fd, 0, SEEK_END);
+    ssize_t n = end < 0 ? -1 : pread(fd, text, LOG_END_BYTES, end > (off_t)LOG_END_BYTES ? end - (off_t)LOG_END_BYTES : 0);
+    if (n <= 0)
+        return NULL;
+    text[n] = '\0';
+    for (const char *at = text; (at = strstr(at, mark)); )
+        last = at += sizeof mark - 1;
+    if (last)
+        text[last - text + (ptrdiff_t)strcspn(last, "\n")] = '\0';
+    return last;
+}
+
 const char *crash_describe(const struct holder_ends *e, unsigned memory_mib, const char *log_path, char *text, size_t size)
 {
-    char how[96], limit[UNITS_TEXT_BYTES], remedy[256];
+    char how[96], limit[UNITS_TEXT_BYTES], remedy[512], log[LOG_END_BYTES + 1];
+    const char *why = e->signal_number ? NULL : last_error(log_path, log);
     if (e->signal_number)
         snprintf(how, sizeof how, "by signal %d (%s)", e->signal_number, strsignal(e->signal_number));
     else
@@ -70,6 +94,8 @@ const char *crash_describe(const struct holder_ends *e, unsigned memory_mib, con
                  "the memory limit of its control group%s%s was reached: give it more (this engine needs up to %u MiB)",
                  e->limit_bytes ? ", " : "", e->limit_bytes ? units_format_bytes(e->limit_bytes, limit) : "",
                  memory_mib);
+    else if (why)
+        snprintf(remedy, sizeof remedy, "%.300s (%.180s)", why, log_path);
     else
         snprintf(remedy, sizeof remedy, "the reason should be in %.180s", log_path);
     snprintf(text, size, "its engine has ended %u times in a row, the last time %s after %.1f s; it is started again and again, and what "

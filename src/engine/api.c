@@ -357,6 +357,12 @@ static int points_since(struct engine *e, const char *text, struct points *p, st
     if (r < 0)
         return r;
     r = journal_resolve(e->journal, &point, &found, err);
+    if (r < 0 && point.kind == POINT_LSN) {
+        struct journal_status status;
+        journal_status(e->journal, &status);
+        found.lsn = point.lsn;
+        r = point.lsn.n <= status.latest.n ? 0 : r;
+    }
     if (r == 0) {
         ret_low->n = found.lsn.n ? found.lsn.n - 1 : 0; /* that point included */
         return 0;

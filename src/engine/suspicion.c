@@ -129,6 +129,6 @@ int suspicion_last_clean(struct engine *e, struct signal_stretch *ret_stretch, s
     if (s->count == 0)
         return error_set(err, -ENOENT, "nothing suspicious is in the history of %s, or it was rewound away", e->config->application);
     *ret_stretch = newest_attack(s);
-    struct point point = {.kind = POINT_LSN, .lsn = {ret_stretch->begin_lsn}};
-    return journal_resolve(e->journal, &point, ret, err);
+    r = journal_resolve_before(e->journal, (struct lsn){ret_stretch->begin_lsn}, ret, err);
+    return r < 0 ? error_context(err, "cannot tell the last point before the suspicious stretch") : 0;
 }

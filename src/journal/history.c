@@ -621,6 +621,54 @@ int journal_resolve_salvage(struct journal *j, const struct point *point, struct
     return resolve(j, point, &unreadable, ret, err);
 }
 
+/* The beginning of the refused interval that `lsn` is in, or `lsn`. */
+static struct lsn before_refused(const struct book *b, struct lsn lsn)
+{
+    for (size_t i = 0; i < b->manifest.refused_count; i++) {
+        const struct refused_info *r = &b->manifest.refused[i];
+        if (lsn.n > r->low.n && (r->high.n == 0 || lsn.n < r->high.n))
+            return r->low;
+    }
+    return lsn;
+}
+
+static int last_point_until(const struct book *b, struct lsn lsn, struct candidate *ret, struct error *err)
+{
+    char what[96];
+    snprintf(what, sizeof what, "LSN %llu", (unsigned long long)lsn.n);
+    for (struct lsn at = lsn;; at = before_refused(b, ret->lsn)) {
+        if (at.n < b->manifest.base_target.n)
+            return outside(b, what, err);
+        int r = floor_point(b, at, ret, err);
+        if (r < 0)
+            return r;
+        if (ret->lsn.n < b->manifest.base_target.n)
+            return outside(b, what, err);
+        if (before_refused(b, ret->lsn).n == ret->lsn.n)
+            return 0;
+    }
+}
+
+int journal_resolve_before(struct journal *j, struct lsn lsn, struct journal_point *ret, struct error *err)
+{
+    struct book book;
+    struct candidate found;
+    int r = journal_sync(j, -1, NULL, err);
+    if (r < 0 && r != -ESHUTDOWN)
+        return r;
+    r = open_book(j, NULL, &book, err);
+    if (r < 0)
+        return r;
+    r = last_point_until(&book, lsn, &found, err);
+    release_book(&book);
+    if (r < 0)
+        return r;
+    *ret = (struct journal_point){.lsn = found.lsn, .realtime_ns = found.realtime_ns};
+    if (found.lsn.n != lsn.n)
+        snprintf(ret->note, sizeof ret->note, "the last point before LSN %llu that can be opened", (unsigned long long)lsn.n);
+    return 0;
+}
+
 /* ---- events ---- */
 
 /* Of an encrypted segment: the payload at `block` of the frame that begins at `at`. What is not authentic has a wrong CRC. */
@@ -713,28 +761,37 @@ static int flush_activity(struct walk *w, struct error *err)
     return w->visit(w->context, &w->now.event, err);
 }
 
+/* The point that the activity of frame `frame` is told as, with its own time: the frame begins before it, in thinned history up to an hour.
+ * .lsn.n 0: there is none. */
+static int end_of_frame(const struct walk *w, const struct chapter *c, uint32_t frame, struct candidate *ret, struct error *err)
+{
+    const struct tail_frame *f = &c->frames[frame];
+    struct error ignored = ERROR_INIT;
+    int r = last_in_frame(w->book, c, frame, TIME_REAL, UINT64_MAX, LSN_MAX, ret, c->info.generation ? err : &ignored);
+    if (c->info.generation || (r == 0 && ret->lsn.n)) /* there not every record is a point */
+        return r;
+    *ret = (struct candidate){{le64_get(f->first_lsn) + le16_get(f->records) - 1}, le64_get(f->realtime_ns)};
+    return 0;
+}
+
 static int add_activity(struct walk *w, const struct chapter *c, uint32_t frame, struct error *err)
 {
     const struct tail_frame *f = &c->frames[frame];
-    uint64_t last = le64_get(f->first_lsn) + le16_get(f->records) - 1, second = le64_get(f->realtime_ns) / NS_PER_SECOND;
-    if (c->info.generation && le16_get(f->data_kib)) { /* not every record is a point */
-        struct candidate point;
-        int r = last_in_frame(w->book, c, frame, TIME_REAL, UINT64_MAX, LSN_MAX, &point, err);
-        if (r < 0 || !point.lsn.n)
-            return r;
-        last = point.lsn.n;
-    }
-    if (!le16_get(f->data_kib) || last > w->high.n || last <= w->low.n)
-        return 0;
+    struct candidate end = {{le64_get(f->first_lsn) + le16_get(f->records) - 1}, le64_get(f->realtime_ns)};
+    bool same = w->now.pending && w->now.second == end.realtime_ns / NS_PER_SECOND;
+    int r = le16_get(f->data_kib) && (!same || c->info.generation) ? end_of_frame(w, c, frame, &end, err) : 0;
+    if (r < 0 || !le16_get(f->data_kib) || !end.lsn.n || end.lsn.n > w->high.n || end.lsn.n <= w->low.n)
+        return r;
+    const uint64_t second = end.realtime_ns / NS_PER_SECOND;
     if (w->now.pending && w->now.second != second) {
-        int r = flush_activity(w, err);
+        r = flush_activity(w, err);
         if (r)
             return r;
     }
     if (!w->now.pending) {
         w->now.pending = true;
         w->now.second = second;
-        w->now.event = (struct journal_event){.lsn = {last}, .realtime_ns = le64_get(f->realtime_ns), .op = OP_WRITE, .payload = ""};
+        w->now.event = (struct journal_event){.lsn = end.lsn, .realtime_ns = end.realtime_ns, .op = OP_WRITE, .payload = ""};
     }
     w->now.event.aux += le16_get(f->data_kib) * 1024ull;
     w->now.event.tag += le16_get(f->records);
@@ -768,6 +825,16 @@ static int visit_event(struct walk *w, const struct chapter *c, const struct tai
     return w->visit(w->context, &event, err);
 }
 
+/* Whether the activity of frame `frame` is told with an LSN above `lsn`. */
+static int ends_after(const struct walk *w, const struct chapter *c, uint32_t frame, uint64_t lsn, bool *ret, struct error *err)
+{
+    const struct tail_frame *f = &c->frames[frame];
+    struct candidate end = {{le64_get(f->first_lsn) + le16_get(f->records) - 1}, 0};
+    int r = le16_get(f->data_kib) && (c->info.generation || end.lsn.n > lsn) ? end_of_frame(w, c, frame, &end, err) : 0;
+    *ret = r == 0 && end.lsn.n > lsn;
+    return r;
+}
+
 /* Newest first through one segment; events and frames merged by LSN. */
 static int walk_chapter(struct walk *w, const struct chapter *c, struct error *err)
 {
@@ -775,7 +842,10 @@ static int walk_chapter(struct walk *w, const struct chapter *c, struct error *e
     int r = 0;
     while (r == 0 && (event || frame)) {
         bool frame_first = frame && (!event || le64_get(c->frames[frame - 1].first_lsn) > le64_get(c->events[event - 1].lsn));
-        r = frame_first ? add_activity(w, c, --frame, err) : visit_event(w, c, &c->events[--event], err);
+        if (frame && !frame_first) /* the event is in the frame, or after it */
+            r = ends_after(w, c, frame - 1, le64_get(c->events[event - 1].lsn), &frame_first, err);
+        if (r == 0)
+            r = frame_first ? add_activity(w, c, --frame, err) : visit_event(w, c, &c->events[--event], err);
     }
     return r;
 }

@@ -282,6 +282,10 @@ int journal_resolve(struct journal *j, const struct point *point, struct journal
 /* The same although parts of the history cannot be read: passes over them to the last point before, and says so in the note. */
 int journal_resolve_salvage(struct journal *j, const struct point *point, struct journal_point *ret, struct error *err) MUST_CHECK;
 
+/* The last point at or before `lsn`, which may have been thinned away, or be in a gap; the note says when it is an earlier one. -ERANGE when it is
+ * older than the history. */
+int journal_resolve_before(struct journal *j, struct lsn lsn, struct journal_point *ret, struct error *err) MUST_CHECK;
+
 struct journal_event {
     struct lsn lsn;
     uint64_t realtime_ns;

@@ -319,6 +319,19 @@ static void remove_strays(struct journal *j)
     remove_unknown_volumes(j);
 }
 
+/* When the newest record that is there was made. */
+struct replay_clock {
+    uint64_t realtime_ns, boottime_ns;
+};
+
+static struct replay_clock find_newest(const struct journal *j)
+{
+    const struct manifest *m = &j->manifest;
+    const struct segment_info *last = m->segment_count ? &m->segments[m->segment_count - 1] : NULL;
+    bool same_boot = last && memcmp(last->boot.bytes, m->boot.bytes, sizeof m->boot.bytes) == 0;
+    return (struct replay_clock){last ? last->last_realtime_ns : 0, same_boot ? last->last_boottime_ns : 0};
+}
+
 /* Decides what the ring can tell and takes note of open backing writes. */
 static void examine_ring(struct journal *j, bool same_boot)
 {
@@ -414,6 +427,11 @@ int recovery_run(struct journal *j, struct error *err)
     j->manifest.epoch++;
     j->manifest.boot = boot;
     j->manifest.clean = false;
+    if (!j->written_realtime_ns) { /* all of it was sealed */
+        const struct replay_clock newest = find_newest(j);
+        j->written_realtime_ns = newest.realtime_ns;
+        j->written_boottime_ns = newest.boottime_ns;
+    }
     r = sealer_save(j, err);
     if (r == 0) /* before, the absence of a segment without frames would be a loss */
         remove_strays(j);
@@ -421,19 +439,6 @@ int recovery_run(struct journal *j, struct error *err)
 }
 
 /* ---- replay of the ring ---- */
-
-/* When the newest record that is there was made. */
-struct replay_clock {
-    uint64_t realtime_ns, boottime_ns;
-};
-
-static struct replay_clock find_newest(const struct journal *j)
-{
-    const struct manifest *m = &j->manifest;
-    const struct segment_info *last = m->segment_count ? &m->segments[m->segment_count - 1] : NULL;
-    bool same_boot = last && memcmp(last->boot.bytes, m->boot.bytes, sizeof m->boot.bytes) == 0;
-    return (struct replay_clock){last ? last->last_realtime_ns : 0, same_boot ? last->last_boottime_ns : 0};
-}
 
 /* Who was told that a record was there (mode flush) may ask for the moment at which it was: it keeps its time. Not where that is not known,
  * or a clock was set. */

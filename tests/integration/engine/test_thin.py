@@ -50,6 +50,8 @@ with lib.Test("thin", "fio") as test:
     check_then()
     got, answer = lib.call(app.socket, "POST", "/v1/resolve", {"point": "lsn:100"})
     lib.check(got >= 400 and "points kept next to it" in answer["error"]["message"], got, answer)
+    listed = [p["lsn"] for p in app.call("GET", "/v1/points?since=lsn:100&limit=100000")["points"]]  # a list may begin there
+    lib.check(listed and min(listed) >= 100, "since an LSN that was thinned away:", listed[-3:])
     by_time = app.call("POST", "/v1/resolve", {"point": span["to"]})
     lib.check(by_time["lsn"] > 100, by_time)
     live = lib.digest(device)

@@ -29,7 +29,7 @@ static _Atomic int saves_before; /* so many go well first */
 static struct journal *journal;
 static uint32_t volume, segment_records;
 static struct {
-    uint64_t lsn;
+    uint64_t lsn, time_ns;
     unsigned char content[BLOCKS]; /* the byte that fills each block */
 } points[WRITES];
 
@@ -76,6 +76,7 @@ static void write_history(uint64_t step_ns, int each, bool maintain)
         if (i)
             points[i] = points[i - 1];
         points[i].lsn = ticket.lsn.n;
+        points[i].time_ns = now_ns;
         points[i].content[block] = (unsigned char)(i + 1);
         now_ns += step_ns;
         if (i % each == each - 1)
@@ -152,6 +153,92 @@ static void caught_up(void **unused)
     journal_abandon(journal);
     open_journal(false);
     assert_int_equal(check_all_points(), kept);
+    check_ok(journal_close(journal, &err));
+}
+
+static struct lsn listed_last;
+
+static int check_listed(void *context, const struct journal_event *event, struct error *unused)
+{
+    (void)unused;
+    if (event->lsn.n > listed_last.n)
+        fail_msg("LSN %llu is listed after %llu: not the newest first", (unsigned long long)event->lsn.n, (unsigned long long)listed_last.n);
+    listed_last = event->lsn;
+    for (size_t i = 0; i < WRITES && event->op == OP_WRITE; i++)
+        if (points[i].lsn == event->lsn.n) {
+            if (event->realtime_ns != points[i].time_ns)
+                fail_msg("LSN %llu is listed with a time %.3f s before its own", (unsigned long long)event->lsn.n,
+                         ((double)points[i].time_ns - (double)event->realtime_ns) / 1e9);
+            ++*(size_t *)context;
+        }
+    return 0;
+}
+
+/* A frame of thinned history may hold records of many seconds. */
+static void thinned_points_are_listed_with_their_own_time(void **unused)
+{
+    (void)unused;
+    size_t listed = 0;
+    struct journal_point tagged;
+    segment_records = 256;
+    open_journal(true);
+    write_history(NS_PER_SECOND / 4, WRITES, false);
+    check_ok(journal_tag(journal, "middle", NULL, &tagged, &err));
+    write_history(NS_PER_SECOND / 4, WRITES, false);
+    now_ns += 120 * NS_PER_SECOND;
+    check_ok(journal_maintain(journal, &err));
+    listed_last = LSN_MAX;
+    check_ok(journal_events(journal, (struct lsn){0}, LSN_MAX, true, check_listed, &listed, &err));
+    assert_in_range(listed, 2, WRITES / 4 + 1);
+    check_ok(journal_close(journal, &err));
+}
+
+/* Closed in order, and nothing written since: the newest moment is what it was, and the spans of the history are in order. */
+static void the_newest_time_is_known_after_an_end_in_order(void **unused)
+{
+    (void)unused;
+    struct journal_status status;
+    struct journal_span spans[JOURNAL_MAX_SPANS];
+    open_journal(true);
+    write_history(NS_PER_SECOND / 4, 7, false);
+    check_ok(journal_close(journal, &err));
+    open_journal(true);
+    journal_status(journal, &status);
+    assert_int_equal(status.latest.n, points[WRITES - 1].lsn);
+    assert_int_equal(status.latest_realtime_ns, points[WRITES - 1].time_ns);
+    size_t count = journal_spans(journal, spans, JOURNAL_MAX_SPANS);
+    for (size_t i = 0; i < count; i++)
+        assert_true(spans[i].from_ns <= spans[i].to_ns);
+    check_ok(journal_close(journal, &err));
+}
+
+/* What the ransomware signal remembers is an LSN: once it was thinned away, the last point before it is what is asked for. */
+static void the_last_point_before_an_lsn_that_was_thinned_away(void **unused)
+{
+    (void)unused;
+    struct journal_point found = {0};
+    open_journal(true);
+    write_history(NS_PER_SECOND / 4, 7, false);
+    for (size_t i = 0; i < WRITES; i++) {
+        check_ok(journal_resolve_before(journal, (struct lsn){points[i].lsn}, &found, &err));
+        assert_int_equal(found.lsn.n, points[i].lsn);
+        assert_string_equal(found.note, "");
+    }
+    now_ns += 120 * NS_PER_SECOND;
+    check_ok(journal_maintain(journal, &err));
+    size_t thinned = 0;
+    for (size_t i = 8; i < WRITES; i++) {
+        check_ok(journal_resolve_before(journal, (struct lsn){points[i].lsn}, &found, &err));
+        assert_in_range(found.lsn.n, points[i].lsn - 8, points[i].lsn);
+        thinned += found.lsn.n != points[i].lsn;
+        struct point point = {.kind = POINT_LSN, .lsn = found.lsn};
+        assert_int_equal(found.note[0] != '\0', found.lsn.n != points[i].lsn);
+        check_ok(journal_resolve(journal, &point, &found, &err)); /* it can be opened */
+    }
+    assert_true(thinned > WRITES / 2);
+    check_ok(journal_drop(journal, (struct lsn){points[WRITES - 1].lsn}, &err));
+    assert_int_equal(journal_resolve_before(journal, (struct lsn){points[1].lsn}, &found, &err), -ERANGE);
+    assert_non_null(strstr(err.message, "outside of the history"));
     check_ok(journal_close(journal, &err));
 }
 
@@ -325,6 +412,9 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_segment_is_sealed_once, begin, end),
         cmocka_unit_test_setup_teardown(a_drop_that_cannot_be_saved_leaves_nothing_behind, begin, end),
         cmocka_unit_test_setup_teardown(small_segments_are_joined, begin, end),
+        cmocka_unit_test_setup_teardown(the_newest_time_is_known_after_an_end_in_order, begin, end),
+        cmocka_unit_test_setup_teardown(thinned_points_are_listed_with_their_own_time, begin, end),
+        cmocka_unit_test_setup_teardown(the_last_point_before_an_lsn_that_was_thinned_away, begin, end),
     };
     return cmocka_run_group_tests_name("journal-publish", tests, NULL, NULL);
 }
