@@ -648,13 +648,39 @@ static json_int_t owner_made_again(const json_t *object, const json_t *names)
     return -1;
 }
 
+/* Whether an owner of that name is there, and is another one than it names: the garbage collector is about to find out. */
+static bool owner_was_made_again(const struct recovery_run *run, const json_t *index, const json_t *live)
+{
+    size_t i;
+    json_t *owner;
+    json_array_foreach(json_object_get(json_object_get(live, "metadata"), "ownerReferences"), i, owner)
+    {
+        char group[256];
+        const char *api_version = json_text(owner, "apiVersion"), *slash = strchr(api_version, '/');
+        snprintf(group, sizeof group, "%.*s", slash ? (int)(slash - api_version) : 0, api_version);
+        const struct reference r = {.group = group, .kind = json_text(owner, "kind"), .namespace = run->target_namespace, .name = json_text(owner, "name")};
+        const char *found = references_find(index, &r);
+        if (found && strcmp(object_uid(json_object_get(run->live, found)), json_text(owner, "uid")) != 0)
+            return true;
+    }
+    return false;
+}
+
+static int change_owned(struct recovery_entry *e, const char *reason, struct error *err)
+{
+    e->action = ACTION_CHANGE;
+    free(e->reason);
+    e->reason = strdup(reason);
+    return e->reason ? 0 : error_set(err, -ENOMEM, "out of memory");
+}
+
 int recovery_plan_owned(struct recovery_run *run, struct error *err)
 {
-    _cleanup_json_ json_t *names = made_again(run);
+    _cleanup_json_ json_t *names = made_again(run), *index = references_index(run->live);
     const char *name;
     json_t *object, *plan = json_object_get(recovery_status(run), "plan");
     size_t counts[RECOVERY_ACTIONS] = {0};
-    int r = names ? 0 : error_set(err, -ENOMEM, "out of memory");
+    int r = names && index ? 0 : error_set(err, -ENOMEM, "out of memory");
     /* What has something is marked by its uid: that must not go with it. */
     json_object_foreach(run->live, name, object)
     {
@@ -667,12 +693,10 @@ int recovery_plan_owned(struct recovery_run *run, struct error *err)
     }
     for (size_t i = 0; i < run->entry_count && r == 0; i++) {
         struct recovery_entry *e = &run->entries[i];
-        if (e->action == ACTION_SAME && owner_made_again(json_object_get(run->wanted, e->name), names) >= 0) {
-            e->action = ACTION_CHANGE;
-            free(e->reason);
-            if (!(e->reason = strdup("its owner is made again")))
-                r = error_set(err, -ENOMEM, "out of memory");
-        }
+        if (e->action == ACTION_SAME && owner_made_again(json_object_get(run->wanted, e->name), names) >= 0)
+            r = change_owned(e, "its owner is made again", err);
+        else if (e->action == ACTION_SAME && owner_was_made_again(run, index, live_of(run->live, index, e->name)))
+            r = change_owned(e, "its owner was made again", err);
         counts[e->action]++;
     }
     for (int a = 0; a < RECOVERY_ACTIONS && r == 0; a++)

@@ -454,7 +454,7 @@ class Chance:
         if kind == "ServiceAccount":
             return {"imagePullSecrets": [{"name": n} for n in r.sample(("a", "b"), r.randrange(3))], **({"automountServiceAccountToken": False} if r.random() < .5 else {})}
         if kind == "LimitRange":
-            return {"spec": {"limits": [{"type": "Pod", "max": {"cpu": r.choice(("2", "4000m"))}}]}}
+            return {"spec": {"limits": [{"type": "PersistentVolumeClaim", "max": {"storage": r.choice(("20Gi", "30Gi"))}}]}}
         if kind == "PersistentVolumeClaim":
             return {"spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "", "resources": {"requests": {"storage": "1Gi"}}}}
         if kind == "EndpointSlice":

@@ -1831,6 +1831,24 @@ static void what_belongs_to_what_is_made_again_stays(void **unused)
     }
 }
 
+/* The garbage collector has not seen yet that the owner is another one: what belongs to it gets it in time. */
+static void what_belongs_to_what_was_made_again_is_given_to_it(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c,
+           NOW "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: owned, namespace: n, ownerReferences: [{apiVersion: v1, kind: ConfigMap, name: same, uid: "
+               "uid-former}]}\n",
+           REWIND);
+    point_has(&c, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: owned, namespace: n, ownerReferences: [{apiVersion: v1, kind: ConfigMap, name: same}]}\n");
+    check_ok(run(&c, false, &err));
+    assert_phase(&c, "Completed");
+    const json_t *owners = json_object_get(json_object_get(json_object_get(c.objects, "core/v1/ConfigMap/n/owned"), "metadata"), "ownerReferences");
+    assert_string_equal(json_text(json_array_get(owners, 0), "uid"), uid_now(&c, "core/v1/ConfigMap/n/same"));
+    tear_down(&c);
+}
+
 /* Its words are its own: nothing is deleted for them. */
 static void what_a_policy_refuses_is_left_as_it_was(void **unused)
 {
@@ -2018,6 +2036,7 @@ int main(void)
         cmocka_unit_test(a_custom_object_that_cannot_be_changed_is_not_made_again),
         cmocka_unit_test(what_was_there_before_the_point_stays),
         cmocka_unit_test(what_belongs_to_what_is_made_again_stays),
+        cmocka_unit_test(what_belongs_to_what_was_made_again_is_given_to_it),
         cmocka_unit_test(what_a_policy_refuses_is_left_as_it_was),
         cmocka_unit_test(what_is_being_deleted_is_made_again),
         cmocka_unit_test(what_had_ended_does_not_run_again_and_what_ran_does),
