@@ -175,6 +175,26 @@ bool object_is_secret(const json_t *object)
            strcmp(objects_text(object, "apiVersion"), "v1") == 0;
 }
 
+long double object_quantity(const json_t *value)
+{
+    static const struct {
+        const char *suffix;
+        long double factor;
+    } suffixes[] = {{"", 1},         {"n", 1e-9L},    {"u", 1e-6L},    {"m", 1e-3L},
+                    {"k", 1e3L},     {"M", 1e6L},     {"G", 1e9L},     {"T", 1e12L},
+                    {"P", 1e15L},    {"E", 1e18L},    {"Ki", 1024.0L}, {"Mi", 1048576.0L},
+                    {"Gi", 0x1p30L}, {"Ti", 0x1p40L}, {"Pi", 0x1p50L}, {"Ei", 0x1p60L}};
+    if (json_is_number(value))
+        return (long double)json_number_value(value);
+    const char *text = json_string_value(value);
+    char *end = NULL;
+    long double number = text && *text ? strtold(text, &end) : -1;
+    for (size_t i = 0; end && i < sizeof suffixes / sizeof *suffixes; i++)
+        if (strcmp(end, suffixes[i].suffix) == 0)
+            return number * suffixes[i].factor;
+    return -1;
+}
+
 int objects_add(json_t *set, const json_t *object, bool *ret_kept, struct error *err)
 {
     struct object_id id;

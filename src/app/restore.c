@@ -40,11 +40,9 @@ static bool is_kind(const struct object_id *id, const char *group, const char *k
 static const char *reason_to_skip(const json_t *object, const struct object_id *id, enum restore_mode mode,
                                   bool exists)
 {
-    const char *phase = objects_text_at(object, "status/phase");
     if (is_kind(id, "", "PersistentVolume"))
         return "volumes are made with their claims";
-    if (!exists && (json_array_size(objects_at(object, "status/conditions")) > 0 || phase[0]) &&
-        (is_kind(id, "batch", "Job") || is_kind(id, "", "Pod")))
+    if (!exists && restore_has_ended(object))
         return "it had ended, and is not run again";
     if (object_is_bootstrap(id->group, id->kind, id->name) && !id->namespace[0])
         return "every cluster has it of itself";
@@ -71,7 +69,37 @@ static void prepare_service(json_t *spec, enum restore_mode mode)
     }
     json_object_del(spec, "healthCheckNodePort");
     json_object_del(spec, "loadBalancerIP");
+    const char *type = objects_text(spec, "type");
+    if (json_object_del(spec, "externalIPs") == 0 && strcmp(type, "NodePort") != 0 && strcmp(type, "LoadBalancer") != 0)
+        json_object_del(spec, "externalTrafficPolicy"); /* which nothing else takes */
     json_array_foreach(json_object_get(spec, "ports"), i, port) json_object_del(port, "nodePort");
+}
+
+/* Addresses and names of the network that belong to one object alone. */
+static void prepare_annotations(json_t *annotations)
+{
+    static const char *const prefixes[] = {"external-dns.alpha.kubernetes.io/",
+                                           "metallb.io/",
+                                           "metallb.universe.tf/",
+                                           "lbipam.cilium.io/",
+                                           "io.cilium/lb-ipam-",
+                                           "kube-vip.io/loadbalancerIPs",
+                                           "networking.gke.io/load-balancer-ip-addresses",
+                                           "service.beta.kubernetes.io/aws-load-balancer-eip-allocations",
+                                           "service.beta.kubernetes.io/azure-load-balancer-ipv",
+                                           "service.beta.kubernetes.io/azure-pip-name"};
+    const char *key;
+    json_t *value;
+    void *next;
+    json_object_foreach_safe(annotations, next, key, value)
+    {
+        for (size_t i = 0; i < sizeof prefixes / sizeof *prefixes; i++) {
+            if (!objects_has_prefix(key, prefixes[i]))
+                continue;
+            json_object_del(annotations, key);
+            break;
+        }
+    }
 }
 
 /* The data comes by Tidemark: a claim that is made again is bound to nothing, and filled from nothing. */
@@ -106,21 +134,42 @@ int restore_prepare(const json_t *normalized, enum restore_mode mode, bool exist
     else if (is_kind(&id, "", "PersistentVolumeClaim") && !exists)
         prepare_claim(spec);
     /* The controllers that own the finalizers know nothing of a clone, which is thrown away some day. */
-    if (mode == RESTORE_CLONE)
+    if (mode == RESTORE_CLONE) {
+        json_t *annotations = objects_at(object, "metadata/annotations");
         objects_delete_at(object, "metadata/finalizers");
+        prepare_annotations(annotations);
+        if (annotations && json_object_size(annotations) == 0)
+            objects_delete_at(object, "metadata/annotations");
+    }
     if (!exists)
         json_object_del(object, "status");
     *ret = take_ptr(object);
     return 0;
 }
 
-void restore_adopt_binding(json_t *wanted, const json_t *live)
+bool restore_has_ended(const json_t *normalized)
+{
+    struct object_id id;
+    struct error unused = ERROR_INIT;
+    return object_identify(normalized, &id, &unused) == 0 && (is_kind(&id, "batch", "Job") || is_kind(&id, "", "Pod")) &&
+           (json_array_size(objects_at(normalized, "status/conditions")) > 0 || objects_text_at(normalized, "status/phase")[0]);
+}
+
+static bool keep_size(json_t *wanted, const json_t *live)
+{
+    json_t *there = objects_at(live, "spec/resources/requests/storage"), *requests = objects_at(wanted, "spec/resources/requests");
+    if (!requests || object_quantity(there) <= object_quantity(json_object_get(requests, "storage")))
+        return false;
+    return json_object_set(requests, "storage", there) == 0;
+}
+
+bool restore_adopt_claim(json_t *wanted, const json_t *live)
 {
     static const char *const fields[] = {"volumeName", "dataSource", "dataSourceRef", "selector"};
     json_t *spec = json_object_get(wanted, "spec"), *there = json_object_get(live, "spec");
     if (strcmp(objects_text(wanted, "kind"), "PersistentVolumeClaim") != 0 ||
         strcmp(objects_text(wanted, "apiVersion"), "v1") != 0)
-        return;
+        return false;
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         json_t *value = json_object_get(there, fields[i]);
         if (value)
@@ -128,6 +177,7 @@ void restore_adopt_binding(json_t *wanted, const json_t *live)
         else
             json_object_del(spec, fields[i]);
     }
+    return keep_size(wanted, live);
 }
 
 bool restore_drop_allocated(json_t *object)
@@ -246,6 +296,28 @@ static json_t *merge(json_t *raw, json_t *normal, json_t *wanted)
     return json_deep_copy(wanted);
 }
 
+/* What was allocated for a Service goes when the type that it goes back to has none of it: the API server takes it away only from those whose
+ * ports did not change. */
+static void fit_service(json_t *merged, const json_t *wanted)
+{
+    json_t *spec = json_object_get(merged, "spec"), *asked = json_object_get(wanted, "spec"), *port;
+    const char *type = objects_text(spec, "type");
+    bool balancer = strcmp(type, "LoadBalancer") == 0, none = strcmp(type, "ExternalName") == 0;
+    bool allocates = strcmp(type, "NodePort") == 0 || (balancer && !json_is_false(json_object_get(spec, "allocateLoadBalancerNodePorts")));
+    size_t i;
+    if (none && !json_object_get(asked, "clusterIP")) {
+        json_object_del(spec, "clusterIP");
+        json_object_del(spec, "clusterIPs");
+    }
+    if ((!balancer || strcmp(objects_text(spec, "externalTrafficPolicy"), "Local") != 0) && !json_object_get(asked, "healthCheckNodePort"))
+        json_object_del(spec, "healthCheckNodePort");
+    json_array_foreach(json_object_get(spec, "ports"), i, port)
+    {
+        if (!allocates && !json_object_get(json_array_get(json_object_get(asked, "ports"), i), "nodePort"))
+            json_object_del(port, "nodePort");
+    }
+}
+
 int restore_merge(const json_t *live, const json_t *wanted, json_t **ret, struct error *err)
 {
     _cleanup_json_ json_t *normal = NULL;
@@ -257,6 +329,8 @@ int restore_merge(const json_t *live, const json_t *wanted, json_t **ret, struct
     _cleanup_json_ json_t *merged = merge((json_t *)(uintptr_t)live, normal, (json_t *)(uintptr_t)wanted);
     if (!merged)
         return objects_no_memory(err);
+    if (strcmp(objects_text(wanted, "kind"), "Service") == 0 && strcmp(objects_text(wanted, "apiVersion"), "v1") == 0)
+        fit_service(merged, wanted);
     json_t *status = json_object_get(live, "status");
     if (status && json_object_set(merged, "status", status) < 0)
         return objects_no_memory(err);
@@ -321,6 +395,12 @@ static const char *changed_beyond(const json_t *live, const json_t *wanted, cons
     return NULL;
 }
 
+/* Of Services: the API server leaves a headless one so, unless it is to have no addresses at all. */
+static bool was_headless(const json_t *live, const json_t *wanted)
+{
+    return strcmp(objects_text_at(live, "spec/clusterIP"), "None") == 0 && strcmp(objects_text_at(wanted, "spec/type"), "ExternalName") != 0;
+}
+
 static bool find_immutable(const json_t *live, const json_t *wanted, const char *kind,
                            char field[RESTORE_REASON_BYTES])
 {
@@ -338,7 +418,7 @@ static bool find_immutable(const json_t *live, const json_t *wanted, const char 
             if (same(objects_at(live, *fields), objects_at(wanted, *fields)))
                 continue;
             /* An address that nobody asked for is none of the wanted. */
-            if (strcmp(*fields, "spec/clusterIP") == 0 && !objects_at(wanted, *fields))
+            if (strcmp(*fields, "spec/clusterIP") == 0 && !was_headless(live, wanted) && !objects_at(wanted, *fields))
                 continue;
             snprintf(field, RESTORE_REASON_BYTES, "%s", *fields);
             for (char *c = field; *c; c++)
@@ -431,7 +511,7 @@ json_t *restore_isolation_policy(const char *namespace)
         "{s:s, s:s, s:{s:s, s:s, s:{s:s}}, s:{s:{}, s:[s, s], s:[{s:[{s:{}}]}], s:[{s:[{s:{}}]}, "
         "{s:[{s:s, s:i}, {s:s, s:i}]}]}}",
         "apiVersion", "networking.k8s.io/v1", "kind", "NetworkPolicy", "metadata", "name",
-        "tidemark-isolated", "namespace", namespace, "labels", "app.kubernetes.io/managed-by", "tidemark",
+        RESTORE_ISOLATION_NAME, "namespace", namespace, "labels", "app.kubernetes.io/managed-by", "tidemark",
         "spec", "podSelector", "policyTypes", "Ingress", "Egress", "ingress", "from", "podSelector", "egress",
         "to", "podSelector", "ports", "protocol", "UDP", "port", 53, "protocol", "TCP", "port", 53);
 }

@@ -43,8 +43,12 @@ int restore_prepare(const json_t *normalized, enum restore_mode mode, bool exist
                     char reason[RESTORE_REASON_BYTES], struct error *err) MUST_CHECK;
 
 /* A claim that is there stays bound to what it is bound to: its volume may have been exchanged (adopted,
- * released) since the point. */
-void restore_adopt_binding(json_t *wanted, const json_t *live);
+ * released) since the point; and as large as it is: a volume that has grown does not shrink, and true says so.
+ * Of other kinds nothing. */
+bool restore_adopt_claim(json_t *wanted, const json_t *live);
+
+/* Of a Job or a bare pod: whether it has ended. */
+bool restore_has_ended(const json_t *normalized);
 
 /* `live` (as the API server has it) changed to what `wanted` (normalized, prepared) says: fields that
  * normalizing leaves out stay as they are. The resourceVersion stays, so that a change in between is a
@@ -74,6 +78,7 @@ int restore_owners(json_t *object, restore_uid_of uid_of, void *context, size_t 
  * nothing to take out. */
 bool restore_drop_allocated(json_t *object);
 
+#define RESTORE_ISOLATION_NAME "tidemark-isolated"
 /* A NetworkPolicy that lets the pods of a namespace speak with each other and with DNS alone. NULL when out
  * of memory. */
 json_t *restore_isolation_policy(const char *namespace);

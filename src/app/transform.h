@@ -13,7 +13,8 @@
  * needs a kind; patch a kind or a name).
  *
  * Names are followed: references by the table of app/references.h, names of claims that a StatefulSet
- * expects, DNS names of services (NAME.NS, NAME.NS.svc...) in any text, in Secrets too. A transform that
+ * expects, DNS names of services (NAME.NS, NAME.NS.svc...) in any text, in Secrets too; a namespace's also
+ * where programs are told one (--namespace=NS, WATCH_NAMESPACE, matchNames, selectors by its name). A transform that
  * matches nothing is an error: it was meant to do something.
  *
  * Threads: values, no locks. Nothing blocks. */

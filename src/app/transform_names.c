@@ -63,10 +63,75 @@ struct rewriting {
     long count;
 };
 
-static bool key_ends_with_namespace(const char *key)
+/* The key of the array that the leaf stands in: "matchNames" of "spec.selector.matchNames[0]". */
+static void key_of_array(const struct objects_leaf *leaf, char *key, size_t size)
 {
-    size_t n = key ? strlen(key) : 0;
-    return n >= 9 && strcasecmp(key + n - 9, "namespace") == 0;
+    char path[OBJECT_PATH_BYTES];
+    snprintf(path, sizeof path, "%s", leaf->path);
+    char *bracket = strrchr(path, '['), *dot;
+    if (bracket)
+        *bracket = '\0';
+    dot = strrchr(path, '.');
+    snprintf(key, size, "%s", dot ? dot + 1 : path);
+}
+
+static bool ends_with(const char *text, const char *suffix)
+{
+    size_t n = strlen(text), m = strlen(suffix);
+    return n >= m && strcasecmp(text + n - m, suffix) == 0;
+}
+
+/* "--namespace", "--leader-election-namespace", and the short one of most programs. */
+static bool is_namespace_option(const char *text)
+{
+    return strcmp(text, "-n") == 0 || (text[0] == '-' && ends_with(text, "namespace"));
+}
+
+/* Whether the leaf, which is the namespace's name and nothing else, stands where names of namespaces do. */
+static bool names_namespace(const struct objects_leaf *leaf)
+{
+    char key[OBJECT_PATH_BYTES];
+    if (leaf->key) /* of the environment: WATCH_NAMESPACE */
+        return ends_with(leaf->key, "namespace") || strcmp(leaf->key, "kubernetes.io/metadata.name") == 0 ||
+               (strcmp(leaf->key, "value") == 0 && ends_with(objects_text(leaf->holder, "name"), "namespace"));
+    key_of_array(leaf, key, sizeof key);
+    if (strcmp(key, "args") == 0 || strcmp(key, "command") == 0) {
+        const char *before = leaf->index ? json_string_value(json_array_get(leaf->holder, leaf->index - 1)) : NULL;
+        return before && is_namespace_option(before);
+    }
+    return strcmp(key, "matchNames") == 0 || ends_with(key, "namespaces");
+}
+
+/* "--namespace=shop" */
+static bool is_namespace_argument(const struct objects_leaf *leaf, const char *namespace)
+{
+    const char *equals = leaf->key ? NULL : strchr(leaf->text, '=');
+    char option[64];
+    if (!equals || strcmp(equals + 1, namespace) != 0 || equals - leaf->text >= (long)sizeof option)
+        return false;
+    snprintf(option, sizeof option, "%.*s", (int)(equals - leaf->text), leaf->text);
+    return is_namespace_option(option);
+}
+
+/* Selectors of namespaces by name: {key: kubernetes.io/metadata.name, operator: In, values: [shop]}. */
+static int rewrite_selectors(json_t *at, const struct rewriting *w, long *count, unsigned depth)
+{
+    const char *key;
+    json_t *value, *values = json_object_get(at, "values");
+    size_t i;
+    int r = depth > OBJECT_DEPTH_MAX ? -EFBIG : 0;
+    bool selects = strcmp(objects_text(at, "key"), "kubernetes.io/metadata.name") == 0;
+    json_array_foreach(values, i, value)
+    {
+        const char *text = selects && r == 0 ? json_string_value(value) : NULL;
+        if (!text || strcmp(text, w->from) != 0)
+            continue;
+        r = json_array_set_new(values, i, json_string(w->to)) < 0 ? -ENOMEM : 0;
+        ++*count;
+    }
+    json_object_foreach(at, key, value) r = r == 0 ? rewrite_selectors(value, w, count, depth + 1) : r;
+    json_array_foreach(at, i, value) r = r == 0 ? rewrite_selectors(value, w, count, depth + 1) : r;
+    return r;
 }
 
 /* ".shop.svc" behind any name -> ".test.svc". */
@@ -118,17 +183,19 @@ static long rewrite_namespace_text(const struct rewriting *w, const char *text, 
 }
 
 /* Text of one value, whether it stands there plainly or in base64. */
-static long rewrite_text(const struct rewriting *w, const char *key, const char *text, char **ret)
+static long rewrite_text(const struct rewriting *w, const struct objects_leaf *leaf, const char *text, char **ret)
 {
+    const char *key = leaf->key;
     *ret = NULL;
     if (!w->services_of)
         return transform_replace_name(text, w->from, w->to, w->tail, ret);
-    bool whole = strcmp(text, w->services_of) == 0;
-    if (whole && (key_ends_with_namespace(key) || (key && strcmp(key, "kubernetes.io/metadata.name") == 0))) {
+    size_t n = strlen(w->services_of);
+    if (strcmp(text, w->services_of) == 0 && names_namespace(leaf)) {
         *ret = strdup(w->to);
         return *ret ? 1 : -ENOMEM;
     }
-    size_t n = strlen(w->services_of);
+    if (is_namespace_argument(leaf, w->services_of))
+        return asprintf(ret, "%.*s%s", (int)(strlen(text) - n), text, w->to) < 0 ? -ENOMEM : 1;
     if (key && objects_has_prefix(key, "cert-manager.io/inject-ca-from") &&
         strncmp(text, w->services_of, n) == 0 && text[n] == '/')
         return asprintf(ret, "%s%s", w->to, text + n) < 0 ? -ENOMEM : 1;
@@ -144,6 +211,9 @@ static int rewrite_leaf(void *context, const struct objects_leaf *leaf)
     if (strcmp(leaf->path, "apiVersion") == 0 || strcmp(leaf->path, "kind") == 0 ||
         strcmp(leaf->path, "metadata.name") == 0 || strcmp(leaf->path, "metadata.namespace") == 0)
         return 0;
+    const json_t *value = leaf->key ? json_object_get(leaf->holder, leaf->key) : json_array_get(leaf->holder, leaf->index);
+    if (json_string_length(value) != strlen(text))
+        return 0; /* bytes */
     bool sealed = w->secret && objects_has_prefix(leaf->path, "data.");
     if (sealed) {
         plain = objects_base64_decode(text, &length);
@@ -151,7 +221,7 @@ static int rewrite_leaf(void *context, const struct objects_leaf *leaf)
             return 0; /* bytes */
         text = plain;
     }
-    long n = rewrite_text(w, leaf->key, text, &changed);
+    long n = rewrite_text(w, leaf, text, &changed);
     if (n <= 0)
         return (int)n;
     w->count += n;
@@ -252,6 +322,8 @@ long transform_namespace(json_t *objects, const char *from, const char *to)
             r = references_visit(object, rename_reference, &n);
         if (r == 0)
             r = rewrite(object, &w);
+        if (r == 0)
+            r = rewrite_selectors(object, &w, &count, 0);
         if (r == 0)
             r = rename_namespace_of(object, from, to, &count);
     }

@@ -180,9 +180,11 @@ static int plan(struct recovery_run *run, struct error *err)
         r = recovery_plan_reconcilers(run, &reason, err);
     if (r == 0)
         r = recovery_check_quota(run, &reason, err);
-    json_decref(take_ptr(run->live));
     if (r == 0)
         r = recovery_plan_data(run, &reason, err);
+    if (r == 0)
+        r = recovery_plan_owned(run, err);
+    json_decref(take_ptr(run->live));
     if (r == 0)
         r = recovery_save_plan(run, -1, err);
     if (r < 0 && !passes(r)) {

@@ -27,6 +27,8 @@ struct job {
     json_t *there;  /* for one that is: NULL until it is found to be (prepare_there) */
     json_t *plain;  /* that, normalized: to compare */
     struct error unanswered; /* of a question for an owner: nobody knows whether it is there */
+    const json_t *live;      /* while what is there is prepared for; or NULL */
+    bool hidden;             /* whoever asked may not look at an owner */
     struct object_id id;
     char note[RESTORE_REASON_BYTES];
 };
@@ -49,6 +51,22 @@ static bool concerns_server(int code)
 {
     return code == -ECONNREFUSED || code == -ECONNRESET || code == -EHOSTUNREACH || code == -ETIMEDOUT ||
            code == -ECANCELED || code == -EAGAIN || code == -ENOMEM;
+}
+
+/* The uid of the owner that the object has already: it needs no look at the owner. NULL: it has none such. */
+static const char *uid_in_use(const json_t *live, const char *group, const char *kind, const char *name)
+{
+    size_t i;
+    json_t *owner;
+    json_array_foreach(json_object_get(json_object_get(live, "metadata"), "ownerReferences"), i, owner)
+    {
+        const char *api_version = json_text(owner, "apiVersion"), *slash = strchr(api_version, '/');
+        size_t length = slash ? (size_t)(slash - api_version) : 0;
+        if (strcmp(json_text(owner, "name"), name) == 0 && strcmp(json_text(owner, "kind"), kind) == 0 && strlen(group) == length &&
+            strncmp(api_version, group, length) == 0)
+            return json_text(owner, "uid");
+    }
+    return NULL;
 }
 
 /* The version does not matter much, but a path needs one: that of the reference. */
@@ -89,6 +107,12 @@ static const char *uid_of(void *context, const char *group, const char *kind, co
         }
         if (concerns_server(r))
             job->unanswered = err;
+        if (r == -EACCES) {
+            const char *used = uid_in_use(job->live, group, kind, name);
+            if (used)
+                return used;
+            job->hidden = true;
+        }
     }
     return NULL;
 }
@@ -99,15 +123,34 @@ static bool is_taken(const struct error *err)
     return strstr(err->message, "already allocated") || strstr(err->message, "already in use");
 }
 
+/* A field that no table knows of as one that cannot be changed. What a policy of the cluster says of what it refuses is another matter,
+ * whatever its words: it would refuse to have the object made, too. */
+static bool is_of_immutable_field(const struct error *err)
+{
+    return err->code == -EINVAL && (strstr(err->message, "immutable") || strstr(err->message, "updates to")) &&
+           !strstr(err->message, "denied the request") && !strstr(err->message, "denied request");
+}
+
+static const char not_made[] = "it had ended at the point, and is not run again";
 static const char taken[] = "its address or node port is taken: it got another";
+
+/* A quota that was just made lets nothing in until it was counted what is there. */
+static int create_once(const struct job *job, const json_t *object, struct error *err)
+{
+    for (unsigned waited = 0;; waited += LOOK_MS) {
+        int r = job->run->c->cluster->create(job->run->c->cluster_context, object, err);
+        if (r != -EACCES || !strstr(err->message, "status unknown for quota") || waited >= RECOVERY_GONE_MS)
+            return r;
+        recovery_pause(job->run, LOOK_MS);
+    }
+}
 
 static int create(struct job *job, enum verdict verdict, struct error *err)
 {
-    const struct recovery_cluster_ops *ops = job->run->c->cluster;
-    int r = ops->create(job->run->c->cluster_context, job->wanted, err);
+    int r = create_once(job, job->wanted, err);
     if (r < 0 && r != -EEXIST && is_taken(err) && restore_drop_allocated(job->wanted)) {
         snprintf(job->note, sizeof job->note, "%s", taken);
-        r = ops->create(job->run->c->cluster_context, job->wanted, err);
+        r = create_once(job, job->wanted, err);
     }
     if (r == 0)
         decide(job, verdict, job->note);
@@ -136,17 +179,120 @@ static int await_gone(struct job *job, const char *uid, struct error *err)
     }
 }
 
+/* Takes the owner of that uid away from the object; false: it has none such. */
+static bool disown(json_t *object, const char *uid)
+{
+    json_t *owners = json_object_get(json_object_get(object, "metadata"), "ownerReferences");
+    bool had = false;
+    for (size_t i = json_array_size(owners); i-- > 0;) {
+        if (strcmp(json_text(json_array_get(owners, i), "uid"), uid) != 0)
+            continue;
+        json_array_remove(owners, i);
+        had = true;
+    }
+    return had;
+}
+
+static int release_one(const struct job *job, json_t *object, const char *uid, struct error *err)
+{
+    const struct recovery_cluster_ops *ops = job->run->c->cluster;
+    char name[OBJECT_NAME_BYTES];
+    struct object_id id;
+    _cleanup_json_ json_t *live = json_incref(object);
+    int r = object_identify(object, &id, err);
+    if (r == 0)
+        r = object_journal_name(&id, name, err);
+    for (unsigned tries = 0; r == 0 && tries < RECOVERY_CONFLICTS_MAX; tries++) {
+        if (!disown(live, uid))
+            return 0;
+        r = ops->replace(job->run->c->cluster_context, live, err);
+        if (r != -EBUSY)
+            break;
+        json_decref(take_ptr(live));
+        r = ops->get(job->run->c->cluster_context, name, &live, err);
+    }
+    return r == -ENOENT ? 0 : r;
+}
+
+/* What belongs to an object that is made again would go with it, claims and their data, too. It belongs to nobody until its own turn
+ * comes, which is after its owner's. What controllers make (pods) goes, and comes again. */
+static int release_dependents(const struct job *job, const char *uid, struct error *err)
+{
+    _cleanup_json_ json_t *all = json_array();
+    size_t i;
+    json_t *object;
+    int r = job->run->c->cluster->list(job->run->c->cluster_context, job->id.namespace, all, err);
+    json_array_foreach(all, i, object)
+    {
+        if (r == 0 && !object_noise(object) && !json_object_get(json_object_get(object, "metadata"), "deletionTimestamp"))
+            r = release_one(job, object, uid, err);
+    }
+    return r < 0 ? error_context(err, "what belongs to it would go with it, and cannot be kept") : 0;
+}
+
+/* What was there is there again, since what it was to become is refused. */
+static int put_back(const struct job *job, const json_t *live, int code, struct error *err)
+{
+    static const char *const kept[] = {"ownerReferences", "finalizers"};
+    struct error failure = ERROR_INIT;
+    _cleanup_json_ json_t *former = NULL;
+    int r = object_normalize(live, &former, &failure);
+    json_object_del(former, "status");
+    for (size_t i = 0; r == 0 && i < 2; i++) {
+        json_t *value = json_object_get(json_object_get(live, "metadata"), kept[i]);
+        if (value && json_object_set(json_object_get(former, "metadata"), kept[i], value) < 0)
+            r = error_set(&failure, -ENOMEM, "out of memory");
+    }
+    if (r == 0 && strcmp(job->id.kind, "Service") == 0 && !job->id.group[0]) /* with its addresses */
+        json_object_set(former, "spec", json_object_get(live, "spec"));
+    if (r == 0)
+        r = create_once(job, former, &failure);
+    struct error why = *err;
+    return error_set(err, code, "%.1000s; %s%.500s", why.message,
+                     r < 0 ? "and what was there could not be made again, and is gone: " : "what was there was made again as it was",
+                     r < 0 ? failure.message : "");
+}
+
 static int recreate(struct job *job, const json_t *live, struct error *err)
 {
+    const char *propagation = restore_recreate_propagation(live);
     char uid[64];
+    int r = 0;
+    if (!job->wanted) {
+        decide(job, VERDICT_SKIPPED, not_made);
+        return 0;
+    }
     snprintf(uid, sizeof uid, "%s", object_uid(live));
-    int r = job->run->c->cluster->remove(job->run->c->cluster_context, job->entry->name, uid,
-                                         restore_recreate_propagation(job->wanted), err);
+    bool owns = job->entry->uid || job->entry->action != ACTION_RECREATE; /* unplanned: nobody has looked */
+    if (owns && strcmp(propagation, "Orphan") != 0)
+        r = release_dependents(job, uid, err);
+    if (r == 0)
+        r = job->run->c->cluster->remove(job->run->c->cluster_context, job->entry->name, uid, propagation, err);
     if (r == 0)
         r = await_gone(job, uid, err);
-    if (r == 0 && !job->note[0])
+    if (r < 0)
+        return r;
+    if (!job->note[0])
         snprintf(job->note, sizeof job->note, "it was made again");
-    return r == 0 ? create(job, VERDICT_CHANGED, err) : r;
+    r = create(job, VERDICT_CHANGED, err);
+    return r < 0 && r != -EEXIST && !concerns_server(r) ? put_back(job, live, r, err) : r;
+}
+
+/* Whether its owners are those that are there now: one that was made again has another uid, and what has the old one goes. */
+static bool has_owners(const json_t *live, const json_t *wanted)
+{
+    size_t i;
+    json_t *owner;
+    json_array_foreach(json_object_get(json_object_get(wanted, "metadata"), "ownerReferences"), i, owner)
+    {
+        const char *api_version = json_text(owner, "apiVersion"), *slash = strchr(api_version, '/');
+        char group[256];
+        snprintf(group, sizeof group, "%.*s", slash ? (int)(slash - api_version) : 0, api_version);
+        const char *uid = uid_in_use(live, group, json_text(owner, "kind"), json_text(owner, "name"));
+        if (!uid || strcmp(uid, json_text(owner, "uid")) != 0)
+            return false;
+    }
+    return true;
 }
 
 /* The object is there. 1: look again. */
@@ -159,7 +305,9 @@ static int change(struct job *job, const json_t *live, struct error *err)
                         : job->entry->action == ACTION_SAME ? VERDICT_SAME
                                                             : VERDICT_CHANGED;
     if (json_object_get(json_object_get(live, "metadata"), "deletionTimestamp")) {
-        int r = await_gone(job, object_uid(live), err);
+        int r = job->entry->action == ACTION_RECREATE && job->entry->uid ? release_dependents(job, object_uid(live), err) : 0;
+        if (r == 0)
+            r = await_gone(job, object_uid(live), err);
         return r < 0 ? r : 1;
     }
     if (!job->id.namespace[0]) {
@@ -169,12 +317,14 @@ static int change(struct job *job, const json_t *live, struct error *err)
     int r = object_normalize(live, &normal, err);
     if (r < 0)
         return r;
-    restore_adopt_binding(job->plain, normal);
-    restore_adopt_binding(job->there, normal);
-    if (json_equal(normal, job->plain)) {
+    restore_adopt_claim(job->plain, normal);
+    restore_adopt_claim(job->there, normal);
+    if (json_equal(normal, job->plain) && has_owners(live, job->there)) {
         decide(job, done, job->note);
         return 0;
     }
+    if (recovery_runs_again(job->run, normal, job->plain))
+        return recreate(job, live, err);
     switch (restore_way_of(normal, job->plain, field)) {
     case RESTORE_KEEP:
         snprintf(reason, sizeof reason, "%.100s cannot be changed, and it is not deleted since it has data",
@@ -188,9 +338,8 @@ static int change(struct job *job, const json_t *live, struct error *err)
     r = restore_merge(live, job->there, &merged, err);
     if (r == 0)
         r = ops->replace(job->run->c->cluster_context, merged, err);
-    if (r == -EINVAL && (strstr(err->message, "immutable") || strstr(err->message, "updates to"))) {
-        /* A field that no table knows of. What goes with an object of somebody else's kind nobody knows: its operator may
-         * delete the volumes, say (R6). */
+    if (r < 0 && is_of_immutable_field(err)) {
+        /* What goes with an object of somebody else's kind nobody knows: its operator may delete the volumes, say (R6). */
         if (strcmp(job->id.kind, "PersistentVolumeClaim") == 0 || !object_group_is_builtin(job->id.group))
             return r;
         return recreate(job, live, err);
@@ -206,9 +355,12 @@ static int change(struct job *job, const json_t *live, struct error *err)
 
 static int prepare(struct job *job, bool exists, json_t **ret, struct error *err)
 {
+    static const char lost[] = "its owner is not there: it has none now",
+                      hidden[] = "whoever asked may not look at its owner: it has none now";
     char reason[RESTORE_REASON_BYTES];
     size_t dropped = 0;
     int r;
+    job->hidden = false;
     {
         MUTEX_GUARD(guard, job->mutex);
         r = restore_prepare(json_object_get(job->run->wanted, job->entry->name), job->run->mode, exists, ret, reason, err);
@@ -219,36 +371,26 @@ static int prepare(struct job *job, bool exists, json_t **ret, struct error *err
         *err = job->unanswered;
         return err->code;
     }
-    if (dropped)
-        snprintf(job->note, sizeof job->note, "its owner is not there: it has none now");
+    if (dropped || strcmp(job->note, lost) == 0 || strcmp(job->note, hidden) == 0)
+        snprintf(job->note, sizeof job->note, "%s", !dropped ? "" : job->hidden ? hidden : lost);
     return r;
 }
 
 /* Most objects of a restore are not there, and need none of this. */
-static int prepare_there(struct job *job, struct error *err)
+static int prepare_there(struct job *job, const json_t *live, struct error *err)
 {
     if (job->plain)
         return 0;
+    job->live = live;
     int r = prepare(job, true, &job->there, err);
+    job->live = NULL;
     return r == 0 ? object_normalize(job->there, &job->plain, err) : r;
-}
-
-static int prepare_put(struct job *job, struct error *err)
-{
-    int r = prepare(job, false, &job->wanted, err);
-    if (r < 0 || job->wanted)
-        return r;
-    /* An object that is there although it would not be made: it is put back all the same. */
-    r = prepare_there(job, err);
-    if (r == 0 && !(job->wanted = json_deep_copy(job->there)))
-        return error_set(err, -ENOMEM, "out of memory");
-    return r;
 }
 
 static int put(struct job *job, struct error *err)
 {
-    int r = prepare_put(job, err);
-    if (r == 0 && job->entry->action == ACTION_CREATE) { /* most of a restore: one call each */
+    int r = prepare(job, false, &job->wanted, err); /* NULL: it is put back when it is there, but not made */
+    if (r == 0 && job->wanted && job->entry->action == ACTION_CREATE) { /* most of a restore: one call each */
         struct error first = ERROR_INIT;
         int made = create(job, VERDICT_CREATED, &first);
         if (made == 0)
@@ -261,10 +403,14 @@ static int put(struct job *job, struct error *err)
     for (unsigned tries = 0; r >= 0 && tries < RECOVERY_CONFLICTS_MAX; tries++) {
         _cleanup_json_ json_t *live = NULL;
         r = job->run->c->cluster->get(job->run->c->cluster_context, job->entry->name, &live, err);
+        if (r == -ENOENT && !job->wanted) {
+            decide(job, VERDICT_SKIPPED, not_made);
+            return 0;
+        }
         if (r == -ENOENT) {
             r = create(job, job->entry->action == ACTION_CREATE ? VERDICT_CREATED : VERDICT_CHANGED, err);
             r = r == -EEXIST ? 1 : r;
-        } else if (r == 0 && (r = prepare_there(job, err)) == 0) {
+        } else if (r == 0 && (r = prepare_there(job, live, err)) == 0) {
             r = change(job, live, err);
         }
         if (r <= 0)

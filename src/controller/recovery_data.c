@@ -265,6 +265,27 @@ static int plan_bare_pods(struct recovery_run *run, struct error *err)
     return 0;
 }
 
+/* It goes as soon as no pod uses it, which is in the middle of what is to be done, and its volume with it. */
+static int check_leaving(struct recovery_run *run, const json_t *stream, const char **ret_reason, struct error *err)
+{
+    size_t i;
+    json_t *claim;
+    json_array_foreach(json_object_get(stream, "claims"), i, claim)
+    {
+        char name[OBJECT_NAME_BYTES];
+        const char *text = json_string_value(claim);
+        snprintf(name, sizeof name, "core/v1/PersistentVolumeClaim/%s/%s", run->target_namespace, text);
+        if (!json_object_get(json_object_get(json_object_get(run->live, name), "metadata"), "deletionTimestamp"))
+            continue;
+        *ret_reason = "ClaimTerminating";
+        return error_set(err, -EEXIST,
+                         "the claim %s is being deleted, and goes with its volume when no pod uses it any more: scale down what uses it, wait until it is "
+                         "gone (kubectl -n %s get pvc %s), and make the recovery again, which gives it its volume back",
+                         text, run->target_namespace, text);
+    }
+    return 0;
+}
+
 int recovery_read_before(struct recovery_run *run, struct error *err)
 {
     json_int_t unused;
@@ -300,6 +321,8 @@ int recovery_plan_data(struct recovery_run *run, const char **ret_reason, struct
             json_array_size(streams), RECOVERY_STREAMS_MAX);
     json_array_foreach(streams, i, stream)
     {
+        if (r == 0)
+            r = check_leaving(run, stream, ret_reason, err);
         if (r == 0)
             r = plan_stream(run, stream, list, err);
         if (r == -ERANGE || r == -ENOENT)

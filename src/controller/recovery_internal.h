@@ -31,7 +31,7 @@ struct recovery_entry {
     int wave; /* 0: deletions; from 1: of the order */
     char *name;
     char *reason; /* or NULL */
-    char *uid;    /* of what is to be deleted; or NULL */
+    char *uid;    /* of what is to be deleted, or made again while others belong to it; or NULL */
     char *by;     /* who reconciles it; or NULL */
     int verdict;  /* enum verdict; -1: none yet */
 };
@@ -92,6 +92,10 @@ int recovery_read_wanted(struct recovery_run *run, const char **ret_reason, stru
 int recovery_check_target(struct recovery_run *run, const char **ret_reason, struct error *err);
 /* Compares with what is there: run->entries, status.plan. */
 int recovery_make_plan(struct recovery_run *run, struct error *err);
+/* After all that changes the entries: what belongs to an object that is made again is given to the new one. Completes status.plan. */
+int recovery_plan_owned(struct recovery_run *run, struct error *err);
+/* A Job or a pod that has ended since the point: its work is undone, unless volumes are left alone. Both normalized. */
+bool recovery_runs_again(const struct recovery_run *run, const json_t *live, const json_t *wanted);
 int recovery_add_entry(struct recovery_run *run, enum recovery_action action, int wave, const char *name,
                        const char *reason, const char *uid, struct error *err);
 void recovery_free_entries(struct recovery_run *run);

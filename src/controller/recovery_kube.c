@@ -288,20 +288,42 @@ static bool is_broken(const struct kube_resource *resource, int code, long http_
     return code < 0 && !object_group_is_builtin(resource->group) && (http_code >= 500 || code == -EPROTO || code == -EOPNOTSUPP);
 }
 
+/* The kinds as they are known now: others may ask for them again meanwhile. The caller frees them. */
+static int copy_kinds(struct recovery_kube *k, struct kube_resource **ret, size_t *ret_count, struct error *err)
+{
+    MUTEX_GUARD(guard, &k->mutex);
+    int r = k->kinds_ns ? 0 : discover(k, err);
+    if (r < 0)
+        return r;
+    struct kube_resource *copy = calloc(k->kinds.count + 1, sizeof *copy);
+    bool kept = copy;
+    for (size_t i = 0; kept && i < k->kinds.count; i++) {
+        const struct kube_resource *is = &k->kinds.resources[i];
+        copy[i] = *is;
+        kept = (copy[i].group = keep_text(k, is->group)) && (copy[i].version = keep_text(k, is->version)) &&
+               (copy[i].plural = keep_text(k, is->plural)) && (copy[i].kind = keep_text(k, is->kind));
+    }
+    if (!kept) {
+        free(copy);
+        return error_set(err, -ENOMEM, "out of memory");
+    }
+    *ret = copy;
+    *ret_count = k->kinds.count;
+    return 0;
+}
+
 /* What somebody may not list she may not put back either: it is passed over, and each such object fails by
  * itself. */
 static int list(void *context, const char *namespace, json_t *array, struct error *err)
 {
     struct recovery_kube *k = context;
-    const struct kube_kinds *kinds = &k->kinds; /* nobody else is at work while the plan is made */
-    {
-        MUTEX_GUARD(guard, &k->mutex);
-        int r = k->kinds_ns ? 0 : discover(k, err);
-        if (r < 0)
-            return r;
-    }
-    for (size_t i = 0; i < kinds->count; i++) {
-        const struct kube_resource *resource = &kinds->resources[i];
+    _cleanup_free_ struct kube_resource *kinds = NULL;
+    size_t count = 0;
+    int copied = copy_kinds(k, &kinds, &count, err);
+    if (copied < 0)
+        return copied;
+    for (size_t i = 0; i < count; i++) {
+        const struct kube_resource *resource = &kinds[i];
         struct kube_status status = {0};
         const struct kube_target target = {.resource = resource, .namespace = namespace, .as = &k->user, .status = &status};
         const struct kube_list_options options = {.timeout_ms = object_group_is_builtin(resource->group) ? 0 : OTHERS_TIMEOUT_MS};

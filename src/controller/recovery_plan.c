@@ -407,18 +407,56 @@ static bool are_of_selector(const json_t *set, const struct object_id *id)
     return json_object_size(json_object_get(json_object_get(json_object_get(set, name), "spec"), "selector")) > 0;
 }
 
-static int plan_object(struct recovery_run *run, int wave, const char *name, const json_t *live,
+/* Policies add up: what one of the application's own lets through, isolation does not stop. */
+static bool opens_isolation(const struct recovery_run *run, const struct object_id *id)
+{
+    static const char *const kinds[] = {"networking.k8s.io/NetworkPolicy", "cilium.io/CiliumNetworkPolicy", "crd.projectcalico.org/NetworkPolicy",
+                                        "projectcalico.org/NetworkPolicy", "crd.antrea.io/NetworkPolicy"};
+    char text[512];
+    if (!json_is_true(json_object_get(run->spec, "isolated")) || strcmp(id->name, RESTORE_ISOLATION_NAME) == 0)
+        return false;
+    snprintf(text, sizeof text, "%s/%s", id->group, id->kind);
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        if (strcmp(text, kinds[i]) == 0)
+            return true;
+    }
+    return false;
+}
+
+bool recovery_runs_again(const struct recovery_run *run, const json_t *live, const json_t *wanted)
+{
+    return !json_is_true(json_object_get(run->spec, "objectsOnly")) && restore_has_ended(live) && !restore_has_ended(wanted);
+}
+
+/* A Job or a pod that had ended at the point, when a later one of its name is there: 1: it has its entry. */
+static int plan_ended(struct recovery_run *run, int wave, const char *name, const json_t *live, const json_t *normal, const json_t *prepared,
+                      const json_t *holders, struct error *err)
+{
+    static const char gone[] = "it had ended at the point, and is not run again; the later one of its name came after the point",
+                      stays[] = "it had ended at the point, and is not run again; the later one of its name stays";
+    char field[RESTORE_REASON_BYTES];
+    if (!restore_has_ended(prepared) || (restore_has_ended(normal) && restore_way_of(normal, prepared, field) == RESTORE_UPDATE))
+        return 0;
+    bool goes = run->mode == RESTORE_REWIND && !json_object_get(holders, object_uid(live));
+    int r = recovery_add_entry(run, goes ? ACTION_DELETE : ACTION_SKIP, goes ? 0 : wave, name, goes ? gone : stays, goes ? object_uid(live) : NULL, err);
+    return r < 0 ? r : 1;
+}
+
+static int plan_object(struct recovery_run *run, int wave, const char *name, const json_t *live, const json_t *holders,
                        struct error *err)
 {
     char reason[RESTORE_REASON_BYTES], field[RESTORE_REASON_BYTES];
     _cleanup_json_ json_t *prepared = NULL, *normal = NULL;
     struct object_id id;
+    bool leaves = json_object_get(json_object_get(live, "metadata"), "deletionTimestamp");
     int r = object_id_parse(name, &id, err);
     if (r == 0)
-        r = restore_prepare(json_object_get(run->wanted, name), run->mode, live != NULL, &prepared, reason,
+        r = restore_prepare(json_object_get(run->wanted, name), run->mode, live && !leaves, &prepared, reason,
                             err);
     if (r < 0)
         return r;
+    if (prepared && opens_isolation(run, &id))
+        return recovery_add_entry(run, ACTION_SKIP, wave, name, "the clone is isolated, and this would let through what that stops", NULL, err);
     if (prepared && are_of_selector(run->wanted, &id))
         return recovery_add_entry(run, ACTION_SKIP, wave, name, of_selector, NULL, err);
     if (!prepared)
@@ -428,6 +466,8 @@ static int plan_object(struct recovery_run *run, int wave, const char *name, con
     if (!id.namespace[0]) /* R6 */
         return recovery_add_entry(run, ACTION_SKIP, wave, name, "it is there, and others may use it", NULL,
                                   err);
+    if (leaves)
+        return recovery_add_entry(run, ACTION_RECREATE, wave, name, "it is being deleted", NULL, err);
     r = object_normalize(live, &normal, err);
     if (r == -EFBIG) { /* it has grown beyond what can be compared: to put it back is tried, and has a verdict */
         snprintf(reason, sizeof reason, "%.*s", (int)sizeof reason - 1, err->message);
@@ -436,14 +476,23 @@ static int plan_object(struct recovery_run *run, int wave, const char *name, con
     }
     if (r < 0)
         return r;
-    restore_adopt_binding(prepared, normal);
+    const char *grown = restore_adopt_claim(prepared, normal) ? "a volume that has grown stays as large as it is: " : NULL;
+    if (grown) {
+        const json_t *requests = json_object_get(json_object_get(json_object_get(normal, "spec"), "resources"), "requests");
+        snprintf(reason, sizeof reason, "%s%.60s", grown, json_text(requests, "storage"));
+        grown = reason;
+    }
+    if ((r = plan_ended(run, wave, name, live, normal, prepared, holders, err)) != 0)
+        return r < 0 ? r : 0;
     if (strcmp(json_text(live, "apiVersion"), json_text(prepared, "apiVersion")) != 0)
         return recovery_add_entry(run, ACTION_CHANGE, wave, name, NULL, NULL,
                                   err); /* compared in the version of the point then */
     if (json_equal(normal, prepared))
-        return recovery_add_entry(run, ACTION_SAME, wave, name, NULL, NULL, err);
+        return recovery_add_entry(run, ACTION_SAME, wave, name, grown, NULL, err);
+    if (recovery_runs_again(run, normal, prepared))
+        return recovery_add_entry(run, ACTION_RECREATE, wave, name, "it has ended since, and its work is undone", NULL, err);
     if (restore_way_of(normal, prepared, field) != RESTORE_RECREATE)
-        return recovery_add_entry(run, ACTION_CHANGE, wave, name, NULL, NULL, err);
+        return recovery_add_entry(run, ACTION_CHANGE, wave, name, grown, NULL, err);
     snprintf(reason, sizeof reason, "%.200s cannot be changed", field);
     return recovery_add_entry(run, ACTION_RECREATE, wave, name, reason, NULL, err);
 }
@@ -565,9 +614,100 @@ static int note_plan(struct recovery_run *run, struct error *err)
                : 0;
 }
 
+/* {"group|kind|name": true} of what will have another uid than now. */
+static json_t *made_again(const struct recovery_run *run)
+{
+    json_t *names = json_object();
+    for (size_t i = 0; i < run->entry_count; i++) {
+        const struct recovery_entry *e = &run->entries[i];
+        struct object_id id;
+        struct error unused = ERROR_INIT;
+        char key[OBJECT_NAME_BYTES];
+        if ((e->action != ACTION_CREATE && e->action != ACTION_RECREATE) || object_id_parse(e->name, &id, &unused) < 0)
+            continue;
+        snprintf(key, sizeof key, "%s|%s|%s", id.group, id.kind, id.name);
+        json_object_set_new(names, key, json_integer((json_int_t)i));
+    }
+    return names;
+}
+
+/* The index of its first owner that is made again, or -1. */
+static json_int_t owner_made_again(const json_t *object, const json_t *names)
+{
+    size_t i;
+    json_t *owner;
+    json_array_foreach(json_object_get(json_object_get(object, "metadata"), "ownerReferences"), i, owner)
+    {
+        const char *api_version = json_text(owner, "apiVersion"), *slash = strchr(api_version, '/');
+        char key[OBJECT_NAME_BYTES];
+        snprintf(key, sizeof key, "%.*s|%s|%s", slash ? (int)(slash - api_version) : 0, api_version, json_text(owner, "kind"), json_text(owner, "name"));
+        const json_t *found = json_object_get(names, key);
+        if (found)
+            return json_integer_value(found);
+    }
+    return -1;
+}
+
+/* Whether an owner of that name is there, and is another one than it names: the garbage collector is about to find out. */
+static bool owner_was_made_again(const struct recovery_run *run, const json_t *index, const json_t *live)
+{
+    size_t i;
+    json_t *owner;
+    json_array_foreach(json_object_get(json_object_get(live, "metadata"), "ownerReferences"), i, owner)
+    {
+        char group[256];
+        const char *api_version = json_text(owner, "apiVersion"), *slash = strchr(api_version, '/');
+        snprintf(group, sizeof group, "%.*s", slash ? (int)(slash - api_version) : 0, api_version);
+        const struct reference r = {.group = group, .kind = json_text(owner, "kind"), .namespace = run->target_namespace, .name = json_text(owner, "name")};
+        const char *found = references_find(index, &r);
+        if (found && strcmp(object_uid(json_object_get(run->live, found)), json_text(owner, "uid")) != 0)
+            return true;
+    }
+    return false;
+}
+
+static int change_owned(struct recovery_entry *e, const char *reason, struct error *err)
+{
+    e->action = ACTION_CHANGE;
+    free(e->reason);
+    e->reason = strdup(reason);
+    return e->reason ? 0 : error_set(err, -ENOMEM, "out of memory");
+}
+
+int recovery_plan_owned(struct recovery_run *run, struct error *err)
+{
+    _cleanup_json_ json_t *names = made_again(run), *index = references_index(run->live);
+    const char *name;
+    json_t *object, *plan = json_object_get(recovery_status(run), "plan");
+    size_t counts[RECOVERY_ACTIONS] = {0};
+    int r = names && index ? 0 : error_set(err, -ENOMEM, "out of memory");
+    /* What has something is marked by its uid: that must not go with it. */
+    json_object_foreach(run->live, name, object)
+    {
+        json_int_t i = r == 0 ? owner_made_again(object, names) : -1;
+        if (i < 0 || run->entries[i].action != ACTION_RECREATE || run->entries[i].uid)
+            continue;
+        const json_t *owner = json_object_get(run->live, run->entries[i].name);
+        if (!(run->entries[i].uid = strdup(object_uid(owner))))
+            r = error_set(err, -ENOMEM, "out of memory");
+    }
+    for (size_t i = 0; i < run->entry_count && r == 0; i++) {
+        struct recovery_entry *e = &run->entries[i];
+        if (e->action == ACTION_SAME && owner_made_again(json_object_get(run->wanted, e->name), names) >= 0)
+            r = change_owned(e, "its owner is made again", err);
+        else if (e->action == ACTION_SAME && owner_was_made_again(run, index, live_of(run->live, index, e->name)))
+            r = change_owned(e, "its owner was made again", err);
+        counts[e->action]++;
+    }
+    for (int a = 0; a < RECOVERY_ACTIONS && r == 0; a++)
+        if (json_object_set_new(plan, recovery_action_name((enum recovery_action)a), json_integer((json_int_t)counts[a])) < 0)
+            r = error_set(err, -ENOMEM, "out of memory");
+    return r;
+}
+
 int recovery_make_plan(struct recovery_run *run, struct error *err)
 {
-    _cleanup_json_ json_t *array = json_array(), *own = NULL, *index = NULL;
+    _cleanup_json_ json_t *array = json_array(), *own = NULL, *index = NULL, *holders = NULL;
     size_t i, k;
     json_t *wave, *name, *raw;
     recovery_free_entries(run);
@@ -579,8 +719,8 @@ int recovery_make_plan(struct recovery_run *run, struct error *err)
     json_decref(run->live);
     raw = run->live = by_name(array);
     index = references_index(raw);
+    holders = claim_holders(array); /* before others' are taken out */
     if (run->mode == RESTORE_REWIND) {
-        _cleanup_json_ json_t *holders = claim_holders(array); /* before others' are taken out */
         r = run->c->source->select(run->c->source_context, run->source_namespace, run->application, array,
                                    err);
         own = by_name(array);
@@ -600,7 +740,7 @@ int recovery_make_plan(struct recovery_run *run, struct error *err)
                 r = r == -ENOENT ? 0 : r;
             }
             if (r == 0)
-                r = plan_object(run, (int)i + 1, text, live, err);
+                r = plan_object(run, (int)i + 1, text, live, holders, err);
         }
     }
     return r == 0 ? note_plan(run, err) : r;

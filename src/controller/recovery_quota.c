@@ -8,27 +8,6 @@
 #define LACKS_SHOWN 5u
 #define LIMITS_MESSAGE_BYTES 400
 
-/* "1500m", "1Gi", "2e3"; negative: none. Exact up to 2^64. */
-static long double quantity(const json_t *value)
-{
-    static const struct {
-        const char *suffix;
-        long double factor;
-    } suffixes[] = {{"", 1},         {"n", 1e-9L},    {"u", 1e-6L},    {"m", 1e-3L},
-                    {"k", 1e3L},     {"M", 1e6L},     {"G", 1e9L},     {"T", 1e12L},
-                    {"P", 1e15L},    {"E", 1e18L},    {"Ki", 1024.0L}, {"Mi", 1048576.0L},
-                    {"Gi", 0x1p30L}, {"Ti", 0x1p40L}, {"Pi", 0x1p50L}, {"Ei", 0x1p60L}};
-    if (json_is_number(value))
-        return (long double)json_number_value(value);
-    const char *text = json_string_value(value);
-    char *end = NULL;
-    long double number = text && *text ? strtold(text, &end) : -1;
-    for (size_t i = 0; end && i < sizeof suffixes / sizeof *suffixes; i++)
-        if (strcmp(end, suffixes[i].suffix) == 0)
-            return number * suffixes[i].factor;
-    return -1;
-}
-
 /* As people write it: bytes in the largest binary unit that leaves no rest, else a number. */
 static void format(const char *resource, long double amount, char text[48])
 {
@@ -74,11 +53,11 @@ static long double of_container(const json_t *container, const char *what, const
                                 const json_t *defaults)
 {
     const json_t *resources = json_object_get(container, "resources");
-    long double amount = quantity(json_object_get(json_object_get(resources, what), resource));
+    long double amount = object_quantity(json_object_get(json_object_get(resources, what), resource));
     if (amount < 0 && strcmp(what, "requests") == 0)
-        amount = quantity(json_object_get(json_object_get(resources, "limits"), resource));
+        amount = object_quantity(json_object_get(json_object_get(resources, "limits"), resource));
     if (amount < 0)
-        amount = quantity(json_object_get(json_object_get(defaults, what), resource));
+        amount = object_quantity(json_object_get(json_object_get(defaults, what), resource));
     return amount < 0 ? 0 : amount;
 }
 
@@ -112,7 +91,7 @@ static void add_claim(json_t *demand, const json_t *object)
 {
     const json_t *spec = json_object_get(object, "spec");
     long double size =
-        quantity(json_object_get(json_object_get(json_object_get(spec, "resources"), "requests"), "storage"));
+        object_quantity(json_object_get(json_object_get(json_object_get(spec, "resources"), "requests"), "storage"));
     const char *class = json_text(spec, "storageClassName");
     char key[400];
     size = size < 0 ? 0 : size;
@@ -212,8 +191,8 @@ static json_t *defaults_of(const json_t *live)
 static bool breaks(const json_t *limit, const char *resource, long double low, long double high,
                    char why[LIMITS_MESSAGE_BYTES])
 {
-    long double min = quantity(json_object_get(json_object_get(limit, "min"), resource)),
-                max = quantity(json_object_get(json_object_get(limit, "max"), resource));
+    long double min = object_quantity(json_object_get(json_object_get(limit, "min"), resource)),
+                max = object_quantity(json_object_get(json_object_get(limit, "max"), resource));
     char is[48], bound[48];
     bool less = low > 0 && min >= 0 && low < min, more = max >= 0 && high > max;
     if (!less && !more)
@@ -239,7 +218,7 @@ static bool breaks_limit(const json_t *limit, const json_t *object, const char *
     if (strcmp(type, "PersistentVolumeClaim") == 0 && strcmp(id.kind, type) == 0) {
         const json_t *requests =
             json_object_get(json_object_get(json_object_get(object, "spec"), "resources"), "requests");
-        long double size = quantity(json_object_get(requests, "storage"));
+        long double size = object_quantity(json_object_get(requests, "storage"));
         return size >= 0 && breaks(limit, "storage", size, size, why);
     }
     if (strcmp(type, "Container") != 0 || pods_of(object, id.kind) <= 0)
@@ -293,8 +272,8 @@ static int check_quota(struct recovery_run *run, const json_t *quota, const json
     json_object_foreach(json_object_get(spec, "hard"), resource, hard)
     {
         long double need = (long double)json_real_value(json_object_get(demand, resource)),
-                    most = quantity(hard),
-                    used = quantity(json_object_get(json_object_get(status, "used"), resource));
+                    most = object_quantity(hard),
+                    used = object_quantity(json_object_get(json_object_get(status, "used"), resource));
         long double left = most - (used < 0 ? 0 : used);
         if (need <= 0 || most < 0 || need <= left * (1 + 1e-12L) + 1e-9L)
             continue;

@@ -28,7 +28,7 @@
 #define KUBE_TIMEOUT_MS 30000u
 #define KUBE_LIST_LIMIT 500u
 #define KUBE_REASON_BYTES 64
-#define KUBE_MAX_GROUPS 64u
+#define KUBE_MAX_GROUPS 1000u /* directories put people into hundreds */
 #define KUBE_MAX_EXTRA 64u
 
 struct kube_client;

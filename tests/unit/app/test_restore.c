@@ -52,6 +52,66 @@ static void a_clone_takes_nothing_from_the_original(void **unused)
     assert_non_null(strstr(reason, "must not check the objects of others"));
 }
 
+static void a_claim_that_has_grown_stays_so(void **unused)
+{
+    (void)unused;
+    static const struct {
+        const char *live, *wanted, *is;
+    } cases[] = {{"2Gi", "1Gi", "2Gi"}, {"1Gi", "2Gi", "2Gi"}, {"1Gi", "1024Mi", "1024Mi"}, {"1073741825", "1Gi", "1073741825"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        json_t *claims[2];
+        for (int side = 0; side < 2; side++)
+            claims[side] = json_pack("{s:s, s:s, s:{s:s}, s:{s:{s:{s:s}}}}", "apiVersion", "v1", "kind", "PersistentVolumeClaim", "metadata", "name", "a", "spec",
+                                     "resources", "requests", "storage", side ? cases[i].wanted : cases[i].live);
+        assert_int_equal(restore_adopt_claim(claims[1], claims[0]), strcmp(cases[i].is, cases[i].wanted) != 0);
+        assert_string_equal(objects_text_at(claims[1], "spec/resources/requests/storage"), cases[i].is);
+        json_decref(claims[0]);
+        json_decref(claims[1]);
+    }
+}
+
+static void a_service_gives_back_what_its_type_does_not_have(void **unused)
+{
+    (void)unused;
+    struct error err = ERROR_INIT;
+    char field[RESTORE_REASON_BYTES];
+    _cleanup_json_ json_t *live = manifests_one(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: n, managedFields: [{fieldsV1: {'f:spec': {'f:type': {}}}}]}\n"
+        "spec: {type: LoadBalancer, clusterIP: 10.96.0.9, clusterIPs: [10.96.0.9], externalTrafficPolicy: Local, healthCheckNodePort: 31000, "
+        "ports: [{name: a, port: 80, nodePort: 31001}, {name: b, port: 81, nodePort: 31002}]}\n");
+    _cleanup_json_ json_t *plain = manifests_one("apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: n}\nspec: {type: ClusterIP, ports: [{name: a, port: 80}]}\n"),
+                          *none = manifests_one("apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: n}\nspec: {type: ExternalName, externalName: x}\n"),
+                          *headless = manifests_one("apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: n}\nspec: {type: ClusterIP, clusterIP: None, ports: []}\n");
+    _cleanup_json_ json_t *merged = NULL, *nameless = NULL;
+    check_ok(restore_merge(live, plain, &merged, &err));
+    assert_string_equal(objects_text_at(merged, "spec/clusterIP"), "10.96.0.9");
+    assert_null(objects_at(merged, "spec/healthCheckNodePort"));
+    assert_null(json_object_get(json_array_get(objects_at(merged, "spec/ports"), 0), "nodePort"));
+    check_ok(restore_merge(live, none, &nameless, &err));
+    assert_null(objects_at(nameless, "spec/clusterIP"));
+    assert_null(objects_at(nameless, "spec/clusterIPs"));
+    /* A headless one stays so, as far as the API server is concerned. */
+    assert_int_equal(restore_way_of(headless, plain, field), RESTORE_RECREATE);
+    assert_int_equal(restore_way_of(headless, none, field), RESTORE_UPDATE);
+}
+
+static void a_clone_answers_at_none_of_the_originals_addresses(void **unused)
+{
+    (void)unused;
+    struct error err = ERROR_INIT;
+    char reason[RESTORE_REASON_BYTES];
+    _cleanup_json_ json_t *service = manifests_one("apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: n, annotations: {external-dns.alpha.kubernetes.io/hostname: "
+                                                   "shop.example.com, metallb.io/loadBalancerIPs: 192.0.2.1}}\n"
+                                                   "spec: {type: ClusterIP, externalTrafficPolicy: Cluster, externalIPs: [192.0.2.7], ports: [{port: 80}]}\n"),
+                          *clone = NULL, *restored = NULL;
+    check_ok(restore_prepare(service, RESTORE_CLONE, false, &clone, reason, &err));
+    check_ok(restore_prepare(service, RESTORE_RESTORE, false, &restored, reason, &err));
+    assert_null(objects_at(clone, "spec/externalIPs"));
+    assert_null(objects_at(clone, "spec/externalTrafficPolicy"));
+    assert_null(objects_at(clone, "metadata/annotations"));
+    assert_true(json_equal(restored, service));
+}
+
 static void what_had_ended_does_not_run_again(void **unused)
 {
     (void)unused;
@@ -252,6 +312,9 @@ int main(void)
         cmocka_unit_test(claims_are_made_unbound),
         cmocka_unit_test(a_clone_takes_nothing_from_the_original),
         cmocka_unit_test(what_had_ended_does_not_run_again),
+        cmocka_unit_test(a_claim_that_has_grown_stays_so),
+        cmocka_unit_test(a_service_gives_back_what_its_type_does_not_have),
+        cmocka_unit_test(a_clone_answers_at_none_of_the_originals_addresses),
         cmocka_unit_test(merging_keeps_what_nobody_asked_for_and_drops_what_came_later),
         cmocka_unit_test(merging_gives_what_was_wanted_whatever_is_there),
         cmocka_unit_test(immutable_fields_mean_recreate_but_never_for_data),

@@ -40,6 +40,49 @@ static char *secret_text(const json_t *object, const char *key)
     return objects_base64_decode(objects_text(json_object_get(object, "data"), key), &length);
 }
 
+/* Where programs are told a namespace: options, the environment, lists and selectors of namespaces; and not where the word is another. */
+static void namespaces_are_found_where_programs_are_told_them(void **unused)
+{
+    (void)unused;
+    _cleanup_json_ json_t *set = manifests_set_text(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web, namespace: shop}\nspec: {template: {spec: {containers: [{name: shop, args: [--namespace=shop, "
+        "--leader-election-namespace, shop, shop, -n, shop, --name=shop], env: [{name: WATCH_NAMESPACE, value: shop}, {name: WORD, value: shop}]}]}}}\n---\n"
+        "apiVersion: monitoring.coreos.com/v1\nkind: ServiceMonitor\nmetadata: {name: m, namespace: shop}\nspec: {namespaceSelector: {matchNames: [shop, other]}, "
+        "watchNamespaces: [shop], words: [shop]}\n---\n"
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p, namespace: shop}\nspec: {ingress: [{from: [{namespaceSelector: {matchExpressions: "
+        "[{key: kubernetes.io/metadata.name, operator: In, values: [shop, edge]}, {key: team, operator: In, values: [shop]}]}}]}]}\n");
+    _cleanup_json_ json_t *clone = apply(set, "[{namespace: {from: shop, to: try}}]");
+    static const struct {
+        const char *name, *path, *is;
+    } cases[] = {
+        {"apps/v1/Deployment/try/web", "spec/template/spec/containers",
+         "[{\"args\":[\"--namespace=try\",\"--leader-election-namespace\",\"try\",\"shop\",\"-n\",\"try\",\"--name=shop\"],\"env\":[{\"name\":\"WATCH_NAMESPACE\","
+         "\"value\":\"try\"},{\"name\":\"WORD\",\"value\":\"shop\"}],\"name\":\"shop\"}]"},
+        {"monitoring.coreos.com/v1/ServiceMonitor/try/m", "spec",
+         "{\"namespaceSelector\":{\"matchNames\":[\"try\",\"other\"]},\"watchNamespaces\":[\"try\"],\"words\":[\"shop\"]}"},
+        {"networking.k8s.io/v1/NetworkPolicy/try/p", "spec/ingress",
+         "[{\"from\":[{\"namespaceSelector\":{\"matchExpressions\":[{\"key\":\"kubernetes.io/metadata.name\",\"operator\":\"In\",\"values\":[\"try\",\"edge\"]},"
+         "{\"key\":\"team\",\"operator\":\"In\",\"values\":[\"shop\"]}]}}]}]"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        _cleanup_free_ char *text = json_dumps(objects_at(find(clone, cases[i].name), cases[i].path), JSON_SORT_KEYS | JSON_COMPACT);
+        assert_string_equal(text, cases[i].is);
+    }
+}
+
+/* What stands behind a NUL is part of the text. */
+static void bytes_are_left_as_they_are(void **unused)
+{
+    (void)unused;
+    _cleanup_json_ json_t *set = manifests_set_text("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c, namespace: shop}\ndata: {plain: http://db.shop.svc/}\n");
+    json_t *data = json_object_get(find(set, "core/v1/ConfigMap/shop/c"), "data");
+    json_object_set_new(data, "bytes", json_stringn("db.shop.svc\0more", 16));
+    _cleanup_json_ json_t *clone = apply(set, "[{namespace: {from: shop, to: try}}]");
+    data = json_object_get(find(clone, "core/v1/ConfigMap/try/c"), "data");
+    assert_string_equal(objects_text(data, "plain"), "http://db.try.svc/");
+    assert_int_equal(json_string_length(json_object_get(data, "bytes")), 16);
+}
+
 static void a_clone_in_another_namespace_knows_nothing_of_the_first(void **unused)
 {
     (void)unused;
@@ -268,6 +311,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_clone_in_another_namespace_knows_nothing_of_the_first),
+        cmocka_unit_test(namespaces_are_found_where_programs_are_told_them),
+        cmocka_unit_test(bytes_are_left_as_they_are),
         cmocka_unit_test(webhooks_of_a_namespace_follow_it),
         cmocka_unit_test(a_renamed_object_is_found_by_those_that_refer_to_it),
         cmocka_unit_test(hosts_classes_images_replicas_and_labels),

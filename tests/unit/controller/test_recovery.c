@@ -25,6 +25,10 @@ struct cluster {
     bool lose_answer;    /* that call is still carried out */
     bool refuse_kind;    /* what is named "refused" cannot be replaced */
     bool immutable;      /* and that is why */
+    bool policy;         /* or a policy is, whose words these are */
+    bool refuse_old;     /* what has data.a: old cannot be made */
+    unsigned leaving_looks; /* at what is being deleted: after three it is gone */
+    bool collects;       /* what belongs to what is deleted goes with it */
     char refusal[3000];  /* or this */
     bool cancel_at_apply;
     bool never_ready; /* workloads */
@@ -71,6 +75,11 @@ static int get(void *context, const char *name, json_t **ret, struct error *err)
     if (c->unseen && strcmp(name, c->unseen) == 0)
         ANSWER(error_set(err, c->unseen_code ? c->unseen_code : -EACCES, "%s is forbidden: User \"ann\" cannot get it", name));
     c->asked += strncmp(name, "apps/v1/Deployment/", 19) == 0;
+    const json_t *metadata = json_object_get(object, "metadata");
+    if (json_object_get(metadata, "namespace") && json_object_get(metadata, "deletionTimestamp") && ++c->leaving_looks == 3) {
+        json_object_del(c->objects, name);
+        object = NULL;
+    }
     if (object) {
         *ret = json_deep_copy(object);
         if (strncmp(name, "apps/v1/", 8) == 0 && !c->never_ready) /* its controller has done its work */
@@ -104,6 +113,8 @@ static int create(void *context, const json_t *object, struct error *err)
     if (object_identify(object, &id, err) < 0 || object_journal_name(&id, name, err) < 0)
         return err->code;
     c->created++;
+    if (c->refuse_old && strcmp(json_text(json_object_get(object, "data"), "a"), "old") == 0)
+        ANSWER(error_set(err, -EACCES, "admission webhook \"policy\" denied the request: it is old"));
     if (c->busy_at && c->created >= c->busy_at)
         ANSWER(error_set(err, -EAGAIN, "too many requests"));
     if (c->created == c->cancel_at)
@@ -136,8 +147,9 @@ static int replace(void *context, const json_t *object, struct error *err)
                     json_object_get(json_object_get(object, "metadata"), "resourceVersion")))
         ANSWER(error_set(err, -EBUSY, "the object has been modified"));
     if (c->refuse_kind && strcmp(id.name, "refused") == 0)
-        ANSWER(error_set(err, c->immutable ? -EINVAL : -EACCES, "admission webhook \"policy\" denied the request: %s",
-                         c->immutable ? "spec.size is immutable" : c->refusal));
+        ANSWER(c->immutable ? error_set(err, -EINVAL, "%s is invalid: spec.size: field is immutable", name)
+               : c->policy  ? error_set(err, -EINVAL, "%s is forbidden: ValidatingAdmissionPolicy 'p' denied request: updates need an immutable digest", name)
+                            : error_set(err, -EACCES, "admission webhook \"policy\" denied the request: %s", c->refusal));
     const json_t *port = json_array_get(json_object_get(json_object_get(object, "spec"), "ports"), 0);
     if (json_integer_value(json_object_get(port, "nodePort")) == 30001)
         ANSWER(error_set(err, -EINVAL,
@@ -146,6 +158,22 @@ static int replace(void *context, const json_t *object, struct error *err)
     snprintf(uid, sizeof uid, "%s", object_uid(live));
     store(c, name, object, uid);
     ANSWER(0);
+}
+
+static void collect_garbage(struct cluster *c, const char *uid)
+{
+    const char *name;
+    json_t *object, *owner;
+    void *next;
+    size_t i;
+    json_object_foreach_safe(c->objects, next, name, object)
+    {
+        bool belongs = false;
+        json_array_foreach(json_object_get(json_object_get(object, "metadata"), "ownerReferences"), i, owner)
+            belongs |= strcmp(json_text(owner, "uid"), uid) == 0;
+        if (belongs)
+            json_object_del(c->objects, name);
+    }
 }
 
 static int delete (void *context, const char *name, const char *uid, const char *propagation,
@@ -157,6 +185,8 @@ static int delete (void *context, const char *name, const char *uid, const char 
     const json_t *live = json_object_get(c->objects, name);
     if (live && uid && strcmp(object_uid(live), uid) != 0)
         ANSWER(error_set(err, -EBUSY, "another one has its name"));
+    if (live && c->collects && propagation && strcmp(propagation, "Background") == 0)
+        collect_garbage(c, object_uid(live));
     json_object_del(c->objects, name);
     ANSWER(0);
 }
@@ -1744,6 +1774,181 @@ static void a_custom_object_that_cannot_be_changed_is_not_made_again(void **unus
     tear_down(&c);
 }
 
+static void point_has(struct cluster *c, const char *text)
+{
+    struct error err = ERROR_INIT;
+    _cleanup_json_ json_t *object = manifests_one(text);
+    check_ok(objects_add(c->point, object, NULL, &err));
+}
+static const char *uid_now(const struct cluster *c, const char *name)
+{
+    return object_uid(json_object_get(c->objects, name));
+}
+
+/* The Deployment is made again for its selector; what belongs to it, does not go with it, and belongs to the new one. */
+static void what_belongs_to_what_is_made_again_stays(void **unused)
+{
+    (void)unused;
+    static const char *const names[] = {"core/v1/ConfigMap/n/owned", "core/v1/PersistentVolumeClaim/n/cache", "core/v1/PersistentVolumeClaim/n/younger"};
+    struct error err = ERROR_INIT;
+    for (long at = 0, calls = 1; at <= calls; at++) {
+        struct cluster c;
+        set_up(&c,
+               NOW "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: owned, namespace: n, ownerReferences: [{apiVersion: apps/v1, kind: Deployment, "
+                   "name: web, uid: uid-8}]}\n---\n"
+                   "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: cache, namespace: n, ownerReferences: [{apiVersion: apps/v1, kind: "
+                   "Deployment, name: web, uid: uid-8}]}\n---\n"
+                   "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: younger, namespace: n, ownerReferences: [{apiVersion: apps/v1, kind: "
+                   "Deployment, name: web, uid: uid-8}]}\n",
+               REWIND);
+        assert_string_equal(uid_now(&c, "apps/v1/Deployment/n/web"), "uid-8");
+        point_has(&c, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: owned, namespace: n, ownerReferences: [{apiVersion: apps/v1, kind: Deployment, "
+                         "name: web}]}\n");
+        point_has(&c, "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: cache, namespace: n, ownerReferences: [{apiVersion: apps/v1, kind: "
+                         "Deployment, name: web}]}\n");
+        c.collects = true;
+        char before[3][32];
+        for (size_t i = 0; i < 3; i++)
+            snprintf(before[i], sizeof before[i], "%s", uid_now(&c, names[i]));
+        c.kill_at = at;
+        c.lose_answer = at % 2;
+        (void)run(&c, false, &err);
+        c.kill_at = 0;
+        check_ok(run(&c, false, &err));
+        assert_phase(&c, "Completed");
+        assert_string_not_equal(uid_now(&c, "apps/v1/Deployment/n/web"), "uid-8");
+        for (size_t i = 0; i < 3; i++) {
+            const json_t *object = json_object_get(c.objects, names[i]);
+            if (!object)
+                fail_msg("%s has gone with its owner (call %ld)", names[i], at);
+            assert_string_equal(object_uid(object), before[i]);
+            const json_t *owner = json_array_get(json_object_get(json_object_get(object, "metadata"), "ownerReferences"), 0);
+            if (i < 2)
+                assert_string_equal(json_text(owner, "uid"), uid_now(&c, "apps/v1/Deployment/n/web"));
+        }
+        calls = at ? calls : c.calls;
+        tear_down(&c);
+    }
+}
+
+/* The garbage collector has not seen yet that the owner is another one: what belongs to it gets it in time. */
+static void what_belongs_to_what_was_made_again_is_given_to_it(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c,
+           NOW "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: owned, namespace: n, ownerReferences: [{apiVersion: v1, kind: ConfigMap, name: same, uid: "
+               "uid-former}]}\n",
+           REWIND);
+    point_has(&c, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: owned, namespace: n, ownerReferences: [{apiVersion: v1, kind: ConfigMap, name: same}]}\n");
+    check_ok(run(&c, false, &err));
+    assert_phase(&c, "Completed");
+    const json_t *owners = json_object_get(json_object_get(json_object_get(c.objects, "core/v1/ConfigMap/n/owned"), "metadata"), "ownerReferences");
+    assert_string_equal(json_text(json_array_get(owners, 0), "uid"), uid_now(&c, "core/v1/ConfigMap/n/same"));
+    tear_down(&c);
+}
+
+/* Its words are its own: nothing is deleted for them. */
+static void what_a_policy_refuses_is_left_as_it_was(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: refused, namespace: n}\ndata: {a: new}\n", REWIND);
+    point_has(&c, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: refused, namespace: n}\ndata: {a: old}\n");
+    _cleanup_free_ char *before = strdup(uid_now(&c, "core/v1/ConfigMap/n/refused"));
+    c.refuse_kind = c.policy = true;
+    check_ok(run(&c, false, &err));
+    assert_phase(&c, "Failed");
+    assert_string_equal(uid_now(&c, "core/v1/ConfigMap/n/refused"), before);
+    tear_down(&c);
+    /* One that has to be made again, and may not: what was there is there again. */
+    set_up(&c, NOW "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: refused, namespace: n, labels: {x: y}}\nimmutable: true\ndata: {a: new}\n", REWIND);
+    point_has(&c, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: refused, namespace: n}\nimmutable: true\ndata: {a: old}\n");
+    c.refuse_old = true;
+    check_ok(run(&c, false, &err));
+    assert_phase(&c, "Failed");
+    const json_t *now = json_object_get(c.objects, "core/v1/ConfigMap/n/refused");
+    assert_string_equal(json_text(json_object_get(now, "data"), "a"), "new");
+    const char *reason = json_text(json_array_get(json_object_get(status_of(&c), "failures"), 0), "reason");
+    assert_non_null(strstr(reason, "it is old"));
+    assert_non_null(strstr(reason, "made again as it was"));
+    tear_down(&c);
+}
+
+static void what_is_being_deleted_is_made_again(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: leaving, namespace: n, deletionTimestamp: x, finalizers: [a/b]}\ndata: {a: b}\n", REWIND);
+    point_has(&c, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: leaving, namespace: n, finalizers: [a/b]}\ndata: {a: b}\n");
+    check_ok(run(&c, false, &err));
+    assert_phase(&c, "Completed");
+    const json_t *now = json_object_get(c.objects, "core/v1/ConfigMap/n/leaving");
+    assert_non_null(now);
+    assert_null(json_object_get(json_object_get(now, "metadata"), "deletionTimestamp"));
+    tear_down(&c);
+    /* A claim would go with its volume once the pods are stopped. */
+    set_up(&c, NOW, REWIND);
+    json_object_set_new(json_object_get(json_object_get(c.objects, "core/v1/PersistentVolumeClaim/n/data-db-0"), "metadata"), "deletionTimestamp",
+                        json_string("x"));
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Failed");
+    assert_string_equal(json_text(json_array_get(json_object_get(status_of(&c), "conditions"), 0), "reason"), "ClaimTerminating");
+    assert_int_equal(json_array_size(c.data), 0);
+    tear_down(&c);
+}
+
+#define JOB(name, image, status)                                                                                                                     \
+    "apiVersion: batch/v1\nkind: Job\nmetadata: {name: " name ", namespace: n}\nspec: {template: {spec: {containers: [{name: c, image: '" image "'}]}}}\n" status
+#define COMPLETE "status: {conditions: [{type: Complete, status: 'True'}]}\n"
+
+static void what_had_ended_does_not_run_again_and_what_ran_does(void **unused)
+{
+    (void)unused;
+    for (int only = 0; only < 2; only++) {
+        struct cluster c;
+        struct error err = ERROR_INIT;
+        set_up(&c, NOW "---\n" JOB("later", "m:2", "") "---\n" JOB("same", "m:1", COMPLETE) "---\n" JOB("running", "m:1", COMPLETE),
+               only ? "{application: shop, mode: rewind, point: '-90s', objectsOnly: true}" : REWIND);
+        point_has(&c, JOB("later", "m:1", COMPLETE));
+        point_has(&c, JOB("same", "m:1", COMPLETE));
+        point_has(&c, JOB("running", "m:1", ""));
+        _cleanup_free_ char *same = strdup(uid_now(&c, "batch/v1/Job/n/same")), *running = strdup(uid_now(&c, "batch/v1/Job/n/running"));
+        check_ok(run(&c, false, &err));
+        assert_phase(&c, "Completed");
+        assert_null(json_object_get(c.objects, "batch/v1/Job/n/later"));
+        assert_string_equal(uid_now(&c, "batch/v1/Job/n/same"), same);
+        assert_non_null(json_object_get(c.objects, "batch/v1/Job/n/running"));
+        assert_int_equal(strcmp(uid_now(&c, "batch/v1/Job/n/running"), running) == 0, only);
+        tear_down(&c);
+    }
+}
+
+/* Whoever asked may not look at the owner, which the object has all the time. */
+static void an_owner_that_may_not_be_looked_at_stays(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c,
+           NOW "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: owned, namespace: n, ownerReferences: [{apiVersion: example.com/v1, kind: Shop, "
+               "name: main, uid: uid-shop}]}\ndata: {a: new}\n",
+           REWIND);
+    point_has(&c, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: owned, namespace: n, ownerReferences: [{apiVersion: example.com/v1, kind: Shop, name: "
+                     "main}]}\ndata: {a: old}\n");
+    c.unseen = "example.com/v1/Shop/n/main";
+    check_ok(run(&c, false, &err));
+    assert_phase(&c, "Completed");
+    const json_t *now = json_object_get(c.objects, "core/v1/ConfigMap/n/owned");
+    assert_string_equal(json_text(json_object_get(now, "data"), "a"), "old");
+    const json_t *owner = json_array_get(json_object_get(json_object_get(now, "metadata"), "ownerReferences"), 0);
+    assert_string_equal(json_text(owner, "uid"), "uid-shop");
+    tear_down(&c);
+}
+
 /* ---- who would put it back ---- */
 
 #define BY_FLUX(name)                                                                                        \
@@ -1830,6 +2035,12 @@ int main(void)
         cmocka_unit_test(r6_claims_and_snapshots_do_not_go_with_what_came_later),
         cmocka_unit_test(a_custom_object_that_cannot_be_changed_is_not_made_again),
         cmocka_unit_test(what_was_there_before_the_point_stays),
+        cmocka_unit_test(what_belongs_to_what_is_made_again_stays),
+        cmocka_unit_test(what_belongs_to_what_was_made_again_is_given_to_it),
+        cmocka_unit_test(what_a_policy_refuses_is_left_as_it_was),
+        cmocka_unit_test(what_is_being_deleted_is_made_again),
+        cmocka_unit_test(what_had_ended_does_not_run_again_and_what_ran_does),
+        cmocka_unit_test(an_owner_that_may_not_be_looked_at_stays),
         cmocka_unit_test(r1_a_clone_is_carried_on_at_every_call),
         cmocka_unit_test(r5_one_that_cannot_be_carried_on_opens_its_gates),
         cmocka_unit_test(a_clone_is_used_before_it_is_copied),
