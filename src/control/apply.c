@@ -16,7 +16,7 @@
 #include "journal/set_aside.h"
 
 #define APPLICATION_FILE_BYTES_MAX (4u << 20)
-#define DELETIONS_NOTED ".deletions-noted" /* in apps/ */
+#define DELETIONS_NOTED "deletions-noted" /* in the state directory */
 
 static const struct app_volume *find_volume(const struct app_spec *spec, const char *name)
 {
@@ -784,7 +784,7 @@ static int check_lost(const struct control *control, const char *name, struct er
 static int note_deletions(const struct control *control, const char *apps, struct error *err)
 {
     char done[PATH_MAX], aside[PATH_MAX];
-    snprintf(done, sizeof done, "%.4000s/" DELETIONS_NOTED, apps);
+    snprintf(done, sizeof done, "%.4000s/" DELETIONS_NOTED, control->state_directory);
     if (access(done, F_OK) == 0)
         return 0;
     _cleanup_closedir_ DIR *dir = opendir(apps);

@@ -105,6 +105,11 @@ mutation late-writes-segment src/journal/recovery.c 's/int awaited = segment_awa
 mutation rescue-ended src/journal/maintain.c 's/d\.repair_rescue = rescue_is_unfinished\(j\);/d.repair_rescue = false;/' tests/unit/journal/test_journal_rescue
 mutation abandoned-rewind src/volume/rewind.c 's/^    if \(w->latest\)$/    if (w->latest \&\& !g->stale_image)/' \
     tests/unit/volume/test_volume_unclean a_rewind_that_fails_changes_nothing_while_another_is_copied_back
+mutation rescue-dropped src/journal/maintain.c 's/, \.repair_rescue = rescue_is_unfinished\(j\)//' tests/unit/journal/test_journal_rescue
+mutation stale-newer src/volume/stale.c 's/>= v->group->rewind_lsn\.n/== v->group->rewind_lsn.n/' \
+    tests/unit/volume/test_volume_unclean an_unjournaled_write_after_a_rewind_that_failed_survives_a_kill
+mutation stale-owed src/volume/flush.c 's/r == 0 && atomic_load\(&v->group->pending_owed\)/false/' \
+    tests/unit/volume/test_volume_unclean an_unjournaled_write_over_a_rewind_survives_a_loss_of_power_once_journaling_goes_on
 # Clones that are used before they are copied.
 mutation fill-map-saved src/volume/fill.c 's/return v->fill \? save\(v->fill, false, false, err\) : 0;/(void)v, (void)err; return 0;/' \
     tests/sim/test_power fill --histories 2

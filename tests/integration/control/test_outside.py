@@ -241,7 +241,7 @@ class Status(Base):
     def test_what_an_earlier_release_deleted_is_no_loss(self):
         """It left nothing of the description, and told it from one that was lost by nothing."""
         s = self.s.start()
-        path, noted = s.path("s/apps/shop/application.yaml"), s.path("s/apps/.deletions-noted")
+        path, noted = s.path("s/apps/shop/application.yaml"), s.path("s/deletions-noted")
         s.apply(s.yaml(volumes=("data",)))
         s.write("mnt/shop/data/f", "one")
         before = s.call("GET", "/v1/status")["warnings"]
