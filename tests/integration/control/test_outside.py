@@ -585,9 +585,9 @@ class Files(Base):
 
         self.assertIn("there is no ProtectionPolicy 'gold'", apply(shop, status=1))
         for order in ((policy, shop), (shop, policy), (shop, policy, policy)):
-            told = apply(*order, "--dry-run")
-            self.assertIn("ProtectionPolicy/gold created (dry run)", told)
-            self.assertIn("ProtectedApplication/shop created (dry run)", told)
+            said = apply(*order, "--dry-run")
+            self.assertIn("ProtectionPolicy/gold created (dry run)", said)
+            self.assertIn("ProtectedApplication/shop created (dry run)", said)
         self.assertEqual(apply(shop, policy), "ProtectionPolicy/gold created\nProtectedApplication/shop created\n")
         self.assertEqual(s.status()["policy"], "gold")
 
