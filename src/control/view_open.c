@@ -33,6 +33,40 @@ struct opening {
     uint64_t started_ns;
 };
 
+static bool lies_in(const char *path, dev_t device, const struct app_volume *spec, const char *volume_device)
+{
+    struct stat st;
+    size_t length = spec->mount_path ? strlen(spec->mount_path) : 0;
+    bool below = length && strncmp(path, spec->mount_path, length) == 0 && (path[length] == '\0' || path[length] == '/');
+    return below || (volume_device[0] && stat(volume_device, &st) == 0 && S_ISBLK(st.st_mode) && st.st_rdev == device);
+}
+
+/* Directories would be made in the volume, and it could not be unmounted as long as the view is open: not for a rewind either. */
+static int check_place(const struct opening *o, struct error *err)
+{
+    char there[PATH_MAX]; /* what there is of the path */
+    struct stat st;
+    if (snprintf(there, sizeof there, "%s", o->mount) >= (int)sizeof there)
+        return error_set(err, -ENAMETOOLONG, "mount: the path is too long");
+    while (stat(there, &st) < 0) {
+        char *slash = strrchr(there, '/');
+        if (!slash || slash == there)
+            return 0;
+        *slash = '\0';
+    }
+    MUTEX_GUARD(guard, &o->application->control->mutex);
+    for (struct application *a = o->application->control->applications; a; a = a->next) {
+        MUTEX_GUARD(inner, &a->mutex);
+        for (size_t i = 0; i < a->spec->volume_count; i++)
+            if (lies_in(o->mount, st.st_dev, &a->spec->volumes[i], a->volumes[i].device))
+                return error_set(err, -EBUSY,
+                                 "cannot mount on %s: it lies in volume %s of %s, which could not be unmounted or rewound as long as the view is "
+                                 "open; choose another directory",
+                                 o->mount, a->spec->volumes[i].name, a->name);
+    }
+    return 0;
+}
+
 static int read_request(struct opening *o, const json_t *request, struct error *err)
 {
     int r = json_reject_unknown(request, err, "point", "volume", "mount", "nbd", "salvage", NULL);
@@ -52,6 +86,8 @@ static int read_request(struct opening *o, const json_t *request, struct error *
         return error_set(err, -EINVAL, "mount and nbd exclude each other");
     if ((o->mount && o->mount[0] != '/') || (o->nbd && o->nbd[0] != '/'))
         return error_set(err, -EINVAL, "%s must be an absolute path", o->mount ? "mount" : "nbd");
+    if (o->mount && (r = check_place(o, err)) < 0)
+        return r;
     o->export = o->nbd ? APP_EXPORT_NBD : o->application->spec->export;
     if (o->export == APP_EXPORT_NBD && o->mount)
         o->export = APP_EXPORT_FUSE; /* what can be mounted everywhere */

@@ -164,6 +164,23 @@ class Places(Base):
             self.assertIn("volume data of one is mounted on", caught.exception.message)
         s.apply(one.replace("name: one", "name: four").replace("mnt/one/data", "mnt/one/data2"))
 
+    def test_a_view_is_not_mounted_in_a_volume(self):
+        """Neither could the volume be unmounted then, nor the application be rewound."""
+        s = self.s.start()
+        s.apply(s.yaml(volumes=("data", "wal")))
+        s.call("POST", "/v1/applications/shop/tag", {"name": "one"})
+        os.symlink(s.path("mnt/shop/data"), s.path("link"))
+        for place in ("mnt/shop/data", "mnt/shop/data/below/it", "link/below"):
+            with self.assertRaises(ApiError) as caught:
+                s.operate("/v1/applications/shop/open", {"point": "tag:one", "mount": s.path(place)})
+            self.assertEqual(caught.exception.code, "EBUSY", caught.exception.message)
+            self.assertIn("it lies in volume data of shop", caught.exception.message)
+        self.assertEqual(os.listdir(s.path("mnt/shop/data")), ["lost+found"])
+        view = s.operate("/v1/applications/shop/open", {"point": "tag:one", "mount": s.path("mnt/shop/data-then")})["view"]
+        self.assertEqual(view["volumes"][0]["mount"], s.path("mnt/shop/data-then/data"))
+        s.operate("/v1/applications/shop/rewind", {"to": "tag:one"})
+        self.assertEqual(s.call("GET", "/v1/views")["views"][0]["state"], "open")
+
     def test_what_is_mounted_below_is_named(self):
         s = self.s.start()
         s.apply(s.yaml(volumes=("data",)))
