@@ -167,11 +167,62 @@ class Trials(recoveries.Recoveries):
             now = self.get(ns, "deployment", n)
             self.assertIsNotNone(now, f"{n} is gone: {json.dumps(status['failures'], indent=1)}")
             self.assertEqual(now["spec"], was["spec"], n)
-        self.assertEqual(self.get(ns, "deployment", "web")["metadata"]["uid"], before["web"]["metadata"]["uid"])
+            self.assertEqual(now["metadata"]["uid"], was["metadata"]["uid"], n)
         reasons = {f["object"].split("/")[-1]: f["reason"] for f in status["failures"]}
         self.assertEqual(set(reasons), {"web", "moved"})
         for reason in reasons.values():
             self.assertIn("immutable digest", reason)
+
+    def test_what_a_webhook_that_is_down_keeps_from_being_made_is_not_deleted(self):
+        ns = self.make("down")
+        self.start()
+        self.captured(ns)
+        frozen = lambda value: obj("Secret", "frozen", ns, immutable=True, stringData={"value": value})
+        self.create(frozen("good"), recoveries.deployment("web", ns, label="old"), base.config_map("c", ns, "good"))
+        point = self.mark(ns)
+        SERVER.kubectl("-n", ns, "delete", "secret/frozen", "deployment/web")
+        self.create(frozen("bad"), recoveries.deployment("web", ns, label="new"))
+        SERVER.apply(base.config_map("c", ns, "bad"))
+        before = {n: self.get(ns, *n)["metadata"]["uid"] for n in (("secret", "frozen"), ("deployment", "web"))}
+        self.addCleanup(SERVER.kubectl, "delete", "validatingwebhookconfiguration", "trials-down", "--ignore-not-found")
+        SERVER.apply(obj("ValidatingWebhookConfiguration", "trials-down", version="admissionregistration.k8s.io/v1", webhooks=[{
+            "name": "down.example.com", "clientConfig": {"url": "https://127.0.0.1:1/"}, "sideEffects": "None", "admissionReviewVersions": ["v1"], "timeoutSeconds": 1,
+            "rules": [{"apiGroups": ["*"], "apiVersions": ["*"], "operations": ["CREATE"], "resources": ["secrets", "deployments"]}],
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": ns}}}]))
+        until("the door is shut", lambda: "failed calling webhook" in SERVER.kubectl(
+            "create", "--dry-run=server", "-f", "-", stdin=json.dumps(obj("Secret", "probe", ns)), check=False))
+        status = self.recover(ns, "back", mode="rewind", point=point)
+        for n, uid in before.items():
+            now = self.get(ns, *n)
+            self.assertTrue(now and now["metadata"]["uid"] == uid and "deletionTimestamp" not in now["metadata"], f"{n}: {json.dumps(status, indent=1)}")
+        self.assertEqual({f["object"].split("/")[-1] for f in status["failures"]}, {"frozen", "web"})
+        self.assertIn("it is left as it is", status["failures"][0]["reason"])
+        self.assertEqual(base.actual(ns)["c"], "good", "the rest is put back")
+
+    def test_an_api_whose_server_is_down_is_in_nobodys_way(self):
+        """An APIService without a server: discovery lacks it, or tells of it what it was."""
+        ns = self.make("aggregated")
+        self.addCleanup(SERVER.kubectl, "delete", "apiservice", "v1.down.example.com", "--ignore-not-found")
+        SERVER.apply(obj("APIService", "v1.down.example.com", version="apiregistration.k8s.io/v1", spec={
+            "group": "down.example.com", "version": "v1", "groupPriorityMinimum": 10, "versionPriority": 10, "insecureSkipTLSVerify": True,
+            "service": {"namespace": ns, "name": "nobody", "port": 443}}))
+        until("it is known to be down", lambda: any(c["type"] == "Available" and c["status"] == "False" for c in json.loads(
+            SERVER.kubectl("get", "apiservice", "v1.down.example.com", "-o", "json")).get("status", {}).get("conditions", [])))
+        self.start()
+        self.captured(ns)
+        version = self.define("Late")  # a kind that comes while it is down
+        self.create(obj("Late", "x", ns, version, spec={"a": 1}), base.config_map("c", ns, "good"))
+        until("it is journaled", lambda: self.planned_same(ns, "/Late/"))
+        point = self.mark(ns)
+        SERVER.kubectl("-n", ns, "patch", "late", "x", "--type=merge", "-p", '{"spec":{"a":2}}')
+        SERVER.apply(base.config_map("c", ns, "bad"))
+        self.rewind(ns, "back", point)
+        self.assertEqual((self.get(ns, "late", "x")["spec"]["a"], base.actual(ns)["c"]), (1, "good"))
+
+    def planned_same(self, ns, part):
+        self.plans = getattr(self, "plans", 0) + 1
+        self.recover(ns, f"plan-{self.plans}", mode="rewind", point="latest", dryRun=True)
+        return any(part in name and line["a"] == "same" for name, line in self.plan(ns, f"plan-{self.plans}").items())
 
     # ---- objects that are on their way out ----
 
