@@ -509,7 +509,7 @@ class Chance:
         if kind == "PersistentVolumeClaim":
             return {"spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "", "resources": {"requests": {"storage": "1Gi"}}}}
         if kind == "EndpointSlice":
-            return {"addressType": r.choice(("IPv4", "FQDN")), "endpoints": [{"addresses": ["a.example.com"] if False else ["192.0.2.1"], "conditions": {"ready": True}}], "ports": [{"port": r.randrange(1, 99)}]}
+            return {"addressType": "IPv4", "endpoints": [{"addresses": ["192.0.2.1"], "conditions": {"ready": True}}], "ports": [{"port": r.randrange(1, 99)}]}
         return {"spec": {"x": self.json()}, **({"data": self.json()} if r.random() < .3 else {})}
 
     KINDS = {"ConfigMap": "v1", "Secret": "v1", "Service": "v1", "Deployment": "apps/v1", "ReplicaSet": "apps/v1", "DaemonSet": "apps/v1", "StatefulSet": "apps/v1",
@@ -568,7 +568,7 @@ class Chance:
 
     def recover(self, said, wanted, ns=None, where=None, **spec):
         self.count += 1
-        name = f"r{self.count}"
+        name = f"{self.ns}-r{self.count}"
         uids = self.uids(ns or self.ns)
         status = self.t.recover(self.ns, name, where=where, **spec)
         problems = "" if status["phase"] == "Completed" else json.dumps(status.get("failures") or status.get("message"), indent=1) + "\n"
@@ -610,7 +610,7 @@ class Chance:
             point, wanted = self.rnd.choice(points)
             self.recover("rewind", wanted, mode="rewind", point=point)
             if self.rnd.random() < .7:
-                self.recover("undo", before, mode="rewind", point=f"before:r{self.count}")
+                self.recover("undo", before, mode="rewind", point=f"before:{self.ns}-r{self.count}")
         point, wanted = self.rnd.choice(points)
         clone = f"{self.ns}-clone"
         beside = {k: json.loads(json.dumps(v).replace(f'"namespace": "{self.ns}"', f'"namespace": "{clone}"')) for k, v in wanted.items()}
@@ -618,7 +618,7 @@ class Chance:
         point, wanted = self.rnd.choice(points)
         SERVER.kubectl("delete", "namespace", self.ns)
         self.count += 1
-        status = t.recover(self.ns, f"r{self.count}", where=self.room, mode="restore", point=point, sourceNamespace=self.ns)
+        status = t.recover(self.ns, f"{self.ns}-r{self.count}", where=self.room, mode="restore", point=point, sourceNamespace=self.ns)
         t.no_failures(status)
         problems = self.differences(self.snapshot(self.ns), wanted)
         if problems:
