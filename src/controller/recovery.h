@@ -73,6 +73,8 @@ struct recovery_cluster_ops {
     /* -ENOENT: no such object, or no such kind. */
     int (*get)(void *context, const char *name, json_t **ret, struct error *err);
     int (*create)(void *context, const json_t *object, struct error *err); /* -EEXIST */
+    /* Whether it would be taken: 0, and as create; nothing is made. NULL: nobody knows. */
+    int (*try_create)(void *context, const json_t *object, struct error *err);
     int (*replace)(void *context, const json_t *object,
                    struct error *err); /* -EBUSY: it changed since it was read */
     /* propagation NULL: the kind's own. 0 also when it is not there any more; -EBUSY: another one has its

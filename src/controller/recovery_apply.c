@@ -253,6 +253,20 @@ static int put_back(const struct job *job, const json_t *live, int code, struct 
                      r < 0 ? failure.message : "");
 }
 
+/* Nothing is deleted that would be refused then: the server is asked beforehand, with all that stands at its door. What the one that is there
+ * takes (its name, its addresses, its part of a quota) is none of the reasons. */
+static int ask_beforehand(const struct job *job, struct error *err)
+{
+    const struct recovery_cluster_ops *ops = job->run->c->cluster;
+    struct error answer = ERROR_INIT;
+    int r = ops->try_create ? ops->try_create(job->run->c->cluster_context, job->wanted, &answer) : 0;
+    if (r >= 0 || r == -EEXIST || is_taken(&answer) || strstr(answer.message, "exceeded quota") || strstr(answer.message, "status unknown for quota") ||
+        strstr(answer.message, "does not support dry run"))
+        return 0;
+    *err = answer;
+    return concerns_server(r) ? r : error_context(err, "it would have to be made again, which is refused; it is left as it is");
+}
+
 static int recreate(struct job *job, const json_t *live, struct error *err)
 {
     const char *propagation = restore_recreate_propagation(live);
@@ -264,7 +278,8 @@ static int recreate(struct job *job, const json_t *live, struct error *err)
     }
     snprintf(uid, sizeof uid, "%s", object_uid(live));
     bool owns = job->entry->uid || job->entry->action != ACTION_RECREATE; /* unplanned: nobody has looked */
-    if (owns && strcmp(propagation, "Orphan") != 0)
+    r = ask_beforehand(job, err);
+    if (r == 0 && owns && strcmp(propagation, "Orphan") != 0)
         r = release_dependents(job, uid, err);
     if (r == 0)
         r = job->run->c->cluster->remove(job->run->c->cluster_context, job->entry->name, uid, propagation, err);

@@ -229,7 +229,9 @@ static int get_class(void *context, const char *name, json_t **ret, struct error
     return get_by(context, true, name, ret, err);
 }
 
-static int put(struct recovery_kube *k, const json_t *object, bool create, struct error *err)
+enum put_how { PUT_CREATE, PUT_TRY, PUT_REPLACE };
+
+static int put(struct recovery_kube *k, const json_t *object, enum put_how how, struct error *err)
 {
     struct object_id id;
     struct kube_resource resource;
@@ -241,18 +243,23 @@ static int put(struct recovery_kube *k, const json_t *object, bool create, struc
         r = check_leads(k, err);
     if (r < 0)
         return r;
-    if (!create)
+    if (how == PUT_REPLACE)
         return kube_update(k->client, &target, object, NULL, err);
     target.name = NULL;
+    target.dry_run = how == PUT_TRY;
     return kube_create(k->client, &target, object, NULL, err);
 }
 static int create(void *context, const json_t *object, struct error *err)
 {
-    return put(context, object, true, err);
+    return put(context, object, PUT_CREATE, err);
+}
+static int try_create(void *context, const json_t *object, struct error *err)
+{
+    return put(context, object, PUT_TRY, err);
 }
 static int replace(void *context, const json_t *object, struct error *err)
 {
-    return put(context, object, false, err);
+    return put(context, object, PUT_REPLACE, err);
 }
 
 static int remove_object(void *context, const char *name, const char *uid, const char *propagation,
@@ -357,6 +364,7 @@ static int pods(void *context, const char *namespace, json_t **ret, struct error
 
 const struct recovery_cluster_ops recovery_kube_cluster = {.get = get,
                                                            .create = create,
+                                                           .try_create = try_create,
                                                            .replace = replace,
                                                            .remove = remove_object,
                                                            .list = list,

@@ -167,11 +167,62 @@ class Trials(recoveries.Recoveries):
             now = self.get(ns, "deployment", n)
             self.assertIsNotNone(now, f"{n} is gone: {json.dumps(status['failures'], indent=1)}")
             self.assertEqual(now["spec"], was["spec"], n)
-        self.assertEqual(self.get(ns, "deployment", "web")["metadata"]["uid"], before["web"]["metadata"]["uid"])
+            self.assertEqual(now["metadata"]["uid"], was["metadata"]["uid"], n)
         reasons = {f["object"].split("/")[-1]: f["reason"] for f in status["failures"]}
         self.assertEqual(set(reasons), {"web", "moved"})
         for reason in reasons.values():
             self.assertIn("immutable digest", reason)
+
+    def test_what_a_webhook_that_is_down_keeps_from_being_made_is_not_deleted(self):
+        ns = self.make("down")
+        self.start()
+        self.captured(ns)
+        frozen = lambda value: obj("Secret", "frozen", ns, immutable=True, stringData={"value": value})
+        self.create(frozen("good"), recoveries.deployment("web", ns, label="old"), base.config_map("c", ns, "good"))
+        point = self.mark(ns)
+        SERVER.kubectl("-n", ns, "delete", "secret/frozen", "deployment/web")
+        self.create(frozen("bad"), recoveries.deployment("web", ns, label="new"))
+        SERVER.apply(base.config_map("c", ns, "bad"))
+        before = {n: self.get(ns, *n)["metadata"]["uid"] for n in (("secret", "frozen"), ("deployment", "web"))}
+        self.addCleanup(SERVER.kubectl, "delete", "validatingwebhookconfiguration", "trials-down", "--ignore-not-found")
+        SERVER.apply(obj("ValidatingWebhookConfiguration", "trials-down", version="admissionregistration.k8s.io/v1", webhooks=[{
+            "name": "down.example.com", "clientConfig": {"url": "https://127.0.0.1:1/"}, "sideEffects": "None", "admissionReviewVersions": ["v1"], "timeoutSeconds": 1,
+            "rules": [{"apiGroups": ["*"], "apiVersions": ["*"], "operations": ["CREATE"], "resources": ["secrets", "deployments"]}],
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": ns}}}]))
+        until("the door is shut", lambda: "failed calling webhook" in SERVER.kubectl(
+            "create", "--dry-run=server", "-f", "-", stdin=json.dumps(obj("Secret", "probe", ns)), check=False))
+        status = self.recover(ns, "back", mode="rewind", point=point)
+        for n, uid in before.items():
+            now = self.get(ns, *n)
+            self.assertTrue(now and now["metadata"]["uid"] == uid and "deletionTimestamp" not in now["metadata"], f"{n}: {json.dumps(status, indent=1)}")
+        self.assertEqual({f["object"].split("/")[-1] for f in status["failures"]}, {"frozen", "web"})
+        self.assertIn("it is left as it is", status["failures"][0]["reason"])
+        self.assertEqual(base.actual(ns)["c"], "good", "the rest is put back")
+
+    def test_an_api_whose_server_is_down_is_in_nobodys_way(self):
+        """An APIService without a server: discovery lacks it, or tells of it what it was."""
+        ns = self.make("aggregated")
+        self.addCleanup(SERVER.kubectl, "delete", "apiservice", "v1.down.example.com", "--ignore-not-found")
+        SERVER.apply(obj("APIService", "v1.down.example.com", version="apiregistration.k8s.io/v1", spec={
+            "group": "down.example.com", "version": "v1", "groupPriorityMinimum": 10, "versionPriority": 10, "insecureSkipTLSVerify": True,
+            "service": {"namespace": ns, "name": "nobody", "port": 443}}))
+        until("it is known to be down", lambda: any(c["type"] == "Available" and c["status"] == "False" for c in json.loads(
+            SERVER.kubectl("get", "apiservice", "v1.down.example.com", "-o", "json")).get("status", {}).get("conditions", [])))
+        self.start()
+        self.captured(ns)
+        version = self.define("Late")  # a kind that comes while it is down
+        self.create(obj("Late", "x", ns, version, spec={"a": 1}), base.config_map("c", ns, "good"))
+        until("it is journaled", lambda: self.planned_same(ns, "/Late/"))
+        point = self.mark(ns)
+        SERVER.kubectl("-n", ns, "patch", "late", "x", "--type=merge", "-p", '{"spec":{"a":2}}')
+        SERVER.apply(base.config_map("c", ns, "bad"))
+        self.rewind(ns, "back", point)
+        self.assertEqual((self.get(ns, "late", "x")["spec"]["a"], base.actual(ns)["c"]), (1, "good"))
+
+    def planned_same(self, ns, part):
+        self.plans = getattr(self, "plans", 0) + 1
+        self.recover(ns, f"plan-{self.plans}", mode="rewind", point="latest", dryRun=True)
+        return any(part in name and line["a"] == "same" for name, line in self.plan(ns, f"plan-{self.plans}").items())
 
     # ---- objects that are on their way out ----
 
@@ -458,7 +509,7 @@ class Chance:
         if kind == "PersistentVolumeClaim":
             return {"spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "", "resources": {"requests": {"storage": "1Gi"}}}}
         if kind == "EndpointSlice":
-            return {"addressType": r.choice(("IPv4", "FQDN")), "endpoints": [{"addresses": ["a.example.com"] if False else ["192.0.2.1"], "conditions": {"ready": True}}], "ports": [{"port": r.randrange(1, 99)}]}
+            return {"addressType": "IPv4", "endpoints": [{"addresses": ["192.0.2.1"], "conditions": {"ready": True}}], "ports": [{"port": r.randrange(1, 99)}]}
         return {"spec": {"x": self.json()}, **({"data": self.json()} if r.random() < .3 else {})}
 
     KINDS = {"ConfigMap": "v1", "Secret": "v1", "Service": "v1", "Deployment": "apps/v1", "ReplicaSet": "apps/v1", "DaemonSet": "apps/v1", "StatefulSet": "apps/v1",
@@ -517,7 +568,7 @@ class Chance:
 
     def recover(self, said, wanted, ns=None, where=None, **spec):
         self.count += 1
-        name = f"r{self.count}"
+        name = f"{self.ns}-r{self.count}"
         uids = self.uids(ns or self.ns)
         status = self.t.recover(self.ns, name, where=where, **spec)
         problems = "" if status["phase"] == "Completed" else json.dumps(status.get("failures") or status.get("message"), indent=1) + "\n"
@@ -559,7 +610,7 @@ class Chance:
             point, wanted = self.rnd.choice(points)
             self.recover("rewind", wanted, mode="rewind", point=point)
             if self.rnd.random() < .7:
-                self.recover("undo", before, mode="rewind", point=f"before:r{self.count}")
+                self.recover("undo", before, mode="rewind", point=f"before:{self.ns}-r{self.count}")
         point, wanted = self.rnd.choice(points)
         clone = f"{self.ns}-clone"
         beside = {k: json.loads(json.dumps(v).replace(f'"namespace": "{self.ns}"', f'"namespace": "{clone}"')) for k, v in wanted.items()}
@@ -567,7 +618,7 @@ class Chance:
         point, wanted = self.rnd.choice(points)
         SERVER.kubectl("delete", "namespace", self.ns)
         self.count += 1
-        status = t.recover(self.ns, f"r{self.count}", where=self.room, mode="restore", point=point, sourceNamespace=self.ns)
+        status = t.recover(self.ns, f"{self.ns}-r{self.count}", where=self.room, mode="restore", point=point, sourceNamespace=self.ns)
         t.no_failures(status)
         problems = self.differences(self.snapshot(self.ns), wanted)
         if problems:

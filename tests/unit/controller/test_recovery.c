@@ -27,6 +27,7 @@ struct cluster {
     bool immutable;      /* and that is why */
     bool policy;         /* or a policy is, whose words these are */
     bool refuse_old;     /* what has data.a: old cannot be made */
+    bool refuse_tried;   /* and that is told beforehand */
     unsigned leaving_looks; /* at what is being deleted: after three it is gone */
     bool collects;       /* what belongs to what is deleted goes with it */
     char refusal[3000];  /* or this */
@@ -130,6 +131,15 @@ static int create(void *context, const json_t *object, struct error *err)
     store(c, name, object, uid);
     json_array_append_new(c->sequence, json_string(name));
     ANSWER(0);
+}
+
+static int try_create(void *context, const json_t *object, struct error *err)
+{
+    struct cluster *c = context;
+    CALL(c);
+    if (c->refuse_tried && strcmp(json_text(json_object_get(object, "data"), "a"), "old") == 0)
+        ANSWER(error_set(err, -EIO, "Internal error occurred: failed calling webhook"));
+    ANSWER(error_set(err, -EEXIST, "it exists"));
 }
 
 static int replace(void *context, const json_t *object, struct error *err)
@@ -515,6 +525,7 @@ static void no_pause(void *context, unsigned ms)
 
 static const struct recovery_cluster_ops cluster_ops = {.get = get,
                                                         .create = create,
+                                                        .try_create = try_create,
                                                         .replace = replace,
                                                         .remove = delete,
                                                         .list = list,
@@ -1874,6 +1885,16 @@ static void what_a_policy_refuses_is_left_as_it_was(void **unused)
     const char *reason = json_text(json_array_get(json_object_get(status_of(&c), "failures"), 0), "reason");
     assert_non_null(strstr(reason, "it is old"));
     assert_non_null(strstr(reason, "made again as it was"));
+    tear_down(&c);
+    /* And when that is told beforehand, as it mostly is, nothing is deleted. */
+    set_up(&c, NOW "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: refused, namespace: n, labels: {x: y}}\nimmutable: true\ndata: {a: new}\n", REWIND);
+    point_has(&c, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: refused, namespace: n}\nimmutable: true\ndata: {a: old}\n");
+    _cleanup_free_ char *kept = strdup(uid_now(&c, "core/v1/ConfigMap/n/refused"));
+    c.refuse_tried = true;
+    check_ok(run(&c, false, &err));
+    assert_phase(&c, "Failed");
+    assert_string_equal(uid_now(&c, "core/v1/ConfigMap/n/refused"), kept);
+    assert_non_null(strstr(json_text(json_array_get(json_object_get(status_of(&c), "failures"), 0), "reason"), "it is left as it is"));
     tear_down(&c);
 }
 
