@@ -112,10 +112,20 @@ def show():
         print(kubectl(*arguments, check=False), file=sys.stderr)
 
 
-def plugin(*arguments, code=0):
+def call(*arguments, code=0):
     done = subprocess.run([PLUGIN, *arguments], text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=400)
     expect(f"kubectl tidemark {arguments[0]} ends with {code}", done.returncode == code, done.stdout + done.stderr)
+    return done
+
+
+def plugin(*arguments, code=0):
+    done = call(*arguments, code=code)
     return done.stdout + done.stderr
+
+
+def answer(*arguments):
+    """Without the steps that standard error tells when it takes long."""
+    return json.loads(call(*arguments, "-o", "json").stdout)
 
 
 def inside(script, namespace=NAMESPACE):
@@ -174,15 +184,15 @@ def now(namespace=NAMESPACE):
 
 def check_history(app, before):
     """What the plugin tells of the history, and that it is so."""
-    point = json.loads(plugin("points", app, "--limit", "5000", "-o", "json"))
+    point = answer("points", app, "--limit", "5000")
     expect("both claims are one stream", len(point["streams"]) == 1 and sorted(point["streams"][0]["claims"]) == CLAIMS, json.dumps(point["streams"]))
     inside("head -c 3000000 /dev/urandom >/data/bad && sync")
-    later = within(60, "the write is a point", lambda: [p for p in json.loads(plugin("points", app, "--since", before, "-o", "json"))["points"]
+    later = within(60, "the write is a point", lambda: [p for p in answer("points", app, "--since", before)["points"]
                                                        if p["kind"] == "activity" and p["bytes"] >= 3000000])
-    found = json.loads(plugin("diff", f"{app}@{before}", f"{app}@{later[0]['point']}", "-o", "json"))
+    found = answer("diff", f"{app}@{before}", f"{app}@{later[0]['point']}")
     changed = {v["claim"]: v["changedBytes"] for v in found["volumes"]}
     expect("the bytes of the claim differ", changed["data-db-0"] >= 3000000 > changed["wal-db-0"], json.dumps(found["volumes"]))
-    expect("all of the history is whole", json.loads(plugin("verify", app, "-o", "json"))["ok"])
+    expect("all of the history is whole", answer("verify", app)["ok"])
     plugin("rewind", app, "--to", before, "--yes")
     within(180, "the pod runs", lambda: condition("pod", "db-0", "Ready").get("status") == "True")
     expect("the bad file is gone", "bad" not in inside("ls /data"))

@@ -146,8 +146,7 @@ def install(*options):
     if not os.environ.get("TIDEMARK_IMAGE_LOADED"):
         run(os.path.join(HERE, "cluster.sh"), "import", os.path.abspath(archive))
     run("helm", "install", "tidemark", CHART, "--namespace", SYSTEM, "--create-namespace", "--set",
-        "sidecars.provisioner=localhost/csi-provisioner:1", "--set", "sidecars.registrar=localhost/node-driver-registrar:1", *options,
-        "--wait", "--timeout", "540s")
+        "sidecars.registrar=localhost/node-driver-registrar:1", *options, "--wait", "--timeout", "540s")
 
 
 def uninstall():

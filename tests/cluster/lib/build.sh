@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Part of cluster.sh: the programs, from Go modules at the versions of kubernetes/go.mod and tools/go.mod, and from Debian.
+# Part of cluster.sh: the programs, from Go modules at the versions of kubernetes/go.mod, provisioner/go.mod and tools/go.mod, and from Debian.
 # Each is built when it is not in the cache; a changed go.mod or source makes a new cache necessary: remove its program.
 
 # The version that Kubernetes' programs report is that of the module.
@@ -20,6 +20,8 @@ need_packages() { # PACKAGE...
 go_build() { go_build_into "$BIN" "$HERE/$1" "$(kubernetes_version)" "-p=2" 5 "$2" "$3"; }
 
 # go_build_into BIN MODULE-DIRECTORY KUBERNETES-VERSION GOFLAGS NICE PROGRAM PACKAGE
+# Without -trimpath: with it, what is replaced goes by the version that it is replaced for, and what provisioner/go.mod shares with
+# kubernetes/go.mod would be compiled twice.
 go_build_into() {
     local bin=$1 module=$2 version=$3 goflags=$4 nice=$5 program=$6 package=$7 flags="-s -w" started path log
     [[ ! -x $bin/$program ]] || return 0
@@ -29,7 +31,7 @@ go_build_into() {
     for path in k8s.io/client-go/pkg/version k8s.io/component-base/version; do
         flags+=" -X $path.gitVersion=$version -X $path.gitMajor=1 -X $path.gitMinor=$(cut -d. -f2 <<<"$version") -X $path.gitTreeState=archive"
     done
-    (cd "$module" && CGO_ENABLED=0 GOFLAGS="$goflags -trimpath -buildvcs=false" nice -n "$nice" \
+    (cd "$module" && CGO_ENABLED=0 GOFLAGS="$goflags -buildvcs=false" nice -n "$nice" \
         go build -tags no_btrfs,no_zfs,no_devmapper,no_aufs -ldflags "$flags" -o "$bin/.$program" "$package") \
         >>"$log" 2>&1 || die "building $program failed: see $log"
     mv "$bin/.$program" "$bin/$program"
@@ -132,13 +134,23 @@ forget_old_storage() {
     echo "$sum" >"$CACHE/csi-shared.sum"
 }
 
+# What is built from upstream's module carries its version in its image's name: a cache of another version, or of before, has it built anew.
+forget_other_versions() {
+    local program
+    for program in csi-provisioner csi-attacher csi-resizer; do
+        [[ ! -s $IMAGES/$program.name || $(cat "$IMAGES/$program.name") == "$(sidecar_image "$program")" ]] || rm -f "$BIN/$program" "$IMAGES/$program".{tar,name}
+    done
+}
+
 build_the_rest() {
     local program
     forget_old_storage
+    forget_other_versions
     go_build tools csi-sanity github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity
     for program in kube-scheduler kubelet kube-proxy; do
         go_build kubernetes "$program" "k8s.io/kubernetes/cmd/$program"
     done
+    go_build provisioner csi-provisioner github.com/kubernetes-csi/external-provisioner/v6/cmd/csi-provisioner
     for program in containerd containerd-shim-runc-v2 ctr; do
         go_build tools "$program" "github.com/containerd/containerd/v2/cmd/$program"
     done
@@ -146,7 +158,7 @@ build_the_rest() {
     go_build tools helm helm.sh/helm/v4/cmd/helm
     go_build tools csi-attacher github.com/kubernetes-csi/external-attacher/v4/cmd/csi-attacher
     go_build tools csi-resizer github.com/kubernetes-csi/external-resizer/v2/cmd/csi-resizer
-    for program in csi-provisioner node-driver-registrar csi-shared; do
+    for program in node-driver-registrar csi-shared; do
         go_build tools "$program" "./$program"
     done
     build_from_debian

@@ -2,8 +2,12 @@
 # Part of cluster.sh: the images that the nodes get; there is no registry. IMAGES/X.tar is an archive, IMAGES/X.name its name.
 
 MKIMAGE=$HERE/../../packaging/image/mkimage.sh
-ATTACHER_VERSION=$(awk '$1 ~ /external-attacher/ { print $2 }' "$HERE/tools/go.mod" | head -n 1)
-RESIZER_VERSION=$(awk '$1 ~ /external-resizer/ { print $2 }' "$HERE/tools/go.mod" | head -n 1)
+
+# What is built from upstream's module has upstream's name, so that a chart's defaults work.
+sidecar_image() { # PROGRAM
+    echo "registry.k8s.io/sig-storage/$1:$(cat "$HERE"/{provisioner,tools}/go.mod |
+        awk -v module="/external-${1#csi-}/" '{ sub(/^require /, "") } index($1, module) { print $2; exit }')"
+}
 
 image_exists() { [[ -s $IMAGES/$1.tar && -s $IMAGES/$1.name ]]; }
 image_done() { # FILE NAME ROOT.tar [ENTRYPOINT] [ENVIRONMENT]
@@ -44,13 +48,13 @@ debian_image() {
 }
 
 build_images() {
+    local program
     mkdir -p "$IMAGES"
     program_image pause localhost/pause:1
     program_image coredns localhost/coredns:1
-    # What is built from upstream's module has upstream's name, so that a chart's defaults work.
-    program_image csi-attacher "registry.k8s.io/sig-storage/csi-attacher:$ATTACHER_VERSION"
-    program_image csi-resizer "registry.k8s.io/sig-storage/csi-resizer:$RESIZER_VERSION"
-    program_image csi-provisioner localhost/csi-provisioner:1
+    for program in csi-provisioner csi-attacher csi-resizer; do
+        program_image "$program" "$(sidecar_image "$program")"
+    done
     program_image node-driver-registrar localhost/node-driver-registrar:1
     debian_image toolbox localhost/toolbox:1 \
         e2fsprogs,xfsprogs,util-linux,mount,procps,iproute2,curl,netcat-openbsd,fio,libc-bin,ca-certificates \
