@@ -37,6 +37,7 @@
 
 #define IDLE_TIMEOUT_S 30u
 #define DRAIN_MS 2000u
+#define CROWD_GOING 8u /* so many may be on their way out */
 #define LISTEN_BACKLOG 1024 /* who comes while all threads wait shall wait too, not be refused */
 #define TLS_FILE_BYTES_MAX (1u << 20)
 #define TLS_PRIORITIES "SECURE128:+SECURE192:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2"
@@ -260,24 +261,44 @@ static void make_room(struct listener *listener)
     oldest->since = ++listener->events; /* another one is next, until this one has gone */
 }
 
+/* How many there are more than without a crowd, this one among them. */
+static unsigned add_client(struct listener *listener, int fd)
+{
+    MUTEX_GUARD(guard, &listener->mutex);
+    struct client *c = find_client(listener, -1);
+    if (!c || fd < 0)
+        return 0;
+    bool crowded = ++listener->client_count > HTTP_SERVER_CONNECTIONS_CROWDED;
+    if (crowded)
+        make_room(listener);
+    *c = (struct client){.fd = fd, .since = ++listener->events};
+    return crowded ? listener->client_count - HTTP_SERVER_CONNECTIONS_CROWDED : 0;
+}
+
+static void remove_client(struct listener *listener, int fd)
+{
+    MUTEX_GUARD(guard, &listener->mutex);
+    struct client *c = find_client(listener, fd);
+    if (!c || fd < 0)
+        return;
+    c->fd = -1;
+    listener->client_count--;
+}
+
+/* In the thread that accepts. Those that are sent away need a processor to go: at its limit libmicrohttpd would close whoever comes. */
 static void on_connection(void *context, struct MHD_Connection *connection, void **unused,
                           enum MHD_ConnectionNotificationCode what)
 {
     struct listener *listener = context;
     int fd = fd_of(connection);
     (void)unused;
-    MUTEX_GUARD(guard, &listener->mutex);
-    struct client *c = find_client(listener, what == MHD_CONNECTION_NOTIFY_STARTED ? -1 : fd);
-    if (!c || fd < 0)
-        return;
     if (what != MHD_CONNECTION_NOTIFY_STARTED) {
-        c->fd = -1;
-        listener->client_count--;
+        remove_client(listener, fd);
         return;
     }
-    if (++listener->client_count > HTTP_SERVER_CONNECTIONS_CROWDED)
-        make_room(listener);
-    *c = (struct client){.fd = fd, .since = ++listener->events};
+    unsigned over = add_client(listener, fd);
+    if (over > CROWD_GOING)
+        nanosleep(&(struct timespec){.tv_nsec = (long)over * over * 100000}, NULL); /* 6 ms, up to 0.1 s for the last */
 }
 
 static void note_handler(struct listener *listener, struct MHD_Connection *connection, bool begins)
