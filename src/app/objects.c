@@ -92,7 +92,7 @@ bool object_kind_is_cluster_scoped(const char *group, const char *kind)
            isupper((unsigned char)kind[7]) && strcmp(kind, "Cluster") != 0;
 }
 
-const char *objects_group_of(const char *api_version, char *buffer, size_t size)
+const char *object_group_of(const char *api_version, char *buffer, size_t size)
 {
     const char *slash = strchr(api_version, '/');
     snprintf(buffer, size, "%.*s", slash ? (int)(slash - api_version) : 0, api_version);
@@ -121,7 +121,7 @@ int object_identify(const json_t *object, struct object_id *ret, struct error *e
     if (strlen(api_version) >= sizeof id.text)
         return error_set(err, -ENAMETOOLONG, "apiVersion is too long");
     *ret = id;
-    objects_group_of(api_version, ret->text, sizeof ret->text);
+    object_group_of(api_version, ret->text, sizeof ret->text);
     ret->group = ret->text;
     char name[OBJECT_NAME_BYTES]; /* so that what was identified has a name, too */
     return object_journal_name(ret, name, err);
@@ -413,7 +413,7 @@ json_t *objects_pod_spec(const json_t *object)
 {
     char group[128];
     const char *path =
-        objects_pod_spec_path(objects_group_of(objects_text(object, "apiVersion"), group, sizeof group),
+        objects_pod_spec_path(object_group_of(objects_text(object, "apiVersion"), group, sizeof group),
                               objects_text(object, "kind"));
     return path ? objects_at(object, path) : NULL;
 }

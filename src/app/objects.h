@@ -61,6 +61,8 @@ int object_normalize(const json_t *object, json_t **ret, struct error *err) MUST
 const char *object_uid(const json_t *object);
 /* Sorted keys, compact; the caller frees it. NULL when out of memory. */
 char *object_canonical(const json_t *normalized);
+/* "apps/v1" -> "apps"; "v1" -> "". Cut to the buffer, which is returned. */
+const char *object_group_of(const char *api_version, char *buffer, size_t size);
 /* The number of a quantity ("1500m", "1Gi", "2e3", 2), exact up to 2^64; negative: it is none. */
 long double object_quantity(const json_t *value);
 /* Whether the object is a Secret, whose values are sealed in the journal and never shown. */

@@ -27,8 +27,6 @@ const char *objects_text_at(const json_t *root, const char *path);
 void objects_delete_at(json_t *root, const char *path);
 bool objects_has_prefix(const char *text, const char *prefix);
 bool objects_has_suffix(const char *text, const char *suffix);
-/* "apps/v1" -> "apps"; "v1" -> "". Cut to the buffer. */
-const char *objects_group_of(const char *api_version, char *buffer, size_t size);
 
 /* Calls visit with each value that the path leads to and its dotted path ("spec.containers[app]" with the
  * element's name where it has one). What visit returns other than 0 ends the walk and is returned. The

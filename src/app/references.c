@@ -188,7 +188,7 @@ static int visit_holder(void *context, json_t *holder, const char *path)
             r.group = api_version[0] || rule->kind[0] ? rule->group : "";
         }
         if (api_version[0])
-            r.group = objects_group_of(api_version, group, sizeof group);
+            r.group = object_group_of(api_version, group, sizeof group);
         else if (objects_text(holder, "apiGroup")[0])
             r.group = objects_text(holder, "apiGroup");
         else if (objects_text(holder, "group")[0])

@@ -490,7 +490,7 @@ int restore_owners(json_t *object, restore_uid_of uid_of, void *context, size_t 
     for (size_t i = json_array_size(owners); i-- > 0;) {
         char group[128];
         json_t *owner = json_array_get(owners, i);
-        objects_group_of(objects_text(owner, "apiVersion"), group, sizeof group);
+        object_group_of(objects_text(owner, "apiVersion"), group, sizeof group);
         const char *uid =
             uid_of(context, group, objects_text(owner, "kind"), namespace, objects_text(owner, "name"));
         if (!uid || !uid[0]) {

@@ -60,10 +60,9 @@ static const char *uid_in_use(const json_t *live, const char *group, const char 
     json_t *owner;
     json_array_foreach(json_object_get(json_object_get(live, "metadata"), "ownerReferences"), i, owner)
     {
-        const char *api_version = json_text(owner, "apiVersion"), *slash = strchr(api_version, '/');
-        size_t length = slash ? (size_t)(slash - api_version) : 0;
-        if (strcmp(json_text(owner, "name"), name) == 0 && strcmp(json_text(owner, "kind"), kind) == 0 && strlen(group) == length &&
-            strncmp(api_version, group, length) == 0)
+        char of[256];
+        if (strcmp(json_text(owner, "name"), name) == 0 && strcmp(json_text(owner, "kind"), kind) == 0 &&
+            strcmp(object_group_of(json_text(owner, "apiVersion"), of, sizeof of), group) == 0)
             return json_text(owner, "uid");
     }
     return NULL;
@@ -300,9 +299,8 @@ static bool has_owners(const json_t *live, const json_t *wanted)
     json_t *owner;
     json_array_foreach(json_object_get(json_object_get(wanted, "metadata"), "ownerReferences"), i, owner)
     {
-        const char *api_version = json_text(owner, "apiVersion"), *slash = strchr(api_version, '/');
         char group[256];
-        snprintf(group, sizeof group, "%.*s", slash ? (int)(slash - api_version) : 0, api_version);
+        object_group_of(json_text(owner, "apiVersion"), group, sizeof group);
         const char *uid = uid_in_use(live, group, json_text(owner, "kind"), json_text(owner, "name"));
         if (!uid || strcmp(uid, json_text(owner, "uid")) != 0)
             return false;

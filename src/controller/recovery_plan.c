@@ -638,9 +638,9 @@ static json_int_t owner_made_again(const json_t *object, const json_t *names)
     json_t *owner;
     json_array_foreach(json_object_get(json_object_get(object, "metadata"), "ownerReferences"), i, owner)
     {
-        const char *api_version = json_text(owner, "apiVersion"), *slash = strchr(api_version, '/');
-        char key[OBJECT_NAME_BYTES];
-        snprintf(key, sizeof key, "%.*s|%s|%s", slash ? (int)(slash - api_version) : 0, api_version, json_text(owner, "kind"), json_text(owner, "name"));
+        char group[256], key[OBJECT_NAME_BYTES];
+        snprintf(key, sizeof key, "%s|%s|%s", object_group_of(json_text(owner, "apiVersion"), group, sizeof group), json_text(owner, "kind"),
+                 json_text(owner, "name"));
         const json_t *found = json_object_get(names, key);
         if (found)
             return json_integer_value(found);
@@ -656,8 +656,7 @@ static bool owner_was_made_again(const struct recovery_run *run, const json_t *i
     json_array_foreach(json_object_get(json_object_get(live, "metadata"), "ownerReferences"), i, owner)
     {
         char group[256];
-        const char *api_version = json_text(owner, "apiVersion"), *slash = strchr(api_version, '/');
-        snprintf(group, sizeof group, "%.*s", slash ? (int)(slash - api_version) : 0, api_version);
+        object_group_of(json_text(owner, "apiVersion"), group, sizeof group);
         const struct reference r = {.group = group, .kind = json_text(owner, "kind"), .namespace = run->target_namespace, .name = json_text(owner, "name")};
         const char *found = references_find(index, &r);
         if (found && strcmp(object_uid(json_object_get(run->live, found)), json_text(owner, "uid")) != 0)

@@ -116,7 +116,7 @@ class Mistakes(unittest.TestCase):
         self.refused(REFUSED, ["tag", "shop", "one"], "the tag 'one' is there already", "choose another name")
         self.refused(REFUSED, ["undo", "shop"], "there is no rewind in the history that could be undone; `tidemark points`")
         self.refused(NOT_FOUND, ["open", "shop@latest", "--volume", "wal"], "shop had no volume 'wal' at that point; it had: data")
-        self.refused(REFUSED, ["open", "shop@latest", "--mount", s.path("mnt/shop/data")], "is mounted there; unmount it or choose another")
+        self.refused(REFUSED, ["open", "shop@latest", "--mount", s.path("mnt/shop/data")], "it lies in volume data of shop, which could not be unmounted or rewound", "choose another directory")
         self.refused(FAILED, ["open", "shop@latest", "--nbd", s.path("no/x.sock")], f"there is no directory {s.path('no')}/; make it")
         os.mkdir(s.path("full"))
         s.write("full/f", "")
