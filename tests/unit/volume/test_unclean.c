@@ -911,6 +911,19 @@ static void lose_shared_memory(void)
     unlink(live);
 }
 
+/* `c` went over the third grain, while the rewind was being copied back. */
+static void flush_and_lose_power(void)
+{
+    check_ok(block_flush(x.block, &err));
+    kill_all();
+    lose_shared_memory();
+    open_all();
+    group_settle(x.group);
+    check_live("flushed", 2 * GRAIN, GRAIN, 'c');
+    check_live("not copied back", 3 * GRAIN, GRAIN, 'a');
+    assert_int_equal(check_latest("after the loss of power"), 0);
+}
+
 /* The journal's disk may be full, which is why they go unjournaled: no reason for a flush to fail. */
 static void a_flush_needs_no_room_beside_the_journal(void **state)
 {
@@ -922,14 +935,7 @@ static void a_flush_needs_no_room_beside_the_journal(void **state)
     put(2 * GRAIN, GRAIN, 'c');
     snprintf(name, sizeof name, "%s/rewind.pending.tmp", x.directory); /* nothing can be made there */
     assert_return_code(mkdir(name, 0700), errno);
-    check_ok(block_flush(x.block, &err));
-    kill_all();
-    lose_shared_memory();
-    open_all();
-    group_settle(x.group);
-    check_live("flushed", 2 * GRAIN, GRAIN, 'c');
-    check_live("not copied back", 3 * GRAIN, GRAIN, 'a');
-    assert_int_equal(check_latest("after the loss of power"), 0);
+    flush_and_lose_power();
 }
 
 /* What a flush that the journal has answered has made durable, a loss of power leaves: also what went unjournaled before, until it is compared. */
@@ -942,14 +948,7 @@ static void an_unjournaled_write_over_a_rewind_survives_a_loss_of_power_once_jou
     put(2 * GRAIN, GRAIN, 'c');
     x.fault = NULL;
     check_ok(group_resume(x.group, &err));
-    check_ok(block_flush(x.block, &err));
-    kill_all();
-    lose_shared_memory();
-    open_all();
-    group_settle(x.group);
-    check_live("flushed", 2 * GRAIN, GRAIN, 'c');
-    check_live("not copied back", 3 * GRAIN, GRAIN, 'a');
-    assert_int_equal(check_latest("after the loss of power"), 0);
+    flush_and_lose_power();
 }
 
 /* ---- adopted volumes ---- */
