@@ -12,6 +12,7 @@
 
 #include "base/io.h"
 #include "base/units.h"
+#include "control/mounts.h"
 #include "journal/seal.h"
 #include "journal/set_aside.h"
 
@@ -142,13 +143,6 @@ int disk_check(const struct application *application, const struct app_spec *old
         units_format_bytes(free_bytes, free_text));
 }
 
-/* Whether `path` is `other` or lies below it. */
-static bool is_within(const char *path, const char *other)
-{
-    size_t length = strlen(other);
-    return strncmp(path, other, length) == 0 && (path[length] == '\0' || path[length] == '/');
-}
-
 /* No mount point of another application, nor one inside its volumes or around them: neither could be unmounted without the
  * other. */
 static int check_conflicts(struct control *control, const struct app_spec *spec, struct error *err)
@@ -161,7 +155,7 @@ static int check_conflicts(struct control *control, const struct app_spec *spec,
         for (size_t i = 0; i < spec->volume_count; i++)
             for (size_t j = 0; j < a->spec->volume_count; j++) {
                 const char *path = spec->volumes[i].mount_path, *other = a->spec->volumes[j].mount_path;
-                if (path && other && (is_within(path, other) || is_within(other, path)))
+                if (path && other && (mounts_is_within(path, other) || mounts_is_within(other, path)))
                     return error_set(err, -EBUSY,
                                      "volume %s of %s cannot be mounted on %s: volume %s of %s is mounted on %s; choose another "
                                      "mountPath",
@@ -574,16 +568,13 @@ static int remove_directory(const struct application *a, struct error *err)
 static int check_kept_is_whole(const struct application *a, bool purge, struct error *err)
 {
     bool kept = !purge;
-    int r = 0;
+    char journal[PATH_MAX], path[PATH_MAX];
     for (size_t i = 0; i < a->spec->volume_count; i++)
         kept |= a->spec->volumes[i].source != NULL;
-    for (const char **name = (const char *[]){"rewind.pending", "rewind.pending.copy", NULL}; kept && *name && r == 0; name++) {
-        char path[PATH_MAX];
-        r = application_path(a, path, err, "journal/%s", *name);
-        if (r == 0 && access(path, F_OK) == 0)
-            r = error_set(err, -EBUSY, "a rewind of %s is still being copied back: its data is not whole before. Try again when `tidemark status %s` shows no rewind "
-                          "(it has to run); to keep what the backings hold, with a part from before that rewind, move %s away", a->name, a->name, path);
-    }
+    int r = kept ? application_path(a, journal, err, "journal") : 0;
+    if (r == 0 && kept && journal_find_pending(journal, path))
+        r = error_set(err, -EBUSY, "a rewind of %s is still being copied back: its data is not whole before. Try again when `tidemark status %s` shows no rewind "
+                      "(it has to run); to keep what the backings hold, with a part from before that rewind, move %s away", a->name, a->name, path);
     return r;
 }
 

@@ -370,6 +370,12 @@ static const char *use_of(const char *pid, dev_t dev)
     return NULL;
 }
 
+bool mounts_is_within(const char *path, const char *other)
+{
+    size_t length = strlen(other);
+    return strncmp(path, other, length) == 0 && (path[length] == '\0' || path[length] == '/');
+}
+
 size_t mounts_users(const char *directory, char ret_text[MOUNTS_USERS_BYTES])
 {
     enum { SHOWN = 5 };

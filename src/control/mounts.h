@@ -43,6 +43,8 @@ int mounts_unmount(const char *directory, bool force, struct error *err) MUST_CH
 /* Makes the mounted file system as large as its device: ext4, xfs and btrfs; others are left as they are. Nothing to do is no error.
  * `sure`: the device has grown; otherwise it is looked at first whether the file system fills it. */
 int mounts_grow(const char *device, const char *directory, bool sure, struct error *err) MUST_CHECK;
+/* Whether `path` is `other` or lies below it, by their names. */
+bool mounts_is_within(const char *path, const char *other);
 /* The processes that use the file system at `directory`, "postgres (812: cwd), ...". Returns their number. */
 size_t mounts_users(const char *directory, char ret_text[MOUNTS_USERS_BYTES]);
 /* Drops what the kernel has cached of the device. */

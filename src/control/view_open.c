@@ -36,9 +36,8 @@ struct opening {
 static bool lies_in(const char *path, dev_t device, const struct app_volume *spec, const char *volume_device)
 {
     struct stat st;
-    size_t length = spec->mount_path ? strlen(spec->mount_path) : 0;
-    bool below = length && strncmp(path, spec->mount_path, length) == 0 && (path[length] == '\0' || path[length] == '/');
-    return below || (volume_device[0] && stat(volume_device, &st) == 0 && S_ISBLK(st.st_mode) && st.st_rdev == device);
+    bool within = spec->mount_path && spec->mount_path[0] && mounts_is_within(path, spec->mount_path);
+    return within || (volume_device[0] && stat(volume_device, &st) == 0 && S_ISBLK(st.st_mode) && st.st_rdev == device);
 }
 
 /* Directories would be made in the volume, and it could not be unmounted as long as the view is open: not for a rewind either. */

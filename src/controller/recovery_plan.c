@@ -614,7 +614,7 @@ static int note_plan(struct recovery_run *run, struct error *err)
                : 0;
 }
 
-/* {"group|kind|name": true} of what will have another uid than now. */
+/* {"group|kind|name": the index of its entry} of what will have another uid than now. */
 static json_t *made_again(const struct recovery_run *run)
 {
     json_t *names = json_object();

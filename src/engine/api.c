@@ -352,17 +352,16 @@ static int points_since(struct engine *e, const char *text, struct points *p, st
 {
     struct point point;
     struct journal_point found = {0};
+    struct journal_status status;
     uint64_t now_ns = clock_realtime_ns(clock_system());
     int r = point_parse(text, &point, err);
     if (r < 0)
         return r;
-    r = journal_resolve(e->journal, &point, &found, err);
-    if (r < 0 && point.kind == POINT_LSN) {
-        struct journal_status status;
-        journal_status(e->journal, &status);
+    journal_status(e->journal, &status);
+    if (point.kind == POINT_LSN && point.lsn.n <= status.latest.n)
         found.lsn = point.lsn;
-        r = point.lsn.n <= status.latest.n ? 0 : r;
-    }
+    else
+        r = journal_resolve(e->journal, &point, &found, err);
     if (r == 0) {
         ret_low->n = found.lsn.n ? found.lsn.n - 1 : 0; /* that point included */
         return 0;

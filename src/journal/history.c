@@ -446,12 +446,17 @@ static int find_tag(struct journal *j, const char *name, struct tag_search *ret,
     return r;
 }
 
+static bool is_inside(const struct refused_info *r, struct lsn lsn)
+{
+    return lsn.n > r->low.n && (r->high.n == 0 || lsn.n < r->high.n);
+}
+
 int history_check_refused(struct journal *j, struct lsn lsn, struct error *err)
 {
     MUTEX_GUARD(guard, &j->mutex);
     for (size_t i = 0; i < j->manifest.refused_count; i++) {
         const struct refused_info *r = &j->manifest.refused[i];
-        if (lsn.n <= r->low.n || (r->high.n && lsn.n >= r->high.n))
+        if (!is_inside(r, lsn))
             continue;
         return error_set(err, -ERANGE,
                          "LSN %llu is inside a gap (after LSN %llu, %s): what the volumes held there is not known exactly; "
@@ -586,14 +591,18 @@ static void note_gap(struct journal *j, const struct point *point, struct journa
                      "a gap follows this point: writes that were not journaled may have come before the time that was asked for");
 }
 
+/* What it tells is durable, as far as the journal goes on. */
+static int open_synced_book(struct journal *j, bool *unreadable, struct book *ret, struct error *err)
+{
+    int r = journal_sync(j, -1, NULL, err);
+    return r < 0 && r != -ESHUTDOWN ? r : open_book(j, unreadable, ret, err);
+}
+
 static int resolve(struct journal *j, const struct point *point, bool *unreadable, struct journal_point *ret, struct error *err)
 {
     struct book book;
     struct journal_point found = {0};
-    int r = journal_sync(j, -1, NULL, err);
-    if (r < 0 && r != -ESHUTDOWN)
-        return r;
-    r = open_book(j, unreadable, &book, err);
+    int r = open_synced_book(j, unreadable, &book, err);
     if (r < 0)
         return r;
     r = resolve_in_book(&book, point, &found, err);
@@ -626,7 +635,7 @@ static struct lsn before_refused(const struct book *b, struct lsn lsn)
 {
     for (size_t i = 0; i < b->manifest.refused_count; i++) {
         const struct refused_info *r = &b->manifest.refused[i];
-        if (lsn.n > r->low.n && (r->high.n == 0 || lsn.n < r->high.n))
+        if (is_inside(r, lsn))
             return r->low;
     }
     return lsn;
@@ -653,10 +662,7 @@ int journal_resolve_before(struct journal *j, struct lsn lsn, struct journal_poi
 {
     struct book book;
     struct candidate found;
-    int r = journal_sync(j, -1, NULL, err);
-    if (r < 0 && r != -ESHUTDOWN)
-        return r;
-    r = open_book(j, NULL, &book, err);
+    int r = open_synced_book(j, NULL, &book, err);
     if (r < 0)
         return r;
     r = last_point_until(&book, lsn, &found, err);

@@ -48,20 +48,25 @@ bool journal_find_set_aside(const char *directory, char ret_kept[PATH_MAX], char
     return true;
 }
 
+bool journal_find_pending(const char *directory, char ret_path[PATH_MAX])
+{
+    for (const char **name = (const char *[]){"rewind.pending", "rewind.pending.copy", NULL}; *name; name++)
+        if (snprintf(ret_path, PATH_MAX, "%s/%s", directory, *name) < PATH_MAX && access(ret_path, F_OK) == 0)
+            return true;
+    return false;
+}
+
 /* What a rewind has not copied back is in the journal alone: the backings are not what the volumes hold. */
 static int check_whole(const char *directory, struct error *err)
 {
-    char path[PATH_MAX + 32];
-    for (const char **name = (const char *[]){"rewind.pending", "rewind.pending.copy", NULL}; *name; name++) {
-        snprintf(path, sizeof path, "%s/%s", directory, *name);
-        if (access(path, F_OK) == 0)
-            return error_set(err, -EBUSY,
-                             "a rewind was being copied back, so that the backings alone are not what the "
-                             "volumes held (%s). To go on with "
-                             "what they hold, part of it from before that rewind: move %s away",
-                             path, directory);
-    }
-    return 0;
+    char path[PATH_MAX];
+    if (!journal_find_pending(directory, path))
+        return 0;
+    return error_set(err, -EBUSY,
+                     "a rewind was being copied back, so that the backings alone are not what the "
+                     "volumes held (%s). To go on with "
+                     "what they hold, part of it from before that rewind: move %s away",
+                     path, directory);
 }
 
 /* The frame rings of the journal, whose id is not known, and what lies beside them: they have the directory's inode in their names. */

@@ -18,6 +18,8 @@
  * done. */
 int journal_set_aside(const char *directory, const char *why, char ret_kept[PATH_MAX],
                       struct error *err) MUST_CHECK;
+/* Whether a rewind is still to be copied back, with or without an engine; *ret_path: the file, or its copy, that says so. */
+bool journal_find_pending(const char *directory, char ret_path[PATH_MAX]);
 /* Removes what is in shared memory of the journal: one that is about to be removed, and that nobody uses. After a kill, or when it was suspended,
  * its last engine has left that for the next one. */
 void journal_forget_memory(const char *directory);
