@@ -29,10 +29,11 @@ until_true() {
     shift 2
     deadline=$(($(now_ms) + seconds * 1000))
     until "$@" >/dev/null 2>&1; do
-        (($(now_ms) < deadline)) || die "$what: not within $seconds s; the logs are in $LOG"
+        (($(now_ms) < deadline)) || die "$what: not within $seconds s; the logs are in $LOG$(last_lines "$what")"
         sleep 0.1
     done
 }
+last_lines() { [[ ! -f $LOG/$1.log ]] || printf ', the last lines of %s:\n%s\n' "$1.log" "$(tail -n 40 "$LOG/$1.log" | cut -c-400)"; } # NAME
 
 # --- processes: a pid file holds "PID STARTTIME", so that a number that was given again is never taken for ours. The caller
 # sets RUN (pid files) and LOG.
@@ -55,6 +56,21 @@ spawn() {
     remember "$name" $!
     disown
 }
+
+# serve SECONDS NAME READY COMMAND...: spawned, until the function READY succeeds. A program that ends instead is started again, twice, as a
+# kubelet does it with those of a control plane (kube-apiserver ends when its first look at the services' ports fails), and what it said is told.
+serve() {
+    local seconds=$1 name=$2 ready=$3 attempt
+    shift 3
+    for attempt in 1 2 3; do
+        spawn "$name" "$@"
+        until_true "$seconds" "$name" ready_or_ended "$name" "$ready"
+        alive "$name" && return 0
+        say "WARNING: $name ended when it was started ($attempt of 3)$(last_lines "$name")"
+    done
+    die "$name ended each time it was started; the logs are in $LOG"
+}
+ready_or_ended() { ! alive "$1" || "$2"; } # NAME READY
 
 stop() { # NAME [SECONDS]
     local name=$1 seconds=${2:-10} pid deadline

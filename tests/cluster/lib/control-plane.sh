@@ -19,22 +19,23 @@ control_pki() {
 
 # start_etcd PORT: clients at PORT, peers at PORT + 1, on the loopback address. ENTER is the command that enters a namespace.
 start_etcd() {
+    ETCD=http://127.0.0.1:$1
     mkdir -p "$STATE/etcd"
     chmod 700 "$STATE/etcd"
     # A test's history may be lost with the machine: no fsync.
-    spawn etcd "${ENTER[@]}" "$BIN/etcd" --name=test "--data-dir=$STATE/etcd" --log-level=warn --unsafe-no-fsync \
-        "--listen-client-urls=http://127.0.0.1:$1" "--advertise-client-urls=http://127.0.0.1:$1" \
+    serve 30 etcd etcd_is_ready "${ENTER[@]}" "$BIN/etcd" --name=test "--data-dir=$STATE/etcd" --log-level=warn --unsafe-no-fsync \
+        "--listen-client-urls=$ETCD" "--advertise-client-urls=$ETCD" \
         "--listen-peer-urls=http://127.0.0.1:$(($1 + 1))" "--initial-advertise-peer-urls=http://127.0.0.1:$(($1 + 1))" \
         "--initial-cluster=test=http://127.0.0.1:$(($1 + 1))" --quota-backend-bytes=2147483648
-    until_true 30 etcd "${ENTER[@]}" curl -fs "http://127.0.0.1:$1/readyz"
 }
+etcd_is_ready() { "${ENTER[@]}" curl -fs "$ETCD/readyz"; }
 
 # start_apiserver ETCD-PORT OPTION...: admission plugins and feature gates are upstream's defaults, and NodeRestriction as
 # kubeadm has it.
 start_apiserver() {
     local etcd_port=$1
     shift
-    spawn kube-apiserver "${ENTER[@]}" "$KUBE_BIN/kube-apiserver" "--etcd-servers=http://127.0.0.1:$etcd_port" \
+    serve 90 kube-apiserver apiserver_is_ready "${ENTER[@]}" "$KUBE_BIN/kube-apiserver" "--etcd-servers=http://127.0.0.1:$etcd_port" \
         "--cert-dir=$PKI" "--client-ca-file=$PKI/ca.crt" "--tls-cert-file=$PKI/apiserver.crt" "--tls-private-key-file=$PKI/apiserver.key" \
         "--kubelet-client-certificate=$PKI/apiserver-kubelet.crt" "--kubelet-client-key=$PKI/apiserver-kubelet.key" \
         "--kubelet-certificate-authority=$PKI/ca.crt" --kubelet-preferred-address-types=InternalIP \
@@ -46,8 +47,8 @@ start_apiserver() {
         --requestheader-extra-headers-prefix=X-Remote-Extra- --requestheader-group-headers=X-Remote-Group \
         --requestheader-username-headers=X-Remote-User \
         "--proxy-client-cert-file=$PKI/front-proxy.crt" "--proxy-client-key-file=$PKI/front-proxy.key" "$@"
-    until_true 90 kube-apiserver "$KUBE_BIN/kubectl" "--kubeconfig=$STATE/kubeconfig" get --raw=/readyz
 }
+apiserver_is_ready() { "$KUBE_BIN/kubectl" "--kubeconfig=$STATE/kubeconfig" get --raw=/readyz; }
 
 # start_controller_manager KUBECONFIG OPTION...
 start_controller_manager() {

@@ -116,6 +116,8 @@ class ApiServer:
                               stderr=subprocess.STDOUT, text=True)
         if done.returncode != 0:
             raise RuntimeError(done.stdout)
+        if "WARNING" in done.stdout:
+            print(done.stdout, flush=True)
 
     def kill(self, name="kube-apiserver"):
         with open(f"{self.directory}/run/{name}.pid") as f:
