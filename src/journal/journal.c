@@ -38,7 +38,7 @@ static int take_lock(struct journal *j, struct error *err)
                          text[0] ? text : "another process");
     }
     int n = snprintf(text, sizeof text, "%s, pid %d\n", j->options.owner ? j->options.owner : "tidemark-engine", getpid());
-    if (ftruncate(j->lock_fd, 0) < 0 || pwrite(j->lock_fd, text, (size_t)n, 0) != n)
+    if (pwrite(j->lock_fd, text, (size_t)n, 0) != n || ftruncate(j->lock_fd, n) < 0) /* in the room that it has: the disk may be full */
         return error_errno(err, -errno, "cannot write %s", path);
     return 0;
 }
@@ -228,18 +228,33 @@ static int new_journal(const struct journal_options *options, struct journal **r
     return 0;
 }
 
+/* A full disk keeps no volume from being used: the journal is suspended from the start then, as it would be had it been open, and what is only
+ * in the ring is found by comparing. */
+static int begin_segment(struct journal *j, struct error *err)
+{
+    uint32_t number = j->manifest.next_segment;
+    tail_reset(&j->tails[0], number, j->manifest.epoch, &j->manifest.boot);
+    int r = segment_prepare(j, number, false, &j->active_fd, &j->active_key, err);
+    if (r == -ENOSPC && !j->recovery.created) {
+        struct error why = *err;
+        *err = ERROR_INIT;
+        recovery_lose(j);
+        MUTEX_GUARD(guard, &j->mutex);
+        writer_suspend(j, why.message);
+        return 0;
+    }
+    j->manifest.has_tail = r == 0; /* from here on its loss is one */
+    return r;
+}
+
 /* Recovers, and begins a new segment in a new epoch. */
 static int bring_up(struct journal *j, struct error *err)
 {
     int r = recovery_run(j, err);
+    if (r == 0)
+        r = begin_segment(j, err);
     if (r < 0)
         return r;
-    uint32_t number = j->manifest.next_segment;
-    tail_reset(&j->tails[0], number, j->manifest.epoch, &j->manifest.boot);
-    r = segment_prepare(j, number, false, &j->active_fd, &j->active_key, err);
-    if (r < 0)
-        return r;
-    j->manifest.has_tail = true; /* from here on its loss is one */
     r = sealer_save(j, err);
     if (r == 0)
         r = writer_init(j, err);
@@ -305,8 +320,9 @@ const struct journal_recovery *journal_recovery(const struct journal *j)
 void journal_recovered(struct journal *j)
 {
     MUTEX_GUARD(guard, &j->mutex);
-    j->recovered = true;
+    j->recovered = j->opened = true;
     ring_recovered(&j->ring);
+    pthread_cond_signal(&j->janitor_work); /* for the reserve */
 }
 
 const char *journal_directory(const struct journal *j)

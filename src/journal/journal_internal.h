@@ -114,6 +114,7 @@ struct journal {
     bool drop_failed; /* the last attempt to drop history */
     _Atomic unsigned hold_wanted; /* journal_hold waits for maintain_mutex */
     bool recovered;   /* what recovery asked for was done: an end in order is a clean one */
+    bool opened;      /* journal_recovered was called */
     struct lsn thin_after; /* thinning failed up to there: what is damaged is left as it is */
     struct lsn compress_after; /* the same of compressing */
     bool held;        /* journal_hold: nothing is dropped meanwhile */
@@ -194,6 +195,10 @@ bool segment_free_path(const struct journal *j, unsigned count, char path[JOURNA
 void spare_work(struct journal *j);
 /* Removes the one that is not ready. */
 void spare_drop(struct journal *j);
+/* reserve.c: room for an opening on a full disk. Gives up a piece of it; false: there is none, or nobody but an opening may have it. */
+bool reserve_give(struct journal *j) MUST_CHECK;
+/* Makes it as large as it should be, or as there is room for. */
+void reserve_keep(struct journal *j);
 
 /* ---- sealer.c ---- */
 int sealer_start(struct journal *j, struct error *err) MUST_CHECK;
@@ -223,6 +228,8 @@ int sealer_catch_up(struct journal *j, struct error *err) MUST_CHECK;
 
 /* ---- recovery.c ---- */
 int recovery_run(struct journal *j, struct error *err) MUST_CHECK;
+/* What the segments lack cannot be had from the ring: the volumes are compared. Before recovery_replay, which does nothing then. */
+void recovery_lose(struct journal *j);
 /* Adds what was in the ring to the new segment, after the writer runs. */
 int recovery_replay(struct journal *j, struct error *err) MUST_CHECK;
 

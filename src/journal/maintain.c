@@ -890,8 +890,10 @@ static void *janitor_main(void *context)
     thread_background();
     pthread_mutex_lock(&j->mutex);
     while (!j->stop) {
-        bool more = false;
+        bool more = false, opened = j->opened;
         pthread_mutex_unlock(&j->mutex);
+        if (opened)
+            reserve_keep(j);
         int r = maintain_step(j, &more, &err);
         if (r < 0)
             log_warning(j->log, "%s; will try again", err.message);

@@ -377,6 +377,14 @@ static int check_rest(struct scan *s, struct error *err)
     return remember_compare_all(j, err);
 }
 
+void recovery_lose(struct journal *j)
+{
+    j->recovery.compare = true;
+    j->recovered = false;
+    if (j->next_lsn <= j->manifest.lsn_reserved.n)
+        j->next_lsn = j->manifest.lsn_reserved.n + 1;
+}
+
 int recovery_run(struct journal *j, struct error *err)
 {
     bool same_boot = false;
@@ -414,14 +422,16 @@ int recovery_run(struct journal *j, struct error *err)
     if (s.damaged)
         j->recovery.compare = j->recovery.compare_all = true;
     bool lost = j->recovery.compare && !j->recovery.created;
-    j->recovered = !lost && j->recovery.in_flight_count == 0;
     if (lost && j->recovery.compare_all && (r = remember_compare_all(j, err)) < 0)
         return r;
     j->recovery.clean = j->manifest.clean;
     j->recovery.last = s.expected.after;
     j->last_lsn = j->durable_lsn = s.expected.after.n;
     j->written_lsn = s.expected.after.n;
-    j->next_lsn = (lost && j->manifest.lsn_reserved.n > s.expected.after.n ? j->manifest.lsn_reserved.n : s.expected.after.n) + 1;
+    j->next_lsn = s.expected.after.n + 1;
+    j->recovered = j->recovery.in_flight_count == 0;
+    if (lost)
+        recovery_lose(j);
     j->submit_number = j->open_number = j->complete_number = s.expected.number;
     j->previous_crc = s.expected.previous_crc;
     j->manifest.epoch++;
@@ -512,5 +522,7 @@ int recovery_replay(struct journal *j, struct error *err)
         io_free_pages(copy.memory, j->ring.length_bytes);
     if (r == 0 && j->recovered)
         ring_recovered(&j->ring);
+    if (j->suspended)
+        ring_suspend(&j->ring, RING_UNJOURNALED);
     return r;
 }

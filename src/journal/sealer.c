@@ -25,7 +25,10 @@ static int copy_to_save(struct journal *j, struct manifest *ret, struct error *e
 static int save_copy(struct journal *j, const struct manifest *copy, struct error *err)
 {
     int fault = journal_fault_at(j, "save");
-    int r = fault < 0 ? error_errno(err, fault, "cannot save the manifest") : manifest_save(j->directory, copy, err);
+    int r;
+    do
+        r = fault < 0 ? error_errno(err, fault, "cannot save the manifest") : manifest_save(j->directory, copy, err);
+    while (r == -ENOSPC && reserve_give(j));
     j->unsaved = r < 0;
     return r;
 }
@@ -132,7 +135,10 @@ int sealer_seal(struct journal *j, struct tail *t, int fd, struct error *err)
         return error_errno(err, fault ? fault : -errno, "cannot sync segment %u", t->info.number);
     trim(j, t, fd);
     uint32_t index_kib;
-    int r = tail_write_index(t, path, &j->manifest.journal_id, INDEX_L0, LSN_MAX, j->scratch, &index_kib, err);
+    int r;
+    do
+        r = tail_write_index(t, path, &j->manifest.journal_id, INDEX_L0, LSN_MAX, j->scratch, &index_kib, err);
+    while (r == -ENOSPC && reserve_give(j));
     if (r < 0)
         return r;
     pthread_mutex_lock(&j->mutex);

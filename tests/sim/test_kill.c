@@ -605,7 +605,7 @@ static bool is_journal_file(const struct manifest *m, const char *name)
 {
     unsigned n;
     int end = 0;
-    const char *known[] = {"lock", "manifest", "manifest.copy", "base", "pins", now->thin ? "rescuing" : "lock", stand->options.key_file ? "key" : "lock",
+    const char *known[] = {"lock", "reserve", "manifest", "manifest.copy", "base", "pins", now->thin ? "rescuing" : "lock", stand->options.key_file ? "key" : "lock",
                            stand->options.key_file ? "key.copy" : "lock", NULL};
     if (is_one_of(name, known) || is_segment_file(m, name) || is_rewind_file(m, name))
         return true;

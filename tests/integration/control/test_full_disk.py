@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import unittest
 
 sys.path.insert(0, os.path.dirname(__file__))
@@ -28,6 +29,16 @@ class FullDisk(unittest.TestCase):
         until(lambda: s.status()["state"] == "protected", "what the source holds to be in the history")
         self.device = s.status()["volumes"][0]["device"]
         self.filler = os.path.join(s.state, "filler")
+        self.reserve = os.path.join(s.state, "apps/shop/journal/reserve")
+        until(lambda: os.path.exists(self.reserve) and os.path.getsize(self.reserve) == 8 << 20, "the reserve")
+        timer = threading.Timer(120, self.make_room)  # what waits for room would wait for ever, and whoever calls sync(2) with it
+        timer.start()
+        self.addCleanup(timer.join)
+        self.addCleanup(timer.cancel)
+
+    def make_room(self):
+        if os.path.exists(self.filler):
+            os.truncate(self.filler, 0)
 
     def fill(self):
         with open(self.filler, "wb", buffering=0) as f:
@@ -51,21 +62,76 @@ class FullDisk(unittest.TestCase):
         write(self.device, 4096, b"two" + bytes(4093))
         self.assertEqual(content(self.device, 4096, 3), b"two")
 
-    def test_an_engine_that_cannot_start_says_why_in_the_status(self):
-        s = self.s
+    def suspend(self):
+        """Until nothing that is reserved for the running journal is left."""
         self.fill()
 
         def suspended():
             write(self.device, 0, os.urandom(8 << 20))
-            return s.status()["state"] == "suspended"
+            return self.s.status()["state"] == "suspended"
 
         until(suspended, "what was reserved for the journal to be used up")
         self.fill()
-        os.kill(s.status()["engine_pid"], signal.SIGKILL)
+
+    def kill_engine(self):
+        killed = self.s.status()["engine_pid"]
+        os.kill(killed, signal.SIGKILL)
+        return killed
+
+    def test_an_engine_that_is_killed_is_back_without_room(self):
+        """Somebody else takes all that becomes free, all the time."""
+        s = self.s
+        self.suspend()
+        data, over = {}, threading.Event()
+
+        def take():
+            with open(self.filler, "ab", buffering=0) as f:
+                while not over.wait(0.0005):
+                    try:
+                        f.write(bytes(4096))
+                    except OSError:
+                        pass
+
+        taker = threading.Thread(target=take)
+        taker.start()
+        self.addCleanup(taker.join)
+        self.addCleanup(over.set)
+        for n in range(int(os.environ.get("TIDEMARK_KILLS", "5"))):
+            killed = self.kill_engine()
+            data[n] = os.urandom(4096)
+            write(self.device, n << 16, data[n])  # waits for the next engine
+            subprocess.run(["blockdev", "--flushbufs", self.device], check=True)
+            for at in data:
+                self.assertEqual(content(self.device, at << 16, 4096), data[at])
+            status = until(lambda: (status := s.status())["engine_pid"] not in (None, killed) and status["state"] == "suspended" and status, "the next engine")
+            self.assertIn("No space left on device", " ".join(status["alarms"]))
+        over.set()
+        taker.join()
+        self.make_room()
+        until(lambda: s.status()["state"] == "protected", "journaling to go on, and all to be compared")
+        s.call("POST", "/v1/applications/shop/tag", {"name": "there-is-room"})
+        view = s.operate("/v1/applications/shop/open", {"point": "tag:there-is-room"})["view"]
+        subprocess.run(["blockdev", "--flushbufs", self.device], check=True)
+        self.assertEqual(content(view["volumes"][0]["device"]), content(self.device))
+        for at in data:
+            self.assertEqual(content(self.device, at << 16, 4096), data[at])
+
+    def test_an_engine_that_cannot_start_says_why_in_the_status(self):
+        s = self.s
+        self.suspend()
+
+        def taken():
+            if os.path.exists(self.reserve):
+                os.unlink(self.reserve)
+            self.fill()
+            return not os.path.exists(self.reserve)
+
+        until(taken, "the reserve to be used up")
+        self.kill_engine()
         status = until(lambda: s.status()["state"] == "crash-looping" and s.status(), "the engine to be told as one that does not stay")
         self.assertIn("No space left on device", status["message"])
         self.assertIn("No space left on device", " ".join(status["alarms"]))
-        os.unlink(self.filler)
+        self.make_room()
         until(lambda: s.status()["state"] == "protected", "the engine to be back")
         write(self.device, 0, b"one" + bytes(4093))
         self.assertEqual(content(self.device, 0, 3), b"one")
