@@ -261,6 +261,53 @@ static void a_sync_is_not_answered_by_what_came_after_a_gap(void **unused)
     check_ok(journal_close(j, &err));
 }
 
+static int no_room(void *context, const char *step)
+{
+    return *(bool *)context && strcmp(step, "segment") == 0 ? -ENOSPC : 0;
+}
+
+/* Killed on a full disk, again and again: the volumes can be used, what was in the ring alone is found by comparing, and no LSN is given twice. */
+static void an_opening_without_room_for_a_segment_begins_suspended(void **unused)
+{
+    (void)unused;
+    bool full = false;
+    struct journal_options options = {.directory = directory, .ring_path = ring, .owner = "test", .segment_blocks = 64, .segment_records = 16,
+                                      .fault = no_room, .fault_context = &full};
+    struct journal_record lazy = discard;
+    struct journal_ticket ticket;
+    struct journal *j;
+    struct lsn last, next;
+    lazy.lazy = true;
+    check_ok(journal_open(&options, &j, &err));
+    journal_recovered(j);
+    check_ok(journal_append_durable(j, &discard, &last, &err));
+    check_ok(journal_append(j, &lazy, &ticket, &err)); /* in the ring alone */
+    journal_backed(j, &ticket);
+    full = true;
+    for (int i = 0; i < 3; i++) {
+        journal_abandon(j);
+        check_ok(journal_open(&options, &j, &err));
+        assert_true(journal_is_suspended(j));
+        assert_true(journal_recovery(j)->compare);
+        struct journal_status s;
+        journal_status(j, &s);
+        assert_true(s.latest.n >= last.n);
+        check_error(journal_append(j, &discard, &(struct journal_ticket){0}, &err), -ESHUTDOWN, "No space left");
+        check_error(journal_resume_prepare(j, &err), -ENOSPC, "cannot go on yet");
+        journal_recovered(j);
+    }
+    full = false;
+    check_ok(journal_resume_prepare(j, &err));
+    check_ok(journal_resume(j, &err));
+    check_ok(journal_append_durable(j, &discard, &next, &err));
+    assert_true(next.n > ticket.lsn.n);
+    journal_abandon(j);
+    check_ok(journal_open(&options, &j, &err));
+    assert_false(journal_is_suspended(j));
+    assert_true(journal_recovery(j)->compare); /* nobody has said that it was done */
+    check_ok(journal_close(j, &err));
+}
+
 static int begin(void **unused)
 {
     char template[] = "/dev/shm/tidemark-writer-XXXXXX";
@@ -337,6 +384,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(segments_are_made_ahead_and_used, begin, end),
         cmocka_unit_test_setup_teardown(a_small_quota_makes_none_ahead, begin, end),
         cmocka_unit_test_setup_teardown(a_start_that_ends_early_loses_nothing, begin, end),
+        cmocka_unit_test_setup_teardown(an_opening_without_room_for_a_segment_begins_suspended, begin, end),
         cmocka_unit_test_setup_teardown(a_sync_is_not_answered_by_what_came_after_a_gap, begin, end),
     };
     return cmocka_run_group_tests_name("journal-writer", tests, NULL, NULL);
