@@ -242,6 +242,9 @@ static void normalize_service(const json_t *object, json_t *spec)
     }
     if (!asked_for(object, NULL, "healthCheckNodePort"))
         json_object_del(spec, "healthCheckNodePort");
+    /* What is stored may have one, and a watch tells it; who gets or lists the Service is not told (kube-apiserver, service/storage). */
+    if (strcmp(objects_text(spec, "type"), "ExternalName") == 0)
+        json_object_del(spec, "internalTrafficPolicy");
     size_t i;
     json_t *port;
     json_array_foreach(json_object_get(spec, "ports"), i, port)

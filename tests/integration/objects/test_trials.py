@@ -44,7 +44,13 @@ class Trials(recoveries.Recoveries):
         """The point of now."""
         self.marks = getattr(self, "marks", 0) + 1
         SERVER.apply(base.config_map("mark", ns, value=f"mark {self.marks}"))
-        return until("the journal", lambda: self.journaled(ns))
+        try:
+            return until("the journal", lambda: self.journaled(ns))
+        except AssertionError as e:
+            name = f"probe-{self.count}"
+            plan = {k: v for k, v in self.plan(ns, name).items() if v["a"] not in ("same", "keep")}
+            live = {k: self.get(ns, k.split("/")[2], k.split("/")[-1]) for k in plan}
+            raise AssertionError(f"{e}: {json.dumps(self.status(ns, name))}\n{json.dumps(plan, indent=1)}\n{json.dumps(live, indent=1)}") from None
 
     def no_failures(self, status):
         self.assertEqual((status["phase"], status.get("failures", [])), ("Completed", []), json.dumps(status, indent=1))
@@ -276,6 +282,19 @@ class Trials(recoveries.Recoveries):
         for o in SERVER.json("-n", ns, "get", "services")["items"]:
             self.assertEqual(shape(o["spec"]), wanted[o["metadata"]["name"]], o["metadata"]["name"])
         self.no_failures(status)
+
+    def test_what_only_a_watch_tells_of_a_service_is_no_change(self):
+        """An ExternalName that was something else: its internalTrafficPolicy is stored and comes with the watch, but not with a get."""
+        ns = self.make("external")
+        self.start()
+        self.captured(ns)
+        self.create(obj("Service", "db", ns, spec={"selector": {"app": "web"}, "ports": [{"name": "a", "port": 80}]}))
+        self.mark(ns)
+        SERVER.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=json.dumps(
+            obj("Service", "db", ns, spec={"type": "ExternalName", "externalName": "db.example.com"})))
+        point = self.mark(ns)
+        self.create(base.config_map("later", ns))
+        self.rewind(ns, "back", point)
 
     def test_a_claim_that_has_grown_stays_as_large_as_it_is(self):
         ns = self.make("grown")

@@ -108,6 +108,22 @@ static void o3_status_does_not_count_but_that_a_job_has_ended(void **unused)
     assert_string_equal(status, "{\"conditions\":[{\"type\":\"Complete\",\"status\":\"True\"}]}");
 }
 
+/* A watch tells it, a get does not. */
+static void an_external_name_has_no_traffic_policy(void **unused)
+{
+    (void)unused;
+    struct error err = ERROR_INIT;
+    _cleanup_json_ json_t *a = manifests_one("apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: n}\n"
+                                             "spec: {type: ExternalName, externalName: db.example.com, internalTrafficPolicy: Cluster}\n"),
+                          *b = manifests_one("apiVersion: v1\nkind: Service\nmetadata: {name: b, namespace: n}\n"
+                                             "spec: {type: ClusterIP, internalTrafficPolicy: Local}\n");
+    _cleanup_json_ json_t *x = NULL, *y = NULL;
+    check_ok(object_normalize(a, &x, &err));
+    check_ok(object_normalize(b, &y, &err));
+    assert_absent(x, "spec/internalTrafficPolicy");
+    assert_string_equal(objects_text_at(y, "spec/internalTrafficPolicy"), "Local");
+}
+
 static void secrets_leave_no_copy_in_annotations(void **unused)
 {
     (void)unused;
@@ -399,6 +415,7 @@ int main(void)
         cmocka_unit_test(o2_normalizing_twice_is_normalizing_once),
         cmocka_unit_test(o3_status_does_not_count_but_that_a_job_has_ended),
         cmocka_unit_test(what_was_allocated_or_generated_is_not_kept),
+        cmocka_unit_test(an_external_name_has_no_traffic_policy),
         cmocka_unit_test(secrets_leave_no_copy_in_annotations),
         cmocka_unit_test(noise_is_what_controllers_make_again),
         cmocka_unit_test(names_go_there_and_back),
