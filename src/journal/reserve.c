@@ -40,17 +40,15 @@ bool reserve_give(struct journal *j)
 void reserve_keep(struct journal *j)
 {
     char path[JOURNAL_PATH_BYTES];
-    struct stat st = {0};
+    struct stat st;
     journal_path(j, RESERVE_FILE, path);
     uint64_t bytes = wanted_bytes(j), have = stat(path, &st) == 0 ? (uint64_t)st.st_size : 0, piece = bytes / RESERVE_PIECES;
-    if (have > (uint64_t)st.st_blocks * 512) /* copied with holes */
-        have = 0;
     if (have >= bytes)
         return;
     _cleanup_close_ int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (fd < 0)
         return;
-    while (bytes > have && fallocate(fd, 0, 0, (off_t)bytes) < 0)
+    while (bytes > have && posix_fallocate(fd, 0, (off_t)bytes) != 0)
         bytes -= piece && bytes > piece ? piece : bytes;
     if (bytes < have)
         bytes = have;
