@@ -263,16 +263,16 @@ static void a_sync_is_not_answered_by_what_came_after_a_gap(void **unused)
 
 static int no_room(void *context, const char *step)
 {
-    return *(bool *)context && strcmp(step, "segment") == 0 ? -ENOSPC : 0;
+    return *(_Atomic bool *)context && strcmp(step, "segment") == 0 ? -ENOSPC : 0;
 }
 
 /* Killed on a full disk, again and again: the volumes can be used, what was in the ring alone is found by comparing, and no LSN is given twice. */
 static void an_opening_without_room_for_a_segment_begins_suspended(void **unused)
 {
     (void)unused;
-    bool full = false;
+    _Atomic bool full = false;
     struct journal_options options = {.directory = directory, .ring_path = ring, .owner = "test", .segment_blocks = 64, .segment_records = 16,
-                                      .fault = no_room, .fault_context = &full};
+                                      .fault = no_room, .fault_context = (void *)&full};
     struct journal_record lazy = discard;
     struct journal_ticket ticket;
     struct journal *j;
