@@ -18,11 +18,7 @@ static int append_event(struct journal *j, const struct journal_record *record, 
                         struct error *err)
 {
     struct journal_ticket ticket;
-    int r = journal_append(j, record, &ticket, err);
-    if (r < 0)
-        return r;
-    journal_backed(j, &ticket);
-    r = durable ? journal_sync(j, -1, NULL, err) : ret ? journal_wait(j, &ticket, err) : 0;
+    int r = sync_append(j, record, durable ? APPEND_DURABLE : ret ? APPEND_WRITTEN : APPEND_QUEUED, &ticket, err);
     if (r == 0 && ret)
         *ret = (struct journal_point){.lsn = ticket.lsn, .realtime_ns = ticket.realtime_ns};
     return r;

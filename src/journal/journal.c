@@ -382,13 +382,13 @@ void journal_status(struct journal *j, struct journal_status *ret)
         .journal_bytes = maintain_journal_bytes(j),
         .quota_bytes = j->options.quota_bytes,
         .base_bytes = j->base_bytes,
-        .segment_bytes = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES,
+        .segment_bytes = journal_segment_bytes(j),
         .segments = j->manifest.segment_count + 1,
         .runs = j->manifest.run_count,
         .suspended = j->suspended,
         .quota_blocked = j->quota_blocked,
         .paced_ns = atomic_load(&j->paced_ns),
-        .reserve_bytes = pace_reserve(j->options.quota_bytes, (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES),
+        .reserve_bytes = pace_reserve(j->options.quota_bytes, journal_segment_bytes(j)),
     };
     pace_update(j);
     ret->pace_ns = atomic_load(&j->pace_ns);

@@ -168,11 +168,20 @@ void writer_wake_listeners(struct journal *j);
 void sync_begin(struct journal *j);
 /* With the mutex held (dropped meanwhile) and a sync under way: waits until there is some progress of it. */
 void sync_await(struct journal *j);
+enum append_until { APPEND_QUEUED, APPEND_WRITTEN, APPEND_DURABLE };
+/* Appends a record that has no backing write, and waits for as much. */
+int sync_append(struct journal *j, const struct journal_record *record, enum append_until until, struct journal_ticket *ret, struct error *err) MUST_CHECK;
 
 /* A test's fault at a step, or 0. */
 static inline int journal_fault_at(struct journal *j, const char *step)
 {
     return j->options.fault ? j->options.fault(j->options.fault_context, step) : 0;
+}
+
+/* Of a full one. */
+static inline uint64_t journal_segment_bytes(const struct journal *j)
+{
+    return (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;
 }
 
 /* ---- segment.c ---- */

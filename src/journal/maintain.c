@@ -38,7 +38,7 @@ uint64_t maintain_journal_bytes(const struct journal *j)
 {
     const struct manifest *m = &j->manifest; /* the segment that is being sealed is in it shortly before it is let go */
     bool sealed = j->sealing && m->segment_count && m->segments[m->segment_count - 1].number == j->tails[!j->active].info.number;
-    uint64_t full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;
+    uint64_t full = journal_segment_bytes(j);
     uint64_t bytes = full * (1u + (j->sealing && !sealed) + (j->ready_fd >= 0));
     for (size_t i = 0; i < m->segment_count; i++)
         bytes += segment_info_bytes(&m->segments[i], full);
@@ -761,7 +761,7 @@ static int age_step(struct journal *j, bool *ret_done, struct error *err)
 static int quota_step(struct journal *j, bool *ret_done, struct error *err)
 {
     pthread_mutex_lock(&j->mutex);
-    uint64_t bytes = maintain_journal_bytes(j), quota = j->options.quota_bytes, full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;
+    uint64_t bytes = maintain_journal_bytes(j), quota = j->options.quota_bytes, full = journal_segment_bytes(j);
     size_t count = j->manifest.segment_count, batch = j->disk_full ? 1 : drop_batch(count);
     bool over = (quota && bytes > quota) || j->disk_full, near = over || (quota && bytes + drop_early_bytes(batch, full) > quota);
     pthread_mutex_unlock(&j->mutex);

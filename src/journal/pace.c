@@ -21,7 +21,7 @@ uint64_t pace_of(uint64_t bytes, uint64_t quota_bytes, uint64_t segment_bytes)
 /* What the journal takes without what is only reserved: the rest of the active segment, and the next one. */
 static uint64_t used_bytes(const struct journal *j)
 {
-    uint64_t full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES,
+    uint64_t full = journal_segment_bytes(j),
              used = (uint64_t)j->tails[j->active].info.used_blocks * JOURNAL_BLOCK_BYTES;
     return maintain_journal_bytes(j) - full - (j->ready_fd >= 0 ? full : 0) + used;
 }
@@ -33,14 +33,14 @@ uint64_t pace_reserve(uint64_t quota_bytes, uint64_t segment_bytes)
 
 bool pace_is_exhausted(const struct journal *j)
 {
-    uint64_t quota = j->options.quota_bytes, full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;
+    uint64_t quota = j->options.quota_bytes, full = journal_segment_bytes(j);
     return quota && !j->held && j->manifest.segment_count > 1 && (j->quota_blocked || j->drop_failed) &&
            maintain_journal_bytes(j) + full > quota + pace_reserve(quota, full); /* with the segment that would be made */
 }
 
 bool pace_update(struct journal *j)
 {
-    uint64_t quota = j->options.quota_bytes, full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;
+    uint64_t quota = j->options.quota_bytes, full = journal_segment_bytes(j);
     bool applies = quota && !j->suspended && !j->held && !j->quota_blocked && j->manifest.segment_count > 1;
     uint64_t bytes = applies ? used_bytes(j) : 0, pace = applies ? pace_of(bytes, quota, full) : 0;
     if (pace && !j->pace_since_ns)

@@ -20,7 +20,7 @@
 
 static uint64_t wanted_bytes(const struct journal *j)
 {
-    return j->options.light ? 0 : (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES / RESERVE_PART;
+    return j->options.light ? 0 : journal_segment_bytes(j) / RESERVE_PART;
 }
 
 bool reserve_give(struct journal *j)

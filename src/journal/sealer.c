@@ -189,7 +189,7 @@ static void wait_for_work(struct journal *j, unsigned delay_ms)
 /* With the mutex: whether the janitor is so far behind that the next segment has to wait for it (J7). */
 static bool must_wait(const struct journal *j)
 {
-    uint64_t full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;
+    uint64_t full = journal_segment_bytes(j);
     if (j->quota_blocked && pin_may_end(j) && pace_is_exhausted(j))
         return true; /* for the janitor, which tells views to end, and for those: there will be history to drop */
     return j->options.quota_bytes && j->manifest.segment_count > 1 && !j->quota_blocked && !j->drop_failed && !j->held &&

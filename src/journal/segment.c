@@ -102,7 +102,7 @@ static int take_free(struct journal *j, const char *path)
         journal_path(j, name, from);
         if (stat(from, &st) < 0)
             continue;
-        if ((uint64_t)st.st_size != (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES) {
+        if ((uint64_t)st.st_size != journal_segment_bytes(j)) {
             unlink(from);
             continue;
         }
@@ -119,7 +119,7 @@ static int take_free(struct journal *j, const char *path)
 static bool has_room(const struct journal *j, uint64_t bytes)
 {
     struct statvfs st;
-    uint64_t full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;
+    uint64_t full = journal_segment_bytes(j);
     return statvfs(j->directory, &st) < 0 || (uint64_t)st.f_bavail * st.f_frsize >= bytes + full + full / 16;
 }
 
@@ -193,14 +193,14 @@ int segment_prepare(struct journal *j, uint32_t number, bool keep_room, int *ret
         remove_free(j);
     _cleanup_close_ int fd = take_free(j, path);
     if (fd < 0) {
-        if (keep_room && !has_room(j, (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES))
+        if (keep_room && !has_room(j, journal_segment_bytes(j)))
             return error_errno(err, -ENOSPC, "cannot make segment %u", number);
         fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_DIRECT, 0600);
         if (fd < 0 && errno == EINVAL) /* a file system without direct I/O (tmpfs) */
             fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
         if (fd < 0)
             return error_errno(err, -errno, "cannot create %s", path);
-        int r = fill(fd, (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES, err);
+        int r = fill(fd, journal_segment_bytes(j), err);
         if (r < 0) {
             unlink(path);
             return error_context(err, "%s", path);
@@ -246,7 +246,7 @@ void segment_recycle(struct journal *j, uint32_t number, bool may_recycle)
     char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES], to[JOURNAL_PATH_BYTES];
     struct stat st;
     journal_path(j, journal_segment_file(number, name), path);
-    uint64_t full = (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;
+    uint64_t full = journal_segment_bytes(j);
     if (may_recycle && stat(path, &st) == 0 && (uint64_t)st.st_size == full && segment_free_path(j, MAX_FREE_FILES, to) &&
         rename(path, to) == 0)
         return;

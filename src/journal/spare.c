@@ -22,15 +22,10 @@
 #define SPARE_DISK_SEGMENTS 16u /* that stay free, and a twentieth of the disk */
 #define SPARE_FILE "spare.tmp"
 
-static uint64_t segment_bytes(const struct journal *j)
-{
-    return (uint64_t)j->options.segment_blocks * JOURNAL_BLOCK_BYTES;
-}
-
 /* With the mutex: how many there shall be. The first that had to be made is the one that is always ready. */
 static unsigned wanted(const struct journal *j)
 {
-    uint64_t by_quota = j->options.quota_bytes / SPARE_QUOTA_PART / segment_bytes(j);
+    uint64_t by_quota = j->options.quota_bytes / SPARE_QUOTA_PART / journal_segment_bytes(j);
     unsigned count = j->filled_segments > 1 ? j->filled_segments - 1 : 0;
     if (count > j->options.spare_segments)
         count = j->options.spare_segments;
@@ -43,7 +38,7 @@ static bool disk_has_plenty(const struct journal *j)
     if (statvfs(j->directory, &st) < 0)
         return false;
     uint64_t free_bytes = (uint64_t)st.f_bavail * st.f_frsize, all_bytes = (uint64_t)st.f_blocks * st.f_frsize;
-    return free_bytes >= (SPARE_DISK_SEGMENTS + 1) * segment_bytes(j) + all_bytes / 20;
+    return free_bytes >= (SPARE_DISK_SEGMENTS + 1) * journal_segment_bytes(j) + all_bytes / 20;
 }
 
 void spare_drop(struct journal *j)
@@ -67,7 +62,7 @@ static int begin(struct journal *j)
     if (j->spare_fd < 0) /* a file system without direct I/O is one in memory: nothing is gained there */
         return -errno;
     j->spare_done_bytes = 0;
-    return -posix_fallocate(j->spare_fd, 0, (off_t)segment_bytes(j));
+    return -posix_fallocate(j->spare_fd, 0, (off_t)journal_segment_bytes(j));
 }
 
 /* S2. With the mutex. */
@@ -81,7 +76,7 @@ static bool may_go_on(const struct journal *j)
 static int fill_piece(struct journal *j, const void *zeroes)
 {
     char from[JOURNAL_PATH_BYTES], to[JOURNAL_PATH_BYTES];
-    uint64_t left = segment_bytes(j) - j->spare_done_bytes, part = left < SPARE_PIECE_BYTES ? left : SPARE_PIECE_BYTES;
+    uint64_t left = journal_segment_bytes(j) - j->spare_done_bytes, part = left < SPARE_PIECE_BYTES ? left : SPARE_PIECE_BYTES;
     int r = io_pwrite_full(j->spare_fd, zeroes, part, j->spare_done_bytes);
     if (r < 0)
         return r;

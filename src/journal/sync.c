@@ -138,19 +138,25 @@ int journal_sync(struct journal *j, int also_fd, int *ret_also, struct error *er
     return r;
 }
 
+int sync_append(struct journal *j, const struct journal_record *record, enum append_until until, struct journal_ticket *ret, struct error *err)
+{
+    int r = journal_append(j, record, ret, err);
+    if (r < 0)
+        return r;
+    journal_backed(j, ret);
+    if (until == APPEND_DURABLE)
+        return journal_sync(j, -1, NULL, err);
+    return until == APPEND_WRITTEN ? journal_wait(j, ret, err) : 0;
+}
+
 int journal_append_durable(struct journal *j, const struct journal_record *record, struct lsn *ret,
                            struct error *err)
 {
     struct journal_ticket ticket;
-    int r = journal_append(j, record, &ticket, err);
-    if (r < 0)
-        return r;
-    journal_backed(j, &ticket);
-    r = journal_sync(j, -1, NULL, err);
-    if (r < 0)
-        return r;
-    *ret = ticket.lsn;
-    return 0;
+    int r = sync_append(j, record, APPEND_DURABLE, &ticket, err);
+    if (r == 0)
+        *ret = ticket.lsn;
+    return r;
 }
 
 /* ---- by threads that must not ---- */
