@@ -367,7 +367,7 @@ int group_start(struct group *g, struct error *err)
         replaced |= backing_was_replaced(&g->volumes[i]);
     r = fill_start(g, &unsaved, err);
     if (r == 0)
-        r = stale_load(g, err);
+        r = stale_load(g, replaced, err);
     if (r == 0)
         r = seed_open(g, &inexact, err);
     if (r == 0)

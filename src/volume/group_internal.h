@@ -60,6 +60,8 @@ struct fill_source {
     struct image *image;             /* NULL: not needed */
 };
 
+struct pending_volume;
+
 struct volume {
     struct block block; /* first: what exports see */
     struct group *group;
@@ -79,7 +81,8 @@ struct volume {
         struct live_words live; /* has unseeded.words */
     } seed;
     struct intent *intent;
-    char marker[PATH_MAX]; /* beside the backing, there while the intent could not be written; "": the backing is a device */
+    char marker[PATH_MAX];    /* beside the backing, there while the intent could not be written; "": the backing is a device */
+    char rewinding[PATH_MAX]; /* beside the backing: which grains are stale, where the journal's disk failed; "" likewise */
     _Atomic bool marker_made;
     struct backing_sync sync;
     _Atomic bool failed; /* an fdatasync of the backing did */
@@ -236,8 +239,9 @@ int grains_open_live_image(struct group *g, struct lsn lsn, char pin[24], struct
 void grains_close_image(struct group *g, char pin[24], struct image **image);
 
 /* ---- stale.c: which grains are stale, on disk and in shared memory ---- */
-/* After a kill what both maps say, else what the one on disk says. Before there is any I/O. */
-int stale_load(struct group *g, struct error *err) MUST_CHECK;
+/* After a kill what the maps on disk and in memory say, else what those on disk do. `replaced`: a backing is another file than it was. Before there
+ * is any I/O. */
+int stale_load(struct group *g, bool replaced, struct error *err) MUST_CHECK;
 /* Writes the map on disk, after the backings were flushed. */
 int stale_save(struct group *g, struct error *err) MUST_CHECK;
 /* The same, if a grain that it calls stale is not any more; not before one that is under way has ended. */
@@ -252,6 +256,21 @@ void stale_clear(struct volume *v, uint64_t grain);
 bool stale_any(const struct group *g);
 /* At the end, with no I/O any more; not `clean`: as a kill, the map in shared memory stays. */
 void stale_close(struct group *g, bool clean);
+
+/* Reads a map that was saved, whole (-EBADMSG else); the caller frees it. */
+int stale_read(const char *path, char **ret_data, size_t *ret_length, struct error *err) MUST_CHECK;
+/* Each volume of what was read. */
+void stale_each_volume(struct group *g, const char *data, size_t length, void (*take)(struct group *g, const struct pending_volume *pv, const char *bits));
+bool stale_bit(const char *bits, uint64_t grain);
+
+/* ---- stale_beside.c ---- */
+#define STALE_BESIDE_BYTES 16u /* what comes behind the map */
+/* Writes the map, with room for that many bytes behind it, beside a backing; `err` says why it could not be written where it belongs. 0 also where all
+ * backings are devices: told by the log. */
+int stale_write_beside(struct group *g, char *data, size_t length, struct error *err) MUST_CHECK;
+void stale_remove_beside(struct group *g);
+/* Takes away what a map beside a backing does not call stale. */
+int stale_load_beside(struct group *g, bool replaced, struct error *err) MUST_CHECK;
 
 /* ---- backing_identity.c ---- */
 /* Whether it is another file than the one that was remembered. */

@@ -65,7 +65,8 @@ int intents_open(struct volume *v, const char *backing, struct error *err)
                                      .context = v,
                                      .fault = bitmap_fault};
     if (stat(backing, &st) == 0 && S_ISREG(st.st_mode) &&
-        snprintf(v->marker, sizeof v->marker, "%s.unjournaled", backing) >= (int)sizeof v->marker)
+        (snprintf(v->marker, sizeof v->marker, "%s.unjournaled", backing) >= (int)sizeof v->marker ||
+         snprintf(v->rewinding, sizeof v->rewinding, "%s.rewinding", backing) >= (int)sizeof v->rewinding))
         return error_errno(err, -ENAMETOOLONG, "cannot use %s", backing);
     int r = intent_open(&options, &v->intent, err);
     if (r < 0 || !v->marker[0] || access(v->marker, F_OK) < 0)

@@ -9,7 +9,10 @@
  *       (writes go on unjournaled, or a kill took the frame ring with it), S1 says so, and after a loss of power nothing but what was flushed counts;
  *       a flush that is answered while writes go on unjournaled, or until they are compared, saves the map before (stale_save_behind).
  *
- * Both are there from before a rewind's record until it is copied back. Who clears bits has the gate, and the range lock of whole grains. */
+ *   S3  Beside a backing (BACKING.rewinding), where a flush had to save S2 and the journal's disk failed: as S2, of the same rewind. What either
+ *       calls copied is. It goes with S2.
+ *
+ * S1 and S2 are there from before a rewind's record until it is copied back. Who clears bits has the gate, and the range lock of whole grains. */
 #include <errno.h>
 #include <limits.h>
 #include <stdio.h>
@@ -59,7 +62,10 @@ static int remove_pending(struct group *g, struct error *err)
         if (unlink(path) < 0 && errno != ENOENT)
             return error_errno(err, -errno, "cannot remove %s", path);
     }
-    return io_sync_directory(journal_directory(g->journal), err);
+    int r = io_sync_directory(journal_directory(g->journal), err);
+    if (r == 0)
+        stale_remove_beside(g);
+    return r;
 }
 
 /* No room beside them, which may be why writes go unjournaled, and is no reason for their flush to fail. The copy first: one of the two is whole. */
@@ -93,7 +99,7 @@ static int write_pending(struct group *g, const void *data, size_t length, struc
     return r;
 }
 
-static int save_pending(struct group *g, struct error *err)
+static int save_pending(struct group *g, bool flushes, struct error *err)
 {
     size_t length = sizeof(struct pending_header);
     for (size_t i = 0; i < g->volume_count; i++)
@@ -102,7 +108,7 @@ static int save_pending(struct group *g, struct error *err)
         int r = grains_flush(g, err);
         return r < 0 ? r : remove_pending(g, err);
     }
-    _cleanup_free_ char *data = calloc(1, length);
+    _cleanup_free_ char *data = calloc(1, length + STALE_BESIDE_BYTES);
     if (!data)
         return error_errno(err, -ENOMEM, "cannot write rewind.pending");
     struct pending_header *h = (struct pending_header *)data;
@@ -123,14 +129,17 @@ static int save_pending(struct group *g, struct error *err)
     }
     h->crc = le32_of(crc32c(0, data, length));
     int r = grains_flush(g, err); /* after the bits were read: what they call copied is durable */
-    return r < 0 ? r : write_pending(g, data, length, err);
+    if (r < 0)
+        return r;
+    r = write_pending(g, data, length, err);
+    return r < 0 && flushes ? stale_write_beside(g, data, length, err) : r;
 }
 
 /* With pending_mutex. */
-static int save(struct group *g, struct error *err)
+static int save(struct group *g, bool flushes, struct error *err)
 {
     bool behind = atomic_exchange(&g->pending_behind, false);
-    int r = save_pending(g, err);
+    int r = save_pending(g, flushes, err);
     if (r < 0 && behind)
         atomic_store(&g->pending_behind, true);
     if (r == 0 && !stale_any(g)) /* there are none any more before all is compared */
@@ -141,13 +150,13 @@ static int save(struct group *g, struct error *err)
 int stale_save(struct group *g, struct error *err)
 {
     MUTEX_GUARD(guard, &g->pending_mutex);
-    return save(g, err);
+    return save(g, false, err);
 }
 
 int stale_save_behind(struct group *g, struct error *err)
 {
     MUTEX_GUARD(guard, &g->pending_mutex);
-    return atomic_load(&g->pending_behind) ? save(g, err) : 0;
+    return atomic_load(&g->pending_behind) ? save(g, true, err) : 0;
 }
 
 void stale_owe(struct group *g)
@@ -160,8 +169,31 @@ static void load_volume_bits(struct group *g, const struct pending_volume *pv, c
 {
     struct volume *v = group_find_volume(g, le32_get(pv->id));
     for (uint64_t grain = 0; v && grain < v->stale.grains && grain < le64_get(pv->grains); grain++)
-        if (bits[grain / 8] >> grain % 8 & 1)
+        if (stale_bit(bits, grain))
             grain_map_set(&v->stale, grain);
+}
+
+bool stale_bit(const char *bits, uint64_t grain)
+{
+    return bits[grain / 8] >> grain % 8 & 1;
+}
+
+void stale_each_volume(struct group *g, const char *data, size_t length, void (*take)(struct group *g, const struct pending_volume *pv, const char *bits))
+{
+    const struct pending_header *h = (const struct pending_header *)data;
+    const char *at = data + sizeof *h, *end = data + length;
+    for (uint32_t i = 0; i < le32_get(h->volumes); i++) {
+        struct pending_volume pv;
+        if ((size_t)(end - at) < sizeof pv)
+            break;
+        memcpy(&pv, at, sizeof pv);
+        at += sizeof pv;
+        uint64_t bytes = (le64_get(pv.grains) + 63) / 64 * 8;
+        if ((uint64_t)(end - at) < bytes)
+            break;
+        take(g, &pv, at);
+        at += bytes;
+    }
 }
 
 /* Which grains are not copied back is not known any more: all of them are read through the journal's image, which is what they hold
@@ -195,7 +227,7 @@ static int load_damaged(struct group *g, const char *path, struct error *err)
     return stale_save(g, err); /* from here on it is known again, also after a kill */
 }
 
-static int read_pending(struct group *g, const char *path, struct error *err)
+int stale_read(const char *path, char **ret_data, size_t *ret_length, struct error *err)
 {
     _cleanup_free_ char *data = NULL;
     size_t length;
@@ -208,21 +240,22 @@ static int read_pending(struct group *g, const char *path, struct error *err)
         h->crc = le32_of(0);
     if (length < sizeof *h || le64_get(h->magic) != PENDING_MAGIC || crc32c(0, data, length) != crc)
         return error_set(err, -EBADMSG, "%s is damaged: it says which blocks a rewind has not copied back yet", path);
+    *ret_data = take_ptr(data);
+    *ret_length = length;
+    return 0;
+}
+
+static int read_pending(struct group *g, const char *path, struct error *err)
+{
+    _cleanup_free_ char *data = NULL;
+    size_t length;
+    int r = stale_read(path, &data, &length, err);
+    if (r < 0)
+        return r;
+    const struct pending_header *h = (const struct pending_header *)data;
     g->rewind_lsn.n = le64_get(h->rewind_lsn);
     g->rewind_target.n = le64_get(h->target_lsn);
-    const char *at = data + sizeof *h, *end = data + length;
-    for (uint32_t i = 0; i < le32_get(h->volumes); i++) {
-        struct pending_volume pv;
-        if ((size_t)(end - at) < sizeof pv)
-            break;
-        memcpy(&pv, at, sizeof pv);
-        at += sizeof pv;
-        uint64_t bytes = (le64_get(pv.grains) + 63) / 64 * 8;
-        if ((uint64_t)(end - at) < bytes)
-            break;
-        load_volume_bits(g, &pv, at);
-        at += bytes;
-    }
+    stale_each_volume(g, data, length, load_volume_bits);
     return 0;
 }
 
@@ -315,11 +348,13 @@ void stale_forget(struct group *g)
     }
 }
 
-int stale_load(struct group *g, struct error *err)
+int stale_load(struct group *g, bool replaced, struct error *err)
 {
     struct error why = ERROR_INIT;
     bool kept = journal_recovery(g->journal)->memory_kept;
     int r = load_pending(g, err);
+    if (r == 0)
+        r = stale_load_beside(g, replaced, err);
     if (r < 0)
         return r;
     for (size_t i = 0; i < g->volume_count && stale_any(g); i++) {

@@ -938,6 +938,85 @@ static void a_flush_needs_no_room_beside_the_journal(void **state)
     flush_and_lose_power();
 }
 
+/* `c` goes unjournaled over what a rewind has not copied back, on a journal's disk that fails altogether, and is flushed. */
+static struct lsn flush_beside(char rewinding[112])
+{
+    struct lsn before = begin_rewind();
+    snprintf(rewinding, 112, "%s.rewinding", x.path);
+    x.fault = "write";
+    put(6 * GRAIN, GRAIN, 'f'); /* its frame is on the disk all the same */
+    put(2 * GRAIN, GRAIN, 'c');
+    x.fault = "pending";
+    check_ok(block_flush(x.block, &err));
+    assert_int_equal(access(rewinding, F_OK), 0);
+    return before;
+}
+
+/* The journal's disk may fail altogether, which is no reason for a flush to fail, nor to lose what it covered. */
+static void a_flush_needs_nothing_of_the_journal(void **state)
+{
+    (void)state;
+    char rewinding[112];
+    flush_beside(rewinding);
+    put(4 * GRAIN, GRAIN, 'd'); /* more of it later */
+    check_ok(block_flush(x.block, &err));
+    kill_all();
+    lose_shared_memory();
+    open_all();
+    group_settle(x.group);
+    check_live("flushed", 2 * GRAIN, GRAIN, 'c');
+    check_live("not copied back", 3 * GRAIN, GRAIN, 'a');
+    check_live("flushed later", 4 * GRAIN, GRAIN, 'd');
+    assert_int_equal(check_latest("after the loss of power"), 0);
+    assert_int_not_equal(access(rewinding, F_OK), 0);
+}
+
+/* What was copied back of one rewind says nothing of the next one. */
+static void what_is_kept_beside_a_backing_counts_for_its_rewind_alone(void **state)
+{
+    (void)state;
+    char rewinding[112], kept[128];
+    struct group_change change;
+    struct lsn before = flush_beside(rewinding);
+    snprintf(kept, sizeof kept, "%s.kept", rewinding);
+    assert_return_code(rename(rewinding, kept), errno);
+    kill_all();
+    open_all();
+    group_settle(x.group);
+    put(0, 8 * GRAIN, 'g');
+    latest();
+    grains_stop(x.group); /* nothing is copied back */
+    check_ok(group_rewind(x.group, before, false, &change, &err));
+    free(change.volumes);
+    assert_return_code(rename(kept, rewinding), errno);
+    kill_all();
+    lose_shared_memory();
+    open_all();
+    check_live("rewound", 0, 8 * GRAIN, 'a');
+    group_settle(x.group);
+    check_live("copied back", 0, 8 * GRAIN, 'a');
+    assert_int_not_equal(access(rewinding, F_OK), 0);
+}
+
+/* It says what was flushed: not passed over in silence. */
+static void a_damaged_list_beside_a_backing_is_told(void **state)
+{
+    (void)state;
+    char rewinding[112];
+    flush_beside(rewinding);
+    kill_all();
+    lose_shared_memory();
+    FILE *f = fopen(rewinding, "r+");
+    assert_true(f && fseek(f, 20, SEEK_SET) == 0 && fputs("damage", f) >= 0 && fclose(f) == 0);
+    open_journal();
+    add_volume(GROUP_ACK_WRITE);
+    check_error(group_start(x.group, &err), -EBADMSG, "move the file away");
+    kill_all();
+    assert_return_code(unlink(rewinding), errno);
+    open_all();
+    check_live("what the journal says", 2 * GRAIN, GRAIN, 'a');
+}
+
 /* What a flush that the journal has answered has made durable, a loss of power leaves: also what went unjournaled before, until it is compared. */
 static void an_unjournaled_write_over_a_rewind_survives_a_loss_of_power_once_journaling_goes_on(void **state)
 {
@@ -1111,6 +1190,9 @@ int main(int argc, char **argv)
         UNCLEAN(an_unjournaled_write_over_a_rewind_survives_a_kill),
         UNCLEAN(an_unjournaled_write_after_a_rewind_that_failed_survives_a_kill),
         UNCLEAN(a_flush_needs_no_room_beside_the_journal),
+        UNCLEAN(a_flush_needs_nothing_of_the_journal),
+        UNCLEAN(what_is_kept_beside_a_backing_counts_for_its_rewind_alone),
+        UNCLEAN(a_damaged_list_beside_a_backing_is_told),
         UNCLEAN(an_unjournaled_write_over_a_rewind_survives_a_loss_of_power_once_journaling_goes_on),
         UNCLEAN(a_lost_before_image_is_remembered_after_a_kill),
         UNCLEAN(a_seed_map_of_somebody_else_is_refused),
