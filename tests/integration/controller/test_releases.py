@@ -15,6 +15,7 @@ SERVER = None
 HELM = f"{CACHE}/bin/helm"
 CHART = f"{ROOT}/packaging/helm/tidemark"
 SYSTEM = "tidemark-system"
+CONDITIONS = "jsonpath={range .items[*]}{.metadata.name} {.metadata.deletionTimestamp} {.metadata.finalizers} {.status.conditions}{'\\n'}{end}"
 
 
 def helm(*arguments, check=True):
@@ -65,7 +66,8 @@ class Chart(unittest.TestCase):
         SERVER.kubectl("delete", "-f", "-", "--wait=false", stdin=release_manifests())
         SERVER.kubectl("delete", "namespace", SYSTEM, "--wait=false", "--ignore-not-found")
         until("the namespace is gone", lambda: "NotFound" in SERVER.kubectl("get", "namespace", SYSTEM, check=False))
-        until("so are the definitions", lambda: "tidemark.io" not in SERVER.kubectl("get", "crd", "-o", "name"))
+        until("so are the definitions", lambda: "tidemark.io" not in SERVER.kubectl("get", "crd", "-o", "name"),
+              tell=lambda: "\n" + SERVER.kubectl("get", "crd", "-o", CONDITIONS, check=False) + SERVER.last_lines())
 
     def test_what_is_too_old_is_refused_with_the_release_that_is_needed(self):
         said = helm("template", "tidemark", CHART, "--kube-version", "1.27.16", check=False)

@@ -64,14 +64,15 @@ def free_ports(count):
     raise RuntimeError("no free ports")
 
 
-def until(what, condition, seconds=DEADLINE):
+def until(what, condition, seconds=DEADLINE, tell=lambda: ""):
+    """`tell`: what is said of why not."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         value = condition()
         if value:
             return value
         time.sleep(0.05)
-    raise AssertionError(f"{what}: not within {seconds} s")
+    raise AssertionError(f"{what}: not within {seconds} s{tell()}")
 
 
 def release_manifests():
@@ -124,6 +125,10 @@ class ApiServer:
             pid = int(f.read().split()[0])
         os.kill(pid, signal.SIGKILL)
         until(f"{name} is gone", lambda: not is_running(pid))
+
+    def last_lines(self, name="kube-apiserver", count=40):
+        with open(f"{self.directory}/log/{name}.log", errors="replace") as f:
+            return f"\n--- {name}.log\n" + "".join(f.readlines()[-count:])
 
     def close(self):
         subprocess.run([SCRIPT, "api-down", self.directory], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
