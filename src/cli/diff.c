@@ -19,6 +19,9 @@ static enum cli_exit print(const struct cli *cli, const json_t *answer)
         cli, "from LSN %llu, %s\nto   LSN %llu, %s\n", (unsigned long long)cli_field_u64(answer, "from_lsn"),
         cli_field_text(answer, "from_time", "-"), (unsigned long long)cli_field_u64(answer, "to_lsn"),
         cli_field_text(answer, "to_time", "-"));
+    const char *note = cli_field_text(answer, "note", NULL);
+    if (note)
+        cli_output_say(cli, "%s\n", note);
     json_array_foreach(json_object_get(answer, "volumes"), i, item)
     {
         if (!volumes)

@@ -155,6 +155,15 @@ static int give_tag(const struct application *a, const json_t *body, json_t **re
     return r < 0 && find_new_tag(a, body, begin, ret, &ignored) == 0 ? 0 : r;
 }
 
+/* After application_sync: whether the answer lacks something is part of it. */
+static void note_unsynced(json_t *answer, bool synced)
+{
+    if (!synced && !json_is_string(json_object_get(answer, "note")))
+        json_object_set_new(answer, "note",
+                            json_string("not all that Linux held in memory could be written to the volumes before: what was written last and not "
+                                        "flushed may be missing"));
+}
+
 static int do_tag(struct call *c, json_t **ret, struct error *err)
 {
     _cleanup_json_ json_t *body = NULL;
@@ -167,14 +176,18 @@ static int do_tag(struct call *c, json_t **ret, struct error *err)
         r = give_tag(a, body, ret, err);
     if (r == 0)
         json_object_set(*ret, "name", json_object_get(body, "name"));
-    if (r == 0 && !synced)
-        json_object_set_new(
-            *ret, "note",
-            json_string("not all that Linux held in memory could be written to the volumes before: what "
-                        "was written last and not flushed may be missing"));
+    if (r == 0)
+        note_unsynced(*ret, synced);
     return r;
 }
 
+static bool is_latest(const json_t *body, const char *field)
+{
+    const char *point = json_string_value(json_object_get(body, field));
+    return point && strcmp(point, "latest") == 0;
+}
+
+/* Compared with what is there now, what Linux has in memory is part of that. */
 static int do_diff(struct call *c, json_t **ret, struct error *err)
 {
     _cleanup_application_ struct application *a = application_find(c->control, c->argument, err);
@@ -182,7 +195,13 @@ static int do_diff(struct call *c, json_t **ret, struct error *err)
     if (!a)
         return err->code;
     int r = http_request_json(c->request, &body, err);
-    return r < 0 ? r : application_call(a, "POST", "/v1/diff", body, CONTROL_REWIND_TIMEOUT_MS, ret, err);
+    if (r < 0)
+        return r;
+    bool synced = (!is_latest(body, "from") && !is_latest(body, "to")) || application_sync(a);
+    r = application_call(a, "POST", "/v1/diff", body, CONTROL_REWIND_TIMEOUT_MS, ret, err);
+    if (r == 0)
+        note_unsynced(*ret, synced);
+    return r;
 }
 
 static int start_work(struct call *c, struct application *a, enum work_kind kind, json_t *body, json_t **ret,
@@ -219,8 +238,11 @@ static int plan(struct application *a, const char *to, json_t **ret, struct erro
     int r = application_begin(a, "plan", PLAN_WAIT_MS, err);
     if (r < 0)
         return r;
+    bool synced = application_sync(a); /* a rewind unmounts, which is more */
     r = rewind_plan(a, to, &answer, err);
     application_end(a);
+    if (r == 0)
+        note_unsynced(answer, synced);
     if (r == 0)
         *ret = json_pack("{s:o}", "plan", answer);
     return r;

@@ -93,6 +93,20 @@ class MountedByItsUser(Base):
         with open(log["device"], "rb") as f:
             self.assertEqual(f.read(3), b"raw")
 
+    def test_what_is_compared_with_now_has_what_linux_holds(self):
+        s = self.s
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", self.data], check=True)
+        subprocess.run(["mount", self.data, self.place], check=True)
+        s.call("POST", "/v1/applications/shop/tag", {"name": "one"})
+        for ask in (lambda: s.call("POST", "/v1/applications/shop/rewind", {"to": "tag:one", "dry_run": True})["plan"],
+                    lambda: s.call("POST", "/v1/applications/shop/diff", {"from": "tag:one", "to": "latest"})):
+            before = ask()["changed_bytes"]
+            with open(s.path("place/f"), "ab") as f:
+                f.write(os.urandom(1 << 20))
+            answer = ask()
+            self.assertGreaterEqual(answer["changed_bytes"], before + (1 << 20))
+            self.assertIsNone(answer.get("note"))
+
     def test_a_view_of_a_file_system_with_a_journal_elsewhere_leaves_that_journal_alone(self):
         s = self.s
         subprocess.run(["mke2fs", "-q", "-F", "-O", "journal_dev", "-b", "4096", self.log], check=True)
