@@ -235,7 +235,7 @@ static int begin_segment(struct journal *j, struct error *err)
     uint32_t number = j->manifest.next_segment;
     tail_reset(&j->tails[0], number, j->manifest.epoch, &j->manifest.boot);
     int r = segment_prepare(j, number, false, &j->active_fd, &j->active_key, err);
-    if (r == -ENOSPC && !j->recovery.created) {
+    if (io_is_no_room(r) && !j->recovery.created) {
         struct error why = *err;
         *err = ERROR_INIT;
         recovery_lose(j);
