@@ -10,7 +10,7 @@ import threading
 import unittest
 
 sys.path.insert(0, os.path.dirname(__file__))
-from stand import Stand, content, until, write  # noqa: E402
+from stand import ApiError, Stand, content, until, write  # noqa: E402
 
 
 class Stage(unittest.TestCase):
@@ -176,11 +176,29 @@ class UsedUpQuota(Stage):
         self.assertIn(self.REASON, " ".join(s.status()["alarms"]))
         write(self.device, 1 << 20, b"one" + bytes(4093))
         self.assertEqual(s.status()["state"], "suspended")
+        self.refuses()
         write(self.device, 2 << 20, b"two" + bytes(4093))
+        inside = f"lsn:{s.status()['durable_lsn'] + 1}"
         self.make_room()
         self.is_whole_again()
+        for operation, field in (("open", "point"), ("rewind", "to")):
+            with self.assertRaises(ApiError) as caught:
+                s.operate("/v1/applications/shop/" + operation, {field: inside})
+            self.assertEqual(caught.exception.code, "ERANGE", caught.exception)
         self.assertEqual(content(self.device, 1 << 20, 3), b"one")
         self.assertEqual(content(self.device, 2 << 20, 3), b"two")
+
+    def refuses(self):
+        """What needs the journal is refused with the application, the reason and what to do, before anything is stopped for it."""
+        for call in (lambda: self.s.call("POST", "/v1/applications/shop/tag", {"name": "now"}),
+                     lambda: self.s.call("POST", "/v1/applications/shop/rewind", {"to": "lsn:1", "dry_run": True}),
+                     lambda: self.s.operate("/v1/applications/shop/rewind", {"to": "lsn:1"})):
+            with self.assertRaises(ApiError) as caught:
+                call()
+            self.assertIn(caught.exception.status, (0, 409))  # 0: of an operation
+            self.assertEqual(caught.exception.code, "EBUSY")
+            for words in ("journaling of shop is suspended", self.REASON, "tidemark status shop"):
+                self.assertIn(words, caught.exception.message)
 
     def test_writes_wait_for_room_where_the_policy_says_so(self):
         s = self.s
