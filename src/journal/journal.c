@@ -16,6 +16,7 @@
 #include "base/io.h"
 #include "base/thread.h"
 #include "journal/base_store.h"
+#include "journal/forecast.h"
 #include "journal/index.h"
 #include "journal/journal_internal.h"
 #include "journal/pin.h"
@@ -461,7 +462,7 @@ uint64_t journal_quota_ns(struct journal *j)
     if (now < since || elapsed < RATE_LEAST_NS || blocks <= 1 || !j->options.quota_bytes)
         return 0;
     double rate = (double)blocks * JOURNAL_BLOCK_BYTES / (double)elapsed;
-    double ns = (double)j->options.quota_bytes / rate * compressed_by(&j->manifest);
+    double ns = (double)forecast_room_bytes(j->options.quota_bytes, journal_segment_bytes(j)) / rate * compressed_by(&j->manifest);
     return ns < 1e18 ? (uint64_t)ns : 1000000000000000000u;
 }
 
