@@ -119,7 +119,7 @@ static json_t *alarms_json(const struct journal_status *s, const struct group_st
         json_array_append_new(list, json_sprintf_lossy("each write waits %.1f ms: more is written than old history can be dropped for; a larger "
                                                  "quota, a faster disk for the journal, or fewer writes would end it", (double)s->pace_ns / 1e6));
     if (s->quota_blocked)
-        json_array_append_new(list, json_sprintf_lossy("the journal is over its quota: an open view, or a clone that is still being copied, needs the oldest history. From %llu MiB "
+        json_array_append_new(list, json_sprintf_lossy("the journal is over its quota: an open view, a clone that is still being copied, or a rewind that waits for its workload, needs the oldest history. From %llu MiB "
                                                  "over the quota on views are closed, oldest first; at %llu MiB journaling is suspended",
                                                  (unsigned long long)(s->reserve_bytes / 2 >> 20), (unsigned long long)(s->reserve_bytes >> 20)));
     for (size_t i = 0; i < group_volume_count(e->group); i++) {
