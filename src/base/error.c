@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/error.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -21,6 +22,12 @@ int error_set_at(struct error *err, const char *file, int line, int code, const 
     return code;
 }
 
+const char *error_reason(int code)
+{
+    const char *reason = code == -EDQUOT ? "Disk quota exceeded (of the file system, not of the journal)" : strerrordesc_np(-code);
+    return reason ? reason : "unknown error";
+}
+
 int error_errno_at(struct error *err, const char *file, int line, int code, const char *format, ...)
 {
     va_list args;
@@ -28,8 +35,7 @@ int error_errno_at(struct error *err, const char *file, int line, int code, cons
     set(err, file, line, code, format, args);
     va_end(args);
     size_t used = strlen(err->message);
-    const char *reason = strerrordesc_np(-code);
-    snprintf(err->message + used, sizeof err->message - used, ": %s", reason ? reason : "unknown error");
+    snprintf(err->message + used, sizeof err->message - used, ": %s", error_reason(code));
     return code;
 }
 

@@ -29,7 +29,10 @@ struct error {
 int error_set_at(struct error *err, const char *file, int line, int code, const char *format, ...)
     __attribute__((format(printf, 5, 6)));
 
-/* Like error_set with ": <strerror(-code)>" appended to the message. Returns code. */
+/* What a negative errno means; never NULL. A quota of the file system is told apart from that of a journal. */
+const char *error_reason(int code);
+
+/* Like error_set with ": <error_reason(code)>" appended to the message. Returns code. */
 #define error_errno(err, code, ...)                                                                                 \
     ({                                                                                                           \
         int error_code_ = (code); /* the compiler sees that a constant is returned, and that it is not 0 */      \

@@ -3,6 +3,7 @@
 #ifndef TIDEMARK_BASE_IO_H
 #define TIDEMARK_BASE_IO_H
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -17,6 +18,12 @@ int io_pread_full(int fd, void *data, size_t length_bytes, uint64_t offset) MUST
 int io_pwrite_full(int fd, const void *data, size_t length_bytes, uint64_t offset) MUST_CHECK;
 /* As io_pwrite_full over a vector (may be modified). */
 int io_pwritev_full(int fd, struct iovec *vector, int count, uint64_t offset) MUST_CHECK;
+
+/* Whether an error says that there is no room for what was to be written: the disk is full, or a quota of its file system is used up. */
+static inline bool io_is_no_room(int code)
+{
+    return code == -ENOSPC || code == -EDQUOT;
+}
 
 /* Creates `path` and its missing parents with `mode`. 0 when it exists already. */
 int io_mkdirs(const char *path, mode_t mode, struct error *err) MUST_CHECK;

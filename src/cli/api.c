@@ -159,6 +159,8 @@ static const char *remedy_of(const struct cli *cli, int code, const char *messag
         return "`tidemark status` shows whether it goes on";
     case ENOSPC:
         return "make room on that disk, or use a smaller quota, and try again";
+    case EDQUOT:
+        return "make room there, or have that quota of the file system made larger, and try again";
     default:
         return NULL;
     }

@@ -26,6 +26,7 @@
 
 #define CONTROL_ID_BYTES 24
 #define CONTROL_STEPS_MAX 16u
+#define CONTROL_PLANNED_ENDS 64u
 #define CONTROL_OPERATIONS_KEPT 64u
 #define CONTROL_VIEWS_MAX 64u
 #define CONTROL_APPLICATIONS_MAX 256u
@@ -132,6 +133,7 @@ struct application {
     uint64_t rewind_retry_ns;    /* boottime before which an interrupted rewind is not carried on */
     unsigned failures;           /* in a row */
     struct holder_ends ends;     /* of an engine without a holder */
+    _Atomic unsigned planned_ends[CONTROL_PLANNED_ENDS]; /* the numbers of those that upgrades were, the newest of them; 0: none. One operation writes at a time */
     struct cgroup_memory memory; /* when that was started */
     uint64_t started_ns;         /* boottime of that */
     struct manifests *manifests; /* busy */
@@ -194,6 +196,8 @@ int application_mount(struct application *application, struct error *err) MUST_C
 int application_unmount(struct application *application, bool force, struct error *err) MUST_CHECK;
 /* crash.c: how often its engine has ended by itself. */
 void crash_load(const struct application *application, struct holder_ends *ret);
+/* The engine is about to be killed to be replaced: crash_load does not count that as one in a row. */
+void crash_plan(struct application *application);
 bool crash_is_loop(const struct holder_ends *e, uint64_t now_ns);
 /* The last end was a kill for memory, not long ago; and that in words. */
 bool crash_was_for_memory(const struct holder_ends *e, uint64_t now_ns);

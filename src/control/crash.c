@@ -16,7 +16,7 @@
 #define CRASH_TOLD_NS (3600 * NS_PER_SECOND)
 #define CRASH_RECENT_NS (10 * NS_PER_SECOND) /* until it has stayed for so long */
 
-void crash_load(const struct application *application, struct holder_ends *ret)
+static void load_noted(const struct application *application, struct holder_ends *ret)
 {
     char path[PATH_MAX];
     struct error ignored = ERROR_INIT;
@@ -33,6 +33,29 @@ void crash_load(const struct application *application, struct holder_ends *ret)
     ret->ran_ms = (uint64_t)json_integer_value(json_object_get(json, "ran_ms"));
     ret->oom_killed = json_is_true(json_object_get(json, "oom_killed"));
     ret->limit_bytes = (uint64_t)json_integer_value(json_object_get(json, "limit_bytes"));
+}
+
+void crash_load(const struct application *application, struct holder_ends *ret)
+{
+    load_noted(application, ret);
+    unsigned row = ret->in_a_row;
+    for (size_t i = 0; i < CONTROL_PLANNED_ENDS; i++) {
+        unsigned number = atomic_load(&application->planned_ends[i]);
+        if (number && number <= ret->ends && ret->ends - number < row)
+            ret->in_a_row--;
+    }
+}
+
+/* The numbers of an engine whose holder is started anew begin again: none of before is one of its own. */
+void crash_plan(struct application *application)
+{
+    struct holder_ends noted;
+    load_noted(application, &noted);
+    unsigned number = noted.ends + 1;
+    for (size_t i = 0; i < CONTROL_PLANNED_ENDS; i++)
+        if (atomic_load(&application->planned_ends[i]) >= number)
+            atomic_store(&application->planned_ends[i], 0);
+    atomic_store(&application->planned_ends[number % CONTROL_PLANNED_ENDS], number);
 }
 
 bool crash_is_loop(const struct holder_ends *e, uint64_t now_ns)

@@ -8,7 +8,9 @@
  *
  * U5  While nobody knows whether the volumes were rewound (the engine was asked, and does not answer any
  * more), the log stays, the volumes are not mounted and manifests are not journaled: it is carried on when
- * the engine answers again, by this `up` or the next. */
+ * the engine answers again, by this `up` or the next.
+ * U6  What is rewound to is pinned while the workload is stopped for it, which may take long: until then the quota or thinning would
+ * take it away. The pin ends with this process at the latest. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -54,6 +56,8 @@ struct rewinding {
     json_t *log;
     json_t *changes; /* of manifests */
     uint64_t target_lsn;
+    int pin_fd; /* the lock of the pin `pin` (U6); -1: there is none */
+    char pin[CONTROL_ID_BYTES];
     double ms[STEP_COUNT];
     uint64_t started_ns;
 };
@@ -212,6 +216,35 @@ bool rewind_is_unfinished(const struct application *application)
     return log_path(application, path, &ignored) == 0 && access(path, F_OK) == 0;
 }
 
+/* ---- the pin ---- */
+
+static void let_go(struct rewinding *w)
+{
+    if (w->pin_fd < 0)
+        return;
+    close(w->pin_fd);
+    w->pin_fd = -1;
+    pin_drop(w->application, w->pin);
+}
+
+/* A point that is gone already is told before anything is stopped; what else keeps it from being pinned (too many views, no room) keeps
+ * no rewind from being tried. */
+static int hold(struct rewinding *w, struct error *err)
+{
+    char point[32];
+    _cleanup_json_ json_t *answer = NULL;
+    snprintf(point, sizeof point, "lsn:%llu", (unsigned long long)w->target_lsn);
+    int r = control_new_id(w->application->control, "rewind-", w->pin, err);
+    if (r == 0)
+        r = pin_take(w->application, w->pin, point, NULL, &w->pin_fd, &answer, err);
+    if (r == 0 || (r == -ERANGE && !w->continued))
+        return r;
+    log_warning(w->application->control->log, "%s: LSN %llu is not kept while it is rewound to: %s", w->application->name,
+                (unsigned long long)w->target_lsn, err->message);
+    *err = ERROR_INIT;
+    return 0;
+}
+
 /* ---- steps ---- */
 
 static int resolve(struct rewinding *w, struct error *err)
@@ -225,12 +258,15 @@ static int resolve(struct rewinding *w, struct error *err)
     const char *refusal = json_string_value(json_object_get(plan, "refusal"));
     if (refusal) /* before the workload is stopped for it */
         return error_set(err, -ENOSPC, "%s", refusal);
-    return json_get_u64(plan, "target_lsn", &w->target_lsn, err);
+    r = json_get_u64(plan, "target_lsn", &w->target_lsn, err);
+    return r < 0 ? r : hold(w, err);
 }
 
 static int stop_workload(struct rewinding *w, struct error *err)
 {
-    int r = lifecycle_run(w->application, "stop", &w->application->spec->stop, err);
+    int r = w->continued ? hold(w, err) : 0;
+    if (r == 0)
+        r = lifecycle_run(w->application, "stop", &w->application->spec->stop, err);
     if (r < 0 && w->continued) {
         /* It may have been stopped already before `up` was restarted; if not, unmounting will tell. */
         log_warning(w->application->control->log, "%s", err->message);
@@ -461,9 +497,12 @@ static int run_steps(struct rewinding *w, int from, struct error *err)
             r = run_step(w, step, err);
         if (r < 0) {
             operation_step_end(w->operation, (size_t)step, STEP_FAILED, err->message);
+            let_go(w);
             failed(w, step, err);
             return r;
         }
+        if (step == STEP_MANIFESTS)
+            let_go(w);
         w->ms[step] = operation_step_end(w->operation, (size_t)step, empty ? STEP_SKIPPED : STEP_DONE, NULL);
     }
     return 0;
@@ -524,6 +563,7 @@ int rewind_run(struct application *application, struct operation *operation, con
     struct rewinding w = {.application = application,
                           .operation = operation,
                           .to = to,
+                          .pin_fd = -1,
                           .started_ns = clock_boottime_ns(clock_system())};
     int r = log ? first_step(&w, log, err) : 0;
     if (r >= 0)

@@ -180,6 +180,7 @@ static int replace_engine(struct upgrade *u, json_t **ret_status, struct error *
         return error_set(err, -EBUSY, "the engine of %s is being started again right now: try again", u->application->name);
     }
     uint64_t start_ns = clock_boottime_ns(clock_system());
+    crash_plan(u->application);
     process_kill(&engine, SIGKILL);
     process_forget(&engine);
     r = read_first_block(u, err);

@@ -119,7 +119,7 @@ static json_t *alarms_json(const struct journal_status *s, const struct group_st
         json_array_append_new(list, json_sprintf_lossy("each write waits %.1f ms: more is written than old history can be dropped for; a larger "
                                                  "quota, a faster disk for the journal, or fewer writes would end it", (double)s->pace_ns / 1e6));
     if (s->quota_blocked)
-        json_array_append_new(list, json_sprintf_lossy("the journal is over its quota: an open view, or a clone that is still being copied, needs the oldest history. From %llu MiB "
+        json_array_append_new(list, json_sprintf_lossy("the journal is over its quota: an open view, a clone that is still being copied, or a rewind that waits for its workload, needs the oldest history. From %llu MiB "
                                                  "over the quota on views are closed, oldest first; at %llu MiB journaling is suspended",
                                                  (unsigned long long)(s->reserve_bytes / 2 >> 20), (unsigned long long)(s->reserve_bytes >> 20)));
     for (size_t i = 0; i < group_volume_count(e->group); i++) {
@@ -253,6 +253,17 @@ static int do_seal(struct call *c, json_t **ret, struct error *err)
     return 0;
 }
 
+/* Of what a suspended journal cannot take, the journal's error (409, as nothing is wrong with the engine): why, and what to do. */
+static int refuse_suspended(struct call *c, struct error *err)
+{
+    struct journal_status s;
+    struct error why = *err;
+    const char *name = c->e->config->application;
+    journal_status(c->e->journal, &s);
+    return error_set(err, -EBUSY, "journaling of %s is suspended (%.300s): nothing of now is in its history. It goes on by itself once the reason is gone; try "
+                     "again when `tidemark status %s` does not say suspended any more", name, s.suspended || !why.code ? s.reason : why.message, name);
+}
+
 static int do_tag(struct call *c, json_t **ret, struct error *err)
 {
     const char *name, *key;
@@ -270,6 +281,8 @@ static int do_tag(struct call *c, json_t **ret, struct error *err)
             return error_set(err, -EINVAL, "the label %s is not a string", key);
     _cleanup_free_ char *text = labels ? json_to_text(labels) : NULL;
     r = journal_tag(c->e->journal, name, text, &point, err);
+    if (r == -ESHUTDOWN)
+        r = refuse_suspended(c, err);
     if (r == 0)
         *ret = point_json(&point);
     return r;
@@ -642,7 +655,7 @@ static json_t *rewind_json(const struct group_change *change, const struct journ
                      "volumes", change_volumes_json(change, false), "duration_us", (json_int_t)duration_us);
 }
 
-/* A rewind that would not fit the disks is refused before anything is stopped or changed. rewind_mutex held. */
+/* A rewind that would not fit the disks, or could not be journaled, is refused before anything is stopped or changed. rewind_mutex held. */
 static int rewind_to(struct call *c, const struct journal_point *target, json_t **ret, struct error *err)
 {
     struct group_change plan, change;
@@ -650,6 +663,8 @@ static int rewind_to(struct call *c, const struct journal_point *target, json_t 
     bool dry_run = false;
     int r = json_get_optional_bool(c->body, "dry_run", &dry_run, err);
     uint64_t start = clock_boottime_ns(clock_system());
+    if (r == 0 && journal_is_suspended(c->e->journal))
+        r = refuse_suspended(c, err);
     if (r == 0)
         r = group_check_seeded(c->e->group, LSN_MAX, err);
     if (r == 0)
@@ -669,7 +684,7 @@ static int rewind_to(struct call *c, const struct journal_point *target, json_t 
         return error_set(err, -ENOSPC, "cannot rewind to LSN %llu: %s", (unsigned long long)target->lsn.n, refusal.message);
     r = rewind_behind_gate(c->e, target->lsn, &change, err);
     if (r < 0)
-        return r;
+        return r == -ESHUTDOWN ? refuse_suspended(c, err) : r;
     *ret = rewind_json(&change, target, start);
     free(change.volumes);
     watch_rewound(c->e->watch, change.lsn);

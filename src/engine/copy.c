@@ -191,7 +191,7 @@ static int open_image(struct copy *c, json_t *config, struct error *err)
     if (r == 0)
         r = image_open(journal, pin, &c->image, err);
     if (r == 0)
-        r = image_check_files(journal, pin, err);
+        r = image_check_files(journal, pin, NULL, 0, err);
     json_array_foreach(volumes, i, volume) if (r == 0) r = add_volume(c, volume, err);
     return r;
 }

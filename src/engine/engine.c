@@ -28,7 +28,7 @@ static int write_pid(struct engine *e, struct error *err)
     snprintf(path, sizeof path, "%s.pid", e->config->socket);
     int n = snprintf(text, sizeof text, "%-10d\n", getpid());
     int r = io_replace_file(path, text, (size_t)n, 0600, err);
-    if (r == -ENOSPC && io_overwrite_file(path, text, (size_t)n, 0600, err) == 0) { /* that of an engine that was killed */
+    if (io_is_no_room(r) && io_overwrite_file(path, text, (size_t)n, 0600, err) == 0) { /* that of an engine that was killed */
         *err = ERROR_INIT;
         r = 0;
     }

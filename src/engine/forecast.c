@@ -46,7 +46,11 @@ int engine_forecast(struct engine *e, const json_t *body, json_t **ret, struct e
         r = journal_manifest(e->journal, &m, err);
     if (r < 0)
         return r;
-    struct forecast_limits limits = {c->quota_bytes, c->history_ns, c->thinning, c->thinning_count};
+    const struct forecast_limits limits = {.quota_bytes = c->quota_bytes,
+                                           .history_ns = c->history_ns,
+                                           .segment_bytes = (uint64_t)JOURNAL_SEGMENT_BLOCKS * JOURNAL_BLOCK_BYTES,
+                                           .thinning = c->thinning,
+                                           .thinning_count = c->thinning_count};
     struct age_clock now;
     age_clock_read(&m, clock_system(), &now);
     forecast_make(&m, &limits, &now, &f);

@@ -118,7 +118,23 @@ static int read_config(struct engine_view *v, json_t *config, struct error *err)
     return r < 0 ? r : seal_unlock_also(v->journal, scratch, err);
 }
 
-static int open_image(struct engine_view *v, struct error *err)
+static int check_files(const struct engine_view *v, const json_t *volumes, struct error *err)
+{
+    uint32_t ids[GROUP_MAX_VOLUMES];
+    uint64_t id;
+    json_t *volume;
+    size_t i;
+    json_array_foreach(volumes, i, volume)
+    {
+        int r = json_get_u64(volume, "id", &id, err);
+        if (r < 0)
+            return r;
+        ids[i] = (uint32_t)id;
+    }
+    return image_check_files(v->journal, v->pin, ids, json_array_size(volumes), err);
+}
+
+static int open_image(struct engine_view *v, const json_t *volumes, struct error *err)
 {
     char scratch[PATH_MAX + 16];
     snprintf(scratch, sizeof scratch, "%s/salvage", v->overlay); /* volumes' overlays end in .img */
@@ -126,7 +142,7 @@ static int open_image(struct engine_view *v, struct error *err)
         return image_open_salvage(v->journal, v->pin, scratch, &v->image, err);
     int r = image_open(v->journal, v->pin, &v->image, err);
     if (r == 0)
-        r = image_check_files(v->journal, v->pin, err);
+        r = check_files(v, volumes, err);
     if (r == -EBADMSG || r == -ENOENT) {
         error_context(err, "the journal is damaged (`tidemark open --salvage` opens what is left of the point)");
         err->code = r = -EBADMSG; /* a file that is missing is damage too */
@@ -160,7 +176,7 @@ static int start(struct engine_view *v, const char *config_path, const struct lo
         return error_set(err, -EINVAL, "%s: more than %u volumes", config_path, GROUP_MAX_VOLUMES);
     r = io_mkdirs(v->overlay, 0700, err);
     if (r == 0)
-        r = open_image(v, err);
+        r = open_image(v, volumes, err);
     json_array_foreach(volumes, i, volume)
         if (r == 0)
             r = add_volume(v, volume, err);

@@ -10,6 +10,7 @@
 #include <time.h>
 
 #include "base/clock.h"
+#include "base/io.h"
 #include "export/fuse_internal.h"
 
 static uint64_t coarse_ns(void)
@@ -24,7 +25,9 @@ static int report(struct fuse_protocol *p, const char *what, uint64_t length, ui
                   const struct error *err)
 {
     int code = err->code;
-    if (code != -ENOSPC && code != -EINVAL)
+    if (io_is_no_room(code))
+        code = -ENOSPC;
+    else if (code != -EINVAL)
         code = -EIO;
     uint64_t now = coarse_ns(), last = atomic_load_explicit(&p->last_error_ns, memory_order_relaxed);
     if ((last && now - last < FUSE_ERROR_LOG_INTERVAL_NS) ||

@@ -384,6 +384,7 @@ uint32_t nbd_error_of(int code)
     case EINVAL:
         return NBD_EINVAL;
     case ENOSPC:
+    case EDQUOT:
         return NBD_ENOSPC;
     case ESHUTDOWN:
         return NBD_ESHUTDOWN;

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/crc32c.h"
+#include "base/io.h"
 #include "base/units.h"
 
 #define DEVICE_PREFIX "/dev/ublkb"
@@ -118,8 +119,8 @@ int ublk_decode(const struct ublksrv_io_desc *descriptor, size_t buffer_bytes, s
 int32_t ublk_result(const struct ublk_request *request, int r)
 {
     bool transfers = request->op == UBLK_IO_OP_READ || request->op == UBLK_IO_OP_WRITE;
-    if (r < 0)
-        return r == UBLK_IO_RES_ABORT ? -EIO : r; /* ABORT means something else to the kernel */
+    if (r < 0) /* ABORT means something else to the kernel, and EDQUOT nothing */
+        return r == UBLK_IO_RES_ABORT ? -EIO : io_is_no_room(r) ? -ENOSPC : r;
     return transfers ? (int32_t)request->length_bytes : 0;
 }
 

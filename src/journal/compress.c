@@ -239,11 +239,11 @@ int compress_step(struct journal *j, bool *ret_done, struct error *err)
         *ret_done |= r == 0;
         if (r == 0)
             r = maintain_quota(j, err); /* it must not wait for all of them */
-        else if (r != -EAGAIN && r != -ENOSPC && r != -ENOMEM && !j->unsaved) { /* it would fail again and again */
+        else if (r != -EAGAIN && !io_is_no_room(r) && r != -ENOMEM && !j->unsaved) { /* it would fail again and again */
             log_warning(j->log, "segment %u is not compressed: %s", info.number, err->message);
             j->compress_after = info.last;
             r = 0;
         }
     }
-    return r == -EAGAIN || r == -ENOSPC || r == -ENOMEM ? 0 : r;
+    return r == -EAGAIN || io_is_no_room(r) || r == -ENOMEM ? 0 : r;
 }

@@ -21,19 +21,31 @@ static uint64_t points_of(const struct segment_info *s, uint32_t keep_s)
     return kept < all ? kept : all;
 }
 
+#define UNSEALED_SEGMENTS 2u /* the one being written, and the next one */
+
+uint64_t forecast_room_bytes(uint64_t quota_bytes, uint64_t segment_bytes)
+{
+    uint64_t unsealed = UNSEALED_SEGMENTS * segment_bytes;
+    return quota_bytes > unsealed + segment_bytes ? quota_bytes - unsealed : segment_bytes;
+}
+
 /* How many of the oldest segments would go; the last one stays. */
 static size_t count_dropped(const struct manifest *m, const struct forecast_limits *limits, const struct age_clock *now)
 {
-    uint64_t total = 0;
+    uint64_t total = 0, full = limits->segment_bytes, room = forecast_room_bytes(limits->quota_bytes, full);
     size_t dropped = 0;
     for (size_t i = 0; i < m->segment_count; i++)
-        total += bytes_of(&m->segments[i]);
+        total += segment_info_bytes(&m->segments[i], full);
+    for (size_t i = 0; i < m->run_count && full; i++)
+        total += m->runs[i].index_kib * 1024ull;
     while (dropped + 1 < m->segment_count) {
         const struct segment_info *s = &m->segments[dropped];
-        bool old = limits->history_ns && age_of(now, s) > limits->history_ns, over = limits->quota_bytes && total > limits->quota_bytes;
+        bool old = limits->history_ns && age_of(now, s) > limits->history_ns, over = limits->quota_bytes && total > room;
         if (!old && !over)
             break;
-        total -= bytes_of(s);
+        total -= segment_info_bytes(s, full);
+        for (size_t i = 0; i < m->run_count && full; i++)
+            total -= m->runs[i].last_segment == s->number ? m->runs[i].index_kib * 1024ull : 0;
         dropped++;
     }
     return dropped;

@@ -11,6 +11,7 @@
 
 struct forecast_limits {
     uint64_t quota_bytes, history_ns; /* 0: none */
+    uint64_t segment_bytes;           /* of a full one: the quota counts the one being written and the next one so; 0: sealed ones alone, as they are used */
     const struct journal_thinning *thinning; /* ascending */
     size_t thinning_count;
 };
@@ -27,6 +28,8 @@ struct forecast {
     struct forecast_step steps[FORECAST_MAX_STEPS];
     size_t step_count;
 };
+/* What of a quota is left for history that is sealed; at least a segment. */
+uint64_t forecast_room_bytes(uint64_t quota_bytes, uint64_t segment_bytes);
 /* `m` is the history as it is `now`. */
 void forecast_make(const struct manifest *m, const struct forecast_limits *limits, const struct age_clock *now, struct forecast *ret);
 

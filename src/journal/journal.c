@@ -16,6 +16,7 @@
 #include "base/io.h"
 #include "base/thread.h"
 #include "journal/base_store.h"
+#include "journal/forecast.h"
 #include "journal/index.h"
 #include "journal/journal_internal.h"
 #include "journal/pin.h"
@@ -235,7 +236,7 @@ static int begin_segment(struct journal *j, struct error *err)
     uint32_t number = j->manifest.next_segment;
     tail_reset(&j->tails[0], number, j->manifest.epoch, &j->manifest.boot);
     int r = segment_prepare(j, number, false, &j->active_fd, &j->active_key, err);
-    if (r == -ENOSPC && !j->recovery.created) {
+    if (io_is_no_room(r) && !j->recovery.created) {
         struct error why = *err;
         *err = ERROR_INIT;
         recovery_lose(j);
@@ -461,7 +462,7 @@ uint64_t journal_quota_ns(struct journal *j)
     if (now < since || elapsed < RATE_LEAST_NS || blocks <= 1 || !j->options.quota_bytes)
         return 0;
     double rate = (double)blocks * JOURNAL_BLOCK_BYTES / (double)elapsed;
-    double ns = (double)j->options.quota_bytes / rate * compressed_by(&j->manifest);
+    double ns = (double)forecast_room_bytes(j->options.quota_bytes, journal_segment_bytes(j)) / rate * compressed_by(&j->manifest);
     return ns < 1e18 ? (uint64_t)ns : 1000000000000000000u;
 }
 

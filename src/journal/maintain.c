@@ -775,7 +775,7 @@ static int quota_step(struct journal *j, bool *ret_done, struct error *err)
     if (r == 0 && j->quota_blocked == *ret_done) {
         j->quota_blocked = !*ret_done;
         if (j->quota_blocked)
-            log_warning(j->log, "the journal is over its quota, but an open view, or a clone that is still being copied, needs the oldest history");
+            log_warning(j->log, "the journal is over its quota, but an open view, a clone that is still being copied, or a rewind that waits for its workload, needs the oldest history");
     }
     bool revoke = quota && j->quota_blocked && maintain_journal_bytes(j) > quota + pace_reserve(quota, full) / 2;
     pthread_mutex_unlock(&j->mutex);

@@ -148,7 +148,7 @@ int journal_resume_prepare(struct journal *j, struct error *err)
     if (r == 0)
         r = segment_prepare(j, number, false, &fd, &key, err);
     pthread_mutex_lock(&j->mutex);
-    j->disk_full = r == -ENOSPC; /* the janitor drops the oldest history, then it is tried again */
+    j->disk_full = io_is_no_room(r); /* the janitor drops the oldest history, then it is tried again */
     j->resume_fd = fd;
     j->resume_key = key;
     pthread_cond_signal(&j->janitor_work);

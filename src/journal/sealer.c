@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/io.h"
 #include "base/thread.h"
 #include "journal/journal_internal.h"
 
@@ -28,7 +29,7 @@ static int save_copy(struct journal *j, const struct manifest *copy, struct erro
     int r;
     do
         r = fault < 0 ? error_errno(err, fault, "cannot save the manifest") : manifest_save(j->directory, copy, err);
-    while (r == -ENOSPC && reserve_give(j));
+    while (io_is_no_room(r) && reserve_give(j));
     j->unsaved = r < 0;
     return r;
 }
@@ -138,7 +139,7 @@ int sealer_seal(struct journal *j, struct tail *t, int fd, struct error *err)
     int r;
     do
         r = tail_write_index(t, path, &j->manifest.journal_id, INDEX_L0, LSN_MAX, j->scratch, &index_kib, err);
-    while (r == -ENOSPC && reserve_give(j));
+    while (io_is_no_room(r) && reserve_give(j));
     if (r < 0)
         return r;
     pthread_mutex_lock(&j->mutex);
@@ -222,7 +223,7 @@ static int prepare_next(struct journal *j, struct error *err)
         j->ready_number = number;
         pthread_cond_broadcast(&j->sealed);
         writer_try_submit(j);
-    } else if (r != -ENOSPC || j->manifest.segment_count <= 1 || j->quota_blocked || j->drop_failed || j->held) {
+    } else if (!io_is_no_room(r) || j->manifest.segment_count <= 1 || j->quota_blocked || j->drop_failed || j->held) {
         writer_suspend(j, err->message);
     } else { /* the janitor drops the oldest history, then it is tried again */
         j->disk_full = true;

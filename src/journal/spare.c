@@ -124,7 +124,7 @@ void spare_work(struct journal *j)
     pthread_mutex_unlock(&j->mutex);
     int r = fill_missing(j, count);
     pthread_mutex_lock(&j->mutex);
-    j->spare_failed = r < 0 && r != -ENOSPC;
+    j->spare_failed = r < 0 && !io_is_no_room(r);
     j->sealer_works = false;
     pthread_cond_broadcast(&j->sealed);
 }

@@ -485,7 +485,7 @@ int thin_step(struct journal *j, bool *ret_done, struct error *err)
         due = has_room(job);
         r = due ? run_job(job, err) : 0;
         *ret_done = due && r == 0;
-        if (r < 0 && r != -EAGAIN && r != -ENOSPC && r != -ENOMEM && !j->unsaved) { /* once is enough: it would fail again and again */
+        if (r < 0 && r != -EAGAIN && !io_is_no_room(r) && r != -ENOMEM && !j->unsaved) { /* once is enough: it would fail again and again */
             log_warning(j->log, "%s; it is left as it is", err->message);
             j->thin_after = job->sources[job->stretch.count - 1].last;
             r = 0;

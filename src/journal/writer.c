@@ -248,7 +248,7 @@ static void complete_frame(struct journal *j, struct frame *f)
     if (f->result != (int)(f->blocks * JOURNAL_BLOCK_BYTES)) {
         char reason[160];
         snprintf(reason, sizeof reason, "writing segment %u failed: %s", j->tails[j->active].info.number,
-                 f->result < 0 ? strerrordesc_np(-f->result) : "short write");
+                 f->result < 0 ? error_reason(f->result) : "short write");
         writer_suspend(j, reason);
         return;
     }

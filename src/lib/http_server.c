@@ -154,6 +154,7 @@ int http_status_of_errno(int code)
     case ERANGE:
         return 422;
     case ENOSPC:
+    case EDQUOT:
         return 507;
     default:
         return 500;

@@ -67,7 +67,7 @@ int http_refuse_method(const struct http_request *request, struct http_response 
 void http_allow_method(char allowed[HTTP_SERVER_ALLOW_BYTES], const char *method);
 
 /* Body {"error": {"code", "message"}} with the status for err->code: EINVAL 400, EACCES and EPERM 403, ENOENT
- * 404, EEXIST and EBUSY 409, ERANGE 422, ENOSPC 507, anything else 500. Replaces what was set before. */
+ * 404, EEXIST and EBUSY 409, ERANGE 422, ENOSPC and EDQUOT 507, anything else 500. Replaces what was set before. */
 void http_response_error(struct http_response *response, const struct error *err);
 int http_status_of_errno(int code);
 

@@ -39,6 +39,7 @@ enum rpc_code rpc_code_of_errno(int code)
     case ERANGE:
         return RPC_OUT_OF_RANGE;
     case ENOSPC:
+    case EDQUOT:
     case ENOMEM:
     case EFBIG:
         return RPC_RESOURCE_EXHAUSTED;

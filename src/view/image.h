@@ -28,8 +28,9 @@ int image_open(const char *directory, const char *pin, struct image **ret, struc
 int image_open_salvage(const char *directory, const char *pin, const char *scratch, struct image **ret, struct error *err) MUST_CHECK;
 /* What was found to be damaged then; text of the image. NULL from `i` on. */
 const char *image_finding(const struct image *image, size_t i);
-/* -EBADMSG with its name when a file is missing that image_open does not need, but the reading of the pin's point may. */
-int image_check_files(const char *directory, const char *pin, struct error *err) MUST_CHECK;
+/* -EBADMSG with its name when a file is missing that image_open does not need, but the reading of the pin's point may: of one of these
+ * volumes, or with `volumes` NULL of any. */
+int image_check_files(const char *directory, const char *pin, const uint32_t *volumes, size_t volume_count, struct error *err) MUST_CHECK;
 /* Reads all of a volume and calls visit for each range that cannot be read, ascending, in units of 4 KiB; visit's negative
  * result ends it. *done_bytes grows (of size_bytes); *stop ends it with -ECANCELED. */
 typedef int (*image_damage_visit)(void *context, uint64_t offset_bytes, uint64_t length_bytes, const char *reason, struct error *err);

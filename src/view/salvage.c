@@ -406,29 +406,43 @@ static uint8_t *find_files(const char *directory, const struct manifest *m)
     return found;
 }
 
-/* The files of the volumes in the base, or with `rewind` in that rewind's rescue store: there, and as long as they say. Their content is
+/* NULL: all of them. */
+struct chosen {
+    const uint32_t *volumes;
+    size_t count;
+};
+
+static bool is_chosen(const struct chosen *c, uint32_t volume)
+{
+    for (size_t i = 0; c->volumes && i < c->count; i++)
+        if (c->volumes[i] == volume)
+            return true;
+    return !c->volumes;
+}
+
+/* The files of the chosen volumes in the base, or with `rewind` in that rewind's rescue store: there, and as long as they say. Their content is
  * looked at when it is read. */
-static int check_store(const char *directory, const char *name, const struct manifest *m, struct lsn lsn, struct error *err)
+static int check_store(const char *directory, const char *name, const struct manifest *m, const struct chosen *c, struct lsn lsn, struct error *err)
 {
     char path[PATH_MAX];
     struct base_store *store = NULL;
     snprintf(path, sizeof path, "%s/%s", directory, name);
     int r = base_store_open(path, false, &store, err);
     for (size_t i = 0; r == 0 && i < m->volume_count; i++)
-        if (m->volumes[i].created.n <= lsn.n)
+        if (m->volumes[i].created.n <= lsn.n && is_chosen(c, m->volumes[i].id))
             r = base_store_check(store, m->volumes[i].id, err);
     base_store_free(store);
     return r;
 }
 
-static int check_stores(const char *directory, const struct manifest *m, struct lsn lsn, struct error *err)
+static int check_stores(const char *directory, const struct manifest *m, const struct chosen *c, struct lsn lsn, struct error *err)
 {
     char name[JOURNAL_FILE_BYTES];
-    int r = check_store(directory, "base", m, lsn, err);
+    int r = check_store(directory, "base", m, c, lsn, err);
     for (size_t i = 0; r == 0 && i < m->rewind_count && m->rewinds[i].lsn.n <= lsn.n; i++) {
         struct lsn rewind = m->rewinds[i].lsn;
         snprintf(name, sizeof name, "rescue-%llu", (unsigned long long)rewind.n);
-        r = check_store(directory, name, m, rewind, err);
+        r = check_store(directory, name, m, c, rewind, err);
         if (r < 0 && manifest_rewind_was_dropped(directory, rewind)) {
             *err = (struct error)ERROR_INIT;
             r = 0;
@@ -437,7 +451,7 @@ static int check_stores(const char *directory, const struct manifest *m, struct 
     return r;
 }
 
-int image_check_files(const char *directory, const char *pin_name, struct error *err)
+int image_check_files(const char *directory, const char *pin_name, const uint32_t *volumes, size_t volume_count, struct error *err)
 {
     struct pin pin;
     struct manifest m;
@@ -468,7 +482,7 @@ int image_check_files(const char *directory, const char *pin_name, struct error 
                           missing, (unsigned long long)info->first.n, (unsigned long long)info->last.n);
     }
     if (r == 0)
-        r = check_stores(directory, &m, lsn, err);
+        r = check_stores(directory, &m, &(struct chosen){volumes, volume_count}, lsn, err);
     manifest_release(&m);
     return r;
 }

@@ -164,7 +164,7 @@ static int open_source(struct group *g, const struct volume *v, struct error *er
                          v->name);
     int r = image_open(s->journal, s->pin, &s->image, err);
     if (r == 0)
-        r = image_check_files(s->journal, s->pin, err);
+        r = image_check_files(s->journal, s->pin, NULL, 0, err);
     if (r == 0) {
         image_populate(s->image);
         return 0;

@@ -277,7 +277,7 @@ static void write_dirty(struct intent *in)
     pthread_mutex_unlock(&in->mutex);
     int r = write_pages(in);
     if (r < 0) {
-        snprintf(why, sizeof why, "cannot write %.80s: %s", in->path, strerrordesc_np(-r));
+        snprintf(why, sizeof why, "cannot write %.80s: %s", in->path, error_reason(r));
         in->options.lost(in->options.context, why); /* before anybody goes on */
     }
     pthread_mutex_lock(&in->mutex);

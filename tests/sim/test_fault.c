@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Trouble with the journal's disk, at every step once: EIO or ENOSPC, for one call or for a while.
+/* Trouble with the journal's disk, at every step once: EIO, ENOSPC or EDQUOT, for one call or for a while.
  *
  * Mode `availability`: no write of the application fails; journaling comes back without a restart when the disk is well
  * again; what is a point then reads right (J1), what was not journaled is refused, and the live volume is image(latest)
@@ -265,7 +265,7 @@ static int run_case(int fail_at, int fail_calls, int code, bool holds)
 
 static void run_all(bool holds)
 {
-    static const int codes[] = {-EIO, -ENOSPC};
+    static const int codes[] = {-EIO, -ENOSPC, -EDQUOT};
     const char *only = getenv("TIDEMARK_FAULT");
     seed = check_seed();
     int calls = run_case(INT32_MAX, 0, -EIO, holds);
@@ -274,7 +274,7 @@ static void run_all(bool holds)
     int first = one ? (int)strtol(only, NULL, 10) : 1, last = one ? first : calls;
     for (int n = all || one ? first : 1 + (int)(seed % STRIDE); n <= last; n += all ? 1 : STRIDE)
         for (int k = 0; k < 2; k++)
-            run_case(n, k ? 1000000 : 1, codes[(n + k) % 2], holds);
+            run_case(n, k ? 1000000 : 1, codes[(n + k) % 3], holds);
 }
 
 static void writes_go_on(void **state)

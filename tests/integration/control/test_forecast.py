@@ -8,7 +8,7 @@ import sys
 import unittest
 
 sys.path.insert(0, os.path.dirname(__file__))
-from stand import Stand, TIDEMARK  # noqa: E402
+from stand import Stand, TIDEMARK, until  # noqa: E402
 
 POLICY = "apiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\nmetadata: {{name: {0}}}\nspec: {{journal: {1}}}\n"
 
@@ -49,6 +49,10 @@ class Forecast(unittest.TestCase):
                               capture_output=True, text=True).stdout
         self.assertIn("shop: the history begins at", said)
         self.assertIn("are freed", said)
+
+        s.apply(POLICY.format("gold", "{quota: 256Mi, thinning: []}"))  # and so it comes
+        after = until(lambda: (status := s.status())["journal_bytes"] <= 256 << 20 and status, "the oldest history to be dropped")
+        self.assertEqual((after["oldest_lsn"], after["oldest_time"]), (effect["oldest_lsn_after"], effect["oldest_time_after"]))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """The state directory's file system is full: what runs goes on, also when `up` or the engine is started again, and what does not is told with
-the reason. Needs root, /dev/fuse, loop devices and tmpfs."""
+the reason; the same where a quota of the file system is used up. Needs root, /dev/fuse, loop devices, tmpfs and btrfs."""
 import os
 import signal
 import subprocess
@@ -10,14 +10,19 @@ import threading
 import unittest
 
 sys.path.insert(0, os.path.dirname(__file__))
-from stand import Stand, content, until, write  # noqa: E402
+from stand import ApiError, Stand, content, until, write  # noqa: E402
 
 
-class FullDisk(unittest.TestCase):
+class Stage(unittest.TestCase):
+    REASON = "No space left on device"
+
+    def mount(self):
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m,mode=700", "none", self.s.state], check=True)
+
     def setUp(self):
         self.s = s = Stand()
         os.mkdir(s.state)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m,mode=700", "none", s.state], check=True)
+        self.mount()
         self.addCleanup(subprocess.run, ["umount", "-l", s.state], stderr=subprocess.DEVNULL, check=False)
         self.addCleanup(s.destroy)
         s.start()
@@ -31,7 +36,7 @@ class FullDisk(unittest.TestCase):
         self.filler = os.path.join(s.state, "filler")
         self.reserve = os.path.join(s.state, "apps/shop/journal/reserve")
         until(lambda: os.path.exists(self.reserve) and os.path.getsize(self.reserve) == 8 << 20, "the reserve")
-        timer = threading.Timer(120, self.make_room)  # what waits for room would wait for ever, and whoever calls sync(2) with it
+        timer = threading.Timer(60, self.make_room)  # what waits for room would wait for ever, and whoever calls sync(2) with it
         timer.start()
         self.addCleanup(timer.join)
         self.addCleanup(timer.cancel)
@@ -48,20 +53,6 @@ class FullDisk(unittest.TestCase):
             except OSError:
                 pass
 
-    def test_an_up_that_is_started_again_takes_over_what_runs(self):
-        s = self.s
-        write(self.device, 0, b"one" + bytes(4093))
-        self.fill()
-        engine = s.status()["engine_pid"]
-        s.stop(signal.SIGKILL)
-        s.start()
-        status = s.status()
-        self.assertIn(status["state"], ("protected", "suspended"), status["message"])
-        self.assertEqual(status["engine_pid"], engine)
-        self.assertIsNone(status["message"])
-        write(self.device, 4096, b"two" + bytes(4093))
-        self.assertEqual(content(self.device, 4096, 3), b"two")
-
     def suspend(self):
         """Until nothing that is reserved for the running journal is left."""
         self.fill()
@@ -77,6 +68,30 @@ class FullDisk(unittest.TestCase):
         killed = self.s.status()["engine_pid"]
         os.kill(killed, signal.SIGKILL)
         return killed
+
+    def is_whole_again(self):
+        s = self.s
+        until(lambda: s.status()["state"] == "protected", "journaling to go on, and all to be compared")
+        s.call("POST", "/v1/applications/shop/tag", {"name": "there-is-room"})
+        view = s.operate("/v1/applications/shop/open", {"point": "tag:there-is-room"})["view"]
+        subprocess.run(["blockdev", "--flushbufs", self.device], check=True)
+        self.assertEqual(content(view["volumes"][0]["device"]), content(self.device))
+
+
+class FullDisk(Stage):
+    def test_an_up_that_is_started_again_takes_over_what_runs(self):
+        s = self.s
+        write(self.device, 0, b"one" + bytes(4093))
+        self.fill()
+        engine = s.status()["engine_pid"]
+        s.stop(signal.SIGKILL)
+        s.start()
+        status = s.status()
+        self.assertIn(status["state"], ("protected", "suspended"), status["message"])
+        self.assertEqual(status["engine_pid"], engine)
+        self.assertIsNone(status["message"])
+        write(self.device, 4096, b"two" + bytes(4093))
+        self.assertEqual(content(self.device, 4096, 3), b"two")
 
     def test_an_engine_that_is_killed_is_back_without_room(self):
         """Somebody else takes all that becomes free, all the time."""
@@ -104,15 +119,11 @@ class FullDisk(unittest.TestCase):
             for at in data:
                 self.assertEqual(content(self.device, at << 16, 4096), data[at])
             status = until(lambda: (status := s.status())["engine_pid"] not in (None, killed) and status["state"] == "suspended" and status, "the next engine")
-            self.assertIn("No space left on device", " ".join(status["alarms"]))
+            self.assertIn(self.REASON, " ".join(status["alarms"]))
         over.set()
         taker.join()
         self.make_room()
-        until(lambda: s.status()["state"] == "protected", "journaling to go on, and all to be compared")
-        s.call("POST", "/v1/applications/shop/tag", {"name": "there-is-room"})
-        view = s.operate("/v1/applications/shop/open", {"point": "tag:there-is-room"})["view"]
-        subprocess.run(["blockdev", "--flushbufs", self.device], check=True)
-        self.assertEqual(content(view["volumes"][0]["device"]), content(self.device))
+        self.is_whole_again()
         for at in data:
             self.assertEqual(content(self.device, at << 16, 4096), data[at])
 
@@ -129,12 +140,88 @@ class FullDisk(unittest.TestCase):
         until(taken, "the reserve to be used up")
         self.kill_engine()
         status = until(lambda: s.status()["state"] == "crash-looping" and s.status(), "the engine to be told as one that does not stay")
-        self.assertIn("No space left on device", status["message"])
-        self.assertIn("No space left on device", " ".join(status["alarms"]))
+        self.assertIn(self.REASON, status["message"])
+        self.assertIn(self.REASON, " ".join(status["alarms"]))
         self.make_room()
         until(lambda: s.status()["state"] == "protected", "the engine to be back")
         write(self.device, 0, b"one" + bytes(4093))
         self.assertEqual(content(self.device, 0, 3), b"one")
+
+
+class UsedUpQuota(Stage):
+    """The file system has room, but not for who writes here: EDQUOT, also for root."""
+    REASON = "Disk quota exceeded (of the file system, not of the journal)"
+
+    def mount(self):
+        image, state = self.s.path("disk.img"), self.s.state
+        with open(image, "wb") as f:
+            f.truncate(2 << 30)
+        for command in (["mkfs.btrfs", "-q", image], ["mount", "-o", "loop", image, state], ["btrfs", "quota", "enable", state], ["chmod", "700", state]):
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+    def fill(self):
+        used = [line.split()[1] for line in subprocess.check_output(["btrfs", "qgroup", "show", "--raw", "--sync", self.s.state], text=True).splitlines()
+                if line.startswith("0/5 ")]
+        subprocess.run(["btrfs", "qgroup", "limit", used[0], "0/5", self.s.state], stderr=subprocess.DEVNULL, check=False)  # the second time it has no room for that
+
+    def make_room(self):
+        if os.path.ismount(self.s.state):
+            subprocess.run(["btrfs", "quota", "disable", self.s.state], check=False)
+
+    def test_journaling_is_suspended_until_there_is_room(self):
+        """As on a full disk: what runs goes on, and it is told why. (This file system can make and write over nothing then, so that no engine and no `up` can
+        be started; tests/unit/journal/test_writer.c has an opening where that is possible.)"""
+        s = self.s
+        self.suspend()
+        self.assertIn(self.REASON, " ".join(s.status()["alarms"]))
+        write(self.device, 1 << 20, b"one" + bytes(4093))
+        self.assertEqual(s.status()["state"], "suspended")
+        self.refuses()
+        write(self.device, 2 << 20, b"two" + bytes(4093))
+        inside = f"lsn:{s.status()['durable_lsn'] + 1}"
+        self.make_room()
+        self.is_whole_again()
+        for operation, field in (("open", "point"), ("rewind", "to")):
+            with self.assertRaises(ApiError) as caught:
+                s.operate("/v1/applications/shop/" + operation, {field: inside})
+            self.assertEqual(caught.exception.code, "ERANGE", caught.exception)
+        self.assertEqual(content(self.device, 1 << 20, 3), b"one")
+        self.assertEqual(content(self.device, 2 << 20, 3), b"two")
+
+    def refuses(self):
+        """What needs the journal is refused with the application, the reason and what to do, before anything is stopped for it."""
+        for call in (lambda: self.s.call("POST", "/v1/applications/shop/tag", {"name": "now"}),
+                     lambda: self.s.call("POST", "/v1/applications/shop/rewind", {"to": "lsn:1", "dry_run": True}),
+                     lambda: self.s.operate("/v1/applications/shop/rewind", {"to": "lsn:1"})):
+            with self.assertRaises(ApiError) as caught:
+                call()
+            self.assertIn(caught.exception.status, (0, 409))  # 0: of an operation
+            self.assertEqual(caught.exception.code, "EBUSY")
+            for words in ("journaling of shop is suspended", self.REASON, "tidemark status shop"):
+                self.assertIn(words, caught.exception.message)
+
+    def test_writes_wait_for_room_where_the_policy_says_so(self):
+        s = self.s
+        s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\nmetadata: {name: default}\nspec: {failureMode: protection}\n")
+        written = threading.Event()
+        self.fill()
+
+        def write_more():
+            for _ in range(12):  # more than what is reserved for the running journal
+                write(self.device, 0, os.urandom(12 << 20))
+            written.set()
+
+        writer = threading.Thread(target=write_more)
+        writer.start()
+        self.addCleanup(writer.join)
+        self.addCleanup(self.make_room)
+        status = until(lambda: (status := s.status())["state"] == "suspended" and status, "the quota to be used up")
+        self.assertIn(self.REASON, " ".join(status["alarms"]))
+        self.assertFalse(written.is_set())
+        self.make_room()
+        self.assertTrue(written.wait(60), "the writes did not go on")
+        until(lambda: s.status()["state"] == "protected", "journaling to go on")
+        self.assertEqual([p for p in s.call("GET", "/v1/applications/shop/points")["points"] if p["kind"] == "gap" and p["name"] == "gap"], [])
 
 
 if __name__ == "__main__":

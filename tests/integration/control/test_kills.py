@@ -141,7 +141,17 @@ class Upgrade(Base):
             old = result["to_pid"]
         self.goes_on()
         self.fio.is_right()
-        self.assertEqual(s.status()["alarms"], [])
+        for _ in range(3):  # within a minute: that is no engine that does not stay
+            s.operate(upgrade, {})
+            status = s.status()
+            self.assertEqual((status["alarms"], status["crash_looping"]), ([], False))
+        for _ in range(3):
+            killed = s.status()["engine_pid"]
+            os.kill(killed, signal.SIGKILL)
+            until(lambda: s.status()["engine_pid"] not in (None, killed), "the next engine")
+        status = s.status()
+        self.assertTrue(status["crash_looping"], status)
+        self.assertIn("has ended 3 times in a row", " ".join(status["alarms"]))
         self.ends_well()
 
     def test_an_engine_of_another_installation_is_left_alone(self):

@@ -736,6 +736,11 @@ class Damage(Base):
                     self.assertEqual(client.read(4096), b"good" * 1024)
                     client.socket.close()
                 s.call("DELETE", "/v1/views/" + view["id"])
+            view = s.operate("/v1/applications/shop/open", {"point": "latest", "volume": "more"})["view"]  # which has nothing there
+            client = NbdClient(view["volumes"][0]["nbd_uri"]).choose()
+            self.assertEqual(client.read(0), bytes(4096))
+            client.socket.close()
+            s.call("DELETE", "/v1/views/" + view["id"])
             self.assertIn(path, " ".join(d["what"] for d in s.operate("/v1/applications/shop/verify", {})["damage"]))
             self.assertEqual(s.stop(), 0)
             os.rename(path + ".away", path)

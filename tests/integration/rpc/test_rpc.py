@@ -198,7 +198,7 @@ class Calls(Case):
     def test_errors_carry_code_and_message(self):
         for number, code in ((errno.EINVAL, CODE.INVALID_ARGUMENT), (errno.ENOENT, CODE.NOT_FOUND), (errno.EEXIST, CODE.ALREADY_EXISTS),
                              (errno.EBUSY, CODE.FAILED_PRECONDITION), (errno.EAGAIN, CODE.UNAVAILABLE), (errno.EALREADY, CODE.ABORTED),
-                             (errno.ERANGE, CODE.OUT_OF_RANGE), (errno.ENOSPC, CODE.RESOURCE_EXHAUSTED), (errno.EIO, CODE.INTERNAL)):
+                             (errno.ERANGE, CODE.OUT_OF_RANGE), (errno.ENOSPC, CODE.RESOURCE_EXHAUSTED), (errno.EDQUOT, CODE.RESOURCE_EXHAUSTED), (errno.EIO, CODE.INTERNAL)):
             text = "100 % größer\nals ~ erlaubt"
             self.assertEqual(self.fails(code, fail=number, text=text), text)
         self.assertIn("at most", self.fails(CODE.RESOURCE_EXHAUSTED, reply_bytes=5 << 20))

@@ -407,7 +407,7 @@ static void errors_of_the_block_are_passed_on(void **state)
     static char data[4096];
     const struct {
         int from, to;
-    } codes[] = {{-EIO, -EIO}, {-ENOSPC, -ENOSPC}, {-ETIMEDOUT, -EIO}, {-EROFS, -EIO}, {-EINTR, -EIO}};
+    } codes[] = {{-EIO, -EIO}, {-ENOSPC, -ENOSPC}, {-EDQUOT, -ENOSPC}, {-ETIMEDOUT, -EIO}, {-EROFS, -EIO}, {-EINTR, -EIO}};
     start_on(&k, &block.base, false, 2);
     for (size_t i = 0; i < sizeof codes / sizeof codes[0]; i++) {
         const void *got;

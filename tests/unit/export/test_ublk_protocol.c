@@ -151,6 +151,7 @@ static void answers_are_bytes_or_errors(void **state)
     struct ublk_request q = {.op = UBLK_IO_OP_READ, .length_bytes = 8192};
     assert_int_equal(ublk_result(&q, 0), 8192); /* less makes the kernel ask for the rest */
     assert_int_equal(ublk_result(&q, -ENOSPC), -ENOSPC);
+    assert_int_equal(ublk_result(&q, -EDQUOT), -ENOSPC); /* the kernel would make an I/O error of it */
     assert_int_equal(ublk_result(&q, -ENODEV), -EIO); /* to the kernel it would mean that the queue ends */
     q.op = UBLK_IO_OP_DISCARD;
     q.length_bytes = 4ull << 30;

@@ -927,7 +927,7 @@ static void test_salvage_files(void **state)
                 fail_msg("%s: no point can be opened", what);
             if (how == 2 && strncmp(f->name, "segment-", 8) == 0 && find_file("manifest")) {
                 struct moment *last = &x.points[x.point_count - 1];
-                if (image_check_files(x.directory, last->pin, &err) != -EBADMSG || !strstr(err.message, f->name))
+                if (image_check_files(x.directory, last->pin, NULL, 0, &err) != -EBADMSG || !strstr(err.message, f->name))
                     fail_msg("%s: opening the last point without salvage does not name it", what);
             }
             free_of_cost += derived;

@@ -56,6 +56,27 @@ static void test_drop(void **state)
     assert_int_equal(f.dropped_bytes, 9 * SEGMENT_BYTES); /* the last one stays */
 }
 
+/* The quota counts two segments that are not sealed, and those that are not trimmed as they are allocated. */
+static void test_unsealed(void **state)
+{
+    (void)state;
+    struct forecast f;
+    struct manifest m = make(1000 * HOUR);
+    struct age_clock now = at(1000 * HOUR);
+    const uint64_t full = 150 * JOURNAL_BLOCK_BYTES, allocated = full + 4096;
+    forecast_make(&m, &(struct forecast_limits){.quota_bytes = 10 * allocated + 2 * full, .segment_bytes = full}, &now, &f);
+    assert_int_equal(f.dropped_bytes, 0);
+    forecast_make(&m, &(struct forecast_limits){.quota_bytes = 10 * allocated + 2 * full - 1, .segment_bytes = full}, &now, &f);
+    assert_int_equal(f.dropped_bytes, SEGMENT_BYTES);
+    struct run_info runs[2] = {{.first_segment = 1, .last_segment = 4, .index_kib = 8}, {.first_segment = 5, .last_segment = 8, .index_kib = 8}};
+    m.runs = runs;
+    m.run_count = 2;
+    forecast_make(&m, &(struct forecast_limits){.quota_bytes = 6 * allocated + 8192 + 2 * full, .segment_bytes = full}, &now, &f);
+    assert_int_equal(f.dropped_bytes, 4 * SEGMENT_BYTES);
+    assert_int_equal(forecast_room_bytes(10 * full, full), 8 * full);
+    assert_int_equal(forecast_room_bytes(full, full), full); /* the last sealed one stays */
+}
+
 static void test_thin(void **state)
 {
     (void)state;
@@ -79,6 +100,6 @@ static void test_thin(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_nothing), cmocka_unit_test(test_drop), cmocka_unit_test(test_thin)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_nothing), cmocka_unit_test(test_drop), cmocka_unit_test(test_unsealed), cmocka_unit_test(test_thin)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -214,7 +214,7 @@ static void the_files_are_there(void **unused)
     size_t point = point_count - 100;
     check_ok(journal_pin(journal, PIN, (struct lsn){points[point].lsn}, true, &err));
     memset(&seen, 0, sizeof seen);
-    check_ok(image_check_files(directory, PIN, &err));
+    check_ok(image_check_files(directory, PIN, NULL, 0, &err));
     assert_int_equal(seen.accesses, 0);
     check_ok(journal_manifest(journal, &m, &err));
     for (size_t i = 0; i < m.segment_count; i++)
@@ -224,9 +224,9 @@ static void the_files_are_there(void **unused)
             snprintf(aside, sizeof aside, "%s.aside", path);
             assert_int_equal(rename(path, aside), 0);
             if (m.segments[i].first.n <= points[point].lsn)
-                check_error(image_check_files(directory, PIN, &err), -EBADMSG, name);
+                check_error(image_check_files(directory, PIN, NULL, 0, &err), -EBADMSG, name);
             else
-                check_ok(image_check_files(directory, PIN, &err));
+                check_ok(image_check_files(directory, PIN, NULL, 0, &err));
             assert_int_equal(rename(aside, path), 0);
         }
     manifest_release(&m);

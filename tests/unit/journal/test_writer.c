@@ -261,16 +261,16 @@ static void a_sync_is_not_answered_by_what_came_after_a_gap(void **unused)
     check_ok(journal_close(j, &err));
 }
 
+/* `context`: 0, or why there is no room. */
 static int no_room(void *context, const char *step)
 {
-    return *(_Atomic bool *)context && strcmp(step, "segment") == 0 ? -ENOSPC : 0;
+    return strcmp(step, "segment") == 0 ? *(_Atomic int *)context : 0;
 }
 
 /* Killed on a full disk, again and again: the volumes can be used, what was in the ring alone is found by comparing, and no LSN is given twice. */
-static void an_opening_without_room_for_a_segment_begins_suspended(void **unused)
+static void open_without_room(int why, const char *told)
 {
-    (void)unused;
-    _Atomic bool full = false;
+    _Atomic int full = 0;
     struct journal_options options = {.directory = directory, .ring_path = ring, .owner = "test", .segment_blocks = 64, .segment_records = 16,
                                       .fault = no_room, .fault_context = (void *)&full};
     struct journal_record lazy = discard;
@@ -283,7 +283,7 @@ static void an_opening_without_room_for_a_segment_begins_suspended(void **unused
     check_ok(journal_append_durable(j, &discard, &last, &err));
     check_ok(journal_append(j, &lazy, &ticket, &err)); /* in the ring alone */
     journal_backed(j, &ticket);
-    full = true;
+    full = why;
     for (int i = 0; i < 3; i++) {
         journal_abandon(j);
         check_ok(journal_open(&options, &j, &err));
@@ -292,11 +292,11 @@ static void an_opening_without_room_for_a_segment_begins_suspended(void **unused
         struct journal_status s;
         journal_status(j, &s);
         assert_true(s.latest.n >= last.n);
-        check_error(journal_append(j, &discard, &(struct journal_ticket){0}, &err), -ESHUTDOWN, "No space left");
-        check_error(journal_resume_prepare(j, &err), -ENOSPC, "cannot go on yet");
+        check_error(journal_append(j, &discard, &(struct journal_ticket){0}, &err), -ESHUTDOWN, told);
+        check_error(journal_resume_prepare(j, &err), why, "cannot go on yet");
         journal_recovered(j);
     }
-    full = false;
+    full = 0;
     check_ok(journal_resume_prepare(j, &err));
     check_ok(journal_resume(j, &err));
     check_ok(journal_append_durable(j, &discard, &next, &err));
@@ -306,6 +306,48 @@ static void an_opening_without_room_for_a_segment_begins_suspended(void **unused
     assert_false(journal_is_suspended(j));
     assert_true(journal_recovery(j)->compare); /* nobody has said that it was done */
     check_ok(journal_close(j, &err));
+}
+
+static void an_opening_without_room_for_a_segment_begins_suspended(void **unused)
+{
+    (void)unused;
+    open_without_room(-ENOSPC, "No space left");
+}
+
+static void an_opening_on_a_disk_whose_quota_is_used_up_begins_suspended(void **unused)
+{
+    (void)unused;
+    open_without_room(-EDQUOT, "Disk quota exceeded (of the file system");
+}
+
+/* As with a full disk, the oldest history goes before journaling is given up. */
+static void a_quota_of_the_disk_that_is_used_up_drops_history(void **unused)
+{
+    (void)unused;
+    _Atomic int full = 0;
+    struct journal_options options = {.directory = directory, .ring_path = ring, .owner = "test", .segment_blocks = 64, .segment_records = 16,
+                                      .fault = no_room, .fault_context = (void *)&full};
+    struct journal_status s = {0};
+    struct journal *j;
+    struct lsn lsn;
+    check_ok(journal_open(&options, &j, &err));
+    journal_recovered(j);
+    for (int i = 0; i < 100; i++)
+        check_ok(journal_append_durable(j, &discard, &lsn, &err));
+    check_ok(journal_seal(j, &err));
+    journal_status(j, &s);
+    assert_true(s.segments > 2);
+    assert_int_equal(s.oldest.n, 0);
+    full = -EDQUOT;
+    check_ok(journal_append_durable(j, &discard, &lsn, &err));
+    uint64_t limit_ns = clock_boottime_ns(clock_system()) + 20 * NS_PER_SECOND;
+    while (s.oldest.n == 0 && !s.suspended && clock_boottime_ns(clock_system()) < limit_ns) {
+        if (journal_append_durable(j, &discard, &lsn, &err) < 0)
+            assert_int_equal(err.code, -ESHUTDOWN);
+        journal_status(j, &s);
+    }
+    assert_true(s.oldest.n > 0);
+    journal_abandon(j);
 }
 
 static int begin(void **unused)
@@ -385,6 +427,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_small_quota_makes_none_ahead, begin, end),
         cmocka_unit_test_setup_teardown(a_start_that_ends_early_loses_nothing, begin, end),
         cmocka_unit_test_setup_teardown(an_opening_without_room_for_a_segment_begins_suspended, begin, end),
+        cmocka_unit_test_setup_teardown(an_opening_on_a_disk_whose_quota_is_used_up_begins_suspended, begin, end),
+        cmocka_unit_test_setup_teardown(a_quota_of_the_disk_that_is_used_up_drops_history, begin, end),
         cmocka_unit_test_setup_teardown(a_sync_is_not_answered_by_what_came_after_a_gap, begin, end),
     };
     return cmocka_run_group_tests_name("journal-writer", tests, NULL, NULL);
