@@ -44,7 +44,7 @@ struct recovery_run {
     json_t *recovery;  /* as last read or written */
     json_t *last_step; /* status.step as it was then: another one is somebody else's */
     const char *namespace, *name;
-    json_t *spec; /* borrowed from recovery */
+    json_t *spec; /* it never changes: threads read it while the Recovery is replaced */
     enum restore_mode mode;
     char application[254], source_namespace[64],
         target_namespace[64]; /* copies: the Recovery is replaced at each write */
@@ -174,5 +174,19 @@ int recovery_apply_wave(struct recovery_run *run, int wave, struct error *err);
 /* Waits for what the wave needs. A timeout is no error: the objects' own refusals say more. */
 int recovery_await_wave(struct recovery_run *run, int wave, struct error *err);
 void recovery_pause(const struct recovery_run *run, unsigned ms);
+/* An error that says nothing about the object, but about the way to the server: the wave is tried again. */
+bool recovery_concerns_server(int code);
+
+/* ---- recovery_replaced.c: R7; by one thread at a time, but for the first ---- */
+/* The object as it is made again when what it was to become is refused. */
+int recovery_former_of(const json_t *live, json_t **ret, struct error *err);
+/* It is about to be deleted, to be made again. -ECANCELED: nothing more is to be done here. */
+int recovery_note_replaced(struct recovery_run *run, const char *name, const json_t *former, struct error *err);
+/* What that has noted. -ENOENT: nothing. */
+int recovery_find_replaced(struct recovery_run *run, const char *name, json_t **ret, struct error *err);
+/* The object has its verdict. */
+void recovery_forget_replaced(struct recovery_run *run, const char *name);
+/* The recovery ends: what is noted and not there is made again as it was. What cannot be has a verdict. */
+int recovery_put_replaced_back(struct recovery_run *run, struct error *err);
 
 #endif

@@ -56,7 +56,8 @@ void recovery_remember(struct recovery_run *run)
 {
     json_decref(run->last_step);
     run->last_step = json_deep_copy(json_object_get(json_object_get(run->recovery, "status"), "step"));
-    run->spec = json_object_get(run->recovery, "spec");
+    if (!run->spec)
+        run->spec = json_deep_copy(json_object_get(run->recovery, "spec"));
 }
 
 int recovery_write(struct recovery_run *run, struct error *err)

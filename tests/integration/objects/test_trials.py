@@ -230,6 +230,42 @@ class Trials(recoveries.Recoveries):
         self.recover(ns, f"plan-{self.plans}", mode="rewind", point="latest", dryRun=True)
         return any(part in name and line["a"] == "same" for name, line in self.plan(ns, f"plan-{self.plans}").items())
 
+    def test_what_a_killed_controller_had_deleted_and_may_not_be_made_is_there_as_it_was(self):
+        """What is made again for a field that cannot be changed, when the door is shut between its end and its beginning."""
+        ns = self.make("between")
+        controller = self.start("first")
+        self.captured(ns)
+        hold = {"finalizers": ["example.com/hold"]}
+        frozen = lambda value, **meta: obj("Secret", "frozen", ns, immutable=True, stringData={"value": value}, meta=meta)
+        SERVER.apply(frozen("good"), base.config_map("c", ns, "good"))
+        point = self.mark(ns)
+        SERVER.kubectl("-n", ns, "delete", "secret/frozen")
+        SERVER.apply(frozen("newer", **hold), base.config_map("c", ns, "newer"))
+        was = self.get(ns, "secret", "frozen")
+        self.mark(ns)
+        self.start_recovery(ns, "back", mode="rewind", point=point)
+        until("it is deleted, and held", lambda: "deletionTimestamp" in self.get(ns, "secret", "frozen")["metadata"])
+        controller.kill()
+        status = self.status(ns, "back")
+        self.assertEqual(status["phase"], "Running", status)
+        self.assertNotIn(was["data"]["value"], json.dumps(status), "what is noted is sealed")
+        self.addCleanup(SERVER.kubectl, "delete", "validatingadmissionpolicy,validatingadmissionpolicybinding", "trials-between", "--ignore-not-found")
+        self.refuse("trials-between", ns, f"object.metadata.name != 'frozen' || object.data['value'] == '{was['data']['value']}'", "what is old is not wanted", ["secrets"])
+        self.await_door(frozen("good"))
+        SERVER.kubectl("-n", ns, "patch", "secret", "frozen", "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+        until("it is gone", lambda: self.get(ns, "secret", "frozen") is None)
+        self.start("second")
+        until("the end", lambda: self.has_ended(ns, "back"), 180)
+        status, now = self.status(ns, "back"), self.get(ns, "secret", "frozen")
+        self.assertIsNotNone(now, json.dumps(status, indent=1))
+        self.assertEqual((now["data"], now["metadata"]["finalizers"]), (was["data"], hold["finalizers"]))
+        SERVER.kubectl("-n", ns, "patch", "secret", "frozen", "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+        self.assertEqual((status["phase"], [f["object"].split("/")[-1] for f in status["failures"]]), ("Failed", ["frozen"]))
+        self.assertIn("what is old is not wanted", status["failures"][0]["reason"])
+        self.assertIn("what was there was made again as it was", status["failures"][0]["reason"])
+        self.assertEqual(base.actual(ns)["c"], "good", "the rest is put back")
+        self.assertNotIn("replacing", status)
+
     # ---- objects that are on their way out ----
 
     def test_what_is_being_deleted_is_there_at_the_end(self):

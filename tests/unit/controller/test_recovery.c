@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Recoveries in a cluster that exists in memory only, so that it can fail at every call. Invariants R1..R6:
+/* Recoveries in a cluster that exists in memory only, so that it can fail at every call. Invariants R1..R7:
  * controller/recovery.h. */
 #include "../app/manifests.h"
 
@@ -8,6 +8,7 @@
 
 #include "app/restore.h"
 #include "controller/recovery.h"
+#include "controller/sealing.h"
 
 /* ---- a cluster ---- */
 
@@ -547,6 +548,10 @@ static const struct data_ops data_ops = {.streams = streams,
 
 static int run(struct cluster *c, bool data, struct error *err)
 {
+    static const uint8_t key[SEALING_KEY_BYTES] = {1, 2, 3};
+    struct sealing sealing;
+    if (sealing_init(&sealing, key, err) < 0)
+        fail_msg("%s", err->message);
     struct recovery_context context = {.cluster = &cluster_ops,
                                        .cluster_context = c,
                                        .store = &store_ops,
@@ -555,6 +560,7 @@ static int run(struct cluster *c, bool data, struct error *err)
                                        .source_context = c,
                                        .data = data ? &data_ops : NULL,
                                        .data_context = c,
+                                       .sealing = &sealing,
                                        .pause = no_pause,
                                        .pause_context = c};
     return recovery_advance(&context, "n", "r", err);
@@ -1898,6 +1904,64 @@ static void what_a_policy_refuses_is_left_as_it_was(void **unused)
     tear_down(&c);
 }
 
+/* A controller that dies while one is made again, which is refused once it is taken over: whatever was done by then, and lost of it, one of
+ * the two is there, and what became of it is told. */
+static void r7_what_is_made_again_is_never_lost(void **unused)
+{
+    static const char refused[] = "core/v1/ConfigMap/n/refused";
+    static const char *const now = NOW "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: refused, namespace: n, finalizers: [a/b]}\nimmutable: true\n"
+                                       "data: {a: new, secret: hush}\n";
+    static const char then[] = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: refused, namespace: n}\nimmutable: true\ndata: {a: old}\n";
+    (void)unused;
+    struct cluster whole;
+    struct error err = ERROR_INIT;
+    unsigned put_back = 0, noted = 0, cancelled = 0;
+    set_up(&whole, now, REWIND);
+    point_has(&whole, then);
+    check_ok(run(&whole, false, &err));
+    assert_phase(&whole, "Completed");
+    assert_null(json_object_get(status_of(&whole), "replacing"));
+    for (long at = 1; at <= whole.calls; at++) {
+        for (int how = 0; how < 4; how++) { /* its last call is carried out; it is cancelled meanwhile */
+            struct cluster c;
+            set_up(&c, now, REWIND);
+            point_has(&c, then);
+            c.kill_at = at;
+            c.lose_answer = how & 1;
+            (void)run(&c, false, &err);
+            err = (struct error)ERROR_INIT;
+            const bool gone = !json_object_get(c.objects, refused), was_new = !gone && !strcmp(json_text(json_object_get(json_object_get(c.objects, refused), "data"), "a"), "new");
+            _cleanup_free_ char *text = json_to_text(c.recovery);
+            assert_null(strstr(text, "hush"));
+            noted += json_object_get(status_of(&c), "replacing") != NULL;
+            c.kill_at = 0;
+            c.refuse_old = true;
+            if (how & 2)
+                json_object_set_new(json_object_get(c.recovery, "metadata"), "annotations", json_pack("{s:s}", RECOVERY_CANCEL_ANNOTATION, "true"));
+            check_ok(run(&c, false, &err));
+            const json_t *is = json_object_get(c.objects, refused);
+            if (!is)
+                fail_msg("killed at call %ld (%d): it is lost: %s", at, how, text);
+            if (gone || was_new) {
+                assert_string_equal(json_text(json_object_get(is, "data"), "a"), "new");
+                assert_int_equal(json_array_size(json_object_get(json_object_get(is, "metadata"), "finalizers")), 1);
+            }
+            if (gone && !(how & 2)) {
+                const char *reason = json_text(json_array_get(json_object_get(status_of(&c), "failures"), 0), "reason");
+                assert_phase(&c, "Failed");
+                assert_non_null(strstr(reason, "it is old"));
+                assert_non_null(strstr(reason, "made again as it was"));
+                put_back++;
+            }
+            cancelled += gone && (how & 2);
+            assert_null(json_object_get(status_of(&c), "replacing"));
+            tear_down(&c);
+        }
+    }
+    assert_true(put_back > 0 && noted > 0 && cancelled > 0);
+    tear_down(&whole);
+}
+
 static void what_is_being_deleted_is_made_again(void **unused)
 {
     (void)unused;
@@ -2059,6 +2123,7 @@ int main(void)
         cmocka_unit_test(what_belongs_to_what_is_made_again_stays),
         cmocka_unit_test(what_belongs_to_what_was_made_again_is_given_to_it),
         cmocka_unit_test(what_a_policy_refuses_is_left_as_it_was),
+        cmocka_unit_test(r7_what_is_made_again_is_never_lost),
         cmocka_unit_test(what_is_being_deleted_is_made_again),
         cmocka_unit_test(what_had_ended_does_not_run_again_and_what_ran_does),
         cmocka_unit_test(an_owner_that_may_not_be_looked_at_stays),
