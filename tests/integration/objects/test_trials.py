@@ -12,7 +12,7 @@ import unittest
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import test_manifests as manifests
 import test_recovery as recoveries
-from test_recovery import ROOT, ApiServer, base, until
+from test_recovery import ROOT, ApiServer, base, service, until
 
 SERVER = None
 RBAC = "rbac.authorization.k8s.io"
@@ -393,6 +393,41 @@ class Trials(recoveries.Recoveries):
         running = self.get(ns, "job", "running")
         self.assertNotEqual(running["metadata"]["uid"], was["running"], f"its work is undone, and it would not do it again: {plan}")
         self.assertEqual(status["verdicts"]["failed"], 0)
+
+    # ---- a namespace that goes ----
+
+    def test_the_latest_point_of_a_deleted_namespace_is_as_it_was(self):
+        """What goes with it goes one after the other, the application among the first; another controller sees the end of it."""
+        room, ns = base.make_namespace("last-room"), self.make("last")
+        controller = self.start("first")
+        self.captured(ns)
+        self.create(*(base.config_map(f"c{i}", ns) for i in range(30)), *(obj("Secret", f"s{i}", ns, stringData={"a": "b"}) for i in range(5)),
+                    recoveries.deployment("web", ns), service("web", ns), base.claim("data", ns), base.config_map("held", ns, finalizers=["example.com/hold"]))
+        self.mark(ns)
+        names = lambda: {(o["kind"], o["metadata"]["name"]) for o in SERVER.json("-n", ns, "get", "configmaps,secrets,deployments,services,pvc,serviceaccounts")["items"]
+                         if not o["metadata"]["name"].startswith("tidemark-recovery-")}
+        before = names()
+        SERVER.kubectl("delete", "namespace", ns, "--wait=false")
+        until("most of it is gone", lambda: len(names()) < 5 and base.papp(ns) is None)
+        controller.kill()
+        self.start("second")
+        until("it leads", lambda: "second" in SERVER.json("-n", "tidemark-system", "get", "lease", "tidemark-controller")["spec"].get("holderIdentity", ""))
+        SERVER.kubectl("-n", ns, "patch", "configmap", "held", "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+        until("it is gone", lambda: "NotFound" in SERVER.kubectl("get", "namespace", ns, check=False))
+        records = base.history(self.state, ns)
+        self.assertIn("the namespace was deleted", records[-1])
+        self.assertEqual([r for r in records if r.startswith("deleted")], [])
+        status = self.recover(ns, "again", where=room, mode="restore", point="latest", sourceNamespace=ns)
+        self.no_failures(status)
+        self.assertEqual(before - names(), set())
+        SERVER.kubectl("-n", ns, "patch", "configmap", "held", "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+        # and its history goes on
+        self.captured(ns)
+        SERVER.kubectl("-n", ns, "delete", "configmap", "c1")
+        point = self.mark(ns)
+        SERVER.kubectl("-n", ns, "delete", "configmap", "c2")
+        self.rewind(ns, "back", point)
+        self.assertEqual({n for _, n in before - names()}, {"c1"})
 
     # ---- a namespace that begins anew ----
 
