@@ -27,7 +27,7 @@
  * what is rewound to.
  *
  * Invariants:
- *   R1  a step is in status before it is begun, and so is the plan (in ConfigMaps) before the first object is
+ *   R1  a step is in status before it is begun, and so is the plan (in ConfigMaps, or in status where those are refused) before the first object is
  *       changed: whoever goes on after a kill does what the plan says, and doing any of it twice gives the same
  *       objects and the same verdicts.
  *   R2  the point is resolved once, to an LSN; what is read again later is read at that LSN.

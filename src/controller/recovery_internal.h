@@ -79,7 +79,7 @@ int recovery_end(struct recovery_run *run, const char *phase, const char *reason
 int recovery_is_cancelled(struct recovery_run *run, bool *ret, struct error *err);
 /* Counts and first failures of the entries into status. */
 int recovery_count(struct recovery_run *run, struct error *err);
-/* The plan in its ConfigMaps: all parts, or those that the wave has entries in. */
+/* The plan in its ConfigMaps: all parts, or those that the wave has entries in. In the status, when ConfigMaps are refused. */
 int recovery_save_plan(struct recovery_run *run, int wave, struct error *err);
 /* -ENOENT: there is none. */
 int recovery_load_plan(struct recovery_run *run, struct error *err);

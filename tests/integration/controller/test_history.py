@@ -467,6 +467,20 @@ class Gone(History):
         self.assertIn("not protected any more", err)
 
 
+class Plans(History):
+    def test_the_plan_is_shown_where_no_config_map_is_taken(self):
+        ns = self.namespace("maps")
+        self.journaled(ns, base.config_map("settings", ns, "1"))
+        point = answer("points", f"{ns}/{ns}")["points"][0]["point"]
+        self.journaled(ns, base.config_map("settings", ns, "2"))
+        SERVER.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none", "namespace": ns}, "spec": {"hard": {"count/configmaps": "0"}}})
+        until("nothing more is taken", lambda: "exceeded quota" in SERVER.kubectl(
+            "create", "--dry-run=server", "-f", "-", stdin=json.dumps(base.config_map("probe", ns, "1")), check=False))
+        code, out, err = plugin("rewind", f"{ns}/{ns}", "--to", point, "--dry-run")
+        self.assertEqual(code, OK, err)
+        self.assertRegex(out, f"core/v1/ConfigMap/{ns}/settings +change")
+
+
 class Verify(History):
     def test_damage_is_named_and_what_is_whole_too(self):
         data, _ = self.application("read")

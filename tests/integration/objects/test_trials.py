@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What other people's objects do to a recovery, against a real API server: owners that are made again, doors that refuse, objects that are
 being deleted, fields that hang together, quotas that begin empty; and histories by chance (TIDEMARK_SEED, TIDEMARK_ROUNDS) against a model."""
+import base64
 import json
 import os
 import random
@@ -229,6 +230,31 @@ class Trials(recoveries.Recoveries):
         self.plans = getattr(self, "plans", 0) + 1
         self.recover(ns, f"plan-{self.plans}", mode="rewind", point="latest", dryRun=True)
         return any(part in name and line["a"] == "same" for name, line in self.plan(ns, f"plan-{self.plans}").items())
+
+    def test_a_webhook_for_config_maps_that_is_down_stops_no_recovery(self):
+        """The plan of each stands in ConfigMaps, where they are taken."""
+        ns = self.make("maps")
+        self.start()
+        self.captured(ns)
+        self.create(base.config_map("c", ns, "good"), obj("Secret", "s", ns, stringData={"value": "good"}), recoveries.deployment("web", ns))
+        point = self.mark(ns)
+        SERVER.apply(base.config_map("c", ns, "bad"), obj("Secret", "s", ns, stringData={"value": "bad"}), recoveries.deployment("web", ns, "shop:2"))
+        self.mark(ns)
+        self.addCleanup(SERVER.kubectl, "delete", "validatingwebhookconfiguration", "trials-maps", "--ignore-not-found")
+        SERVER.apply(obj("ValidatingWebhookConfiguration", "trials-maps", version="admissionregistration.k8s.io/v1", webhooks=[{
+            "name": "maps.example.com", "clientConfig": {"url": "https://127.0.0.1:1/"}, "sideEffects": "None", "admissionReviewVersions": ["v1"], "timeoutSeconds": 1,
+            "rules": [{"apiGroups": [""], "apiVersions": ["*"], "operations": ["CREATE", "UPDATE"], "resources": ["configmaps"]}],
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": ns}}}]))
+        until("the door is shut", lambda: "failed calling webhook" in SERVER.kubectl(
+            "create", "--dry-run=server", "-f", "-", stdin=json.dumps(base.config_map("probe", ns)), check=False))
+        status = self.recover(ns, "back", mode="rewind", point=point)
+        self.assertEqual((status["phase"], {f["object"].split("/")[-1] for f in status.get("failures", [])}), ("Failed", {"c", "mark"}), json.dumps(status, indent=1))
+        self.assertIn("failed calling webhook", status["failures"][0]["reason"])
+        self.assertEqual(base64.b64decode(self.get(ns, "secret", "s")["data"]["value"]), b"good")
+        self.assertEqual(self.get(ns, "deployment", "web")["spec"]["template"]["spec"]["containers"][0]["image"], "shop:1")
+        lines = {line["o"].split("/")[-1]: line for line in map(json.loads, status["plan"]["objects"])}
+        self.assertEqual((lines["c"]["v"], lines["s"]["v"], lines["web"]["v"]), ("failed", "changed", "changed"))
+        self.assertNotIn("configMap", status["plan"])
 
     def test_what_a_killed_controller_had_deleted_and_may_not_be_made_is_there_as_it_was(self):
         """What is made again for a field that cannot be changed, when the door is shut between its end and its beginning."""

@@ -28,7 +28,10 @@ struct cluster {
     bool immutable;      /* and that is why */
     bool policy;         /* or a policy is, whose words these are */
     bool refuse_old;     /* what has data.a: old cannot be made */
+    bool refuse_plan;    /* no ConfigMap is taken, */
+    unsigned plan_from;  /* from the so manyeth on */
     bool refuse_tried;   /* and that is told beforehand */
+    unsigned plan_writes;
     unsigned leaving_looks; /* at what is being deleted: after three it is gone */
     bool collects;       /* what belongs to what is deleted goes with it */
     char refusal[3000];  /* or this */
@@ -275,6 +278,8 @@ static int write_plan(void *context, const json_t *recovery, size_t number, cons
     char key[24];
     (void)recovery;
     CALL(c);
+    if (c->refuse_plan && c->plan_writes++ >= c->plan_from)
+        ANSWER(error_set(err, -EIO, "Internal error occurred: failed calling webhook \"policy\""));
     snprintf(key, sizeof key, "%zu", number);
     json_object_set_new(c->plans, key, json_string(text));
     ANSWER(0);
@@ -776,6 +781,46 @@ static void r1_a_killed_controller_is_taken_over_at_every_call(void **unused)
         }
     }
     tear_down(&whole);
+}
+
+/* A webhook for ConfigMaps that is down, from the beginning or from the first wave on. */
+static void r1_a_plan_that_no_config_map_takes_is_in_the_status(void **unused)
+{
+    (void)unused;
+    struct cluster whole;
+    struct error err = ERROR_INIT;
+    for (unsigned from = 0; from < 3; from++) {
+        set_up(&whole, NOW, REWIND);
+        whole.refuse_plan = true;
+        whole.plan_from = from;
+        check_ok(run(&whole, true, &err));
+        assert_phase(&whole, "Completed");
+        assert_rewound(&whole);
+        const json_t *plan = json_object_get(status_of(&whole), "plan");
+        assert_int_equal(json_array_size(json_object_get(plan, "objects")), 8);
+        assert_null(json_object_get(plan, "configMap"));
+        _cleanup_free_ char *lines = json_to_text(plan);
+        assert_non_null(strstr(lines, "its address or node port is taken"));
+        _cleanup_free_ char *expected = json_dumps(json_object_get(status_of(&whole), "verdicts"), JSON_SORT_KEYS | JSON_COMPACT);
+        for (long at = 1; at <= whole.calls; at++) {
+            struct cluster c;
+            set_up(&c, NOW, REWIND);
+            c.refuse_plan = true;
+            c.plan_from = from;
+            c.kill_at = at;
+            c.lose_answer = at & 1;
+            (void)run(&c, true, &err);
+            err = (struct error)ERROR_INIT;
+            c.kill_at = 0;
+            check_ok(run(&c, true, &err));
+            assert_phase(&c, "Completed");
+            assert_rewound(&c);
+            _cleanup_free_ char *got = json_dumps(json_object_get(status_of(&c), "verdicts"), JSON_SORT_KEYS | JSON_COMPACT);
+            assert_string_equal(got, expected);
+            tear_down(&c);
+        }
+        tear_down(&whole);
+    }
 }
 
 static void r3_a_failed_check_leaves_everything_as_it_was(void **unused)
@@ -2136,6 +2181,7 @@ int main(void)
         cmocka_unit_test(a_rewind_puts_objects_back),
         cmocka_unit_test(a_dry_run_changes_nothing_and_says_everything),
         cmocka_unit_test(r1_a_killed_controller_is_taken_over_at_every_call),
+        cmocka_unit_test(r1_a_plan_that_no_config_map_takes_is_in_the_status),
         cmocka_unit_test(r3_a_failed_check_leaves_everything_as_it_was),
         cmocka_unit_test(who_would_put_it_back_is_named_before_anything_is_changed),
         cmocka_unit_test(one_object_that_fails_does_not_stop_the_others_and_is_told),
