@@ -6,7 +6,7 @@
 #include "base/thread.h"
 #include "controller/recovery_internal.h"
 
-enum { LOOK_MS = 100 };
+enum { LOOK_MS = 100, LIMITS_MS = 2000 };
 
 void recovery_pause(const struct recovery_run *run, unsigned ms)
 {
@@ -132,12 +132,22 @@ static bool is_of_immutable_field(const struct error *err)
 static const char not_made[] = "it had ended at the point, and is not run again";
 static const char taken[] = "its address or node port is taken: it got another";
 
-/* A quota that was just made lets nothing in until it was counted what is there. */
+/* How long what it says may be wrong: a quota that was just made lets nothing in until it was counted what is there, and the API server goes by
+ * limits and quotas that are some milliseconds old. */
+static unsigned doubtful_ms(const struct recovery_run *run, int code, const struct error *err)
+{
+    if (code != -EACCES)
+        return 0;
+    if (strstr(err->message, "status unknown for quota"))
+        return RECOVERY_GONE_MS;
+    return run->changes_limits && (strstr(err->message, "exceeded quota") || strstr(err->message, " per ")) ? LIMITS_MS : 0;
+}
+
 static int create_once(const struct job *job, const json_t *object, struct error *err)
 {
     for (unsigned waited = 0;; waited += LOOK_MS) {
         int r = job->run->c->cluster->create(job->run->c->cluster_context, object, err);
-        if (r != -EACCES || !strstr(err->message, "status unknown for quota") || waited >= RECOVERY_GONE_MS)
+        if (waited >= doubtful_ms(job->run, r, err))
             return r;
         recovery_pause(job->run, LOOK_MS);
     }
@@ -570,14 +580,15 @@ static int run_work(struct work *work, struct error *err)
     return failed ? failed : atomic_load(&work->cancelled);
 }
 
-int recovery_apply_wave(struct recovery_run *run, int wave, struct error *err)
+/* Limits and quotas, or the rest. */
+static int apply_some(struct recovery_run *run, int wave, bool limits, struct error *err)
 {
     _cleanup_free_ struct recovery_entry **entries = calloc(run->entry_count + 1, sizeof *entries);
     struct work work = {.run = run, .entries = entries, .mutex = PTHREAD_MUTEX_INITIALIZER};
     if (!entries)
         return error_set(err, -ENOMEM, "out of memory");
     for (size_t i = 0; i < run->entry_count; i++)
-        if (run->entries[i].wave == wave && run->entries[i].verdict < 0)
+        if (run->entries[i].wave == wave && run->entries[i].verdict < 0 && recovery_is_limit(run->entries[i].name) == limits)
             entries[work.count++] = &run->entries[i];
     int r = work.count > 0 ? run_work(&work, err) : 0;
     if (r < 0 && r != -ECANCELED) { /* what has a verdict is not done once more by whoever goes on */
@@ -586,6 +597,42 @@ int recovery_apply_wave(struct recovery_run *run, int wave, struct error *err)
             log_warning(run->c->log, "recovery %s/%s: %s", run->namespace, run->name, unused.message);
     }
     return r;
+}
+
+static bool changes_limit(const struct recovery_entry *e)
+{
+    return (e->action == ACTION_CHANGE || e->action == ACTION_RECREATE || e->action == ACTION_DELETE) && recovery_is_limit(e->name);
+}
+
+/* A quota that was changed counts once its controller has taken note of it. A timeout is no error. */
+static int await_quota(struct recovery_run *run, const char *name, struct error *err)
+{
+    int r = 0;
+    for (unsigned waited = 0; r == 0 && waited < RECOVERY_GONE_MS; waited += LOOK_MS) {
+        _cleanup_json_ json_t *live = NULL;
+        r = run->c->cluster->get(run->c->cluster_context, name, &live, err);
+        const json_t *hard = json_object_get(json_object_get(live, "spec"), "hard");
+        if (r == -ENOENT || r == -EACCES || (r == 0 && (!hard || json_equal(hard, json_object_get(json_object_get(live, "status"), "hard"))))) {
+            *err = (struct error)ERROR_INIT;
+            return 0;
+        }
+        if (r == 0)
+            recovery_pause(run, LOOK_MS);
+    }
+    return r;
+}
+
+int recovery_apply_wave(struct recovery_run *run, int wave, struct error *err)
+{
+    for (size_t i = 0; i < run->entry_count; i++)
+        run->changes_limits |= changes_limit(&run->entries[i]);
+    int r = apply_some(run, wave, true, err);
+    for (size_t i = 0; r == 0 && i < run->entry_count; i++) {
+        const struct recovery_entry *e = &run->entries[i];
+        if (e->wave == wave && changes_limit(e) && e->verdict == VERDICT_CHANGED && strstr(e->name, "/ResourceQuota/"))
+            r = await_quota(run, e->name, err);
+    }
+    return r == 0 ? apply_some(run, wave, false, err) : r;
 }
 
 /* ---- waiting ---- */

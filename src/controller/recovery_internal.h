@@ -55,6 +55,7 @@ struct recovery_run {
     struct recovery_entry *entries;
     size_t entry_count;
     int waves;      /* highest wave */
+    bool changes_limits; /* it changes or deletes LimitRanges or ResourceQuotas */
     uint64_t loaded_ms; /* what it took to go on with it */
     json_t *before; /* status.streams of the recovery that is taken back; or NULL */
 };
@@ -94,6 +95,8 @@ int recovery_check_target(struct recovery_run *run, const char **ret_reason, str
 int recovery_make_plan(struct recovery_run *run, struct error *err);
 /* After all that changes the entries: what belongs to an object that is made again is given to the new one. Completes status.plan. */
 int recovery_plan_owned(struct recovery_run *run, struct error *err);
+/* A LimitRange or a ResourceQuota. */
+bool recovery_is_limit(const char *name);
 /* A Job or a pod that has ended since the point: its work is undone, unless volumes are left alone. Both normalized. */
 bool recovery_runs_again(const struct recovery_run *run, const json_t *live, const json_t *wanted);
 int recovery_add_entry(struct recovery_run *run, enum recovery_action action, int wave, const char *name,

@@ -476,6 +476,58 @@ class Trials(recoveries.Recoveries):
         self.no_failures(status)
         self.assertEqual(len([n for n in base.actual(ns) if n.startswith("c")]), 40)
 
+    def limits(self, ns, cpu, storage, maps):
+        return (obj("LimitRange", "limits", ns, spec={"limits": [{"type": "Container", "max": {"cpu": cpu}, "default": {"cpu": "200m"}, "defaultRequest": {"cpu": "100m"}},
+                                                                 {"type": "PersistentVolumeClaim", "max": {"storage": storage}}]}),
+                obj("ResourceQuota", "maps", ns, spec={"hard": {"count/configmaps": maps}}))
+
+    def pod(self, name, ns, cpu):
+        return obj("Pod", name, ns, spec={"containers": [{"name": "c", "image": "c", "resources": {"requests": {"cpu": cpu}, "limits": {"cpu": cpu}}}]})
+
+    def await_limits(self, ns, o, word):
+        until("they are in force", lambda: word in SERVER.kubectl("create", "--dry-run=server", "-f", "-", stdin=json.dumps(o), check=False))
+
+    def test_what_is_older_than_a_limit_comes_back_with_it_and_pods_that_are_made_get_its_defaults(self):
+        room, ns = base.make_namespace("older-room"), self.make("older")
+        self.start()
+        self.captured(ns)
+        self.create(self.pod("bare", ns, "2"), base.claim("data", ns), *(base.config_map(f"c{i}", ns) for i in range(5)))
+        self.mark(ns)
+        self.create(*self.limits(ns, "1", "500Mi", "3"), recoveries.deployment("web", ns))
+        self.await_limits(ns, self.pod("probe", ns, "2"), "maximum cpu usage per Container is 1")
+        point = until("the journal", lambda: self.journaled(ns))
+        SERVER.kubectl("-n", ns, "delete", "pod", "bare", "--grace-period=0", "--force")
+        SERVER.kubectl("delete", "namespace", ns)
+        status = self.recover(ns, "again", where=room, mode="restore", point=point, sourceNamespace=ns)
+        self.assertEqual(status.get("failures", []), [])
+        self.no_failures(status)
+        self.assertEqual(self.get(ns, "pod", "bare")["spec"]["containers"][0]["resources"], {"requests": {"cpu": "2"}, "limits": {"cpu": "2"}})
+        self.assertEqual({n for n in base.actual(ns) if n.startswith("c")}, {f"c{i}" for i in range(5)})
+        self.assertIsNotNone(self.get(ns, "pvc", "data"))
+        pods = until("its pods", lambda: [p for p in SERVER.json("-n", ns, "get", "pods", "-l", "app=web")["items"]])
+        self.assertEqual(pods[0]["spec"]["containers"][0]["resources"]["limits"], {"cpu": "200m"})
+
+    def test_limits_that_came_or_were_tightened_after_the_point_are_in_no_ones_way(self):
+        ns = self.make("tightened")
+        self.start()
+        self.captured(ns)
+        self.create(*self.limits(ns, "4", "2Gi", "50"))
+        self.await_limits(ns, self.pod("probe", ns, "5"), "maximum cpu usage per Container is 4")
+        self.create(self.pod("bare", ns, "2"), base.claim("data", ns), *(base.config_map(f"c{i}", ns) for i in range(5)))
+        point = self.mark(ns)
+        SERVER.kubectl("-n", ns, "delete", "pod/bare", "pvc/data", "configmap/c0", "configmap/c1", "--grace-period=0", "--force")
+        until("they are gone", lambda: not self.get(ns, "pod", "bare") and not self.get(ns, "pvc", "data"))
+        later = self.limits(ns, "1", "500Mi", "3")
+        SERVER.apply(*later, *({**o, "metadata": {**o["metadata"], "name": "later"}} for o in later))
+        self.await_limits(ns, self.pod("probe", ns, "2"), "maximum cpu usage per Container is 1")
+        until("it is journaled", lambda: self.journaled(ns))
+        status = self.rewind(ns, "back", point)
+        self.assertEqual(status["verdicts"]["failed"], 0)
+        self.assertEqual(self.get(ns, "pod", "bare")["spec"]["containers"][0]["resources"]["limits"], {"cpu": "2"})
+        self.assertEqual({n for n in base.actual(ns) if n.startswith("c")}, {f"c{i}" for i in range(5)})
+        self.assertIsNotNone(self.get(ns, "pvc", "data"))
+        self.assertEqual([self.get(ns, "resourcequota", n) is not None for n in ("maps", "later")], [True, False])
+
     # ---- clones ----
 
     def test_a_clone_knows_nothing_of_the_namespace_that_it_comes_from(self):
