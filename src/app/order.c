@@ -17,7 +17,9 @@ enum rank {
     RANK_VOLUME,
     RANK_CLAIM,
     RANK_SERVICE,
-    RANK_WORKLOAD, /* and custom resources */
+    RANK_POD,      /* of nobody */
+    RANK_LIMIT,    /* what may refuse pods, claims and any number of things, or change them: those that are older it never saw */
+    RANK_WORKLOAD, /* and custom resources: their pods are made later, and get what the limits say */
     RANK_USER,     /* what points at workloads and services */
     RANK_WEBHOOK,
     RANK_GUARDED,
@@ -59,8 +61,9 @@ static enum rank rank_of(const struct object_id *id)
     } known[] = {
         {"/Namespace", RANK_NAMESPACE},
         {"apiextensions.k8s.io/CustomResourceDefinition", RANK_DEFINITION},
-        {"/LimitRange", RANK_CLASS},
-        {"/ResourceQuota", RANK_CLASS},
+        {"/LimitRange", RANK_LIMIT},
+        {"/ResourceQuota", RANK_LIMIT},
+        {"/Pod", RANK_POD},
         {"/ServiceAccount", RANK_ACCOUNT},
         {"rbac.authorization.k8s.io/Role", RANK_ACCOUNT},
         {"rbac.authorization.k8s.io/ClusterRole", RANK_ACCOUNT},
@@ -304,7 +307,7 @@ static int connect_guarded(struct graph *g)
         for (size_t i = 0; i < g->count && r == 0; i++) {
             struct node *node = &g->nodes[i];
             char plural[256];
-            if (node->serves_webhook || node->rank < RANK_CONFIG || node->rank == RANK_WEBHOOK)
+            if (node->serves_webhook || node->rank < RANK_CONFIG || node->rank == RANK_LIMIT || node->rank == RANK_WEBHOOK)
                 continue;
             plural_of(g, &node->id, plural, sizeof plural);
             if (webhook_matches(hook->object, node->id.group, plural)) {

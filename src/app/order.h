@@ -2,8 +2,8 @@
 /* In which order the objects of a set are made.
  *
  * Waves, each of which needs only what stands in earlier ones: by class of kind (namespaces, definitions,
- * classes, roles, config and secrets, claims, services, workloads, what uses them, webhooks, what webhooks
- * guard), and by the references between the objects where these say otherwise (an owner stands before what it
+ * classes, roles, config and secrets, claims, services, bare pods, limits and quotas, workloads, what uses them,
+ * webhooks, what webhooks guard), and by the references between the objects where these say otherwise (an owner stands before what it
  * owns, whatever the kinds). A cycle is opened where it costs least: references that are no ownerships are
  * passed over first; each cycle is named.
  *

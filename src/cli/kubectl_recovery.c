@@ -157,9 +157,12 @@ static void add_lines(json_t *objects, const char *text)
     }
 }
 
-/* The plan stands in ConfigMaps beside the Recovery: NAME, NAME-1, ... */
+/* The plan stands in ConfigMaps beside the Recovery: NAME, NAME-1, ...; or, where those are refused, in its status. */
 static int read_objects(struct kubectl *k, const json_t *recovery, json_t *objects, struct error *err)
 {
+    size_t i;
+    json_t *line;
+    json_array_foreach(json_object_get(kubectl_at(recovery, "status", "plan"), "objects"), i, line) add_lines(objects, json_string_value(line));
     const char *first = cli_field_text(kubectl_at(recovery, "status", "plan"), "configMap", NULL);
     for (unsigned part = 0; first && part < PLAN_PARTS_MAX; part++) {
         _cleanup_json_ json_t *map = NULL;
@@ -190,6 +193,10 @@ enum cli_exit kubectl_recovery_answer(struct kubectl *k, const char *what, const
     for (const char *const *field = fields; *field; field++)
         if (json_object_get(status, *field))
             json_object_set(answer, *field, json_object_get(status, *field));
+    if (json_object_get(json_object_get(answer, "plan"), "objects")) { /* told below, as what stands in ConfigMaps */
+        json_object_set_new(answer, "plan", json_copy(json_object_get(answer, "plan")));
+        json_object_del(json_object_get(answer, "plan"), "objects");
+    }
     int r = read_objects(k, recovery, objects, &err);
     if (r < 0)
         cli_output_note(k->cli, "%s: the list of objects cannot be read: %s", what, err.message);

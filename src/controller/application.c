@@ -15,7 +15,7 @@ struct application {
     const char *namespace, *name, *group;
     json_t *conditions, *volumes, *findings;
     size_t captured, pods, objects, left_out;
-    bool paused;
+    bool paused, leaves; /* with its namespace */
 };
 
 static const json_t *old_condition(const struct application *a, const char *type)
@@ -54,7 +54,7 @@ static void set_condition(struct application *a, const char *type, bool is, cons
                                     "reason", reason, "message", json_string_lossy(message), "lastTransitionTime",
                                     same ? old_time : now, "observedGeneration",
                                     json_object_get(json_object_get(a->papp, "metadata"), "generation")));
-    if (!same)
+    if (!same && !a->leaves) /* nothing can be made there any more */
         event_record(a->c, a->papp, is ? "Normal" : "Warning", reason, message);
 }
 
@@ -235,6 +235,9 @@ static void judge_ready(struct application *a, const struct error *capture_error
     if (a->paused)
         set_condition(a, "ObjectsCaptured", false, "Paused",
                       "spec.paused is true: changes of its objects are not journaled");
+    else if (a->leaves)
+        set_condition(a, "ObjectsCaptured", false, "NamespaceTerminating",
+                      "its namespace is being deleted: the history of its objects ends with what was there before, which a restore to the latest point has");
     else if (capture_error->code)
         set_condition(a, "ObjectsCaptured", false, "JournalFailed", "its objects cannot be journaled: %s",
                       capture_error->message);
@@ -277,9 +280,11 @@ int application_reconcile(struct controller *c, const char *namespace, const cha
     if (!conditions)
         return error_errno(err, -ENOMEM, "%s/%s", namespace, name);
     a.paused = json_is_true(json_object_get(json_object_get(papp, "spec"), "paused"));
+    _cleanup_json_ json_t *home = kube_informer_get(c->namespaces, NULL, namespace);
+    a.leaves = json_object_get(json_object_get(home, "metadata"), "deletionTimestamp");
     if (a.paused)
         capture_remove(c->capture, namespace, name);
-    r = a.paused ? 0 : capture_add(c->capture, namespace, name, a.group, &capture_error);
+    r = a.paused || a.leaves ? 0 : capture_add(c->capture, namespace, name, a.group, &capture_error);
     if (r == 0)
         r = find_outside(&a, &capture_error);
     findings = a.findings;

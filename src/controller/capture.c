@@ -5,7 +5,9 @@
  * Invariants: C1 an application's journal is complete once every kind was listed after it was added: by the
  * informers' first list for those that are added before capture begins, and for kinds that come later, else by
  * lists of its namespace; C2 a
- * kind that could not be listed is not swept: what is not seen is not taken for deleted. */
+ * kind that could not be listed is not swept: what is not seen is not taken for deleted; C3 with the deletion of its namespace an
+ * application's journal ends: what the namespace's controller deletes then, one after the other, is no history of the application, and its
+ * last point is as it was. */
 #include <errno.h>
 #include <malloc.h>
 #include <pthread.h>
@@ -22,6 +24,7 @@
 #define STATUS_SETTLE_MS 30000u       /* an application's findings follow its objects so much later */
 #define LEFT_OUT_MAX 1000u
 #define LEFT_OUT_TOLD 20u /* of an application */
+#define LEAVES "tidemark.io/leaves"     /* in a namespace that is being deleted */
 #define LEFT_OUT "tidemark.io/left-out" /* in what stands for an object that cannot be journaled: why */
 
 struct captured_application {
@@ -102,12 +105,21 @@ static bool make_stub(json_t *object, const char *reason)
     return stub && json_object_clear(object) == 0 && json_object_update(object, stub) == 0;
 }
 
+static bool is_namespace(const struct kube_resource *r)
+{
+    return !r->namespaced;
+}
+
+static bool is_leaving(const json_t *object)
+{
+    return json_object_get(json_object_get(object, "metadata"), "deletionTimestamp");
+}
+
 static bool normalize(void *context, const struct kube_resource *resource, json_t *object)
 {
     struct captured_kind *kind = context;
     _cleanup_json_ json_t *normalized = NULL;
     struct error err = ERROR_INIT;
-    (void)resource;
     const char *type = json_string_value(json_object_get(object, "type"));
     if (object_noise(object) || (type && object_is_secret(object) && strcmp(type, CONTROLLER_KEY_TYPE) == 0))
         return false;
@@ -117,8 +129,9 @@ static bool normalize(void *context, const struct kube_resource *resource, json_
                     kube_object_name(object), err.message);
         return make_stub(object, err.message);
     }
+    bool leaves = is_namespace(resource) && is_leaving(object);
     json_object_clear(object);
-    return json_object_update(object, normalized) == 0;
+    return json_object_update(object, normalized) == 0 && (!leaves || json_object_set_new(object, LEAVES, json_true()) == 0);
 }
 
 static int journal_name(const struct kube_resource *r, const char *namespace, const char *name,
@@ -130,11 +143,6 @@ static int journal_name(const struct kube_resource *r, const char *namespace, co
                                  .namespace = namespace ? namespace : "",
                                  .name = name};
     return object_journal_name(&id, text, err);
-}
-
-static bool is_namespace(const struct kube_resource *r)
-{
-    return !r->namespaced;
 }
 
 /* ---- what is left out ---- */
@@ -250,11 +258,41 @@ static void pass_on(struct capture *capture, const struct kube_resource *resourc
     free(found);
 }
 
+/* C3. Another one of its name has histories that go on: it is reconciled anew. */
+static void on_namespace(struct capture *capture, enum kube_event event, const char *name, uint64_t version, bool leaves)
+{
+    struct passed *found = NULL;
+    struct error err = ERROR_INIT;
+    size_t count = 0;
+    if (leaves || event == KUBE_DELETED) {
+        /* Of one that is gone before it was seen to go no deletion counts. */
+        if (object_store_end(capture->c->store, name, leaves ? version : 1, "the namespace was deleted: the history of its objects ends with what was there", &err) < 0)
+            log_error(capture->c->log, "%s", err.message);
+        return;
+    }
+    pthread_mutex_lock(&capture->mutex);
+    if (applications_of(capture, name, NULL, &found, &count) < 0)
+        log_error(capture->c->log, "namespace %s: out of memory", name);
+    pthread_mutex_unlock(&capture->mutex);
+    for (size_t i = 0; i < count; i++) {
+        if (object_store_has_ended(capture->c->store, name, found[i].name)) {
+            capture_remove(capture, name, found[i].name);
+            controller_enqueue(capture->c, name, found[i].name, 0);
+        }
+        free(found[i].name);
+    }
+    free(found);
+}
+
 static void on_event(void *context, const struct kube_resource *resource, enum kube_event event,
                      const char *namespace, const char *name, uint64_t version, json_t *object)
 {
-    pass_on(((struct captured_kind *)context)->capture, resource, namespace, name, version,
-            event == KUBE_DELETED ? NULL : object);
+    struct capture *capture = ((struct captured_kind *)context)->capture;
+    bool leaves = json_object_get(object, LEAVES);
+    if (is_namespace(resource))
+        on_namespace(capture, event, name, version, leaves);
+    if (!leaves)
+        pass_on(capture, resource, namespace, name, version, event == KUBE_DELETED ? NULL : object);
 }
 
 static void on_synced(void *context, const struct kube_resource *resource, size_t count)
@@ -345,7 +383,7 @@ static int on_chunk(void *context, json_t *items, bool first, struct error *err)
         uint64_t number = version ? strtoull(version, NULL, 10) : 0;
         const char *name = kube_object_name(item);
         _cleanup_free_ char *copy = name ? strdup(name) : NULL; /* normalizing replaces the text */
-        if (copy && normalize(l->kind, &l->kind->resource, item))
+        if (copy && normalize(l->kind, &l->kind->resource, item) && !json_object_get(item, LEAVES))
             pass_on(l->kind->capture, &l->kind->resource, l->namespace, copy, number, item);
     }
     return 0;
@@ -598,14 +636,31 @@ static void on_kinds(void *context, const struct kube_resource *resource, enum k
     controller_enqueue(((struct capture *)context)->c, KINDS_KEY, NULL, DISCOVERY_SETTLE_MS);
 }
 
+static int note_leaving(void *context, json_t *items, bool first, struct error *err)
+{
+    size_t i;
+    json_t *namespace;
+    (void)first; /* one that is noted twice is noted */
+    json_array_foreach(items, i, namespace)
+    {
+        if (is_leaving(namespace) && json_object_set_new(context, kube_object_name(namespace), json_true()) < 0)
+            return error_errno(err, -ENOMEM, "namespaces");
+    }
+    return 0;
+}
+
 /* What was protected when the controller last looked: kept before the informers begin. */
 static int add_known(struct capture *capture, struct error *err)
 {
-    _cleanup_json_ json_t *papps = NULL;
+    _cleanup_json_ json_t *papps = NULL, *leaving = json_object();
+    const struct kube_target namespaces = {.resource = &kube_namespaces};
     const struct kube_target target = {.resource = &controller_applications};
     size_t i;
     json_t *papp;
-    int r = kube_list_all(capture->c->client, &target, NULL, &papps, err);
+    int r = kube_list(capture->c->client, &namespaces, NULL, note_leaving, leaving, NULL, err);
+    if (r < 0)
+        return r;
+    r = kube_list_all(capture->c->client, &target, NULL, &papps, err);
     if (r < 0)
         return r == -ENOENT
                    ? error_set(
@@ -615,7 +670,7 @@ static int add_known(struct capture *capture, struct error *err)
     json_array_foreach(papps, i, papp)
     {
         struct error failure = ERROR_INIT;
-        if (json_object_get(json_object_get(papp, "metadata"), "deletionTimestamp"))
+        if (is_leaving(papp) || json_object_get(leaving, kube_object_namespace(papp))) /* C3 */
             continue;
         if (add_application(capture, kube_object_namespace(papp), kube_object_name(papp),
                             application_group(papp), &failure) < 0)

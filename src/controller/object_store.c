@@ -145,6 +145,8 @@ int object_store_put(struct object_store *store, const char *namespace, const ch
     if (!a || a->dropped)
         return error_set(err, -ENOENT, "the application %s/%s is not protected", namespace, application);
     struct known_object *k = find_known(a, name);
+    if (a->ended && (!version || version > a->ended)) /* S7 */
+        return 0;
     if (k && version && version < k->version) /* S3 */
         return 0;
     if (k)
@@ -200,7 +202,7 @@ static bool is_of(const char *name, const char *group, const char *kind)
 static int sweep(struct object_store *store, struct stored_application *a, const char *group, const char *kind,
                  uint64_t version, struct error *err)
 {
-    for (struct known_object *k = a->known, *next; k; k = next) {
+    for (struct known_object *k = a->ended ? NULL : a->known, *next; k; k = next) {
         next = k->next;
         if (!is_of(k->name, group, kind) || k->deleted)
             continue;
@@ -273,6 +275,8 @@ int object_store_keep(struct object_store *store, const char *namespace, const c
         MUTEX_GUARD(guard, &store->mutex);
         struct stored_application *known = find_application(store, namespace, application);
         if (known) {
+            if (known->dropped)
+                known->ended = 0;
             known->dropped = false;
             *ret_resumed = true;
             return 0;
@@ -314,6 +318,31 @@ void object_store_drop(struct object_store *store, const char *namespace, const 
     if (a)
         a->dropped = true;
     pthread_cond_broadcast(&store->changed);
+}
+
+int object_store_end(struct object_store *store, const char *namespace, uint64_t version, const char *reason, struct error *err)
+{
+    MUTEX_GUARD(guard, &store->mutex);
+    for (struct stored_application *a = store->applications; a; a = a->next) {
+        if (strcmp(a->namespace, namespace) != 0 || a->ended || a->dropped)
+            continue;
+        char *why = strdup(reason);
+        if (!why || enqueue_gap(store, a) < 0) {
+            free(why);
+            return error_errno(err, -ENOMEM, "%s/%s", namespace, a->name);
+        }
+        if (enqueue(store, a, "", why) < 0)
+            return error_errno(err, -ENOMEM, "%s/%s", namespace, a->name);
+        a->ended = version;
+    }
+    return 0;
+}
+
+bool object_store_has_ended(struct object_store *store, const char *namespace, const char *application)
+{
+    MUTEX_GUARD(guard, &store->mutex);
+    struct stored_application *a = find_application(store, namespace, application);
+    return a && a->ended;
 }
 
 bool object_store_keeps(struct object_store *store, const char *namespace, const char *application)

@@ -8,7 +8,8 @@
  * never follows a newer one (lists and watches overlap); S4 at most OBJECT_STORE_JOURNALS journals are open
  * (each holds some 100 KiB when it is idle) and OBJECT_STORE_PENDING_BYTES wait to be written: beyond that
  * object_store_put blocks; S5 applications are written in turn: one that changes all the time does not keep
- * others waiting; S6 what waits of one application becomes durable together.
+ * others waiting; S6 what waits of one application becomes durable together;
+ * S7 of an application that was ended nothing is journaled that is newer than its end.
  *
  * Threads: all functions from any. OBJECT_STORE_WRITERS threads of the store write, an application at a time
  * each. Lock order: verifying or keeping, then io or mutex. */
@@ -47,6 +48,10 @@ int object_store_keep(struct object_store *store, const char *namespace, const c
                       bool *ret_resumed, struct error *err) MUST_CHECK;
 /* Ends that; the journal stays. */
 void object_store_drop(struct object_store *store, const char *namespace, const char *application);
+/* The namespace is being deleted, since `version`: what becomes of its objects from then on is no history of theirs, and the last record is
+ * the last that is whole. A gap with the reason stands behind it. Once they are kept anew, after object_store_drop, that is over. */
+int object_store_end(struct object_store *store, const char *namespace, uint64_t version, const char *reason, struct error *err) MUST_CHECK;
+bool object_store_has_ended(struct object_store *store, const char *namespace, const char *application);
 bool object_store_keeps(struct object_store *store, const char *namespace, const char *application);
 
 /* The object (normalized; NULL: deleted) has this form at this resourceVersion (0: not known). -ENOENT: not

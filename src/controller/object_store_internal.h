@@ -34,6 +34,7 @@ struct stored_application {
     uint64_t written; /* changes, ever */
     uint64_t turn;    /* of what waits: the lowest is written first */
     char *gap;        /* one that is not queued yet */
+    uint64_t ended;   /* the version of its end (S7); 0: it has not ended */
     bool listing;     /* see object_store_list */
     bool dropped;     /* nobody keeps it; freed by the writer when nothing is pending */
     bool writing;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* States and steps of a recovery; the invariants R1..R6 stand in recovery.h. */
+/* States and steps of a recovery; the invariants R1..R7 stand in recovery.h. */
 #include "controller/recovery_internal.h"
 
 enum step {
@@ -58,7 +58,9 @@ static int fail(struct recovery_run *run, enum step reached, const char *reason,
 {
     struct error gate = ERROR_INIT;
     char message[ERROR_MESSAGE_BYTES + 256];
-    int r = open_gates(run, reached, &gate);
+    int r = recovery_put_replaced_back(run, &gate);
+    if (r == 0)
+        r = open_gates(run, reached, &gate);
     if (r == 0 && reached >= STEP_SUSPEND)
         r = recovery_let_go(run, reached <= STEP_STOP_PODS, &gate);
     if (r < 0 && passes(r)) {
@@ -75,7 +77,9 @@ static int cancel(struct recovery_run *run, enum step reached, struct error *err
 {
     char message[512];
     const char *before = json_text(recovery_status(run), "before");
-    int r = open_gates(run, reached, err);
+    int r = recovery_put_replaced_back(run, err);
+    if (r == 0)
+        r = open_gates(run, reached, err);
     if (r == 0 && reached >= STEP_SUSPEND)
         r = recovery_let_go(run, reached <= STEP_STOP_PODS, err);
     if (r < 0)
@@ -105,6 +109,7 @@ static int finish(struct recovery_run *run, struct error *err)
         }
     }
     bool unused;
+    json_object_del(recovery_status(run), "replacing"); /* all have their verdicts */
     int r = recovery_let_go(run, false, err);
     if (r == 0)
         r = recovery_count(run, err);
@@ -412,6 +417,7 @@ static void release(struct recovery_run *run)
 {
     recovery_free_entries(run);
     json_decref(run->recovery);
+    json_decref(run->spec);
     json_decref(run->last_step);
     json_decref(run->wanted);
     json_decref(run->order);

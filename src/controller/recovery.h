@@ -27,7 +27,7 @@
  * what is rewound to.
  *
  * Invariants:
- *   R1  a step is in status before it is begun, and so is the plan (in ConfigMaps) before the first object is
+ *   R1  a step is in status before it is begun, and so is the plan (in ConfigMaps, or in status where those are refused) before the first object is
  *       changed: whoever goes on after a kill does what the plan says, and doing any of it twice gives the same
  *       objects and the same verdicts.
  *   R2  the point is resolved once, to an LSN; what is read again later is read at that LSN.
@@ -36,6 +36,8 @@
  *   R5  a gate that was closed is opened again whatever happens: when a step fails, when it is cancelled or deleted.
  *   R6  claims, namespaces and definitions are never deleted, nor are cluster-scoped objects that are there
  *       changed.
+ *   R7  what is deleted to be made again is in status, as it was (sealed), before it is deleted: whoever goes on after a kill, or
+ *       ends it, makes that again when what it was to become is refused.
  *
  * Threads: recovery_advance is called by one thread a Recovery; cluster ops are called by up to
  * RECOVERY_WORKERS at once. Everything blocks. */
@@ -66,6 +68,8 @@
 #define RECOVERY_FINALIZER "tidemark.io/recovery" /* while it runs: to delete it then is to cancel it */
 #define RECOVERY_REQUESTER_ANNOTATION                                                                        \
     "tidemark.io/requested-by" /* {"username", "uid", "groups": [], "extra": {}} */
+
+struct sealing;
 
 /* Objects in the cluster, with the rights of whoever asked. Names are journal names; objects as the API
  * server has them. */
@@ -176,6 +180,7 @@ struct recovery_context {
     void *source_context;
     const struct data_ops *data; /* or NULL */
     void *data_context;
+    const struct sealing *sealing; /* of what is noted of objects; NULL only for recovery_abandon and recovery_follow */
     const struct log *log;
     const struct clock *clock; /* NULL: clock_system() */
     void (*pause)(void *context,

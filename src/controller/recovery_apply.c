@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Putting objects where they belong (R1, R4, R6): each by itself, several at once, a verdict each. */
+/* Putting objects where they belong (R1, R4, R6, R7): each by itself, several at once, a verdict each. */
 #include <stdatomic.h>
 #include <time.h>
 
 #include "base/thread.h"
 #include "controller/recovery_internal.h"
 
-enum { LOOK_MS = 100 };
+enum { LOOK_MS = 100, LIMITS_MS = 2000 };
 
 void recovery_pause(const struct recovery_run *run, unsigned ms)
 {
@@ -20,8 +20,8 @@ void recovery_pause(const struct recovery_run *run, unsigned ms)
 
 /* One object in a thread of its own: nothing of it is shared but the objects of the point. */
 struct job {
-    const struct recovery_run *run;
-    pthread_mutex_t *mutex; /* over the objects of the point */
+    struct recovery_run *run;
+    pthread_mutex_t *mutex; /* over the objects of the point, and status */
     struct recovery_entry *entry;
     json_t *wanted; /* prepared for an object that is not there, and */
     json_t *there;  /* for one that is: NULL until it is found to be (prepare_there) */
@@ -46,8 +46,7 @@ static void decide(struct job *job, enum verdict verdict, const char *reason)
     }
 }
 
-/* An error that says nothing about the object, but about the way to the server: the wave is tried again. */
-static bool concerns_server(int code)
+bool recovery_concerns_server(int code)
 {
     return code == -ECONNREFUSED || code == -ECONNRESET || code == -EHOSTUNREACH || code == -ETIMEDOUT ||
            code == -ECANCELED || code == -EAGAIN || code == -ENOMEM;
@@ -104,7 +103,7 @@ static const char *uid_of(void *context, const char *group, const char *kind, co
             snprintf(uid, sizeof uid, "%s", object_uid(live));
             return uid;
         }
-        if (concerns_server(r))
+        if (recovery_concerns_server(r))
             job->unanswered = err;
         if (r == -EACCES) {
             const char *used = uid_in_use(job->live, group, kind, name);
@@ -133,12 +132,22 @@ static bool is_of_immutable_field(const struct error *err)
 static const char not_made[] = "it had ended at the point, and is not run again";
 static const char taken[] = "its address or node port is taken: it got another";
 
-/* A quota that was just made lets nothing in until it was counted what is there. */
+/* How long what it says may be wrong: a quota that was just made lets nothing in until it was counted what is there, and the API server goes by
+ * limits and quotas that are some milliseconds old. */
+static unsigned doubtful_ms(const struct recovery_run *run, int code, const struct error *err)
+{
+    if (code != -EACCES)
+        return 0;
+    if (strstr(err->message, "status unknown for quota"))
+        return RECOVERY_GONE_MS;
+    return run->changes_limits && (strstr(err->message, "exceeded quota") || strstr(err->message, " per ")) ? LIMITS_MS : 0;
+}
+
 static int create_once(const struct job *job, const json_t *object, struct error *err)
 {
     for (unsigned waited = 0;; waited += LOOK_MS) {
         int r = job->run->c->cluster->create(job->run->c->cluster_context, object, err);
-        if (r != -EACCES || !strstr(err->message, "status unknown for quota") || waited >= RECOVERY_GONE_MS)
+        if (waited >= doubtful_ms(job->run, r, err))
             return r;
         recovery_pause(job->run, LOOK_MS);
     }
@@ -230,26 +239,34 @@ static int release_dependents(const struct job *job, const char *uid, struct err
 }
 
 /* What was there is there again, since what it was to become is refused. */
-static int put_back(const struct job *job, const json_t *live, int code, struct error *err)
+static int put_back(const struct job *job, const json_t *former, int code, struct error *err)
 {
-    static const char *const kept[] = {"ownerReferences", "finalizers"};
     struct error failure = ERROR_INIT;
-    _cleanup_json_ json_t *former = NULL;
-    int r = object_normalize(live, &former, &failure);
-    json_object_del(former, "status");
-    for (size_t i = 0; r == 0 && i < 2; i++) {
-        json_t *value = json_object_get(json_object_get(live, "metadata"), kept[i]);
-        if (value && json_object_set(json_object_get(former, "metadata"), kept[i], value) < 0)
-            r = error_set(&failure, -ENOMEM, "out of memory");
+    int r = create_once(job, former, &failure);
+    if (recovery_concerns_server(r)) { /* it is tried again, and is known until then (R7) */
+        *err = failure;
+        return r;
     }
-    if (r == 0 && strcmp(job->id.kind, "Service") == 0 && !job->id.group[0]) /* with its addresses */
-        json_object_set(former, "spec", json_object_get(live, "spec"));
-    if (r == 0)
-        r = create_once(job, former, &failure);
     struct error why = *err;
     return error_set(err, code, "%.1000s; %s%.500s", why.message,
                      r < 0 ? "and what was there could not be made again, and is gone: " : "what was there was made again as it was",
                      r < 0 ? failure.message : "");
+}
+
+/* The same, of what is not there since a controller died before it had made it again. */
+static int put_noted_back(const struct job *job, int code, struct error *err)
+{
+    _cleanup_json_ json_t *former = NULL;
+    struct error failure = ERROR_INIT;
+    int r;
+    {
+        MUTEX_GUARD(guard, job->mutex);
+        r = recovery_find_replaced(job->run, job->entry->name, &former, &failure);
+    }
+    if (r == 0)
+        return put_back(job, former, code, err);
+    struct error why = *err;
+    return r == -ENOENT ? code : error_set(err, code, "%.1000s; and what was there could not be made again, and is gone: %.500s", why.message, failure.message);
 }
 
 /* Nothing is deleted that would be refused then: the server is asked beforehand, with all that stands at its door. What the one that is there
@@ -263,12 +280,13 @@ static int ask_beforehand(const struct job *job, struct error *err)
         strstr(answer.message, "does not support dry run"))
         return 0;
     *err = answer;
-    return concerns_server(r) ? r : error_context(err, "it would have to be made again, which is refused; it is left as it is");
+    return recovery_concerns_server(r) ? r : error_context(err, "it would have to be made again, which is refused; it is left as it is");
 }
 
 static int recreate(struct job *job, const json_t *live, struct error *err)
 {
     const char *propagation = restore_recreate_propagation(live);
+    _cleanup_json_ json_t *former = NULL;
     char uid[64];
     int r = 0;
     if (!job->wanted) {
@@ -278,6 +296,12 @@ static int recreate(struct job *job, const json_t *live, struct error *err)
     snprintf(uid, sizeof uid, "%s", object_uid(live));
     bool owns = job->entry->uid || job->entry->action != ACTION_RECREATE; /* unplanned: nobody has looked */
     r = ask_beforehand(job, err);
+    if (r == 0)
+        r = recovery_former_of(live, &former, err);
+    if (r == 0) {
+        MUTEX_GUARD(guard, job->mutex);
+        r = recovery_note_replaced(job->run, job->entry->name, former, err);
+    }
     if (r == 0 && owns && strcmp(propagation, "Orphan") != 0)
         r = release_dependents(job, uid, err);
     if (r == 0)
@@ -289,7 +313,7 @@ static int recreate(struct job *job, const json_t *live, struct error *err)
     if (!job->note[0])
         snprintf(job->note, sizeof job->note, "it was made again");
     r = create(job, VERDICT_CHANGED, err);
-    return r < 0 && r != -EEXIST && !concerns_server(r) ? put_back(job, live, r, err) : r;
+    return r < 0 && r != -EEXIST && !recovery_concerns_server(r) ? put_back(job, former, r, err) : r;
 }
 
 /* Whether its owners are those that are there now: one that was made again has another uid, and what has the old one goes. */
@@ -408,7 +432,7 @@ static int put(struct job *job, struct error *err)
         int made = create(job, VERDICT_CREATED, &first);
         if (made == 0)
             return 0;
-        if (concerns_server(made)) {
+        if (recovery_concerns_server(made)) {
             *err = first;
             return made;
         }
@@ -422,6 +446,8 @@ static int put(struct job *job, struct error *err)
         }
         if (r == -ENOENT) {
             r = create(job, job->entry->action == ACTION_CREATE ? VERDICT_CREATED : VERDICT_CHANGED, err);
+            if (r < 0 && r != -EEXIST && !recovery_concerns_server(r))
+                r = put_noted_back(job, r, err);
             r = r == -EEXIST ? 1 : r;
         } else if (r == 0 && (r = prepare_there(job, live, err)) == 0) {
             r = change(job, live, err);
@@ -468,7 +494,7 @@ struct work {
     atomic_size_t next;
     atomic_int failed; /* code of what concerns not one object, but the server or the plan; 0 */
     atomic_bool cancelled;
-    pthread_mutex_t mutex; /* over what follows, and the objects of the point, which all share */
+    pthread_mutex_t mutex; /* over what follows, and the objects of the point and the Recovery, which all share */
     struct error err;      /* of `failed` */
 };
 
@@ -487,6 +513,8 @@ static int prepare_job(struct work *work, struct recovery_entry *e, struct job *
 static void release_job(struct work *work, struct job *job)
 {
     MUTEX_GUARD(guard, &work->mutex);
+    if (job->entry->verdict >= 0)
+        recovery_forget_replaced(work->run, job->entry->name);
     json_decref(job->wanted);
     json_decref(job->there);
     json_decref(job->plain);
@@ -526,7 +554,7 @@ static void *worker(void *context)
         if (r < 0) {
             give_up(work, r, &err);
         } else if ((r = perform(&job, &err)) < 0) {
-            if (concerns_server(r))
+            if (recovery_concerns_server(r))
                 give_up(work, r, &err);
             else
                 decide(&job, VERDICT_FAILED, err.message);
@@ -552,14 +580,15 @@ static int run_work(struct work *work, struct error *err)
     return failed ? failed : atomic_load(&work->cancelled);
 }
 
-int recovery_apply_wave(struct recovery_run *run, int wave, struct error *err)
+/* Limits and quotas, or the rest. */
+static int apply_some(struct recovery_run *run, int wave, bool limits, struct error *err)
 {
     _cleanup_free_ struct recovery_entry **entries = calloc(run->entry_count + 1, sizeof *entries);
     struct work work = {.run = run, .entries = entries, .mutex = PTHREAD_MUTEX_INITIALIZER};
     if (!entries)
         return error_set(err, -ENOMEM, "out of memory");
     for (size_t i = 0; i < run->entry_count; i++)
-        if (run->entries[i].wave == wave && run->entries[i].verdict < 0)
+        if (run->entries[i].wave == wave && run->entries[i].verdict < 0 && recovery_is_limit(run->entries[i].name) == limits)
             entries[work.count++] = &run->entries[i];
     int r = work.count > 0 ? run_work(&work, err) : 0;
     if (r < 0 && r != -ECANCELED) { /* what has a verdict is not done once more by whoever goes on */
@@ -568,6 +597,42 @@ int recovery_apply_wave(struct recovery_run *run, int wave, struct error *err)
             log_warning(run->c->log, "recovery %s/%s: %s", run->namespace, run->name, unused.message);
     }
     return r;
+}
+
+static bool changes_limit(const struct recovery_entry *e)
+{
+    return (e->action == ACTION_CHANGE || e->action == ACTION_RECREATE || e->action == ACTION_DELETE) && recovery_is_limit(e->name);
+}
+
+/* A quota that was changed counts once its controller has taken note of it. A timeout is no error. */
+static int await_quota(struct recovery_run *run, const char *name, struct error *err)
+{
+    int r = 0;
+    for (unsigned waited = 0; r == 0 && waited < RECOVERY_GONE_MS; waited += LOOK_MS) {
+        _cleanup_json_ json_t *live = NULL;
+        r = run->c->cluster->get(run->c->cluster_context, name, &live, err);
+        const json_t *hard = json_object_get(json_object_get(live, "spec"), "hard");
+        if (r == -ENOENT || r == -EACCES || (r == 0 && (!hard || json_equal(hard, json_object_get(json_object_get(live, "status"), "hard"))))) {
+            *err = (struct error)ERROR_INIT;
+            return 0;
+        }
+        if (r == 0)
+            recovery_pause(run, LOOK_MS);
+    }
+    return r;
+}
+
+int recovery_apply_wave(struct recovery_run *run, int wave, struct error *err)
+{
+    for (size_t i = 0; i < run->entry_count; i++)
+        run->changes_limits |= changes_limit(&run->entries[i]);
+    int r = apply_some(run, wave, true, err);
+    for (size_t i = 0; r == 0 && i < run->entry_count; i++) {
+        const struct recovery_entry *e = &run->entries[i];
+        if (e->wave == wave && changes_limit(e) && e->verdict == VERDICT_CHANGED && strstr(e->name, "/ResourceQuota/"))
+            r = await_quota(run, e->name, err);
+    }
+    return r == 0 ? apply_some(run, wave, false, err) : r;
 }
 
 /* ---- waiting ---- */

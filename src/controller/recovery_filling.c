@@ -205,6 +205,7 @@ int recovery_follow(const struct recovery_context *context, const char *namespac
         *ret_goes_on = recovery_is_filling(run.recovery);
     }
     json_decref(run.recovery);
+    json_decref(run.spec);
     json_decref(run.last_step);
     return r == -ENOENT ? 0 : r;
 }

@@ -44,7 +44,7 @@ struct recovery_run {
     json_t *recovery;  /* as last read or written */
     json_t *last_step; /* status.step as it was then: another one is somebody else's */
     const char *namespace, *name;
-    json_t *spec; /* borrowed from recovery */
+    json_t *spec; /* it never changes: threads read it while the Recovery is replaced */
     enum restore_mode mode;
     char application[254], source_namespace[64],
         target_namespace[64]; /* copies: the Recovery is replaced at each write */
@@ -55,6 +55,7 @@ struct recovery_run {
     struct recovery_entry *entries;
     size_t entry_count;
     int waves;      /* highest wave */
+    bool changes_limits; /* it changes or deletes LimitRanges or ResourceQuotas */
     uint64_t loaded_ms; /* what it took to go on with it */
     json_t *before; /* status.streams of the recovery that is taken back; or NULL */
 };
@@ -79,7 +80,7 @@ int recovery_end(struct recovery_run *run, const char *phase, const char *reason
 int recovery_is_cancelled(struct recovery_run *run, bool *ret, struct error *err);
 /* Counts and first failures of the entries into status. */
 int recovery_count(struct recovery_run *run, struct error *err);
-/* The plan in its ConfigMaps: all parts, or those that the wave has entries in. */
+/* The plan in its ConfigMaps: all parts, or those that the wave has entries in. In the status, when ConfigMaps are refused. */
 int recovery_save_plan(struct recovery_run *run, int wave, struct error *err);
 /* -ENOENT: there is none. */
 int recovery_load_plan(struct recovery_run *run, struct error *err);
@@ -94,6 +95,8 @@ int recovery_check_target(struct recovery_run *run, const char **ret_reason, str
 int recovery_make_plan(struct recovery_run *run, struct error *err);
 /* After all that changes the entries: what belongs to an object that is made again is given to the new one. Completes status.plan. */
 int recovery_plan_owned(struct recovery_run *run, struct error *err);
+/* A LimitRange or a ResourceQuota. */
+bool recovery_is_limit(const char *name);
 /* A Job or a pod that has ended since the point: its work is undone, unless volumes are left alone. Both normalized. */
 bool recovery_runs_again(const struct recovery_run *run, const json_t *live, const json_t *wanted);
 int recovery_add_entry(struct recovery_run *run, enum recovery_action action, int wave, const char *name,
@@ -174,5 +177,19 @@ int recovery_apply_wave(struct recovery_run *run, int wave, struct error *err);
 /* Waits for what the wave needs. A timeout is no error: the objects' own refusals say more. */
 int recovery_await_wave(struct recovery_run *run, int wave, struct error *err);
 void recovery_pause(const struct recovery_run *run, unsigned ms);
+/* An error that says nothing about the object, but about the way to the server: the wave is tried again. */
+bool recovery_concerns_server(int code);
+
+/* ---- recovery_replaced.c: R7; by one thread at a time, but for the first ---- */
+/* The object as it is made again when what it was to become is refused. */
+int recovery_former_of(const json_t *live, json_t **ret, struct error *err);
+/* It is about to be deleted, to be made again. -ECANCELED: nothing more is to be done here. */
+int recovery_note_replaced(struct recovery_run *run, const char *name, const json_t *former, struct error *err);
+/* What that has noted. -ENOENT: nothing. */
+int recovery_find_replaced(struct recovery_run *run, const char *name, json_t **ret, struct error *err);
+/* The object has its verdict. */
+void recovery_forget_replaced(struct recovery_run *run, const char *name);
+/* The recovery ends: what is noted and not there is made again as it was. What cannot be has a verdict. */
+int recovery_put_replaced_back(struct recovery_run *run, struct error *err);
 
 #endif

@@ -704,6 +704,19 @@ int recovery_plan_owned(struct recovery_run *run, struct error *err)
     return r;
 }
 
+bool recovery_is_limit(const char *name)
+{
+    return strncmp(name, "core/v1/LimitRange/", 19) == 0 || strncmp(name, "core/v1/ResourceQuota/", 22) == 0;
+}
+
+/* One that is there is in the way of all that is put back, whatever its place: what it was lets that in, since it did so then. */
+static void put_limits_first(struct recovery_run *run)
+{
+    struct recovery_entry *e = run->entry_count ? &run->entries[run->entry_count - 1] : NULL;
+    if (e && recovery_is_limit(e->name) && (e->action == ACTION_CHANGE || e->action == ACTION_RECREATE))
+        e->wave = 1;
+}
+
 int recovery_make_plan(struct recovery_run *run, struct error *err)
 {
     _cleanup_json_ json_t *array = json_array(), *own = NULL, *index = NULL, *holders = NULL;
@@ -740,6 +753,8 @@ int recovery_make_plan(struct recovery_run *run, struct error *err)
             }
             if (r == 0)
                 r = plan_object(run, (int)i + 1, text, live, holders, err);
+            if (r == 0)
+                put_limits_first(run);
         }
     }
     return r == 0 ? note_plan(run, err) : r;

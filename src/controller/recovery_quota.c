@@ -306,13 +306,48 @@ static void add_all(json_t *sum, json_t *demand, int sign)
     json_decref(demand);
 }
 
+/* What there will be of a limit or quota when objects are made: NULL when it goes before, what it was when it is put back before. What it
+ * counts (status) is that of now. */
+static json_t *limit_then(const struct recovery_run *run, const char *name, json_t *live)
+{
+    for (size_t i = 0; i < run->entry_count; i++) {
+        const struct recovery_entry *e = &run->entries[i];
+        if (strcmp(e->name, name) != 0)
+            continue;
+        if (e->action == ACTION_DELETE)
+            return NULL;
+        if (e->action != ACTION_CHANGE && e->action != ACTION_RECREATE)
+            break;
+        json_t *then = json_copy(live);
+        json_object_set(then, "spec", json_object_get(json_object_get(run->wanted, name), "spec"));
+        return then;
+    }
+    return json_incref(live);
+}
+
+/* Those of the namespace, as they will be: {journal name: object}. */
+static json_t *limits_then(const struct recovery_run *run)
+{
+    json_t *limits = json_object(), *live;
+    const char *name;
+    json_object_foreach(run->live, name, live)
+    {
+        _cleanup_json_ json_t *then = recovery_is_limit(name) ? limit_then(run, name, live) : NULL;
+        if (then && json_object_set(limits, name, then) < 0) {
+            json_decref(limits);
+            return NULL;
+        }
+    }
+    return limits;
+}
+
 int recovery_check_quota(struct recovery_run *run, const char **ret_reason, struct error *err)
 {
-    _cleanup_json_ json_t *demand = json_object(), *defaults = defaults_of(run->live);
+    _cleanup_json_ json_t *demand = json_object(), *limits = limits_then(run), *defaults = defaults_of(limits);
     const char *name;
     json_t *object;
     int r = 0;
-    if (!demand || !defaults)
+    if (!demand || !limits || !defaults)
         return error_set(err, -ENOMEM, "out of memory");
     for (size_t i = 0; i < run->entry_count; i++) {
         const struct recovery_entry *e = &run->entries[i];
@@ -322,7 +357,7 @@ int recovery_check_quota(struct recovery_run *run, const char **ret_reason, stru
         if ((comes && e->action != ACTION_CREATE) || e->action == ACTION_DELETE)
             add_all(demand, demand_of(json_object_get(run->live, e->name), e->name, defaults), -1);
     }
-    json_object_foreach(run->live, name, object)
+    json_object_foreach(limits, name, object)
     {
         if (r == 0 && is_kind(name, "ResourceQuota"))
             r = check_quota(run, object, demand, err);

@@ -210,6 +210,7 @@ int recovery_reconcile(struct controller *c, const char *namespace, const char *
                                              .source_context = c,
                                              .data = c->data ? &recovery_streams_ops : NULL,
                                              .data_context = c,
+                                             .sealing = &c->sealing,
                                              .log = c->log};
     if (r == -EPERM || r == -EACCES) {
         r = refuse(&context, recovery, &why, err);

@@ -3,6 +3,8 @@
 
 #include "controller/recovery_internal.h"
 
+#define PLAN_STATUS_BYTES_MAX (768u << 10) /* some 4,000 objects; of 1.5 MiB that the API server stores of one, with what recovery_replaced.c notes */
+
 json_t *recovery_status(struct recovery_run *run)
 {
     json_t *status = json_object_get(run->recovery, "status");
@@ -56,7 +58,8 @@ void recovery_remember(struct recovery_run *run)
 {
     json_decref(run->last_step);
     run->last_step = json_deep_copy(json_object_get(json_object_get(run->recovery, "status"), "step"));
-    run->spec = json_object_get(run->recovery, "spec");
+    if (!run->spec)
+        run->spec = json_deep_copy(json_object_get(run->recovery, "spec"));
 }
 
 int recovery_write(struct recovery_run *run, struct error *err)
@@ -165,25 +168,27 @@ int recovery_count(struct recovery_run *run, struct error *err)
 
 /* ---- the plan ---- */
 
+static char *plan_line(const struct recovery_entry *e)
+{
+    _cleanup_json_ json_t *line = json_pack("{s:i, s:s, s:s}", "w", e->wave, "a", recovery_action_name(e->action), "o", e->name);
+    if (e->reason)
+        json_object_set_new(line, "r", json_string_lossy(e->reason));
+    if (e->uid)
+        json_object_set_new(line, "u", json_string(e->uid));
+    if (e->by)
+        json_object_set_new(line, "by", json_string(e->by));
+    if (e->verdict >= 0)
+        json_object_set_new(line, "v", json_string(verdict_name((enum verdict)e->verdict)));
+    return line ? json_to_text(line) : NULL;
+}
+
 static char *plan_text(const struct recovery_run *run, size_t first)
 {
     char *text = NULL;
     size_t size;
     FILE *out = open_memstream(&text, &size);
     for (size_t i = first; out && i < run->entry_count && i < first + RECOVERY_PLAN_CHUNK; i++) {
-        const struct recovery_entry *e = &run->entries[i];
-        json_t *line =
-            json_pack("{s:i, s:s, s:s}", "w", e->wave, "a", recovery_action_name(e->action), "o", e->name);
-        if (e->reason)
-            json_object_set_new(line, "r", json_string_lossy(e->reason));
-        if (e->uid)
-            json_object_set_new(line, "u", json_string(e->uid));
-        if (e->by)
-            json_object_set_new(line, "by", json_string(e->by));
-        if (e->verdict >= 0)
-            json_object_set_new(line, "v", json_string(verdict_name((enum verdict)e->verdict)));
-        _cleanup_free_ char *one = line ? json_to_text(line) : NULL;
-        json_decref(line);
+        _cleanup_free_ char *one = plan_line(&run->entries[i]);
         fprintf(out, "%s\n", one ? one : "{}");
     }
     if (!out || fclose(out) != 0) {
@@ -261,12 +266,10 @@ static size_t planned_entries(struct recovery_run *run)
     return count;
 }
 
-int recovery_save_plan(struct recovery_run *run, int wave, struct error *err)
+static int save_in_maps(struct recovery_run *run, int wave, struct error *err)
 {
-    int r = wave < 0 ? note_digest(run, err) : 0;
     size_t first = 0;
-    if (r < 0)
-        return r;
+    int r = 0;
     do {
         if (wave < 0 || chunk_has_wave(run, first, wave)) {
             _cleanup_free_ char *text = plan_text(run, first);
@@ -276,6 +279,64 @@ int recovery_save_plan(struct recovery_run *run, int wave, struct error *err)
         }
         first += RECOVERY_PLAN_CHUNK;
     } while (r == 0 && first < run->entry_count);
+    return r;
+}
+
+static json_t *plan_in_status(struct recovery_run *run)
+{
+    return json_object_get(json_object_get(recovery_status(run), "plan"), "objects");
+}
+
+static int save_in_status(struct recovery_run *run, struct error *err)
+{
+    json_t *plan = json_object_get(recovery_status(run), "plan"), *lines = json_array();
+    size_t bytes = 0;
+    for (size_t i = 0; i < run->entry_count; i++) {
+        _cleanup_free_ char *line = plan_line(&run->entries[i]);
+        if (!line || json_array_append_new(lines, json_string(line)) < 0) {
+            json_decref(lines);
+            return error_set(err, -ENOMEM, "out of memory");
+        }
+        bytes += strlen(line);
+    }
+    if (bytes > PLAN_STATUS_BYTES_MAX) {
+        json_decref(lines);
+        return error_set(err, -EFBIG, "and the Recovery's status has no room for so many objects");
+    }
+    json_object_del(plan, "configMap");
+    if (json_object_set_new(plan, "objects", lines) < 0)
+        return error_set(err, -ENOMEM, "out of memory");
+    int r = recovery_write(run, err);
+    return r < 0 || plan_in_status(run) ? r : error_set(err, -EOPNOTSUPP, "and the CustomResourceDefinition of recoveries is of an older release: kubectl apply --server-side -f packaging/crds");
+}
+
+/* What stands at the door of the namespace: a webhook that is down, a policy, a quota. */
+static bool is_refused(int code)
+{
+    return code == -EACCES || code == -EINVAL || code == -EIO || code == -EFBIG;
+}
+
+int recovery_save_plan(struct recovery_run *run, int wave, struct error *err)
+{
+    struct error why = ERROR_INIT, failed = ERROR_INIT;
+    int r = wave < 0 ? note_digest(run, err) : 0;
+    if (r < 0)
+        return r;
+    bool in_status = plan_in_status(run);
+    r = in_status ? 0 : save_in_maps(run, wave, &why);
+    if (r == 0 && !in_status)
+        return 0;
+    if (r < 0 && !is_refused(r)) {
+        *err = why;
+        return r;
+    }
+    if (r < 0)
+        log_warning(run->c->log, "recovery %s/%s: its plan is kept in its status, since no ConfigMap takes it: %s", run->namespace, run->name, why.message);
+    r = save_in_status(run, &failed);
+    if (r == -EFBIG || r == -EOPNOTSUPP)
+        return error_set(err, why.code ? why.code : r, "the plan can be kept nowhere: %.800s; %.400s", why.message, failed.message);
+    if (r < 0)
+        *err = failed;
     return r;
 }
 
@@ -308,6 +369,17 @@ int recovery_load_plan(struct recovery_run *run, struct error *err)
 {
     recovery_free_entries(run);
     const size_t planned = planned_entries(run);
+    const json_t *lines = plan_in_status(run);
+    size_t i;
+    json_t *one;
+    json_array_foreach(lines, i, one)
+    {
+        int r = load_line(run, json_string_value(one), json_string_length(one), err);
+        if (r < 0)
+            return r;
+    }
+    if (lines)
+        return check_digest(run, err);
     for (size_t number = 0;; number++) {
         _cleanup_free_ char *text = NULL;
         int r = run->c->store->read_plan(run->c->store_context, run->recovery, number, &text, err);

@@ -266,21 +266,38 @@ class Quota(GitOpsTest):
         _, status = self.recover(ns, mode="clone", target=target, dryRun=True)
         self.assertEqual(status["phase"], "Planned", status)
 
+    def secret_quota(self, ns, hard):
+        return {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "tight", "namespace": ns}, "spec": {"hard": {"secrets": hard}}}
+
+    def until_counted(self, ns, hard, used):
+        status = lambda: get("-n", ns, "get", "resourcequota", "tight").get("status", {})
+        until("the count", lambda: [status().get(field, {}).get("secrets") for field in ("hard", "used")] == [hard, used])
+
     def test_what_a_rewind_takes_away_counts(self):
         secret = lambda name: {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": "exchange"}}
         ns = make_namespace("exchange")
-        self.application("exchange", config_map("c", ns, "good"), secret("old"))
+        self.application("exchange", config_map("c", ns, "good"), secret("old"), self.secret_quota(ns, "1"))
         base.SERVER.kubectl("-n", ns, "delete", "secret", "old")
+        self.until_counted(ns, "1", "0")
         base.SERVER.apply(secret("new"))
-        self.quota(ns, "tight", {"secrets": "1"})
+        self.until_counted(ns, "1", "1")
         _, status = self.recover(ns, dryRun=True)
         self.assertEqual(status["phase"], "Planned", status)
-        base.SERVER.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "tight", "namespace": ns}, "spec": {"hard": {"secrets": "0"}}})
+        # nor does what the quota has become meanwhile: it is put back first
         base.SERVER.kubectl("-n", ns, "delete", "secret", "new")
-        until("the count", lambda: get("-n", ns, "get", "resourcequota", "tight").get("status", {}).get("hard", {}).get("secrets") == "0" and
-              get("-n", ns, "get", "resourcequota", "tight")["status"]["used"]["secrets"] == "0")
+        base.SERVER.apply(self.secret_quota(ns, "0"))
+        self.until_counted(ns, "0", "0")
+        _, status = self.recover(ns)
+        self.assertEqual(status["phase"], "Completed", status)
+
+    def test_a_rewind_that_a_quota_of_then_has_no_room_for_is_refused(self):
+        ns = make_namespace("full")
+        self.application("full", config_map("c", ns, "good"), {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "older", "namespace": ns}}, self.secret_quota(ns, "0"))
+        base.SERVER.kubectl("-n", ns, "delete", "secret", "older")
+        self.until_counted(ns, "0", "0")
         _, status = self.recover(ns)
         self.assertEqual((status["phase"], self.condition(status, "Ready")[1]), ("Failed", "QuotaExceeded"), status)
+        self.assertEqual(self.value(ns), "bad", "nothing was changed")
 
 
 if __name__ == "__main__":

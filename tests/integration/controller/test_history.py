@@ -433,7 +433,7 @@ class Gone(History):
     def test_a_namespace_that_is_gone_still_answers_whoever_could_read_all_of_it(self):
         ns, other = self.namespace("gone", "ann"), self.namespace("hers", "ann", protected=False)
         self.journaled(ns, base.config_map("settings", ns, "1"))
-        # Before the rest: the application goes with the namespace, and what goes after it, in another watch, is not journaled as deleted.
+        # Before the rest: the history ends with the deletion of the namespace, and what goes then is not journaled as deleted.
         SERVER.kubectl("-n", ns, "delete", "configmap", "settings")
         until("its end is journaled", lambda: any(p["deleted"] for p in answer("points", f"{ns}/{ns}")["points"] if p.get("name", "").endswith("/settings")))
         SERVER.kubectl("delete", "namespace", ns, "--timeout=90s")
@@ -442,6 +442,7 @@ class Gone(History):
         self.assertEqual(code, OK, err)
         self.assertIn(f"core/v1/ConfigMap/{ns}/settings", out)
         self.assertIn(f"kubectl tidemark restore {ns}/{ns}", err)
+        self.assertIn("the namespace was deleted", out)
         found = answer("points", f"{ns}/{ns}")
         self.assertTrue(found["oldestTime"] and found["points"])
         before = [p for p in found["points"] if p.get("name", "").endswith("/settings") and not p["deleted"]][0]["point"]
@@ -464,6 +465,20 @@ class Gone(History):
         self.assertEqual(code, OK, err)
         self.assertIn(f"core/v1/ConfigMap/{ns}/settings", out)
         self.assertIn("not protected any more", err)
+
+
+class Plans(History):
+    def test_the_plan_is_shown_where_no_config_map_is_taken(self):
+        ns = self.namespace("maps")
+        self.journaled(ns, base.config_map("settings", ns, "1"))
+        point = answer("points", f"{ns}/{ns}")["points"][0]["point"]
+        self.journaled(ns, base.config_map("settings", ns, "2"))
+        SERVER.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none", "namespace": ns}, "spec": {"hard": {"count/configmaps": "0"}}})
+        until("nothing more is taken", lambda: "exceeded quota" in SERVER.kubectl(
+            "create", "--dry-run=server", "-f", "-", stdin=json.dumps(base.config_map("probe", ns, "1")), check=False))
+        code, out, err = plugin("rewind", f"{ns}/{ns}", "--to", point, "--dry-run")
+        self.assertEqual(code, OK, err)
+        self.assertRegex(out, f"core/v1/ConfigMap/{ns}/settings +change")
 
 
 class Verify(History):

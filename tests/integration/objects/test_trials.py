@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What other people's objects do to a recovery, against a real API server: owners that are made again, doors that refuse, objects that are
 being deleted, fields that hang together, quotas that begin empty; and histories by chance (TIDEMARK_SEED, TIDEMARK_ROUNDS) against a model."""
+import base64
 import json
 import os
 import random
@@ -12,7 +13,7 @@ import unittest
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import test_manifests as manifests
 import test_recovery as recoveries
-from test_recovery import ROOT, ApiServer, base, until
+from test_recovery import ROOT, ApiServer, base, service, until
 
 SERVER = None
 RBAC = "rbac.authorization.k8s.io"
@@ -230,6 +231,67 @@ class Trials(recoveries.Recoveries):
         self.recover(ns, f"plan-{self.plans}", mode="rewind", point="latest", dryRun=True)
         return any(part in name and line["a"] == "same" for name, line in self.plan(ns, f"plan-{self.plans}").items())
 
+    def test_a_webhook_for_config_maps_that_is_down_stops_no_recovery(self):
+        """The plan of each stands in ConfigMaps, where they are taken."""
+        ns = self.make("maps")
+        self.start()
+        self.captured(ns)
+        self.create(base.config_map("c", ns, "good"), obj("Secret", "s", ns, stringData={"value": "good"}), recoveries.deployment("web", ns))
+        point = self.mark(ns)
+        SERVER.apply(base.config_map("c", ns, "bad"), obj("Secret", "s", ns, stringData={"value": "bad"}), recoveries.deployment("web", ns, "shop:2"))
+        self.mark(ns)
+        self.addCleanup(SERVER.kubectl, "delete", "validatingwebhookconfiguration", "trials-maps", "--ignore-not-found")
+        SERVER.apply(obj("ValidatingWebhookConfiguration", "trials-maps", version="admissionregistration.k8s.io/v1", webhooks=[{
+            "name": "maps.example.com", "clientConfig": {"url": "https://127.0.0.1:1/"}, "sideEffects": "None", "admissionReviewVersions": ["v1"], "timeoutSeconds": 1,
+            "rules": [{"apiGroups": [""], "apiVersions": ["*"], "operations": ["CREATE", "UPDATE"], "resources": ["configmaps"]}],
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": ns}}}]))
+        until("the door is shut", lambda: "failed calling webhook" in SERVER.kubectl(
+            "create", "--dry-run=server", "-f", "-", stdin=json.dumps(base.config_map("probe", ns)), check=False))
+        status = self.recover(ns, "back", mode="rewind", point=point)
+        self.assertEqual((status["phase"], {f["object"].split("/")[-1] for f in status.get("failures", [])}), ("Failed", {"c", "mark"}), json.dumps(status, indent=1))
+        self.assertIn("failed calling webhook", status["failures"][0]["reason"])
+        self.assertEqual(base64.b64decode(self.get(ns, "secret", "s")["data"]["value"]), b"good")
+        self.assertEqual(self.get(ns, "deployment", "web")["spec"]["template"]["spec"]["containers"][0]["image"], "shop:1")
+        lines = {line["o"].split("/")[-1]: line for line in map(json.loads, status["plan"]["objects"])}
+        self.assertEqual((lines["c"]["v"], lines["s"]["v"], lines["web"]["v"]), ("failed", "changed", "changed"))
+        self.assertNotIn("configMap", status["plan"])
+
+    def test_what_a_killed_controller_had_deleted_and_may_not_be_made_is_there_as_it_was(self):
+        """What is made again for a field that cannot be changed, when the door is shut between its end and its beginning."""
+        ns = self.make("between")
+        controller = self.start("first")
+        self.captured(ns)
+        hold = {"finalizers": ["example.com/hold"]}
+        frozen = lambda value, **meta: obj("Secret", "frozen", ns, immutable=True, stringData={"value": value}, meta=meta)
+        SERVER.apply(frozen("good"), base.config_map("c", ns, "good"))
+        point = self.mark(ns)
+        SERVER.kubectl("-n", ns, "delete", "secret/frozen")
+        SERVER.apply(frozen("newer", **hold), base.config_map("c", ns, "newer"))
+        was = self.get(ns, "secret", "frozen")
+        self.mark(ns)
+        self.start_recovery(ns, "back", mode="rewind", point=point)
+        until("it is deleted, and held", lambda: "deletionTimestamp" in self.get(ns, "secret", "frozen")["metadata"])
+        controller.kill()
+        status = self.status(ns, "back")
+        self.assertEqual(status["phase"], "Running", status)
+        self.assertNotIn(was["data"]["value"], json.dumps(status), "what is noted is sealed")
+        self.addCleanup(SERVER.kubectl, "delete", "validatingadmissionpolicy,validatingadmissionpolicybinding", "trials-between", "--ignore-not-found")
+        self.refuse("trials-between", ns, f"object.metadata.name != 'frozen' || object.data['value'] == '{was['data']['value']}'", "what is old is not wanted", ["secrets"])
+        self.await_door(frozen("good"))
+        SERVER.kubectl("-n", ns, "patch", "secret", "frozen", "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+        until("it is gone", lambda: self.get(ns, "secret", "frozen") is None)
+        self.start("second")
+        until("the end", lambda: self.has_ended(ns, "back"), 180)
+        status, now = self.status(ns, "back"), self.get(ns, "secret", "frozen")
+        self.assertIsNotNone(now, json.dumps(status, indent=1))
+        self.assertEqual((now["data"], now["metadata"]["finalizers"]), (was["data"], hold["finalizers"]))
+        SERVER.kubectl("-n", ns, "patch", "secret", "frozen", "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+        self.assertEqual((status["phase"], [f["object"].split("/")[-1] for f in status["failures"]]), ("Failed", ["frozen"]))
+        self.assertIn("what is old is not wanted", status["failures"][0]["reason"])
+        self.assertIn("what was there was made again as it was", status["failures"][0]["reason"])
+        self.assertEqual(base.actual(ns)["c"], "good", "the rest is put back")
+        self.assertNotIn("replacing", status)
+
     # ---- objects that are on their way out ----
 
     def test_what_is_being_deleted_is_there_at_the_end(self):
@@ -358,6 +420,41 @@ class Trials(recoveries.Recoveries):
         self.assertNotEqual(running["metadata"]["uid"], was["running"], f"its work is undone, and it would not do it again: {plan}")
         self.assertEqual(status["verdicts"]["failed"], 0)
 
+    # ---- a namespace that goes ----
+
+    def test_the_latest_point_of_a_deleted_namespace_is_as_it_was(self):
+        """What goes with it goes one after the other, the application among the first; another controller sees the end of it."""
+        room, ns = base.make_namespace("last-room"), self.make("last")
+        controller = self.start("first")
+        self.captured(ns)
+        self.create(*(base.config_map(f"c{i}", ns) for i in range(30)), *(obj("Secret", f"s{i}", ns, stringData={"a": "b"}) for i in range(5)),
+                    recoveries.deployment("web", ns), service("web", ns), base.claim("data", ns), base.config_map("held", ns, finalizers=["example.com/hold"]))
+        self.mark(ns)
+        names = lambda: {(o["kind"], o["metadata"]["name"]) for o in SERVER.json("-n", ns, "get", "configmaps,secrets,deployments,services,pvc,serviceaccounts")["items"]
+                         if not o["metadata"]["name"].startswith("tidemark-recovery-")}
+        before = names()
+        SERVER.kubectl("delete", "namespace", ns, "--wait=false")
+        until("most of it is gone", lambda: len(names()) < 5 and base.papp(ns) is None)
+        controller.kill()
+        self.start("second")
+        until("it leads", lambda: "second" in SERVER.json("-n", "tidemark-system", "get", "lease", "tidemark-controller")["spec"].get("holderIdentity", ""))
+        SERVER.kubectl("-n", ns, "patch", "configmap", "held", "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+        until("it is gone", lambda: "NotFound" in SERVER.kubectl("get", "namespace", ns, check=False))
+        records = base.history(self.state, ns)
+        self.assertIn("the namespace was deleted", records[-1])
+        self.assertEqual([r for r in records if r.startswith("deleted")], [])
+        status = self.recover(ns, "again", where=room, mode="restore", point="latest", sourceNamespace=ns)
+        self.no_failures(status)
+        self.assertEqual(before - names(), set())
+        SERVER.kubectl("-n", ns, "patch", "configmap", "held", "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+        # and its history goes on
+        self.captured(ns)
+        SERVER.kubectl("-n", ns, "delete", "configmap", "c1")
+        point = self.mark(ns)
+        SERVER.kubectl("-n", ns, "delete", "configmap", "c2")
+        self.rewind(ns, "back", point)
+        self.assertEqual({n for _, n in before - names()}, {"c1"})
+
     # ---- a namespace that begins anew ----
 
     def test_a_namespace_with_quotas_comes_back_whole(self):
@@ -378,6 +475,58 @@ class Trials(recoveries.Recoveries):
         self.assertEqual(status.get("failures", []), [])
         self.no_failures(status)
         self.assertEqual(len([n for n in base.actual(ns) if n.startswith("c")]), 40)
+
+    def limits(self, ns, cpu, storage, maps):
+        return (obj("LimitRange", "limits", ns, spec={"limits": [{"type": "Container", "max": {"cpu": cpu}, "default": {"cpu": "200m"}, "defaultRequest": {"cpu": "100m"}},
+                                                                 {"type": "PersistentVolumeClaim", "max": {"storage": storage}}]}),
+                obj("ResourceQuota", "maps", ns, spec={"hard": {"count/configmaps": maps}}))
+
+    def pod(self, name, ns, cpu):
+        return obj("Pod", name, ns, spec={"containers": [{"name": "c", "image": "c", "resources": {"requests": {"cpu": cpu}, "limits": {"cpu": cpu}}}]})
+
+    def await_limits(self, ns, o, word):
+        until("they are in force", lambda: word in SERVER.kubectl("create", "--dry-run=server", "-f", "-", stdin=json.dumps(o), check=False))
+
+    def test_what_is_older_than_a_limit_comes_back_with_it_and_pods_that_are_made_get_its_defaults(self):
+        room, ns = base.make_namespace("older-room"), self.make("older")
+        self.start()
+        self.captured(ns)
+        self.create(self.pod("bare", ns, "2"), base.claim("data", ns), *(base.config_map(f"c{i}", ns) for i in range(5)))
+        self.mark(ns)
+        self.create(*self.limits(ns, "1", "500Mi", "3"), recoveries.deployment("web", ns))
+        self.await_limits(ns, self.pod("probe", ns, "2"), "maximum cpu usage per Container is 1")
+        point = until("the journal", lambda: self.journaled(ns))
+        SERVER.kubectl("-n", ns, "delete", "pod", "bare", "--grace-period=0", "--force")
+        SERVER.kubectl("delete", "namespace", ns)
+        status = self.recover(ns, "again", where=room, mode="restore", point=point, sourceNamespace=ns)
+        self.assertEqual(status.get("failures", []), [])
+        self.no_failures(status)
+        self.assertEqual(self.get(ns, "pod", "bare")["spec"]["containers"][0]["resources"], {"requests": {"cpu": "2"}, "limits": {"cpu": "2"}})
+        self.assertEqual({n for n in base.actual(ns) if n.startswith("c")}, {f"c{i}" for i in range(5)})
+        self.assertIsNotNone(self.get(ns, "pvc", "data"))
+        pods = until("its pods", lambda: [p for p in SERVER.json("-n", ns, "get", "pods", "-l", "app=web")["items"]])
+        self.assertEqual(pods[0]["spec"]["containers"][0]["resources"]["limits"], {"cpu": "200m"})
+
+    def test_limits_that_came_or_were_tightened_after_the_point_are_in_no_ones_way(self):
+        ns = self.make("tightened")
+        self.start()
+        self.captured(ns)
+        self.create(*self.limits(ns, "4", "2Gi", "50"))
+        self.await_limits(ns, self.pod("probe", ns, "5"), "maximum cpu usage per Container is 4")
+        self.create(self.pod("bare", ns, "2"), base.claim("data", ns), *(base.config_map(f"c{i}", ns) for i in range(5)))
+        point = self.mark(ns)
+        SERVER.kubectl("-n", ns, "delete", "pod/bare", "pvc/data", "configmap/c0", "configmap/c1", "--grace-period=0", "--force")
+        until("they are gone", lambda: not self.get(ns, "pod", "bare") and not self.get(ns, "pvc", "data"))
+        later = self.limits(ns, "1", "500Mi", "3")
+        SERVER.apply(*later, *({**o, "metadata": {**o["metadata"], "name": "later"}} for o in later))
+        self.await_limits(ns, self.pod("probe", ns, "2"), "maximum cpu usage per Container is 1")
+        until("it is journaled", lambda: self.journaled(ns))
+        status = self.rewind(ns, "back", point)
+        self.assertEqual(status["verdicts"]["failed"], 0)
+        self.assertEqual(self.get(ns, "pod", "bare")["spec"]["containers"][0]["resources"]["limits"], {"cpu": "2"})
+        self.assertEqual({n for n in base.actual(ns) if n.startswith("c")}, {f"c{i}" for i in range(5)})
+        self.assertIsNotNone(self.get(ns, "pvc", "data"))
+        self.assertEqual([self.get(ns, "resourcequota", n) is not None for n in ("maps", "later")], [True, False])
 
     # ---- clones ----
 

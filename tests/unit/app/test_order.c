@@ -120,6 +120,29 @@ static void the_servers_own_kind_does_not_wait_for_itself(void **unused)
     assert_int_equal(json_array_size(json_object_get(order, "cycles")), 0);
 }
 
+static void limits_come_after_what_may_be_older_and_before_what_makes_pods(void **unused)
+{
+    (void)unused;
+    _cleanup_json_ json_t *set = manifests_set_text(
+        "apiVersion: v1\nkind: LimitRange\nmetadata: {name: l, namespace: n}\n---\n"
+        "apiVersion: v1\nkind: ResourceQuota\nmetadata: {name: q, namespace: n}\n---\n"
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c, namespace: n}\n---\n"
+        "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: d, namespace: n}\n---\n"
+        "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: n}\nspec: {selector: {a: b}}\n---\n"
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: n, labels: {a: c}}\nspec: {containers: []}\n---\n"
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: w, namespace: n}\nspec: {template: {metadata: {labels: {a: b}}, spec: {containers: []}}}\n---\n"
+        "apiVersion: admissionregistration.k8s.io/v1\nkind: ValidatingWebhookConfiguration\nmetadata: {name: h}\n"
+        "webhooks: [{clientConfig: {service: {name: s, namespace: n}}, rules: [{apiGroups: [''], resources: ['limitranges', 'resourcequotas']}]}]\n");
+    _cleanup_json_ json_t *order = order_of(set);
+    static const char *const before[] = {"core/v1/ConfigMap/n/c", "core/v1/PersistentVolumeClaim/n/d", "core/v1/Service/n/s", "core/v1/Pod/n/p"},
+                            *const limits[] = {"core/v1/LimitRange/n/l", "core/v1/ResourceQuota/n/q"};
+    for (size_t l = 0; l < 2; l++) {
+        for (size_t i = 0; i < sizeof before / sizeof *before; i++)
+            assert_before(order, before[i], limits[l]);
+        assert_before(order, limits[l], "apps/v1/Deployment/n/w");
+    }
+}
+
 static void a_cycle_is_opened_where_no_owner_is_lost(void **unused)
 {
     (void)unused;
@@ -203,6 +226,7 @@ int main(void)
         cmocka_unit_test(what_is_needed_stands_before_what_needs_it),
         cmocka_unit_test(what_a_webhook_guards_waits_for_its_server),
         cmocka_unit_test(the_servers_own_kind_does_not_wait_for_itself),
+        cmocka_unit_test(limits_come_after_what_may_be_older_and_before_what_makes_pods),
         cmocka_unit_test(a_cycle_is_opened_where_no_owner_is_lost),
         cmocka_unit_test(random_graphs_are_ordered_the_same_each_time),
     };

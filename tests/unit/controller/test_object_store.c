@@ -113,6 +113,49 @@ static void test_a_list_finds_what_is_gone_and_a_deletion_beside_it_wins(void **
     check_remove_directory(directory);
 }
 
+static void test_s7_what_goes_with_a_namespace_is_no_history(void **state)
+{
+    (void)state;
+    static const char a[] = "core/v1/ConfigMap/shop/a", b[] = "core/v1/ConfigMap/shop/b", c[] = "core/v1/ConfigMap/shop/c";
+    struct error err = ERROR_INIT;
+    struct object_store *store;
+    char *directory = check_make_directory(), text[64];
+    bool resumed;
+    check_ok(object_store_new(directory, &sealing, NULL, JOURNALS, &store, &err));
+    for (int i = 0; i < 2; i++)
+        check_ok(object_store_keep(store, "shop", i ? "part" : "shop", &resumed, &err));
+    put(store, "shop", a, "1", 1);
+    put(store, "shop", b, "1", 2);
+    put(store, "part", b, "1", 2);
+    check_ok(object_store_end(store, "other", 10, "gone", &err));
+    assert_false(object_store_has_ended(store, "shop", "shop"));
+    check_ok(object_store_end(store, "shop", 10, "gone", &err));
+    check_ok(object_store_end(store, "shop", 20, "gone", &err)); /* it ends once */
+    assert_true(object_store_has_ended(store, "shop", "shop") && object_store_has_ended(store, "shop", "part"));
+    put(store, "shop", b, "2", 9); /* from before, in another watch */
+    put(store, "shop", a, NULL, 11);
+    put(store, "part", b, NULL, 0);
+    put(store, "shop", c, "1", 12);
+    check_ok(object_store_sweep(store, "shop", "shop", "", "ConfigMap", 0, &err));
+    object_store_list_kind(store, "", "ConfigMap");
+    check_ok(object_store_sweep_kind(store, "", "ConfigMap", &err));
+    assert_string_equal(value_at(store, "shop", a, &latest, text), "1");
+    assert_string_equal(value_at(store, "shop", b, &latest, text), "2");
+    assert_string_equal(value_at(store, "shop", c, &latest, text), "");
+    assert_string_equal(value_at(store, "part", b, &latest, text), "1");
+    object_store_drop(store, "shop", "shop");
+    check_ok(object_store_keep(store, "shop", "shop", &resumed, &err)); /* another namespace of its name */
+    assert_true(resumed);
+    object_store_list(store, "shop", "shop", true);
+    put(store, "shop", b, "3", 30);
+    check_ok(object_store_sweep(store, "shop", "shop", "", "ConfigMap", 31, &err));
+    object_store_list(store, "shop", "shop", false);
+    assert_string_equal(value_at(store, "shop", a, &latest, text), "");
+    assert_string_equal(value_at(store, "shop", b, &latest, text), "3");
+    object_store_free(store);
+    check_remove_directory(directory);
+}
+
 static void test_more_applications_than_journals_are_open(void **state)
 {
     (void)state;
@@ -426,6 +469,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_records_are_made_of_changes_only_and_old_versions_never_follow_new_ones),
         cmocka_unit_test(test_a_list_finds_what_is_gone_and_a_deletion_beside_it_wins),
+        cmocka_unit_test(test_s7_what_goes_with_a_namespace_is_no_history),
         cmocka_unit_test(test_more_applications_than_journals_are_open),
         cmocka_unit_test(test_an_application_that_changes_all_the_time_keeps_no_other_waiting),
         cmocka_unit_test(test_sealing_hides_binds_and_detects),

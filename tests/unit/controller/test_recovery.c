@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Recoveries in a cluster that exists in memory only, so that it can fail at every call. Invariants R1..R6:
+/* Recoveries in a cluster that exists in memory only, so that it can fail at every call. Invariants R1..R7:
  * controller/recovery.h. */
 #include "../app/manifests.h"
 
@@ -8,6 +8,7 @@
 
 #include "app/restore.h"
 #include "controller/recovery.h"
+#include "controller/sealing.h"
 
 /* ---- a cluster ---- */
 
@@ -27,7 +28,10 @@ struct cluster {
     bool immutable;      /* and that is why */
     bool policy;         /* or a policy is, whose words these are */
     bool refuse_old;     /* what has data.a: old cannot be made */
+    bool refuse_plan;    /* no ConfigMap is taken, */
+    unsigned plan_from;  /* from the so manyeth on */
     bool refuse_tried;   /* and that is told beforehand */
+    unsigned plan_writes;
     unsigned leaving_looks; /* at what is being deleted: after three it is gone */
     bool collects;       /* what belongs to what is deleted goes with it */
     char refusal[3000];  /* or this */
@@ -274,6 +278,8 @@ static int write_plan(void *context, const json_t *recovery, size_t number, cons
     char key[24];
     (void)recovery;
     CALL(c);
+    if (c->refuse_plan && c->plan_writes++ >= c->plan_from)
+        ANSWER(error_set(err, -EIO, "Internal error occurred: failed calling webhook \"policy\""));
     snprintf(key, sizeof key, "%zu", number);
     json_object_set_new(c->plans, key, json_string(text));
     ANSWER(0);
@@ -547,6 +553,10 @@ static const struct data_ops data_ops = {.streams = streams,
 
 static int run(struct cluster *c, bool data, struct error *err)
 {
+    static const uint8_t key[SEALING_KEY_BYTES] = {1, 2, 3};
+    struct sealing sealing;
+    if (sealing_init(&sealing, key, err) < 0)
+        fail_msg("%s", err->message);
     struct recovery_context context = {.cluster = &cluster_ops,
                                        .cluster_context = c,
                                        .store = &store_ops,
@@ -555,6 +565,7 @@ static int run(struct cluster *c, bool data, struct error *err)
                                        .source_context = c,
                                        .data = data ? &data_ops : NULL,
                                        .data_context = c,
+                                       .sealing = &sealing,
                                        .pause = no_pause,
                                        .pause_context = c};
     return recovery_advance(&context, "n", "r", err);
@@ -770,6 +781,46 @@ static void r1_a_killed_controller_is_taken_over_at_every_call(void **unused)
         }
     }
     tear_down(&whole);
+}
+
+/* A webhook for ConfigMaps that is down, from the beginning or from the first wave on. */
+static void r1_a_plan_that_no_config_map_takes_is_in_the_status(void **unused)
+{
+    (void)unused;
+    struct cluster whole;
+    struct error err = ERROR_INIT;
+    for (unsigned from = 0; from < 3; from++) {
+        set_up(&whole, NOW, REWIND);
+        whole.refuse_plan = true;
+        whole.plan_from = from;
+        check_ok(run(&whole, true, &err));
+        assert_phase(&whole, "Completed");
+        assert_rewound(&whole);
+        const json_t *plan = json_object_get(status_of(&whole), "plan");
+        assert_int_equal(json_array_size(json_object_get(plan, "objects")), 8);
+        assert_null(json_object_get(plan, "configMap"));
+        _cleanup_free_ char *lines = json_to_text(plan);
+        assert_non_null(strstr(lines, "its address or node port is taken"));
+        _cleanup_free_ char *expected = json_dumps(json_object_get(status_of(&whole), "verdicts"), JSON_SORT_KEYS | JSON_COMPACT);
+        for (long at = 1; at <= whole.calls; at++) {
+            struct cluster c;
+            set_up(&c, NOW, REWIND);
+            c.refuse_plan = true;
+            c.plan_from = from;
+            c.kill_at = at;
+            c.lose_answer = at & 1;
+            (void)run(&c, true, &err);
+            err = (struct error)ERROR_INIT;
+            c.kill_at = 0;
+            check_ok(run(&c, true, &err));
+            assert_phase(&c, "Completed");
+            assert_rewound(&c);
+            _cleanup_free_ char *got = json_dumps(json_object_get(status_of(&c), "verdicts"), JSON_SORT_KEYS | JSON_COMPACT);
+            assert_string_equal(got, expected);
+            tear_down(&c);
+        }
+        tear_down(&whole);
+    }
 }
 
 static void r3_a_failed_check_leaves_everything_as_it_was(void **unused)
@@ -1898,6 +1949,64 @@ static void what_a_policy_refuses_is_left_as_it_was(void **unused)
     tear_down(&c);
 }
 
+/* A controller that dies while one is made again, which is refused once it is taken over: whatever was done by then, and lost of it, one of
+ * the two is there, and what became of it is told. */
+static void r7_what_is_made_again_is_never_lost(void **unused)
+{
+    static const char refused[] = "core/v1/ConfigMap/n/refused";
+    static const char *const now = NOW "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: refused, namespace: n, finalizers: [a/b]}\nimmutable: true\n"
+                                       "data: {a: new, secret: hush}\n";
+    static const char then[] = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: refused, namespace: n}\nimmutable: true\ndata: {a: old}\n";
+    (void)unused;
+    struct cluster whole;
+    struct error err = ERROR_INIT;
+    unsigned put_back = 0, noted = 0, cancelled = 0;
+    set_up(&whole, now, REWIND);
+    point_has(&whole, then);
+    check_ok(run(&whole, false, &err));
+    assert_phase(&whole, "Completed");
+    assert_null(json_object_get(status_of(&whole), "replacing"));
+    for (long at = 1; at <= whole.calls; at++) {
+        for (int how = 0; how < 4; how++) { /* its last call is carried out; it is cancelled meanwhile */
+            struct cluster c;
+            set_up(&c, now, REWIND);
+            point_has(&c, then);
+            c.kill_at = at;
+            c.lose_answer = how & 1;
+            (void)run(&c, false, &err);
+            err = (struct error)ERROR_INIT;
+            const bool gone = !json_object_get(c.objects, refused), was_new = !gone && !strcmp(json_text(json_object_get(json_object_get(c.objects, refused), "data"), "a"), "new");
+            _cleanup_free_ char *text = json_to_text(c.recovery);
+            assert_null(strstr(text, "hush"));
+            noted += json_object_get(status_of(&c), "replacing") != NULL;
+            c.kill_at = 0;
+            c.refuse_old = true;
+            if (how & 2)
+                json_object_set_new(json_object_get(c.recovery, "metadata"), "annotations", json_pack("{s:s}", RECOVERY_CANCEL_ANNOTATION, "true"));
+            check_ok(run(&c, false, &err));
+            const json_t *is = json_object_get(c.objects, refused);
+            if (!is)
+                fail_msg("killed at call %ld (%d): it is lost: %s", at, how, text);
+            if (gone || was_new) {
+                assert_string_equal(json_text(json_object_get(is, "data"), "a"), "new");
+                assert_int_equal(json_array_size(json_object_get(json_object_get(is, "metadata"), "finalizers")), 1);
+            }
+            if (gone && !(how & 2)) {
+                const char *reason = json_text(json_array_get(json_object_get(status_of(&c), "failures"), 0), "reason");
+                assert_phase(&c, "Failed");
+                assert_non_null(strstr(reason, "it is old"));
+                assert_non_null(strstr(reason, "made again as it was"));
+                put_back++;
+            }
+            cancelled += gone && (how & 2);
+            assert_null(json_object_get(status_of(&c), "replacing"));
+            tear_down(&c);
+        }
+    }
+    assert_true(put_back > 0 && noted > 0 && cancelled > 0);
+    tear_down(&whole);
+}
+
 static void what_is_being_deleted_is_made_again(void **unused)
 {
     (void)unused;
@@ -2059,6 +2168,7 @@ int main(void)
         cmocka_unit_test(what_belongs_to_what_is_made_again_stays),
         cmocka_unit_test(what_belongs_to_what_was_made_again_is_given_to_it),
         cmocka_unit_test(what_a_policy_refuses_is_left_as_it_was),
+        cmocka_unit_test(r7_what_is_made_again_is_never_lost),
         cmocka_unit_test(what_is_being_deleted_is_made_again),
         cmocka_unit_test(what_had_ended_does_not_run_again_and_what_ran_does),
         cmocka_unit_test(an_owner_that_may_not_be_looked_at_stays),
@@ -2071,6 +2181,7 @@ int main(void)
         cmocka_unit_test(a_rewind_puts_objects_back),
         cmocka_unit_test(a_dry_run_changes_nothing_and_says_everything),
         cmocka_unit_test(r1_a_killed_controller_is_taken_over_at_every_call),
+        cmocka_unit_test(r1_a_plan_that_no_config_map_takes_is_in_the_status),
         cmocka_unit_test(r3_a_failed_check_leaves_everything_as_it_was),
         cmocka_unit_test(who_would_put_it_back_is_named_before_anything_is_changed),
         cmocka_unit_test(one_object_that_fails_does_not_stop_the_others_and_is_told),
