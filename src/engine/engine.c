@@ -24,14 +24,9 @@ void engine_request_stop(void)
 
 static int write_pid(struct engine *e, struct error *err)
 {
-    char path[128], text[32];
+    char path[128];
     snprintf(path, sizeof path, "%s.pid", e->config->socket);
-    int n = snprintf(text, sizeof text, "%-10d\n", getpid());
-    int r = io_replace_file(path, text, (size_t)n, 0600, err);
-    if (r == -ENOSPC && io_overwrite_file(path, text, (size_t)n, 0600, err) == 0) { /* that of an engine that was killed */
-        *err = ERROR_INIT;
-        r = 0;
-    }
+    int r = io_write_pid_file(path, 0600, err);
     e->told_pid = r == 0;
     return r;
 }

@@ -13,7 +13,9 @@ sys.path.insert(0, os.path.dirname(__file__))
 from stand import Stand, content, until, write  # noqa: E402
 
 
-class FullDisk(unittest.TestCase):
+class OnFullDisk(unittest.TestCase):
+    export = "fuse"
+
     def setUp(self):
         self.s = s = Stand()
         os.mkdir(s.state)
@@ -24,7 +26,8 @@ class FullDisk(unittest.TestCase):
         source = s.path("data.img")  # elsewhere: its writes need no room on the full disk
         with open(source, "wb") as f:
             f.truncate(16 << 20)
-        s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\nspec:\n  volumes:\n"
+        s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\nspec:\n"
+                f"  export: {self.export}\n  volumes:\n"
                 f"  - {{name: data, source: {source}}}\n")
         until(lambda: s.status()["state"] == "protected", "what the source holds to be in the history")
         self.device = s.status()["volumes"][0]["device"]
@@ -48,6 +51,13 @@ class FullDisk(unittest.TestCase):
             except OSError:
                 pass
 
+    def kill_engine(self):
+        killed = self.s.status()["engine_pid"]
+        os.kill(killed, signal.SIGKILL)
+        return killed
+
+
+class Fuse(OnFullDisk):
     def test_an_up_that_is_started_again_takes_over_what_runs(self):
         s = self.s
         write(self.device, 0, b"one" + bytes(4093))
@@ -72,11 +82,6 @@ class FullDisk(unittest.TestCase):
 
         until(suspended, "what was reserved for the journal to be used up")
         self.fill()
-
-    def kill_engine(self):
-        killed = self.s.status()["engine_pid"]
-        os.kill(killed, signal.SIGKILL)
-        return killed
 
     def test_an_engine_that_is_killed_is_back_without_room(self):
         """Somebody else takes all that becomes free, all the time."""
@@ -135,6 +140,20 @@ class FullDisk(unittest.TestCase):
         until(lambda: s.status()["state"] == "protected", "the engine to be back")
         write(self.device, 0, b"one" + bytes(4093))
         self.assertEqual(content(self.device, 0, 3), b"one")
+
+
+class Nbd(OnFullDisk):
+    export = "nbd"
+
+    def test_an_engine_that_is_killed_is_back_without_room(self):
+        s = self.s
+        for _ in range(3):
+            self.fill()
+            killed = self.kill_engine()
+            status = until(lambda: (status := s.status())["engine_pid"] not in (None, killed) and status["state"] == "suspended" and status, "the next engine", 5)
+            self.assertIn("No space left on device", " ".join(status["alarms"]))
+        self.make_room()
+        until(lambda: s.status()["state"] == "protected", "journaling to go on")
 
 
 if __name__ == "__main__":
