@@ -164,6 +164,19 @@ int io_replace_file(const char *path, const void *data, size_t length_bytes, mod
 {
     return replace_file(path, data, length_bytes, mode, true, err);
 }
+
+int io_write_pid_file(const char *path, mode_t mode, struct error *err)
+{
+    struct error ignored = ERROR_INIT;
+    char text[32];
+    int n = snprintf(text, sizeof text, "%-10d\n", (int)getpid()); /* always as long: see io_overwrite_file */
+    int r = io_replace_file(path, text, (size_t)n, mode, err);
+    if (r != -ENOSPC || io_overwrite_file(path, text, (size_t)n, mode, &ignored) < 0)
+        return r;
+    *err = ERROR_INIT;
+    return 0;
+}
+
 int io_replace_volatile_file(const char *path, const void *data, size_t length_bytes, mode_t mode, struct error *err)
 {
     return replace_file(path, data, length_bytes, mode, false, err);

@@ -37,6 +37,8 @@ int io_replace_volatile_file(const char *path, const void *data, size_t length_b
 /* Writes over what the file holds, durably; for where there is no room for another one beside it. It has to be there, with that length. A crash
  * leaves anything in it. `mode` is not used. */
 int io_overwrite_file(const char *path, const void *data, size_t length_bytes, mode_t mode, struct error *err) MUST_CHECK;
+/* A file with this process's id. Without room for another one, what another process has left there is written over. */
+int io_write_pid_file(const char *path, mode_t mode, struct error *err) MUST_CHECK;
 /* Whether a directory's entry is such a file, which was not finished: nobody will. */
 bool io_is_temporary(const char *name);
 /* Removes those of a directory; 0 also without it. */

@@ -35,10 +35,13 @@ static int do_status(struct call *c, json_t **ret, struct error *err)
     return status_to_json(c->control, http_request_query(c->request, "app"), ret, err);
 }
 
-static bool query_flag(const struct call *c, const char *name)
+static int query_flag(const struct call *c, const char *name, bool *ret, struct error *err)
 {
     const char *text = http_request_query(c->request, name);
-    return text && strcmp(text, "false") != 0 && strcmp(text, "0") != 0;
+    *ret = text && (strcmp(text, "true") == 0 || strcmp(text, "1") == 0);
+    return !text || *ret || strcmp(text, "false") == 0 || strcmp(text, "0") == 0
+               ? 0
+               : error_set(err, -EINVAL, "%s: expected true or false, found '%.60s'", name, text);
 }
 
 static int do_apply(struct call *c, json_t **ret, struct error *err)
@@ -49,13 +52,17 @@ static int do_apply(struct call *c, json_t **ret, struct error *err)
         return error_set(err, -EINVAL, "directory: expected an absolute path");
     if (atomic_load(&c->control->stopping))
         return error_set(err, -EBUSY, "`tidemark up` is stopping");
-    return apply_documents(c->control, c->request->body, c->request->body_length_bytes,
-                           file && file[0] ? file : "request", directory, query_flag(c, "dry_run"), ret, err);
+    bool dry_run;
+    int r = query_flag(c, "dry_run", &dry_run, err);
+    return r < 0 ? r : apply_documents(c->control, c->request->body, c->request->body_length_bytes, file && file[0] ? file : "request",
+                                       directory, dry_run, ret, err);
 }
 
 static int do_delete(struct call *c, json_t **ret, struct error *err)
 {
-    return apply_delete(c->control, c->argument, query_flag(c, "purge"), ret, err);
+    bool purge;
+    int r = query_flag(c, "purge", &purge, err);
+    return r < 0 ? r : apply_delete(c->control, c->argument, purge, ret, err);
 }
 
 static int do_detach(struct call *c, json_t **ret, struct error *err)
@@ -404,31 +411,32 @@ static int do_operation(struct call *c, json_t **ret, struct error *err)
 static const struct {
     struct api_route route;
     int (*handle)(struct call *c, json_t **ret, struct error *err);
+    const char *query; /* what a call that is no GET may have there, with spaces between them; NULL: nothing */
 } routes[] = {
-    {{"GET", "/v1/version"}, do_version},
-    {{"GET", "/v1/status"}, do_status},
-    {{"POST", "/v1/apply"}, do_apply},
-    {{"DELETE", "/v1/applications/{app}"}, do_delete},
-    {{"POST", "/v1/applications/{app}/detach"}, do_detach},
-    {{"POST", "/v1/applications/{app}/store"}, do_store_open},
-    {{"DELETE", "/v1/applications/{app}/store"}, do_store_close},
-    {{"GET", "/v1/applications/{app}/points"}, do_points},
-    {{"GET", "/v1/applications/{app}/last-clean"}, do_last_clean},
-    {{"POST", "/v1/applications/{app}/tag"}, do_tag},
-    {{"POST", "/v1/applications/{app}/diff"}, do_diff},
-    {{"POST", "/v1/applications/{app}/open"}, do_open},
-    {{"POST", "/v1/applications/{app}/rewind"}, do_rewind},
-    {{"POST", "/v1/applications/{app}/undo"}, do_undo},
-    {{"POST", "/v1/applications/{app}/clone"}, do_clone},
-    {{"POST", "/v1/applications/{app}/verify"}, do_verify},
-    {{"POST", "/v1/applications/{app}/upgrade-engine"}, do_upgrade},
-    {{"POST", "/v1/applications/{app}/key"}, do_key},
-    {{"GET", "/v1/views"}, do_views},
-    {{"GET", "/v1/views/{id}"}, do_view},
-    {{"DELETE", "/v1/views/{id}"}, do_close},
-    {{"GET", "/v1/operations"}, do_operations},
-    {{"GET", "/v1/operations/{id}"}, do_operation},
-    {{"GET", "/metrics"}, NULL},
+    {{"GET", "/v1/version"}, do_version, NULL},
+    {{"GET", "/v1/status"}, do_status, NULL},
+    {{"POST", "/v1/apply"}, do_apply, "directory file dry_run"},
+    {{"DELETE", "/v1/applications/{app}"}, do_delete, "purge"},
+    {{"POST", "/v1/applications/{app}/detach"}, do_detach, NULL},
+    {{"POST", "/v1/applications/{app}/store"}, do_store_open, NULL},
+    {{"DELETE", "/v1/applications/{app}/store"}, do_store_close, NULL},
+    {{"GET", "/v1/applications/{app}/points"}, do_points, NULL},
+    {{"GET", "/v1/applications/{app}/last-clean"}, do_last_clean, NULL},
+    {{"POST", "/v1/applications/{app}/tag"}, do_tag, NULL},
+    {{"POST", "/v1/applications/{app}/diff"}, do_diff, NULL},
+    {{"POST", "/v1/applications/{app}/open"}, do_open, NULL},
+    {{"POST", "/v1/applications/{app}/rewind"}, do_rewind, NULL},
+    {{"POST", "/v1/applications/{app}/undo"}, do_undo, NULL},
+    {{"POST", "/v1/applications/{app}/clone"}, do_clone, NULL},
+    {{"POST", "/v1/applications/{app}/verify"}, do_verify, NULL},
+    {{"POST", "/v1/applications/{app}/upgrade-engine"}, do_upgrade, NULL},
+    {{"POST", "/v1/applications/{app}/key"}, do_key, NULL},
+    {{"GET", "/v1/views"}, do_views, NULL},
+    {{"GET", "/v1/views/{id}"}, do_view, NULL},
+    {{"DELETE", "/v1/views/{id}"}, do_close, NULL},
+    {{"GET", "/v1/operations"}, do_operations, NULL},
+    {{"GET", "/v1/operations/{id}"}, do_operation, NULL},
+    {{"GET", "/metrics"}, NULL, NULL},
 };
 
 size_t api_route_count(void)
@@ -482,7 +490,10 @@ int api_handle(void *context, const struct http_request *request, struct http_re
             continue;
         if (!routes[i].handle)
             return answer_metrics(c.control, response, err);
-        int r = routes[i].handle(&c, &answer, err);
+        /* What changes something does not guess: a flag that is not known may have been meant to keep it from that. */
+        int r = strcmp(request->method, "GET") == 0 ? 0 : http_request_check_query(request, routes[i].query ? routes[i].query : "", err);
+        if (r == 0)
+            r = routes[i].handle(&c, &answer, err);
         if (r < 0) {
             json_decref(answer);
             return r;

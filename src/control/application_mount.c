@@ -64,7 +64,7 @@ static void clear_fuse(struct application *application, size_t i)
         return;
     if (loop_find(path, device, &err) == 0) {
         unmount_dead(application, device);
-        if (loop_detach(device, LOOP_DETACH_TIMEOUT_MS, &err) < 0)
+        if (loop_detach(device, LOOP_DETACH_TIMEOUT_MS, true, &err) < 0)
             log_warning(application->control->log, "%s: %s", application->name, err.message);
     }
     *strrchr(path, '/') = '\0';
@@ -119,7 +119,8 @@ int application_attach(struct application *application, struct error *err)
         int r = (ublk ? ublk_link : fuse_file)(application, i, path, err);
         if (r == 0 && ublk && (r = ublk_find(path, device)) < 0)
             error_set(err, r, "volume %s has no ublk device (%s)", application->spec->volumes[i].name, path);
-        if (r == 0 && !ublk && loop_find(path, device, &ignored) < 0)
+        /* One that was there may have been left in the middle of a detachment. */
+        if (r == 0 && !ublk && (loop_find(path, device, &ignored) < 0 || loop_keep(device, &ignored) == -ENXIO))
             r = loop_attach_blocks(path, false,
                                    app_volume_is_adopted(&application->spec->volumes[i]) ? LOOP_BLOCK_BYTES_ADOPTED
                                                                                          : LOOP_BLOCK_BYTES,
@@ -155,7 +156,7 @@ int application_check_unclaimed(const struct application *application, struct er
 
 int application_detach(struct application *application, bool force, struct error *err)
 {
-    /* Before anything is changed: a loop device that is detached while it is used goes away with its last user. */
+    /* Before anything is changed: other volumes would be detached already. */
     int claimed = force ? 0 : application_check_unclaimed(application, err);
     if (claimed < 0)
         return claimed;
@@ -164,7 +165,7 @@ int application_detach(struct application *application, bool force, struct error
         if (!device[0])
             continue;
         bool ublk = application->spec->export == APP_EXPORT_UBLK; /* the engine removes it */
-        int r = ublk ? 0 : loop_detach(device, force ? 1000 : LOOP_DETACH_TIMEOUT_MS, err);
+        int r = ublk ? 0 : loop_detach(device, force ? 1000 : LOOP_DETACH_TIMEOUT_MS, force, err);
         if (r < 0 && !force)
             return r;
         set_device(application, n, "");
@@ -266,6 +267,10 @@ static size_t mount_order(const struct app_spec *spec, size_t order[APP_VOLUMES_
 int application_mount(struct application *application, struct error *err)
 {
     size_t order[APP_VOLUMES_MAX], count = mount_order(application->spec, order);
+    /* A loop device that somebody has detached goes away when it is unmounted, and its number may be another file's by now. */
+    int attached = count ? application_attach(application, err) : 0;
+    if (attached < 0)
+        return attached;
     for (size_t k = 0; k < count; k++) {
         int r = mount_one(application, order[k], err);
         if (r < 0)

@@ -33,7 +33,7 @@ static int clear_volume(const char *fuse_directory, const char *volume, bool for
         while (r == 0 && mounts_target(device, target, sizeof target) == 0)
             r = mounts_unmount(target, force, err);
         if (r == 0)
-            r = loop_detach(device, force ? 1000 : LOOP_DETACH_TIMEOUT_MS, err);
+            r = loop_detach(device, force ? 1000 : LOOP_DETACH_TIMEOUT_MS, force, err);
     }
     return r < 0 && !force ? r : 0;
 }

@@ -348,11 +348,7 @@ static void protect(const struct holder *h)
 
 static int write_pid_file(const struct holder *h, struct error *err)
 {
-    char text[32];
-    if (!h->pid_file)
-        return 0;
-    int length = snprintf(text, sizeof text, "%d\n", (int)getpid());
-    return io_replace_file(h->pid_file, text, (size_t)length, 0644, err);
+    return h->pid_file ? io_write_pid_file(h->pid_file, 0644, err) : 0;
 }
 
 static int run(const char *config_path)

@@ -201,7 +201,19 @@ int loop_grow(const char *device, const char *path, uint64_t size_bytes, bool *r
     return 0;
 }
 
-int loop_detach(const char *device, unsigned timeout_ms, struct error *err)
+int loop_keep(const char *device, struct error *err)
+{
+    struct loop_info64 info;
+    _cleanup_close_ int fd = open(device, O_RDONLY | O_CLOEXEC);
+    int r = fd < 0 ? -1 : ioctl(fd, LOOP_GET_STATUS64, &info);
+    if (r == 0 && info.lo_flags & LO_FLAGS_AUTOCLEAR) {
+        info.lo_flags &= ~(__u32)LO_FLAGS_AUTOCLEAR;
+        r = ioctl(fd, LOOP_SET_STATUS64, &info);
+    }
+    return r < 0 ? error_errno(err, -errno, "cannot keep %s attached", device) : 0;
+}
+
+int loop_detach(const char *device, unsigned timeout_ms, bool lazy, struct error *err)
 {
     char backing[SYS_TEXT_LIMIT], now[SYS_TEXT_LIMIT];
     const char *name = strrchr(device, '/');
@@ -219,12 +231,15 @@ int loop_detach(const char *device, unsigned timeout_ms, struct error *err)
     for (unsigned waited = 0;; waited += LOOP_POLL_MS) {
         if (!read_backing(name, now) || strcmp(now, backing) != 0)
             return 0;
-        if (waited >= timeout_ms)
-            return error_set(
-                err, -EBUSY,
-                "cannot detach %s (%s): it is still in use. Unmount what is on it (findmnt %s); it goes "
-                "away with its last user",
-                device, backing, device);
+        if (waited >= timeout_ms) {
+            /* Else its number is given to somebody else's file one day, while it is told as this one's. */
+            struct error ignored = ERROR_INIT;
+            int kept = lazy ? -EBUSY : loop_keep(device, &ignored);
+            if (kept == -ENXIO)
+                return 0;
+            return error_set(err, -EBUSY, "cannot detach %s (%s): it is still in use; end what uses it (findmnt %s, fuser %s)%s", device,
+                             backing, device, device, kept == 0 ? "" : ". It goes away with its last user");
+        }
         sleep_ms(LOOP_POLL_MS);
     }
 }

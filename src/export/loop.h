@@ -34,7 +34,10 @@ int loop_grow(const char *device, const char *path, uint64_t size_bytes, bool *r
               struct error *err) MUST_CHECK;
 
 /* Detaches `device` and waits until the kernel has let go of the file. 0 when it is not attached. -EBUSY when
- * the device is still used after `timeout_ms` (it goes away by itself then with its last user). */
-int loop_detach(const char *device, unsigned timeout_ms, struct error *err) MUST_CHECK;
+ * the device is still used after `timeout_ms`: it stays then, or with `lazy` goes away by itself with its last user. */
+int loop_detach(const char *device, unsigned timeout_ms, bool lazy, struct error *err) MUST_CHECK;
+
+/* Takes back that `device` shall go away with its last user: a detachment that was refused or cut off has left that. -ENXIO when it has gone. */
+int loop_keep(const char *device, struct error *err) MUST_CHECK;
 
 #endif

@@ -30,7 +30,6 @@ static int start(void *context, const struct runtime_ops *ops, struct runtime *r
                                          .blocks = blocks,
                                          .names = names,
                                          .log = log};
-    char text[32];
     if (options.count > NBD_MAX_EXPORTS)
         return error_set(err, -EINVAL, "cannot serve %zu volumes by NBD: %u at most", options.count,
                          NBD_MAX_EXPORTS);
@@ -44,10 +43,7 @@ static int start(void *context, const struct runtime_ops *ops, struct runtime *r
         x->runtime = runtime;
         ops->set_gate(runtime, gate, x->server);
     }
-    if (r < 0 || !x->pid_path)
-        return r;
-    int n = snprintf(text, sizeof text, "%d\n", getpid());
-    return io_replace_file(x->pid_path, text, (size_t)n, 0600, err);
+    return r < 0 || !x->pid_path ? r : io_write_pid_file(x->pid_path, 0600, err);
 }
 
 static void stop(void *context)

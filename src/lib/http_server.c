@@ -93,6 +93,41 @@ const char *http_request_query(const struct http_request *request, const char *n
     return value ? value : "";
 }
 
+struct query_check {
+    const char *names;
+    uint64_t seen; /* by place in `names` */
+    struct error *err;
+};
+
+static enum MHD_Result check_parameter(void *data, enum MHD_ValueKind kind, const char *name, const char *value)
+{
+    struct query_check *check = data;
+    size_t length = strlen(name);
+    (void)kind;
+    (void)value;
+    for (const char *at = check->names; *at; at += strspn(at, " ")) {
+        size_t word = strcspn(at, " ");
+        uint64_t bit = 1ull << (at - check->names);
+        if (word == length && memcmp(at, name, length) == 0 && !(check->seen & bit)) {
+            check->seen |= bit;
+            return MHD_YES;
+        }
+        at += word;
+    }
+    error_set(check->err, -EINVAL, "query: the parameter '%.60s' is not expected here, or is there twice; expected %s%s", name,
+              *check->names ? "at most: " : "none", check->names);
+    return MHD_NO;
+}
+
+int http_request_check_query(const struct http_request *request, const char *names, struct error *err)
+{
+    struct query_check check = {.names = names, .err = err};
+    err->code = 0;
+    if (request->connection)
+        MHD_get_connection_values(request->connection, MHD_GET_ARGUMENT_KIND, check_parameter, &check);
+    return err->code;
+}
+
 int http_request_json(const struct http_request *request, json_t **ret_object, struct error *err)
 {
     _cleanup_json_ json_t *json = NULL;

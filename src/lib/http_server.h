@@ -39,6 +39,8 @@ struct http_request {
 
 /* The decoded value of the query's parameter `name`: "" when it has no value, NULL when it is not there. */
 const char *http_request_query(const struct http_request *request, const char *name);
+/* -EINVAL with its name when the query has a parameter that is not among `names` (with spaces between them), or has one twice. */
+int http_request_check_query(const struct http_request *request, const char *names, struct error *err) MUST_CHECK;
 /* Parses the body: an empty one is {}. -EINVAL with the position, or when it is not an object. */
 int http_request_json(const struct http_request *request, json_t **ret_object, struct error *err) MUST_CHECK;
 

@@ -113,6 +113,9 @@ class Applications(Base):
     def test_refused(self):
         s = self.s.start()
         before = s.remains()
+        for query, says in (("dry_run=yes", ["dry_run", "true or false", "'yes'"]), ("dry-run=true", ["'dry-run' is not expected", "dry_run"]),
+                            ("dry_run=true&dry_run=false", ["'dry_run'", "twice"])):
+            self.fails("EINVAL", says, s.apply, s.yaml(), "&" + query)
         self.fails("EINVAL", ["test.yaml:7:", "spec.volumes[0].size", "found '1Mi'", "at least 16.0 MiB"], s.apply,
                    s.yaml(size="1Mi"))
         self.fails("ENOSPC", ["needed", "free", "volumes"], s.apply, s.yaml(size="60Ti"))
@@ -129,6 +132,9 @@ class Applications(Base):
         self.assertFalse(os.path.exists(s.path("mnt/shop/data")))
         until(lambda: s.remains() == before, "nothing more is left", 15)
         self.assertEqual(s.apply(s.yaml())[0]["result"], "created")
+        for query in ("purge=no", "purge=False", "purge=", "purge", "dry_run=true"):
+            self.fails("EINVAL", [query.split("=")[0]], s.call, "DELETE", f"/v1/applications/shop?{query}")
+        self.fails("EINVAL", ["'dry_run' is not expected"], s.call, "POST", "/v1/applications/shop/rewind?dry_run=true", {"to": "latest"})
         self.fails("EBUSY", ["volume data of shop is mounted on"], s.apply, s.yaml(name="other").replace("mnt/other", "mnt/shop"))
 
     def test_foreign_content(self):

@@ -13,11 +13,16 @@ sys.path.insert(0, os.path.dirname(__file__))
 from stand import ApiError, Stand, content, until, write  # noqa: E402
 
 
+<<<<<<< HEAD
 class Stage(unittest.TestCase):
     REASON = "No space left on device"
 
     def mount(self):
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m,mode=700", "none", self.s.state], check=True)
+=======
+class OnFullDisk(unittest.TestCase):
+    export = "fuse"
+>>>>>>> adv
 
     def setUp(self):
         self.s = s = Stand()
@@ -29,7 +34,8 @@ class Stage(unittest.TestCase):
         source = s.path("data.img")  # elsewhere: its writes need no room on the full disk
         with open(source, "wb") as f:
             f.truncate(16 << 20)
-        s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\nspec:\n  volumes:\n"
+        s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\nspec:\n"
+                f"  export: {self.export}\n  volumes:\n"
                 f"  - {{name: data, source: {source}}}\n")
         until(lambda: s.status()["state"] == "protected", "what the source holds to be in the history")
         self.device = s.status()["volumes"][0]["device"]
@@ -53,6 +59,30 @@ class Stage(unittest.TestCase):
             except OSError:
                 pass
 
+<<<<<<< HEAD
+=======
+    def kill_engine(self):
+        killed = self.s.status()["engine_pid"]
+        os.kill(killed, signal.SIGKILL)
+        return killed
+
+
+class Fuse(OnFullDisk):
+    def test_an_up_that_is_started_again_takes_over_what_runs(self):
+        s = self.s
+        write(self.device, 0, b"one" + bytes(4093))
+        self.fill()
+        engine = s.status()["engine_pid"]
+        s.stop(signal.SIGKILL)
+        s.start()
+        status = s.status()
+        self.assertIn(status["state"], ("protected", "suspended"), status["message"])
+        self.assertEqual(status["engine_pid"], engine)
+        self.assertIsNone(status["message"])
+        write(self.device, 4096, b"two" + bytes(4093))
+        self.assertEqual(content(self.device, 4096, 3), b"two")
+
+>>>>>>> adv
     def suspend(self):
         """Until nothing that is reserved for the running journal is left."""
         self.fill()
@@ -64,6 +94,7 @@ class Stage(unittest.TestCase):
         until(suspended, "what was reserved for the journal to be used up")
         self.fill()
 
+<<<<<<< HEAD
     def kill_engine(self):
         killed = self.s.status()["engine_pid"]
         os.kill(killed, signal.SIGKILL)
@@ -93,6 +124,8 @@ class FullDisk(Stage):
         write(self.device, 4096, b"two" + bytes(4093))
         self.assertEqual(content(self.device, 4096, 3), b"two")
 
+=======
+>>>>>>> adv
     def test_an_engine_that_is_killed_is_back_without_room(self):
         """Somebody else takes all that becomes free, all the time."""
         s = self.s
@@ -148,6 +181,7 @@ class FullDisk(Stage):
         self.assertEqual(content(self.device, 0, 3), b"one")
 
 
+<<<<<<< HEAD
 class UsedUpQuota(Stage):
     """The file system has room, but not for who writes here: EDQUOT, also for root."""
     REASON = "Disk quota exceeded (of the file system, not of the journal)"
@@ -222,6 +256,20 @@ class UsedUpQuota(Stage):
         self.assertTrue(written.wait(60), "the writes did not go on")
         until(lambda: s.status()["state"] == "protected", "journaling to go on")
         self.assertEqual([p for p in s.call("GET", "/v1/applications/shop/points")["points"] if p["kind"] == "gap" and p["name"] == "gap"], [])
+=======
+class Nbd(OnFullDisk):
+    export = "nbd"
+
+    def test_an_engine_that_is_killed_is_back_without_room(self):
+        s = self.s
+        for _ in range(3):
+            self.fill()
+            killed = self.kill_engine()
+            status = until(lambda: (status := s.status())["engine_pid"] not in (None, killed) and status["state"] == "suspended" and status, "the next engine", 5)
+            self.assertIn("No space left on device", " ".join(status["alarms"]))
+        self.make_room()
+        until(lambda: s.status()["state"] == "protected", "journaling to go on")
+>>>>>>> adv
 
 
 if __name__ == "__main__":

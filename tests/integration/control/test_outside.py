@@ -64,6 +64,52 @@ class MountedElsewhere(Base):
         s.call("DELETE", "/v1/applications/shop?purge=true")
 
 
+class OpenElsewhere(Base):
+    """A device that somebody reads keeps it from being detached, and is still the volume's afterwards."""
+
+    def setUp(self):
+        super().setUp()
+        s = self.s.start()
+        s.apply(s.yaml(volumes=("data",)))
+        s.write("mnt/shop/data/f", "one")
+        s.call("POST", "/v1/applications/shop/tag", {"name": "one"})
+        s.write("mnt/shop/data/f", "two")
+        self.device = s.status()["volumes"][0]["device"]
+
+    def is_there(self):
+        s = self.s
+        self.assertEqual(s.status()["volumes"][0]["device"], self.device)
+        self.assertEqual(s.read("mnt/shop/data/f"), "two")
+        s.operate("/v1/applications/shop/rewind", {"to": "tag:one"})
+        self.assertEqual(s.read("mnt/shop/data/f"), "one")
+        self.assertEqual(s.status()["volumes"][0]["device"], self.device)
+
+    def test_a_refused_delete_leaves_the_device(self):
+        with open(self.device, "rb"):
+            with self.assertRaises(ApiError) as caught:
+                self.s.call("DELETE", "/v1/applications/shop")
+            self.assertEqual(caught.exception.code, "EBUSY", caught.exception.message)
+        self.is_there()
+
+    def test_an_up_that_is_killed_while_it_waits_leaves_the_device(self):
+        s = self.s
+        with open(self.device, "rb"):
+            s.up.terminate()
+            until(lambda: self.marked(), "the detachment to begin")
+            s.stop(signal.SIGKILL)
+            s.start()
+        self.is_there()
+
+    def test_a_device_that_somebody_detaches_is_attached_again_by_a_rewind(self):
+        subprocess.run(["losetup", "-d", self.device], check=True)
+        self.s.operate("/v1/applications/shop/rewind", {"to": "tag:one"})
+        self.assertEqual(self.s.read("mnt/shop/data/f"), "one")
+
+    def marked(self):
+        with open(f"/sys/block/{os.path.basename(self.device)}/loop/autoclear", encoding="ascii") as f:
+            return f.read() == "1\n"
+
+
 class MountedByItsUser(Base):
     """Volumes without a mount path: what is on them is their user's."""
 

@@ -26,7 +26,7 @@ int main(int argc, char **argv)
     else if (strcmp(argv[1], "find") == 0)
         r = loop_find(argv[2], device, &err);
     else
-        r = loop_detach(argv[2], argc > 3 ? (unsigned)strtoul(argv[3], NULL, 10) : LOOP_DETACH_TIMEOUT_MS,
+        r = loop_detach(argv[2], argc > 3 ? (unsigned)strtoul(argv[3], NULL, 10) : LOOP_DETACH_TIMEOUT_MS, false,
                         &err);
     if (r < 0) {
         fprintf(stderr, "%s\n", err.message);

@@ -56,10 +56,11 @@ sleep 2
 used=$(($(ticks) - before))
 [ $used -le 1 ] || fail "the idle server used $used ticks in 2 s"
 
-# A device in use is not detached, says so, and goes with its last user.
+# A device in use is not detached, says so, and stays when its last user goes.
 exec 9<"$device"
 ! "$BLOCK_SERVER" detach "$device" 100 2>"$work/message" || fail "a used device was detached"
 grep -q "still in use" "$work/message" || fail "no word of the use: $(cat "$work/message")"
 exec 9<&-
+[ "$("$BLOCK_SERVER" find "$work/fuse/data/vol")" = "$device" ] || fail "it has gone with its last user"
 detach_all
 stop_holder
