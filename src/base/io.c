@@ -171,7 +171,7 @@ int io_write_pid_file(const char *path, mode_t mode, struct error *err)
     char text[32];
     int n = snprintf(text, sizeof text, "%-10d\n", (int)getpid()); /* always as long: see io_overwrite_file */
     int r = io_replace_file(path, text, (size_t)n, mode, err);
-    if (r != -ENOSPC || io_overwrite_file(path, text, (size_t)n, mode, &ignored) < 0)
+    if (!io_is_no_room(r) || io_overwrite_file(path, text, (size_t)n, mode, &ignored) < 0)
         return r;
     *err = ERROR_INIT;
     return 0;

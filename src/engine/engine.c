@@ -26,16 +26,7 @@ static int write_pid(struct engine *e, struct error *err)
 {
     char path[128];
     snprintf(path, sizeof path, "%s.pid", e->config->socket);
-<<<<<<< HEAD
-    int n = snprintf(text, sizeof text, "%-10d\n", getpid());
-    int r = io_replace_file(path, text, (size_t)n, 0600, err);
-    if (io_is_no_room(r) && io_overwrite_file(path, text, (size_t)n, 0600, err) == 0) { /* that of an engine that was killed */
-        *err = ERROR_INIT;
-        r = 0;
-    }
-=======
     int r = io_write_pid_file(path, 0600, err);
->>>>>>> adv
     e->told_pid = r == 0;
     return r;
 }

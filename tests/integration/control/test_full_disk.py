@@ -13,16 +13,12 @@ sys.path.insert(0, os.path.dirname(__file__))
 from stand import ApiError, Stand, content, until, write  # noqa: E402
 
 
-<<<<<<< HEAD
 class Stage(unittest.TestCase):
+    export = "fuse"
     REASON = "No space left on device"
 
     def mount(self):
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m,mode=700", "none", self.s.state], check=True)
-=======
-class OnFullDisk(unittest.TestCase):
-    export = "fuse"
->>>>>>> adv
 
     def setUp(self):
         self.s = s = Stand()
@@ -59,30 +55,6 @@ class OnFullDisk(unittest.TestCase):
             except OSError:
                 pass
 
-<<<<<<< HEAD
-=======
-    def kill_engine(self):
-        killed = self.s.status()["engine_pid"]
-        os.kill(killed, signal.SIGKILL)
-        return killed
-
-
-class Fuse(OnFullDisk):
-    def test_an_up_that_is_started_again_takes_over_what_runs(self):
-        s = self.s
-        write(self.device, 0, b"one" + bytes(4093))
-        self.fill()
-        engine = s.status()["engine_pid"]
-        s.stop(signal.SIGKILL)
-        s.start()
-        status = s.status()
-        self.assertIn(status["state"], ("protected", "suspended"), status["message"])
-        self.assertEqual(status["engine_pid"], engine)
-        self.assertIsNone(status["message"])
-        write(self.device, 4096, b"two" + bytes(4093))
-        self.assertEqual(content(self.device, 4096, 3), b"two")
-
->>>>>>> adv
     def suspend(self):
         """Until nothing that is reserved for the running journal is left."""
         self.fill()
@@ -94,7 +66,6 @@ class Fuse(OnFullDisk):
         until(suspended, "what was reserved for the journal to be used up")
         self.fill()
 
-<<<<<<< HEAD
     def kill_engine(self):
         killed = self.s.status()["engine_pid"]
         os.kill(killed, signal.SIGKILL)
@@ -124,8 +95,6 @@ class FullDisk(Stage):
         write(self.device, 4096, b"two" + bytes(4093))
         self.assertEqual(content(self.device, 4096, 3), b"two")
 
-=======
->>>>>>> adv
     def test_an_engine_that_is_killed_is_back_without_room(self):
         """Somebody else takes all that becomes free, all the time."""
         s = self.s
@@ -181,7 +150,6 @@ class FullDisk(Stage):
         self.assertEqual(content(self.device, 0, 3), b"one")
 
 
-<<<<<<< HEAD
 class UsedUpQuota(Stage):
     """The file system has room, but not for who writes here: EDQUOT, also for root."""
     REASON = "Disk quota exceeded (of the file system, not of the journal)"
@@ -256,8 +224,9 @@ class UsedUpQuota(Stage):
         self.assertTrue(written.wait(60), "the writes did not go on")
         until(lambda: s.status()["state"] == "protected", "journaling to go on")
         self.assertEqual([p for p in s.call("GET", "/v1/applications/shop/points")["points"] if p["kind"] == "gap" and p["name"] == "gap"], [])
-=======
-class Nbd(OnFullDisk):
+
+
+class Nbd(Stage):
     export = "nbd"
 
     def test_an_engine_that_is_killed_is_back_without_room(self):
@@ -269,7 +238,6 @@ class Nbd(OnFullDisk):
             self.assertIn("No space left on device", " ".join(status["alarms"]))
         self.make_room()
         until(lambda: s.status()["state"] == "protected", "journaling to go on")
->>>>>>> adv
 
 
 if __name__ == "__main__":
