@@ -48,7 +48,7 @@ class Stage(unittest.TestCase):
             os.truncate(self.filler, 0)
 
     def fill(self):
-        with open(self.filler, "wb", buffering=0) as f:
+        with open(self.filler, "ab", buffering=0) as f:  # what it has stays: the journal would take that
             try:
                 while True:
                     f.write(bytes(1 << 16))
