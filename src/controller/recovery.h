@@ -100,6 +100,8 @@ struct recovery_cluster_ops {
     /* As get, of a class of the cluster (StorageClass, PriorityClass), with the controller's own rights: whether it is there is no
      * secret, and whoever rules over a namespace alone may not ask. NULL: get. */
     int (*get_class)(void *context, const char *name, json_t **ret, struct error *err);
+    /* Whether whoever asked may do that (delete, update) to objects of the kind in the namespace of that one. NULL: yes. */
+    int (*may)(void *context, const char *verb, const char *name, bool *ret, struct error *err);
 };
 
 /* The Recovery itself, with the controller's own rights. */

@@ -10,6 +10,7 @@
 #include "app/objects.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "controller/admission.h"
 #include "lib/json.h"
 
 #define MANAGER "tidemark-recovery"
@@ -229,6 +230,18 @@ static int get_class(void *context, const char *name, json_t **ret, struct error
     return get_by(context, true, name, ret, err);
 }
 
+static int may(void *context, const char *verb, const char *name, bool *ret, struct error *err)
+{
+    struct recovery_kube *k = context;
+    struct object_id id;
+    struct kube_resource resource = {0};
+    int r = object_id_parse(name, &id, err);
+    if (r == 0)
+        r = find_kind(k, id.group, id.version, id.kind, &resource, err);
+    const struct admission_right right = {.verb = verb, .group = resource.group, .resource = resource.plural, .namespace = id.namespace};
+    return r < 0 ? r : admission_kube.may(k->client, k->requester, &right, ret, err);
+}
+
 enum put_how { PUT_CREATE, PUT_TRY, PUT_REPLACE };
 
 static int put(struct recovery_kube *k, const json_t *object, enum put_how how, struct error *err)
@@ -371,7 +384,8 @@ const struct recovery_cluster_ops recovery_kube_cluster = {.get = get,
                                                            .pods = pods,
                                                            .knows = knows,
                                                            .serves = serves,
-                                                           .get_class = get_class};
+                                                           .get_class = get_class,
+                                                           .may = may};
 
 /* ---- the Recovery ---- */
 

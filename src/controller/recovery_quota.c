@@ -306,6 +306,16 @@ static void add_all(json_t *sum, json_t *demand, int sign)
     json_decref(demand);
 }
 
+/* Many may not touch limits and quotas: these stay then. */
+static bool may(const struct recovery_run *run, const char *verb, const char *name)
+{
+    struct error unused = ERROR_INIT;
+    bool yes = true;
+    if (run->c->cluster->may && run->c->cluster->may(run->c->cluster_context, verb, name, &yes, &unused) < 0)
+        return false;
+    return yes;
+}
+
 /* What there will be of a limit or quota when objects are made: NULL when it goes before, what it was when it is put back before. What it
  * counts (status) is that of now. */
 static json_t *limit_then(const struct recovery_run *run, const char *name, json_t *live)
@@ -314,9 +324,9 @@ static json_t *limit_then(const struct recovery_run *run, const char *name, json
         const struct recovery_entry *e = &run->entries[i];
         if (strcmp(e->name, name) != 0)
             continue;
-        if (e->action == ACTION_DELETE)
+        if (e->action == ACTION_DELETE && may(run, "delete", name))
             return NULL;
-        if (e->action != ACTION_CHANGE && e->action != ACTION_RECREATE)
+        if (e->action != ACTION_CHANGE || !may(run, "update", name))
             break;
         json_t *then = json_copy(live);
         json_object_set(then, "spec", json_object_get(json_object_get(run->wanted, name), "spec"));

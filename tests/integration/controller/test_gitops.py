@@ -283,10 +283,15 @@ class Quota(GitOpsTest):
         self.until_counted(ns, "1", "1")
         _, status = self.recover(ns, dryRun=True)
         self.assertEqual(status["phase"], "Planned", status)
-        # nor does what the quota has become meanwhile: it is put back first
+        # nor does what the quota has become meanwhile: it is put back first, by whoever may
         base.SERVER.kubectl("-n", ns, "delete", "secret", "new")
         base.SERVER.apply(self.secret_quota(ns, "0"))
         self.until_counted(ns, "0", "0")
+        base.SERVER.apply({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "bob", "namespace": ns},
+                           "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "edit"},
+                           "subjects": [{"kind": "User", "name": "bob", "apiGroup": "rbac.authorization.k8s.io"}]})
+        _, status = self.recover(ns, user={"username": "bob", "groups": ["system:authenticated"]})
+        self.assertEqual((status["phase"], self.condition(status, "Ready")[1]), ("Failed", "QuotaExceeded"), status)
         _, status = self.recover(ns)
         self.assertEqual(status["phase"], "Completed", status)
 
