@@ -64,7 +64,7 @@ struct store_volume {
 enum entry_state { ENTRY_SOUND, ENTRY_LOST, ENTRY_DAMAGED };
 struct base_store {
     char directory[PATH_MAX];
-    bool writable;
+    bool writable, holes; /* holes: base_store_expect_holes */
     pthread_mutex_t mutex; /* guards the table of volumes */
     struct store_volume volumes[MAX_VOLUMES];
     size_t count;
@@ -104,6 +104,11 @@ int base_store_open(const char *directory, bool writable, struct base_store **re
     pthread_mutex_init(&s->mutex, NULL);
     *ret = s;
     return 0;
+}
+
+void base_store_expect_holes(struct base_store *s)
+{
+    s->holes = true;
 }
 
 void base_store_free(struct base_store *s)
@@ -337,10 +342,21 @@ static int read_padded(int fd, void *data, size_t length_bytes, uint64_t offset)
 
 /* A block as the files have it. */
 struct raw_block {
-    char data[BLOCK_BYTES] __attribute__((aligned(64))); /* zeroes when nothing of it is present */
+    char data[BLOCK_BYTES] __attribute__((aligned(64))); /* zeroes when nothing of it is present (but see base_store_expect_holes) */
     struct entry entry;
     uint8_t tag[STORE_TAG_BYTES]; /* zeroes in a plain store */
 };
+
+static bool is_absent(const struct entry *entry)
+{
+    static const struct entry absent;
+    return memcmp(entry, &absent, sizeof absent) == 0;
+}
+
+static bool is_zero(const char data[BLOCK_BYTES])
+{
+    return data[0] == 0 && memcmp(data, data + 1, BLOCK_BYTES - 1) == 0;
+}
 
 static int fetch_block(const struct base_store *s, const struct store_volume *v, uint64_t block, struct raw_block *ret, struct error *err)
 {
@@ -349,6 +365,8 @@ static int fetch_block(const struct base_store *s, const struct store_volume *v,
     if (r == 0 && (le32_get(ret->entry.present) & 0xff) == 0)
         memset(ret->data, 0, BLOCK_BYTES);
     else if (r == 0)
+        r = read_padded(v->data_fd, ret->data, BLOCK_BYTES, block * BLOCK_BYTES);
+    if (r == 0 && s->holes && is_absent(&ret->entry))
         r = read_padded(v->data_fd, ret->data, BLOCK_BYTES, block * BLOCK_BYTES);
     if (r == 0 && v->xts)
         r = read_padded(v->mac_fd, ret->tag, sizeof ret->tag, block * STORE_TAG_BYTES);
@@ -364,6 +382,8 @@ static enum entry_state judge_block(const struct store_volume *v, uint64_t block
     if (state == ENTRY_LOST)
         return state;
     if (!repair && (state == ENTRY_DAMAGED || (present && crc32c(0, raw->data, BLOCK_BYTES) != le32_get(raw->entry.crc))))
+        return ENTRY_DAMAGED;
+    if (!present && !is_zero(raw->data)) /* its entry is lost */
         return ENTRY_DAMAGED;
     if (present && !open_block(v, block, present, repair, raw->tag, raw->data))
         return ENTRY_DAMAGED;
@@ -507,9 +527,8 @@ static int put_block(const struct store_volume *v, uint64_t block, uint32_t pres
     struct entry entry = entry_make(ENTRY_SOUND, present ? crc32c(0, data, BLOCK_BYTES) : 0, present, block);
     if (r == 0 && present)
         r = io_pwrite_full(v->data_fd, data, BLOCK_BYTES, block * BLOCK_BYTES);
-    else if (r == 0 && fallocate(v->data_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(block * BLOCK_BYTES), BLOCK_BYTES) < 0 &&
-             errno != EOPNOTSUPP && errno != ENODEV)
-        r = -errno;
+    else if (r == 0 && fallocate(v->data_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(block * BLOCK_BYTES), BLOCK_BYTES) < 0)
+        r = errno == EOPNOTSUPP || errno == ENODEV ? io_pwrite_full(v->data_fd, data, BLOCK_BYTES, block * BLOCK_BYTES) : -errno; /* zeroes */
     return r < 0 ? r : io_pwrite_full(v->crc_fd, &entry, sizeof entry, (uint64_t)entry_offset(block));
 }
 
@@ -666,6 +685,29 @@ static int read_settled_mask(const struct base_store *s, const struct store_volu
     return error_set(err, -EBADMSG, "%s/%u.crc is damaged at %llu", s->directory, v->id, (unsigned long long)entry_offset(block));
 }
 
+/* The first block from `block` on whose place in the image is no hole; UINT64_MAX: none. */
+static int next_in_image(const struct base_store *s, const struct store_volume *v, uint64_t block, uint64_t *ret, struct error *err)
+{
+    off_t next = lseek(v->data_fd, (off_t)(block * BLOCK_BYTES), SEEK_DATA);
+    if (next < 0 && errno != ENXIO)
+        return error_errno(err, -errno, "cannot read %s/%u.img", s->directory, v->id);
+    *ret = next < 0 ? UINT64_MAX : (uint64_t)next / BLOCK_BYTES;
+    return 0;
+}
+
+/* Whether the image holds something for a block that is absent. *next_data: see next_in_image, for the blocks before it. */
+static int is_stray(const struct base_store *s, const struct store_volume *v, uint64_t block, uint64_t *next_data, bool *ret, struct error *err)
+{
+    char data[BLOCK_BYTES];
+    int r = *next_data < block ? next_in_image(s, v, block, next_data, err) : 0;
+    *ret = false;
+    if (r < 0 || *next_data > block)
+        return r;
+    r = read_padded(v->data_fd, data, sizeof data, block * BLOCK_BYTES);
+    *ret = r == 0 && !is_zero(data);
+    return r < 0 ? error_errno(err, r, "cannot read %s/%u.img", s->directory, v->id) : 0;
+}
+
 int base_store_extent(struct base_store *s, uint32_t volume, uint64_t lba, uint64_t length, bool *ret_present,
                       uint64_t *ret_length, struct error *err)
 {
@@ -676,13 +718,21 @@ int base_store_extent(struct base_store *s, uint32_t volume, uint64_t lba, uint6
     *ret_present = false;
     *ret_length = length;
     struct entry entries[ENTRIES_AT_ONCE];
-    uint64_t at = lba, end = lba + length;
+    uint64_t at = lba, end = lba + length, next_data = 0, looked_at = UINT64_MAX;
+    bool stray = false; /* of block `looked_at`: it is told as present, and reading it fails */
+    r = s->holes ? next_in_image(s, &v, lba / BLOCK_SECTORS, &next_data, err) : 0;
+    if (r < 0)
+        return r;
     while (at < end) {
         uint64_t block = at / BLOCK_SECTORS;
         off_t next = lseek(v.crc_fd, entry_offset(block), SEEK_DATA);
         if (next < 0 && errno != ENXIO) /* no hole, but trouble */
             return error_errno(err, -errno, "cannot read %s/%u.crc", s->directory, volume);
         uint64_t hole_to = next < 0 ? end : ((uint64_t)next - HEADER_BYTES) / sizeof *entries * BLOCK_SECTORS;
+        if (s->holes && next_data < block && hole_to > at && (r = next_in_image(s, &v, block, &next_data, err)) < 0)
+            return r;
+        if (s->holes && next_data < hole_to / BLOCK_SECTORS)
+            hole_to = next_data * BLOCK_SECTORS;
         if (hole_to > at) { /* absent up to there */
             if (at > lba && *ret_present)
                 break;
@@ -698,7 +748,13 @@ int base_store_extent(struct base_store *s, uint32_t volume, uint64_t lba, uint6
             if (entry_check(entry, at / BLOCK_SECTORS, &mask) == ENTRY_DAMAGED &&
                 read_settled_mask(s, &v, at / BLOCK_SECTORS, *entry, &mask, err) < 0)
                 return err->code;
-            bool present = mask >> at % BLOCK_SECTORS & 1;
+            if (s->holes && is_absent(entry) && looked_at != at / BLOCK_SECTORS) {
+                looked_at = at / BLOCK_SECTORS;
+                r = is_stray(s, &v, looked_at, &next_data, &stray, err);
+                if (r < 0)
+                    return r;
+            }
+            bool present = (mask >> at % BLOCK_SECTORS & 1) || (stray && looked_at == at / BLOCK_SECTORS);
             if (at == lba)
                 *ret_present = present;
             else if (present != *ret_present)

@@ -19,6 +19,8 @@ struct base_store;
 /* `writable` creates the directory. */
 int base_store_open(const char *directory, bool writable, struct base_store **ret, struct error *err) MUST_CHECK;
 void base_store_free(struct base_store *s);
+/* From here on an absent block whose image holds something is damaged: its entry was lost. Not for a rescue store, where an interrupted copy leaves such. */
+void base_store_expect_holes(struct base_store *s);
 
 /* Makes a volume's files, durable, or makes them larger; every other function finds a volume without them damaged (-EBADMSG). */
 int base_store_prepare(struct base_store *s, uint32_t volume, uint64_t size_bytes, struct error *err) MUST_CHECK;

@@ -83,6 +83,7 @@ static int new_reader(const char *directory, struct index_cache *cache, size_t o
         payload_reader_free(p);
         return r;
     }
+    base_store_expect_holes(p->base);
     *ret = p;
     return 0;
 }

@@ -253,6 +253,8 @@ static void check_store(struct verification *v, const char *name, struct lsn lsn
     snprintf(path, sizeof path, "%s/%s", v->directory, name);
     if (base_store_open(path, false, &base, &err) < 0)
         return;
+    if (!rewind)
+        base_store_expect_holes(base);
     for (size_t i = 0; i < v->m.volume_count; i++) {
         uint64_t sectors = v->m.volumes[i].size_bytes / 512;
         if (rewind && v->m.volumes[i].created.n > lsn.n) /* it had no such volume */

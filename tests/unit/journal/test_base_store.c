@@ -280,6 +280,43 @@ static void a_killed_writer_is_not_waited_for_S3(void **unused)
     assert_int_equal(data[0], 'a');
 }
 
+/* Entries that were lost as a whole (zeroes, a hole) say the same as those of blocks that were never written: the image tells them apart. */
+static void lost_entries_are_damage(void **unused)
+{
+    (void)unused;
+    struct base_store *reader;
+    bool present;
+    uint64_t stretch;
+    char path[PATH_MAX], data[2 * 8 * 512];
+    memset(data, 'a', sizeof data);
+    for (uint64_t lba = 0; lba < SIZE_BYTES / 512; lba += 16)
+        check_ok(base_store_write(store, VOLUME, lba, 16, data, false, &err));
+    check_ok(base_store_clear(store, VOLUME, 8 * 8, 8 * 8, false, &err)); /* blocks 8 to 15 */
+    check_ok(base_store_clear(store, VOLUME, 16 * 8 + 1, 2, false, &err));
+    open_store(false, &reader);
+    base_store_expect_holes(reader);
+    check_ok(base_store_extent(reader, VOLUME, 8 * 8, SIZE_BYTES / 512 - 8 * 8, &present, &stretch, &err));
+    assert_false(present);
+    assert_int_equal(stretch, 8 * 8);
+    check_ok(base_store_read(reader, VOLUME, 7 * 8, 16, data, &err));
+    assert_int_equal(data[0], 'a');
+    assert_int_equal(data[8 * 512], 0);
+    snprintf(path, sizeof path, "%s/base/%u.crc", directory, VOLUME);
+    int fd = open(path, O_WRONLY);
+    assert_int_equal(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 4096, 64 * 8), 0); /* blocks 0 to 63 */
+    close(fd);
+    check_ok(base_store_extent(reader, VOLUME, 0, SIZE_BYTES / 512, &present, &stretch, &err));
+    assert_true(present);
+    assert_int_equal(stretch, 8 * 8);
+    check_error(base_store_read(reader, VOLUME, 7 * 8, 8, data, &err), -EBADMSG, "is damaged at 28672");
+    check_ok(base_store_read(reader, VOLUME, 8 * 8, 16, data, &err));
+    assert_int_equal(data[0], 0);
+    check_error(base_store_read(reader, VOLUME, 16 * 8 + 4, 1, data, &err), -EBADMSG, "wrong checksum");
+    check_ok(base_store_read(reader, VOLUME, 64 * 8, 8, data, &err));
+    assert_int_equal(data[0], 'a');
+    base_store_free(reader);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -287,6 +324,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(whole_blocks_S1, set_up, tear_down),
         cmocka_unit_test_setup_teardown(damage_is_told_at_once_S2, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_killed_writer_is_not_waited_for_S3, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(lost_entries_are_damage, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
