@@ -410,6 +410,32 @@ static void check_lost_pin(uint64_t seed)
     OK(io_remove_tree(x.base, &err));
 }
 
+/* F2: what a flush covers is not read from the source again, were the power lost: then nothing but the files is left. */
+static void check_lost_power(uint64_t seed)
+{
+    char map[128];
+    begin_history(seed);
+    x.doing = "lost power";
+    close_side(&x.clone);
+    x.speed = 1;
+    OK(open_side(&x.clone));
+    for (uint64_t grain = 0; grain < GRAINS; grain += 2) {
+        char *live = x.clone.live + grain * GROUP_GRAIN_BYTES;
+        memset(live, (int)(1 + below(255)), 512);
+        OK(block_pwrite(block_of(&x.clone), live, 512, grain * GROUP_GRAIN_BYTES, 0, &err));
+    }
+    OK(block_flush(block_of(&x.clone), &err));
+    kill_side(&x.clone);
+    snprintf(map, sizeof map, "%s.fill-1", x.clone.ring);
+    if (unlink(x.clone.ring) < 0 || (unlink(map) < 0 && errno != ENOENT))
+        broken("cannot remove what is in memory");
+    OK(open_side(&x.clone));
+    check_live(&x.clone);
+    close_side(&x.clone);
+    close_side(&x.source);
+    OK(io_remove_tree(x.base, &err));
+}
+
 static void check_damaged_map(uint64_t seed)
 {
     char map[128];
@@ -446,6 +472,7 @@ int main(int argc, char **argv)
         run_history(seed + i);
     for (unsigned long i = 0; i < histories / 4 + 1; i++) {
         check_lost_pin(seed + i);
+        check_lost_power(seed + i);
         check_damaged_map(seed + i);
     }
     printf("%u clones copied, %u kills, %u sources suspended by the quota\n", x.filled, x.killed, x.suspended);
