@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 
@@ -23,6 +24,13 @@ int io_pwritev_full(int fd, struct iovec *vector, int count, uint64_t offset) MU
 static inline bool io_is_no_room(int code)
 {
     return code == -ENOSPC || code == -EDQUOT;
+}
+
+/* Whether all of at least one byte are 0. */
+static inline bool io_is_zero(const void *data, size_t length_bytes)
+{
+    const char *bytes = data;
+    return bytes[0] == 0 && memcmp(bytes, bytes + 1, length_bytes - 1) == 0;
 }
 
 /* Creates `path` and its missing parents with `mode`. 0 when it exists already. */

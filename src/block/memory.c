@@ -62,11 +62,6 @@ static int memory_zero(struct block *b, uint64_t length_bytes, uint64_t offset_b
     return 0;
 }
 
-static bool is_zero(const char *data, size_t length_bytes)
-{
-    return data[0] == 0 && memcmp(data, data + 1, length_bytes - 1) == 0;
-}
-
 static int memory_extents(struct block *b, uint64_t length_bytes, uint64_t offset_bytes,
                           struct block_extent *extents, size_t capacity, size_t *ret_count, struct error *err)
 {
@@ -79,7 +74,7 @@ static int memory_extents(struct block *b, uint64_t length_bytes, uint64_t offse
         next = (at / BLOCK_PAGE_BYTES + 1) * BLOCK_PAGE_BYTES;
         if (next > end)
             next = end;
-        bool hole = is_zero(m->data + at, next - at);
+        bool hole = io_is_zero(m->data + at, next - at);
         if (count && extents[count - 1].hole == hole)
             extents[count - 1].length_bytes += next - at;
         else if (count == capacity)

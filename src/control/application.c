@@ -307,9 +307,7 @@ int application_start(struct application *application, struct error *err)
     if (r == 0)
         r = application_export_start(application, err);
     if (r == 0) {
-        r = application_attach(application, err);
-        if (r == 0 && !rewind_holds_volumes(application))
-            r = application_mount(application, err);
+        r = (rewind_holds_volumes(application) ? application_attach : application_mount)(application, err);
         if (r == 0)
             r = application_catch_up(application, err);
         if (r == 0 && !rewind_is_unfinished(application))
@@ -340,8 +338,7 @@ int application_stop(struct application *application, bool force, struct error *
         r = application_detach(application, force, err);
     if (r < 0) {
         struct error second = ERROR_INIT;
-        if (application_attach(application, &second) < 0 || application_mount(application, &second) < 0 ||
-            application_start_manifests(application, &second) < 0)
+        if (application_mount(application, &second) < 0 || application_start_manifests(application, &second) < 0)
             log_error(application->control->log, "%s: %s", application->name, second.message);
         return error_context(err, "%s", application->name);
     }

@@ -268,11 +268,11 @@ int application_mount(struct application *application, struct error *err)
 {
     size_t order[APP_VOLUMES_MAX], count = mount_order(application->spec, order);
     /* A loop device that somebody has detached goes away when it is unmounted, and its number may be another file's by now. */
-    int attached = count ? application_attach(application, err) : 0;
-    if (attached < 0)
-        return attached;
+    int r = application_attach(application, err);
+    if (r < 0)
+        return r;
     for (size_t k = 0; k < count; k++) {
-        int r = mount_one(application, order[k], err);
+        r = mount_one(application, order[k], err);
         if (r < 0)
             return r;
     }

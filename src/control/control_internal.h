@@ -191,6 +191,7 @@ int application_grow(struct application *application, struct error *err) MUST_CH
 int application_backing(const struct application *application, size_t i, char ret[PATH_MAX], struct error *err) MUST_CHECK;
 int application_attach(struct application *application, struct error *err) MUST_CHECK;
 int application_detach(struct application *application, bool force, struct error *err) MUST_CHECK;
+/* Attaches what is not attached, and mounts. */
 int application_mount(struct application *application, struct error *err) MUST_CHECK;
 /* All volumes, deepest first; on -EBUSY those already unmounted are mounted again. */
 int application_unmount(struct application *application, bool force, struct error *err) MUST_CHECK;

@@ -57,11 +57,6 @@ static void tell_progress(struct copy *c)
                     "total_bytes", (json_int_t)c->total_bytes));
 }
 
-static bool is_zero(const char *data, size_t length_bytes)
-{
-    return !data[0] && memcmp(data, data + 1, length_bytes - 1) == 0;
-}
-
 /* Zeroes are what the new file has anyway. */
 static int write_chunk(struct block *to, const char *data, size_t length_bytes, uint64_t offset,
                        struct error *err)
@@ -69,7 +64,7 @@ static int write_chunk(struct block *to, const char *data, size_t length_bytes, 
     int r = 0;
     for (size_t at = 0; at < length_bytes && r == 0; at += PIECE_BYTES) {
         size_t length = length_bytes - at < PIECE_BYTES ? length_bytes - at : PIECE_BYTES;
-        if (!is_zero(data + at, length))
+        if (!io_is_zero(data + at, length))
             r = block_pwrite(to, data + at, length, offset + at, 0, err);
     }
     return r;

@@ -353,11 +353,6 @@ static bool is_absent(const struct entry *entry)
     return memcmp(entry, &absent, sizeof absent) == 0;
 }
 
-static bool is_zero(const char data[BLOCK_BYTES])
-{
-    return data[0] == 0 && memcmp(data, data + 1, BLOCK_BYTES - 1) == 0;
-}
-
 static int fetch_block(const struct base_store *s, const struct store_volume *v, uint64_t block, struct raw_block *ret, struct error *err)
 {
     memset(ret->tag, 0, sizeof ret->tag);
@@ -383,7 +378,7 @@ static enum entry_state judge_block(const struct store_volume *v, uint64_t block
         return state;
     if (!repair && (state == ENTRY_DAMAGED || (present && crc32c(0, raw->data, BLOCK_BYTES) != le32_get(raw->entry.crc))))
         return ENTRY_DAMAGED;
-    if (!present && !is_zero(raw->data)) /* its entry is lost */
+    if (!present && !io_is_zero(raw->data, BLOCK_BYTES)) /* its entry is lost */
         return ENTRY_DAMAGED;
     if (present && !open_block(v, block, present, repair, raw->tag, raw->data))
         return ENTRY_DAMAGED;
@@ -704,7 +699,7 @@ static int is_stray(const struct base_store *s, const struct store_volume *v, ui
     if (r < 0 || *next_data > block)
         return r;
     r = read_padded(v->data_fd, data, sizeof data, block * BLOCK_BYTES);
-    *ret = r == 0 && !is_zero(data);
+    *ret = r == 0 && !io_is_zero(data, BLOCK_BYTES);
     return r < 0 ? error_errno(err, r, "cannot read %s/%u.img", s->directory, v->id) : 0;
 }
 

@@ -198,11 +198,6 @@ static int read_source(struct fill *f, uint64_t offset_bytes, uint64_t length_by
 
 /* ---- one grain ---- */
 
-static bool is_zero(const char *data, size_t length_bytes)
-{
-    return data[0] == 0 && memcmp(data, data + 1, length_bytes - 1) == 0;
-}
-
 /* F1: under its range lock. */
 static int copy_grain(struct fill *f, uint64_t grain, struct error *err)
 {
@@ -214,7 +209,7 @@ static int copy_grain(struct fill *f, uint64_t grain, struct error *err)
         return error_errno(err, -ENOMEM, "cannot copy");
     int r = read_source(f, offset, bytes, data, err);
     if (r == 0) /* an earlier try may have left something there */
-        r = is_zero(data, bytes) ? block_discard(f->file, bytes, offset, 0, err) : block_pwrite(f->file, data, bytes, offset, 0, err);
+        r = io_is_zero(data, bytes) ? block_discard(f->file, bytes, offset, 0, err) : block_pwrite(f->file, data, bytes, offset, 0, err);
     io_free_pages(data, GROUP_GRAIN_BYTES);
     if (r == 0)
         clear(f, grain);

@@ -139,11 +139,6 @@ static uint32_t grain_bytes(const struct volume *v, uint64_t grain)
     return left < GROUP_GRAIN_BYTES ? (uint32_t)left : GROUP_GRAIN_BYTES;
 }
 
-static bool is_zero(const char *data, size_t length_bytes)
-{
-    return data[0] == 0 && memcmp(data, data + 1, length_bytes - 1) == 0;
-}
-
 int grains_read_stale(struct volume *v, uint64_t offset_bytes, uint32_t length_bytes, void *data, struct error *err)
 {
     if (!v->group->stale_image)
@@ -162,7 +157,7 @@ int grains_copy_back(struct volume *v, uint64_t grain, struct error *err)
         return error_errno(err, -ENOMEM, "cannot copy back");
     int r = grains_read_stale(v, offset, bytes, data, err);
     if (r == 0)
-        r = is_zero(data, bytes) ? block_discard(v->backing, bytes, offset, 0, err)
+        r = io_is_zero(data, bytes) ? block_discard(v->backing, bytes, offset, 0, err)
                                  : block_pwrite(v->backing, data, bytes, offset, 0, err);
     io_free_pages(data, GROUP_GRAIN_BYTES);
     if (r == 0) {

@@ -212,7 +212,7 @@ static int copy_grain(struct volume *v, uint64_t offset, uint32_t bytes, struct 
         log_error(v->group->log, "volume %s: %s; points before the next write there cannot be read there",
                   v->name, err->message);
         r = journal_seed(v->group->journal, v->id, lba, length, NULL, err);
-    } else if (data[0] || memcmp(data, data + 1, bytes - 1) != 0) { /* zeroes are what the base has anyway */
+    } else if (!io_is_zero(data, bytes)) { /* zeroes are what the base has anyway */
         r = journal_seed(v->group->journal, v->id, lba, length, data, err);
     }
     io_free_pages(data, GROUP_GRAIN_BYTES);

@@ -372,14 +372,20 @@ static void run_history(uint64_t seed)
 
 /* ---- what must not be served ---- */
 
-static void check_lost_pin(uint64_t seed)
+/* With a clone that is not copied by itself. */
+static void begin_uncopied(uint64_t seed, const char *doing)
 {
-    static char data[GROUP_GRAIN_BYTES];
     begin_history(seed);
-    x.doing = "lost pin";
+    x.doing = doing;
     close_side(&x.clone);
     x.speed = 1;
     OK(open_side(&x.clone));
+}
+
+static void check_lost_pin(uint64_t seed)
+{
+    static char data[GROUP_GRAIN_BYTES];
+    begin_uncopied(seed, "lost pin");
     for (uint64_t grain = 0; grain < GRAINS; grain += 2) /* so that something is copied, and something is not */
         OK(block_pwrite(block_of(&x.clone), x.source.live, 512, grain * GROUP_GRAIN_BYTES, 0, &err));
     for (uint64_t grain = 0; grain < GRAINS; grain += 2)
@@ -414,11 +420,7 @@ static void check_lost_pin(uint64_t seed)
 static void check_lost_power(uint64_t seed)
 {
     char map[128];
-    begin_history(seed);
-    x.doing = "lost power";
-    close_side(&x.clone);
-    x.speed = 1;
-    OK(open_side(&x.clone));
+    begin_uncopied(seed, "lost power");
     for (uint64_t grain = 0; grain < GRAINS; grain += 2) {
         char *live = x.clone.live + grain * GROUP_GRAIN_BYTES;
         memset(live, (int)(1 + below(255)), 512);
@@ -439,11 +441,7 @@ static void check_lost_power(uint64_t seed)
 static void check_damaged_map(uint64_t seed)
 {
     char map[128];
-    begin_history(seed);
-    x.doing = "damaged map";
-    close_side(&x.clone);
-    x.speed = 1;
-    OK(open_side(&x.clone));
+    begin_uncopied(seed, "damaged map");
     bool filling = is_filling();
     kill_side(&x.clone);
     snprintf(map, sizeof map, "%s" FILL_SUFFIX, x.clone.backing);

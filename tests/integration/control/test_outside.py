@@ -23,17 +23,22 @@ class Base(unittest.TestCase):
         self.s = Stand()
         self.addCleanup(self.s.destroy)
 
+    def start_with_a_tag(self):
+        """f was "one" at the tag, and is "two"."""
+        s = self.s.start()
+        s.apply(s.yaml(volumes=("data",)))
+        s.write("mnt/shop/data/f", "one")
+        s.call("POST", "/v1/applications/shop/tag", {"name": "one"})
+        s.write("mnt/shop/data/f", "two")
+        return s
+
 
 class MountedElsewhere(Base):
     """A file system that is mounted a second time lives on when the first mount goes: its volume must not change below it."""
 
     def setUp(self):
         super().setUp()
-        s = self.s.start()
-        s.apply(s.yaml(volumes=("data",)))
-        s.write("mnt/shop/data/f", "one")
-        s.call("POST", "/v1/applications/shop/tag", {"name": "one"})
-        s.write("mnt/shop/data/f", "two")
+        s = self.start_with_a_tag()
         self.elsewhere = s.path("elsewhere")
         os.mkdir(self.elsewhere)
         subprocess.run(["mount", "--bind", s.path("mnt/shop/data"), self.elsewhere], check=True)
@@ -69,11 +74,7 @@ class OpenElsewhere(Base):
 
     def setUp(self):
         super().setUp()
-        s = self.s.start()
-        s.apply(s.yaml(volumes=("data",)))
-        s.write("mnt/shop/data/f", "one")
-        s.call("POST", "/v1/applications/shop/tag", {"name": "one"})
-        s.write("mnt/shop/data/f", "two")
+        s = self.start_with_a_tag()
         self.device = s.status()["volumes"][0]["device"]
 
     def is_there(self):

@@ -924,28 +924,32 @@ static void flush_and_lose_power(void)
     assert_int_equal(check_latest("after the loss of power"), 0);
 }
 
+/* `c` goes unjournaled over what a rewind has not copied back. */
+static struct lsn put_unjournaled(void)
+{
+    struct lsn before = begin_rewind();
+    x.fault = "write";
+    put(6 * GRAIN, GRAIN, 'f'); /* its frame is on the disk all the same */
+    put(2 * GRAIN, GRAIN, 'c');
+    return before;
+}
+
 /* The journal's disk may be full, which is why they go unjournaled: no reason for a flush to fail. */
 static void a_flush_needs_no_room_beside_the_journal(void **state)
 {
     (void)state;
     char name[120];
-    begin_rewind();
-    x.fault = "write";
-    put(6 * GRAIN, GRAIN, 'f'); /* its frame is on the disk all the same */
-    put(2 * GRAIN, GRAIN, 'c');
+    put_unjournaled();
     snprintf(name, sizeof name, "%s/rewind.pending.tmp", x.directory); /* nothing can be made there */
     assert_return_code(mkdir(name, 0700), errno);
     flush_and_lose_power();
 }
 
-/* `c` goes unjournaled over what a rewind has not copied back, on a journal's disk that fails altogether, and is flushed. */
+/* That is flushed, on a journal's disk that fails altogether. */
 static struct lsn flush_beside(char rewinding[112])
 {
-    struct lsn before = begin_rewind();
+    struct lsn before = put_unjournaled();
     snprintf(rewinding, 112, "%s.rewinding", x.path);
-    x.fault = "write";
-    put(6 * GRAIN, GRAIN, 'f'); /* its frame is on the disk all the same */
-    put(2 * GRAIN, GRAIN, 'c');
     x.fault = "pending";
     check_ok(block_flush(x.block, &err));
     assert_int_equal(access(rewinding, F_OK), 0);
@@ -1021,10 +1025,7 @@ static void a_damaged_list_beside_a_backing_is_told(void **state)
 static void an_unjournaled_write_over_a_rewind_survives_a_loss_of_power_once_journaling_goes_on(void **state)
 {
     (void)state;
-    begin_rewind();
-    x.fault = "write";
-    put(6 * GRAIN, GRAIN, 'f'); /* its frame is on the disk all the same */
-    put(2 * GRAIN, GRAIN, 'c');
+    put_unjournaled();
     x.fault = NULL;
     check_ok(group_resume(x.group, &err));
     flush_and_lose_power();
