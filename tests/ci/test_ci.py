@@ -122,6 +122,13 @@ class Ci(unittest.TestCase):
         self.script("tests/cluster/cluster.sh", '[ "$1" = status ] && exit 3; echo "[cluster] ERROR: building csi-shared failed: see x" >&2; exit 1')
         self.assertEqual(self.run_ci()[0], 1)
 
+    def test_c1_what_failed_is_said_once_more_at_the_end(self):
+        self.script("scripts/check-cluster", 'echo "== y"; echo "NOT OK: no row 7"; echo "y: FAILED with status 1 after 2 s"; seq 1000; echo "3 passed, 1 failed"; exit 1')
+        out = self.run_ci()[1]
+        end = out[out.index("time line"):]
+        self.assertIn("what failed in cluster:\n    == y\n    NOT OK: no row 7\n    y: FAILED with status 1 after 2 s\n", end)
+        self.assertNotIn("    1000\n", end)
+
     def test_c2_what_a_part_left_out_is_said_once_more_at_the_end(self):
         self.script("scripts/check-cluster", 'echo "left out: x, because y"; ' + PASSES)
         code, out, _ = self.run_ci()
