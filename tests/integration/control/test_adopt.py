@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volumes over images and devices that hold something: adopted, killed in the middle, given back; and volumes that grow, and what
 fstrim frees. Needs root, /dev/fuse, loop devices and fio (skipped without)."""
+import fcntl
 import hashlib
 import os
 import shutil
@@ -337,6 +338,34 @@ class Growing(Base):
     def test_xfs(self):
         self.grow("xfs", 320, 448)
 
+    def test_asked_for_while_it_does_not_run(self):
+        """A larger size that is applied while the source is somebody else's, and cannot be given when the engine starts: the volume keeps its size, and grows when
+        that is applied again once it can."""
+        s = self.s.start()
+        image = self.image("old.img", None, 0)
+        with open(image, "wb") as f:
+            f.write(b"old!" * (16 * MIB))
+        self.rate("1Mi")
+        s.apply(self.yaml(image, mount=False))
+        larger = self.yaml(image, ", size: 96Mi", mount=False)
+        self.fails("EBUSY", ["cannot grow", "seeded"], s.apply, larger)
+        self.assertEqual(s.stop(), 0)
+        with open(image, "r+b") as holder:
+            fcntl.flock(holder, fcntl.LOCK_EX)
+            s.start()
+            self.assertEqual(s.status()["state"], "failed")
+            self.assertEqual(s.apply(larger)[0]["result"], "configured")
+        self.assertIn("applying again", s.apply(larger)[0]["message"])
+        status = s.status()
+        self.assertEqual(status["state"], "seeding", status["message"])
+        self.assertEqual(len(status["alarms"]), 1, status["alarms"])
+        self.assertIn(f"volume data has {64 * MIB} bytes, and could not be given the {96 * MIB}", status["alarms"][0])
+        self.rate(None)
+        self.seeded()
+        self.assertIsNone(s.apply(larger)[0]["message"])
+        status = s.status()
+        self.assertEqual(status["alarms"], [])
+        self.assertEqual(int(run("blockdev", "--getsize64", status["volumes"][0]["device"])), 96 * MIB)
 
     @unittest.skipUnless(shutil.which("nbdkit") and shutil.which("nbdinfo"), "no nbdkit or nbdinfo")
     def test_nbd(self):
