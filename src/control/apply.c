@@ -268,6 +268,49 @@ static int inherit_from(const struct app_spec *old, struct app_spec *new, struct
     return 0;
 }
 
+/* What application_save() has written. */
+static int read_description(const char *path, const char *name, struct app_spec **ret, struct error *err)
+{
+    size_t length = 0;
+    _cleanup_free_ char *text = NULL;
+    _cleanup_app_documents_ struct app_documents *documents = NULL;
+    struct app_parse_options options = {.file = path};
+    int r = io_read_file(path, APPLICATION_FILE_BYTES_MAX, &text, &length, err);
+    if (r == 0)
+        r = app_documents_parse(&options, text, length, &documents, err);
+    if (r == 0)
+        r = app_text_check(path, text, length, err);
+    if (r < 0)
+        return r;
+    if (documents->count != 1 || documents->items[0].kind != APP_KIND_APPLICATION || strcmp(documents->items[0].spec->name, name) != 0)
+        return error_set(err, -EINVAL, "%s does not hold the ProtectedApplication %s", path, name);
+    *ret = take_ptr(documents->items[0].spec);
+    return 0;
+}
+
+/* One that was deleted, and whose journal was kept, is what it was: also where its description, which is applied again, does not say that a clone
+ * filled its volumes. */
+static void inherit_from_deleted(struct application *a)
+{
+    char path[PATH_MAX], aside[PATH_MAX];
+    struct stat st;
+    struct error why = ERROR_INIT;
+    struct app_spec *old = NULL;
+    if (application_path(a, path, &why, "journal/manifest") < 0 || application_path(a, aside, &why, "application.yaml.deleted") < 0 ||
+        access(path, F_OK) < 0 || stat(aside, &st) < 0 || st.st_size == 0)
+        return;
+    int r = read_description(aside, a->name, &old, &why);
+    for (size_t i = 0; i < a->spec->volume_count && r == 0; i++) {
+        struct app_volume *v = &a->spec->volumes[i];
+        const struct app_volume *was = find_volume(old, v->name);
+        if (!v->from && !v->source && was && was->from && !(v->from = strdup(was->from)))
+            r = error_set(&why, -ENOMEM, "out of memory");
+    }
+    app_spec_free(old);
+    if (r < 0)
+        log_warning(a->control->log, "%s: what it was before it was deleted is not known: %s", a->name, why.message);
+}
+
 /* One that was deleted, and whose journal was kept, is told what it was. */
 static int check_new_from(const struct application *a, struct error *err)
 {
@@ -300,6 +343,7 @@ static int create(struct control *control, struct app_spec *spec, uint64_t quota
     _cleanup_application_ struct application *a = application_new(control, spec, err);
     if (!a)
         return err->code;
+    inherit_from_deleted(a);
     int r = check_new_from(a, err);
     if (r == 0)
         r = disk_check(a, NULL, quota_bytes, err);
@@ -731,27 +775,17 @@ int apply_detach(struct control *control, const char *name, json_t **ret, struct
 int application_load(struct control *control, const char *name, struct error *err)
 {
     char path[PATH_MAX];
-    size_t length = 0;
-    _cleanup_free_ char *text = NULL;
-    _cleanup_app_documents_ struct app_documents *documents = NULL;
+    struct app_spec *spec = NULL;
     if (snprintf(path, sizeof path, "%s/apps/%s/application.yaml", control->state_directory, name) >=
         (int)sizeof path)
         return error_set(err, -ENAMETOOLONG, "%s: path too long", control->state_directory);
     clone_tidy(control, name);
     if (access(path, F_OK) < 0)
         return 0; /* deleted, its data was kept */
-    int r = io_read_file(path, APPLICATION_FILE_BYTES_MAX, &text, &length, err);
-    struct app_parse_options options = {.file = path};
-    if (r == 0)
-        r = app_documents_parse(&options, text, length, &documents, err);
-    if (r == 0)
-        r = app_text_check(path, text, length, err);
-    if (r < 0 || !documents)
+    int r = read_description(path, name, &spec, err);
+    if (r < 0)
         return r;
-    if (documents->count != 1 || documents->items[0].kind != APP_KIND_APPLICATION ||
-        strcmp(documents->items[0].spec->name, name) != 0)
-        return error_set(err, -EINVAL, "%s does not hold the ProtectedApplication %s", path, name);
-    struct application *a = application_new(control, take_ptr(documents->items[0].spec), err);
+    struct application *a = application_new(control, spec, err);
     if (!a)
         return err->code;
     r = filling_load(a, err);
