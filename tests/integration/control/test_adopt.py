@@ -202,11 +202,17 @@ class Adopting(Base):
         self.addCleanup(subprocess.run, ["losetup", "-d", device], check=False)
         self.fails("EBUSY", [f"attached to {device}", "losetup -d"], s.apply, self.yaml(image))
         run("losetup", "-d", device)
+        run("losetup", "--read-only", device, image)
+        self.fails("EROFS", ["read-only"], s.apply, self.yaml(device))
+        run("losetup", "-d", device)
         self.assertEqual(os.listdir(s.path("s/apps")), [])
         self.assertEqual(digest(image), before)
         # In use by another application; not formatted, whatever is asked for.
         s.apply(self.yaml(image))
         self.fails("EBUSY", ["locked"], s.apply, self.yaml(image, name="other"))
+        s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: raw}\nspec: {volumes: [{name: data, size: 16Mi}]}\n")
+        own = s.status("raw")["volumes"][0]["device"]
+        self.fails("EINVAL", ["device of a volume", "apps/raw"], s.apply, self.yaml(own, mount=False, name="other"))
         self.check_old(s.path("mnt/shop/data"))
         # A partition table is told, not refused, without a mount.
         self.assertIn("partition table", s.apply(self.yaml(s.path("parted.img"), mount=False, name="disk"))[0]["message"])
