@@ -380,7 +380,7 @@ int group_start(struct group *g, struct error *err)
     if (r == 0)
         r = stale_load(g, replaced, err);
     if (r == 0)
-        r = seed_open(g, &inexact, err);
+        r = seed_open(g, whole || replaced, &inexact, err);
     if (r == 0)
         r = resync_in_flight(g, err);
     bool compare = (rec->compare && !rec->created) || open_refusal;

@@ -276,6 +276,47 @@ class Adopting(Base):
         self.assertEqual(s.call("DELETE", "/v1/applications/shop?purge=true")["volumes"], [{"name": "data", "backing": image}])
         self.assertTrue(os.path.exists(image))
 
+    def changed_before_it_was_seeded(self, change):
+        """`change(image)` while others may have written to it: what it held at the adoption may be gone, and no point of before is served with what is there now."""
+        s = self.s.start()
+        self.rate("1Mi")
+        image = self.image("old.img", None, 0)
+        with open(image, "wb") as f:
+            f.write(b"old!" * (8 * MIB))
+        text = self.yaml(image, mount=False)
+        s.apply(text)
+        before = s.call("POST", "/v1/applications/shop/tag", {"name": "before"})["lsn"]
+        self.assertEqual(s.status()["state"], "seeding")
+        change(image, text)
+        self.rate(None)
+        self.seeded()
+        for point in (f"lsn:{before}", "tag:before"):
+            self.fails("ERANGE", ["inside a gap"], s.operate, "/v1/applications/shop/open", {"point": point})
+        s.call("POST", "/v1/applications/shop/tag", {"name": "after"})
+        with open(s.status()["volumes"][0]["device"], "r+b", buffering=0) as f:
+            f.write(b"late" * 1024)
+        s.operate("/v1/applications/shop/rewind", {"to": "tag:after"})
+        with open(s.status()["volumes"][0]["device"], "rb") as f:
+            self.assertEqual(f.read(), b"old!" * (6 * MIB) + b"new!" * MIB + b"old!" * MIB)
+
+    def test_changed_after_a_delete_before_it_was_seeded(self):
+        def change(image, text):
+            self.s.call("DELETE", "/v1/applications/shop")
+            with open(image, "r+b") as f:
+                f.seek(24 * MIB)
+                f.write(b"new!" * MIB)
+            self.s.apply(text)
+        self.changed_before_it_was_seeded(change)
+
+    def test_another_file_before_it_was_seeded(self):
+        def change(image, _):
+            self.assertEqual(self.s.stop(), 0)
+            with open(image + ".new", "wb") as f:
+                f.write(b"old!" * (6 * MIB) + b"new!" * MIB + b"old!" * MIB)
+            os.rename(image + ".new", image)
+            self.s.start()
+        self.changed_before_it_was_seeded(change)
+
     def test_new_volume_is_kept(self):
         """Detaching a volume without a source leaves an image too, which can be adopted again."""
         s = self.s.start()
