@@ -238,17 +238,34 @@ static void remove_made(const struct app_spec *spec, const size_t existing[APP_V
     }
 }
 
-/* The journal of an application that was deleted is gone on with. Meanwhile anybody may have used its
- * sources: what they hold now is compared with the journal (the engine looks for the file). */
-static int ask_for_comparison(const struct application *a, struct error *err)
+/* A backing of its own that was written to, or only mounted, since the application was deleted. */
+static bool was_used_since(const struct application *a, size_t volume, const struct timespec *deleted)
 {
     char path[PATH_MAX];
-    bool sources = false;
-    for (size_t i = 0; i < a->spec->volume_count; i++)
-        sources |= a->spec->volumes[i].source != NULL;
+    struct stat st;
+    struct error ignored = ERROR_INIT;
+    if (application_path(a, path, &ignored, "backing/%s.img", a->spec->volumes[volume].name) < 0 || stat(path, &st) < 0)
+        return false;
+    return st.st_ctim.tv_sec != deleted->tv_sec ? st.st_ctim.tv_sec > deleted->tv_sec : st.st_ctim.tv_nsec > deleted->tv_nsec;
+}
+
+/* The journal of an application that was deleted is gone on with. Meanwhile anybody may have used its sources, and its backings, whose places were
+ * told: what they hold now is compared with the journal (the engine looks for the file). */
+static int ask_for_comparison(const struct application *a, struct error *err)
+{
+    char path[PATH_MAX], aside[PATH_MAX];
+    struct stat st;
+    bool used = false;
     int r = application_path(a, path, err, "journal/manifest");
-    if (r < 0 || !sources || access(path, F_OK) < 0)
+    if (r == 0)
+        r = application_path(a, aside, err, "application.yaml.deleted");
+    if (r < 0 || access(path, F_OK) < 0)
         return r;
+    bool dated = stat(aside, &st) == 0;
+    for (size_t i = 0; i < a->spec->volume_count; i++)
+        used |= a->spec->volumes[i].source || (dated && was_used_since(a, i, &st.st_ctim));
+    if (!used)
+        return 0;
     r = application_path(a, path, err, "journal/compare");
     return r < 0 ? r : io_replace_file(path, "", 0, 0600, err);
 }

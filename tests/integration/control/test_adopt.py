@@ -276,6 +276,31 @@ class Adopting(Base):
         self.assertEqual(s.call("DELETE", "/v1/applications/shop?purge=true")["volumes"], [{"name": "data", "backing": image}])
         self.assertTrue(os.path.exists(image))
 
+    def test_a_backing_that_was_used_after_a_delete(self):
+        """It is told where it is: what somebody wrote there meanwhile is found when the application is applied again. One that nobody used is not compared."""
+        s = self.s.start()
+        text = s.yaml(volumes=("data",))
+        s.apply(text)
+        s.write("mnt/shop/data/f", "one")
+        os.sync()
+        before = s.call("POST", "/v1/applications/shop/tag", {"name": "before"})["lsn"]
+        s.call("DELETE", "/v1/applications/shop")
+        s.apply(text)
+        self.assertEqual([p["kind"] for p in s.call("GET", "/v1/applications/shop/points")["points"] if p["kind"] == "gap"], [])
+        backing = s.call("DELETE", "/v1/applications/shop")["volumes"][0]["backing"]
+        where = s.path("outside")
+        os.mkdir(where)
+        run("mount", "-o", "loop", backing, where)
+        s.write("outside/g", "outside")
+        run("umount", where)
+        s.apply(text)
+        self.assertEqual(s.read("mnt/shop/data/g"), "outside")
+        self.seeded()
+        for point, there in (("latest", True), (f"lsn:{before}", False)):
+            view, name = self.open(point)
+            self.assertEqual(os.path.exists(os.path.join(view, "g")), there, point)
+            self.close(name)
+
     def changed_before_it_was_seeded(self, change):
         """`change(image)` while others may have written to it: what it held at the adoption may be gone, and no point of before is served with what is there now."""
         s = self.s.start()
