@@ -499,7 +499,7 @@ static int update(struct application *a, struct app_spec **spec, uint64_t quota_
         r = change_light(a, spec, err);
     /* What has grown stays so: devices and file systems follow now, or at the next try. What could not grow when the engine started is tried, too. */
     bool runs = r == 0 && !dry_run && a->state == APPLICATION_RUNNING;
-    if (runs && kind == CHANGE_NONE && application_configure(a, &grown) < 0) {
+    if (runs && kind != CHANGE_LIGHT && application_configure(a, &grown) < 0) {
         log_error(a->control->log, "%s: %s", a->name, grown.message);
         *ret_message = "its engine has not taken all of it, a volume that is to be larger for one: the log of `tidemark up` says why; applying again tries it again";
     } else if (runs && application_grow(a, &grown) < 0) {

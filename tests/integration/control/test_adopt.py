@@ -439,6 +439,22 @@ class Growing(Base):
         self.assertEqual(status["alarms"], [])
         self.assertEqual(int(run("blockdev", "--getsize64", status["volumes"][0]["device"])), 96 * MIB)
 
+    def test_asked_for_with_another_volume(self):
+        """A volume that is not seeded is to be larger, and another one is added, for which the engine is started again: the answer says that the first has not grown."""
+        s = self.s.start()
+        image = self.image("old.img", None, 0)
+        with open(image, "wb") as f:
+            f.write(b"old!" * (8 * MIB))
+        self.rate("1Mi")
+        text = "apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {{name: shop}}\nspec:\n  export: nbd\n  volumes:\n  - {{name: data, source: {0}{1}}}\n{2}"
+        s.apply(text.format(image, "", ""))
+        larger = text.format(image, ", size: 48Mi", "  - {name: more, size: 16Mi}\n")
+        self.assertIn("applying again", s.apply(larger)[0]["message"])
+        self.rate(None)
+        self.seeded()
+        self.assertIsNone(s.apply(larger)[0]["message"])
+        self.assertEqual((s.status()["alarms"], os.path.getsize(image)), ([], 48 * MIB))
+
     @unittest.skipUnless(shutil.which("nbdkit") and shutil.which("nbdinfo"), "no nbdkit or nbdinfo")
     def test_nbd(self):
         """An adopted image by NBD, and one that grows: clients see the size when they connect again."""
