@@ -14,7 +14,7 @@
 static const char BASH[] =
     "# bash completion of tidemark; written by `tidemark completion bash`\n"
     "_tidemark() {\n"
-    "  local rest=${COMP_LINE:0:COMP_POINT} word line cut directive i\n"
+    "  local rest=${COMP_LINE:0:COMP_POINT} word line cut breaks directive i\n"
     "  local -a words=() lines=()\n"
     "  for ((i = 0; i <= COMP_CWORD; i++)); do\n"
     "    word=${COMP_WORDS[i]}\n"

@@ -238,17 +238,34 @@ static void remove_made(const struct app_spec *spec, const size_t existing[APP_V
     }
 }
 
-/* The journal of an application that was deleted is gone on with. Meanwhile anybody may have used its
- * sources: what they hold now is compared with the journal (the engine looks for the file). */
-static int ask_for_comparison(const struct application *a, struct error *err)
+/* A backing of its own that was written to, or only mounted, since the application was deleted. */
+static bool was_used_since(const struct application *a, size_t volume, const struct timespec *deleted)
 {
     char path[PATH_MAX];
-    bool sources = false;
-    for (size_t i = 0; i < a->spec->volume_count; i++)
-        sources |= a->spec->volumes[i].source != NULL;
+    struct stat st;
+    struct error ignored = ERROR_INIT;
+    if (application_path(a, path, &ignored, "backing/%s.img", a->spec->volumes[volume].name) < 0 || stat(path, &st) < 0)
+        return false;
+    return st.st_ctim.tv_sec != deleted->tv_sec ? st.st_ctim.tv_sec > deleted->tv_sec : st.st_ctim.tv_nsec > deleted->tv_nsec;
+}
+
+/* The journal of an application that was deleted is gone on with. Meanwhile anybody may have used its sources, and its backings, whose places were
+ * told: what they hold now is compared with the journal (the engine looks for the file). */
+static int ask_for_comparison(const struct application *a, struct error *err)
+{
+    char path[PATH_MAX], aside[PATH_MAX];
+    struct stat st;
+    bool used = false;
     int r = application_path(a, path, err, "journal/manifest");
-    if (r < 0 || !sources || access(path, F_OK) < 0)
+    if (r == 0)
+        r = application_path(a, aside, err, "application.yaml.deleted");
+    if (r < 0 || access(path, F_OK) < 0)
         return r;
+    bool dated = stat(aside, &st) == 0;
+    for (size_t i = 0; i < a->spec->volume_count; i++)
+        used |= a->spec->volumes[i].source || (dated && was_used_since(a, i, &st.st_ctim));
+    if (!used)
+        return 0;
     r = application_path(a, path, err, "journal/compare");
     return r < 0 ? r : io_replace_file(path, "", 0, 0600, err);
 }
@@ -266,6 +283,49 @@ static int inherit_from(const struct app_spec *old, struct app_spec *new, struct
             return error_set(err, -ENOMEM, "out of memory");
     }
     return 0;
+}
+
+/* What application_save() has written. */
+static int read_description(const char *path, const char *name, struct app_spec **ret, struct error *err)
+{
+    size_t length = 0;
+    _cleanup_free_ char *text = NULL;
+    _cleanup_app_documents_ struct app_documents *documents = NULL;
+    struct app_parse_options options = {.file = path};
+    int r = io_read_file(path, APPLICATION_FILE_BYTES_MAX, &text, &length, err);
+    if (r == 0)
+        r = app_documents_parse(&options, text, length, &documents, err);
+    if (r == 0)
+        r = app_text_check(path, text, length, err);
+    if (r < 0)
+        return r;
+    if (documents->count != 1 || documents->items[0].kind != APP_KIND_APPLICATION || strcmp(documents->items[0].spec->name, name) != 0)
+        return error_set(err, -EINVAL, "%s does not hold the ProtectedApplication %s", path, name);
+    *ret = take_ptr(documents->items[0].spec);
+    return 0;
+}
+
+/* One that was deleted, and whose journal was kept, is what it was: also where its description, which is applied again, does not say that a clone
+ * filled its volumes. */
+static void inherit_from_deleted(struct application *a)
+{
+    char path[PATH_MAX], aside[PATH_MAX];
+    struct stat st;
+    struct error why = ERROR_INIT;
+    struct app_spec *old = NULL;
+    if (application_path(a, path, &why, "journal/manifest") < 0 || application_path(a, aside, &why, "application.yaml.deleted") < 0 ||
+        access(path, F_OK) < 0 || stat(aside, &st) < 0 || st.st_size == 0)
+        return;
+    int r = read_description(aside, a->name, &old, &why);
+    for (size_t i = 0; i < a->spec->volume_count && r == 0; i++) {
+        struct app_volume *v = &a->spec->volumes[i];
+        const struct app_volume *was = find_volume(old, v->name);
+        if (!v->from && !v->source && was && was->from && !(v->from = strdup(was->from)))
+            r = error_set(&why, -ENOMEM, "out of memory");
+    }
+    app_spec_free(old);
+    if (r < 0)
+        log_warning(a->control->log, "%s: what it was before it was deleted is not known: %s", a->name, why.message);
 }
 
 /* One that was deleted, and whose journal was kept, is told what it was. */
@@ -300,6 +360,7 @@ static int create(struct control *control, struct app_spec *spec, uint64_t quota
     _cleanup_application_ struct application *a = application_new(control, spec, err);
     if (!a)
         return err->code;
+    inherit_from_deleted(a);
     int r = check_new_from(a, err);
     if (r == 0)
         r = disk_check(a, NULL, quota_bytes, err);
@@ -436,8 +497,12 @@ static int update(struct application *a, struct app_spec **spec, uint64_t quota_
         r = remount(a, spec, err);
     else if (r == 0 && kind == CHANGE_LIGHT && !dry_run)
         r = change_light(a, spec, err);
-    /* What has grown stays so: devices and file systems follow now, or at the next try. */
-    if (r == 0 && !dry_run && a->state == APPLICATION_RUNNING && application_grow(a, &grown) < 0) {
+    /* What has grown stays so: devices and file systems follow now, or at the next try. What could not grow when the engine started is tried, too. */
+    bool runs = r == 0 && !dry_run && a->state == APPLICATION_RUNNING;
+    if (runs && kind != CHANGE_LIGHT && application_configure(a, &grown) < 0) {
+        log_error(a->control->log, "%s: %s", a->name, grown.message);
+        *ret_message = "its engine has not taken all of it, a volume that is to be larger for one: the log of `tidemark up` says why; applying again tries it again";
+    } else if (runs && application_grow(a, &grown) < 0) {
         log_error(a->control->log, "%s: %s", a->name, grown.message);
         *ret_message = "a volume has grown, but its device or file system could not follow: the log of "
                        "`tidemark up` says why; "
@@ -727,27 +792,17 @@ int apply_detach(struct control *control, const char *name, json_t **ret, struct
 int application_load(struct control *control, const char *name, struct error *err)
 {
     char path[PATH_MAX];
-    size_t length = 0;
-    _cleanup_free_ char *text = NULL;
-    _cleanup_app_documents_ struct app_documents *documents = NULL;
+    struct app_spec *spec = NULL;
     if (snprintf(path, sizeof path, "%s/apps/%s/application.yaml", control->state_directory, name) >=
         (int)sizeof path)
         return error_set(err, -ENAMETOOLONG, "%s: path too long", control->state_directory);
     clone_tidy(control, name);
     if (access(path, F_OK) < 0)
         return 0; /* deleted, its data was kept */
-    int r = io_read_file(path, APPLICATION_FILE_BYTES_MAX, &text, &length, err);
-    struct app_parse_options options = {.file = path};
-    if (r == 0)
-        r = app_documents_parse(&options, text, length, &documents, err);
-    if (r == 0)
-        r = app_text_check(path, text, length, err);
-    if (r < 0 || !documents)
+    int r = read_description(path, name, &spec, err);
+    if (r < 0)
         return r;
-    if (documents->count != 1 || documents->items[0].kind != APP_KIND_APPLICATION ||
-        strcmp(documents->items[0].spec->name, name) != 0)
-        return error_set(err, -EINVAL, "%s does not hold the ProtectedApplication %s", path, name);
-    struct application *a = application_new(control, take_ptr(documents->items[0].spec), err);
+    struct application *a = application_new(control, spec, err);
     if (!a)
         return err->code;
     r = filling_load(a, err);

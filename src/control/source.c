@@ -31,8 +31,11 @@ static bool is_mounted(const char *device, char text[MOUNTS_USERS_BYTES])
 static int check_device(const char *path, int fd, uint64_t *ret_bytes, struct error *err)
 {
     char users[MOUNTS_USERS_BYTES];
-    if (ioctl(fd, BLKGETSIZE64, ret_bytes) < 0)
+    int read_only = 0;
+    if (ioctl(fd, BLKGETSIZE64, ret_bytes) < 0 || ioctl(fd, BLKROGET, &read_only) < 0)
         return error_errno(err, -errno, "cannot find the size of %s", path);
+    if (read_only) /* Linux opens it for writing all the same */
+        return error_set(err, -EROFS, "cannot adopt %s: it is read-only (blockdev --setrw, or attach it anew)", path);
     if (is_mounted(path, users))
         return error_set(err, -EBUSY, "cannot adopt %s: %s", path, users);
     _cleanup_close_ int exclusive = open(path, O_RDWR | O_EXCL | O_CLOEXEC);
@@ -149,20 +152,28 @@ static int check_content(const struct app_volume *v, struct error *err)
     return 0;
 }
 
+/* Beside what `detach` has left there. */
+static bool is_own(const struct control *control, const char *path)
+{
+    size_t state_bytes = strlen(control->state_directory);
+    return strncmp(path, control->state_directory, state_bytes) == 0 && path[state_bytes] == '/' &&
+           strncmp(path + state_bytes, "/detached/", 10) != 0;
+}
+
 static int check_one(struct control *control, struct app_spec *spec, size_t i, struct error *err)
 {
     struct app_volume *v = &spec->volumes[i];
-    char real[PATH_MAX], text[UNITS_TEXT_BYTES], other[UNITS_TEXT_BYTES];
-    size_t state_bytes = strlen(control->state_directory);
+    char real[PATH_MAX], backing[LOOP_BACKING_BYTES], text[UNITS_TEXT_BYTES], other[UNITS_TEXT_BYTES];
     uint64_t bytes;
     int r = source_check(v->source, &bytes, err);
     if (r < 0)
         return r;
     if (!realpath(v->source, real))
         return error_errno(err, -errno, "cannot adopt %s", v->source);
-    if (strncmp(real, control->state_directory, state_bytes) == 0 && real[state_bytes] == '/' &&
-        strncmp(real + state_bytes, "/detached/", 10) != 0)
+    if (is_own(control, real))
         return error_set(err, -EINVAL, "cannot adopt %s: it belongs to Tidemark itself", v->source);
+    if (loop_backing(real, backing) && is_own(control, backing)) /* its name is another one's after the next start */
+        return error_set(err, -EINVAL, "cannot adopt %s: it is the device of a volume or view of Tidemark (%s)", v->source, backing);
     for (size_t k = 0; k < spec->volume_count; k++) {
         size_t length = spec->volumes[k].mount_path ? strlen(spec->volumes[k].mount_path) : 0;
         if (k != i && spec->volumes[k].source && strcmp(spec->volumes[k].source, v->source) == 0)

@@ -127,6 +127,12 @@ static json_t *alarms_json(const struct journal_status *s, const struct group_st
         group_volume_status(e->group, i, &v);
         if (v.failed)
             json_array_append_new(list, json_sprintf_lossy("volume %s: a flush of its backing failed", v.name));
+        uint64_t asked_bytes = __atomic_load_n(&e->config->volumes[i].size_bytes, __ATOMIC_RELAXED);
+        if (asked_bytes > v.size_bytes)
+            json_array_append_new(list, json_sprintf_lossy("volume %s has %llu bytes, and could not be given the %llu that were asked for when the engine started (%s): apply the "
+                                                     "application again %s", v.name, (unsigned long long)v.size_bytes, (unsigned long long)asked_bytes,
+                                                     v.seeding ? "not all that it held is copied to the history yet" : "its log says why",
+                                                     v.seeding ? "once it is seeded" : "when that has been put right"));
     }
     return list;
 }

@@ -101,7 +101,7 @@ int engine_configure(struct engine *e, struct error *err)
     for (size_t i = 0; i < new->volume_count && r == 0; i++) {
         r = group_resize(e->group, new->volumes[i].name, new->volumes[i].size_bytes, err);
         if (r == 0)
-            e->config->volumes[i].size_bytes = new->volumes[i].size_bytes;
+            __atomic_store_n(&e->config->volumes[i].size_bytes, new->volumes[i].size_bytes, __ATOMIC_RELAXED);
     }
     return r;
 }

@@ -26,7 +26,6 @@
 #define LOOP_CONTROL "/dev/loop-control"
 #define LOOP_ATTEMPTS 64u /* others that take the free number before us */
 #define LOOP_POLL_MS 5u
-#define SYS_TEXT_LIMIT 8192u
 #define DELETED_SUFFIX " (deleted)"
 
 static void sleep_ms(unsigned ms)
@@ -111,14 +110,14 @@ int loop_attach_blocks(const char *path, bool read_only, unsigned block_bytes,
     return 0;
 }
 
-static bool read_backing(const char *name, char text[static SYS_TEXT_LIMIT])
+static bool read_backing(const char *name, char text[static LOOP_BACKING_BYTES])
 {
     char path[PATH_MAX];
     snprintf(path, sizeof path, "/sys/block/%s/loop/backing_file", name);
     _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return false;
-    ssize_t n = read(fd, text, SYS_TEXT_LIMIT - 1);
+    ssize_t n = read(fd, text, LOOP_BACKING_BYTES - 1);
     if (n <= 0)
         return false;
     text[n] = '\0';
@@ -147,9 +146,15 @@ static bool same_file(const char *device, const char *backing, const char *path,
            (dev_t)info.lo_device == st->st_dev;
 }
 
+bool loop_backing(const char *device, char ret_path[LOOP_BACKING_BYTES])
+{
+    const char *name = strrchr(device, '/');
+    return read_backing(name ? name + 1 : device, ret_path);
+}
+
 int loop_find(const char *path, char ret_device[LOOP_DEVICE_BYTES], struct error *err)
 {
-    char real[PATH_MAX], backing[SYS_TEXT_LIMIT], device[LOOP_DEVICE_BYTES];
+    char real[PATH_MAX], backing[LOOP_BACKING_BYTES], device[LOOP_DEVICE_BYTES];
     struct stat st;
     bool exists = stat(path, &st) == 0;
     if (!realpath(path, real))
@@ -215,7 +220,7 @@ int loop_keep(const char *device, struct error *err)
 
 int loop_detach(const char *device, unsigned timeout_ms, bool lazy, struct error *err)
 {
-    char backing[SYS_TEXT_LIMIT], now[SYS_TEXT_LIMIT];
+    char backing[LOOP_BACKING_BYTES], now[LOOP_BACKING_BYTES];
     const char *name = strrchr(device, '/');
     name = name ? name + 1 : device;
     if (!read_backing(name, backing))

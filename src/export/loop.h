@@ -10,6 +10,7 @@
 #include "base/error.h"
 
 #define LOOP_DEVICE_BYTES 32          /* "/dev/loop1048575" and its NUL */
+#define LOOP_BACKING_BYTES 8192       /* what sysfs says at the most */
 #define LOOP_BLOCK_BYTES 4096         /* logical block size of the device */
 #define LOOP_BLOCK_BYTES_ADOPTED 512  /* of one that holds what was made elsewhere */
 #define LOOP_DETACH_TIMEOUT_MS 10000u /* enough for the last user to let go after an unmount */
@@ -27,6 +28,9 @@ int loop_attach_blocks(const char *path, bool read_only, unsigned block_bytes,
 /* The loop device whose backing file is `path` (which may be gone by now), by name, or by device and inode
  * where it was attached under another name. -ENOENT when there is none. */
 int loop_find(const char *path, char ret_device[LOOP_DEVICE_BYTES], struct error *err) MUST_CHECK;
+
+/* The path of the file that `device` ("/dev/loop3") is attached to, as it was then; false where it is no loop device, or attached to nothing. */
+bool loop_backing(const char *device, char ret_path[LOOP_BACKING_BYTES]) MUST_CHECK;
 
 /* Gives `device` the size that its backing file `path` has now, which is waited for until it is `size_bytes`.
  * *ret_grown: it had another one. */

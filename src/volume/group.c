@@ -88,6 +88,19 @@ static int refuse_cut(const char *backing, uint64_t bytes, uint64_t expected_byt
                      backing, (unsigned long long)bytes, (unsigned long long)expected_bytes, (unsigned long long)expected_bytes, backing);
 }
 
+/* What is not possible now does not keep the volume away: it has the size that it had, and growing is asked for again (group_resize). */
+static void grow_at_start(struct group *g, struct volume *v, const char *name, uint64_t size_bytes, struct volume_info *info)
+{
+    struct error why = ERROR_INIT;
+    int r = info->seeding ? error_set(&why, -EBUSY, "not all that it held is copied to the history yet")
+                          : group_grow_backing(g, v, info->id, info->size_bytes, size_bytes, &why);
+    if (r == 0)
+        info->size_bytes = size_bytes;
+    else
+        log_error(g->log, "volume %s keeps its %llu bytes, and cannot have %llu now: %s", name, (unsigned long long)info->size_bytes,
+                  (unsigned long long)size_bytes, why.message);
+}
+
 /* The backing with at least the volume's size, and the journal's knowledge of it, grown to what is asked for. */
 static int open_backing(struct group *g, struct volume *v, const struct volume_options *options, struct volume_info *info,
                         struct error *err)
@@ -123,8 +136,7 @@ static int open_backing(struct group *g, struct volume *v, const struct volume_o
     if (r == 0 && v->backing->size_bytes < info->size_bytes)
         r = refuse_cut(options->backing, v->backing->size_bytes, info->size_bytes, err);
     if (r == 0 && info->size_bytes < size_bytes)
-        r = info->seeding ? error_set(err, -EBUSY, "it cannot grow before all that it held is copied to the history")
-                          : group_grow_backing(g, v, info->id, info->size_bytes, size_bytes, err);
+        grow_at_start(g, v, options->name, size_bytes, info);
     if (r == 0 && info->size_bytes > size_bytes)
         log_warning(g->log, "volume %s has grown to %llu bytes, more than the %llu that are asked for: it keeps them", options->name,
                     (unsigned long long)info->size_bytes, (unsigned long long)size_bytes);
@@ -150,8 +162,7 @@ static int add_volume(struct group *g, const struct volume_options *options, str
         *v = (struct volume){0};
         return error_context(err, "volume %s", name);
     }
-    if (info.size_bytes > size_bytes)
-        size_bytes = info.size_bytes;
+    size_bytes = info.size_bytes;
     v->block = (struct block){.ops = &volume_ops, .size_bytes = size_bytes};
     v->group = g;
     v->id = info.id;
@@ -369,7 +380,7 @@ int group_start(struct group *g, struct error *err)
     if (r == 0)
         r = stale_load(g, replaced, err);
     if (r == 0)
-        r = seed_open(g, &inexact, err);
+        r = seed_open(g, whole || replaced, &inexact, err);
     if (r == 0)
         r = resync_in_flight(g, err);
     bool compare = (rec->compare && !rec->created) || open_refusal;

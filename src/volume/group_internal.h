@@ -298,8 +298,8 @@ int group_grow_backing(struct group *g, struct volume *v, uint32_t id, uint64_t 
                        struct error *err) MUST_CHECK;
 
 /* ---- seed.c ---- */
-/* Finds out what is left to be seeded. *ret_inexact: before-images may be missing, the volumes have to be compared. */
-int seed_open(struct group *g, bool *ret_inexact, struct error *err) MUST_CHECK;
+/* Finds out what is left to be seeded. `foreign`: others may have written to the backings meanwhile. *ret_inexact: before-images may be missing, the volumes have to be compared. */
+int seed_open(struct group *g, bool foreign, bool *ret_inexact, struct error *err) MUST_CHECK;
 /* `clean`: nothing was lost and nothing is written any more. */
 void seed_close(struct group *g, bool clean);
 int seed_start(struct group *g, struct error *err) MUST_CHECK;

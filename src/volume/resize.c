@@ -86,7 +86,7 @@ static int check_growth(struct group *g, const struct volume *v, uint64_t size_b
             "volume %s cannot grow before all that it held is copied to the history: try again when "
             "`tidemark status` shows that it is seeded",
             v->name);
-    if (status.suspended)
+    if (size_bytes > now && status.suspended)
         return error_set(err, -ESHUTDOWN, "volume %s cannot grow while journaling is suspended: %s", v->name,
                          status.reason);
     return 0;

@@ -11,7 +11,8 @@
  * disk, saved after the base was synced, which may be older. After a loss of power only the older one is
  * left: grains that it does not have are seeded with what the backing holds now, all volumes are compared,
  * and points from the adoption to the end of that are refused (group_begin_compare). The same after a
- * before-image that could not be kept while writes had to go on.
+ * before-image that could not be kept while writes had to go on, and where others may have written to the backing meanwhile (it was deleted
+ * and applied again, or its backing is another file): what it held at the adoption may be gone.
  *
  * Lock order: gate, range lock of the grain, the base's. */
 #include <errno.h>
@@ -129,20 +130,20 @@ static void count_live(struct volume *v)
 
 /* ---- opening ---- */
 
-static int open_volume(struct volume *v, bool new, struct error *err)
+static int open_volume(struct volume *v, bool new, bool foreign, struct error *err)
 {
     bool valid = false, exact = false;
     const struct journal_recovery *rec = journal_recovery(v->group->journal);
     int r = live_map(v, &valid, err);
     if (r < 0)
         return r;
-    if (valid && !rec->compare_all) {
+    if (valid && !rec->compare_all && !foreign) {
         count_live(v);
         exact = true;
     } else {
         live_words_trust(&v->seed.live, false); /* not to be believed while it is being filled */
         load_map(v, &exact);
-        exact = exact && !rec->compare_all;
+        exact = exact && !rec->compare_all && !foreign;
     }
     v->seed.inexact = !exact && !new;
     r = save_map(v, false, err); /* from now on the live one counts */
@@ -166,7 +167,7 @@ static void forget_maps(const struct volume *v)
     unlink(path);
 }
 
-int seed_open(struct group *g, bool *ret_inexact, struct error *err)
+int seed_open(struct group *g, bool foreign, bool *ret_inexact, struct error *err)
 {
     int r = 0;
     *ret_inexact = false;
@@ -176,7 +177,7 @@ int seed_open(struct group *g, bool *ret_inexact, struct error *err)
             forget_maps(v);
             continue;
         }
-        r = open_volume(v, v->seed.new, err);
+        r = open_volume(v, v->seed.new, foreign, err);
         *ret_inexact |= v->seed.inexact;
     }
     return r;

@@ -210,7 +210,8 @@ class Completion(unittest.TestCase):
         words = readline_words(line)
         script = run("completion", "bash").stdout
         return self.shell("bash", "-c", f'tidemark() {{ "{TIDEMARK}" "$@"; }}\n{script}\ncompopt() {{ :; }}\nCOMP_WORDS=({quoted(words)})\n'
-                          f"COMP_CWORD={len(words) - 1}\nCOMP_LINE={quoted([line])}\nCOMP_POINT={len(line)}\n_tidemark\n"
+                          f"COMP_CWORD={len(words) - 1}\nCOMP_LINE={quoted([line])}\nCOMP_POINT={len(line)}\nbefore=; before=$(compgen -v | sort)\n_tidemark\n"
+                          'for one in $(compgen -v | sort | comm -13 <(echo "$before") - | grep -vxE "COMPREPLY|MAPFILE|PIPESTATUS|_"); do echo "left in the shell: $one" >&2; done\n'
                           'for one in "${COMPREPLY[@]}"; do echo "$one"; done')
 
     def zsh(self, line):

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volumes over images and devices that hold something: adopted, killed in the middle, given back; and volumes that grow, and what
 fstrim frees. Needs root, /dev/fuse, loop devices and fio (skipped without)."""
+import fcntl
 import hashlib
 import os
 import shutil
@@ -201,11 +202,17 @@ class Adopting(Base):
         self.addCleanup(subprocess.run, ["losetup", "-d", device], check=False)
         self.fails("EBUSY", [f"attached to {device}", "losetup -d"], s.apply, self.yaml(image))
         run("losetup", "-d", device)
+        run("losetup", "--read-only", device, image)
+        self.fails("EROFS", ["read-only"], s.apply, self.yaml(device))
+        run("losetup", "-d", device)
         self.assertEqual(os.listdir(s.path("s/apps")), [])
         self.assertEqual(digest(image), before)
         # In use by another application; not formatted, whatever is asked for.
         s.apply(self.yaml(image))
         self.fails("EBUSY", ["locked"], s.apply, self.yaml(image, name="other"))
+        s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: raw}\nspec: {volumes: [{name: data, size: 16Mi}]}\n")
+        own = s.status("raw")["volumes"][0]["device"]
+        self.fails("EINVAL", ["device of a volume", "apps/raw"], s.apply, self.yaml(own, mount=False, name="other"))
         self.check_old(s.path("mnt/shop/data"))
         # A partition table is told, not refused, without a mount.
         self.assertIn("partition table", s.apply(self.yaml(s.path("parted.img"), mount=False, name="disk"))[0]["message"])
@@ -268,6 +275,72 @@ class Adopting(Base):
         # Destroying the history does not destroy what was adopted.
         self.assertEqual(s.call("DELETE", "/v1/applications/shop?purge=true")["volumes"], [{"name": "data", "backing": image}])
         self.assertTrue(os.path.exists(image))
+
+    def test_a_backing_that_was_used_after_a_delete(self):
+        """It is told where it is: what somebody wrote there meanwhile is found when the application is applied again. One that nobody used is not compared."""
+        s = self.s.start()
+        text = s.yaml(volumes=("data",))
+        s.apply(text)
+        s.write("mnt/shop/data/f", "one")
+        os.sync()
+        before = s.call("POST", "/v1/applications/shop/tag", {"name": "before"})["lsn"]
+        s.call("DELETE", "/v1/applications/shop")
+        s.apply(text)
+        self.assertEqual([p["kind"] for p in s.call("GET", "/v1/applications/shop/points")["points"] if p["kind"] == "gap"], [])
+        backing = s.call("DELETE", "/v1/applications/shop")["volumes"][0]["backing"]
+        where = s.path("outside")
+        os.mkdir(where)
+        run("mount", "-o", "loop", backing, where)
+        s.write("outside/g", "outside")
+        run("umount", where)
+        s.apply(text)
+        self.assertEqual(s.read("mnt/shop/data/g"), "outside")
+        self.seeded()
+        for point, there in (("latest", True), (f"lsn:{before}", False)):
+            view, name = self.open(point)
+            self.assertEqual(os.path.exists(os.path.join(view, "g")), there, point)
+            self.close(name)
+
+    def changed_before_it_was_seeded(self, change):
+        """`change(image)` while others may have written to it: what it held at the adoption may be gone, and no point of before is served with what is there now."""
+        s = self.s.start()
+        self.rate("1Mi")
+        image = self.image("old.img", None, 0)
+        with open(image, "wb") as f:
+            f.write(b"old!" * (8 * MIB))
+        text = self.yaml(image, mount=False)
+        s.apply(text)
+        before = s.call("POST", "/v1/applications/shop/tag", {"name": "before"})["lsn"]
+        self.assertEqual(s.status()["state"], "seeding")
+        change(image, text)
+        self.rate(None)
+        self.seeded()
+        for point in (f"lsn:{before}", "tag:before"):
+            self.fails("ERANGE", ["inside a gap"], s.operate, "/v1/applications/shop/open", {"point": point})
+        s.call("POST", "/v1/applications/shop/tag", {"name": "after"})
+        with open(s.status()["volumes"][0]["device"], "r+b", buffering=0) as f:
+            f.write(b"late" * 1024)
+        s.operate("/v1/applications/shop/rewind", {"to": "tag:after"})
+        with open(s.status()["volumes"][0]["device"], "rb") as f:
+            self.assertEqual(f.read(), b"old!" * (6 * MIB) + b"new!" * MIB + b"old!" * MIB)
+
+    def test_changed_after_a_delete_before_it_was_seeded(self):
+        def change(image, text):
+            self.s.call("DELETE", "/v1/applications/shop")
+            with open(image, "r+b") as f:
+                f.seek(24 * MIB)
+                f.write(b"new!" * MIB)
+            self.s.apply(text)
+        self.changed_before_it_was_seeded(change)
+
+    def test_another_file_before_it_was_seeded(self):
+        def change(image, _):
+            self.assertEqual(self.s.stop(), 0)
+            with open(image + ".new", "wb") as f:
+                f.write(b"old!" * (6 * MIB) + b"new!" * MIB + b"old!" * MIB)
+            os.rename(image + ".new", image)
+            self.s.start()
+        self.changed_before_it_was_seeded(change)
 
     def test_new_volume_is_kept(self):
         """Detaching a volume without a source leaves an image too, which can be adopted again."""
@@ -337,6 +410,50 @@ class Growing(Base):
     def test_xfs(self):
         self.grow("xfs", 320, 448)
 
+    def test_asked_for_while_it_does_not_run(self):
+        """A larger size that is applied while the source is somebody else's, and cannot be given when the engine starts: the volume keeps its size, and grows when
+        that is applied again once it can."""
+        s = self.s.start()
+        image = self.image("old.img", None, 0)
+        with open(image, "wb") as f:
+            f.write(b"old!" * (16 * MIB))
+        self.rate("1Mi")
+        s.apply(self.yaml(image, mount=False))
+        larger = self.yaml(image, ", size: 96Mi", mount=False)
+        self.fails("EBUSY", ["cannot grow", "seeded"], s.apply, larger)
+        self.assertEqual(s.stop(), 0)
+        with open(image, "r+b") as holder:
+            fcntl.flock(holder, fcntl.LOCK_EX)
+            s.start()
+            self.assertEqual(s.status()["state"], "failed")
+            self.assertEqual(s.apply(larger)[0]["result"], "configured")
+        self.assertIn("applying again", s.apply(larger)[0]["message"])
+        status = s.status()
+        self.assertEqual(status["state"], "seeding", status["message"])
+        self.assertEqual(len(status["alarms"]), 1, status["alarms"])
+        self.assertIn(f"volume data has {64 * MIB} bytes, and could not be given the {96 * MIB}", status["alarms"][0])
+        self.rate(None)
+        self.seeded()
+        self.assertIsNone(s.apply(larger)[0]["message"])
+        status = s.status()
+        self.assertEqual(status["alarms"], [])
+        self.assertEqual(int(run("blockdev", "--getsize64", status["volumes"][0]["device"])), 96 * MIB)
+
+    def test_asked_for_with_another_volume(self):
+        """A volume that is not seeded is to be larger, and another one is added, for which the engine is started again: the answer says that the first has not grown."""
+        s = self.s.start()
+        image = self.image("old.img", None, 0)
+        with open(image, "wb") as f:
+            f.write(b"old!" * (8 * MIB))
+        self.rate("1Mi")
+        text = "apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {{name: shop}}\nspec:\n  export: nbd\n  volumes:\n  - {{name: data, source: {0}{1}}}\n{2}"
+        s.apply(text.format(image, "", ""))
+        larger = text.format(image, ", size: 48Mi", "  - {name: more, size: 16Mi}\n")
+        self.assertIn("applying again", s.apply(larger)[0]["message"])
+        self.rate(None)
+        self.seeded()
+        self.assertIsNone(s.apply(larger)[0]["message"])
+        self.assertEqual((s.status()["alarms"], os.path.getsize(image)), ([], 48 * MIB))
 
     @unittest.skipUnless(shutil.which("nbdkit") and shutil.which("nbdinfo"), "no nbdkit or nbdinfo")
     def test_nbd(self):

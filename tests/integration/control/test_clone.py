@@ -95,6 +95,22 @@ class Clone(unittest.TestCase):
         self.assertEqual(self.s.call("DELETE", "/v1/applications/copy?purge=true")["volumes"][0]["backing"], None)
         self.assertFalse(os.path.exists(f"{self.s.state}/apps/copy"))
 
+    def test_deleted_and_applied_again(self):
+        """With its data kept, by a description that does not say that it was a clone: it goes on with its history."""
+        then = self.prepare()
+        self.clone()
+        self.seeded("copy")
+        self.s.call("POST", "/v1/applications/copy/tag", {"name": "first"})
+        write(self.device("copy", "data"), 3 * MIB, b"\x55" * MIB)
+        now = content(self.device("copy", "data"))
+        self.s.call("DELETE", "/v1/applications/copy")
+        self.s.apply(HEAD.format("copy") + "".join(f"  - {{name: {v}, size: 64Mi}}\n" for v in then))
+        self.assertTrue(all(v["from"].startswith("shop/") for v in self.s.status("copy")["volumes"]))
+        self.assertEqual(content(self.device("copy", "data")), now)
+        self.s.operate("/v1/applications/copy/rewind", {"to": "tag:first"})
+        for volume, data in then.items():
+            self.assertEqual(content(self.device("copy", volume)), data)
+
     def test_refused(self):
         self.prepare(1)
         for body, code, words in (

@@ -129,6 +129,15 @@ class FullDisk(Stage):
         for at in data:
             self.assertEqual(content(self.device, at << 16, 4096), data[at])
 
+    def test_a_policy_is_taken_while_journaling_is_suspended(self):
+        s = self.s
+        self.suspend()
+        os.truncate(self.filler, os.path.getsize(self.filler) - (1 << 20))  # for the policy, not for a segment
+        result = s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\nmetadata: {name: default}\nspec: {journal: {quota: 256Mi}}\n")[0]
+        self.assertEqual((result["result"], result["message"]), ("created", None))
+        status = s.status()
+        self.assertEqual((status["state"], status["quota_bytes"]), ("suspended", 256 << 20))
+
     def test_an_engine_that_cannot_start_says_why_in_the_status(self):
         s = self.s
         self.suspend()
