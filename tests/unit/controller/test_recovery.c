@@ -416,6 +416,8 @@ static int gate(void *context, const json_t *stream, bool closed, struct error *
     CALL(c);
     if (!closed && strcmp(json_string_value(json_object_get(stream, "stream")), "s0") == 0) /* its node is away */
         ANSWER(error_set(err, -EAGAIN, "node0 has no running node agent"));
+    if (!closed && json_object_get(c->unknown, "gate-stuck"))
+        ANSWER(error_set(err, -EBUSY, "it opens when a rewind has ended"));
     log_data(c, closed ? "close" : "open");
     ANSWER(0);
 }
@@ -1760,6 +1762,34 @@ static void come_to(struct cluster *c, const char *name)
     json_array_clear(c->data);
 }
 
+/* R5: what its end waits for is told, too. */
+static void an_end_says_what_it_waits_for(void **unused)
+{
+    (void)unused;
+    static const char *const messages[] = {"stream s1: the journal is damaged; before it ends: stream s1: it opens when a rewind has ended",
+                                           "it is cancelled; before it ends: stream s1: it opens when a rewind has ended"};
+    for (int cancelled = 0; cancelled < 2; cancelled++) {
+        struct cluster c;
+        struct error err = ERROR_INIT;
+        set_up(&c, NOW, REWIND);
+        come_to(&c, "RewindData");
+        json_object_set_new(c.unknown, "gate-stuck", json_true());
+        json_object_set_new(c.unknown, "rewind-fails", json_true());
+        for (size_t i = 0; i < json_array_size(json_object_get(status_of(&c), "streams")); i++)
+            json_object_del(json_array_get(json_object_get(status_of(&c), "streams"), i), "beforeLsn");
+        if (cancelled)
+            json_object_set_new(json_object_get(c.recovery, "metadata"), "annotations", json_pack("{s:s}", RECOVERY_CANCEL_ANNOTATION, "true"));
+        assert_int_equal(run(&c, true, &err), -EBUSY);
+        assert_phase(&c, "Running");
+        assert_string_equal(json_string_value(json_object_get(status_of(&c), "message")), messages[cancelled]);
+        json_object_del(c.unknown, "gate-stuck");
+        err = ERROR_INIT;
+        check_ok(run(&c, true, &err));
+        assert_phase(&c, cancelled ? "Cancelled" : "Failed");
+        tear_down(&c);
+    }
+}
+
 static void r5_to_delete_it_is_to_cancel_it(void **unused)
 {
     (void)unused;
@@ -2261,6 +2291,7 @@ int main(void)
         cmocka_unit_test(a_claim_that_is_gone_gets_its_volume_back),
         cmocka_unit_test(a_stream_that_is_nowhere_is_held_until_its_gate_is_open),
         cmocka_unit_test(workloads_are_awaited),
+        cmocka_unit_test(an_end_says_what_it_waits_for),
         cmocka_unit_test(pods_are_renewed_once_their_set_is_seen),
         cmocka_unit_test(pods_of_a_set_that_nobody_sees_are_left_alone),
         cmocka_unit_test(a_large_wave_is_cancelled_in_its_middle_and_has_a_verdict_of_what_was_done),
