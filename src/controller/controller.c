@@ -130,8 +130,13 @@ static void *worker_main(void *context)
     char key[KUBE_QUEUE_KEY_BYTES];
     while (kube_queue_get(t->c.queue, key)) {
         struct error err = ERROR_INIT;
-        /* L1: what is done without the Lease may be done by another too. */
-        int r = controller_leads(&t->c) ? reconcile(&t->c, key, &err) : 0;
+        int r = 0;
+        /* L1: what is done without the Lease may be done by another too. It may have lapsed, and be renewed next: nothing would add the key again then. When it is
+         * lost the queue is closed. */
+        if (controller_leads(&t->c))
+            r = reconcile(&t->c, key, &err);
+        else
+            controller_enqueue(&t->c, key, NULL, POLL_MS);
         if (r < 0 && r != -ECANCELED)
             log_warning(t->c.log, "%s: %s", key, err.message);
         kube_queue_done(t->c.queue, key, r < 0 ? KUBE_QUEUE_RETRY : KUBE_QUEUE_OK);

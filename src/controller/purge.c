@@ -109,7 +109,7 @@ static void look_at_stream(struct purge *p, const struct csi_volume *first)
     int r = *first->stream ? p->ops->destroy(p->context, first->node, first->stream, &err) : 0;
     if (r < 0) {
         tell(p, "history of stream", first->stream, r, &err);
-        for (size_t i = 0; i < p->count && p->ops->kept; i++)
+        for (size_t i = 0; i < p->count && p->ops->kept && r != -ECANCELED /* that says nothing about it */; i++)
             if (same_stream(first, &p->all[i]))
                 p->ops->kept(p->context, &p->all[i], err.message);
         note_due(p, p->now_ns);

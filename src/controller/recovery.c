@@ -46,6 +46,18 @@ static bool passes(int code)
            code == -ECANCELED || code == -EAGAIN || code == -ENOMEM || code == -ESTALE || code == -EBUSY;
 }
 
+/* What is waited for, while it is (the log has it too). */
+static int say_pending(struct recovery_run *run, int code, struct error *err)
+{
+    struct error unused = ERROR_INIT;
+    if (strcmp(json_text(recovery_status(run), "message"), err->message) == 0)
+        return code;
+    json_object_set_new(recovery_status(run), "message", json_string_lossy(err->message));
+    if (recovery_write(run, &unused) < 0)
+        log_warning(run->c->log, "recovery %s/%s: %s", run->namespace, run->name, unused.message);
+    return code;
+}
+
 /* ---- ends ---- */
 
 /* R5: whatever becomes of the recovery, the volumes can be used. */
@@ -64,8 +76,9 @@ static int fail(struct recovery_run *run, enum step reached, const char *reason,
     if (r == 0 && reached >= STEP_SUSPEND)
         r = recovery_let_go(run, reached <= STEP_STOP_PODS, &gate);
     if (r < 0 && passes(r)) {
-        *err = gate;
-        return r;
+        snprintf(message, sizeof message, "%s; before it ends: %s", err->message, gate.message);
+        error_set(err, r, "%s", message);
+        return say_pending(run, r, err);
     }
     snprintf(message, sizeof message, "%s%s%s", err->message,
              r < 0 ? "; and what was held for it stays so: " : "", r < 0 ? gate.message : "");
@@ -82,8 +95,10 @@ static int cancel(struct recovery_run *run, enum step reached, struct error *err
         r = open_gates(run, reached, err);
     if (r == 0 && reached >= STEP_SUSPEND)
         r = recovery_let_go(run, reached <= STEP_STOP_PODS, err);
-    if (r < 0)
-        return r;
+    if (r < 0) {
+        error_context(err, "it is cancelled; before it ends");
+        return passes(r) ? say_pending(run, r, err) : r;
+    }
     if (reached <= STEP_STOP_PODS)
         snprintf(message, sizeof message, "cancelled before anything was changed");
     else if (reached == STEP_COPY_DATA)
@@ -131,18 +146,6 @@ static int finish(struct recovery_run *run, struct error *err)
 }
 
 /* ---- steps ---- */
-
-/* What is waited for, while it is (the log has it too). */
-static int say_pending(struct recovery_run *run, int code, struct error *err)
-{
-    struct error unused = ERROR_INIT;
-    if (strcmp(json_text(recovery_status(run), "message"), err->message) == 0)
-        return code;
-    json_object_set_new(recovery_status(run), "message", json_string_lossy(err->message));
-    if (recovery_write(run, &unused) < 0)
-        log_warning(run->c->log, "recovery %s/%s: %s", run->namespace, run->name, unused.message);
-    return code;
-}
 
 /* R3: nothing is changed in here. 1: it has ended. */
 static int plan(struct recovery_run *run, struct error *err)

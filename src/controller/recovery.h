@@ -16,7 +16,8 @@
  *   BindVolumes the volumes of claims that are gone are there again, or the copies are, each for the claim of its name
  *   Delete      objects that came after the point go (rewind only)
  *   Apply       objects, wave by wave (app/order.h)
- *   RenewPods   pods that were made meanwhile from what the workloads were before are deleted once more
+ *   RenewPods   pods that were made meanwhile from what the workloads were before are deleted once more, when the workloads' controller has seen
+ *               what they are now; not if it has not in RECOVERY_READY_MS
  *   OpenGate    volumes can be staged again
  *   Await       the workloads are awaited
  *
@@ -59,7 +60,7 @@
 #define RECOVERY_CONFLICTS_MAX 8u /* changes by others that an object's replacement is repeated after */
 #define RECOVERY_GONE_MS 30000u   /* what is deleted to be made again is awaited so long */
 #define RECOVERY_AWAIT_MS 120000u /* so are definitions and webhooks' endpoints */
-#define RECOVERY_READY_MS 300000u /* and workloads */
+#define RECOVERY_READY_MS 300000u /* and workloads, and before that their controller */
 #define RECOVERY_TURN_MS 2000u    /* of waiting in one call: -EAGAIN then, and others have the worker */
 #define RECOVERY_STREAMS_MAX 100u
 #define RECOVERY_OLDER_NS (60 * NS_PER_SECOND) /* what was made so long before the point did not come after it */

@@ -164,6 +164,7 @@ void recovery_note_ms(struct recovery_run *run, const char *key, uint64_t ms);
 void recovery_note_longest(struct recovery_run *run, const char *field, const char *timing);
 
 /* ---- recovery_workloads.c ---- */
+/* -EAGAIN: come again. */
 int recovery_renew_pods(struct recovery_run *run, struct error *err);
 /* -EAGAIN: come again. 0: they are ready, or the time is over (the condition WorkloadsReady says which). */
 int recovery_await_workloads(struct recovery_run *run, struct error *err);

@@ -317,19 +317,16 @@ static int let_go(void *context, const json_t *stream, struct error *err)
     return r == 0 ? data_client_let_go(c->data, json_text(stream, "stream"), err) : r;
 }
 
-/* What became of the rewind: 0 done, -EAGAIN under way. */
-static int judge(const json_t *stream, const json_t *rewind, json_t **ret, struct error *err)
+int recovery_judge_rewind(const json_t *stream, const json_t *rewind, json_t **ret, struct error *err)
 {
-    const char *state = json_text(rewind, "state");
+    const char *state = json_text(rewind, "state"), *message = json_text(rewind, "message");
     uint64_t lsn = 0;
     if (strcmp(state, "failed") == 0)
-        return error_set(err, -EIO, "%s", json_text(rewind, "message"));
-    if (strcmp(state, "succeeded") != 0)
-        return error_set(err, -EAGAIN,
-                         strcmp(state, "waiting") == 0
-                             ? "stream %s: waiting until the pods that use its volumes have ended"
-                             : "stream %s is being put back",
-                         json_text(stream, "stream"));
+        return error_set(err, -EIO, "%s", message);
+    if (strcmp(state, "waiting") == 0)
+        return error_set(err, -EAGAIN, "stream %s: waiting until the pods that use its volumes have ended", json_text(stream, "stream"));
+    if (strcmp(state, "succeeded") != 0) /* its message: what is in the way */
+        return error_set(err, -EAGAIN, "stream %s is being put back%s%s", json_text(stream, "stream"), *message ? "; it is tried again: " : "", message);
     int r = json_get_u64(json_object_get(rewind, "result"), "lsn", &lsn, err);
     if (r < 0)
         return r;
@@ -352,7 +349,7 @@ static int rewind_stream(void *context, const json_t *stream, uint64_t lsn, cons
     if (strcmp(json_text(rewind, "id"), id) != 0)
         return error_set(err, -EBUSY, "stream %s is being put back to %s by another recovery (%s)",
                          json_text(stream, "stream"), json_text(rewind, "to"), json_text(rewind, "id"));
-    return judge(stream, rewind, ret, err);
+    return recovery_judge_rewind(stream, rewind, ret, err);
 }
 
 const struct data_ops recovery_streams_ops = {.streams = streams,

@@ -8,6 +8,9 @@
 /* Volumes over the node agents. The context is struct controller, with `data` set. */
 extern const struct data_ops recovery_streams_ops;
 
+/* What became of a node's rewind of the stream ("rewind" of its endpoint, docs/csi.md): 0 done, *ret as data_ops.rewind gives it; -EAGAIN under way: what it waits for. */
+int recovery_judge_rewind(const json_t *stream, const json_t *rewind, json_t **ret, struct error *err) MUST_CHECK;
+
 /* ---- shared with recovery_copies.c, which has the clone's part of the ops ---- */
 /* {name: claim} of the claims in a set of objects. */
 json_t *recovery_claims_of_set(const json_t *set);

@@ -7,7 +7,6 @@ enum {
     LOOK_MS = 200,
     TURN_LOADS = 10,
     TURN_MOST_MS = 10000,
-    OBSERVE_MS = 5000,
     BLOCKED_BYTES = 700,
     NAMED = 3
 };
@@ -28,6 +27,24 @@ static bool is_observed(const json_t *live)
 {
     return number(json_object_get(live, "status"), "observedGeneration") >=
            number(json_object_get(live, "metadata"), "generation");
+}
+
+static uint64_t since_step_ms(const struct recovery_run *run)
+{
+    const json_t *step = json_object_get(json_object_get(run->recovery, "status"), "step");
+    uint64_t since_ns, now_ns = clock_realtime_ns(run->clock);
+    struct error unused = ERROR_INIT;
+    if (clock_parse_rfc3339(json_text(step, "time"), &since_ns, &unused) < 0 || since_ns > now_ns)
+        return 0;
+    return (now_ns - since_ns) / NS_PER_MS;
+}
+
+/* To go on in another turn takes reading the objects and the plan again: of a large application that is a
+ * small part of the time. */
+static unsigned turn_ms(const struct recovery_run *run)
+{
+    uint64_t ms = run->loaded_ms * TURN_LOADS;
+    return ms < RECOVERY_TURN_MS ? RECOVERY_TURN_MS : ms > TURN_MOST_MS ? TURN_MOST_MS : (unsigned)ms;
 }
 
 /* ---- renewing ---- */
@@ -78,33 +95,53 @@ static int renew_pods_of(struct recovery_run *run, const json_t *set, const json
     return r;
 }
 
+/* The set as its controller has seen it: before that its updateRevision is that of the bad release, and a pod of that looks right. 1: nobody has seen it in all the
+ * time that there is (no kube-controller-manager runs), and nothing can be said of its pods. `waited`: in this turn. */
+static int await_observed(struct recovery_run *run, const char *name, unsigned *waited, json_t **ret, struct error *err)
+{
+    for (;; *waited += LOOK_MS) {
+        _cleanup_json_ json_t *live = NULL;
+        int r = run->c->cluster->get(run->c->cluster_context, name, &live, err);
+        if (r < 0)
+            return r;
+        if (is_observed(live)) {
+            *ret = take_ptr(live);
+            return 0;
+        }
+        const char *own = json_text(json_object_get(live, "metadata"), "name");
+        if (since_step_ms(run) >= RECOVERY_READY_MS) {
+            log_warning(run->c->log, "recovery %s/%s: StatefulSet %s was not seen by kube-controller-manager in %u s: pods of the bad release are not renewed",
+                        run->namespace, run->name, own, RECOVERY_READY_MS / 1000);
+            return 1;
+        }
+        if (*waited >= turn_ms(run))
+            return error_set(err, -EAGAIN, "waiting until kube-controller-manager has seen what StatefulSet %s was put back to", own);
+        recovery_pause(run, LOOK_MS);
+    }
+}
+
 /* A StatefulSet that was put back does not replace a pod that never became ready (its rolling update waits
  * for it): one that was made from the bad release while the gate was closed has to go by hand. Deployments
  * and DaemonSets replace theirs. */
 int recovery_renew_pods(struct recovery_run *run, struct error *err)
 {
-    int r = 0;
-    for (size_t i = 0; i < run->entry_count && r == 0; i++) {
+    unsigned waited = 0;
+    for (size_t i = 0; i < run->entry_count; i++) {
         const struct recovery_entry *e = &run->entries[i];
-        if ((e->action != ACTION_CHANGE && e->action != ACTION_RECREATE) ||
-            !has_prefix(e->name, "apps/v1/StatefulSet/"))
-            continue;
         _cleanup_json_ json_t *pods = NULL, *live = NULL;
-        for (unsigned waited = 0; r == 0 && waited < OBSERVE_MS; waited += LOOK_MS) {
-            json_decref(live);
-            live = NULL;
-            r = run->c->cluster->get(run->c->cluster_context, e->name, &live, err);
-            if (r < 0 || is_observed(live))
-                break;
-            recovery_pause(run, LOOK_MS);
-        }
+        if ((e->action != ACTION_CHANGE && e->action != ACTION_RECREATE) || !has_prefix(e->name, "apps/v1/StatefulSet/"))
+            continue;
+        int r = await_observed(run, e->name, &waited, &live, err);
         if (r == 0)
             r = run->c->cluster->pods(run->c->cluster_context, run->target_namespace, &pods, err);
         if (r == 0)
             r = renew_pods_of(run, live, pods, err);
-        r = r == -ENOENT ? 0 : r; /* it could not be put back: its verdict says so */
+        if (r < 0 && r != -ENOENT)
+            return r;
+        if (r < 0) /* it could not be put back: its verdict says so */
+            *err = ERROR_INIT;
     }
-    return r;
+    return 0;
 }
 
 /* ---- awaiting ---- */
@@ -187,8 +224,8 @@ static int find_blocked(struct recovery_run *run, json_t *ready, char text[BLOCK
             continue;
         }
         if (count++ < NAMED)
-            add(text, "%s%s %s", count > 1 ? ", " : "", json_text(object, "kind"),
-                json_text(json_object_get(object, "metadata"), "name"));
+            add(text, "%s%s %s%s", count > 1 ? ", " : "", json_text(object, "kind"), json_text(json_object_get(object, "metadata"), "name"),
+                r == 0 && !is_observed(live) ? " (not seen by kube-controller-manager yet)" : "");
     }
     if (count == 0)
         return 0;
@@ -205,28 +242,10 @@ static int find_blocked(struct recovery_run *run, json_t *ready, char text[BLOCK
     return r;
 }
 
-static uint64_t since_step_ms(const struct recovery_run *run)
-{
-    const json_t *step = json_object_get(json_object_get(run->recovery, "status"), "step");
-    uint64_t since_ns, now_ns = clock_realtime_ns(run->clock);
-    struct error unused = ERROR_INIT;
-    if (clock_parse_rfc3339(json_text(step, "time"), &since_ns, &unused) < 0 || since_ns > now_ns)
-        return 0;
-    return (now_ns - since_ns) / NS_PER_MS;
-}
-
 const char *recovery_not_ready(struct recovery_run *run)
 {
     bool is_false = strcmp(recovery_condition_text(run->recovery, CONDITION, "status"), "False") == 0;
     return is_false ? recovery_condition_text(run->recovery, CONDITION, "message") : "";
-}
-
-/* To go on in another turn takes reading the objects and the plan again: of a large application that is a
- * small part of the time. */
-static unsigned turn_ms(const struct recovery_run *run)
-{
-    uint64_t ms = run->loaded_ms * TURN_LOADS;
-    return ms < RECOVERY_TURN_MS ? RECOVERY_TURN_MS : ms > TURN_MOST_MS ? TURN_MOST_MS : (unsigned)ms;
 }
 
 int recovery_await_workloads(struct recovery_run *run, struct error *err)

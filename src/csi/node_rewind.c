@@ -7,7 +7,7 @@
  * means the same rewinding    the data plane goes to that LSN mounting     staging paths are mounted again
  *   succeeded, failed    the gate is open again
  * A failure before `mounting` mounts what was there and opens the gate. With "keep_closed" a rewind that
- * succeeded leaves the gate closed: its caller has more to put back, and opens it. "waited_ms" and
+ * succeeded leaves the gate closed: its caller has more to put back, and opens it. "message" is why it failed, or what `rewinding` waits for. "waited_ms" and
  * "rewound_ms" are what the steps took: until nothing was published, and from then on. */
 #include <errno.h>
 #include <stdlib.h>
@@ -20,6 +20,7 @@
 #include "lib/json.h"
 
 #define LOOK_S 1 /* for what nobody tells: a target that was unmounted by others */
+#define ABSENT_S 60u /* the data plane knows what it has before it answers */
 #define REWINDS_MAX 64u
 
 struct rewind {
@@ -185,15 +186,38 @@ static int go_back(struct rewind *w, struct error *err)
     return r;
 }
 
-/* What the data plane cannot do now is tried again: it is restarted, or another operation of the stream ends.
- */
+/* What it waits for, for whoever asks (the controller tells it in the Recovery); NULL: nothing any more. */
+static void tell(struct rewind *w, const char *why)
+{
+    struct error err = ERROR_INIT;
+    json_t *state = state_of(w->gate);
+    if (strcmp(json_text(state, "message"), why ? why : "") == 0)
+        return;
+    if (why)
+        log_info(w->node->options.log, "stream %s: %s; trying again", w->stream, why);
+    MUTEX_GUARD(guard, &w->node->mutex);
+    json_object_set_new(state, "message", why ? json_string_lossy(why) : json_null());
+    if (node_gate_save(w->node, w->stream, w->gate, &err) < 0)
+        log_warning(w->node->options.log, "stream %s: %s", w->stream, err.message);
+}
+
+/* What the data plane cannot do now is tried again: it is restarted, or another operation of the stream ends. One that answers and does not have the stream (after a
+ * restart: the operation) may have been about to get it; not for long. */
 static int go_back_patiently(struct rewind *w, struct error *err)
 {
-    for (;;) {
+    for (uint64_t absent_ns = 0 /* since when */;;) {
         int r = go_back(w, err);
-        if ((r != -EAGAIN && r != -EBUSY && r != -ENOENT) || atomic_load(&w->node->stopping))
-            return atomic_load(&w->node->stopping) && r < 0 ? -ECANCELED : r;
-        log_info(w->node->options.log, "stream %s: %s; trying again", w->stream, err->message);
+        if (atomic_load(&w->node->stopping) && r < 0)
+            return -ECANCELED;
+        if (r == 0)
+            tell(w, NULL);
+        if (r != -EAGAIN && r != -EBUSY && r != -ENOENT)
+            return r;
+        uint64_t now_ns = clock_boottime_ns(clock_system());
+        absent_ns = r != -ENOENT ? 0 : absent_ns ? absent_ns : now_ns;
+        if (absent_ns && now_ns - absent_ns >= ABSENT_S * NS_PER_SECOND)
+            return error_context(err, "the data plane of node %s has not had the stream for %u s", w->node->options.node_name, ABSENT_S);
+        tell(w, err->message);
         *err = ERROR_INIT;
         nanosleep(&(struct timespec){.tv_sec = LOOK_S}, NULL);
     }

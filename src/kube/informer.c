@@ -44,7 +44,7 @@ static size_t receive(char *data, size_t size, size_t count, void *context)
     size_t n = size * count;
     long code = 0;
     int r;
-    i->heard_ns = now_ns();
+    i->heard_ns = i->set->heard_ns = now_ns();
     i->set->received = true;
     curl_easy_getinfo(i->curl, CURLINFO_RESPONSE_CODE, &code);
     if (i->state == INFORMER_WATCHING && code == 200) {
@@ -129,7 +129,9 @@ static int begin_transfer(struct kube_informer *i, struct error *err)
     i->begun_ns = i->heard_ns = now_ns();
     curl_easy_setopt(i->curl, CURLOPT_HTTPHEADER, i->headers);
     curl_easy_setopt(i->curl, CURLOPT_HTTP_VERSION, (long)CURL_HTTP_VERSION_2TLS);
-    curl_easy_setopt(i->curl, CURLOPT_PIPEWAIT, 1L); /* one connection for all watches */
+    /* One connection for all watches; or one of its own, which nobody has after it. */
+    curl_easy_setopt(i->curl, i->alone ? CURLOPT_FRESH_CONNECT : CURLOPT_PIPEWAIT, 1L);
+    curl_easy_setopt(i->curl, CURLOPT_FORBID_REUSE, (long)i->alone);
     curl_easy_setopt(i->curl, CURLOPT_ERRORBUFFER, i->detail);
     curl_easy_setopt(i->curl, CURLOPT_WRITEFUNCTION, receive);
     curl_easy_setopt(i->curl, CURLOPT_WRITEDATA, i);
@@ -168,6 +170,35 @@ static void fail(struct kube_informer *i, const struct error *error, unsigned re
         i->options.ops.failed(i->options.ops.context, &i->resource, error);
     give_slot(i);
     wait_for(i, ms);
+}
+
+/* Nothing is heard on any watch: their connection is in the way (what comes on it may have nowhere to go, since the window of HTTP/2 is used up: curl 7.88 does not
+ * give back that of streams that were given up), and curl would give it to each next one as long as another is on it. All begin anew, from where they were. */
+static void renew_connections(struct kube_informers *set, struct kube_informer *first)
+{
+    CURLM *fresh = curl_multi_init(), *old = set->multi;
+    if (!fresh)
+        return;
+    for (struct kube_informer *i = first; i; i = i->next) {
+        i->alone = false;
+        if (i->state != INFORMER_WAITING)
+            wait_for(i, 0);
+    }
+    pthread_mutex_lock(&set->mutex); /* others wake it */
+    set->multi = fresh;
+    pthread_mutex_unlock(&set->mutex);
+    curl_multi_cleanup(old);
+    set->heard_ns = now_ns();
+}
+
+/* Its watch was silent for that long: the next one is not to have the same connection. */
+static void leave_connection(struct kube_informer *i, struct kube_informer *first, unsigned idle_s)
+{
+    uint64_t quiet_ns = idle_s * NS_PER_SECOND * 3 / 5; /* longer than from one bookmark to the next: some watch of a connection that works had one */
+    if (now_ns() >= i->set->heard_ns + quiet_ns)
+        renew_connections(i->set, first);
+    else /* the others are well: it may be a server that sends no bookmarks */
+        i->alone = true;
 }
 
 static void relist(struct kube_informer *i, const char *reason)
@@ -307,6 +338,8 @@ static uint64_t begin_due(struct kube_informers *set, struct kube_informer *firs
                 struct error err = ERROR_INIT;
                 error_set(&err, -ETIMEDOUT, "watch of %s: nothing was heard for %u s", i->path, idle_s);
                 fail(i, &err, 0);
+                leave_connection(i, first, idle_s);
+                next = now; /* others may be due, too */
             } else if (dead < next) {
                 next = dead;
             }
@@ -450,8 +483,8 @@ void kube_informers_free(struct kube_informers *set)
         return;
     pthread_mutex_lock(&set->mutex);
     set->stopping = true;
-    pthread_mutex_unlock(&set->mutex);
     curl_multi_wakeup(set->multi);
+    pthread_mutex_unlock(&set->mutex);
     pthread_join(set->thread, NULL);
     for (struct kube_informer *i = set->informers, *next; i; i = next) {
         next = i->next;
@@ -502,8 +535,8 @@ int kube_informers_add(struct kube_informers *set, const struct kube_informer_op
     pthread_mutex_lock(&set->mutex);
     i->next = set->informers;
     set->informers = i;
-    pthread_mutex_unlock(&set->mutex);
     curl_multi_wakeup(set->multi);
+    pthread_mutex_unlock(&set->mutex);
     *ret = i;
     return 0;
 }

@@ -58,7 +58,7 @@ struct kube_informer_options {
     unsigned chunk;           /* objects a list chunk at most; 0: KUBE_INFORMER_CHUNK */
     unsigned watch_timeout_s; /* after which the server ends a watch and it begins again; 0:
                                  KUBE_WATCH_TIMEOUT_S */
-    unsigned idle_s;          /* without a byte: the watch is taken for dead; 0: KUBE_WATCH_IDLE_S */
+    unsigned idle_s;          /* without a byte: the watch is taken for dead, and goes on with another connection; 0: KUBE_WATCH_IDLE_S */
     struct kube_informer_ops ops;
 };
 

@@ -28,6 +28,7 @@ struct kube_informer {
     unsigned failures;
     bool must_list; /* else the watch goes on from `version` */
     bool slot;      /* it is one of those that list now */
+    bool alone;     /* on a connection of its own, since nothing came on that of the others */
     char *next_chunk;
     unsigned chunk; /* objects of the next one */
     char *version;
@@ -47,15 +48,16 @@ struct kube_informer {
 struct kube_informers {
     struct kube_client *client;
     const struct log *log;
-    CURLM *multi;
+    CURLM *multi; /* changed by the thread under the mutex, under which others wake it */
     pthread_t thread;
     pthread_mutex_t mutex; /* over the list and the caches; not held in callbacks */
     pthread_cond_t changed;
     struct kube_informer *informers;
     bool stopping;
     unsigned listing;
-    bool received;    /* something, in this round; the thread's own, as is */
-    unsigned look_ms; /* after which there is a round although the socket has nothing */
+    bool received;     /* something, in this round; the thread's own, as are */
+    unsigned look_ms;  /* after which there is a round although the socket has nothing */
+    uint64_t heard_ns; /* when anything came of anything the last time */
 };
 
 /* ---- informer_events.c: objects into the cache and to the callbacks ---- */

@@ -428,6 +428,23 @@ class Capture(ControllerTest):
         second.stop()
         self.assertEqual(config_maps(read(self.state, ns)), {"late": "1"})
 
+    def test_a_leader_that_is_stopped_until_another_leads_ends_its_term(self):
+        ns = make_namespace("stopped", **{"tidemark.io/policy": "gold"})
+        first = self.start("one")
+        self.captured(ns)
+        other = tempfile.mkdtemp(prefix="tidemark-controller-")
+        self.addCleanup(shutil.rmtree, other, ignore_errors=True)
+        second = self.start("two", other)
+        first.child.send_signal(signal.SIGSTOP)
+        try:
+            until("the second leads", lambda: "two holds the lease" in second.log_text())
+        finally:
+            first.child.send_signal(signal.SIGCONT)
+        until("the first knows it", lambda: "one lost the lease" in first.log_text(), 30)
+        SERVER.kubectl("annotate", "namespace", ns, "tidemark.io/policy-")
+        until("the second acts", lambda: not papp(ns))
+        self.assertEqual((first.stop(), second.stop()), (0, 0))
+
 
 @unittest.skipUnless(os.environ.get("TIDEMARK_SCALE"), "TIDEMARK_SCALE=1 runs it (some minutes)")
 class Scale(ControllerTest):

@@ -535,6 +535,51 @@ class Endpoint(Case):
         self.assertFalse(answer["closed"])
         self.assertEqual(read(f"{v.publish()}/file"), "here")
 
+    def begun(self, v, lsn):
+        """The gate's file of a rewind that has come as far as the data plane: the node agent was killed there."""
+        with open(self.stand.path("n", "node", "gates", f"{v.id}.json"), "w", encoding="utf-8") as f:
+            json.dump({"closed": True, "rewind": {"id": "r1", "to": "tag:good", "state": "rewinding", "keep_closed": False, "target_lsn": lsn,
+                                                  "message": None, "result": None}}, f)
+
+    def rewind_of(self, v):
+        """By its file: of a stream that the data plane does not have the endpoint knows nothing."""
+        return json.loads(read(self.stand.path("n", "node", "gates", f"{v.id}.json")))["rewind"]
+
+    def test_what_a_rewind_waits_for_is_told(self):
+        v = self.stand.volume("told")
+        v.stage()
+        write(f"{v.publish()}/file", "good")
+        self.stand.api("POST", f"/v1/applications/{v.id}/tag", {"name": "good"})
+        write(f"{v.target()}/file", "bad")
+        v.unpublish()
+        v.unstage()
+        plan = self.stand.api("POST", f"/v1/applications/{v.id}/rewind", {"to": "tag:good", "dry_run": True})
+        self.stand.stop("node", signal.SIGKILL)
+        self.stand.stop("data", signal.SIGKILL)
+        self.begun(v, plan["plan"]["target_lsn"])
+        self.stand.start_node()
+        until(lambda: "is the data plane" in (self.rewind_of(v)["message"] or ""), "the reason is told")
+        self.assertEqual(self.rewind_of(v)["state"], "rewinding")
+        self.stand.start_data()
+        until(lambda: self.rewind_of(v)["state"] == "succeeded", "it goes on")
+        self.assertIsNone(self.rewind_of(v)["message"])
+        v.stage()
+        self.assertEqual(read(f"{v.publish()}/file"), "good")
+
+    def test_a_rewind_of_what_the_data_plane_does_not_have_ends(self):
+        v = self.stand.volume("absent")
+        v.stage()
+        v.unstage()
+        self.stand.stop("node", signal.SIGKILL)
+        self.stand.api("DELETE", f"/v1/applications/{v.id}?purge=true")
+        self.begun(v, 1)
+        self.stand.start_node()
+        until(lambda: "there is no application" in (self.rewind_of(v)["message"] or ""), "the reason is told")
+        self.assertEqual(self.rewind_of(v)["state"], "rewinding")
+        until(lambda: self.rewind_of(v)["state"] == "failed", "it ends", 120)
+        self.assertRegex(self.rewind_of(v)["message"], "the data plane of node .* has not had the stream for 60 s: there is no application")
+        self.assertEqual(self.https("POST", f"/v1/streams/{v.id}/gate", {"closed": False})[0], 200)  # whoever ends the recovery does
+
     def test_a_closed_gate_holds_and_opens(self):
         v = self.stand.volume("gate")
         v.stage()

@@ -108,11 +108,12 @@ static int command_watch(struct kube_kinds *kinds, char **plurals, const char *n
     if (kube_informers_new(client, NULL, &set, &err) < 0)
         return failed(&err);
     for (; *plurals; plurals++) {
-        const char *timeout = getenv("PROBE_WATCH_TIMEOUT");
+        const char *timeout = getenv("PROBE_WATCH_TIMEOUT"), *idle = getenv("PROBE_WATCH_IDLE");
         const struct kube_informer_options options = {
             .resource = find_kind(kinds, *plurals),
             .namespace = namespace,
             .watch_timeout_s = timeout ? (unsigned)strtoul(timeout, NULL, 10) : 0,
+            .idle_s = idle ? (unsigned)strtoul(idle, NULL, 10) : 0,
             .ops = {NULL, on_event, on_synced, on_gap, on_failed, NULL}};
         struct kube_informer *i;
         if (!options.resource || kube_informers_add(set, &options, &i, &err) < 0)

@@ -6,9 +6,11 @@ import concurrent.futures
 import http.client
 import json
 import os
+import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 import unittest
 
@@ -39,6 +41,57 @@ def namespace(name):
     # What the cluster itself puts into it is there before the test begins.
     until("the namespace's own objects", lambda: SERVER.kubectl("-n", name, "get", "configmap", "kube-root-ca.crt", check=False).startswith("NAME"))
     return name
+
+
+class Proxy:
+    """Between a client and the server, connection by connection. Those that are stalled get nothing more from the server; what they send is taken."""
+
+    def __init__(self):
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.open, self.stalled, self.count = [], set(), 0
+        self.kubeconfig = f"{SERVER.directory}/proxied"
+        config = SERVER.json("config", "view", "--raw")
+        config["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{self.listening.getsockname()[1]}"
+        with open(self.kubeconfig, "w") as f:
+            json.dump(config, f)
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        while True:
+            try:
+                client, _ = self.listening.accept()
+            except OSError:
+                return
+            self.count += 1
+            self.open.append(client)
+            threading.Thread(target=self.connect, args=(client,), daemon=True).start()
+
+    def connect(self, client):
+        with client, socket.create_connection(("127.0.0.1", SERVER.port)) as server:
+            back = threading.Thread(target=self.copy, args=(server, client, client), daemon=True)
+            back.start()
+            self.copy(client, server)
+            back.join()
+            self.open.remove(client)
+
+    def copy(self, one, other, client=None):
+        try:
+            while (data := one.recv(65536)):
+                if client not in self.stalled:
+                    other.sendall(data)
+        except OSError:
+            pass
+        for end in (one, other):
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def stall(self):
+        self.stalled |= set(self.open)
+
+    def close(self):
+        self.listening.close()
 
 
 class Calls(unittest.TestCase):
@@ -221,6 +274,44 @@ class Watches(unittest.TestCase):
             connection.close()
         print(f"{rounds} times {len(names)} changes, {len(plurals) + 1} watches: the slowest was told after {slowest * 1e3:.0f} ms")
         self.assertLess(slowest, 5, "a change was told when something else came, or by the client's longest look")
+
+    def test_a_connection_that_nothing_comes_on_any_more_is_left(self):
+        """All watches are streams of one connection, which curl would give to the next one as long as another is on it."""
+        ns, proxy = namespace("stalled"), Proxy()
+        self.addCleanup(proxy.close)
+        SERVER.apply(config_map("a", ns, "1"))
+        watch = start("watch", ns, "configmaps", "secrets", "services", PROBE_KUBECONFIG=proxy.kubeconfig, PROBE_WATCH_IDLE="5")
+        for _ in range(3):
+            watch.expect("synced")
+        for value in range(2, 4):
+            proxy.stall()
+            SERVER.apply(config_map("a", ns, str(value)))
+            watch.expect(f"changed configmaps {ns}/a {value}", 60)
+        self.assertEqual(watch.finish(), 0)
+        self.assertEqual([l for l in watch.lines if l.startswith("gap")], [], "it goes on from where it was")
+        self.assertIn("nothing was heard for 5 s", "".join(l for l in watch.lines if l.startswith("failed")))
+
+    def test_a_watch_that_alone_is_silent_gets_a_connection_of_its_own_and_disturbs_no_other(self):
+        """Its server may be one that sends no bookmarks, or only its stream is stuck."""
+        ns, proxy = namespace("silent"), Proxy()
+        self.addCleanup(proxy.close)
+        SERVER.apply(config_map("a", ns, "0"))
+        watch = start("watch", ns, "configmaps", "secrets", PROBE_KUBECONFIG=proxy.kubeconfig, PROBE_WATCH_IDLE="5")
+        watch.expect("synced"), watch.expect("synced")
+        before, value, silent = proxy.count, 0, 0
+        while silent < 3:
+            value += 1
+            SERVER.apply(config_map("a", ns, str(value)))
+            watch.expect(f"changed configmaps {ns}/a {value}", 60)
+            silent = len([l for l in watch.lines if l.startswith("failed secrets")])
+            self.assertLess(value, 1000)
+        SERVER.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "namespace": ns}})
+        watch.expect(f"added secrets {ns}/s", 60)
+        grown, there = proxy.count - before, len(proxy.open)
+        watch.finish()
+        self.assertEqual([l for l in watch.lines if l.startswith("failed configmaps")], [])
+        self.assertIn(grown, (2, 3, 4), "one for each time")
+        self.assertLessEqual(there, before + 1, "and each is closed after it")
 
     def test_a_killed_api_server_in_the_middle_of_a_watch_loses_nothing(self):
         """I1: what changed while the server or the watch was away is told, deletions too."""

@@ -3,7 +3,9 @@
 """Recoveries of objects against a real API server, by the controller and its journals. Invariants R1..R6: controller/recovery.h."""
 import json
 import os
+import signal
 import sys
+import time
 import unittest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -240,6 +242,33 @@ class Recoveries(base.ControllerTest):
         until("the end", lambda: self.status(ns, "wait").get("phase") in DONE)
         self.assertEqual(self.status(ns, "wait")["phase"], "Completed")
         self.assertEqual(SERVER.json("-n", "closing", "get", "configmap", "a")["data"], {"value": "1"})
+
+    def test_what_comes_due_while_the_lease_has_lapsed_is_done_once_it_is_renewed(self):
+        """A process that is stopped for longer than it may lead without a renewal: the Lease is nobody else's, and is renewed by the next try, in the same term."""
+        ns = self.make("lapsed")
+        controller = self.start()
+        self.captured(ns)
+        point = self.settle(ns, base.config_map("a", ns, "1"))
+        SERVER.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "lapsing"}},
+                     base.config_map("stuck", "lapsing", finalizers=["example.com/hold"]))
+        SERVER.kubectl("delete", "namespace", "lapsing", "--wait=false")
+        names = [f"wait-{n}" for n in range(12)]  # each comes again every 100 ms; most are not being worked on at the moment
+        for name in names:
+            self.start_recovery(ns, name, mode="restore", point=point, targetNamespace="lapsing", dryRun=True)
+        until("all wait", lambda: all(self.status(ns, n).get("phase") == "Pending" for n in names))
+        lease = lambda: SERVER.json("-n", "tidemark-system", "get", "lease", "tidemark-controller")["spec"]
+        controller.child.send_signal(signal.SIGSTOP)
+        try:
+            stopped, renewed = time.monotonic(), lease()["renewTime"]
+            SERVER.kubectl("-n", "lapsing", "patch", "configmap", "stuck", "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+            until("the namespace's end", lambda: "NotFound" in SERVER.kubectl("get", "namespace", "lapsing", check=False))
+            until("the Lease has lapsed", lambda: time.monotonic() > stopped + 11.5)  # its renew deadline is 10 s
+            self.assertEqual(lease()["renewTime"], renewed)
+        finally:
+            controller.child.send_signal(signal.SIGCONT)
+        until("all end", lambda: all(self.status(ns, n).get("phase") in DONE for n in names), 60, lambda: f": {[self.status(ns, n).get('phase') for n in names]}")
+        self.assertEqual((controller.log_text().count("holds the lease"), controller.log_text().count("lost the lease")), (1, 0), "it is one term")
+        self.assertEqual(lease()["leaseTransitions"], 0)
 
     def test_r3_what_the_target_lacks_is_told_before_anything_is_changed(self):
         ns = self.make("lacks")

@@ -135,6 +135,9 @@ static void g2_records_stay_until_the_stream_is_destroyed(void **unused)
     struct csi_volume of_two[] = {volume("a", "s", 9 * DAY_S), volume("b", "s", 8 * DAY_S), volume("c", "t", 1)};
     run(&w, of_two, 3);
     assert_int_equal(w.kept, 3);
+    w.destroy_result = -ECANCELED; /* the Lease had lapsed: no reason of the history's */
+    assert_int_equal(run(&w, of_two, 3), NOW_NS);
+    assert_int_equal(w.kept, 3);
     /* Of backing class, and attached nowhere: it goes with its records, unless somebody has it. */
     struct world held = {.log = "", .destroy_result = -EBUSY}, free = {.log = ""};
     struct csi_volume nowhere[] = {volume("a", "s", 9 * DAY_S)};

@@ -37,6 +37,7 @@ struct cluster {
     char refusal[3000];  /* or this */
     bool cancel_at_apply;
     bool never_ready; /* workloads */
+    bool unobserved;  /* StatefulSets: their controller has not seen what they are now */
     size_t created, asked;     /* calls: objects, and Deployments */
     size_t listed;             /* calls: the namespace */
     json_t *sequence;          /* names of what was made, in turn */
@@ -91,6 +92,11 @@ static int get(void *context, const char *name, json_t **ret, struct error *err)
             json_object_set_new(*ret, "status",
                                 json_pack("{s:i, s:i, s:i}", "observedGeneration", 99, "readyReplicas", 9,
                                           "updatedReplicas", 9));
+        if (strncmp(name, "apps/v1/StatefulSet/", 20) == 0) {
+            json_object_set_new(json_object_get(*ret, "metadata"), "generation", json_integer(99));
+            json_object_set_new(*ret, "status", json_pack("{s:i, s:i, s:s}", "observedGeneration", c->unobserved ? 98 : 99, "readyReplicas", 9,
+                                                          "updateRevision", c->unobserved ? "bad" : "good"));
+        }
     }
     if (dead && object) {
         json_decref(*ret);
@@ -410,6 +416,8 @@ static int gate(void *context, const json_t *stream, bool closed, struct error *
     CALL(c);
     if (!closed && strcmp(json_string_value(json_object_get(stream, "stream")), "s0") == 0) /* its node is away */
         ANSWER(error_set(err, -EAGAIN, "node0 has no running node agent"));
+    if (!closed && json_object_get(c->unknown, "gate-stuck"))
+        ANSWER(error_set(err, -EBUSY, "it opens when a rewind has ended"));
     log_data(c, closed ? "close" : "open");
     ANSWER(0);
 }
@@ -1459,6 +1467,63 @@ static void workloads_are_awaited(void **unused)
     tear_down(&c);
 }
 
+#define SET(image)                                                                                           \
+    "---\napiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: db, namespace: n}\nspec: {replicas: 1, serviceName: db, selector: " \
+    "{matchLabels: {a: db}}, template: {spec: {containers: [{name: w, image: '" image "'}]}}}\n"
+
+/* Has come as far as RenewPods, with a pod of the bad release that is stuck. */
+static void come_to_renew_pods(struct cluster *c)
+{
+    struct error err = ERROR_INIT;
+    set_up(c, NOW SET("db:2"), REWIND);
+    json_decref(c->point);
+    c->point = manifests_set_text(POINT SET("db:1"));
+    c->unobserved = true;
+    assert_int_equal(run(c, true, &err), -EAGAIN);
+    assert_string_equal(json_string_value(json_object_get(status_of(c), "message")),
+                        "waiting until kube-controller-manager has seen what StatefulSet db was put back to");
+    _cleanup_json_ json_t *pod = manifests_one("{apiVersion: v1, kind: Pod, metadata: {name: db-0, namespace: n, labels: {controller-revision-hash: bad}}}");
+    json_object_set_new(json_object_get(pod, "metadata"), "ownerReferences",
+                        json_pack("[{s:s, s:s, s:s, s:s}]", "apiVersion", "apps/v1", "kind", "StatefulSet", "name", "db", "uid",
+                                  object_uid(json_object_get(c->objects, "apps/v1/StatefulSet/n/db"))));
+    store(c, "core/v1/Pod/n/db-0", pod, "uid-pod");
+}
+
+static void pods_are_renewed_once_their_set_is_seen(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    come_to_renew_pods(&c);
+    assert_int_equal(run(&c, true, &err), -EAGAIN);
+    assert_non_null(json_object_get(c.objects, "core/v1/Pod/n/db-0"));
+    c.unobserved = false;
+    err = ERROR_INIT;
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Completed");
+    assert_null(json_object_get(c.objects, "core/v1/Pod/n/db-0"));
+    tear_down(&c);
+}
+
+/* No controller manager runs: the volumes can be used all the same, and which pods are wrong nobody knows. */
+static void pods_of_a_set_that_nobody_sees_are_left_alone(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    come_to_renew_pods(&c);
+    json_object_set_new(json_object_get(json_object_get(c.recovery, "status"), "step"), "time", json_string("2026-01-01T00:00:00Z"));
+    json_object_set_new(json_object_get(json_object_get(c.objects, "core/v1/Pod/n/db-0"), "metadata"), "labels",
+                        json_pack("{s:s}", "controller-revision-hash", "good"));
+    assert_int_equal(run(&c, true, &err), -EAGAIN);
+    assert_string_equal(json_string_value(json_object_get(json_object_get(status_of(&c), "step"), "name")), "Await");
+    assert_non_null(strstr(json_string_value(json_object_get(status_of(&c), "message")), "StatefulSet db (not seen by kube-controller-manager yet) is not ready"));
+    assert_non_null(json_object_get(c.objects, "core/v1/Pod/n/db-0"));
+    _cleanup_free_ char *data = json_to_text(c.data);
+    assert_string_equal(data, "[\"close\",\"rewind\",\"open\"]");
+    tear_down(&c);
+}
+
 /* `count` more objects at the point: one wave. */
 static void add_to_point(struct cluster *c, const char *api, const char *prefix, const char *kind,
                          unsigned count)
@@ -1695,6 +1760,34 @@ static void come_to(struct cluster *c, const char *name)
     json_object_set_new(json_object_get(json_object_get(c->recovery, "status"), "step"), "name", json_string(name));
     c->never_ready = false;
     json_array_clear(c->data);
+}
+
+/* R5: what its end waits for is told, too. */
+static void an_end_says_what_it_waits_for(void **unused)
+{
+    (void)unused;
+    static const char *const messages[] = {"stream s1: the journal is damaged; before it ends: stream s1: it opens when a rewind has ended",
+                                           "it is cancelled; before it ends: stream s1: it opens when a rewind has ended"};
+    for (int cancelled = 0; cancelled < 2; cancelled++) {
+        struct cluster c;
+        struct error err = ERROR_INIT;
+        set_up(&c, NOW, REWIND);
+        come_to(&c, "RewindData");
+        json_object_set_new(c.unknown, "gate-stuck", json_true());
+        json_object_set_new(c.unknown, "rewind-fails", json_true());
+        for (size_t i = 0; i < json_array_size(json_object_get(status_of(&c), "streams")); i++)
+            json_object_del(json_array_get(json_object_get(status_of(&c), "streams"), i), "beforeLsn");
+        if (cancelled)
+            json_object_set_new(json_object_get(c.recovery, "metadata"), "annotations", json_pack("{s:s}", RECOVERY_CANCEL_ANNOTATION, "true"));
+        assert_int_equal(run(&c, true, &err), -EBUSY);
+        assert_phase(&c, "Running");
+        assert_string_equal(json_string_value(json_object_get(status_of(&c), "message")), messages[cancelled]);
+        json_object_del(c.unknown, "gate-stuck");
+        err = ERROR_INIT;
+        check_ok(run(&c, true, &err));
+        assert_phase(&c, cancelled ? "Cancelled" : "Failed");
+        tear_down(&c);
+    }
 }
 
 static void r5_to_delete_it_is_to_cancel_it(void **unused)
@@ -2198,6 +2291,9 @@ int main(void)
         cmocka_unit_test(a_claim_that_is_gone_gets_its_volume_back),
         cmocka_unit_test(a_stream_that_is_nowhere_is_held_until_its_gate_is_open),
         cmocka_unit_test(workloads_are_awaited),
+        cmocka_unit_test(an_end_says_what_it_waits_for),
+        cmocka_unit_test(pods_are_renewed_once_their_set_is_seen),
+        cmocka_unit_test(pods_of_a_set_that_nobody_sees_are_left_alone),
         cmocka_unit_test(a_large_wave_is_cancelled_in_its_middle_and_has_a_verdict_of_what_was_done),
         cmocka_unit_test(what_was_done_of_a_wave_is_not_done_again_when_the_server_takes_no_more),
         cmocka_unit_test(waves_follow_each_other_whatever_is_made_at_once),

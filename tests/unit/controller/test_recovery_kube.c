@@ -3,7 +3,10 @@
 
 #include <errno.h>
 
+#include "base/cleanup.h"
 #include "controller/recovery_kube.h"
+#include "controller/recovery_streams.h"
+#include "lib/json.h"
 
 static bool leads(void *context)
 {
@@ -47,9 +50,33 @@ static void what_leads_no_more_changes_nothing(void **state)
     check_remove_directory(directory);
 }
 
+/* What a node's rewind waits for is told; what an older node's says is nothing. */
+static void a_rewind_that_goes_on_says_what_is_in_its_way(void **unused)
+{
+    (void)unused;
+    static const struct {
+        const char *rewind, *message;
+        int code;
+    } cases[] = {
+        {"{\"state\": \"waiting\", \"message\": null}", "stream s1: waiting until the pods that use its volumes have ended", -EAGAIN},
+        {"{\"state\": \"resolving\"}", "stream s1 is being put back", -EAGAIN},
+        {"{\"state\": \"rewinding\", \"message\": null}", "stream s1 is being put back", -EAGAIN},
+        {"{\"state\": \"rewinding\", \"message\": \"the data plane is away\"}", "stream s1 is being put back; it is tried again: the data plane is away", -EAGAIN},
+        {"{\"state\": \"failed\", \"message\": \"the journal is damaged\"}", "the journal is damaged", -EIO},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct error err = ERROR_INIT;
+        _cleanup_json_ json_t *stream = json_pack("{s:s}", "stream", "s1"), *rewind = json_loads(cases[i].rewind, 0, NULL), *done = NULL;
+        assert_int_equal(recovery_judge_rewind(stream, rewind, &done, &err), cases[i].code);
+        assert_string_equal(err.message, cases[i].message);
+        assert_null(done);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_rewind_that_goes_on_says_what_is_in_its_way),
         cmocka_unit_test(what_leads_no_more_changes_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
