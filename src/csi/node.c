@@ -142,7 +142,7 @@ static int stage(void *context, struct rpc_call *call, const ProtobufCMessage *r
     if (r == 0)
         r = read_attachment(in, &attachment, &wanted.on_devices, err);
     if (r == 0)
-        r = node_begin_open(node, in->volume_id, wanted.stream, call, err);
+        r = node_begin_open(node, in->volume_id, wanted.stream, call, true, err);
     if (r < 0)
         return r;
     _cleanup_begun_ struct begun begun = {node, in->volume_id};
@@ -273,8 +273,9 @@ static int publish(void *context, struct rpc_call *call, const ProtobufCMessage 
         r = error_set(err, -EBUSY, "staging_target_path is missing: the volume has to be staged first");
     if (r == 0)
         r = node_volume_load(node, in->volume_id, &before, err); /* its stream */
+    /* While the pod before has it still, the kubelet does not unmount that one as long as this call runs; and the gate waits for just that. */
     if (r == 0)
-        r = node_begin_open(node, in->volume_id, before.stream, call, err);
+        r = node_begin_open(node, in->volume_id, before.stream, call, !node_volume_published_elsewhere(&before, in->target_path), err);
     if (r < 0)
         return r;
     _cleanup_begun_ struct begun begun = {node, in->volume_id};

@@ -77,13 +77,15 @@ int node_volumes_list(struct csi_node *node, const char *stream, struct node_vol
 void node_volumes_free(struct node_volume *volumes, size_t count);
 /* Number of its targets where something is mounted now. */
 size_t node_volume_published(const struct node_volume *volume);
+/* Whether it is mounted on another path than `target`. */
+bool node_volume_published_elsewhere(const struct node_volume *volume, const char *target);
 
 /* N4: -EALREADY when a call about the volume runs. `stream` may be "". */
 int node_begin(struct csi_node *node, const char *handle, const char *stream, struct error *err) MUST_CHECK;
 void node_end(struct csi_node *node, const char *handle);
-/* N3: waits while the stream's gate is closed, then node_begin. -EAGAIN when it stays closed. */
-int node_begin_open(struct csi_node *node, const char *handle, const char *stream,
-                    const struct rpc_call *call, struct error *err) MUST_CHECK;
+/* N3: waits while the stream's gate is closed, then node_begin. -EAGAIN when it stays closed, or at once unless it `may_wait`. */
+int node_begin_open(struct csi_node *node, const char *handle, const char *stream, const struct rpc_call *call, bool may_wait,
+                    struct error *err) MUST_CHECK;
 /* node_begin that waits for the call before. -EALREADY when that does not end. */
 int node_begin_wait(struct csi_node *node, const char *handle, const char *stream, struct error *err) MUST_CHECK;
 /* node_begin_wait of what would end the stream: -EBUSY while its gate is closed. */

@@ -191,7 +191,8 @@ int node_volumes_list(struct csi_node *node, const char *stream, struct node_vol
     return 0;
 }
 
-size_t node_volume_published(const struct node_volume *volume)
+/* On how many paths it is mounted, `except` left out. */
+static size_t count_published(const struct node_volume *volume, const char *except)
 {
     const char *path;
     json_t *unused;
@@ -200,9 +201,19 @@ size_t node_volume_published(const struct node_volume *volume)
     json_object_foreach(volume->targets, path, unused)
     {
         (void)unused;
-        count += mounts_source(path, source, sizeof source) == 0;
+        count += (!except || strcmp(path, except) != 0) && mounts_source(path, source, sizeof source) == 0;
     }
     return count;
+}
+
+size_t node_volume_published(const struct node_volume *volume)
+{
+    return count_published(volume, NULL);
+}
+
+bool node_volume_published_elsewhere(const struct node_volume *volume, const char *target)
+{
+    return count_published(volume, target) > 0;
 }
 
 /* ---- one call at a time about a volume ---- */
@@ -336,8 +347,8 @@ int node_begin_closing(struct csi_node *node, const char *handle, const char *st
     return begin_wait(node, handle, stream, true, err);
 }
 
-int node_begin_open(struct csi_node *node, const char *handle, const char *stream,
-                    const struct rpc_call *call, struct error *err)
+int node_begin_open(struct csi_node *node, const char *handle, const char *stream, const struct rpc_call *call, bool may_wait,
+                    struct error *err)
 {
     bool closed = true;
     uint64_t now_ns = clock_boottime_ns(clock_system()), limit_ns = now_ns + NODE_GATE_WAIT_MS * NS_PER_MS;
@@ -353,7 +364,7 @@ int node_begin_open(struct csi_node *node, const char *handle, const char *strea
         if (r < 0 || !closed)
             return r < 0 ? r : take_busy(node, handle, stream, err);
         now_ns = clock_boottime_ns(clock_system());
-        if (now_ns >= limit_ns || node->gate_waiters >= NODE_GATE_WAITERS_MAX || rpc_call_cancelled(call) ||
+        if (!may_wait || now_ns >= limit_ns || node->gate_waiters >= NODE_GATE_WAITERS_MAX || rpc_call_cancelled(call) ||
             atomic_load(&node->stopping))
             return error_set(err, -EAGAIN,
                              "volume %s waits: the gate of stream %s is closed while it is put back to "

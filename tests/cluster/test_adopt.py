@@ -8,10 +8,13 @@ TIDEMARK_IMAGE: the image's archive. TIDEMARK_INSTALLED=1: Tidemark is installed
 alone."""
 import json
 import os
+import queue
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
@@ -89,7 +92,7 @@ sha256sum </dev/raw && e2fsck -fn /dev/raw >/dev/null 2>&1 && cd $(mktemp -d) &&
 FILL = """set -e
 mkdir -p /data/deep/er && head -c 8000000 /dev/urandom >/data/deep/er/blob && ln /data/deep/er/blob /data/hard && ln -s deep/er/blob /data/soft
 chown 1000:1001 /data/deep && chmod 2750 /data/deep && touch -d 2001-02-03T04:05:06Z /data/deep/er/blob
-truncate -s 20M /data/sparse && head -c 1000000 /dev/urandom >/wal/log && sync"""
+truncate -s 20M /data/sparse && head -c 1000000 /dev/urandom >/wal/log && sync -f /data /wal"""
 # Contents, and names with owner, mode, kind, links and time.
 LOOK = r"""cd / && find data wal -type f -print0 | sort -z | xargs -0 sha256sum
 find data wal -mindepth 1 ! -name lost+found -printf '%p %U:%G %m %y %n %l ' \( -type f -printf '%T@\n' -o -printf '\n' \) | sort"""
@@ -186,7 +189,7 @@ def check_history(app, before):
     """What the plugin tells of the history, and that it is so."""
     point = answer("points", app, "--limit", "5000")
     expect("both claims are one stream", len(point["streams"]) == 1 and sorted(point["streams"][0]["claims"]) == CLAIMS, json.dumps(point["streams"]))
-    inside("head -c 3000000 /dev/urandom >/data/bad && sync")
+    inside("head -c 3000000 /dev/urandom >/data/bad && sync -f /data")
     later = within(60, "the write is a point", lambda: [p for p in answer("points", app, "--since", before)["points"]
                                                        if p["kind"] == "activity" and p["bytes"] >= 3000000])
     found = answer("diff", f"{app}@{before}", f"{app}@{later[0]['point']}")
@@ -232,15 +235,36 @@ def there_and_back_by_copies():
     return held
 
 
-def killed(arguments, condition_holds):
-    """The command, ended in the middle."""
-    child = subprocess.Popen([PLUGIN, *arguments], text=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def lines_of(stream):
+    """Its lines as they come; None where none has come for half a second."""
+    lines = queue.Queue()
+    threading.Thread(target=lambda: [lines.put(line) for line in stream], daemon=True).start()
+    while True:
+        try:
+            yield lines.get(timeout=0.5)
+        except queue.Empty:
+            yield None
+
+
+def killed(arguments, kind, namespace, seen):
+    """The command, ended in the middle: at the first change of an object of that kind of which seen(name, phase, deletion time) holds. The
+    changes are watched, since what is looked for may be there for less than a second."""
+    watch = subprocess.Popen(["kubectl", "-n", namespace, "get", kind, "--watch", "--output",
+                              'jsonpath={.metadata.name},{.status.phase},{.metadata.deletionTimestamp}{"\\n"}'], text=True, stdout=subprocess.PIPE)
+    child = subprocess.Popen([PLUGIN, *arguments], text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 360
     try:
-        within(120, "it is in the middle", condition_holds)
-        expect("it has not ended", child.poll() is None)
+        for line in lines_of(watch.stdout):
+            if line and seen(*line.strip().split(",")):
+                break
+            if child.poll() is not None or watch.poll() is not None or time.monotonic() > deadline:
+                child.kill()
+                raise Failed(f"{' '.join(arguments)} was not seen in its middle: {child.communicate()[0]}")
+        expect("it is in the middle", child.poll() is None)
     finally:
-        child.kill()
-        child.wait()
+        for process in (child, watch):
+            process.kill()
+            process.wait()
 
 
 def there_and_back_as_they_are(held):
@@ -253,7 +277,7 @@ def there_and_back_as_they_are(held):
     said = plugin("adopt", *both, "--dry-run")
     expect("a dry run says that it would be tried", said.count("without a copy, if its driver") == 2, said)
     expect("and changes nothing", not made() and policies(former) == ["Delete"] * 2)
-    killed(["adopt", *both, "--no-copy", "--yes"], lambda: any(m.endswith("-look") for m in made()))
+    killed(["adopt", *both, "--no-copy", "--yes"], "pods", base.SYSTEM, lambda name, phase, deleted: name.endswith("-look"))
     expect("the data is kept first", policies(former[:1]) == ["Retain"])
     said = plugin("adopt", *both, "--no-copy", "--yes")
     expect("nothing was copied", said.count("nothing was copied") == 2, said)
@@ -266,14 +290,18 @@ def there_and_back_as_they_are(held):
     protected()
     check_history(app, now())
     expect("everything is as it was", inside(LOOK) == held)
-    inside("head -c 5000000 /dev/urandom >/data/later && sync")
+    inside("head -c 5000000 /dev/urandom >/data/later && sync -f /data")
     held = inside(LOOK)
     scale(0)
     expect("one of a stream does not go alone", "those of a stream go together" in plugin("release", both[0], "--no-copy", "--yes", code=4))
-    killed(["release", *both, "--yes"], lambda: (get("pod", f"{CLAIMS[0]}-tidemark-move") or {}).get("status", {}).get("phase") == "Running")
+    # It copies, or has just copied: a small copy may have ended before it was reported as running.
+    killed(["release", *both, "--yes"], "pods", NAMESPACE,
+           lambda name, phase, deleted: name == f"{CLAIMS[0]}-tidemark-move" and phase in ("Running", "Succeeded"))
     kubectl("-n", NAMESPACE, "patch", "pvc", CLAIMS[0], "--type=merge", "-p", '{"metadata":{"finalizers":["test.tidemark.io/hold"]}}')
-    killed(["release", *both, "--yes"], lambda: get("pvc", CLAIMS[0])["metadata"].get("deletionTimestamp"))
-    kubectl("-n", NAMESPACE, "patch", "pvc", CLAIMS[0], "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+    try:
+        killed(["release", *both, "--yes"], "pvc", NAMESPACE, lambda name, phase, deleted: name == CLAIMS[0] and deleted)
+    finally:
+        kubectl("-n", NAMESPACE, "patch", "pvc", CLAIMS[0], "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
     within(60, "the claim is gone", lambda: get("pvc", CLAIMS[0]) is None)
     said = plugin("release", *both, "--yes")
     expect("nothing was copied", said.count("nothing was copied") == 2, said)
@@ -349,7 +377,7 @@ def a_directory():
     from_here_on()
     namespace(DIRECTORY, SINGLE.format(DIRECTORY, "volumeMounts: [{name: data, mountPath: /data}]", "shared-directory", "Filesystem"))
     within(180, "the pod runs", lambda: condition("pod", "db-0", "Ready", DIRECTORY).get("status") == "True")
-    inside("head -c 3000000 /dev/urandom >/data/blob && sync", DIRECTORY)
+    inside("head -c 3000000 /dev/urandom >/data/blob && sync -f /data", DIRECTORY)
     held = inside("sha256sum /data/blob", DIRECTORY)
     scale(0, DIRECTORY)
     former = [v["metadata"]["name"] for v in volumes(claim, DIRECTORY)]

@@ -207,7 +207,7 @@ def main():
         within(60, "its objects are journaled", lambda: condition("papp", NAMESPACE, "Ready").get("status") == "True")
         check_status()
         # More than is copied at 1 MiB a second until the test has seen what it looks for.
-        query("CREATE TABLE bulk AS SELECT id, repeat(md5(id::text), 40) AS text FROM generate_series(1, 40000) AS id", NAMESPACE)
+        query("CREATE TABLE bulk AS SELECT id, repeat(md5(id::text), 40) AS text FROM generate_series(1, 80000) AS id", NAMESPACE)
         point = base.write_rows()
         writer.start()
         check_dry_run(point)

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 sys.dont_write_bytecode = True
@@ -17,12 +18,12 @@ import test_rewind as base
 from test_rewind import NAMESPACE, OTHER, POLICY, SYSTEM, Failed, condition, expect, get, kubectl, within
 
 CLASS = os.environ.get("TIDEMARK_CONTROLLER_CLASS", "shared")
-# Each number is on the disk before the next is begun. What the pod found when it started is kept; "pause" stands still, "hold" keeps the
-# pod from ending.
+# Each number is on the disk before the next is begun. What the pod found when it started is kept; while "pause" is there it stands still, and
+# says so in "paused" in its words; "hold" keeps the pod from ending.
 WRITE = """trap 'exit 0' TERM
 touch /data/log; cp /data/log /tmp/found; i=$(wc -l </data/log)
 while :; do
-  if [ -e /tmp/pause ]; then touch /tmp/paused; sleep 0.05; continue; fi
+  if [ -e /tmp/pause ]; then cp /tmp/pause /tmp/paused; sleep 0.05; continue; fi
   i=$((i + 1))
   { echo $i >>/data/log && sync -d /data/log; } || { echo $i >>/tmp/errors; sleep 0.1; continue; }
   echo $i >/tmp/acked.new && mv /tmp/acked.new /tmp/acked
@@ -115,13 +116,19 @@ def gate(on):
         return ""
 
 
+def stand_still():
+    """What "paused" says of an earlier time is not taken for this one."""
+    word = uuid.uuid4().hex
+    in_pod("sh", "-c", f"echo {word} >/tmp/pause.new && mv /tmp/pause.new /tmp/pause")
+    within(30, "the writer stands still", lambda: in_pod("cat", "/tmp/paused", check=False) == word)
+
+
 def settle():
     """(the point, how many lines there were); lines go on being written after it."""
-    in_pod("touch", "/tmp/pause")
-    within(30, "the writer stands still", lambda: in_pod("sh", "-c", "test -e /tmp/paused && echo yes", check=False))
+    stand_still()
     lines = int(in_pod("sh", "-c", "wc -l </data/log"))
     point = in_pod("date", "-u", "+%Y-%m-%dT%H:%M:%S.%6NZ")
-    in_pod("rm", "/tmp/paused", "/tmp/pause")
+    in_pod("rm", "/tmp/pause")
     within(30, "it writes on", lambda: acked() > lines + 20)
     return point, lines
 
@@ -201,12 +208,11 @@ def engine_is_killed():
         before = acked()
         send(on, "KILL", pid_of(on, f"tidemark-engine .*{stream()}"))
         within(60, f"the writer goes on after the engine's end {i + 1}", lambda: acked() > before + 20)
-    in_pod("touch", "/tmp/pause")
-    within(30, "the writer stands still", lambda: in_pod("sh", "-c", "test -e /tmp/paused && echo yes", check=False))
+    stand_still()
     expect("no write has failed", in_pod("sh", "-c", "cat /tmp/errors 2>/dev/null; true") == "")
     lines = in_pod("cat", "/data/log").split()
     expect("all is there", lines == [str(i + 1) for i in range(acked())], f"{len(lines)} of {acked()}")
-    in_pod("rm", "/tmp/paused", "/tmp/pause")
+    in_pod("rm", "/tmp/pause")
     now = get("pod", "writer-0")
     expect("it is the same pod, and was not restarted", now["metadata"]["uid"] == pod and now["status"]["containerStatuses"][0]["restartCount"] == 0)
 

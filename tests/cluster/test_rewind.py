@@ -240,6 +240,16 @@ def check_rewound(name, namespace=NAMESPACE):
           f"data_ms={timings['dataMs']} objects_ms={timings['objectsMs']} ready_ms={timings['readyMs']}", flush=True)
 
 
+def set_image(image):
+    """And the StatefulSet's controller knows it: a pod that it makes is of that image."""
+    kubectl("-n", NAMESPACE, "set", "image", "statefulset/db", f"db={image}")
+
+    def observed():
+        live = get("statefulset", "db")
+        return live["status"].get("observedGeneration", 0) >= live["metadata"]["generation"]
+    within(60, "the new image is seen", observed)
+
+
 def check_undo():
     """The bad release comes back, and with it what is wrong with it."""
     recover("undo", status("back")["before"])
@@ -252,7 +262,7 @@ def check_undo():
     within(120, "the undo says what its workload waits for", awaits)
     expect("the ConfigMap is the bad one again", release() == "bad")
     expect("what came after is back", get("configmap", "later") is not None)
-    kubectl("-n", NAMESPACE, "set", "image", "statefulset/db", "db=localhost/postgres:15")
+    set_image("localhost/postgres:15")
     kubectl("-n", NAMESPACE, "delete", "pod", "db-0", "--wait=false")
     completed("undo")
     expect("the table is gone again", query("SELECT to_regclass('orders') IS NULL") == "t")

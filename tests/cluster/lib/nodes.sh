@@ -87,6 +87,9 @@ node_cgroup_up() { # N
             echo "+cpu +cpuset +memory +pids +io" >"$root/tidemark-test/cgroup.subtree_control" 2>/dev/null
         fi
         mkdir -p "$root/tidemark-test/node$1/system"
+        # Two whole nodes are no less than what else runs here: a cgroup that is given nothing has the share of one process.
+        [[ ! -e $root/tidemark-test/cpu.shares ]] || echo 8192 >"$root/tidemark-test/cpu.shares"
+        [[ ! -e $root/tidemark-test/cpu.weight ]] || echo 800 >"$root/tidemark-test/cpu.weight"
         # cgroup v1: a new cpuset is empty and takes no process
         if [[ -e $root/cpuset.cpus && ! -e $root/cgroup.controllers ]]; then
             local directory
