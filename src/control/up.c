@@ -227,11 +227,10 @@ static size_t snapshot(struct control *control, struct application *list[CONTROL
     return count;
 }
 
-void application_bring_up(struct application *a)
+/* With application_begin; ends it. */
+static void bring_up(struct application *a)
 {
     struct error err = ERROR_INIT;
-    if (application_begin(a, "start", 0, &err) < 0)
-        return;
     int r = application_start(a, &err);
     if (r < 0) {
         log_error(a->control->log, "%s", err.message);
@@ -243,6 +242,13 @@ void application_bring_up(struct application *a)
     views_adopt(a);
     application_end(a);
     rewind_continue(a);
+}
+
+void application_bring_up(struct application *a)
+{
+    struct error err = ERROR_INIT;
+    if (application_begin(a, "start", 0, &err) == 0)
+        bring_up(a);
 }
 
 /* After `ready`: a unit that is ordered after ours (`systemctl start shop`) waits for that. */
@@ -444,11 +450,23 @@ static int serve(struct control *control, const struct control_options *options,
                                                .context = control};
     stores_mount(control);
     int r = applications_load(control, err);
+    struct application **loaded = calloc(CONTROL_APPLICATIONS_MAX, sizeof *loaded);
+    if (r == 0 && !loaded)
+        r = error_set(err, -ENOMEM, "out of memory");
+    /* Before anybody can ask: what is not known to be attached and mounted yet is neither changed nor deleted. */
+    size_t count = r == 0 ? snapshot(control, loaded) : 0;
+    for (size_t i = 0; i < count && r == 0; i++)
+        r = application_begin(loaded[i], "start", 0, err);
     if (r == 0)
         r = http_server_start(&server, &control->server, err);
+    for (size_t i = 0; i < count; i++) {
+        if (r == 0)
+            bring_up(loaded[i]);
+        application_unref(loaded[i]);
+    }
+    free(loaded);
     if (r < 0)
         return r;
-    for_all(control, application_bring_up);
     r = filling_start(control, err);
     if (r < 0)
         return r;

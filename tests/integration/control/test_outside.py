@@ -427,6 +427,40 @@ class Status(Base):
 
 
 class Starts(Base):
+    def test_what_is_not_brought_up_yet_is_neither_changed_nor_deleted(self):
+        """The API answers while applications are brought up one after another: who changed or deleted one whose turn had not come kept it from being started, or ended its
+        engine below what a former `up` had mounted."""
+        s = self.s.start()
+        texts = {name: s.yaml(name, volumes=("data",)) for name in ("one", "two")}
+        for text in texts.values():
+            s.apply(text)
+        self.assertEqual(s.stop(), 0)
+        go, hook = s.path("go"), s.path("libexec")
+        os.mkdir(hook)
+        build = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(TIDEMARK))))
+        engine = os.path.join(build, "src", "engine", "tidemark-engine")
+        with open(f"{hook}/tidemark-engine", "w", encoding="ascii") as f:
+            f.write(f"#!/bin/sh\nwhile [ ! -e {go} ]; do sleep 0.05; done\nexec {engine} \"$@\"\n")
+        os.chmod(f"{hook}/tidemark-engine", 0o755)
+        shutil.copy(os.path.join(build, "src", "export", "tidemark-holder"), hook)
+        starting = threading.Thread(target=s.start, kwargs={"environment": {"TIDEMARK_LIBEXEC": hook}})
+        starting.start()
+        try:
+            until(lambda: os.path.exists(s.socket) and len(s.processes()) > 1, "the first is being brought up")
+            for name, text in texts.items():
+                for what, arguments in ((s.apply, (text,)), (s.call, ("DELETE", f"/v1/applications/{name}?purge=true"))):
+                    with self.assertRaises(ApiError) as caught:
+                        what(*arguments)
+                    self.assertEqual(caught.exception.code, "EBUSY", caught.exception.message)
+                    self.assertIn("start is under way", caught.exception.message)
+        finally:
+            s.write("go", "")
+            starting.join()
+        for name, text in texts.items():
+            self.assertEqual(s.status(name)["state"], "protected")
+            self.assertEqual(s.apply(text)[0]["result"], "unchanged")
+            self.assertIn(s.path("mnt", name, "data"), s.mounts())
+
     def test_a_start_that_was_asked_for_is_not_followed_by_the_one_that_was_due(self):
         """Which would end the engine that runs, and take its volumes from the workload."""
         s = self.s.start()
