@@ -147,6 +147,13 @@ int fuse_mount(const char *directory, const char *name, int *ret_fd, int *ret_no
     return 0;
 }
 
+int fuse_mount_remove_unused(const char *directory, struct error *err)
+{
+    if (umount2(directory, UMOUNT_NOFOLLOW) == 0 || errno == EINVAL || errno == ENOENT || errno == EBUSY)
+        return 0;
+    return error_errno(err, -errno, "cannot unmount %s", directory);
+}
+
 int fuse_mount_remove(const char *directory, struct error *err)
 {
     if (umount2(directory, UMOUNT_NOFOLLOW) == 0 || errno == EINVAL || errno == ENOENT)

@@ -19,4 +19,8 @@ int fuse_mount(const char *directory, const char *name, int *ret_fd, int *ret_no
  * nothing is mounted there. */
 int fuse_mount_remove(const char *directory, struct error *err) MUST_CHECK;
 
+/* The same, but one that is used stays, and answers ENOTCONN once its server is gone: a loop device is found by the path of its file below, and
+ * whoever attached it detaches it and removes the mount then. Detached here, it would be the device of a file that nobody can name. */
+int fuse_mount_remove_unused(const char *directory, struct error *err) MUST_CHECK;
+
 #endif

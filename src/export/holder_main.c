@@ -160,7 +160,7 @@ static void unmount_all(struct holder *h)
     for (size_t i = 0; i < h->mount_count; i++) {
         struct error err = ERROR_INIT;
         struct held_mount *m = &h->mounts[i];
-        if (fuse_mount_remove(m->directory, &err) < 0)
+        if (fuse_mount_remove_unused(m->directory, &err) < 0)
             log_error(&h->log, "volume %s: %s", m->volume, err.message);
         close(m->fd);
         close(m->nonblock_fd);

@@ -16,6 +16,10 @@ from stand import Stand, until  # noqa: E402
 ENGINE = os.path.join(os.environ["TIDEMARK_BUILD"], "src/engine/tidemark-engine")
 
 
+def is_attached(device):
+    return os.path.exists(f"/sys/block/{os.path.basename(device)}/loop/backing_file")
+
+
 class Limits(unittest.TestCase):
     def setUp(self):
         self.s = Stand()
@@ -115,9 +119,26 @@ class Limits(unittest.TestCase):
                 os.close(fd)
         until(lambda: s.status()["journal_bytes"] <= 256 << 20 and s.status()["state"] == "protected", "history to move on")
         self.assertGreater(s.status()["oldest_lsn"], view["lsn"])
+        self.assertTrue(is_attached(view["volumes"][0]["device"]))
         s.call("DELETE", "/v1/views/" + view["id"])
         self.assertEqual(s.call("GET", "/v1/views")["views"], [])
+        self.assertFalse(is_attached(view["volumes"][0]["device"]), "its loop device has stayed")
         self.assertEqual(s.read("mnt/shop/data/f"), "then")
+
+    def test_a_holder_that_is_asked_to_end_leaves_no_device(self):
+        """By somebody else than `up`, which starts another: what the file system of before was mounted on is gone with it."""
+        s = self.s.start()
+        s.apply(s.yaml(volumes=("data",)))
+        s.write("mnt/shop/data/f", "kept")
+        os.sync()
+        engine, device = s.status()["engine_pid"], s.status()["volumes"][0]["device"]
+        os.kill(int(s.read("s/apps/shop/holder.pid")), signal.SIGTERM)
+        until(lambda: s.status()["engine_pid"] not in (None, 0, engine) and s.status()["state"] == "protected", "another engine")
+        self.assertEqual(s.read("mnt/shop/data/f"), "kept")
+        with open("/proc/mounts") as f:
+            mounted = [line.split()[0] for line in f if line.split()[1] == s.path("mnt/shop/data")]
+        self.assertEqual(mounted, [s.status()["volumes"][0]["device"]])
+        self.assertTrue(device == mounted[0] or not is_attached(device), "the loop device of before has stayed")
 
 
 if __name__ == "__main__":
