@@ -28,6 +28,7 @@
 #define CACHE_BYTES (2u << 20)
 #define BASE_STEP_SECTORS 2048u
 #define PENDING_LIMIT_BYTES (1u << 30)
+#define RUN_ATTEMPTS 8u /* at a file that the manifest names, and that is not there */
 
 struct verification {
     const char *directory;
@@ -217,6 +218,17 @@ static bool is_gone(struct verification *v, const struct owner *o)
     return o->run ? run_is_gone(v, o->run) : was_dropped(v, o->segment->number, o->segment->generation);
 }
 
+/* A run that thinning takes away is made anew under its name: the file of before is gone, and the manifest, read after that, names another one. */
+static int open_index(struct verification *v, const char *path, const struct owner *owner, struct index **ret, struct error *err)
+{
+    for (unsigned attempt = 0;; attempt++) {
+        int r = index_open(path, v->cache, ret, err);
+        if (r != -ENOENT || !owner->run || attempt == RUN_ATTEMPTS || run_is_gone(v, owner->run))
+            return r;
+        *err = ERROR_INIT;
+    }
+}
+
 static void check_index(struct verification *v, const char *name, struct lsn low, struct lsn high, struct owner owner)
 {
     char path[PATH_MAX];
@@ -225,7 +237,7 @@ static void check_index(struct verification *v, const char *name, struct lsn low
     struct index_damage d = {v, name, low, high};
     uint64_t before = v->summary->damages;
     snprintf(path, sizeof path, "%s/%s", v->directory, name);
-    int r = index_open(path, v->cache, &index, &err);
+    int r = open_index(v, path, &owner, &index, &err);
     if (r == 0)
         r = index_verify(index, report_index, &d, &err);
     index_free(index);

@@ -9,9 +9,13 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 
 #include "base/crc32c.h"
 #include "journal/frame.h"
@@ -1070,11 +1074,76 @@ static void test_pending(void **state)
     end();
 }
 
+/* ---- files that come and go in good order ---- */
+
+#define AWAY_LONG_NS 100000u /* so long is what verification makes of it open: it looks some times, one after the other */
+
+static struct {
+    char path[128], away[136];
+    atomic_bool stop;
+    atomic_uint rounds;
+    _Atomic uint64_t longest_ns; /* that the file was away */
+} swap;
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void *take_away_and_bring_back(void *unused)
+{
+    while (!atomic_load(&swap.stop)) {
+        uint64_t since = now_ns();
+        assert_int_equal(rename(swap.path, swap.away), 0);
+        assert_int_equal(rename(swap.away, swap.path), 0);
+        uint64_t ns = now_ns() - since;
+        if (ns > atomic_load(&swap.longest_ns))
+            atomic_store(&swap.longest_ns, ns);
+        atomic_fetch_add(&swap.rounds, 1);
+        nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
+    }
+    return unused;
+}
+
+/* A run whose segments are thinned is removed, and made anew under the same name, while verification goes on. */
+static void test_a_run_that_is_made_anew_is_not_missing(void **state)
+{
+    (void)state;
+    pthread_t thread;
+    unsigned met = 0;
+    make_sealed();
+    const struct file *run = NULL;
+    for (size_t i = 0; i < x.file_count && !run; i++)
+        run = strncmp(x.files[i].name, "run-", 4) == 0 ? &x.files[i] : NULL;
+    assert_non_null(run);
+    snprintf(swap.path, sizeof swap.path, "%s/%s", x.directory, run->name);
+    snprintf(swap.away, sizeof swap.away, "%s.away", x.directory);
+    assert_int_equal(pthread_create(&thread, NULL, take_away_and_bring_back, NULL), 0);
+    for (int i = 0; i < 400; i++) {
+        atomic_store(&swap.longest_ns, 0);
+        bool found = verify_finds();
+        unsigned seen = atomic_load(&swap.rounds);
+        while (atomic_load(&swap.rounds) < seen + 2) /* what has begun meanwhile has ended */
+            sched_yield();
+        assert_true(!found || atomic_load(&swap.longest_ns) > AWAY_LONG_NS);
+        met += !found;
+    }
+    atomic_store(&swap.stop, true);
+    pthread_join(thread, NULL);
+    assert_true(met > 0);
+    assert_int_equal(unlink(swap.path), 0);
+    assert_true(verify_finds());
+    end();
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_sealed), cmocka_unit_test(test_objects), cmocka_unit_test(test_tail),
                                        cmocka_unit_test(test_pending), cmocka_unit_test(test_no_manifest), cmocka_unit_test(test_many_rewinds), cmocka_unit_test(test_salvage_files),
-                                       cmocka_unit_test(test_salvage_segments), cmocka_unit_test(test_salvage_points)};
+                                       cmocka_unit_test(test_salvage_segments), cmocka_unit_test(test_salvage_points),
+                                       cmocka_unit_test(test_a_run_that_is_made_anew_is_not_missing)};
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);
