@@ -8,7 +8,8 @@
  * H1  Every descriptor of a mount, clones too, is opened here: a clone of the program's own would take the
  * requests that were read from it along when the program dies. H2  A program is started only after the last
  * one was waited for: writes of a dying one could land after newer ones. H3  The mounts go only with the
- * program ended for good: status 0, status 78, or SIGTERM to the holder.
+ * program ended for good: status 0, status 78, or SIGTERM to the holder. One that is still used (a loop device is attached below) stays then, and answers
+ * nobody: it is the only name of that device.
  *
  * If the holder is killed, the program goes on serving: it has the same descriptors. Only its next crash is
  * final then (EIO for all I/O). A new holder could adopt it: take the descriptors with pidfd_getfd(2) out of

@@ -63,7 +63,7 @@ wait "$holder_pid" || fail "SIGTERM in the back-off"
 holder_pid=
 check_nothing_left
 
-# With a device attached SIGTERM still ends it; the device is then dead, not hanging.
+# With a device attached SIGTERM still ends it; the device is then dead, not hanging, and named by its path until it is detached.
 : >"$work/log"
 start_holder "$volume"
 attach data
@@ -73,7 +73,9 @@ wait "$holder_pid" || fail "SIGTERM with a device attached"
 holder_pid=
 [ ! -e "/proc/$stop_server" ] || fail "the server outlived it"
 ! timeout 10 dd if="$device" of=/dev/null bs=4k count=1 iflag=direct status=none 2>/dev/null || fail "a dead device was read"
+[ "$(losetup --noheadings --output BACK-FILE "$device")" = "$work/fuse/data/vol" ] || fail "nobody could tell whose $device is: $(losetup "$device")"
 detach_all
+umount "$work/fuse/data" || fail "the mount that was used is gone"
 check_nothing_left
 
 # The holder killed: I/O goes on. The server killed too: errors at once, and a stale mount, which the next one replaces.
