@@ -17,6 +17,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#include "base/clock.h"
 #include "base/crc32c.h"
 #include "journal/frame.h"
 #include "journal/journal.h"
@@ -1085,20 +1086,13 @@ static struct {
     _Atomic uint64_t longest_ns; /* that the file was away */
 } swap;
 
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 static void *take_away_and_bring_back(void *unused)
 {
     while (!atomic_load(&swap.stop)) {
-        uint64_t since = now_ns();
+        uint64_t since = clock_boottime_ns(clock_system());
         assert_int_equal(rename(swap.path, swap.away), 0);
         assert_int_equal(rename(swap.away, swap.path), 0);
-        uint64_t ns = now_ns() - since;
+        uint64_t ns = clock_boottime_ns(clock_system()) - since;
         if (ns > atomic_load(&swap.longest_ns))
             atomic_store(&swap.longest_ns, ns);
         atomic_fetch_add(&swap.rounds, 1);
