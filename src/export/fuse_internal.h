@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/uio.h>
 #include <time.h>
 
 #include "base/clock.h"
@@ -37,29 +38,6 @@ struct fuse_protocol {
     atomic_bool gone; /* the mount went away: said once */
 };
 
-/* --- fuse_server.c, for the loop too --- */
-
-static inline uint64_t fuse_monotonic_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * NS_PER_SECOND + (uint64_t)now.tv_nsec;
-}
-
-struct fuse_answer;
-/* Sends the answer to request `unique` to the descriptor that it was read from. */
-void fuse_send_answer(const struct fuse_protocol *p, int fd, uint64_t unique, struct fuse_answer *answer);
-/* Whether to go on after a failed read of errno `code`; says once why not. */
-bool fuse_receive_again(struct fuse_protocol *p, int code, bool stopping);
-
-/* --- fuse_loop.c: one thread that has many requests under way, for blocks that can queue --- */
-
-struct fuse_loop;
-/* `fd` is non-blocking. `protocol` outlives the loop. */
-int fuse_loop_start(struct fuse_protocol *protocol, int fd, uint64_t spin_ns, struct fuse_loop **ret, struct error *err) MUST_CHECK;
-/* Answers what was read, ends the threads, releases. NULL allowed. */
-void fuse_loop_free(struct fuse_loop *l);
-
 #define FUSE_DIRENT_BYTES 96 /* ".", ".." and "vol": three times 24 + 8 */
 
 struct fuse_answer {
@@ -78,6 +56,30 @@ struct fuse_answer {
         char directory[FUSE_DIRENT_BYTES];
     } body; /* where the payload stands, except of a READ */
 };
+
+/* --- fuse_server.c, for the loop too --- */
+
+static inline uint64_t fuse_monotonic_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * NS_PER_SECOND + (uint64_t)now.tv_nsec;
+}
+
+/* The answer to request `unique` as writev(2) takes it, in 1 or 2 parts (their number), which point to `header` and to what `answer` points to. */
+unsigned fuse_answer_vector(uint64_t unique, const struct fuse_answer *answer, struct fuse_out_header *header, struct iovec vector[2]);
+/* Sends the answer to request `unique` to the descriptor that it was read from. */
+void fuse_send_answer(const struct fuse_protocol *p, int fd, uint64_t unique, struct fuse_answer *answer);
+/* Whether to go on after a failed read of errno `code`; says once why not. */
+bool fuse_receive_again(struct fuse_protocol *p, int code, bool stopping);
+
+/* --- fuse_loop.c: one thread that has many requests under way, for blocks that can queue --- */
+
+struct fuse_loop;
+/* `fd` is non-blocking. `protocol` outlives the loop. */
+int fuse_loop_start(struct fuse_protocol *protocol, int fd, uint64_t spin_ns, struct fuse_loop **ret, struct error *err) MUST_CHECK;
+/* Answers what was read, ends the threads, releases. NULL allowed. */
+void fuse_loop_free(struct fuse_loop *l);
 
 /* Carries out the request of `length_bytes` at buffer + FUSE_REQUEST_OFFSET. The answer's payload points into
  * `answer` or `buffer`. A request that is too short for its opcode is answered -EINVAL. */

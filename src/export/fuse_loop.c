@@ -7,9 +7,11 @@
  * L2  The loop sleeps only after it found nothing while what wakes it was armed.
  * L3  It asks without sleeping for spin_ns after its last progress: a sleep and a wake-up cost more than a request. */
 #include <errno.h>
+#include <liburing.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "base/io.h"
@@ -26,6 +28,9 @@ struct slot {
     char *buffer;     /* FUSE_BUFFER_BYTES */
     size_t length_bytes;
     struct block_request request;
+    struct fuse_answer answer; /* of a request that has ended, until the kernel has it */
+    struct fuse_out_header header;
+    struct iovec vector[2];
 };
 
 struct fuse_loop {
@@ -34,6 +39,8 @@ struct fuse_loop {
     uint64_t spin_ns;
     struct block_queue *queue;
     struct workers *workers;
+    struct io_uring answers;
+    bool has_answers; /* the ring is made */
     struct slot slots[SLOTS];
     struct work *free; /* the loop's own */
     bool gone;         /* nothing more can be read */
@@ -136,22 +143,66 @@ static bool take_requests(struct fuse_loop *l)
     return any;
 }
 
+static void answer_one(struct fuse_loop *l, struct slot *s)
+{
+    fuse_send_answer(l->protocol, l->fd, unique_of(s), &s->answer);
+    keep_slot(l, s);
+}
+
+static void queue_answer(struct fuse_loop *l, struct slot *s)
+{
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&l->answers);
+    io_uring_prep_writev(sqe, l->fd, s->vector, fuse_answer_vector(unique_of(s), &s->answer, &s->header, s->vector), 0);
+    io_uring_sqe_set_data(sqe, s);
+}
+
+/* L4. Sends the answers of `first` and those linked to it, `count`. */
+static void answer_all(struct fuse_loop *l, struct work *first, unsigned count)
+{
+    if (count == 1) {
+        answer_one(l, (struct slot *)first);
+        return;
+    }
+    for (struct work *w = first; w; w = w->next)
+        queue_answer(l, (struct slot *)w);
+    unsigned left = count;
+    while (left) {
+        struct io_uring_cqe *cqe;
+        int r = io_uring_submit_and_wait(&l->answers, 1);
+        (void)r; /* what it could not submit is submitted next time */
+        while (io_uring_peek_cqe(&l->answers, &cqe) == 0) {
+            struct slot *s = io_uring_cqe_get_data(cqe);
+            int result = cqe->res;
+            io_uring_cqe_seen(&l->answers, cqe);
+            left--;
+            if (result < 0)
+                answer_one(l, s); /* again, and says why not */
+            else
+                keep_slot(l, s);
+        }
+    }
+}
+
 /* Whether a request has ended. */
 static bool end_requests(struct fuse_loop *l)
 {
     struct block_request *done = block_queue_poll(l->queue);
+    struct work *answered = NULL;
     bool any = done != NULL;
+    unsigned count = 0;
     while (done) {
         struct block_request *r = done;
         struct slot *s = r->context;
-        struct fuse_answer answer;
         done = r->next;
         if (workers_go_on(l->workers, r->outcome, &s->work))
             continue;
-        fuse_protocol_transferred(l->protocol, r, 0, NULL, &answer);
-        fuse_send_answer(l->protocol, l->fd, unique_of(s), &answer);
-        keep_slot(l, s);
+        fuse_protocol_transferred(l->protocol, r, 0, NULL, &s->answer);
+        s->work.next = answered;
+        answered = &s->work;
+        count++;
     }
+    if (answered)
+        answer_all(l, answered, count);
     return any;
 }
 
@@ -212,6 +263,12 @@ int fuse_loop_start(struct fuse_protocol *protocol, int fd, uint64_t spin_ns, st
     struct workers_options workers = {
         .name = "fuse", .threads = JOB_THREADS, .job = do_job, .finish = do_finish, .context = l, .log = protocol->log};
     int r = block_queue_new(protocol->block, SLOTS, &l->queue, err);
+    if (r == 0) {
+        r = io_uring_queue_init(SLOTS, &l->answers, 0);
+        l->has_answers = r == 0;
+        if (r < 0)
+            error_errno(err, r, "cannot set up io_uring");
+    }
     for (unsigned i = 0; i < SLOTS && r == 0; i++) {
         l->slots[i].buffer = io_alloc_pages(FUSE_BUFFER_BYTES);
         if (!l->slots[i].buffer)
@@ -242,6 +299,8 @@ void fuse_loop_free(struct fuse_loop *l)
         pthread_join(l->thread, NULL);
     workers_free(l->workers);
     block_queue_free(l->queue);
+    if (l->has_answers)
+        io_uring_queue_exit(&l->answers);
     for (unsigned i = 0; i < SLOTS; i++)
         io_free_pages(l->slots[i].buffer, FUSE_BUFFER_BYTES);
     free(l);

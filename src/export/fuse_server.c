@@ -99,16 +99,24 @@ static ssize_t receive(struct fuse_export *x, char *request, bool may_spin, int 
     return read(x->fd, request, FUSE_REQUEST_CAPACITY_BYTES);
 }
 
+unsigned fuse_answer_vector(uint64_t unique, const struct fuse_answer *answer, struct fuse_out_header *header, struct iovec vector[2])
+{
+    *header = (struct fuse_out_header){.len = (uint32_t)(sizeof *header + answer->payload_bytes),
+                                       .error = answer->code,
+                                       .unique = unique}; /* with FUSE_ABI_UNIQUE_RESEND, if it was there */
+    vector[0] = (struct iovec){header, sizeof *header};
+    vector[1] = (struct iovec){(void *)(uintptr_t)answer->payload, answer->payload_bytes};
+    return answer->payload_bytes ? 2 : 1;
+}
+
 void fuse_send_answer(const struct fuse_protocol *p, int fd, uint64_t unique, struct fuse_answer *answer)
 {
-    struct fuse_out_header header = {.len = (uint32_t)(sizeof header + answer->payload_bytes),
-                                     .error = answer->code,
-                                     .unique = unique}; /* with FUSE_ABI_UNIQUE_RESEND, if it was there */
-    struct iovec vector[2] = {{&header, sizeof header},
-                              {(void *)(uintptr_t)answer->payload, answer->payload_bytes}};
+    struct fuse_out_header header;
+    struct iovec vector[2];
+    unsigned parts = fuse_answer_vector(unique, answer, &header, vector);
     ssize_t n;
     do
-        n = writev(fd, vector, answer->payload_bytes ? 2 : 1);
+        n = writev(fd, vector, (int)parts);
     while (n < 0 && errno == EINTR);
     /* ENOENT: the request was given up meanwhile; ENODEV, EPERM: so was the mount. */
     if (n < 0 && errno != ENOENT && errno != ENODEV && errno != EPERM)
