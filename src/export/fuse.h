@@ -22,7 +22,7 @@
     (128 * 1024) /* largest READ and WRITE: keeps the buffers of many threads small */
 #define FUSE_EXPORT_DEFAULT_THREADS 32u
 #define FUSE_EXPORT_MAX_THREADS 64u
-#define FUSE_EXPORT_DEFAULT_SPIN_US 50u
+#define FUSE_EXPORT_DEFAULT_SPIN_US 100u /* about as long as a write of a virtual disk takes: one under way is waited for awake */
 
 struct fuse_export;
 

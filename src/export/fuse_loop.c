@@ -5,7 +5,9 @@
  * Invariants: F1 and F2 of fuse_server.c, F3 by its caller, and
  * L1  A slot has one owner: the free list, the queue, the workers, or whoever handles it right now.
  * L2  The loop sleeps only after it found nothing while what wakes it was armed.
- * L3  It asks without sleeping for spin_ns after its last progress: a sleep and a wake-up cost more than a request. */
+ * L3  It asks without sleeping for spin_ns after its last progress: a sleep and a wake-up cost more than a request.
+ * L4  Answers that are there together go to the kernel by one call: each ends a request of the loop device, and what follows from that has the
+ *     processor as soon as the call ends. */
 #include <errno.h>
 #include <liburing.h>
 #include <poll.h>
