@@ -16,6 +16,7 @@
 #define VOLUME_BYTES (1u << 20)
 #define IO_LIMIT_BYTES (64u << 10) /* fits the socket's buffer */
 #define ROUNDS 4000
+#define AT_ONCE 16u
 
 static bool by_loop;
 
@@ -94,14 +95,20 @@ static void send_request(struct kernel *k, uint32_t opcode, uint64_t node, const
     assert_int_equal(send(k->ours, k->request, h.len, 0), h.len);
 }
 
-/* The code of the answer, whose payload is at *ret_payload. */
-static int receive_answer(struct kernel *k, uint64_t unique, const void **ret_payload)
+static ssize_t receive(struct kernel *k)
 {
     ssize_t n;
     do /* closing an io_uring interrupts, later on, the thread that made it */
         n = recv(k->ours, k->answer, sizeof k->answer, 0);
     while (n < 0 && errno == EINTR);
     assert_true(n >= (ssize_t)sizeof(struct fuse_out_header));
+    return n;
+}
+
+/* The code of the answer, whose payload is at *ret_payload. */
+static int receive_answer(struct kernel *k, uint64_t unique, const void **ret_payload)
+{
+    ssize_t n = receive(k);
     struct fuse_out_header h;
     memcpy(&h, k->answer, sizeof h);
     assert_int_equal(h.len, n);
@@ -293,6 +300,44 @@ static void random_operations_match_a_model(void **state)
     }
     free(model);
     free(data);
+    end(k);
+}
+
+/* Each of many answers that are there together is that of its request. */
+static void many_at_once_get_their_own(void **state)
+{
+    (void)state;
+    struct kernel *k = start(false);
+    uint64_t random = check_seed(), blocks = VOLUME_BYTES / 4096, *model = calloc(blocks, sizeof *model);
+    static char data[4096];
+    assert_non_null(model);
+    for (unsigned round = 0; round < ROUNDS / AT_ONCE; round++) {
+        uint64_t first = check_random(&random) % (blocks - AT_ONCE), unique = k->unique + 1;
+        uint32_t writes = (uint32_t)check_random(&random), answered = 0;
+        for (unsigned i = 0; i < AT_ONCE; i++) { /* of different blocks: in no order among them */
+            bool write = writes >> i & 1;
+            struct fuse_write_in in = {.offset = (first + i) * 4096, .size = 4096}; /* struct fuse_read_in begins the same */
+            memcpy(data, &(uint64_t){k->unique + 1}, 8);
+            send_request(k, write ? FUSE_WRITE : FUSE_READ, FUSE_NODE_FILE, &in, write ? sizeof in : sizeof(struct fuse_read_in), data, write ? 4096 : 0);
+        }
+        for (unsigned i = 0; i < AT_ONCE; i++) {
+            struct fuse_out_header h;
+            ssize_t n = receive(k);
+            memcpy(&h, k->answer, sizeof h);
+            uint64_t which = h.unique - unique, got = 0;
+            assert_true(which < AT_ONCE && !(answered >> which & 1));
+            answered |= 1u << which;
+            bool write = writes >> which & 1;
+            assert_int_equal(h.error, 0);
+            assert_int_equal(n, sizeof h + (write ? sizeof(struct fuse_write_out) : 4096));
+            memcpy(&got, k->answer + sizeof h, sizeof got);
+            assert_int_equal(got, write ? 4096 : model[first + which]);
+        }
+        for (unsigned i = 0; i < AT_ONCE; i++)
+            if (writes >> i & 1)
+                model[first + i] = unique + i;
+    }
+    free(model);
     end(k);
 }
 
@@ -497,6 +542,7 @@ int main(void)
         cmocka_unit_test(one_file_is_there),
         cmocka_unit_test(bad_ranges_are_refused),
         cmocka_unit_test(random_operations_match_a_model),
+        cmocka_unit_test(many_at_once_get_their_own),
         cmocka_unit_test(random_requests_are_survived),
         cmocka_unit_test(a_resumed_server_asks_for_the_rest),
         cmocka_unit_test(errors_of_the_block_are_passed_on),
