@@ -7,7 +7,7 @@
  * means the same rewinding    the data plane goes to that LSN mounting     staging paths are mounted again
  *   succeeded, failed    the gate is open again
  * A failure before `mounting` mounts what was there and opens the gate. With "keep_closed" a rewind that
- * succeeded leaves the gate closed: its caller has more to put back, and opens it. "message" is why it failed, or what `rewinding` waits for. "waited_ms" and
+ * succeeded leaves the gate closed: its caller has more to put back, and opens it. "message" is why it failed, or what it waits for. "waited_ms" and
  * "rewound_ms" are what the steps took: until nothing was published, and from then on. */
 #include <errno.h>
 #include <stdlib.h>
@@ -28,6 +28,8 @@ struct rewind {
     char stream[CSI_HANDLE_BYTES];
     json_t *gate;      /* owned by the thread */
     uint64_t since_ns; /* boottime: of the launch, then of the last step that is measured */
+    struct node_volume *volumes; /* of take_volumes */
+    size_t count;
 };
 
 static json_t *state_of(const json_t *gate)
@@ -73,7 +75,7 @@ static bool is_free(struct rewind *w, const struct node_volume *volumes, size_t 
 
 /* Waits for N3 and begins each staged volume, so that nobody unstages it meanwhile. -ECANCELED when stopping.
  */
-static int take_volumes(struct rewind *w, struct node_volume **ret, size_t *ret_count, struct error *err)
+static int take_volumes(struct rewind *w, struct error *err)
 {
     struct csi_node *node = w->node;
     while (!atomic_load(&node->stopping)) {
@@ -87,8 +89,8 @@ static int take_volumes(struct rewind *w, struct node_volume **ret, size_t *ret_
             while (begun < count && node_begin(node, volumes[begun].handle, w->stream, &second) == 0)
                 begun++;
             if (begun == count) {
-                *ret = volumes;
-                *ret_count = count;
+                w->volumes = volumes;
+                w->count = count;
                 return 0;
             }
             while (begun-- > 0)
@@ -105,24 +107,26 @@ static int take_volumes(struct rewind *w, struct node_volume **ret, size_t *ret_
                      "the node agent is stopping; the rewind of %s goes on with its next start", w->stream);
 }
 
-static int unmount_all(const struct node_volume *volumes, size_t count, struct error *err)
+static int unmount_all(const struct rewind *w, struct error *err)
 {
     int r = 0;
-    for (size_t i = 0; i < count && r == 0; i++)
-        r = node_mount_unstage(&volumes[i], err);
+    for (size_t i = 0; i < w->count && r == 0; i++)
+        r = node_mount_unstage(&w->volumes[i], err);
     return r;
 }
 
-static int mount_all(struct rewind *w, const struct node_volume *volumes, size_t count, struct error *err)
+/* What is mounted already stays so. */
+static int mount_all(struct rewind *w, struct error *err)
 {
     char device[NODE_DEVICE_BYTES];
     int r = 0;
-    for (size_t i = 0; i < count && r == 0; i++) {
-        if (volumes[i].block)
+    for (size_t i = 0; i < w->count && r == 0; i++) {
+        const struct node_volume *v = &w->volumes[i];
+        if (v->block)
             continue;
-        r = node_stream_device(w->node, w->stream, volumes[i].handle, device, err);
+        r = node_stream_device(w->node, w->stream, v->handle, device, err);
         if (r == 0)
-            r = node_mount_stage(w->node, &volumes[i], device, false, err);
+            r = node_mount_stage(w->node, v, device, false, err);
     }
     return r;
 }
@@ -201,61 +205,61 @@ static void tell(struct rewind *w, const char *why)
         log_warning(w->node->options.log, "stream %s: %s", w->stream, err.message);
 }
 
-/* What the data plane cannot do now is tried again: it is restarted, or another operation of the stream ends. One that answers and does not have the stream (after a
- * restart: the operation) may have been about to get it; not for long. */
-static int go_back_patiently(struct rewind *w, struct error *err)
+/* A step that may find the data plane away. What that cannot do now is tried again: it is restarted, or another operation of the stream ends. One that answers
+ * and does not have the stream (after a restart: the operation) may have been about to get it: for `absent_s`, not longer. */
+static int patiently(struct rewind *w, int (*step)(struct rewind *w, struct error *err), unsigned absent_s, struct error *err)
 {
     for (uint64_t absent_ns = 0 /* since when */;;) {
-        int r = go_back(w, err);
+        int r = step(w, err);
         if (atomic_load(&w->node->stopping) && r < 0)
             return -ECANCELED;
         if (r == 0)
             tell(w, NULL);
-        if (r != -EAGAIN && r != -EBUSY && r != -ENOENT)
+        if (r != -EAGAIN && r != -EBUSY && (r != -ENOENT || !absent_s))
             return r;
         uint64_t now_ns = clock_boottime_ns(clock_system());
         absent_ns = r != -ENOENT ? 0 : absent_ns ? absent_ns : now_ns;
-        if (absent_ns && now_ns - absent_ns >= ABSENT_S * NS_PER_SECOND)
-            return error_context(err, "the data plane of node %s has not had the stream for %u s", w->node->options.node_name, ABSENT_S);
+        if (absent_ns && now_ns - absent_ns >= absent_s * NS_PER_SECOND)
+            return error_context(err, "the data plane of node %s has not had the stream for %u s", w->node->options.node_name, absent_s);
         tell(w, err->message);
         *err = ERROR_INIT;
         nanosleep(&(struct timespec){.tv_sec = LOOK_S}, NULL);
     }
 }
 
+/* From the closed gate on, up to `mounting`. */
+static int put_back(struct rewind *w, struct error *err)
+{
+    int r = strcmp(json_text(state_of(w->gate), "state"), "rewinding") == 0 ? 0 : set_state(w, "resolving", true, err);
+    if (r == 0)
+        r = unmount_all(w, err);
+    if (r == 0) /* what says that there is no such point is not asked twice */
+        r = patiently(w, resolve, 0, err);
+    if (r == 0)
+        r = set_state(w, "rewinding", true, err);
+    if (r == 0)
+        r = patiently(w, go_back, ABSENT_S, err);
+    return r == 0 ? set_state(w, "mounting", true, err) : r;
+}
+
 static int run_steps(struct rewind *w, struct error *err)
 {
-    struct node_volume *volumes = NULL;
     struct error second = ERROR_INIT;
-    size_t count = 0;
-    bool mounting = strcmp(json_text(state_of(w->gate), "state"), "mounting") == 0;
-    bool rewinding = strcmp(json_text(state_of(w->gate), "state"), "rewinding") == 0;
-    int r = take_volumes(w, &volumes, &count, err);
+    int r = take_volumes(w, err);
     if (r < 0)
         return r;
     note_duration(w, "waited_ms");
-    if (!mounting) {
-        r = rewinding ? 0 : set_state(w, "resolving", true, err);
-        if (r == 0)
-            r = unmount_all(volumes, count, err);
-        if (r == 0)
-            r = resolve(w, err);
-        if (r == 0)
-            r = set_state(w, "rewinding", true, err);
-        if (r == 0)
-            r = go_back_patiently(w, err);
-        if (r == 0)
-            r = set_state(w, "mounting", true, err);
-    }
+    if (strcmp(json_text(state_of(w->gate), "state"), "mounting") != 0)
+        r = put_back(w, err);
     if (r != -ECANCELED) {
-        int mounted = mount_all(w, volumes, count, r < 0 ? &second : err);
-        if (mounted < 0 && r < 0)
+        int mounted = patiently(w, mount_all, 0, r < 0 ? &second : err);
+        if (mounted < 0 && mounted != -ECANCELED && r < 0)
             log_error(w->node->options.log, "stream %s: %s", w->stream, second.message);
-        r = r < 0 ? r : mounted;
+        r = r < 0 && mounted != -ECANCELED ? r : mounted;
     }
-    for (size_t i = 0; i < count; i++)
-        node_end(w->node, volumes[i].handle);
-    node_volumes_free(volumes, count);
+    for (size_t i = 0; i < w->count; i++)
+        node_end(w->node, w->volumes[i].handle);
+    node_volumes_free(w->volumes, w->count);
     return r;
 }
 

@@ -535,10 +535,10 @@ class Endpoint(Case):
         self.assertFalse(answer["closed"])
         self.assertEqual(read(f"{v.publish()}/file"), "here")
 
-    def begun(self, v, lsn):
-        """The gate's file of a rewind that has come as far as the data plane: the node agent was killed there."""
+    def begun(self, v, lsn, state="rewinding"):
+        """The gate's file of a rewind that has come as far as `state`: the node agent was killed there."""
         with open(self.stand.path("n", "node", "gates", f"{v.id}.json"), "w", encoding="utf-8") as f:
-            json.dump({"closed": True, "rewind": {"id": "r1", "to": "tag:good", "state": "rewinding", "keep_closed": False, "target_lsn": lsn,
+            json.dump({"closed": True, "rewind": {"id": "r1", "to": "tag:good", "state": state, "keep_closed": False, "target_lsn": lsn,
                                                   "message": None, "result": None}}, f)
 
     def rewind_of(self, v):
@@ -565,6 +565,27 @@ class Endpoint(Case):
         self.assertIsNone(self.rewind_of(v)["message"])
         v.stage()
         self.assertEqual(read(f"{v.publish()}/file"), "good")
+
+    def test_each_step_of_a_rewind_waits_for_the_data_plane(self):
+        v = self.stand.volume("away")
+        v.stage()
+        write(f"{v.publish()}/file", "good")
+        lsn = self.stand.api("POST", f"/v1/applications/{v.id}/tag", {"name": "good"})["lsn"]
+        write(f"{v.target()}/file", "bad")
+        v.unpublish()
+        for state, target in (("resolving", None), ("mounting", lsn)):
+            with self.subTest(state):
+                self.stand.stop("node", signal.SIGKILL)
+                self.stand.stop("data", signal.SIGKILL)
+                subprocess.run(["umount", v.staging], check=True)
+                self.begun(v, target, state)
+                self.stand.start_node()
+                until(lambda: "is the data plane" in (self.rewind_of(v)["message"] or ""), "the reason is told")
+                self.assertEqual(self.rewind_of(v)["state"], state)
+                self.stand.start_data()
+                until(lambda: self.rewind_of(v)["state"] == "succeeded", "it goes on")
+                self.assertEqual(read(f"{v.publish()}/file"), "good")
+                v.unpublish()
 
     def test_a_rewind_of_what_the_data_plane_does_not_have_ends(self):
         v = self.stand.volume("absent")
