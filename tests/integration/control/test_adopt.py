@@ -447,6 +447,8 @@ class Growing(Base):
         s.apply(self.yaml(image, mount=False))
         larger = self.yaml(image, ", size: 96Mi", mount=False)
         self.fails("EBUSY", ["cannot grow", "seeded"], s.apply, larger)
+        self.fails("EBUSY", ["cannot grow", "seeded"], s.apply, larger, "&dry_run=true")
+        self.fails("EBUSY", ["1 of 2 documents could be applied"], s.apply, POLICY.format("journal: {seedRate: 1Mi}") + "---\n" + larger, "&dry_run=true")
         self.assertEqual(s.stop(), 0)
         with open(image, "r+b") as holder:
             fcntl.flock(holder, fcntl.LOCK_EX)
