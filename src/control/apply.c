@@ -597,6 +597,8 @@ int apply_documents(struct control *control, const char *text, size_t length_byt
         for (size_t i = 0; i < documents->count && r == 0; i++)
             if (documents->items[i].kind == (enum app_kind)kind)
                 r = apply_one(control, documents, file, &documents->items[i], dry_run, results, err);
+    if (r == -ENOENT) /* it is not the application that is not there */
+        err->code = r = -EINVAL;
     if (r < 0) {
         size_t done = json_array_size(results);
         return done ? error_context(err, "%s (%zu of %zu documents %s before)", file, done,
