@@ -84,6 +84,8 @@ struct cli_command {
     const char *summary;     /* one line */
     const char *description; /* paragraphs; lines of at most 78 characters */
     const struct cli_operand *operands;
+    /* For the completion, where what the next operand is depends on those before it; NULL: as `operands` say. */
+    enum cli_kind (*next_operand)(const struct cli *cli);
     const struct cli_option *options; /* its own; the common ones come in addition */
     bool formats;                     /* takes -o */
     const char *const *examples;      /* ends with NULL */

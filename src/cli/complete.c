@@ -217,7 +217,7 @@ static unsigned offer_operand(struct cli_completion *c)
         return NO_FILES;
     if (o->kind == CLI_KIND_TEXT)
         offer_literals(c, o->name);
-    return offer_value(c, o->kind);
+    return offer_value(c, c->cli.command->next_operand ? c->cli.command->next_operand(&c->cli) : o->kind);
 }
 
 int cli_complete(const struct cli_program *program, int argc, char **argv)

@@ -82,6 +82,15 @@ static enum cli_exit run(struct cli *cli)
     return usage(cli);
 }
 
+/* "rotate APP FILE", "generate FILE", "show FILE". */
+static enum cli_kind next_operand(const struct cli *cli)
+{
+    bool rotates = cli->operand_count && strcmp(cli->operands[0], "rotate") == 0;
+    if (rotates && cli->operand_count == 1)
+        return CLI_KIND_APPLICATION;
+    return cli->operand_count == (rotates ? 2 : 1) ? CLI_KIND_FILE : CLI_KIND_NONE;
+}
+
 const struct cli_command cli_key = {
     .name = "key",
     .summary = "key files of encrypted journals: make one, take another",
@@ -94,6 +103,7 @@ const struct cli_command cli_key = {
     .operands = (const struct cli_operand[]){{"generate|show|rotate", .kind = CLI_KIND_TEXT},
                                              {"OPERAND", .kind = CLI_KIND_FILE, .repeat = true},
                                              {0}},
+    .next_operand = next_operand,
     .formats = true,
     .examples = (const char *const[]){"tidemark key generate /etc/tidemark/shop.key",
                                       "tidemark key rotate shop /etc/tidemark/shop-2027.key", NULL},

@@ -466,6 +466,28 @@ static int change_light(struct application *a, struct app_spec **spec, struct er
     return r;
 }
 
+/* What the engine would refuse (volume/resize.c), for a dry run. One that is started anew for the change keeps the volume's size and raises an alarm. */
+static int check_growth(const struct application *a, const struct app_spec *new, struct error *err)
+{
+    _cleanup_json_ json_t *status = NULL;
+    size_t i;
+    const json_t *volume;
+    int r = application_call(a, "GET", "/v1/status", NULL, CONTROL_STATUS_TIMEOUT_MS, &status, err);
+    if (r < 0)
+        return r;
+    json_array_foreach(json_object_get(status, "volumes"), i, volume)
+    {
+        const char *name = json_string_value(json_object_get(volume, "name"));
+        const struct app_volume *is = name ? find_volume(new, name) : NULL, *was = name ? find_volume(a->spec, name) : NULL;
+        if (is && was && is->size_bytes > was->size_bytes && json_is_object(json_object_get(volume, "seeding")))
+            return error_set(err, -EBUSY,
+                             "volume %s cannot grow before all that it held is copied to the history: try again when "
+                             "`tidemark status` shows that it is seeded",
+                             name);
+    }
+    return 0;
+}
+
 /* Takes *spec on success (what is left in it is freed by the caller). */
 static int update(struct application *a, struct app_spec **spec, uint64_t quota_bytes, bool dry_run,
                   enum apply_result *ret, const char **ret_message, struct error *err)
@@ -489,6 +511,8 @@ static int update(struct application *a, struct app_spec **spec, uint64_t quota_
         r = disk_check(a, old, 0, err);
         swap_spec(a, &old);
     }
+    if (r == 0 && kind == CHANGE_LIGHT && dry_run && a->state == APPLICATION_RUNNING)
+        r = check_growth(a, *spec, err);
     (void)quota_bytes;
     *ret = kind == CHANGE_NONE ? APPLY_UNCHANGED : APPLY_CONFIGURED;
     if (r == 0 && kind == CHANGE_NONE && a->state == APPLICATION_FAILED && !dry_run)
@@ -573,10 +597,12 @@ int apply_documents(struct control *control, const char *text, size_t length_byt
         for (size_t i = 0; i < documents->count && r == 0; i++)
             if (documents->items[i].kind == (enum app_kind)kind)
                 r = apply_one(control, documents, file, &documents->items[i], dry_run, results, err);
+    if (r == -ENOENT) /* it is not the application that is not there */
+        err->code = r = -EINVAL;
     if (r < 0) {
         size_t done = json_array_size(results);
-        return done ? error_context(err, "%s (%zu of %zu documents were applied before)", file, done,
-                                    documents->count)
+        return done ? error_context(err, "%s (%zu of %zu documents %s before)", file, done,
+                                    documents->count, dry_run ? "could be applied" : "were applied")
                     : r;
     }
     *ret = json_pack("{s:O}", "results", results);

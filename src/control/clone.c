@@ -38,6 +38,7 @@ struct copying {
     json_t *pin;     /* the engine's answer */
     json_t *volumes; /* [{"name": in the new application, "from": name there, "id", "size_bytes"}] */
     json_t *summary;
+    struct error failure; /* of the copying process */
 };
 
 /* ---- the request ---- */
@@ -162,6 +163,11 @@ static void take_line(struct copying *c, const char *line)
     if (kind && strcmp(kind, "summary") == 0) {
         json_decref(c->summary);
         c->summary = json_incref(json);
+    } else if (kind && strcmp(kind, "failure") == 0) {
+        const char *name = json_string_value(json_object_get(json, "code")),
+                   *message = json_string_value(json_object_get(json, "message"));
+        int code = name ? json_errno_of_name(name) : 0;
+        error_set(&c->failure, code == -ENOSPC || code == -EDQUOT ? code : -EIO, "%s", message ? message : "unknown error");
     } else if (c->operation && json_get_u64(json, "done_bytes", &done, &ignored) == 0 &&
                json_get_u64(json, "total_bytes", &total, &ignored) == 0)
         operation_progress(c->operation, done, total, "bytes");
@@ -195,6 +201,8 @@ static int run_copy(struct copying *c, const char *log_path, struct error *err)
         return error_set(err, -EBUSY, "`tidemark up` is stopping");
     if (status == 0 && c->summary)
         return 0;
+    if (c->failure.code)
+        return error_set(err, c->failure.code, "the copy has failed: %s", c->failure.message);
     char tail[PROCESS_TAIL_BYTES];
     process_log_tail(log_path, log_from, tail);
     return error_set(err, -EIO, "the copy has failed: %s", tail[0] ? tail : "its process was killed");

@@ -35,7 +35,7 @@ static int check_device(const char *path, int fd, uint64_t *ret_bytes, struct er
     if (ioctl(fd, BLKGETSIZE64, ret_bytes) < 0 || ioctl(fd, BLKROGET, &read_only) < 0)
         return error_errno(err, -errno, "cannot find the size of %s", path);
     if (read_only) /* Linux opens it for writing all the same */
-        return error_set(err, -EROFS, "cannot adopt %s: it is read-only (blockdev --setrw, or attach it anew)", path);
+        return error_set(err, -EACCES, "cannot adopt %s: it is read-only (blockdev --setrw, or attach it anew)", path);
     if (is_mounted(path, users))
         return error_set(err, -EBUSY, "cannot adopt %s: %s", path, users);
     _cleanup_close_ int exclusive = open(path, O_RDWR | O_EXCL | O_CLOEXEC);
@@ -95,21 +95,39 @@ static int check_size(const char *path, bool device, uint64_t bytes, struct erro
     return 0;
 }
 
-int source_check(const char *path, uint64_t *ret_bytes, struct error *err)
+/* What was asked for is wrong, or has to be changed first: none of it is a failure of ours. */
+static int cannot_open(const char *path, int code, struct error *err)
 {
-    struct stat st;
-    _cleanup_close_ int fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0 && errno == ENOENT)
+    switch (code) {
+    case ENOENT:
         return error_set(err, -ENOENT,
                          "cannot adopt %s: there is no such file; leave `source` out for a new volume", path);
-    if (fd < 0 && errno == EISDIR)
+    case EISDIR:
         return error_set(
             err, -EISDIR,
             "cannot adopt %s: it is a directory; `source` is an image file or a block device (the device "
             "that is mounted there, after an unmount)",
             path);
+    case EROFS:
+        return error_set(err, -EACCES,
+                         "cannot adopt %s: its file system is read-only; mount it for writing first (`findmnt -T %s` "
+                         "tells which, `mount -o remount,rw` does it)",
+                         path, path);
+    case ETXTBSY:
+        return error_set(err, -EBUSY, "cannot adopt %s: it is a program that runs", path);
+    case ENXIO: /* a socket */
+        return error_set(err, -EINVAL, "cannot adopt %s: it is neither a file nor a block device", path);
+    default:
+        return error_errno(err, -code, "cannot adopt %s: cannot open it for reading and writing", path);
+    }
+}
+
+int source_check(const char *path, uint64_t *ret_bytes, struct error *err)
+{
+    struct stat st;
+    _cleanup_close_ int fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
-        return error_errno(err, -errno, "cannot adopt %s: cannot open it for reading and writing", path);
+        return cannot_open(path, errno, err);
     if (fstat(fd, &st) < 0)
         return error_errno(err, -errno, "cannot adopt %s", path);
     bool device = S_ISBLK(st.st_mode);

@@ -3,7 +3,8 @@
  * behind by the engine that serves them ("behind": true). One JSON object a line is
  * printed, as by verify: {"kind": "progress", "done_bytes", "total_bytes"}, and at the end {"kind":
  * "summary", "bytes", "volumes":
- * [{"name", "bytes"}]}. Durable when that is printed. */
+ * [{"name", "bytes"}]}. Durable when that is printed. Where it fails: {"kind": "failure", "code", "message"}, since the log may lie on the disk
+ * that is full. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -221,6 +222,9 @@ int engine_copy(const char *config_path, struct error *err)
         r = open_image(c, config, err);
     if (r == 0)
         r = copy_all(c, err);
+    if (r < 0)
+        print(json_pack("{s:s, s:s, s:o}", "kind", "failure", "code", json_errno_name(r), "message",
+                        json_sprintf_lossy("%s", err->message)));
     for (size_t i = 0; i < GROUP_MAX_VOLUMES; i++) {
         block_free(c->volumes[i].from);
         free(c->volumes[i].grains);

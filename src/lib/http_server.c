@@ -177,6 +177,9 @@ int http_status_of_errno(int code)
     case EFBIG:
     case E2BIG:
     case ENAMETOOLONG: /* of what was asked for: a body that is too large is 413 */
+    case ENOTDIR:      /* of a path that was asked for, as the next two */
+    case EISDIR:
+    case ELOOP:
         return 400;
     case EACCES:
     case EPERM:
@@ -185,6 +188,7 @@ int http_status_of_errno(int code)
         return 404;
     case EEXIST:
     case EBUSY:
+    case ENOTEMPTY:
         return 409;
     case ERANGE:
         return 422;

@@ -239,6 +239,9 @@ class Completion(unittest.TestCase):
         self.assertEqual(sorted(complete("tidemark status -o ")), ["json", "table", "yaml"])
         self.assertEqual(complete("tidemark rewind shop --d"), ["--dry-run"])
         self.assertEqual(sorted(complete("tidemark key ")), ["generate", "rotate", "show"])
+        self.assertEqual(complete(where + "key rotate "), ["shop"])
+        self.assertEqual(complete(where + "key rotate shop /etc/passwd "), [])
+        self.assertEqual(complete(where + "key show /etc/passwd "), [])
         self.assertEqual(complete("tidemark completion f"), ["fish"])
         self.assertIn("latest", complete("tidemark rewind shop --to "))
         self.assertEqual(complete(where + "points "), ["shop"])
@@ -259,7 +262,8 @@ class Completion(unittest.TestCase):
         with open(os.path.join(self.directory.name, "shop.yaml"), "w", encoding="utf-8"):
             pass
         os.mkdir(os.path.join(self.directory.name, "sub"))
-        self.assertEqual(self.bash(f"tidemark apply -f {self.directory.name}/sh"), [f"{self.directory.name}/shop.yaml"])
+        for line in ("apply -f ", "key show ", "key rotate shop "):
+            self.assertEqual(self.bash(f"tidemark {line}{self.directory.name}/sh"), [f"{self.directory.name}/shop.yaml"])
         self.assertEqual(self.bash(f"tidemark apply --file={self.directory.name}/sh"), [f"{self.directory.name}/shop.yaml"])
         self.assertEqual(self.bash(f"tidemark --state {self.directory.name}/s"), [f"{self.directory.name}/sub"])
 

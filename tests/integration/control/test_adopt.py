@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -48,6 +49,7 @@ class Base(unittest.TestCase):
         with self.assertRaises(ApiError) as caught:
             call(*arguments, **named)
         self.assertEqual(caught.exception.code, code, caught.exception.message)
+        self.assertNotEqual(caught.exception.status, 500, caught.exception.message)
         for word in words:
             self.assertIn(word, caught.exception.message)
 
@@ -203,8 +205,9 @@ class Adopting(Base):
         self.fails("EBUSY", [f"attached to {device}", "losetup -d"], s.apply, self.yaml(image))
         run("losetup", "-d", device)
         run("losetup", "--read-only", device, image)
-        self.fails("EROFS", ["read-only"], s.apply, self.yaml(device))
+        self.fails("EACCES", ["read-only"], s.apply, self.yaml(device))
         run("losetup", "-d", device)
+        self.read_only_file_system(image)
         self.assertEqual(os.listdir(s.path("s/apps")), [])
         self.assertEqual(digest(image), before)
         # In use by another application; not formatted, whatever is asked for.
@@ -216,6 +219,29 @@ class Adopting(Base):
         self.check_old(s.path("mnt/shop/data"))
         # A partition table is told, not refused, without a mount.
         self.assertIn("partition table", s.apply(self.yaml(s.path("parted.img"), mount=False, name="disk"))[0]["message"])
+
+    def read_only_file_system(self, image):
+        where = self.s.path("ro")
+        os.mkdir(where)
+        run("mount", "-t", "tmpfs", "-o", "size=64M", "tmpfs", where)
+        self.addCleanup(subprocess.run, ["umount", where], check=False, stderr=subprocess.DEVNULL)
+        with open(os.path.join(where, "old.img"), "wb") as f:
+            f.truncate(32 * MIB)
+        with open(os.path.join(where, "program"), "wb") as f:
+            with open("/bin/sleep", "rb") as sleep:
+                f.write(sleep.read())
+        run("chmod", "+x", f.name)
+        running = subprocess.Popen([f.name, "600"])
+        self.fails("EBUSY", ["it is a program that runs"], self.s.apply, self.yaml(f.name))
+        running.kill()
+        running.wait()
+        run("mount", "-o", "remount,ro", where)
+        self.fails("EACCES", ["file system is read-only; ", "findmnt -T " + where, "mount -o remount,rw"], self.s.apply, self.yaml(os.path.join(where, "old.img")))
+        run("umount", where)
+        self.fails("ENOTDIR", ["Not a directory"], self.s.apply, self.yaml(os.path.join(image, "x")))
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(self.s.path("socket"))
+        self.fails("EINVAL", ["neither a file nor a block device"], self.s.apply, self.yaml(self.s.path("socket")))
 
     def test_killed_in_the_middle(self):
         """kill -9 again and again while fio writes and checks and the volume is being seeded: no error, and every point is right."""
@@ -421,6 +447,8 @@ class Growing(Base):
         s.apply(self.yaml(image, mount=False))
         larger = self.yaml(image, ", size: 96Mi", mount=False)
         self.fails("EBUSY", ["cannot grow", "seeded"], s.apply, larger)
+        self.fails("EBUSY", ["cannot grow", "seeded"], s.apply, larger, "&dry_run=true")
+        self.fails("EBUSY", ["1 of 2 documents could be applied"], s.apply, POLICY.format("journal: {seedRate: 1Mi}") + "---\n" + larger, "&dry_run=true")
         self.assertEqual(s.stop(), 0)
         with open(image, "r+b") as holder:
             fcntl.flock(holder, fcntl.LOCK_EX)

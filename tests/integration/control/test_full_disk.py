@@ -3,6 +3,7 @@
 """The state directory's file system is full: what runs goes on, also when `up` or the engine is started again, and what does not is told with
 the reason; the same where a quota of the file system is used up. Needs root, /dev/fuse, loop devices, tmpfs and btrfs."""
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +82,33 @@ class Stage(unittest.TestCase):
 
 
 class FullDisk(Stage):
+    def test_fills_while_a_clone_is_copied(self):
+        """Nor can the copying process write its log then: its reason is told all the same, and nothing of the clone stays."""
+        s = self.s
+        write(self.device, 0, os.urandom(8 << 20))
+        s.call("POST", "/v1/applications/shop/tag", {"name": "then"})
+        build = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(f"/proc/{s.up.pid}/exe"))))
+        engine = os.path.join(build, "src", "engine", "tidemark-engine")
+        hook = s.path("libexec")
+        os.mkdir(hook)
+        shutil.copy(os.path.join(build, "src", "export", "tidemark-holder"), hook)
+        with open(f"{hook}/tidemark-engine", "w", encoding="ascii") as f:
+            f.write(f"#!/bin/sh\n[ \"$1\" != copy ] || ! grep -q '\"target\"' \"$3\" || [ ! -e {hook}/fill ] || cat /dev/zero >>{self.filler} 2>/dev/null\n"
+                    f"exec {engine} \"$@\"\n")
+        os.chmod(f"{hook}/tidemark-engine", 0o755)
+        s.write("libexec/fill", "")
+        self.assertEqual(s.stop(), 0)
+        s.start(environment={"TIDEMARK_LIBEXEC": hook})
+        with self.assertRaises(ApiError) as caught:
+            s.operate("/v1/applications/shop/clone", {"name": "copy", "point": "tag:then"})
+        self.assertEqual(caught.exception.code, "ENOSPC", caught.exception.message)
+        self.assertIn(self.REASON, caught.exception.message)
+        self.assertFalse(os.path.exists(os.path.join(s.state, "apps/copy")))
+        os.unlink(s.path("libexec/fill"))
+        self.make_room()
+        s.operate("/v1/applications/shop/clone", {"name": "copy", "point": "tag:then"})
+        self.assertEqual(content(s.status("copy")["volumes"][0]["device"]), content(self.device))
+
     def test_an_up_that_is_started_again_takes_over_what_runs(self):
         s = self.s
         write(self.device, 0, b"one" + bytes(4093))

@@ -137,6 +137,14 @@ class Mistakes(unittest.TestCase):
         self.refused(REFUSED, ["apply", "-f", self.application()], f"cannot mount on {where}: it is not empty (it holds f)")
         self.nothing_is_left()
 
+    def test_mount_points_that_cannot_be_made(self):
+        """Not the exit code, nor the remedy, of an application that is not there."""
+        s = self.s.start()
+        path = self.application()
+        s.write("app.yaml", s.read("app.yaml").replace(s.path("mnt/shop/data"), "/proc/nowhere"))
+        self.refused(FAILED, ["apply", "-f", path], "cannot create directory /proc/nowhere: No such file or directory")
+        self.nothing_is_left()
+
     def test_used_volumes_and_views(self):
         s = self.s.start()
         s.apply(s.yaml(volumes=("data",)))
