@@ -477,8 +477,8 @@ static int check_growth(const struct application *a, const struct app_spec *new,
         return r;
     json_array_foreach(json_object_get(status, "volumes"), i, volume)
     {
-        const char *name = json_string_value(json_object_get(volume, "name"));
-        const struct app_volume *is = name ? find_volume(new, name) : NULL, *was = name ? find_volume(a->spec, name) : NULL;
+        const char *name = json_text(volume, "name");
+        const struct app_volume *is = find_volume(new, name), *was = find_volume(a->spec, name);
         if (is && was && is->size_bytes > was->size_bytes && json_is_object(json_object_get(volume, "seeding")))
             return error_set(err, -EBUSY,
                              "volume %s cannot grow before all that it held is copied to the history: try again when "

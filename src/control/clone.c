@@ -163,11 +163,9 @@ static void take_line(struct copying *c, const char *line)
     if (kind && strcmp(kind, "summary") == 0) {
         json_decref(c->summary);
         c->summary = json_incref(json);
-    } else if (kind && strcmp(kind, "failure") == 0) {
-        const char *name = json_string_value(json_object_get(json, "code")),
-                   *message = json_string_value(json_object_get(json, "message"));
-        int code = name ? json_errno_of_name(name) : 0;
-        error_set(&c->failure, code == -ENOSPC || code == -EDQUOT ? code : -EIO, "%s", message ? message : "unknown error");
+    } else if (json_object_get(json, "error")) {
+        int code = json_to_error(json, -EIO, "unknown error", &c->failure);
+        c->failure.code = io_is_no_room(code) ? code : -EIO; /* any other is of that process, not of what was asked for */
     } else if (c->operation && json_get_u64(json, "done_bytes", &done, &ignored) == 0 &&
                json_get_u64(json, "total_bytes", &total, &ignored) == 0)
         operation_progress(c->operation, done, total, "bytes");

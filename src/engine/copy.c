@@ -3,8 +3,7 @@
  * behind by the engine that serves them ("behind": true). One JSON object a line is
  * printed, as by verify: {"kind": "progress", "done_bytes", "total_bytes"}, and at the end {"kind":
  * "summary", "bytes", "volumes":
- * [{"name", "bytes"}]}. Durable when that is printed. Where it fails: {"kind": "failure", "code", "message"}, since the log may lie on the disk
- * that is full. */
+ * [{"name", "bytes"}]}. Durable when that is printed. Where it fails: json_of_error, since the log may lie on the disk that is full. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -223,8 +222,7 @@ int engine_copy(const char *config_path, struct error *err)
     if (r == 0)
         r = copy_all(c, err);
     if (r < 0)
-        print(json_pack("{s:s, s:s, s:o}", "kind", "failure", "code", json_errno_name(r), "message",
-                        json_sprintf_lossy("%s", err->message)));
+        print(json_of_error(err));
     for (size_t i = 0; i < GROUP_MAX_VOLUMES; i++) {
         block_free(c->volumes[i].from);
         free(c->volumes[i].grains);

@@ -207,7 +207,7 @@ class Adopting(Base):
         run("losetup", "--read-only", device, image)
         self.fails("EACCES", ["read-only"], s.apply, self.yaml(device))
         run("losetup", "-d", device)
-        self.read_only_file_system(image)
+        self.sources_that_cannot_be_opened(image)
         self.assertEqual(os.listdir(s.path("s/apps")), [])
         self.assertEqual(digest(image), before)
         # In use by another application; not formatted, whatever is asked for.
@@ -220,7 +220,7 @@ class Adopting(Base):
         # A partition table is told, not refused, without a mount.
         self.assertIn("partition table", s.apply(self.yaml(s.path("parted.img"), mount=False, name="disk"))[0]["message"])
 
-    def read_only_file_system(self, image):
+    def sources_that_cannot_be_opened(self, image):
         where = self.s.path("ro")
         os.mkdir(where)
         run("mount", "-t", "tmpfs", "-o", "size=64M", "tmpfs", where)
@@ -232,6 +232,7 @@ class Adopting(Base):
                 f.write(sleep.read())
         run("chmod", "+x", f.name)
         running = subprocess.Popen([f.name, "600"])
+        self.addCleanup(running.kill)
         self.fails("EBUSY", ["it is a program that runs"], self.s.apply, self.yaml(f.name))
         running.kill()
         running.wait()
