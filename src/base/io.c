@@ -317,6 +317,12 @@ void io_free_pages(void *data, size_t length_bytes)
         munmap(data, io_whole_pages(length_bytes));
 }
 
+int io_no_uring(int code, struct error *err)
+{
+    return error_errno(err, code, "cannot set up io_uring (%s)",
+                       code == -ENOMEM ? "may enough memory be locked? ulimit -l, LimitMEMLOCK=" : "is it disabled by kernel.io_uring_disabled?");
+}
+
 void io_allow_files(void)
 {
     struct rlimit limit;

@@ -26,6 +26,9 @@ static inline bool io_is_no_room(int code)
     return code == -ENOSPC || code == -EDQUOT;
 }
 
+/* Says that io_uring cannot be set up, for `code`, and what may help; returns it. */
+int io_no_uring(int code, struct error *err);
+
 /* Whether all of at least one byte are 0. */
 static inline bool io_is_zero(const void *data, size_t length_bytes)
 {

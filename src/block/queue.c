@@ -13,6 +13,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/io.h"
+
 struct block_queue {
     struct block *block;
     struct io_uring ring;
@@ -34,8 +36,7 @@ int block_queue_new(struct block *b, unsigned depth, struct block_queue **ret, s
         r = io_uring_queue_init(depth, &q->ring, IORING_SETUP_R_DISABLED);
     if (r < 0) {
         free(q);
-        return error_errno(err, r, "cannot set up io_uring (%s)",
-                           r == -ENOMEM ? "may enough memory be locked? ulimit -l, LimitMEMLOCK=" : "is it disabled by kernel.io_uring_disabled?");
+        return io_no_uring(r, err);
     }
     *ret = q;
     return 0;

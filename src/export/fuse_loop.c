@@ -269,7 +269,7 @@ int fuse_loop_start(struct fuse_protocol *protocol, int fd, uint64_t spin_ns, st
         r = io_uring_queue_init(SLOTS, &l->answers, 0);
         l->has_answers = r == 0;
         if (r < 0)
-            error_errno(err, r, "cannot set up io_uring");
+            io_no_uring(r, err);
     }
     for (unsigned i = 0; i < SLOTS && r == 0; i++) {
         l->slots[i].buffer = io_alloc_pages(FUSE_BUFFER_BYTES);

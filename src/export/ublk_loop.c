@@ -287,8 +287,7 @@ static int make_slots(struct ublk_loop *l, struct error *err)
     }
     int r = io_uring_queue_init(l->count, &l->ring, 0);
     l->ring_runs = r == 0;
-    return r < 0 ? error_errno(err, r, "cannot set up io_uring (is it disabled by kernel.io_uring_disabled?)")
-                 : 0;
+    return r < 0 ? io_no_uring(r, err) : 0;
 }
 
 static int wait_asked(struct ublk_loop *l, struct error *err)

@@ -15,6 +15,7 @@
 
 #include "base/cleanup.h"
 #include "base/crc32c.h"
+#include "base/io.h"
 #include "journal/journal_internal.h"
 
 #define CLOCK_ATTEMPTS 16
@@ -51,12 +52,11 @@ int writer_init(struct journal *j, struct error *err)
 {
     int r = io_uring_queue_init(RING_SLOTS, &j->uring, 0);
     if (r < 0)
-        return error_errno(err, r, "cannot set up io_uring (%s)",
-                           r == -ENOMEM ? "may enough memory be locked? ulimit -l, LimitMEMLOCK=" : "is it disabled by kernel.io_uring_disabled?");
+        return io_no_uring(r, err);
     r = io_uring_queue_init(4, &j->sync_uring, 0);
     if (r < 0) {
         io_uring_queue_exit(&j->uring);
-        return error_errno(err, r, "cannot set up io_uring");
+        return io_no_uring(r, err);
     }
     return 0;
 }
