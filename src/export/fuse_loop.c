@@ -145,12 +145,7 @@ static bool take_requests(struct fuse_loop *l)
     return any;
 }
 
-static void answer_one(struct fuse_loop *l, struct slot *s)
-{
-    fuse_send_answer(l->protocol, l->fd, unique_of(s), &s->answer);
-    keep_slot(l, s);
-}
-
+/* Of a request that has ended. */
 static void queue_answer(struct fuse_loop *l, struct slot *s)
 {
     struct io_uring_sqe *sqe = io_uring_get_sqe(&l->answers);
@@ -158,29 +153,19 @@ static void queue_answer(struct fuse_loop *l, struct slot *s)
     io_uring_sqe_set_data(sqe, s);
 }
 
-/* L4. Sends the answers of `first` and those linked to it, `count`. */
-static void answer_all(struct fuse_loop *l, struct work *first, unsigned count)
+/* L4 */
+static void send_answers(struct fuse_loop *l)
 {
-    if (count == 1) {
-        answer_one(l, (struct slot *)first);
-        return;
-    }
-    for (struct work *w = first; w; w = w->next)
-        queue_answer(l, (struct slot *)w);
-    unsigned left = count;
-    while (left) {
+    for (unsigned left = io_uring_sq_ready(&l->answers); left;) {
         struct io_uring_cqe *cqe;
-        int r = io_uring_submit_and_wait(&l->answers, 1);
-        (void)r; /* what it could not submit is submitted next time */
+        (void)io_uring_submit_and_wait(&l->answers, 1); /* what it could not submit is submitted next time */
         while (io_uring_peek_cqe(&l->answers, &cqe) == 0) {
             struct slot *s = io_uring_cqe_get_data(cqe);
-            int result = cqe->res;
+            if (cqe->res < 0) /* again, and says why not */
+                fuse_send_answer(l->protocol, l->fd, unique_of(s), &s->answer);
+            keep_slot(l, s);
             io_uring_cqe_seen(&l->answers, cqe);
             left--;
-            if (result < 0)
-                answer_one(l, s); /* again, and says why not */
-            else
-                keep_slot(l, s);
         }
     }
 }
@@ -189,9 +174,7 @@ static void answer_all(struct fuse_loop *l, struct work *first, unsigned count)
 static bool end_requests(struct fuse_loop *l)
 {
     struct block_request *done = block_queue_poll(l->queue);
-    struct work *answered = NULL;
     bool any = done != NULL;
-    unsigned count = 0;
     while (done) {
         struct block_request *r = done;
         struct slot *s = r->context;
@@ -199,12 +182,9 @@ static bool end_requests(struct fuse_loop *l)
         if (workers_go_on(l->workers, r->outcome, &s->work))
             continue;
         fuse_protocol_transferred(l->protocol, r, 0, NULL, &s->answer);
-        s->work.next = answered;
-        answered = &s->work;
-        count++;
+        queue_answer(l, s);
     }
-    if (answered)
-        answer_all(l, answered, count);
+    send_answers(l);
     return any;
 }
 
