@@ -2,13 +2,17 @@
 /* Gates, and putting a stream back to a point under pods that come back by themselves.
  *
  * A rewind is {"id", "to", "state", "target_lsn", "message", "result"} in the stream's gate file; its state
- * is written before it is taken (N1): waiting      the gate is closed; waits until nothing is published and
- * no call runs (N3) resolving    staging paths are unmounted; the point becomes an LSN, so that repeating
- * means the same rewinding    the data plane goes to that LSN mounting     staging paths are mounted again
- *   succeeded, failed    the gate is open again
+ * is written before it is taken (N1):
+ * - waiting: the gate is closed; waits until nothing is published and no call runs (N3)
+ * - resolving: staging paths are unmounted; the point becomes an LSN, so that repeating means the same
+ * - rewinding: the data plane goes to that LSN
+ * - mounting: staging paths are mounted again
+ * - succeeded, failed: the gate is open again
+ *
  * A failure before `mounting` mounts what was there and opens the gate. With "keep_closed" a rewind that
- * succeeded leaves the gate closed: its caller has more to put back, and opens it. "message" is why it failed, or what it waits for. "waited_ms" and
- * "rewound_ms" are what the steps took: until nothing was published, and from then on. */
+ * succeeded leaves the gate closed: its caller has more to put back, and opens it. "message" is why it
+ * failed, or what it waits for. "waited_ms" and "rewound_ms" are what the steps took: until nothing was
+ * published, and from then on. */
 #include <errno.h>
 #include <stdlib.h>
 #include <time.h>
@@ -21,6 +25,7 @@
 
 #define LOOK_S 1 /* for what nobody tells: a target that was unmounted by others */
 #define ABSENT_S 60u /* the data plane knows what it has before it answers */
+#define DEVICES_ABSENT_S 600u /* a node that boots has its pods, and with them the devices of a store, again */
 #define REWINDS_MAX 64u
 
 struct rewind {
@@ -205,22 +210,47 @@ static void tell(struct rewind *w, const char *why)
         log_warning(w->node->options.log, "stream %s: %s", w->stream, err.message);
 }
 
+typedef int step_fn(struct rewind *w, struct error *err);
+
+/* A stream of backing class is open no more after a reboot, and no pod that would open it is let in. -ENODEV: its devices are not there (yet). */
+static int with_store(struct rewind *w, step_fn *step, struct error *err)
+{
+    int r = step(w, err);
+    if (r != -ENOENT || !node_store_known(w->node, w->stream))
+        return r;
+    *err = ERROR_INIT;
+    r = node_store_reopen(w->node, w->stream, err);
+    if (r == -EAGAIN)
+        err->code = r = -ENODEV;
+    return r == 0 ? step(w, err) : r;
+}
+
+/* For how long a step that ended with `r` is tried again; 0: not at all. */
+static unsigned patience_s(int r, unsigned absent_s)
+{
+    return r == -EAGAIN || r == -EBUSY ? UINT_MAX : r == -ENODEV ? DEVICES_ABSENT_S : r == -ENOENT ? absent_s : 0;
+}
+
 /* A step that may find the data plane away. What that cannot do now is tried again: it is restarted, or another operation of the stream ends. One that answers
  * and does not have the stream (after a restart: the operation) may have been about to get it: for `absent_s`, not longer. */
-static int patiently(struct rewind *w, int (*step)(struct rewind *w, struct error *err), unsigned absent_s, struct error *err)
+static int patiently(struct rewind *w, step_fn *step, unsigned absent_s, struct error *err)
 {
-    for (uint64_t absent_ns = 0 /* since when */;;) {
-        int r = step(w, err);
+    uint64_t since_ns = 0;
+    for (int before = 0;;) {
+        int r = with_store(w, step, err);
+        unsigned patience = patience_s(r, absent_s);
         if (atomic_load(&w->node->stopping) && r < 0)
             return -ECANCELED;
         if (r == 0)
             tell(w, NULL);
-        if (r != -EAGAIN && r != -EBUSY && (r != -ENOENT || !absent_s))
+        if (!patience)
             return r;
         uint64_t now_ns = clock_boottime_ns(clock_system());
-        absent_ns = r != -ENOENT ? 0 : absent_ns ? absent_ns : now_ns;
-        if (absent_ns && now_ns - absent_ns >= absent_s * NS_PER_SECOND)
-            return error_context(err, "the data plane of node %s has not had the stream for %u s", w->node->options.node_name, absent_s);
+        if (r != before)
+            since_ns = now_ns;
+        if (patience < UINT_MAX && now_ns - since_ns >= patience * NS_PER_SECOND)
+            return error_context(err, "the data plane of node %s has not had the stream for %u s", w->node->options.node_name, patience);
+        before = r;
         tell(w, err->message);
         *err = ERROR_INIT;
         nanosleep(&(struct timespec){.tv_sec = LOOK_S}, NULL);

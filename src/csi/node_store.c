@@ -201,6 +201,27 @@ int node_store_open(struct csi_node *node, const char *stream, const struct node
     return r < 0 ? error_context(err, "stream %s", stream) : 0;
 }
 
+int node_store_reopen(struct csi_node *node, const char *stream, struct error *err)
+{
+    char path[PATH_MAX];
+    struct node_attachment a;
+    _cleanup_json_ json_t *record = NULL;
+    int r = record_path(node, stream, path, err);
+    if (r == 0)
+        r = json_parse_file(path, &record, err);
+    if (r == 0)
+        r = json_get_string(record, "pod", &a.pod, err);
+    if (r == 0)
+        r = json_get_string(record, "devices", &a.devices, err);
+    if (r == 0)
+        r = node_store_begin(node, stream, err);
+    if (r < 0)
+        return r;
+    r = node_store_open(node, stream, &a, err);
+    node_store_end(node, stream);
+    return r;
+}
+
 static int close_it(struct csi_node *node, const char *stream, struct error *err)
 {
     char path[64 + CSI_HANDLE_BYTES], record[PATH_MAX];

@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Streams of backing class on two nodes: data planes and agents of their own, and block devices that one of them has at a time, as
 attachment pods give them. As root. Tests name the invariants of src/control/store.c and src/csi/node_store.c."""
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,9 +38,9 @@ class Disks:
             with open(path, "wb") as f:
                 f.truncate(JOURNAL_MIB * MIB if name == "journal" else size)
 
-    def attach(self, kubelet):
-        """What the kubelet does for an attachment pod: UID and `devices` of the publish_context."""
-        pod, devices = str(uuid.uuid4()), []
+    def attach(self, kubelet, pod=None):
+        """What the kubelet does for an attachment pod (a new one, or `pod` again): UID and `devices` of the publish_context."""
+        pod, devices = pod or str(uuid.uuid4()), []
         directory = os.path.join(kubelet, "pods", pod, "volumeDevices", "kubernetes.io~csi")
         os.makedirs(directory)
         for name, image in self.images.items():
@@ -256,21 +258,58 @@ class Moves(Endpoint):
         self.https("POST", f"/v1/streams/{b.stream}/release", {})
         self.leave(a)
 
+    @staticmethod
+    def lose_processes(node):
+        """The node's containers are gone, with engines and mounts."""
+        node.stand.stop("node", signal.SIGKILL)
+        node.stand.stop("data", signal.SIGKILL)
+        for pid in node.stand.strays():
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: not node.stand.strays(), "all of its processes have ended")
+        for mount in sorted((m for m in node.stand.mounts() if m.startswith(node.stand.root)), reverse=True):
+            subprocess.run(["umount", "-l", mount], check=True)
+
+    def boot(self, node):
+        """What lost its processes has no devices either, what is on its disk is there. The kubelet's pods are still to come."""
+        self.disks.detach()
+        for path in (f"/dev/tidemark/{node.stream}", node.stand.path("kubelet", "pods")):
+            shutil.rmtree(path)
+        node.stand.start_data()
+        node.stand.start_node()
+
+    def test_a_node_that_reboots_in_a_rewind_carries_it_on(self):
+        a = self.second
+        self.write_good_and_bad(a)
+        pod = a.attachment[0]
+        for h in self.handles:
+            a.stand.node("NodeUnpublishVolume", volume_id=h, target_path=a.target(h))
+        lsn = a.stand.api("POST", f"/v1/applications/{a.stream}/rewind", {"to": "tag:good", "dry_run": True})["plan"]["target_lsn"]
+        path = a.stand.path("n", "node", "gates", f"{a.stream}.json")
+
+        def rewind():
+            return json.loads(read(path))["rewind"]
+        for state, target in (("resolving", None), ("rewinding", lsn), ("mounting", lsn)):
+            with self.subTest(state):
+                self.lose_processes(a)
+                write(path, json.dumps({"closed": True, "rewind": {"id": state, "to": "tag:good", "state": state, "keep_closed": False, "target_lsn": target,
+                                                                   "message": None, "result": None}}))
+                self.boot(a)
+                until(lambda: "the kubelet has mapped no device" in (rewind()["message"] or ""), "what it waits for is told")
+                self.assertEqual(rewind()["state"], state)
+                self.disks.attach(a.kubelet, pod)
+                until(lambda: rewind()["state"] in ("succeeded", "failed"), "it ends", SEED_S)
+                self.assertEqual((rewind()["state"], rewind()["message"]), ("succeeded", None))
+                for h in self.handles:
+                    self.assertEqual(read(f"{a.publish(h)}/file"), "good")
+                    a.stand.node("NodeUnpublishVolume", volume_id=h, target_path=a.target(h))
+        self.leave(a)
+
     def test_a_data_plane_that_was_killed_has_it_again(self):
         a = self.first
         a.take(self.disks)
         write(f"{a.target(self.handles[0])}/file", "kept")
         before = a.status()["lsn"]
-        a.stand.stop("node")
-        a.stand.stop("data", signal.SIGKILL)
-        for pid in a.stand.strays():  # its container is gone, with engines and mounts
-            os.kill(pid, signal.SIGKILL)
-        until(lambda: not a.stand.strays(), "all of its processes have ended")
-        for h in self.handles:
-            subprocess.run(["umount", "-l", a.target(h)], check=True)
-            subprocess.run(["umount", "-l", a.staging(h)], check=True)
-        for mount in sorted((m for m in a.stand.mounts() if m.startswith(a.stand.path("d"))), reverse=True):
-            subprocess.run(["umount", "-l", mount], check=True)
+        self.lose_processes(a)
         a.stand.start_data()
         a.stand.start_node()
         until(lambda: (a.status() or {}).get("state") == "protected", "the stream runs again", SEED_S)
