@@ -14,7 +14,8 @@
 #   cluster.sh import ARCHIVE...  imports image archives on both nodes
 #   cluster.sh api-up DIRECTORY PORT, api-down DIRECTORY
 #                                 an API server alone, without nodes, on 127.0.0.1:PORT; writes DIRECTORY/kubeconfig
-# TIDEMARK_KUBE_VERSION=v1.28.15 with `build api` and `api-up`: of that release, in the cache beside the others.
+# TIDEMARK_KUBE_VERSION=v1.28.15: all of that release of Kubernetes, its programs in the cache beside the others. A cluster stays at the
+# release that it was begun with: FRESH=1 begins another.
 # docs/cluster-tests.md has more.
 set -uo pipefail
 source "$(dirname "$(readlink -f "$0")")/lib/common.sh"
@@ -32,7 +33,7 @@ ENTER=(nsenter --net=/run/netns/tidemark-cp)
 CONTROL_PLANE=(kube-scheduler kube-controller-manager kube-apiserver etcd)
 SYSCTLS=(vm.overcommit_memory vm.panic_on_oom kernel.panic kernel.panic_on_oops kernel.keys.root_maxkeys kernel.keys.root_maxbytes)
 
-kubectl() { "$BIN/kubectl" "--kubeconfig=$STATE/kubeconfig" "$@"; }
+kubectl() { "$KUBE_BIN/kubectl" "--kubeconfig=$STATE/kubeconfig" "$@"; }
 
 configure() {
     local n server=https://$CONTROL_IP:$API_PORT
@@ -68,7 +69,7 @@ control_plane_up() {
     # A node that says nothing for ten seconds counts as lost: tests wait for it.
     start_controller_manager "$STATE/controller-manager.kubeconfig" "--cluster-cidr=$POD_CIDR" \
         "--service-cluster-ip-range=$SERVICE_CIDR" --node-monitor-grace-period=12s --node-monitor-period=2s
-    spawn kube-scheduler "${ENTER[@]}" "$BIN/kube-scheduler" "--kubeconfig=$STATE/scheduler.kubeconfig" \
+    spawn kube-scheduler "${ENTER[@]}" "$KUBE_BIN/kube-scheduler" "--kubeconfig=$STATE/scheduler.kubeconfig" \
         "--authentication-kubeconfig=$STATE/scheduler.kubeconfig" "--authorization-kubeconfig=$STATE/scheduler.kubeconfig" \
         --bind-address=127.0.0.1 --leader-elect=false
 }

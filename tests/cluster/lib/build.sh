@@ -61,12 +61,15 @@ other_module() { # DIRECTORY
     mv "$1/go.mod.new" "$1/go.mod"
 }
 
-# What `api-up` needs of another release; etcd is the one of all.
-build_other() {
+# go_build_kubernetes PROGRAM...: of the release that is asked for.
+go_build_kubernetes() {
     local module=$CACHE/versions/$KUBE_VERSION/module program
-    mkdir -p "$KUBE_BIN"
-    go_build kubernetes etcd go.etcd.io/etcd/server/v3
-    for program in kube-apiserver kubectl kube-controller-manager; do
+    for program; do
+        if [[ -z $KUBE_VERSION ]]; then
+            go_build kubernetes "$program" "k8s.io/kubernetes/cmd/$program"
+            continue
+        fi
+        mkdir -p "$KUBE_BIN"
         [[ -x $KUBE_BIN/$program ]] || other_module "$module"
         go_build_into "$KUBE_BIN" "$module" "$KUBE_VERSION" "-p=2 -mod=mod" 15 "$program" "k8s.io/kubernetes/cmd/$program"
     done
@@ -99,31 +102,21 @@ build_from_debian() {
 
 # build [api]: with "api" only what `api-up` needs.
 build() {
-    local started program
+    local started
     started=$(now_ms)
     mkdir -p "$BIN" "$IMAGES" "$CACHE/log"
     exec 9>"$CACHE/.lock"
     flock 9 # two builds at once would only halve the cores
     touch "$CACHE/.building"
     trap 'rm -f "$CACHE/.building"' EXIT
-    if [[ -n $KUBE_VERSION ]]; then
-        [[ ${1:-} == api ]] || die "of another release (TIDEMARK_KUBE_VERSION=$KUBE_VERSION) there is only the API server: cluster.sh build api"
-        build_other
-        rm -f "$CACHE/.building"
-        exec 9>&-
-        say "Kubernetes $KUBE_VERSION is built after $(seconds_since "$started") s: $(du -sh "$KUBE_BIN" | cut -f1)"
-        return
-    fi
     go_build kubernetes etcd go.etcd.io/etcd/server/v3
-    for program in kube-apiserver kubectl kube-controller-manager; do
-        go_build kubernetes "$program" "k8s.io/kubernetes/cmd/$program"
-    done
+    go_build_kubernetes kube-apiserver kubectl kube-controller-manager
     if [[ ${1:-} != api ]]; then
         build_the_rest
     fi
     rm -f "$CACHE/.building"
     exec 9>&- # the daemons that `up` starts must not inherit the lock
-    say "everything is built after $(seconds_since "$started") s: programs $(du -sh "$BIN" | cut -f1), images $(du -sh "$IMAGES" | cut -f1)"
+    say "everything${KUBE_VERSION:+ of Kubernetes $KUBE_VERSION} is built after $(seconds_since "$started") s: programs $(du -sh "$KUBE_BIN" | cut -f1), images $(du -sh "$IMAGES" | cut -f1)"
 }
 
 # The one program here that is the project's own, and changes: a cache of before has it built anew, with the image that holds it.
@@ -147,9 +140,7 @@ build_the_rest() {
     forget_old_storage
     forget_other_versions
     go_build tools csi-sanity github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity
-    for program in kube-scheduler kubelet kube-proxy; do
-        go_build kubernetes "$program" "k8s.io/kubernetes/cmd/$program"
-    done
+    go_build_kubernetes kube-scheduler kubelet kube-proxy
     go_build provisioner csi-provisioner github.com/kubernetes-csi/external-provisioner/v6/cmd/csi-provisioner
     for program in containerd containerd-shim-runc-v2 ctr; do
         go_build tools "$program" "github.com/containerd/containerd/v2/cmd/$program"

@@ -8,7 +8,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CACHE=${TIDEMARK_CLUSTER_CACHE:-/var/cache/tidemark-cluster}
 BIN=$CACHE/bin
 IMAGES=$CACHE/images
-# Another release of Kubernetes, as "v1.28.15", for `build api` and `api-up`: its programs stand apart from the others.
+# Another release of Kubernetes, as "v1.28.15": its programs stand apart from the others.
 KUBE_VERSION=${TIDEMARK_KUBE_VERSION:-}
 KUBE_VERSION=${KUBE_VERSION:+v${KUBE_VERSION#v}}
 KUBE_BIN=${KUBE_VERSION:+$CACHE/versions/$KUBE_VERSION/bin}

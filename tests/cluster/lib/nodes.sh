@@ -263,10 +263,10 @@ node_daemons_up() { # N
     spawn_in_node "$n" "containerd$n" env "PATH=$BIN:$PATH" "$BIN/containerd" --config "$STATE/node$n/containerd.toml" --log-level=warn
     until_true 30 "containerd of node$n" ctr_in_node "$n" version
     import_images "$n"
-    spawn_in_node "$n" "kubelet$n" env "PATH=$BIN:$PATH" "$BIN/kubelet" "--config=$STATE/node$n/kubelet.yaml" \
+    spawn_in_node "$n" "kubelet$n" env "PATH=$BIN:$PATH" "$KUBE_BIN/kubelet" "--config=$STATE/node$n/kubelet.yaml" \
         "--kubeconfig=$STATE/kubelet$n.kubeconfig" --root-dir=/var/lib/kubelet "--cert-dir=$STATE/node$n" \
         "--hostname-override=node$n" "--node-ip=$(node_ip "$n")" "--node-labels=topology.kubernetes.io/zone=zone$n"
-    spawn_in_node "$n" "proxy$n" env "PATH=$BIN:$PATH" "$BIN/kube-proxy" "--config=$STATE/node$n/proxy.yaml"
+    spawn_in_node "$n" "proxy$n" env "PATH=$BIN:$PATH" "$KUBE_BIN/kube-proxy" "--config=$STATE/node$n/proxy.yaml"
 }
 
 ctr_in_node() { # N ARGUMENT...
