@@ -3,10 +3,10 @@
  * `tidemark-engine copy` fills the new backings, and the new engine takes them as it takes adopted ones. With `at_once` it only makes them, and
  * the new engine copies behind (filling.c).
  *
- *   C1  the new application is whole or is not there: application.yaml, written once its backings are
- * durable, is what makes it one. Until then its directory has the file `clone.json`, and who finds that
- * without application.yaml removes the directory. C2  of the original nothing is changed, stopped or held but
- * the pin. */
+ * - C1: the new application is whole or is not there: application.yaml, written once its backings are
+ *   durable, is what makes it one. Until then its directory has the file `clone.json`, and who finds that
+ *   without application.yaml removes the directory.
+ * - C2: of the original nothing is changed, stopped or held but the pin. */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -38,7 +38,6 @@ struct copying {
     json_t *pin;     /* the engine's answer */
     json_t *volumes; /* [{"name": in the new application, "from": name there, "id", "size_bytes"}] */
     json_t *summary;
-    struct error failure; /* of the copying process */
 };
 
 /* ---- the request ---- */
@@ -152,58 +151,14 @@ static int write_config(struct copying *c, const char *directory, struct error *
     return write_json_file(c->config, config, err);
 }
 
-static void take_line(struct copying *c, const char *line)
-{
-    struct error ignored = ERROR_INIT;
-    _cleanup_json_ json_t *json = NULL;
-    uint64_t done, total;
-    if (json_parse("copy", line, strlen(line), &json, &ignored) < 0)
-        return;
-    const char *kind = json_string_value(json_object_get(json, "kind"));
-    if (kind && strcmp(kind, "summary") == 0) {
-        json_decref(c->summary);
-        c->summary = json_incref(json);
-    } else if (json_object_get(json, "error")) {
-        int code = json_to_error(json, -EIO, "unknown error", &c->failure);
-        c->failure.code = io_is_no_room(code) ? code : -EIO; /* any other is of that process, not of what was asked for */
-    } else if (c->operation && json_get_u64(json, "done_bytes", &done, &ignored) == 0 &&
-               json_get_u64(json, "total_bytes", &total, &ignored) == 0)
-        operation_progress(c->operation, done, total, "bytes");
-}
-
 static int run_copy(struct copying *c, const char *log_path, struct error *err)
 {
-    int pipe_fds[2], status = 0;
-    off_t log_from = process_log_size(log_path);
-    if (pipe2(pipe_fds, O_CLOEXEC) < 0)
-        return error_errno(err, -errno, "cannot make a pipe");
     const char *const argv[] = {c->source->control->programs.engine, "copy", "--config", c->config, NULL};
-    struct process_options options = {
-        .argv = argv, .log_path = log_path, .inherit_fd = c->lock_fd, .output_fd = pipe_fds[1]};
-    struct process process = PROCESS_NONE;
-    int r = process_start(&options, &process, err);
-    close(pipe_fds[1]);
-    _cleanup_fclose_ FILE *output = fdopen(pipe_fds[0], "r");
-    _cleanup_free_ char *line = NULL;
-    size_t capacity = 0;
-    if (r < 0)
-        return r;
-    while (output && getline(&line, &capacity, output) >= 0) {
-        take_line(c, line);
-        if (atomic_load(&c->source->control->stopping))
-            process_kill(&process, SIGTERM);
-    }
-    process_wait(&process, -1, &status);
-    process_forget(&process);
-    if (atomic_load(&c->source->control->stopping))
-        return error_set(err, -EBUSY, "`tidemark up` is stopping");
-    if (status == 0 && c->summary)
-        return 0;
-    if (c->failure.code)
-        return error_set(err, c->failure.code, "the copy has failed: %s", c->failure.message);
-    char tail[PROCESS_TAIL_BYTES];
-    process_log_tail(log_path, log_from, tail);
-    return error_set(err, -EIO, "the copy has failed: %s", tail[0] ? tail : "its process was killed");
+    const struct engine_job job = {.control = c->source->control, .what = "the copy", .argv = argv, .log_path = log_path,
+                                   .lock_fd = c->lock_fd, .operation = c->operation};
+    json_decref(c->summary);
+    c->summary = NULL;
+    return engine_job_run(&job, &c->summary, err);
 }
 
 static int begin(struct copying *c, const json_t *request, struct error *err)

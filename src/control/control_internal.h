@@ -356,6 +356,22 @@ void stores_unmount(struct control *control);
 int upgrade_run(struct application *application, struct operation *operation, const json_t *request, json_t **ret,
                 struct error *err) MUST_CHECK;
 
+/* ---- engine_job.c ---- */
+struct engine_job {
+    struct control *control;
+    const char *what; /* "the copy", for messages */
+    const char *const *argv;
+    const char *log_path;
+    int lock_fd;     /* of the pin, becomes its descriptor 3 */
+    int good_status; /* an exit status that is no failure, beside 0 */
+    struct operation *operation;               /* progress; may be NULL */
+    void (*take)(void *context, json_t *line); /* each line but progress, error and summary; may be NULL */
+    void *context;
+};
+/* Runs it to its end, and ends it (-EBUSY) when the control stops. *ret_summary is the caller's. -ENOSPC, -EDQUOT, -EFBIG are its own,
+ * any other failure is -EIO, with what it said last. */
+int engine_job_run(const struct engine_job *job, json_t **ret_summary, struct error *err) MUST_CHECK;
+
 /* ---- verify.c ---- */
 int verify_run(struct application *application, struct operation *operation, json_t **ret,
                struct error *err) MUST_CHECK;

@@ -1,11 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Runs `tidemark-engine verify`, whose output is one JSON object a line: progress, damage, summary. */
+/* Runs `tidemark-engine verify`, which prints each damage. */
 #include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "control/control_internal.h"
@@ -15,80 +11,38 @@
 
 enum { STEP_PIN, STEP_READ };
 
-static void take_line(const char *line, struct operation *operation, json_t *damages, json_t **summary)
+static void take_damage(void *context, json_t *line)
 {
-    struct error ignored = ERROR_INIT;
-    _cleanup_json_ json_t *json = NULL;
-    uint64_t done = 0, total = 0;
-    if (json_parse("verify", line, strlen(line), &json, &ignored) < 0)
+    json_t *damages = context;
+    if (strcmp(json_text(line, "kind"), "damage") != 0 || json_array_size(damages) >= VERIFY_DAMAGES_TOLD)
         return;
-    const char *kind = json_string_value(json_object_get(json, "kind"));
-    if (!kind)
-        return;
-    if (strcmp(kind, "progress") == 0 && json_get_u64(json, "done_bytes", &done, &ignored) == 0 &&
-        json_get_u64(json, "total_bytes", &total, &ignored) == 0)
-        operation_progress(operation, done, total, "bytes");
-    else if (strcmp(kind, "damage") == 0 && json_array_size(damages) < VERIFY_DAMAGES_TOLD) {
-        json_object_del(json, "kind");
-        json_array_append(damages, json);
-    } else if (strcmp(kind, "summary") == 0) {
-        json_decref(*summary);
-        *summary = json_incref(json);
-    }
-}
-
-static int read_output(struct application *application, struct operation *operation, int lock_fd,
-                       const char *id, json_t *damages, json_t **summary, int *ret_status, struct error *err)
-{
-    char config[PATH_MAX], log_path[PATH_MAX];
-    int pipe_fds[2];
-    int r = application_path(application, config, err, "engine.json");
-    if (r == 0)
-        r = application_path(application, log_path, err, "engine.log");
-    if (r < 0)
-        return r;
-    if (pipe2(pipe_fds, O_CLOEXEC) < 0)
-        return error_errno(err, -errno, "cannot make a pipe");
-    const char *const argv[] = {
-        application->control->programs.engine, "verify", "--config", config, "--pin", id, NULL};
-    struct process_options options = {
-        .argv = argv, .log_path = log_path, .inherit_fd = lock_fd, .output_fd = pipe_fds[1]};
-    struct process process = PROCESS_NONE;
-    r = process_start(&options, &process, err);
-    close(pipe_fds[1]);
-    _cleanup_fclose_ FILE *output = fdopen(pipe_fds[0], "r");
-    _cleanup_free_ char *line = NULL;
-    size_t capacity = 0;
-    while (r == 0 && output && getline(&line, &capacity, output) >= 0) {
-        take_line(line, operation, damages, summary);
-        if (atomic_load(&application->control->stopping))
-            process_kill(&process, SIGTERM);
-    }
-    if (r == 0)
-        process_wait(&process, -1, ret_status);
-    return r;
+    json_object_del(line, "kind");
+    json_array_append(damages, line);
 }
 
 static int verify_pinned(struct application *application, struct operation *operation, int lock_fd,
                          const char *id, const json_t *pin, json_t **ret, struct error *err)
 {
-    int status = 0;
+    char config[PATH_MAX], log_path[PATH_MAX];
     _cleanup_json_ json_t *damages = json_array(), *summary = NULL;
-    operation_step_begin(operation, STEP_READ);
-    int r = read_output(application, operation, lock_fd, id, damages, &summary, &status, err);
+    int r = application_path(application, config, err, "engine.json");
+    if (r == 0)
+        r = application_path(application, log_path, err, "engine.log");
     if (r < 0)
         return r;
-    bool damaged = WIFEXITED(status) && WEXITSTATUS(status) == VERIFY_EXIT_DAMAGED;
-    if (!summary || (!damaged && status != 0)) {
-        char path[PATH_MAX], tail[PROCESS_TAIL_BYTES];
-        struct error ignored = ERROR_INIT;
-        tail[0] = '\0';
-        if (application_path(application, path, &ignored, "engine.log") == 0)
-            process_log_tail(path, 0, tail);
-        return error_set(err, -EIO, "cannot verify %s: %s", application->name, tail);
-    }
-    json_object_del(summary, "kind");
-    json_object_set_new(summary, "ok", json_boolean(!damaged && json_array_size(damages) == 0));
+    const char *const argv[] = {application->control->programs.engine, "verify", "--config", config, "--pin", id, NULL};
+    const struct engine_job job = {.control = application->control, .what = "the verification", .argv = argv, .log_path = log_path,
+                                   .lock_fd = lock_fd, .good_status = VERIFY_EXIT_DAMAGED, .operation = operation,
+                                   .take = take_damage, .context = damages};
+    operation_step_begin(operation, STEP_READ);
+    r = engine_job_run(&job, &summary, err);
+    if (r < 0)
+        return error_context(err, "cannot verify %s", application->name);
+    uint64_t count = 0;
+    r = json_get_u64(summary, "damages", &count, err);
+    if (r < 0)
+        return r;
+    json_object_set_new(summary, "ok", json_boolean(count == 0));
     json_object_set(summary, "pin_lsn", json_object_get(pin, "lsn"));
     json_object_set(summary, "damage", damages);
     *ret = json_incref(summary);

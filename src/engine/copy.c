@@ -38,22 +38,13 @@ struct copy {
     uint64_t done_bytes, total_bytes, told_ns;
 };
 
-static void print(json_t *line)
-{
-    _cleanup_free_ char *text = line ? json_to_text(line) : NULL;
-    if (text)
-        puts(text);
-    fflush(stdout);
-    json_decref(line);
-}
-
 static void tell_progress(struct copy *c)
 {
     uint64_t now = clock_boottime_ns(clock_system());
     if (now - c->told_ns < PROGRESS_INTERVAL_NS)
         return;
     c->told_ns = now;
-    print(json_pack("{s:s, s:I, s:I}", "kind", "progress", "done_bytes", (json_int_t)c->done_bytes,
+    engine_print_line(json_pack("{s:s, s:I, s:I}", "kind", "progress", "done_bytes", (json_int_t)c->done_bytes,
                     "total_bytes", (json_int_t)c->total_bytes));
 }
 
@@ -205,7 +196,7 @@ static int copy_all(struct copy *c, struct error *err)
                                               (json_int_t)c->volumes[i].bytes));
     }
     if (r == 0)
-        print(json_pack("{s:s, s:I, s:O}", "kind", "summary", "bytes", (json_int_t)c->total_bytes, "volumes",
+        engine_print_line(json_pack("{s:s, s:I, s:O}", "kind", "summary", "bytes", (json_int_t)c->total_bytes, "volumes",
                         list));
     return r;
 }
@@ -222,7 +213,7 @@ int engine_copy(const char *config_path, struct error *err)
     if (r == 0)
         r = copy_all(c, err);
     if (r < 0)
-        print(json_of_error(err));
+        engine_print_line(json_of_error(err));
     for (size_t i = 0; i < GROUP_MAX_VOLUMES; i++) {
         block_free(c->volumes[i].from);
         free(c->volumes[i].grains);

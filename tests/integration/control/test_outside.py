@@ -745,6 +745,40 @@ class Damage(Base):
         self.assertGreater(view["salvage"]["damaged_bytes"], 0)
         s.call("DELETE", "/v1/views/" + view["id"])
 
+    def test_what_cannot_be_read_at_all_is_told_by_verify(self):
+        """Manifest and key, both copies of them: the engine that runs has them in memory."""
+        s = self.s.start()
+        key = s.path("shop.key")
+        subprocess.run([TIDEMARK, "key", "generate", key], check=True, stdout=subprocess.DEVNULL)
+        s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\n"
+                f"spec: {{export: nbd, volumes: [{{name: data, size: 16Mi}}], journal: {{encryption: {{keyFile: {key}}}}}}}\n")
+        self.assertTrue(s.operate("/v1/applications/shop/verify", {})["ok"])  # and nothing is left to be sealed
+        journal = s.path("s/apps/shop/journal")
+        for file in ("manifest", "key"):
+            paths = [os.path.join(journal, name) for name in (file, file + ".copy")]
+            whole = []
+            for path in paths:
+                with open(path, "rb") as f:
+                    whole.append(f.read())
+                with open(path, "wb") as f:
+                    f.write(bytes([whole[-1][0] ^ 1]) + whole[-1][1:])
+            result = s.operate("/v1/applications/shop/verify", {})
+            self.assertFalse(result["ok"])
+            self.assertEqual([d["file"] for d in result["damage"]], [file])
+            self.assertEqual(result["damages"], 1)
+            for path in paths:
+                os.unlink(path)
+            if file == "manifest":
+                with self.assertRaises(ApiError) as caught:
+                    s.operate("/v1/applications/shop/verify", {})
+                self.assertIn("cannot verify shop: the verification has failed: ", caught.exception.message)
+                self.assertIn(journal, caught.exception.message)
+            else:
+                self.assertIn("put one back", s.operate("/v1/applications/shop/verify", {})["damage"][0]["what"])
+            for path, data in zip(paths, whole):
+                with open(path, "wb") as f:
+                    f.write(data)
+            self.assertTrue(s.operate("/v1/applications/shop/verify", {})["ok"])
 
     def test_an_index_of_another_journal_or_segment_is_damage(self):
         """It is whole, and would answer with what the other one holds: nothing of that is ever taken for this one's."""
