@@ -4,22 +4,17 @@
 #include "cli/cli_internal.h"
 #include "lib/json.h"
 
-static void print_fields(const struct cli *cli, const json_t *result)
+static void print_summary(const struct cli *cli, const json_t *result)
 {
-    const char *key;
-    json_t *value;
-    char size[UNITS_TEXT_BYTES];
-    json_object_foreach((json_t *)(uintptr_t)result, key, value)
-    {
-        size_t length = strlen(key);
-        if (json_is_integer(value) && length > 6 && strcmp(key + length - 6, "_bytes") == 0)
-            cli_output_say(cli, "  %.*s: %s", (int)(length - 6), key,
-                           units_format_bytes(cli_field_u64(result, key), size));
-        else if (json_is_integer(value))
-            cli_output_say(cli, "  %s: %lld", key, (long long)json_integer_value(value));
-        else if (json_is_string(value))
-            cli_output_say(cli, "  %s: %s", key, json_string_value(value));
-    }
+    char bytes[UNITS_TEXT_BYTES];
+    cli_output_say(cli, "  read: %s, all up to LSN %llu", units_format_bytes(cli_field_u64(result, "bytes"), bytes),
+                   (unsigned long long)cli_field_u64(result, "pin_lsn"));
+    cli_output_say(cli, "  of it: %llu segments with %llu frames and %llu records, %llu indexes, %llu pins",
+                   (unsigned long long)cli_field_u64(result, "segments"), (unsigned long long)cli_field_u64(result, "frames"),
+                   (unsigned long long)cli_field_u64(result, "records"), (unsigned long long)cli_field_u64(result, "indexes"),
+                   (unsigned long long)cli_field_u64(result, "pins"));
+    if (cli_field_u64(result, "damages"))
+        cli_output_say(cli, "  damaged places: %llu", (unsigned long long)cli_field_u64(result, "damages"));
 }
 
 /* "1200" or "1200-1210"; "-" without. */
@@ -80,7 +75,7 @@ static enum cli_exit run(struct cli *cli)
                           : "%s: the journal is damaged",
                        application);
     if (cli->format == CLI_FORMAT_TABLE)
-        print_fields(cli, result);
+        print_summary(cli, result);
     if (cli->format == CLI_FORMAT_TABLE && json_array_size(json_object_get(result, "damage")))
         code = print_damage(cli, json_object_get(result, "damage"));
     if (code != CLI_EXIT_OK || ok)

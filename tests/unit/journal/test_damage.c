@@ -1077,7 +1077,7 @@ static void test_pending(void **state)
 
 /* ---- files that come and go in good order ---- */
 
-#define AWAY_LONG_NS 100000u /* so long is what verification makes of it open: it looks some times, one after the other */
+#define AWAY_LONG_NS 30000u /* what is away for longer may be told: verification looks some times, one after the other; several times this here */
 
 static struct {
     char path[128], away[136];
