@@ -146,8 +146,6 @@ static int read_size(const struct yaml_node *node, const char *path, uint64_t mi
     if (node->kind != YAML_SCALAR || units_parse_bytes(node->scalar, &bytes, &unused) < 0)
         return refuse(err, node, path, "a size such as 8Gi or 512Mi");
     char expected[PATH_BYTES], text[UNITS_TEXT_BYTES];
-    if (bytes % APP_VOLUME_SIZE_UNIT_BYTES)
-        return refuse(err, node, path, "a multiple of 4096 bytes");
     if (bytes < min) {
         snprintf(expected, sizeof expected, "at least %s", units_format_bytes(min, text));
         return refuse(err, node, path, expected);
@@ -156,6 +154,8 @@ static int read_size(const struct yaml_node *node, const char *path, uint64_t mi
         snprintf(expected, sizeof expected, "at most %s", units_format_bytes(max, text));
         return refuse(err, node, path, expected);
     }
+    if (bytes % APP_VOLUME_SIZE_UNIT_BYTES)
+        return refuse(err, node, path, "a multiple of 4096 bytes");
     *ret = bytes;
     return 0;
 }

@@ -189,6 +189,7 @@ int http_status_of_errno(int code)
     case EEXIST:
     case EBUSY:
     case ENOTEMPTY:
+    case ESHUTDOWN: /* journaling is suspended */
         return 409;
     case ERANGE:
         return 422;

@@ -28,12 +28,9 @@ class Stage(unittest.TestCase):
         self.addCleanup(subprocess.run, ["umount", "-l", s.state], stderr=subprocess.DEVNULL, check=False)
         self.addCleanup(s.destroy)
         s.start()
-        source = s.path("data.img")  # elsewhere: its writes need no room on the full disk
-        with open(source, "wb") as f:
+        with open(s.path("data.img"), "wb") as f:  # elsewhere: its writes need no room on the full disk
             f.truncate(16 << 20)
-        s.apply("apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\nspec:\n"
-                f"  export: {self.export}\n  volumes:\n"
-                f"  - {{name: data, source: {source}}}\n")
+        s.apply(self.description())
         until(lambda: s.status()["state"] == "protected", "what the source holds to be in the history")
         self.device = s.status()["volumes"][0]["device"]
         self.filler = os.path.join(s.state, "filler")
@@ -43,6 +40,10 @@ class Stage(unittest.TestCase):
         timer.start()
         self.addCleanup(timer.join)
         self.addCleanup(timer.cancel)
+
+    def description(self, size=""):
+        return ("apiVersion: tidemark.io/v1alpha1\nkind: ProtectedApplication\nmetadata: {name: shop}\nspec:\n"
+                f"  export: {self.export}\n  volumes:\n  - {{name: data, {size}source: {self.s.path('data.img')}}}\n")
 
     def make_room(self):
         if os.path.exists(self.filler):
@@ -165,6 +166,10 @@ class FullDisk(Stage):
         self.assertEqual((result["result"], result["message"]), ("created", None))
         status = s.status()
         self.assertEqual((status["state"], status["quota_bytes"]), ("suspended", 256 << 20))
+        with self.assertRaises(ApiError) as caught:  # a larger volume is for the history, too
+            s.apply(self.description("size: 32Mi, "))
+        self.assertEqual(caught.exception.status, 409, caught.exception.message)
+        self.assertIn("cannot grow while journaling is suspended", caught.exception.message)
 
     def test_an_engine_that_cannot_start_says_why_in_the_status(self):
         s = self.s

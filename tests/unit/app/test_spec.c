@@ -162,6 +162,8 @@ static void policies(void **unused)
     app_policy_free(policy);
     refuse(POLICY "spec: {journal: {quota: 1Mi}}\n",
            "f.yaml:4:25: spec.journal.quota: found '1Mi'; expected at least 256.0 MiB");
+    refuse(POLICY "spec: {journal: {quota: 1Ki}}\n",
+           "f.yaml:4:25: spec.journal.quota: found '1Ki'; expected at least 256.0 MiB");
     refuse(POLICY "spec: {failureMode: never}\n",
            "f.yaml:4:21: spec.failureMode: found 'never'; expected availability or protection");
     refuse(POLICY "spec: {ackMode: never}\n",

@@ -126,7 +126,7 @@ static void errors(void **unused)
         int code, status;
     } map[] = {{-EINVAL, 400}, {-ENOENT, 404}, {-EEXIST, 409}, {-EBUSY, 409},
                {-ERANGE, 422}, {-ENOSPC, 507}, {-EDQUOT, 507}, {-EIO, 500},    {-EPERM, 403},
-               {-EFBIG, 400},  {-ENAMETOOLONG, 400}, {-ENOTDIR, 400}, {-EISDIR, 400}, {-ELOOP, 400}, {-ENOTEMPTY, 409}};
+               {-EFBIG, 400},  {-ENAMETOOLONG, 400}, {-ENOTDIR, 400}, {-EISDIR, 400}, {-ELOOP, 400}, {-ENOTEMPTY, 409}, {-ESHUTDOWN, 409}};
     struct error err = ERROR_INIT;
     json_t *answer = NULL;
     (void)unused;
