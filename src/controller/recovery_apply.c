@@ -3,6 +3,7 @@
 #include <stdatomic.h>
 #include <time.h>
 
+#include "app/outline.h"
 #include "base/thread.h"
 #include "controller/recovery_internal.h"
 
@@ -222,6 +223,27 @@ static int release_one(const struct job *job, json_t *object, const char *uid, s
     return r == -ENOENT ? 0 : r;
 }
 
+static bool belongs_to(const json_t *object, const char *uid)
+{
+    size_t i;
+    json_t *owner;
+    json_array_foreach(json_object_get(json_object_get(object, "metadata"), "ownerReferences"), i, owner)
+    {
+        if (strcmp(json_text(owner, "uid"), uid) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* Only what has the owner is going to be replaced, and needed whole. */
+static int keep_owned(void *context, json_t *object, json_t **ret, struct error *err)
+{
+    if (!belongs_to(object, context))
+        return object_outline(object, ret, err);
+    *ret = json_incref(object);
+    return 0;
+}
+
 /* What belongs to an object that is made again would go with it, claims and their data, too. It belongs to nobody until its own turn
  * comes, which is after its owner's. What controllers make (pods) goes, and comes again. */
 static int release_dependents(const struct job *job, const char *uid, struct error *err)
@@ -229,7 +251,8 @@ static int release_dependents(const struct job *job, const char *uid, struct err
     _cleanup_json_ json_t *all = json_array();
     size_t i;
     json_t *object;
-    int r = job->run->c->cluster->list(job->run->c->cluster_context, job->id.namespace, all, err);
+    int r = job->run->c->cluster->list(job->run->c->cluster_context, job->id.namespace, keep_owned,
+                                       (void *)(uintptr_t)uid, all, err);
     json_array_foreach(all, i, object)
     {
         if (r == 0 && !object_noise(object) && !json_object_get(json_object_get(object, "metadata"), "deletionTimestamp"))
@@ -399,8 +422,11 @@ static int prepare(struct job *job, bool exists, json_t **ret, struct error *err
     int r;
     job->hidden = false;
     {
+        _cleanup_json_ json_t *wanted = NULL;
         MUTEX_GUARD(guard, job->mutex);
-        r = restore_prepare(json_object_get(job->run->wanted, job->entry->name), job->run->mode, exists, ret, reason, err);
+        r = recovery_get_wanted(job->run, job->entry->name, &wanted, err);
+        if (r == 0)
+            r = restore_prepare(wanted, job->run->mode, exists, ret, reason, err);
     }
     if (r == 0 && *ret)
         r = restore_owners(*ret, uid_of, job, &dropped, err);

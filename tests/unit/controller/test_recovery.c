@@ -211,7 +211,8 @@ static int delete (void *context, const char *name, const char *uid, const char 
     ANSWER(0);
 }
 
-static int list(void *context, const char *namespace, json_t *array, struct error *err)
+static int list(void *context, const char *namespace, recovery_keep keep, void *keep_context, json_t *array,
+                struct error *err)
 {
     struct cluster *c = context;
     CALL(c);
@@ -222,8 +223,12 @@ static int list(void *context, const char *namespace, json_t *array, struct erro
     {
         const json_t *metadata = json_object_get(object, "metadata");
         const char *its = json_string_value(json_object_get(metadata, "namespace"));
+        json_t *copy = json_deep_copy(object), *kept = NULL;
+        if (its && strcmp(its, namespace) == 0 && keep)
+            assert_int_equal(keep(keep_context, copy, &kept, err), 0);
         if (its && strcmp(its, namespace) == 0)
-            json_array_append_new(array, json_deep_copy(object));
+            json_array_append_new(array, keep ? kept : json_incref(copy));
+        json_decref(copy);
     }
     ANSWER(0);
 }
@@ -305,9 +310,12 @@ static int read_plan(void *context, const json_t *recovery, size_t number, char 
 }
 
 static int objects_of(void *context, const char *namespace, const char *application, const char *point,
-                      json_t **ret, struct recovery_point *ret_point, struct error *err)
+                      recovery_visit visit, void *visit_context, struct recovery_point *ret_point,
+                      struct error *err)
 {
     struct cluster *c = context;
+    const char *name;
+    json_t *object;
     (void)namespace, (void)application;
     CALL(c);
     if (dead)
@@ -316,7 +324,13 @@ static int objects_of(void *context, const char *namespace, const char *applicat
         snprintf(c->objects_point, sizeof c->objects_point, "%s", point);
     if (strcmp(point, "tag:none") == 0)
         return error_set(err, -ENOENT, "there is no tag 'none'");
-    *ret = json_deep_copy(strcmp(point, "latest") == 0 ? c->latest : c->point);
+    _cleanup_json_ json_t *set = json_deep_copy(strcmp(point, "latest") == 0 ? c->latest : c->point);
+    json_object_foreach(set, name, object)
+    {
+        int r = visit ? visit(visit_context, name, object, err) : 0;
+        if (r < 0)
+            return r;
+    }
     *ret_point = (struct recovery_point){.lsn = strcmp(point, "latest") == 0 ? 99 : 41,
                                          .realtime_ns = 1795260045000000000ull};
     return 0;
