@@ -276,6 +276,12 @@ static int put_back(const struct job *job, const json_t *former, int code, struc
                      r < 0 ? failure.message : "");
 }
 
+/* A pod that nobody makes again but the recovery. */
+static bool was_stopped(const struct job *job)
+{
+    return job->entry->action == ACTION_RECREATE && recovery_has_data(job->run) && strcmp(job->id.kind, "Pod") == 0 && !job->id.group[0];
+}
+
 /* The same, of what is not there since a controller died before it had made it again. */
 static int put_noted_back(const struct job *job, int code, struct error *err)
 {
@@ -288,8 +294,12 @@ static int put_noted_back(const struct job *job, int code, struct error *err)
     }
     if (r == 0)
         return put_back(job, former, code, err);
+    if (r == -ENOENT)
+        return was_stopped(job) ? error_context(err, "it was stopped so that its volumes could be put back, and is not there now; see to what refuses it, and make the "
+                                                     "recovery to this point again, which makes it")
+                                : code;
     struct error why = *err;
-    return r == -ENOENT ? code : error_set(err, code, "%.1000s; and what was there could not be made again, and is gone: %.500s", why.message, failure.message);
+    return error_set(err, code, "%.1000s; and what was there could not be made again, and is gone: %.500s", why.message, failure.message);
 }
 
 /* Nothing is deleted that would be refused then: the server is asked beforehand, with all that stands at its door. What the one that is there

@@ -2056,6 +2056,35 @@ static void what_a_policy_refuses_is_left_as_it_was(void **unused)
     tear_down(&c);
 }
 
+/* It was deleted for its volumes' sake, and no controller makes another: the one who asked has to know which, why, and what to do. */
+static void a_pod_that_was_stopped_and_is_refused_is_told(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    static const char pod[] = "apiVersion: v1\nkind: Pod\nmetadata: {name: shell, namespace: n}\ndata: {a: old}\nspec: {volumes: [{name: d, persistentVolumeClaim: {claimName: data-db-0}}]}\n";
+    char now[4096];
+    snprintf(now, sizeof now, "%s---\n%s", NOW, pod);
+    set_up(&c, now, REWIND);
+    point_has(&c, pod);
+    c.refuse_old = true;
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Failed");
+    assert_null(json_object_get(c.objects, "core/v1/Pod/n/shell"));
+    const json_t *failure = json_array_get(json_object_get(status_of(&c), "failures"), 0);
+    assert_string_equal(json_text(failure, "object"), "core/v1/Pod/n/shell");
+    assert_non_null(strstr(json_text(failure, "reason"), "it was stopped so that its volumes could be put back"));
+    assert_non_null(strstr(json_text(failure, "reason"), "make the recovery to this point again"));
+    assert_non_null(strstr(json_text(failure, "reason"), "it is old"));
+    /* As it says. */
+    c.refuse_old = false;
+    json_object_del(c.recovery, "status");
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Completed");
+    assert_non_null(json_object_get(c.objects, "core/v1/Pod/n/shell"));
+    tear_down(&c);
+}
+
 /* A controller that dies while one is made again, which is refused once it is taken over: whatever was done by then, and lost of it, one of
  * the two is there, and what became of it is told. */
 static void r7_what_is_made_again_is_never_lost(void **unused)
@@ -2275,6 +2304,7 @@ int main(void)
         cmocka_unit_test(what_belongs_to_what_is_made_again_stays),
         cmocka_unit_test(what_belongs_to_what_was_made_again_is_given_to_it),
         cmocka_unit_test(what_a_policy_refuses_is_left_as_it_was),
+        cmocka_unit_test(a_pod_that_was_stopped_and_is_refused_is_told),
         cmocka_unit_test(r7_what_is_made_again_is_never_lost),
         cmocka_unit_test(what_is_being_deleted_is_made_again),
         cmocka_unit_test(what_had_ended_does_not_run_again_and_what_ran_does),
