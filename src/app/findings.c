@@ -410,7 +410,19 @@ static int scan_object(struct finder *f, json_t *object, const struct object_id 
     return r;
 }
 
+static int load_from_set(void *context, const char *name, json_t **ret, struct error *err)
+{
+    (void)err;
+    *ret = json_incref(json_object_get(context, name));
+    return 0;
+}
+
 int findings_of_set(const json_t *set, json_t **ret, struct error *err)
+{
+    return findings_of(set, load_from_set, (json_t *)(uintptr_t)set, ret, err);
+}
+
+int findings_of(const json_t *set, findings_load load, void *context, json_t **ret, struct error *err)
 {
     _cleanup_json_ json_t *findings = json_array(), *seen = json_object(), *services = json_object(),
                           *names = objects_sorted_names(set);
@@ -436,7 +448,11 @@ int findings_of_set(const json_t *set, json_t **ret, struct error *err)
         if (r < 0 || object_id_parse(f.object, &id, &unused) < 0)
             continue;
         f.namespace = id.namespace;
-        r = scan_object(&f, json_object_get(set, f.object), &id);
+        _cleanup_json_ json_t *object = NULL;
+        int loaded = load(context, f.object, &object, err);
+        if (loaded < 0)
+            return loaded;
+        r = scan_object(&f, object, &id);
     }
     *ret = r == 0 ? json_pack("{s:O, s:I}", "findings", findings, "count", (json_int_t)f.count) : NULL;
     return *ret ? 0 : objects_no_memory(err);

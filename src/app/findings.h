@@ -21,5 +21,10 @@
  * 5432 or missing}], "count": N}; sorted by object; at most FINDINGS_MAX are listed. Hosts inside the cluster
  * (services of the set, *.svc, cluster.local, localhost, loopback) are none. */
 int findings_of_set(const json_t *set, json_t **ret, struct error *err) MUST_CHECK;
+/* The same of objects that are not in memory together: `names` has their journal names as keys, and `load`
+ * gives each when it is its turn; *ret is the callee's then. */
+typedef int (*findings_load)(void *context, const char *name, json_t **ret, struct error *err);
+int findings_of(const json_t *names, findings_load load, void *context, json_t **ret,
+                struct error *err) MUST_CHECK;
 
 #endif

@@ -391,14 +391,19 @@ static int collect(json_t *objects, json_t **ret_set, json_t **ret_names, struct
 int transforms_apply(const json_t *set, const json_t *transforms, json_t **ret_set, json_t **ret_names,
                      struct error *err)
 {
+    _cleanup_json_ json_t *objects = json_deep_copy(set);
+    return objects ? transforms_apply_to(objects, transforms, ret_set, ret_names, err)
+                   : objects_no_memory(err);
+}
+
+int transforms_apply_to(json_t *objects, const json_t *transforms, json_t **ret_set, json_t **ret_names,
+                        struct error *err)
+{
+    size_t i;
+    json_t *transform;
     int r = transforms_check(transforms, err);
     if (r < 0)
         return r;
-    _cleanup_json_ json_t *objects = json_deep_copy(set);
-    size_t i;
-    json_t *transform;
-    if (!objects)
-        return objects_no_memory(err);
     json_array_foreach(transforms, i, transform)
     {
         const char *action = action_of(transform, i, err);

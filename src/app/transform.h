@@ -34,5 +34,8 @@ int transforms_check(const json_t *transforms, struct error *err) MUST_CHECK;
  * -EINVAL when a result is no object, or a patch fails (it names transform and object). */
 int transforms_apply(const json_t *set, const json_t *transforms, json_t **ret_set, json_t **ret_names,
                      struct error *err) MUST_CHECK;
+/* The same, and the objects of the set itself are changed, also when it fails. */
+int transforms_apply_to(json_t *set, const json_t *transforms, json_t **ret_set, json_t **ret_names,
+                        struct error *err) MUST_CHECK;
 
 #endif

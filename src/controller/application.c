@@ -7,6 +7,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "controller/controller_internal.h"
+#include "controller/object_shelf.h"
 #include "lib/json.h"
 
 struct application {
@@ -160,15 +161,50 @@ static int find_weak_door(const struct application *a, json_t *findings, struct 
                                                                   : 0;
 }
 
+/* Its objects, which are not held in memory together. */
+struct shelved {
+    json_t *names;
+    struct object_shelf *shelf;
+};
+
+static int shelve(void *context, const char *name, json_t *object, struct error *err)
+{
+    struct shelved *s = context;
+    return json_object_set_new(s->names, name, json_true()) < 0
+               ? error_errno(err, -ENOMEM, "%s", name)
+               : object_shelf_put(s->shelf, name, object, err);
+}
+
+static int load_shelved(void *context, const char *name, json_t **ret, struct error *err)
+{
+    struct shelved *s = context;
+    return object_shelf_get(s->shelf, name, ret, err);
+}
+
+static int look_outside(struct application *a, json_t **ret, struct error *err)
+{
+    struct shelved s = {.names = json_object()};
+    const struct point latest = {.kind = POINT_LATEST};
+    int r = s.names ? object_shelf_new(object_store_directory(a->c->store), &s.shelf, err)
+                    : error_errno(err, -ENOMEM, "%s/%s", a->namespace, a->name);
+    if (r == 0)
+        r = object_store_visit(a->c->store, a->namespace, a->name, &latest, shelve, &s, NULL, err);
+    if (r == 0)
+        r = findings_of(s.names, load_shelved, &s, ret, err);
+    if (r == 0)
+        a->objects = json_object_size(s.names);
+    object_shelf_free(s.shelf);
+    json_decref(s.names);
+    return r;
+}
+
 /* State outside the cluster that its objects point to. */
 static int find_outside(struct application *a, struct error *err)
 {
-    _cleanup_json_ json_t *set = NULL, *found = NULL;
-    const struct point latest = {.kind = POINT_LATEST};
-    int r = object_store_read(a->c->store, a->namespace, a->name, &latest, &set, NULL, err);
-    if (r < 0 || (r = findings_of_set(set, &found, err)) < 0)
+    _cleanup_json_ json_t *found = NULL;
+    int r = look_outside(a, &found, err);
+    if (r < 0)
         return r;
-    a->objects = json_object_size(set);
     json_t *findings = json_object_get(found, "findings");
     if ((r = find_weak_door(a, findings, err)) < 0 ||
         (r = capture_left_out(a->c->capture, a->namespace, a->group, findings, &a->left_out, err)) < 0)

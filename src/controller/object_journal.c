@@ -283,7 +283,7 @@ int store_write(struct object_store *store, struct journal *journal, struct pend
 
 struct visit {
     struct object_store *store;
-    store_visit visit;
+    object_visit visit;
     void *context;
 };
 
@@ -299,7 +299,7 @@ static int open_object(void *context, const char *name, const char *content, siz
     return v->visit(v->context, name, object, err);
 }
 
-int store_objects(struct object_store *store, struct journal *journal, struct lsn lsn, store_visit visit,
+int store_objects(struct object_store *store, struct journal *journal, struct lsn lsn, object_visit visit,
                   void *context, struct error *err)
 {
     struct visit v = {store, visit, context};

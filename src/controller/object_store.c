@@ -532,31 +532,42 @@ static int collect(void *context, const char *name, json_t *object, struct error
     return json_object_set(context, name, object) < 0 ? error_errno(err, -ENOMEM, "%s", name) : 0;
 }
 
-int object_store_read(struct object_store *store, const char *namespace, const char *application,
-                      const struct point *point, json_t **ret_set, struct journal_point *ret_point,
-                      struct error *err)
+const char *object_store_directory(const struct object_store *store)
 {
-    _cleanup_json_ json_t *set = json_object();
+    return store->directory;
+}
+
+int object_store_visit(struct object_store *store, const char *namespace, const char *application,
+                       const struct point *point, object_visit visit, void *context,
+                       struct journal_point *ret_point, struct error *err)
+{
     struct open_journal *open = NULL;
     struct journal_point found;
     bool existed;
     int r = object_store_flush(store, namespace, application, err);
     if (r < 0)
         return r;
-    if (!set)
-        return error_errno(err, -ENOMEM, "%s/%s", namespace, application);
     r = store_acquire(store, namespace, application, false, &open, &existed, err);
     if (r == 0)
         r = journal_resolve(open->journal, point, &found, err);
-    if (r == 0)
-        r = store_objects(store, open->journal, found.lsn, collect, set, err);
+    if (r == 0 && visit)
+        r = store_objects(store, open->journal, found.lsn, visit, context, err);
     store_release(store, open);
-    if (r < 0)
-        return r;
-    if (ret_point)
+    if (r == 0 && ret_point)
         *ret_point = found;
-    *ret_set = take_ptr(set);
-    return 0;
+    return r;
+}
+
+int object_store_read(struct object_store *store, const char *namespace, const char *application,
+                      const struct point *point, json_t **ret_set, struct journal_point *ret_point,
+                      struct error *err)
+{
+    _cleanup_json_ json_t *set = json_object();
+    int r = set ? object_store_visit(store, namespace, application, point, collect, set, ret_point, err)
+                : error_errno(err, -ENOMEM, "%s/%s", namespace, application);
+    if (r == 0)
+        *ret_set = take_ptr(set);
+    return r;
 }
 
 int object_store_tag(struct object_store *store, const char *namespace, const char *application,

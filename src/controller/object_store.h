@@ -83,7 +83,15 @@ void object_store_gap(struct object_store *store, const char *namespace, const c
  * the reason when it cannot be. */
 int object_store_flush(struct object_store *store, const char *namespace, const char *application,
                        struct error *err) MUST_CHECK;
-/* The objects as of a point: {journal name: normalized object}, Secrets opened; also of applications that are
+/* Where it is. */
+const char *object_store_directory(const struct object_store *store);
+/* Calls visit (NULL: not) with each object as of a point, Secrets opened, also of applications that are not
+ * kept; `object` is borrowed. -ENOENT: there is no journal. Blocks. `ret_point` may be NULL. */
+typedef int (*object_visit)(void *context, const char *name, json_t *object, struct error *err);
+int object_store_visit(struct object_store *store, const char *namespace, const char *application,
+                       const struct point *point, object_visit visit, void *context,
+                       struct journal_point *ret_point, struct error *err) MUST_CHECK;
+/* All of them: {journal name: normalized object}, Secrets opened; also of applications that are
  * not kept. -ENOENT: there is no journal. Blocks. `ret_point` may be NULL. */
 int object_store_read(struct object_store *store, const char *namespace, const char *application,
                       const struct point *point, json_t **ret_set, struct journal_point *ret_point,

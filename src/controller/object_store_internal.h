@@ -87,8 +87,7 @@ void store_close_journals(struct object_store *store);
 int store_write(struct object_store *store, struct journal *journal, struct pending_change **changes,
                 struct error *err) MUST_CHECK;
 /* Calls visit with each object at the point, opened. */
-typedef int (*store_visit)(void *context, const char *name, json_t *object, struct error *err);
-int store_objects(struct object_store *store, struct journal *journal, struct lsn lsn, store_visit visit,
+int store_objects(struct object_store *store, struct journal *journal, struct lsn lsn, object_visit visit,
                   void *context, struct error *err) MUST_CHECK;
 int store_hash(const json_t *object, uint8_t hash[STORE_HASH_BYTES]);
 

@@ -1,6 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* States and steps of a recovery; the invariants R1..R7 stand in recovery.h. */
+#include <malloc.h>
+
+#include "controller/object_shelf.h"
 #include "controller/recovery_internal.h"
+
+#define TRIM_OBJECTS 500
 
 enum step {
     STEP_PLAN,
@@ -192,7 +197,7 @@ static int plan(struct recovery_run *run, struct error *err)
         r = recovery_plan_data(run, &reason, err);
     if (r == 0)
         r = recovery_plan_owned(run, err);
-    json_decref(take_ptr(run->live));
+    recovery_forget_live(run);
     if (r == 0)
         r = recovery_save_plan(run, -1, err);
     if (r < 0 && !passes(r)) {
@@ -212,12 +217,11 @@ static int plan(struct recovery_run *run, struct error *err)
 static int note_before(struct recovery_run *run, struct error *err)
 {
     struct recovery_point now;
-    _cleanup_json_ json_t *unused = NULL;
     json_t *status = recovery_status(run);
     if (run->mode != RESTORE_REWIND || json_object_get(status, "before"))
         return 0;
     int r = run->c->source->objects(run->c->source_context, run->source_namespace, run->application, "latest",
-                                    &unused, &now, err);
+                                    NULL, NULL, &now, err);
     if (r < 0)
         return r;
     return json_object_set_new(status, "beforeLsn", json_integer((json_int_t)now.lsn)) < 0 ||
@@ -422,10 +426,14 @@ static void release(struct recovery_run *run)
     json_decref(run->recovery);
     json_decref(run->spec);
     json_decref(run->last_step);
+    const bool large = json_object_size(run->wanted) + json_object_size(run->live) >= TRIM_OBJECTS;
     json_decref(run->wanted);
+    object_shelf_free(run->wanted_whole);
     json_decref(run->order);
-    json_decref(run->live);
+    recovery_forget_live(run);
     json_decref(run->before);
+    if (large)
+        malloc_trim(0); /* many small pieces, which would stay with the process */
 }
 
 int recovery_abandon(const struct recovery_context *context, const char *namespace, const char *name, const char *reason, const struct error *why,

@@ -72,6 +72,9 @@
 
 struct sealing;
 
+/* What is to be held of an object while others are read: a new reference. */
+typedef int (*recovery_keep)(void *context, json_t *object, json_t **ret, struct error *err);
+
 /* Objects in the cluster, with the rights of whoever asked. Names are journal names; objects as the API
  * server has them. */
 struct recovery_cluster_ops {
@@ -86,8 +89,10 @@ struct recovery_cluster_ops {
      * name. */
     int (*remove)(void *context, const char *name, const char *uid, const char *propagation,
                   struct error *err);
-    /* Adds all objects of the namespace to the array, noise and all. */
-    int (*list)(void *context, const char *namespace, json_t *array, struct error *err);
+    /* Adds what `keep` (NULL: all of it) keeps of each object of the namespace to the array, noise and all.
+     * What was kept may be so once more. */
+    int (*list)(void *context, const char *namespace, recovery_keep keep, void *keep_context, json_t *array,
+                struct error *err);
     /* The namespace's pods, noise and all. */
     int (*pods)(void *context, const char *namespace, json_t **ret, struct error *err);
     /* Whether the cluster knows the kind (asks again when it seems not to). */
@@ -121,11 +126,14 @@ struct recovery_point {
     uint64_t lsn, realtime_ns;
     char note[256];
 };
-/* The objects as of a point; and which of those that are there now (raw, in an array) belong to the
- * application: others are taken out. */
+/* `object` is borrowed. */
+typedef int (*recovery_visit)(void *context, const char *name, json_t *object, struct error *err);
+/* The objects as of a point, each visited (NULL: the point alone is asked for); and which of those that are
+ * there now (raw, in an array) belong to the application: others are taken out. */
 struct recovery_source_ops {
     int (*objects)(void *context, const char *namespace, const char *application, const char *point,
-                   json_t **ret_set, struct recovery_point *ret_point, struct error *err);
+                   recovery_visit visit, void *visit_context, struct recovery_point *ret_point,
+                   struct error *err);
     int (*select)(void *context, const char *namespace, const char *application, json_t *objects,
                   struct error *err);
 };
@@ -183,6 +191,8 @@ struct recovery_context {
     void *source_context;
     const struct data_ops *data; /* or NULL */
     void *data_context;
+    const char *directory; /* for objects that are not looked at just now (object_shelf.h); NULL: they are in
+                              memory */
     const struct sealing *sealing; /* of what is noted of objects; NULL only for recovery_abandon and recovery_follow */
     const struct log *log;
     const struct clock *clock; /* NULL: clock_system() */

@@ -3,6 +3,7 @@
 #include <stdatomic.h>
 #include <time.h>
 
+#include "app/outline.h"
 #include "base/thread.h"
 #include "controller/recovery_internal.h"
 
@@ -222,6 +223,27 @@ static int release_one(const struct job *job, json_t *object, const char *uid, s
     return r == -ENOENT ? 0 : r;
 }
 
+static bool belongs_to(const json_t *object, const char *uid)
+{
+    size_t i;
+    json_t *owner;
+    json_array_foreach(json_object_get(json_object_get(object, "metadata"), "ownerReferences"), i, owner)
+    {
+        if (strcmp(json_text(owner, "uid"), uid) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* Only what has the owner is going to be replaced, and needed whole. */
+static int keep_owned(void *context, json_t *object, json_t **ret, struct error *err)
+{
+    if (!belongs_to(object, context))
+        return object_outline(object, ret, err);
+    *ret = json_incref(object);
+    return 0;
+}
+
 /* What belongs to an object that is made again would go with it, claims and their data, too. It belongs to nobody until its own turn
  * comes, which is after its owner's. What controllers make (pods) goes, and comes again. */
 static int release_dependents(const struct job *job, const char *uid, struct error *err)
@@ -229,7 +251,8 @@ static int release_dependents(const struct job *job, const char *uid, struct err
     _cleanup_json_ json_t *all = json_array();
     size_t i;
     json_t *object;
-    int r = job->run->c->cluster->list(job->run->c->cluster_context, job->id.namespace, all, err);
+    int r = job->run->c->cluster->list(job->run->c->cluster_context, job->id.namespace, keep_owned,
+                                       (void *)(uintptr_t)uid, all, err);
     json_array_foreach(all, i, object)
     {
         if (r == 0 && !object_noise(object) && !json_object_get(json_object_get(object, "metadata"), "deletionTimestamp"))
@@ -253,6 +276,12 @@ static int put_back(const struct job *job, const json_t *former, int code, struc
                      r < 0 ? failure.message : "");
 }
 
+/* A pod that nobody makes again but the recovery. */
+static bool was_stopped(const struct job *job)
+{
+    return job->entry->action == ACTION_RECREATE && recovery_has_data(job->run) && strcmp(job->id.kind, "Pod") == 0 && !job->id.group[0];
+}
+
 /* The same, of what is not there since a controller died before it had made it again. */
 static int put_noted_back(const struct job *job, int code, struct error *err)
 {
@@ -265,8 +294,12 @@ static int put_noted_back(const struct job *job, int code, struct error *err)
     }
     if (r == 0)
         return put_back(job, former, code, err);
+    if (r == -ENOENT)
+        return was_stopped(job) ? error_context(err, "it was stopped so that its volumes could be put back, and is not there now; see to what refuses it, and make the "
+                                                     "recovery to this point again, which makes it")
+                                : code;
     struct error why = *err;
-    return r == -ENOENT ? code : error_set(err, code, "%.1000s; and what was there could not be made again, and is gone: %.500s", why.message, failure.message);
+    return error_set(err, code, "%.1000s; and what was there could not be made again, and is gone: %.500s", why.message, failure.message);
 }
 
 /* Nothing is deleted that would be refused then: the server is asked beforehand, with all that stands at its door. What the one that is there
@@ -399,8 +432,11 @@ static int prepare(struct job *job, bool exists, json_t **ret, struct error *err
     int r;
     job->hidden = false;
     {
+        _cleanup_json_ json_t *wanted = NULL;
         MUTEX_GUARD(guard, job->mutex);
-        r = restore_prepare(json_object_get(job->run->wanted, job->entry->name), job->run->mode, exists, ret, reason, err);
+        r = recovery_get_wanted(job->run, job->entry->name, &wanted, err);
+        if (r == 0)
+            r = restore_prepare(wanted, job->run->mode, exists, ret, reason, err);
     }
     if (r == 0 && *ret)
         r = restore_owners(*ret, uid_of, job, &dropped, err);

@@ -194,7 +194,8 @@ int recovery_plan_reconcilers(struct recovery_run *run, const char **ret_reason,
         if (r == 0)
             r = judge(run, one, err);
     }
-    recovery_keep_suspended(run);
+    if (r == 0)
+        r = recovery_keep_suspended(run, err);
     if (r < 0 || json_is_true(json_object_get(run->spec, "force")) ||
         json_is_true(json_object_get(run->spec, "dryRun")))
         return r;
@@ -336,10 +337,21 @@ int recovery_suspend(struct recovery_run *run, struct error *err)
     return 0;
 }
 
-void recovery_keep_suspended(struct recovery_run *run)
+static int keep_suspended(struct recovery_run *run, const json_t *one, const char *name, const char *by,
+                          struct error *err)
+{
+    _cleanup_json_ json_t *wanted = NULL;
+    int r = recovery_get_wanted(run, name, &wanted, err);
+    if (r < 0)
+        return r;
+    (void)reconciler_suspend(reconciler_named(json_text(one, "reconciler")), wanted, by);
+    return recovery_put_wanted(run, name, wanted, err);
+}
+
+int recovery_keep_suspended(struct recovery_run *run, struct error *err)
 {
     size_t i;
-    json_t *one, *wanted;
+    json_t *one, *unused_outline;
     const char *name;
     char by[400];
     name_of_run(run, by);
@@ -350,14 +362,17 @@ void recovery_keep_suspended(struct recovery_run *run)
         if ((!has_state(one, "ToSuspend") && !has_state(one, "Suspended")) ||
             object_id_parse(json_text(one, "object"), &id, &unused) < 0)
             continue;
-        json_object_foreach(run->wanted, name, wanted)
+        json_object_foreach(run->wanted, name, unused_outline)
         {
-            if (object_id_parse(name, &its, &unused) == 0 && strcmp(its.group, id.group) == 0 &&
-                strcmp(its.kind, id.kind) == 0 && strcmp(its.namespace, id.namespace) == 0 &&
-                strcmp(its.name, id.name) == 0)
-                (void)reconciler_suspend(reconciler_named(json_text(one, "reconciler")), wanted, by);
+            bool is_it = object_id_parse(name, &its, &unused) == 0 && strcmp(its.group, id.group) == 0 &&
+                         strcmp(its.kind, id.kind) == 0 && strcmp(its.namespace, id.namespace) == 0 &&
+                         strcmp(its.name, id.name) == 0;
+            int r = is_it ? keep_suspended(run, one, name, by, err) : 0;
+            if (r < 0)
+                return r;
         }
     }
+    return 0;
 }
 
 int recovery_let_go(struct recovery_run *run, bool all, struct error *err)

@@ -48,10 +48,12 @@ struct recovery_run {
     enum restore_mode mode;
     char application[254], source_namespace[64],
         target_namespace[64]; /* copies: the Recovery is replaced at each write */
-    json_t *wanted;           /* set of the point, transformed, to be put into the target */
+    json_t
+        *wanted; /* set of the point, transformed, to be put into the target: outlines (recovery_objects.c) */
+    struct object_shelf *wanted_whole, *live_whole;
     json_t *order;            /* objects_order(wanted) */
     bool target_missing;      /* the target namespace, when the plan was made */
-    json_t *live;             /* while it is planned: {journal name: raw object} of the target namespace */
+    json_t *live; /* while it is planned: {journal name: outline of the raw object} of the target namespace */
     struct recovery_entry *entries;
     size_t entry_count;
     int waves;      /* highest wave */
@@ -85,6 +87,22 @@ int recovery_save_plan(struct recovery_run *run, int wave, struct error *err);
 /* -ENOENT: there is none. */
 int recovery_load_plan(struct recovery_run *run, struct error *err);
 
+/* ---- recovery_objects.c ---- */
+/* Puts the object into run->wanted as an outline, the whole one away; in the place of one of the name. */
+int recovery_put_wanted(struct recovery_run *run, const char *name, json_t *object, struct error *err);
+/* The whole object; the caller owns it. -ENOENT. May be called by several threads, but that nobody changes
+ * run->wanted. */
+int recovery_get_wanted(const struct recovery_run *run, const char *name, json_t **ret, struct error *err);
+/* All of them, whole, out of run->wanted; and back, which empties the set. What is changed of all together
+ * needs them so. */
+int recovery_take_wanted(struct recovery_run *run, json_t **ret, struct error *err);
+int recovery_give_wanted(struct recovery_run *run, json_t *whole, struct error *err);
+/* Outlines of what is in the target namespace. */
+int recovery_list_live(struct recovery_run *run, json_t *array, struct error *err);
+/* The whole one, of a name in run->live; the caller owns it. */
+int recovery_get_live(const struct recovery_run *run, const char *name, json_t **ret, struct error *err);
+void recovery_forget_live(struct recovery_run *run);
+
 /* ---- recovery_plan.c ---- */
 /* Reads the objects of the point and puts them in order: run->wanted, run->order. *ret_reason (static): the
  * condition's reason when it fails. */
@@ -112,7 +130,7 @@ bool recovery_has_reconcilers(const struct recovery_run *run);
 /* Those that the plan says. */
 int recovery_suspend(struct recovery_run *run, struct error *err);
 /* What is suspended and part of the application itself is put back suspended. */
-void recovery_keep_suspended(struct recovery_run *run);
+int recovery_keep_suspended(struct recovery_run *run, struct error *err);
 /* Lets those go on that this recovery suspended: all, or only those that have nothing to do with Git. */
 int recovery_let_go(struct recovery_run *run, bool all, struct error *err);
 

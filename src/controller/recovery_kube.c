@@ -15,8 +15,9 @@
 
 #define MANAGER "tidemark-recovery"
 enum {
-    KINDS_AGAIN_MS = 300,    /* between two discoveries */
-    OTHERS_TIMEOUT_MS = 8000 /* for a list of somebody else's kind */
+    KINDS_AGAIN_MS = 300,     /* between two discoveries */
+    OTHERS_TIMEOUT_MS = 8000, /* for a list of somebody else's kind */
+    LIST_OBJECTS = 100        /* at a time: of each only an outline is kept */
 };
 
 const struct kube_resource controller_recoveries = {"tidemark.io", "v1alpha1", "recoveries",
@@ -293,12 +294,29 @@ static int remove_object(void *context, const char *name, const char *uid, const
     return r == -ENOENT ? 0 : r;
 }
 
-static int add_items(void *context, json_t *items, bool first, struct error *err)
+struct listing {
+    json_t *kept; /* of one kind */
+    recovery_keep keep;
+    void *keep_context;
+};
+
+static int keep_items(void *context, json_t *items, bool first, struct error *err)
 {
-    json_t *chunk = context;
+    const struct listing *l = context;
+    size_t i;
+    json_t *item;
     if (first)
-        json_array_clear(chunk);
-    return json_array_extend(chunk, items) < 0 ? error_set(err, -ENOMEM, "out of memory") : 0;
+        json_array_clear(l->kept);
+    json_array_foreach(items, i, item)
+    {
+        json_t *kept = l->keep ? NULL : json_incref(item);
+        int r = l->keep ? l->keep(l->keep_context, item, &kept, err) : 0;
+        if (r < 0)
+            return r;
+        if (json_array_append_new(l->kept, kept) < 0)
+            return error_set(err, -ENOMEM, "out of memory");
+    }
+    return 0;
 }
 
 /* Somebody else's kind whose server or conversion webhook is broken, by a bad release say, must not keep all the rest from being put
@@ -334,7 +352,8 @@ static int copy_kinds(struct recovery_kube *k, struct kube_resource **ret, size_
 
 /* What somebody may not list she may not put back either: it is passed over, and each such object fails by
  * itself. */
-static int list(void *context, const char *namespace, json_t *array, struct error *err)
+static int list(void *context, const char *namespace, recovery_keep keep, void *keep_context, json_t *array,
+                struct error *err)
 {
     struct recovery_kube *k = context;
     _cleanup_free_ struct kube_resource *kinds = NULL;
@@ -346,12 +365,15 @@ static int list(void *context, const char *namespace, json_t *array, struct erro
         const struct kube_resource *resource = &kinds[i];
         struct kube_status status = {0};
         const struct kube_target target = {.resource = resource, .namespace = namespace, .as = &k->user, .status = &status};
-        const struct kube_list_options options = {.timeout_ms = object_group_is_builtin(resource->group) ? 0 : OTHERS_TIMEOUT_MS};
+        const struct kube_list_options options = {
+            .limit = LIST_OBJECTS,
+            .timeout_ms = object_group_is_builtin(resource->group) ? 0 : OTHERS_TIMEOUT_MS};
         _cleanup_json_ json_t *chunk = json_array();
+        struct listing listing = {chunk, keep, keep_context};
         if (!resource->namespaced || !(resource->verbs & KUBE_VERB_LIST) ||
             !(resource->verbs & KUBE_VERB_DELETE) || (strcmp(resource->kind, "Event") == 0))
             continue;
-        int r = kube_list(k->client, &target, &options, add_items, chunk, NULL, err);
+        int r = kube_list(k->client, &target, &options, keep_items, &listing, NULL, err);
         json_decref(status.details);
         bool broken = is_broken(resource, r, status.code);
         if (broken)

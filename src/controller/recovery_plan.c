@@ -81,7 +81,7 @@ static int rename_cluster_bindings(struct recovery_run *run, json_t *transforms)
 static int transform_wanted(struct recovery_run *run, struct error *err)
 {
     bool moved = strcmp(run->source_namespace, run->target_namespace) != 0;
-    _cleanup_json_ json_t *transforms = json_array(), *out = NULL;
+    _cleanup_json_ json_t *transforms = json_array(), *whole = NULL, *out = NULL;
     json_t *asked = json_object_get(run->spec, "transforms");
     /* What the user wrote is about the application as she knows it; then it moves. */
     if (!transforms || (asked && json_array_extend(transforms, asked) < 0))
@@ -94,12 +94,13 @@ static int transform_wanted(struct recovery_run *run, struct error *err)
         return error_set(err, -ENOMEM, "out of memory");
     if (json_array_size(transforms) == 0)
         return 0;
-    int r = transforms_apply(run->wanted, transforms, &out, NULL, err);
+    int r = recovery_take_wanted(run, &whole, err);
+    if (r == 0)
+        r = transforms_apply_to(whole, transforms, &out, NULL, err);
     if (r < 0)
         return r;
-    json_decref(run->wanted);
-    run->wanted = take_ptr(out);
-    return 0;
+    json_decref(take_ptr(whole));
+    return recovery_give_wanted(run, out, err);
 }
 
 /* A namespace that is gone is made again even when the journal has only what was in it; a clone's may be
@@ -109,19 +110,20 @@ static int complete_wanted(struct recovery_run *run, struct error *err)
     char name[OBJECT_NAME_BYTES];
     struct object_id id = {
         .group = "", .version = "v1", .kind = "Namespace", .namespace = "", .name = run->target_namespace};
+    _cleanup_json_ json_t *added = json_object();
     int r = object_journal_name(&id, name, err);
     if (r < 0)
         return r;
     if (run->mode != RESTORE_REWIND && !json_object_get(run->wanted, name)) {
         _cleanup_json_ json_t *made = json_pack("{s:s, s:s, s:{s:s}}", "apiVersion", "v1", "kind",
                                                 "Namespace", "metadata", "name", run->target_namespace);
-        r = objects_add(run->wanted, made, NULL, err);
+        r = objects_add(added, made, NULL, err);
     }
     if (r == 0 && json_is_true(json_object_get(run->spec, "isolated"))) {
         _cleanup_json_ json_t *policy = restore_isolation_policy(run->target_namespace);
-        r = objects_add(run->wanted, policy, NULL, err);
+        r = objects_add(added, policy, NULL, err);
     }
-    return r;
+    return r == 0 ? recovery_give_wanted(run, added, err) : r;
 }
 
 /* A definition may have got other versions since the point. */
@@ -148,33 +150,38 @@ static int version_of_now(struct recovery_run *run, json_t *known, const struct 
     return 0;
 }
 
-static int move_to_version(struct recovery_run *run, const struct object_id *id, const char *name, const char *version,
-                           json_t *out, struct error *err)
+static int move_to_version(struct recovery_run *run, const struct object_id *id, const char *name,
+                           const char *version, struct error *err)
 {
     struct object_id moved = *id;
     char fresh[OBJECT_NAME_BYTES];
     _cleanup_free_ char *api_version = NULL;
-    json_t *object = json_object_get(run->wanted, name);
+    _cleanup_json_ json_t *object = NULL;
     moved.group = id->group;
     moved.version = version;
     int r = object_journal_name(&moved, fresh, err);
+    if (r == 0)
+        r = recovery_get_wanted(run, name, &object, err);
     if (r < 0)
         return r;
     if (asprintf(&api_version, "%s%s%s", id->group, id->group[0] ? "/" : "", version) < 0 ||
-        json_object_set_new(object, "apiVersion", json_string(api_version)) < 0 || json_object_set(out, fresh, object) < 0)
+        json_object_set_new(object, "apiVersion", json_string(api_version)) < 0)
         return error_set(err, -ENOMEM, "out of memory");
-    return 0;
+    r = recovery_put_wanted(run, fresh, object, err);
+    if (r == 0)
+        json_object_del(run->wanted, name);
+    return r;
 }
 
 static int translate_wanted(struct recovery_run *run, struct error *err)
 {
-    _cleanup_json_ json_t *known = json_object(), *out = json_object();
+    _cleanup_json_ json_t *known = json_object(), *as_was = json_copy(run->wanted);
     const char *name;
-    json_t *object;
-    int r = known && out ? 0 : error_set(err, -ENOMEM, "out of memory");
+    json_t *unused;
+    int r = known && as_was ? 0 : error_set(err, -ENOMEM, "out of memory");
     if (!run->c->cluster->serves)
         return r;
-    json_object_foreach(run->wanted, name, object)
+    json_object_foreach(as_was, name, unused)
     {
         struct object_id id;
         const char *version;
@@ -183,15 +190,14 @@ static int translate_wanted(struct recovery_run *run, struct error *err)
         if (r == 0)
             r = version_of_now(run, known, &id, &version, err);
         if (r == 0 && strcmp(version, id.version) != 0)
-            r = move_to_version(run, &id, name, version, out, err);
-        else if (r == 0 && json_object_set(out, name, object) < 0)
-            r = error_set(err, -ENOMEM, "out of memory");
-    }
-    if (r == 0) {
-        json_decref(run->wanted);
-        run->wanted = take_ptr(out);
+            r = move_to_version(run, &id, name, version, err);
     }
     return r;
+}
+
+static int read_one(void *context, const char *name, json_t *object, struct error *err)
+{
+    return recovery_put_wanted(context, name, object, err);
 }
 
 int recovery_read_wanted(struct recovery_run *run, const char **ret_reason, struct error *err)
@@ -199,9 +205,11 @@ int recovery_read_wanted(struct recovery_run *run, const char **ret_reason, stru
     struct recovery_point found;
     char point[RECOVERY_POINT_BYTES];
     int r = recovery_resolve_point(run, point, ret_reason, err);
+    if (r == 0 && !(run->wanted = json_object()))
+        r = error_set(err, -ENOMEM, "out of memory");
     if (r == 0)
         r = run->c->source->objects(run->c->source_context, run->source_namespace, run->application, point,
-                                    &run->wanted, &found, err);
+                                    read_one, run, &found, err);
     if (r == 0)
         r = recovery_note_point(run, &found, err);
     if (r < 0)
@@ -219,8 +227,8 @@ int recovery_read_wanted(struct recovery_run *run, const char **ret_reason, stru
         return r;
     }
     *ret_reason = "OrderFailed";
-    recovery_keep_suspended(run);
-    return objects_order(run->wanted, &run->order, err);
+    r = recovery_keep_suspended(run, err);
+    return r < 0 ? r : objects_order(run->wanted, &run->order, err);
 }
 
 /* ---- what stands against it ---- */
@@ -382,16 +390,16 @@ static json_t *by_name(const json_t *array)
     return raw;
 }
 
-/* Raw object of the same kind and name, whatever version the list came in. */
-static const json_t *live_of(const json_t *raw, const json_t *index, const char *name)
+/* The journal name of the object of the same kind and name that is there, whatever version the list came in;
+ * or NULL. */
+static const char *live_name_of(const json_t *index, const char *name)
 {
     struct object_id id;
     struct error unused = ERROR_INIT;
     if (object_id_parse(name, &id, &unused) < 0)
         return NULL;
     struct reference r = {.group = id.group, .kind = id.kind, .namespace = id.namespace, .name = id.name};
-    const char *found = references_find(index, &r);
-    return found ? json_object_get(raw, found) : NULL;
+    return references_find(index, &r);
 }
 
 /* Endpoints of a Service that selects pods are the control plane's, although older ones do not say so: addresses of pods that are gone
@@ -442,38 +450,22 @@ static int plan_ended(struct recovery_run *run, int wave, const char *name, cons
     return r < 0 ? r : 1;
 }
 
-static int plan_object(struct recovery_run *run, int wave, const char *name, const json_t *live, const json_t *holders,
-                       struct error *err)
+/* Of one that has to be compared with what is there, both whole. */
+static int plan_compared(struct recovery_run *run, int wave, const char *name, const json_t *live,
+                         const json_t *holders, struct error *err)
 {
     char reason[RESTORE_REASON_BYTES], field[RESTORE_REASON_BYTES];
-    _cleanup_json_ json_t *prepared = NULL, *normal = NULL;
-    struct object_id id;
-    bool leaves = json_object_get(json_object_get(live, "metadata"), "deletionTimestamp");
-    int r = object_id_parse(name, &id, err);
-    if (r == 0)
-        r = restore_prepare(json_object_get(run->wanted, name), run->mode, live && !leaves, &prepared, reason,
-                            err);
-    if (r < 0)
-        return r;
-    if (prepared && opens_isolation(run, &id))
-        return recovery_add_entry(run, ACTION_SKIP, wave, name, "the clone is isolated, and this would let through what that stops", NULL, err);
-    if (prepared && are_of_selector(run->wanted, &id))
-        return recovery_add_entry(run, ACTION_SKIP, wave, name, of_selector, NULL, err);
-    if (!prepared)
-        return recovery_add_entry(run, ACTION_SKIP, wave, name, reason, NULL, err);
-    if (!live)
-        return recovery_add_entry(run, ACTION_CREATE, wave, name, NULL, NULL, err);
-    if (!id.namespace[0]) /* R6 */
-        return recovery_add_entry(run, ACTION_SKIP, wave, name, "it is there, and others may use it", NULL,
-                                  err);
-    if (leaves)
-        return recovery_add_entry(run, ACTION_RECREATE, wave, name, "it is being deleted", NULL, err);
-    r = object_normalize(live, &normal, err);
+    _cleanup_json_ json_t *wanted = NULL, *prepared = NULL, *normal = NULL;
+    int r = object_normalize(live, &normal, err);
     if (r == -EFBIG) { /* it has grown beyond what can be compared: to put it back is tried, and has a verdict */
         snprintf(reason, sizeof reason, "%.*s", (int)sizeof reason - 1, err->message);
         *err = ERROR_INIT;
         return recovery_add_entry(run, ACTION_CHANGE, wave, name, reason, NULL, err);
     }
+    if (r == 0)
+        r = recovery_get_wanted(run, name, &wanted, err);
+    if (r == 0)
+        r = restore_prepare(wanted, run->mode, true, &prepared, reason, err);
     if (r < 0)
         return r;
     const char *grown = restore_adopt_claim(prepared, normal) ? "a volume that has grown stays as large as it is: " : NULL;
@@ -495,6 +487,39 @@ static int plan_object(struct recovery_run *run, int wave, const char *name, con
         return recovery_add_entry(run, ACTION_CHANGE, wave, name, grown, NULL, err);
     snprintf(reason, sizeof reason, "%.200s cannot be changed", field);
     return recovery_add_entry(run, ACTION_RECREATE, wave, name, reason, NULL, err);
+}
+
+/* `live`: outline of the one that is there, `live_name` in run->live; or NULL. */
+static int plan_object(struct recovery_run *run, int wave, const char *name, const char *live_name,
+                       const json_t *live, const json_t *holders, struct error *err)
+{
+    char reason[RESTORE_REASON_BYTES];
+    _cleanup_json_ json_t *prepared = NULL, *whole = NULL;
+    struct object_id id;
+    bool leaves = json_object_get(json_object_get(live, "metadata"), "deletionTimestamp");
+    int r = object_id_parse(name, &id, err);
+    if (r == 0)
+        r = restore_prepare(json_object_get(run->wanted, name), run->mode, live && !leaves, &prepared, reason,
+                            err);
+    if (r < 0)
+        return r;
+    if (prepared && opens_isolation(run, &id))
+        return recovery_add_entry(run, ACTION_SKIP, wave, name,
+                                  "the clone is isolated, and this would let through what that stops", NULL,
+                                  err);
+    if (prepared && are_of_selector(run->wanted, &id))
+        return recovery_add_entry(run, ACTION_SKIP, wave, name, of_selector, NULL, err);
+    if (!prepared)
+        return recovery_add_entry(run, ACTION_SKIP, wave, name, reason, NULL, err);
+    if (!live)
+        return recovery_add_entry(run, ACTION_CREATE, wave, name, NULL, NULL, err);
+    if (!id.namespace[0]) /* R6 */
+        return recovery_add_entry(run, ACTION_SKIP, wave, name, "it is there, and others may use it", NULL,
+                                  err);
+    if (leaves)
+        return recovery_add_entry(run, ACTION_RECREATE, wave, name, "it is being deleted", NULL, err);
+    r = recovery_get_live(run, live_name, &whole, err);
+    return r == 0 ? plan_compared(run, wave, name, whole, holders, err) : r;
 }
 
 /* {uid: claim} of what has claims, and of the owners of that: with it they would be deleted. A pod's ephemeral ones are
@@ -649,8 +674,9 @@ static json_int_t owner_made_again(const json_t *object, const json_t *names)
 }
 
 /* Whether an owner of that name is there, and is another one than it names: the garbage collector is about to find out. */
-static bool owner_was_made_again(const struct recovery_run *run, const json_t *index, const json_t *live)
+static bool owner_was_made_again(const struct recovery_run *run, const json_t *index, const char *name)
 {
+    const json_t *live = name ? json_object_get(run->live, name) : NULL;
     size_t i;
     json_t *owner;
     json_array_foreach(json_object_get(json_object_get(live, "metadata"), "ownerReferences"), i, owner)
@@ -694,7 +720,7 @@ int recovery_plan_owned(struct recovery_run *run, struct error *err)
         struct recovery_entry *e = &run->entries[i];
         if (e->action == ACTION_SAME && owner_made_again(json_object_get(run->wanted, e->name), names) >= 0)
             r = change_owned(e, "its owner is made again", err);
-        else if (e->action == ACTION_SAME && owner_was_made_again(run, index, live_of(run->live, index, e->name)))
+        else if (e->action == ACTION_SAME && owner_was_made_again(run, index, live_name_of(index, e->name)))
             r = change_owned(e, "its owner was made again", err);
         counts[e->action]++;
     }
@@ -725,10 +751,9 @@ int recovery_make_plan(struct recovery_run *run, struct error *err)
     recovery_free_entries(run);
     /* Whatever belongs to the application: an object of a wanted name may be there without the mark. In a namespace that is
      * not there is nothing, and to ask for each kind would be most requests of a small restore. */
-    int r = run->target_missing ? 0 : run->c->cluster->list(run->c->cluster_context, run->target_namespace, array, err);
+    int r = run->target_missing ? 0 : recovery_list_live(run, array, err);
     if (r < 0)
         return r;
-    json_decref(run->live);
     raw = run->live = by_name(array);
     index = references_index(raw);
     holders = claim_holders(array); /* before others' are taken out */
@@ -744,7 +769,8 @@ int recovery_make_plan(struct recovery_run *run, struct error *err)
         json_array_foreach(json_object_get(wave, "objects"), k, name)
         {
             const char *text = json_string_value(name);
-            const json_t *live = live_of(raw, index, text);
+            const char *live_name = live_name_of(index, text);
+            const json_t *live = live_name ? json_object_get(raw, live_name) : NULL;
             _cleanup_json_ json_t *cluster_scoped = NULL;
             if (r == 0 && strstr(text, "/_/")) {
                 r = run->c->cluster->get(run->c->cluster_context, text, &cluster_scoped, err);
@@ -752,7 +778,7 @@ int recovery_make_plan(struct recovery_run *run, struct error *err)
                 r = r == -ENOENT ? 0 : r;
             }
             if (r == 0)
-                r = plan_object(run, (int)i + 1, text, live, holders, err);
+                r = plan_object(run, (int)i + 1, text, live_name, live, holders, err);
             if (r == 0)
                 put_limits_first(run);
         }

@@ -15,14 +15,15 @@
 #define FOLLOW_MS 5000u /* a clone that is still being copied is looked at */
 
 static int objects(void *context, const char *namespace, const char *application, const char *text,
-                   json_t **ret_set, struct recovery_point *ret_point, struct error *err)
+                   recovery_visit visit, void *visit_context, struct recovery_point *ret_point,
+                   struct error *err)
 {
     struct controller *c = context;
     struct point point;
     struct journal_point found;
     int r = point_parse(text, &point, err);
     if (r == 0) /* what was seen before it was asked for counts */
-        r = object_store_read(c->store, namespace, application, &point, ret_set, &found, err);
+        r = object_store_visit(c->store, namespace, application, &point, visit, visit_context, &found, err);
     if (r < 0)
         return r;
     *ret_point = (struct recovery_point){.lsn = found.lsn.n, .realtime_ns = found.realtime_ns};
@@ -210,6 +211,7 @@ int recovery_reconcile(struct controller *c, const char *namespace, const char *
                                              .source_context = c,
                                              .data = c->data ? &recovery_streams_ops : NULL,
                                              .data_context = c,
+                                             .directory = object_store_directory(c->store),
                                              .sealing = &c->sealing,
                                              .log = c->log};
     if (r == -EPERM || r == -EACCES) {

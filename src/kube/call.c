@@ -14,6 +14,7 @@
 
 struct transfer {
     struct kube_buffer body;
+    size_t limit_bytes;
     bool too_large, no_memory;
     long code;
     unsigned retry_after_s;
@@ -28,7 +29,7 @@ static void cleanup_headers(struct curl_slist **list)
 static size_t receive(char *data, size_t size, size_t count, void *context)
 {
     struct transfer *t = context;
-    if (size * count > KUBE_BODY_LIMIT_BYTES - t->body.length_bytes) {
+    if (size * count > t->limit_bytes - t->body.length_bytes) {
         t->too_large = true;
         return 0;
     }
@@ -137,8 +138,8 @@ static int perform(struct kube_client *client, CURL *curl, const struct kube_req
     curl_easy_setopt(curl, CURLOPT_HTTP_VERSION, (long)CURL_HTTP_VERSION_1_1);
     CURLcode code = curl_easy_perform(curl);
     if (t->too_large)
-        return error_set(err, -EFBIG, "%s %s: the answer is larger than %u bytes", q->method, q->path,
-                         KUBE_BODY_LIMIT_BYTES);
+        return error_set(err, -EFBIG, "%s %s: the answer is larger than %zu bytes", q->method, q->path,
+                         t->limit_bytes);
     if (t->no_memory)
         return error_errno(err, -ENOMEM, "%s %s", q->method, q->path);
     if (code != CURLE_OK)
@@ -204,7 +205,7 @@ int kube_call(struct kube_client *client, const struct kube_request *q, json_t *
     if (q->body && !(text = json_to_text(q->body)))
         return error_errno(err, -ENOMEM, "%s %s", q->method, q->path);
     for (unsigned failures = 0;; failures++) {
-        struct transfer t = {0};
+        struct transfer t = {.limit_bytes = q->limit_bytes ? q->limit_bytes : KUBE_BODY_LIMIT_BYTES};
         CURL *curl = kube_take_handle(client);
         unsigned refused = renewed ? generation : 0;
         if (!curl)

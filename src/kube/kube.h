@@ -27,6 +27,8 @@
 #define KUBE_BODY_LIMIT_BYTES (64u << 20)
 #define KUBE_TIMEOUT_MS 30000u
 #define KUBE_LIST_LIMIT 500u
+#define KUBE_LIST_PAGE_BYTES                                                                                 \
+    (8u << 20) /* a chunk of several objects that is larger is asked for in smaller ones */
 #define KUBE_REASON_BYTES 64
 #define KUBE_MAX_GROUPS 1000u /* directories put people into hundreds */
 #define KUBE_MAX_EXTRA 64u
@@ -87,6 +89,7 @@ struct kube_request {
     const struct kube_user *as;
     unsigned timeout_ms;        /* of all tries together; 0: KUBE_TIMEOUT_MS */
     bool once;                  /* no retries */
+    size_t limit_bytes;         /* of the answer: -EFBIG beyond it; 0: KUBE_BODY_LIMIT_BYTES */
     bool cuts;                  /* what is nested too deeply is cut off (json_parse_foreign_cut): one object must not keep others out */
     struct kube_status *status; /* filled, or NULL */
 };

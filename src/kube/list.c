@@ -77,6 +77,7 @@ int kube_list(struct kube_client *client, const struct kube_target *target,
                                              .query = query,
                                              .as = target->as,
                                              .timeout_ms = o->timeout_ms,
+                                             .limit_bytes = limit > 1 ? KUBE_LIST_PAGE_BYTES : 0,
                                              .cuts = true,
                                              .status = target->status};
         r = kube_call(client, &request, &page, err);

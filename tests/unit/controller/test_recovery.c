@@ -211,7 +211,8 @@ static int delete (void *context, const char *name, const char *uid, const char 
     ANSWER(0);
 }
 
-static int list(void *context, const char *namespace, json_t *array, struct error *err)
+static int list(void *context, const char *namespace, recovery_keep keep, void *keep_context, json_t *array,
+                struct error *err)
 {
     struct cluster *c = context;
     CALL(c);
@@ -222,8 +223,12 @@ static int list(void *context, const char *namespace, json_t *array, struct erro
     {
         const json_t *metadata = json_object_get(object, "metadata");
         const char *its = json_string_value(json_object_get(metadata, "namespace"));
+        json_t *copy = json_deep_copy(object), *kept = NULL;
+        if (its && strcmp(its, namespace) == 0 && keep)
+            assert_int_equal(keep(keep_context, copy, &kept, err), 0);
         if (its && strcmp(its, namespace) == 0)
-            json_array_append_new(array, json_deep_copy(object));
+            json_array_append_new(array, keep ? kept : json_incref(copy));
+        json_decref(copy);
     }
     ANSWER(0);
 }
@@ -305,9 +310,12 @@ static int read_plan(void *context, const json_t *recovery, size_t number, char 
 }
 
 static int objects_of(void *context, const char *namespace, const char *application, const char *point,
-                      json_t **ret, struct recovery_point *ret_point, struct error *err)
+                      recovery_visit visit, void *visit_context, struct recovery_point *ret_point,
+                      struct error *err)
 {
     struct cluster *c = context;
+    const char *name;
+    json_t *object;
     (void)namespace, (void)application;
     CALL(c);
     if (dead)
@@ -316,7 +324,13 @@ static int objects_of(void *context, const char *namespace, const char *applicat
         snprintf(c->objects_point, sizeof c->objects_point, "%s", point);
     if (strcmp(point, "tag:none") == 0)
         return error_set(err, -ENOENT, "there is no tag 'none'");
-    *ret = json_deep_copy(strcmp(point, "latest") == 0 ? c->latest : c->point);
+    _cleanup_json_ json_t *set = json_deep_copy(strcmp(point, "latest") == 0 ? c->latest : c->point);
+    json_object_foreach(set, name, object)
+    {
+        int r = visit ? visit(visit_context, name, object, err) : 0;
+        if (r < 0)
+            return r;
+    }
     *ret_point = (struct recovery_point){.lsn = strcmp(point, "latest") == 0 ? 99 : 41,
                                          .realtime_ns = 1795260045000000000ull};
     return 0;
@@ -2042,6 +2056,35 @@ static void what_a_policy_refuses_is_left_as_it_was(void **unused)
     tear_down(&c);
 }
 
+/* It was deleted for its volumes' sake, and no controller makes another: the one who asked has to know which, why, and what to do. */
+static void a_pod_that_was_stopped_and_is_refused_is_told(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    static const char pod[] = "apiVersion: v1\nkind: Pod\nmetadata: {name: shell, namespace: n}\ndata: {a: old}\nspec: {volumes: [{name: d, persistentVolumeClaim: {claimName: data-db-0}}]}\n";
+    char now[4096];
+    snprintf(now, sizeof now, "%s---\n%s", NOW, pod);
+    set_up(&c, now, REWIND);
+    point_has(&c, pod);
+    c.refuse_old = true;
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Failed");
+    assert_null(json_object_get(c.objects, "core/v1/Pod/n/shell"));
+    const json_t *failure = json_array_get(json_object_get(status_of(&c), "failures"), 0);
+    assert_string_equal(json_text(failure, "object"), "core/v1/Pod/n/shell");
+    assert_non_null(strstr(json_text(failure, "reason"), "it was stopped so that its volumes could be put back"));
+    assert_non_null(strstr(json_text(failure, "reason"), "make the recovery to this point again"));
+    assert_non_null(strstr(json_text(failure, "reason"), "it is old"));
+    /* As it says. */
+    c.refuse_old = false;
+    json_object_del(c.recovery, "status");
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Completed");
+    assert_non_null(json_object_get(c.objects, "core/v1/Pod/n/shell"));
+    tear_down(&c);
+}
+
 /* A controller that dies while one is made again, which is refused once it is taken over: whatever was done by then, and lost of it, one of
  * the two is there, and what became of it is told. */
 static void r7_what_is_made_again_is_never_lost(void **unused)
@@ -2261,6 +2304,7 @@ int main(void)
         cmocka_unit_test(what_belongs_to_what_is_made_again_stays),
         cmocka_unit_test(what_belongs_to_what_was_made_again_is_given_to_it),
         cmocka_unit_test(what_a_policy_refuses_is_left_as_it_was),
+        cmocka_unit_test(a_pod_that_was_stopped_and_is_refused_is_told),
         cmocka_unit_test(r7_what_is_made_again_is_never_lost),
         cmocka_unit_test(what_is_being_deleted_is_made_again),
         cmocka_unit_test(what_had_ended_does_not_run_again_and_what_ran_does),
