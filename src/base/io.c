@@ -291,12 +291,6 @@ int io_remove_tree(const char *path, struct error *err)
     return io_remove_marked_tree(path, NULL, err);
 }
 
-void *io_alloc_pages(size_t length_bytes)
-{
-    void *data = mmap(NULL, io_whole_pages(length_bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-    return data == MAP_FAILED ? NULL : data;
-}
-
 void *io_reserve_pages(size_t length_bytes)
 {
     void *data = mmap(NULL, io_whole_pages(length_bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -309,6 +303,15 @@ void io_populate(void *pages, size_t length_bytes)
         return;
     for (volatile char *at = pages, *end = at + length_bytes; at < end; at += 4096) /* before Linux 5.14 */
         *at = *at;
+}
+
+/* Not by MAP_POPULATE: after mlockall(MCL_FUTURE | MCL_ONFAULT) that leaves every page to its first touch. */
+void *io_alloc_pages(size_t length_bytes)
+{
+    void *data = io_reserve_pages(length_bytes);
+    if (data)
+        io_populate(data, io_whole_pages(length_bytes));
+    return data;
 }
 
 void io_free_pages(void *data, size_t length_bytes)

@@ -287,17 +287,36 @@ static int resolve_in_book(const struct book *b, const struct point *point, stru
     return 0;
 }
 
+static bool is_asked_later(const struct journal *j, const struct point *point, const struct journal_point *found)
+{
+    uint64_t asked = point->kind == POINT_TIME ? point->realtime_ns : clock_realtime_ns(j->clock) - point->ago_ns;
+    return (point->kind == POINT_TIME || point->kind == POINT_AGO) && asked > found->realtime_ns;
+}
+
 /* A time after the last point before a gap: what was written in the gap may have come before it. */
 static void note_gap(struct journal *j, const struct point *point, struct journal_point *found)
 {
-    uint64_t asked = point->kind == POINT_TIME ? point->realtime_ns : clock_realtime_ns(j->clock) - point->ago_ns;
-    if ((point->kind != POINT_TIME && point->kind != POINT_AGO) || asked <= found->realtime_ns || found->note[0])
+    if (!is_asked_later(j, point, found) || found->note[0])
         return;
     MUTEX_GUARD(guard, &j->mutex);
     for (size_t i = 0; i < j->manifest.refused_count; i++)
         if (j->manifest.refused[i].low.n == found->lsn.n)
             snprintf(found->note, sizeof found->note,
                      "a gap follows this point: writes that were not journaled may have come before the time that was asked for");
+}
+
+/* A time between two points that thinning kept: what was written after the first of them may have come before it. */
+static void note_thinned(const struct book *b, const struct point *point, struct journal_point *found)
+{
+    struct error ignored;
+    struct lsn after, next = {found->lsn.n + 1};
+    size_t i = thinned_around(&b->manifest, next);
+    if (i == 0 || !is_asked_later(b->j, point, found) || found->note[0])
+        return;
+    if (next_point(b, i - 1, found->lsn, &after, &ignored) == 0 && after.n > next.n)
+        snprintf(found->note, sizeof found->note,
+                 "the history is thinned there: this is the last point kept before that time, the next one is LSN %llu",
+                 (unsigned long long)after.n);
 }
 
 /* What it tells is durable, as far as the journal goes on. */
@@ -315,15 +334,18 @@ static int resolve(struct journal *j, const struct point *point, bool *unreadabl
     if (r < 0)
         return r;
     r = resolve_in_book(&book, point, &found, err);
-    book_release(&book);
     if (r == 0 && unreadable && *unreadable && (point->kind != POINT_LSN || found.lsn.n != point->lsn.n))
         snprintf(found.note, sizeof found.note,
                  "part of the history there cannot be read: the last point before it that is known is taken");
     if (r == 0)
         r = history_check_refused(j, point->kind == POINT_LSN ? point->lsn : found.lsn, err);
+    if (r == 0) {
+        note_gap(j, point, &found);
+        note_thinned(&book, point, &found);
+    }
+    book_release(&book);
     if (r < 0)
         return r;
-    note_gap(j, point, &found);
     *ret = found;
     return r;
 }

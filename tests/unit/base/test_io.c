@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 
 #include "base/cleanup.h"
@@ -187,6 +188,24 @@ static void pages(void **unused)
     io_free_pages(NULL, 1);
 }
 
+/* MAP_POPULATE does nothing where pages are locked when they are touched: an engine that was killed while the kernel
+ * copied a request to such a page failed that request. */
+static void pages_are_there_where_they_are_locked_on_fault(void **unused)
+{
+    enum { LENGTH = 64 << 10 };
+    unsigned char there[LENGTH / 4096];
+    (void)unused;
+    if (mlockall(MCL_FUTURE | MCL_ONFAULT) < 0)
+        skip();
+    unsigned char *p = io_alloc_pages(LENGTH);
+    assert_int_equal(munlockall(), 0);
+    assert_non_null(p);
+    assert_int_equal(mincore(p, LENGTH, there), 0);
+    for (size_t i = 0; i < sizeof there; i++)
+        assert_true(there[i] & 1);
+    io_free_pages(p, LENGTH);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -197,6 +216,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(the_mark_of_a_tree_goes_last, setup, teardown),
         cmocka_unit_test_setup_teardown(what_somebody_else_made_is_not_opened, setup, teardown),
         cmocka_unit_test(pages),
+        cmocka_unit_test(pages_are_there_where_they_are_locked_on_fault),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -212,7 +212,7 @@ static void the_newest_time_is_known_after_an_end_in_order(void **unused)
     check_ok(journal_close(journal, &err));
 }
 
-/* What the ransomware signal remembers is an LSN: once it was thinned away, the last point before it is what is asked for. */
+/* What the ransomware signal remembers is an LSN: once it was thinned away, the last point before it is what is asked for. So it is of a time. */
 static void the_last_point_before_an_lsn_that_was_thinned_away(void **unused)
 {
     (void)unused;
@@ -234,6 +234,12 @@ static void the_last_point_before_an_lsn_that_was_thinned_away(void **unused)
         struct point point = {.kind = POINT_LSN, .lsn = found.lsn};
         assert_int_equal(found.note[0] != '\0', found.lsn.n != points[i].lsn);
         check_ok(journal_resolve(journal, &point, &found, &err)); /* it can be opened */
+        point = (struct point){.kind = POINT_TIME, .realtime_ns = points[i].time_ns};
+        check_ok(journal_resolve(journal, &point, &found, &err));
+        if (found.lsn.n == points[i].lsn)
+            assert_string_equal(found.note, "");
+        else /* who asks for this time is told that it is not what is opened */
+            assert_non_null(strstr(found.note, "thinned"));
     }
     assert_true(thinned > WRITES / 2);
     check_ok(journal_drop(journal, (struct lsn){points[WRITES - 1].lsn}, &err));
