@@ -56,15 +56,17 @@ static void unmount_dead(struct application *application, const char *device)
         log_warning(application->control->log, "%s: detached %s, whose device was dead", application->name, target);
 }
 
-static void clear_fuse(struct application *application, size_t i)
+/* Whoever uses several of them lets go of all: none is waited for after `deadline_ns` (boottime). */
+static void clear_fuse(struct application *application, size_t i, uint64_t deadline_ns)
 {
     struct error err = ERROR_INIT;
     char path[PATH_MAX], device[LOOP_DEVICE_BYTES];
     if (fuse_file(application, i, path, &err) < 0)
         return;
     if (loop_find(path, device, &err) == 0) {
+        uint64_t now_ns = clock_boottime_ns(clock_system());
         unmount_dead(application, device);
-        if (loop_detach(device, LOOP_DETACH_TIMEOUT_MS, true, &err) < 0)
+        if (loop_detach(device, now_ns < deadline_ns ? (unsigned)((deadline_ns - now_ns) / NS_PER_MS) : 0, true, &err) < 0)
             log_warning(application->control->log, "%s: %s", application->name, err.message);
     }
     *strrchr(path, '/') = '\0';
@@ -99,10 +101,14 @@ void application_clear_remains(struct application *application)
         application_path(application, word, &err, "engine.json") == 0 &&
         process_adopt(path, word, &engine) == 0)
         process_stop(&engine, ENGINE_END_TIMEOUT_MS);
+    const uint64_t deadline_ns = clock_boottime_ns(clock_system()) + LOOP_DETACH_TIMEOUT_MS * NS_PER_MS;
     for (size_t n = application->spec->volume_count; n-- > 0;) {
         if (application->spec->export == APP_EXPORT_NBD)
             continue;
-        (application->spec->export == APP_EXPORT_UBLK ? clear_ublk : clear_fuse)(application, n);
+        if (application->spec->export == APP_EXPORT_UBLK)
+            clear_ublk(application, n);
+        else
+            clear_fuse(application, n, deadline_ns);
         set_device(application, n, "");
         set_mounted(application, n, false);
     }

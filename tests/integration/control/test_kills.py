@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """fio --verify on an application's volume while its processes are killed or replaced: I/O goes on without an error, the data is
 right, and `tidemark up` takes over what it finds. Needs root, /dev/fuse, loop devices and fio (skipped without)."""
+import datetime
 import os
 import shutil
 import signal
@@ -10,7 +11,7 @@ import sys
 import unittest
 
 sys.path.insert(0, os.path.dirname(__file__))
-from stand import BUILD, ApiError, Load, Stand, until  # noqa: E402
+from stand import BUILD, ApiError, Load, Stand, content, until  # noqa: E402
 
 PROGRAMS = ("src/engine/tidemark-engine", "src/export/tidemark-holder")
 
@@ -94,6 +95,29 @@ class Kills(Base):
         self.fio.is_right()
         self.ends_well()
         self.assertNotEqual(s.status()["engine_pid"], engine)
+
+
+    def test_devices_that_are_still_used_are_waited_for_together(self):
+        """All of it was killed, and somebody has the devices open: `up` waits for that once, not once for each volume."""
+        s = self.start()
+        s.apply(s.yaml(volumes=("data", "wal", "more")))
+        status = s.status()
+        held = [os.open(v["device"], os.O_RDONLY) for v in status["volumes"]]
+        try:
+            s.stop(signal.SIGKILL)
+            for pid in (int(s.read("s/apps/shop/holder.pid")), status["engine_pid"]):
+                os.kill(pid, signal.SIGKILL)
+            self.start()
+            self.assertEqual(s.status()["state"], "protected")
+            with open(s.log, encoding="utf-8") as f:
+                told = [datetime.datetime.fromisoformat(line.split()[0]) for line in f if "cannot detach /dev/loop" in line]
+            self.assertEqual(len(told), 3)
+            self.assertLess(told[-1] - told[0], datetime.timedelta(seconds=8))  # it waits 10 s
+            for v in s.status()["volumes"]:
+                content(v["device"], 0, 4096)
+        finally:
+            for fd in held:
+                os.close(fd)
 
 
 class Upgrade(Base):
