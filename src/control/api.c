@@ -77,15 +77,18 @@ static int do_detach(struct call *c, json_t **ret, struct error *err)
 static int do_store_open(struct call *c, json_t **ret, struct error *err)
 {
     const char *device = NULL;
+    bool again = false;
     _cleanup_json_ json_t *body = NULL;
     int r = http_request_json(c->request, &body, err);
     if (r == 0)
-        r = json_reject_unknown(body, err, "device", NULL);
+        r = json_reject_unknown(body, err, "device", "again", NULL);
     if (r == 0)
         r = json_get_string(body, "device", &device, err);
+    if (r == 0 && json_object_get(body, "again"))
+        r = json_get_bool(body, "again", &again, err);
     if (r == 0 && atomic_load(&c->control->stopping))
         r = error_set(err, -EBUSY, "`tidemark data` is stopping");
-    return r < 0 ? r : store_open(c->control, c->argument, device, ret, err);
+    return r < 0 ? r : store_open(c->control, c->argument, device, again, ret, err);
 }
 
 static int do_store_close(struct call *c, json_t **ret, struct error *err)

@@ -337,9 +337,9 @@ int application_load(struct control *control, const char *name, struct error *er
 int applications_load(struct control *control, struct error *err) MUST_CHECK;
 
 /* ---- store.c: applications whose directory is a file system of its own, on a block device ---- */
-/* Mounts the device (a file system is made on one without any signature) and starts what it holds. Again is nothing. -EBUSY: open on
- * another machine; -EEXIST: it holds something else, or the application has its files on this machine. */
-int store_open(struct control *control, const char *name, const char *device, json_t **ret, struct error *err) MUST_CHECK;
+/* Mounts the device (a file system is made on one without any signature, but not `again`: -ENODATA) and starts what it holds. What is open
+ * stays so. -EBUSY: open on another machine; -EEXIST: it holds something else, or the application has its files on this machine. */
+int store_open(struct control *control, const char *name, const char *device, bool again, json_t **ret, struct error *err) MUST_CHECK;
 /* Stops the application and unmounts. -ENOENT: none is open; -EBUSY: a volume or view is used. */
 int store_close(struct control *control, const char *name, json_t **ret, struct error *err) MUST_CHECK;
 bool store_is_open(const struct control *control, const char *name);

@@ -96,7 +96,7 @@ static int make(const struct control *control, const struct store *s, struct err
 }
 
 /* S1. */
-static int check_mark(const struct store *s, struct error *err)
+static int check_mark(const struct store *s, bool may_mark, struct error *err)
 {
     char path[PATH_MAX];
     size_t length = 0;
@@ -120,6 +120,8 @@ static int check_mark(const struct store *s, struct error *err)
                 err, -EEXIST,
                 "%s holds files of somebody else (%s): nothing was changed; give %s another device",
                 s->device, entry->d_name, s->name);
+    if (!may_mark)
+        return error_set(err, -ENODATA, "%s holds no journal of %s", s->device, s->name);
     return io_replace_file(path, s->name, strlen(s->name), 0600, err);
 }
 
@@ -193,7 +195,7 @@ static int mount_store(const struct control *control, const struct store *s, boo
         r = mount_it(s, err);
     if (r < 0)
         return r;
-    r = check_mark(s, err);
+    r = check_mark(s, may_make, err);
     if (r < 0) {
         umount2(s->directory, UMOUNT_NOFOLLOW);
         return r;
@@ -279,7 +281,7 @@ static void start(struct control *control, const char *name)
 
 static int close_it(struct control *control, const struct store *s, struct error *err);
 
-static int open_it(struct control *control, const struct store *s, struct error *err)
+static int open_it(struct control *control, const struct store *s, bool may_make, struct error *err)
 {
     struct error ignored = ERROR_INIT;
     int r = check_device(s, err);
@@ -301,14 +303,14 @@ static int open_it(struct control *control, const struct store *s, struct error 
     if (r >= 0) {
         r = save_record(s, err);
         if (r == 0 && !mounted)
-            r = mount_store(control, s, true, err);
+            r = mount_store(control, s, may_make, err);
         if (r < 0 && !known)
             unlink(s->record);
     }
     return r < 0 ? r : load(control, s, err);
 }
 
-int store_open(struct control *control, const char *name, const char *device, json_t **ret, struct error *err)
+int store_open(struct control *control, const char *name, const char *device, bool again, json_t **ret, struct error *err)
 {
     struct store s;
     int r = store_paths(control, name, &s, err);
@@ -318,7 +320,7 @@ int store_open(struct control *control, const char *name, const char *device, js
         return r;
     {
         MUTEX_GUARD(guard, &control->store_mutex);
-        r = open_it(control, &s, err);
+        r = open_it(control, &s, !again, err);
     }
     if (r < 0)
         return r;

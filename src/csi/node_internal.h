@@ -137,7 +137,8 @@ void node_store_end(struct csi_node *node, const char *stream);
  * node has the journal. */
 int node_store_open(struct csi_node *node, const char *stream, const struct node_attachment *a, struct error *err) MUST_CHECK;
 bool node_store_known(const struct csi_node *node, const char *stream);
-/* Opens what node_store_open opened, as its record says: after a reboot. Errors as there. */
+/* Opens what node_store_open opened, as its record says: after a reboot. Errors as there; -EEXIST, -ENODATA: the device that is mapped is
+ * not (yet) the journal's; -EALREADY: another call about it does not end. */
 int node_store_reopen(struct csi_node *node, const char *stream, struct error *err) MUST_CHECK;
 /* Has it closed, if it is open: 0 means that the journal is closed and unmounted. -EBUSY while a volume is staged or the gate is closed. */
 int node_store_release(struct csi_node *node, const char *stream, struct error *err) MUST_CHECK;

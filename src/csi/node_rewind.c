@@ -33,6 +33,7 @@ struct rewind {
     char stream[CSI_HANDLE_BYTES];
     json_t *gate;      /* owned by the thread */
     uint64_t since_ns; /* boottime: of the launch, then of the last step that is measured */
+    uint64_t devices_since_ns; /* boottime: since when a store's devices are waited for; 0: they are not */
     struct node_volume *volumes; /* of take_volumes */
     size_t count;
 };
@@ -212,7 +213,8 @@ static void tell(struct rewind *w, const char *why)
 
 typedef int step_fn(struct rewind *w, struct error *err);
 
-/* A stream of backing class is open no more after a reboot, and no pod that would open it is let in. -ENODEV: its devices are not there (yet). */
+/* A stream of backing class is open no more after a reboot, and no pod that would open it is let in. -ENOMEDIUM: its devices are not there
+ * (yet), as any mistake about them after a boot may mean. */
 static int with_store(struct rewind *w, step_fn *step, struct error *err)
 {
     int r = step(w, err);
@@ -220,37 +222,35 @@ static int with_store(struct rewind *w, step_fn *step, struct error *err)
         return r;
     *err = ERROR_INIT;
     r = node_store_reopen(w->node, w->stream, err);
-    if (r == -EAGAIN)
-        err->code = r = -ENODEV;
-    return r == 0 ? step(w, err) : r;
-}
-
-/* For how long a step that ended with `r` is tried again; 0: not at all. */
-static unsigned patience_s(int r, unsigned absent_s)
-{
-    return r == -EAGAIN || r == -EBUSY ? UINT_MAX : r == -ENODEV ? DEVICES_ABSENT_S : r == -ENOENT ? absent_s : 0;
+    if (r == 0) {
+        w->devices_since_ns = 0;
+        return step(w, err);
+    }
+    if (!w->devices_since_ns)
+        w->devices_since_ns = clock_boottime_ns(clock_system());
+    err->code = -ENOMEDIUM;
+    return err->code;
 }
 
 /* A step that may find the data plane away. What that cannot do now is tried again: it is restarted, or another operation of the stream ends. One that answers
  * and does not have the stream (after a restart: the operation) may have been about to get it: for `absent_s`, not longer. */
 static int patiently(struct rewind *w, step_fn *step, unsigned absent_s, struct error *err)
 {
-    uint64_t since_ns = 0;
-    for (int before = 0;;) {
+    for (uint64_t absent_ns = 0 /* since when */;;) {
         int r = with_store(w, step, err);
-        unsigned patience = patience_s(r, absent_s);
+        bool devices = r == -ENOMEDIUM;
         if (atomic_load(&w->node->stopping) && r < 0)
             return -ECANCELED;
         if (r == 0)
             tell(w, NULL);
-        if (!patience)
+        if (r != -EAGAIN && r != -EBUSY && !devices && (r != -ENOENT || !absent_s))
             return r;
         uint64_t now_ns = clock_boottime_ns(clock_system());
-        if (r != before)
-            since_ns = now_ns;
-        if (patience < UINT_MAX && now_ns - since_ns >= patience * NS_PER_SECOND)
-            return error_context(err, "the data plane of node %s has not had the stream for %u s", w->node->options.node_name, patience);
-        before = r;
+        absent_ns = r != -ENOENT ? 0 : absent_ns ? absent_ns : now_ns;
+        uint64_t since_ns = devices ? w->devices_since_ns : absent_ns;
+        unsigned limit_s = devices ? DEVICES_ABSENT_S : absent_s;
+        if (since_ns && now_ns - since_ns >= limit_s * NS_PER_SECOND)
+            return error_context(err, "the data plane of node %s has not had the stream for %u s", w->node->options.node_name, limit_s);
         tell(w, err->message);
         *err = ERROR_INIT;
         nanosleep(&(struct timespec){.tv_sec = LOOK_S}, NULL);

@@ -180,20 +180,18 @@ void node_store_end(struct csi_node *node, const char *stream)
     node_end(node, name);
 }
 
-int node_store_open(struct csi_node *node, const char *stream, const struct node_attachment *a,
-                    struct error *err)
+/* Its devices are mapped, and the data plane opens it. */
+static int open_it(struct csi_node *node, const char *stream, const struct node_attachment *a, bool again, struct error *err)
 {
     char journal[PATH_MAX], path[64 + CSI_HANDLE_BYTES];
     int r = check_component(a->pod, "attachment", err);
-    if (r == 0)
-        r = save_record(node, a, stream, err); /* N1 */
     if (r == 0)
         r = make_nodes(node, stream, a->pod, a->devices, err);
     if (r == 0)
         r = device_path(stream, JOURNAL, journal, err);
     if (r < 0)
         return r;
-    _cleanup_json_ json_t *body = json_pack("{s:s}", "device", journal);
+    _cleanup_json_ json_t *body = again ? json_pack("{s:s, s:b}", "device", journal, "again", 1) : json_pack("{s:s}", "device", journal);
     snprintf(path, sizeof path, "/v1/applications/%s/store", stream);
     r = node_data_call(node, "POST", path, body, NULL, err);
     if (r == -EBUSY) /* open on another node, or being closed here */
@@ -201,7 +199,13 @@ int node_store_open(struct csi_node *node, const char *stream, const struct node
     return r < 0 ? error_context(err, "stream %s", stream) : 0;
 }
 
-int node_store_reopen(struct csi_node *node, const char *stream, struct error *err)
+int node_store_open(struct csi_node *node, const char *stream, const struct node_attachment *a, struct error *err)
+{
+    int r = save_record(node, a, stream, err); /* N1 */
+    return r == 0 ? open_it(node, stream, a, false, err) : r;
+}
+
+static int reopen(struct csi_node *node, const char *stream, struct error *err)
 {
     char path[PATH_MAX];
     struct node_attachment a;
@@ -213,11 +217,15 @@ int node_store_reopen(struct csi_node *node, const char *stream, struct error *e
         r = json_get_string(record, "pod", &a.pod, err);
     if (r == 0)
         r = json_get_string(record, "devices", &a.devices, err);
-    if (r == 0)
-        r = node_store_begin(node, stream, err);
+    return r == 0 ? open_it(node, stream, &a, true, err) : r;
+}
+
+int node_store_reopen(struct csi_node *node, const char *stream, struct error *err)
+{
+    int r = node_store_begin(node, stream, err);
     if (r < 0)
         return r;
-    r = node_store_open(node, stream, &a, err);
+    r = reopen(node, stream, err);
     node_store_end(node, stream);
     return r;
 }
