@@ -81,9 +81,9 @@ static json_t *outline(struct outlining *o, json_t *value, unsigned depth)
         return outline_object(o, value, depth);
     if (json_is_array(value))
         return outline_array(o, value, depth);
-    if (json_is_string(value) && json_string_length(value) > OUTLINE_TEXT_BYTES)
-        return NULL;
-    json_t *copy = json_copy(value);
+    bool is_long = json_is_string(value) && json_string_length(value) > OUTLINE_TEXT_BYTES;
+    json_t *copy = is_long ? json_string("") : json_copy(value);
+    o->cut |= is_long;
     o->failed |= !copy;
     return copy;
 }
@@ -96,8 +96,7 @@ int object_outline(json_t *object, json_t **ret, struct error *err)
     struct outlining o = {.config =
                               !group[0] && (strcmp(kind, "ConfigMap") == 0 || strcmp(kind, "Secret") == 0),
                           .definition = strcmp(kind, "CustomResourceDefinition") == 0 &&
-                                        strcmp(group, "apiextensions.k8s.io") == 0,
-                          .bounded = !object_group_is_builtin(group)};
+                                        strcmp(group, "apiextensions.k8s.io") == 0};
     _cleanup_json_ json_t *out = json_object();
     const char *key;
     json_t *value;
@@ -108,6 +107,8 @@ int object_outline(json_t *object, json_t **ret, struct error *err)
         json_t *part = value ? outline(&o, value, 1) : NULL;
         o.failed |= part && json_object_set_new_nocheck(out, first[i], part) < 0;
     }
+    o.bounded = !object_group_is_builtin(group); /* metadata is whole: names, owners */
+    o.values = 0;
     json_object_foreach(object, key, value)
     {
         json_t *part = json_object_get(out, key) || is_content(&o, key, 0) ? NULL : outline(&o, value, 1);

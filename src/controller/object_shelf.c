@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -21,9 +22,11 @@ struct slot {
 };
 
 struct object_shelf {
-    int fd; /* -1: no file, or no room for more */
+    char *directory; /* NULL: there is no file, and will be none */
+    int fd;          /* -1: no file yet */
     struct aead *aead;
     uint64_t end;
+    size_t held_bytes; /* in memory */
     json_t *numbers; /* {name: slot} */
     struct slot *slots;
     size_t count, capacity;
@@ -32,7 +35,7 @@ struct object_shelf {
 static int open_nameless(const char *directory)
 {
     char path[4096];
-    int fd = directory && snprintf(path, sizeof path, "%s/.shelf-XXXXXX", directory) < (int)sizeof path
+    int fd = snprintf(path, sizeof path, "%s/.shelf-XXXXXX", directory) < (int)sizeof path
                  ? mkostemp(path, O_CLOEXEC)
                  : -1;
     if (fd >= 0)
@@ -44,11 +47,12 @@ int object_shelf_new(const char *directory, struct object_shelf **ret, struct er
 {
     uint8_t key[AEAD_KEY_BYTES];
     struct object_shelf *shelf = calloc(1, sizeof *shelf);
-    if (!shelf || !(shelf->numbers = json_object())) {
+    if (!shelf || !(shelf->numbers = json_object()) || (directory && !(shelf->directory = strdup(directory)))) {
+        json_decref(shelf ? shelf->numbers : NULL);
         free(shelf);
         return error_set(err, -ENOMEM, "out of memory");
     }
-    shelf->fd = open_nameless(directory);
+    shelf->fd = -1;
     int r = aead_random(key, sizeof key) < 0 ? error_set(err, -EIO, "no random bytes for a key")
                                              : aead_new(key, &shelf->aead, err);
     aead_wipe(key, sizeof key);
@@ -78,6 +82,7 @@ void object_shelf_free(struct object_shelf *shelf)
     aead_free(shelf->aead);
     json_decref(shelf->numbers);
     free(shelf->slots);
+    free(shelf->directory);
     free(shelf);
 }
 
@@ -103,6 +108,20 @@ static int write_slot(struct object_shelf *shelf, size_t number, char *text, str
     return r;
 }
 
+/* Few objects need no file; and one that would leave too little to the journals beside it takes no more: it is a recovery's own changes that
+ * they are about to record. */
+static bool wants_file(struct object_shelf *shelf, size_t length_bytes)
+{
+    struct statvfs disk;
+    if (shelf->held_bytes + length_bytes <= SHELF_MEMORY_BYTES || !shelf->directory)
+        return false;
+    if (shelf->fd < 0 && (shelf->fd = open_nameless(shelf->directory)) < 0) {
+        free(take_ptr(shelf->directory));
+        return false;
+    }
+    return fstatvfs(shelf->fd, &disk) == 0 && disk.f_bavail * disk.f_frsize >= length_bytes + SHELF_SPARED_BYTES;
+}
+
 static int grow(struct object_shelf *shelf)
 {
     if (shelf->count < shelf->capacity)
@@ -122,16 +141,22 @@ int object_shelf_put(struct object_shelf *shelf, const char *name, const json_t 
     char *text = json_to_text(object);
     struct slot slot = {.length_bytes = text ? strlen(text) : 0};
     size_t number = shelf->count;
-    if (!text || grow(shelf) < 0 || !(sealed = malloc(slot.length_bytes + AEAD_TAG_BYTES)) ||
+    bool file = text && wants_file(shelf, slot.length_bytes);
+    if (!text || grow(shelf) < 0 || (file && !(sealed = malloc(slot.length_bytes + AEAD_TAG_BYTES))) ||
         json_object_set_new(shelf->numbers, name, json_integer((json_int_t)number)) < 0) {
         free_text(text, slot.length_bytes);
         return error_set(err, -ENOMEM, "%s: out of memory", name);
     }
-    memcpy(sealed, text, slot.length_bytes);
-    if (shelf->fd >= 0 && write_slot(shelf, number, sealed, &slot) == 0)
+    if (file) {
+        memcpy(sealed, text, slot.length_bytes);
+        file = write_slot(shelf, number, sealed, &slot) == 0;
+    }
+    if (file) {
         free_text(text, slot.length_bytes);
-    else
+    } else {
         slot.text = text;
+        shelf->held_bytes += slot.length_bytes;
+    }
     shelf->slots[shelf->count++] = slot;
     return 0;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Whole objects that wait until it is their turn: in a file that has no name any more, each sealed by a key
- * that is in memory alone (they may be Secrets); in memory when the disk takes no more, since it is then that
- * somebody recovers something.
+/* Whole objects that wait until it is their turn: the first SHELF_MEMORY_BYTES in memory, more in a file that
+ * has no name any more, each sealed by a key that is in memory alone (they may be Secrets); in memory when the
+ * disk has no more than SHELF_SPARED_BYTES left, since it is then that somebody recovers something.
  *
  * Threads: object_shelf_get by several at once, while nobody changes the shelf. All block. */
 #ifndef TIDEMARK_CONTROLLER_OBJECT_SHELF_H
@@ -10,6 +10,9 @@
 #include <jansson.h>
 
 #include "base/error.h"
+
+#define SHELF_MEMORY_BYTES (2u << 20)
+#define SHELF_SPARED_BYTES (256u << 20)
 
 struct object_shelf;
 

@@ -432,8 +432,8 @@ static int prepare(struct job *job, bool exists, json_t **ret, struct error *err
     int r;
     job->hidden = false;
     {
-        _cleanup_json_ json_t *wanted = NULL;
         MUTEX_GUARD(guard, job->mutex);
+        _cleanup_json_ json_t *wanted = NULL; /* shared with others: let go of before the mutex */
         r = recovery_get_wanted(job->run, job->entry->name, &wanted, err);
         if (r == 0)
             r = restore_prepare(wanted, job->run->mode, exists, ret, reason, err);

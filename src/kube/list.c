@@ -8,6 +8,7 @@
 #include "lib/json.h"
 
 #define LIST_RESTARTS 5u
+#define LIST_FITTED 8u /* pages, before larger ones are asked for again */
 
 int kube_list_query(const char *label_selector, const char *field_selector, unsigned limit, const char *next,
                     char **ret, struct error *err)
@@ -63,7 +64,8 @@ int kube_list(struct kube_client *client, const struct kube_target *target,
     const struct kube_list_options *o = options ? options : &defaults;
     _cleanup_free_ char *path = NULL, *next = NULL;
     bool first = true;
-    unsigned restarts = 0, limit = o->limit ? o->limit : KUBE_LIST_LIMIT;
+    const unsigned most = o->limit ? o->limit : KUBE_LIST_LIMIT;
+    unsigned restarts = 0, limit = most, fitted = 0;
     int r = kube_path(target->resource, target->namespace, NULL, NULL, &path, err);
     while (r == 0) {
         _cleanup_free_ char *query = NULL;
@@ -89,6 +91,7 @@ int kube_list(struct kube_client *client, const struct kube_target *target,
         }
         if (r == -EFBIG && limit > 1) { /* large objects: fewer of them at a time */
             limit /= 2;
+            fitted = 0;
             *err = ERROR_INIT;
             r = 0;
             continue;
@@ -97,6 +100,10 @@ int kube_list(struct kube_client *client, const struct kube_target *target,
             (r = visit(context, items, first, err)) != 0)
             return r;
         first = false;
+        if (limit < most && ++fitted == LIST_FITTED) { /* the large ones may have been few */
+            limit = 2 * limit < most ? 2 * limit : most;
+            fitted = 0;
+        }
         char *copy = after ? strdup(after) : NULL;
         if ((after && !copy) || (!after && ret_version && !(*ret_version = strdup(version))))
             return error_errno(err, -ENOMEM, "list of %s", target->resource->plural);

@@ -6,8 +6,10 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -15,12 +17,14 @@
 #include "controller/object_shelf.h"
 #include "lib/json.h"
 
-enum { OBJECTS = 300 };
+/* Twice what is held in memory. */
+enum { OBJECTS = 512, TEXT_BYTES = 2 * SHELF_MEMORY_BYTES / OBJECTS };
 
 static json_t *object_of(unsigned n)
 {
-    return json_pack("{s:s, s:{s:i, s:f, s:s%}}", "kind", "Secret", "data", "n", (int)n, "real", 0.1, "text",
-                     "the-plain-text\0and more", (size_t)23);
+    static char text[TEXT_BYTES] = "the-plain-text\0and more";
+    return json_pack("{s:s, s:{s:i, s:f, s:s%}}", "kind", "Secret", "data", "n", (int)n, "real", 0.1, "text", text,
+                     sizeof text);
 }
 
 static void put_and_get(struct object_shelf *shelf)
@@ -44,6 +48,9 @@ static void put_and_get(struct object_shelf *shelf)
     assert_int_equal(object_shelf_get(shelf, "o1", &none, &err), -ENOENT);
     assert_int_equal(object_shelf_get(shelf, "never", &none, &err), -ENOENT);
 }
+
+#define LAST "o255"
+_Static_assert(OBJECTS == 512, "LAST is its last");
 
 static void make_directory(char directory[64])
 {
@@ -76,7 +83,7 @@ static void test_file(void **state)
     int fd = find_file(directory);
     assert_true(fd >= 0);
     off_t size = lseek(fd, 0, SEEK_END);
-    assert_true(size > OBJECTS * 60);
+    assert_true(size >= OBJECTS / 2 * TEXT_BYTES);
     char *bytes = malloc((size_t)size);
     assert_int_equal(pread(fd, bytes, (size_t)size, 0), size);
     assert_null(memmem(bytes, (size_t)size, "the-plain-text", 14));
@@ -85,7 +92,7 @@ static void test_file(void **state)
     _cleanup_json_ json_t *object = NULL;
     memset(bytes, 0, (size_t)size);
     assert_int_equal(pwrite(fd, bytes, (size_t)size, 0), size);
-    check_error(object_shelf_get(shelf, "o2", &object, &err), -EBADMSG, "o2 cannot be read again");
+    check_error(object_shelf_get(shelf, LAST, &object, &err), -EBADMSG, LAST " cannot be read again");
     free(bytes);
     object_shelf_free(shelf);
     assert_int_equal(find_file(directory), -1);
@@ -116,8 +123,29 @@ static void test_no_room(void **state)
     assert_int_equal(rmdir(directory), 0);
 }
 
+/* What the disk has left is the journals'. */
+static void test_spared(void **state)
+{
+    struct object_shelf *shelf = NULL;
+    struct error err = ERROR_INIT;
+    char directory[64];
+    (void)state;
+    if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+        skip(); /* needs root */
+    make_directory(directory);
+    assert_int_equal(mount("none", directory, "tmpfs", 0, "size=256m"), 0);
+    check_ok(object_shelf_new(directory, &shelf, &err));
+    put_and_get(shelf);
+    int fd = find_file(directory);
+    assert_true(fd >= 0);
+    assert_int_equal(lseek(fd, 0, SEEK_END), 0);
+    object_shelf_free(shelf);
+    assert_int_equal(umount(directory), 0);
+    assert_int_equal(rmdir(directory), 0);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_file), cmocka_unit_test(test_no_room)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_file), cmocka_unit_test(test_no_room), cmocka_unit_test(test_spared)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
