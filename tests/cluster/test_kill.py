@@ -87,7 +87,7 @@ def node():
 
 def pod_of(component, on):
     for pod in json.loads(kubectl("-n", SYSTEM, "get", "pods", "-l", f"app.kubernetes.io/component={component}", "-o", "json"))["items"]:
-        if pod["spec"]["nodeName"] == on and "deletionTimestamp" not in pod["metadata"]:
+        if pod["spec"].get("nodeName") == on and "deletionTimestamp" not in pod["metadata"]:
             return pod
     return None
 
