@@ -388,16 +388,8 @@ static int collect(json_t *objects, json_t **ret_set, json_t **ret_names, struct
     return 0;
 }
 
-int transforms_apply(const json_t *set, const json_t *transforms, json_t **ret_set, json_t **ret_names,
+int transforms_apply(json_t *objects, const json_t *transforms, json_t **ret_set, json_t **ret_names,
                      struct error *err)
-{
-    _cleanup_json_ json_t *objects = json_deep_copy(set);
-    return objects ? transforms_apply_to(objects, transforms, ret_set, ret_names, err)
-                   : objects_no_memory(err);
-}
-
-int transforms_apply_to(json_t *objects, const json_t *transforms, json_t **ret_set, json_t **ret_names,
-                        struct error *err)
 {
     size_t i;
     json_t *transform;

@@ -29,13 +29,10 @@
 
 /* Whether the list has the form above. -EINVAL names the transform by its place and says what is wrong. */
 int transforms_check(const json_t *transforms, struct error *err) MUST_CHECK;
-/* Applies them, in order, to a copy of the set. *ret_names (may be NULL): {journal name before: journal name
+/* Applies them, in order; the objects of the set itself are changed, also when it fails. *ret_names (may be NULL): {journal name before: journal name
  * after} of all objects. -ENOENT when one matches nothing; -EEXIST when two objects would have one name;
  * -EINVAL when a result is no object, or a patch fails (it names transform and object). */
-int transforms_apply(const json_t *set, const json_t *transforms, json_t **ret_set, json_t **ret_names,
+int transforms_apply(json_t *set, const json_t *transforms, json_t **ret_set, json_t **ret_names,
                      struct error *err) MUST_CHECK;
-/* The same, and the objects of the set itself are changed, also when it fails. */
-int transforms_apply_to(json_t *set, const json_t *transforms, json_t **ret_set, json_t **ret_names,
-                        struct error *err) MUST_CHECK;
 
 #endif

@@ -96,7 +96,7 @@ static int transform_wanted(struct recovery_run *run, struct error *err)
         return 0;
     int r = recovery_take_wanted(run, &whole, err);
     if (r == 0)
-        r = transforms_apply_to(whole, transforms, &out, NULL, err);
+        r = transforms_apply(whole, transforms, &out, NULL, err);
     if (r < 0)
         return r;
     json_decref(take_ptr(whole));

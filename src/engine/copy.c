@@ -38,16 +38,6 @@ struct copy {
     uint64_t done_bytes, total_bytes, told_ns;
 };
 
-static void tell_progress(struct copy *c)
-{
-    uint64_t now = clock_boottime_ns(clock_system());
-    if (now - c->told_ns < PROGRESS_INTERVAL_NS)
-        return;
-    c->told_ns = now;
-    engine_print_line(json_pack("{s:s, s:I, s:I}", "kind", "progress", "done_bytes", (json_int_t)c->done_bytes,
-                    "total_bytes", (json_int_t)c->total_bytes));
-}
-
 /* Zeroes are what the new file has anyway. */
 static int write_chunk(struct block *to, const char *data, size_t length_bytes, uint64_t offset,
                        struct error *err)
@@ -74,7 +64,7 @@ static int copy_extent(struct copy *c, const struct copied *v, struct block *to,
             r = write_chunk(to, c->chunk, length, offset, err);
         at += length;
         c->done_bytes += length;
-        tell_progress(c);
+        engine_print_progress(&c->told_ns, PROGRESS_INTERVAL_NS, c->done_bytes, c->total_bytes);
     }
     return r;
 }
@@ -197,7 +187,7 @@ static int copy_all(struct copy *c, struct error *err)
     }
     if (r == 0)
         engine_print_line(json_pack("{s:s, s:I, s:O}", "kind", "summary", "bytes", (json_int_t)c->total_bytes, "volumes",
-                        list));
+                                    list));
     return r;
 }
 

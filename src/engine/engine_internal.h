@@ -67,11 +67,15 @@ char *engine_metrics(struct engine *e);
 json_t *engine_status_json(struct engine *e);
 /* "2026-11-21T…Z", or null for 0. */
 json_t *engine_json_time(uint64_t realtime_ns);
-/* A line of the output of `verify` and `copy`; takes `line`, which may be NULL. */
-void engine_print_line(json_t *line);
 /* Reads the configuration again and does what can be done while it runs: policy, and larger volumes. */
 int engine_configure(struct engine *e, struct error *err) MUST_CHECK;
 /* Asks this process to end in order. */
 void engine_request_stop(void);
+
+/* ---- output.c: of `verify` and `copy` ---- */
+/* Takes `line`, which may be NULL. */
+void engine_print_line(json_t *line);
+/* At most once in `interval_ns`; *told_ns is when it did so last, 0 at first. */
+void engine_print_progress(uint64_t *told_ns, uint64_t interval_ns, uint64_t done_bytes, uint64_t total_bytes);
 
 #endif

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 
 #include "base/cleanup.h"
@@ -9,19 +8,6 @@
 #include "journal/verify.h"
 
 #define PROGRESS_INTERVAL_NS (500 * NS_PER_MS)
-
-struct printing {
-    uint64_t last_ns;
-};
-
-void engine_print_line(json_t *line)
-{
-    _cleanup_free_ char *text = line ? json_to_text(line) : NULL;
-    if (text)
-        puts(text);
-    fflush(stdout);
-    json_decref(line);
-}
 
 static void print_damage(void *context, const struct verify_damage *d)
 {
@@ -38,20 +24,14 @@ static void print_damage(void *context, const struct verify_damage *d)
 
 static void print_progress(void *context, uint64_t done_bytes, uint64_t total_bytes)
 {
-    struct printing *p = context;
-    uint64_t now = clock_boottime_ns(clock_system());
-    if (now - p->last_ns < PROGRESS_INTERVAL_NS)
-        return;
-    p->last_ns = now;
-    engine_print_line(json_pack("{s:s, s:I, s:I}", "kind", "progress", "done_bytes", (json_int_t)done_bytes, "total_bytes",
-                    (json_int_t)total_bytes));
+    engine_print_progress(context, PROGRESS_INTERVAL_NS, done_bytes, total_bytes);
 }
 
 /* -EBADMSG: damage was found; without manifest or key nothing else can be. */
 static int read_all(const char *config_path, struct verify_summary *ret, struct error *err)
 {
-    struct printing printing = {0};
-    struct verify_report report = {print_damage, print_progress, &printing};
+    uint64_t told_ns = 0;
+    struct verify_report report = {print_damage, print_progress, &told_ns};
     _cleanup_free_ struct engine_config *config = calloc(1, sizeof *config);
     if (!config)
         return error_errno(err, -ENOMEM, "cannot verify");
@@ -82,7 +62,7 @@ int engine_verify(const char *config_path, const char *pin, struct error *err)
         return r;
     }
     engine_print_line(json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "kind", "summary", "segments", (json_int_t)s.segments, "frames",
-                    (json_int_t)s.frames, "records", (json_int_t)s.records, "indexes", (json_int_t)s.indexes, "pins",
-                    (json_int_t)s.pins, "bytes", (json_int_t)s.bytes, "damages", (json_int_t)s.damages));
+                                (json_int_t)s.frames, "records", (json_int_t)s.records, "indexes", (json_int_t)s.indexes, "pins",
+                                (json_int_t)s.pins, "bytes", (json_int_t)s.bytes, "damages", (json_int_t)s.damages));
     return r;
 }

@@ -66,7 +66,7 @@ static void check_restore(const json_t *set)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct error err = ERROR_INIT;
-    _cleanup_json_ json_t *input = NULL, *set = json_object(), *out = NULL, *diff = NULL;
+    _cleanup_json_ json_t *input = NULL, *set = json_object(), *copy = NULL, *out = NULL, *diff = NULL;
     json_t *object;
     size_t i;
     if (json_parse("input", (const char *)data, size, &input, &err) < 0)
@@ -80,7 +80,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     check_set(set);
     check_restore(set);
-    int r = transforms_apply(set, json_object_get(input, "transforms"), &out, NULL, &err);
+    copy = json_deep_copy(set);
+    int r = transforms_apply(copy, json_object_get(input, "transforms"), &out, NULL, &err);
     assert(r == 0 ? out != NULL : r == err.code && err.message[0] && !out);
     if (r == 0) {
         assert(objects_diff(set, out, &diff, &err) == 0);

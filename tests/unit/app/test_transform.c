@@ -12,17 +12,17 @@
 static json_t *apply(const json_t *set, const char *transforms)
 {
     struct error err = ERROR_INIT;
-    _cleanup_json_ json_t *list = manifests_one(transforms);
+    _cleanup_json_ json_t *list = manifests_one(transforms), *copy = json_deep_copy(set);
     json_t *out = NULL;
-    check_ok(transforms_apply(set, list, &out, NULL, &err));
+    check_ok(transforms_apply(copy, list, &out, NULL, &err));
     return out;
 }
 
 static void refuse(const json_t *set, const char *transforms, int code, const char *message)
 {
     struct error err = ERROR_INIT;
-    _cleanup_json_ json_t *list = manifests_one(transforms), *out = NULL;
-    check_error(transforms_apply(set, list, &out, NULL, &err), code, message);
+    _cleanup_json_ json_t *list = manifests_one(transforms), *copy = json_deep_copy(set), *out = NULL;
+    check_error(transforms_apply(copy, list, &out, NULL, &err), code, message);
     assert_null(out);
 }
 
