@@ -14,10 +14,12 @@
 #include <unistd.h>
 
 #include "base/io.h"
+#include "base/uring.h"
 
 struct block_queue {
     struct block *block;
     struct io_uring ring;
+    struct iovec known; /* of uring_register */
     unsigned depth, busy, in_kernel, unsubmitted;
     bool push; /* something was begun since the last poll */
     struct block_request *waiting;
@@ -38,6 +40,8 @@ int block_queue_new(struct block *b, unsigned depth, struct block_queue **ret, s
         free(q);
         return io_no_uring(r, err);
     }
+    if (b->ops->async->memory)
+        q->known = uring_register(&q->ring, b->ops->async->memory(b));
     *ret = q;
     return 0;
 }
@@ -84,7 +88,7 @@ void block_queue_transfer(struct block_request *r, int fd, void *data)
 {
     struct io_uring_sqe *sqe = io_uring_get_sqe(&r->queue->ring);
     if (r->op == BLOCK_OP_WRITE)
-        io_uring_prep_write(sqe, fd, data, (unsigned)r->length_bytes, r->offset_bytes);
+        uring_prep_write(sqe, &r->queue->known, fd, data, (unsigned)r->length_bytes, r->offset_bytes);
     else
         io_uring_prep_read(sqe, fd, data, (unsigned)r->length_bytes, r->offset_bytes);
     put(r, sqe);

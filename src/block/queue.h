@@ -9,6 +9,7 @@
 #define TIDEMARK_BLOCK_QUEUE_H
 
 #include <poll.h>
+#include <sys/uio.h>
 
 #include "block/block.h"
 
@@ -79,6 +80,8 @@ struct block_async_ops {
     int (*finish)(struct block *b, struct block_request *r, struct error *err);
     /* NULL, or: what was started is submitted now; what else it waits for is to begin. */
     void (*push)(struct block *b);
+    /* NULL, or: memory that many writes come from, and that stays while the queue is there; may be empty. */
+    struct iovec (*memory)(struct block *b);
     /* NULL, or: puts into `fds` what wakes requests that wait, at most BLOCK_QUEUE_MAX_FDS - 1, armed; the number. */
     unsigned (*prepare_sleep)(struct block *b, struct pollfd *fds);
 };

@@ -12,6 +12,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <sys/uio.h>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -152,6 +153,8 @@ struct journal_listener {
 /* The listener stays until journal_unlisten, which is called before the journal is closed. */
 void journal_listen(struct journal *j, struct journal_listener *l);
 void journal_unlisten(struct journal *j, struct journal_listener *l);
+/* Where the payloads of tickets lie while the journal is open; empty where memory that is not used is given back. */
+struct iovec journal_payload_memory(const struct journal *j);
 /* Readable when journal_poll will find something. */
 int journal_poll_fd(const struct journal *j);
 

@@ -87,6 +87,7 @@ struct journal {
     unsigned room_waiters;
 
     struct io_uring uring;        /* frames */
+    struct iovec known;           /* of uring_register */
     pthread_mutex_t submit_mutex; /* guards its submission queue; taken last */
     struct io_uring sync_uring;
     bool syncing;             /* what follows is of the sync under way */

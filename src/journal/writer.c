@@ -16,6 +16,7 @@
 #include "base/cleanup.h"
 #include "base/crc32c.h"
 #include "base/io.h"
+#include "base/uring.h"
 #include "journal/journal_internal.h"
 
 #define CLOCK_ATTEMPTS 16
@@ -58,6 +59,7 @@ int writer_init(struct journal *j, struct error *err)
         io_uring_queue_exit(&j->uring);
         return io_no_uring(r, err);
     }
+    j->known = uring_register(&j->uring, journal_payload_memory(j));
     return 0;
 }
 
@@ -222,7 +224,7 @@ void writer_try_submit(struct journal *j)
     pthread_mutex_unlock(&j->mutex);
     pthread_mutex_lock(&j->submit_mutex);
     struct io_uring_sqe *sqe = io_uring_get_sqe(&j->uring);
-    io_uring_prep_write(sqe, fd, block, bytes, offset);
+    uring_prep_write(sqe, &j->known, fd, block, bytes, offset);
     io_uring_sqe_set_data(sqe, f);
     int r;
     do /* an entry that stayed would be submitted with a later one, to another segment's descriptor */
@@ -463,6 +465,11 @@ void journal_unlisten(struct journal *j, struct journal_listener *l)
         at = &(*at)->next;
     if (*at)
         *at = l->next;
+}
+
+struct iovec journal_payload_memory(const struct journal *j)
+{
+    return j->options.light ? (struct iovec){0} : (struct iovec){j->ring.memory, j->ring.length_bytes};
 }
 
 int journal_poll_fd(const struct journal *j)

@@ -199,10 +199,16 @@ static unsigned async_prepare_sleep(struct block *b, struct pollfd *fds)
     return 3;
 }
 
+static struct iovec async_memory(struct block *b)
+{
+    return journal_payload_memory(((struct volume *)b)->group->journal);
+}
+
 const struct block_async_ops volume_async_ops = {
     .start = async_start,
     .step = async_step,
     .finish = async_finish,
     .push = async_push,
+    .memory = async_memory,
     .prepare_sleep = async_prepare_sleep,
 };

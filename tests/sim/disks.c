@@ -442,7 +442,7 @@ static void note_submitted(struct io_uring *ring)
         struct iovec one = {(void *)(uintptr_t)sqe->addr, sqe->len};
         ssize_t e = -1;
         slot->submitted++;
-        if (sqe->opcode == IORING_OP_WRITE)
+        if (sqe->opcode == IORING_OP_WRITE || sqe->opcode == IORING_OP_WRITE_FIXED)
             e = begin_write(sqe->fd, &one, 1, sqe->off);
         else if (sqe->opcode == IORING_OP_FSYNC)
             e = begin_sync(sqe->fd);
