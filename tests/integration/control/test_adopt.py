@@ -437,6 +437,15 @@ class Growing(Base):
     def test_xfs(self):
         self.grow("xfs", 320, 448)
 
+    def test_later_starts_have_nothing_to_tell(self):
+        s = self.s.start()
+        for size in ("64Mi", "96Mi"):
+            s.apply(s.yaml(export="nbd", volumes=("data",), size=size))
+        for _ in range(2):
+            self.assertEqual(s.stop(), 0)
+            s.start()
+        self.assertNotIn(" warning ", s.read("s/apps/shop/engine.log"))
+
     def test_asked_for_while_it_does_not_run(self):
         """A larger size that is applied while the source is somebody else's, and cannot be given when the engine starts: the volume keeps its size, and grows when
         that is applied again once it can."""
