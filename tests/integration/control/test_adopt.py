@@ -437,6 +437,19 @@ class Growing(Base):
     def test_xfs(self):
         self.grow("xfs", 320, 448)
 
+    def test_a_file_system_that_cannot_follow_does_not_keep_others_from_it(self):
+        s = self.s.start()
+        s.apply(s.yaml(fs_type="xfs", size="320Mi"))
+        run("mount", "-o", "remount,ro", s.path("mnt/shop/data"))
+        before = os.statvfs(s.path("mnt/shop/wal")).f_blocks
+        larger = s.yaml(fs_type="xfs", size="448Mi")
+        self.assertIn("could not follow", s.apply(larger)[0]["message"])
+        self.assertEqual([int(run("blockdev", "--getsize64", v["device"])) for v in s.status()["volumes"]], [448 * MIB] * 2)
+        self.assertGreater(os.statvfs(s.path("mnt/shop/wal")).f_blocks, before)
+        run("mount", "-o", "remount,rw", s.path("mnt/shop/data"))
+        self.assertIsNone(s.apply(larger)[0]["message"])
+        self.assertEqual(os.statvfs(s.path("mnt/shop/data")).f_blocks, os.statvfs(s.path("mnt/shop/wal")).f_blocks)
+
     def test_later_starts_have_nothing_to_tell(self):
         s = self.s.start()
         for size in ("64Mi", "96Mi"):
