@@ -112,6 +112,24 @@ class OpenElsewhere(Base):
             return f.read() == "1\n"
 
 
+class OpenAfterItsEnd(Base):
+    def test_what_nobody_is_seen_to_have_open_is_waited_for(self):
+        """As of a process that was killed while it used io_uring: the kernel lets go of its files after its end. Here a file lies in a socket."""
+        s = self.s.start()
+        s.apply(s.yaml(volumes=("data",)))
+        s.write("mnt/shop/data/f", "one")
+        s.call("POST", "/v1/applications/shop/tag", {"name": "one"})
+        s.write("mnt/shop/data/f", "two")
+        held = socket.socketpair()
+        with open(s.path("mnt/shop/data/f"), "rb") as f:
+            socket.send_fds(held[0], [b"f"], [f.fileno()])
+        release = threading.Timer(1, lambda: [end.close() for end in held])
+        release.start()
+        self.addCleanup(release.join)
+        s.operate("/v1/applications/shop/rewind", {"to": "tag:one"})
+        self.assertEqual(s.read("mnt/shop/data/f"), "one")
+
+
 class MountedByItsUser(Base):
     """Volumes without a mount path: what is on them is their user's."""
 
