@@ -132,38 +132,31 @@ static json_t *policy_of_last_time(const char *config_path)
     return take_ptr(last);
 }
 
-/* A policy that is damaged or lost must not keep the application from its data. */
-static int go_on_without_policy(struct application *application, const char *config_path, const struct error *why, json_t **ret, struct error *err)
-{
-    json_t *last = policy_of_last_time(config_path);
-    if (!last) {
-        *err = *why;
-        return err->code;
-    }
-    log_warning(application->control->log, "%s: its policy cannot be used, and it goes on with the settings that it had: %s", application->name,
-                why->message);
-    *ret = last;
-    return 0;
-}
-
 int export_find_policy(struct application *application, json_t **ret, struct error *err)
 {
     char path[PATH_MAX];
     struct app_policy *policy = NULL;
     struct error why = ERROR_INIT;
+    json_t *last = NULL;
     int r = application_path(application, path, err, "engine.json");
     if (r < 0)
         return r;
-    if (policy_load(application->control, application->spec->policy, &policy, &why) < 0)
-        r = go_on_without_policy(application, path, &why, ret, err);
-    else {
+    r = policy_load(application->control, application->spec->policy, &policy, &why);
+    if (r == 0) {
         r = policy_to_engine(application, policy, path, ret, err);
         if (r == 0)
             r = store_keep_policy(application, policy, err);
         app_policy_free(policy);
-    }
+    } else if ((last = policy_of_last_time(path))) { /* a policy that is damaged or lost must not keep the application from its data */
+        *ret = last;
+        r = 0;
+    } else
+        *err = why;
     MUTEX_GUARD(guard, &application->mutex);
-    snprintf(application->policy_lost, sizeof application->policy_lost, "%s", why.message);
+    if (last && strcmp(application->policy_lost, why.message) != 0)
+        log_warning(application->control->log, "%s: its policy cannot be used, and it goes on with the settings that it had: %s", application->name,
+                    why.message);
+    snprintf(application->policy_lost, sizeof application->policy_lost, "%s", last ? why.message : "");
     return r;
 }
 
