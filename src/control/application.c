@@ -246,15 +246,6 @@ int application_call(const struct application *application, const char *method, 
     }
 }
 
-static int check_policy(struct application *application, struct error *err)
-{
-    struct app_policy *policy;
-    int r = policy_load(application->control, application->spec->policy, &policy, err);
-    if (r == 0)
-        app_policy_free(policy);
-    return r;
-}
-
 int application_start_manifests(struct application *application, struct error *err)
 {
     if (!application->spec->manifests || application->manifests)
@@ -300,8 +291,9 @@ static void note_start(struct application *application, int r)
 
 int application_start(struct application *application, struct error *err)
 {
+    _cleanup_json_ json_t *policy = NULL; /* before anything is started or taken over */
     application_set_state(application, APPLICATION_STARTING, NULL);
-    int r = check_policy(application, err);
+    int r = export_find_policy(application, &policy, err);
     if (r == 0)
         r = programs_check_export(&application->control->programs, application->spec->export, err);
     if (r == 0)

@@ -95,41 +95,88 @@ static json_t *engine_thinning(const struct app_policy *policy)
     return list;
 }
 
-int export_write_engine_config(struct application *application, struct error *err)
+/* What engine.json has of the policy. */
+static int policy_to_engine(const struct application *application, const struct app_policy *policy, const char *config_path, json_t **ret,
+                            struct error *err)
+{
+    uint64_t quota_bytes = 0;
+    int r = choose_quota(application, policy, config_path, &quota_bytes, err);
+    if (r < 0)
+        return r;
+    *ret = json_pack("{s:s, s:s, s:I, s:I, s:o}", "ack", app_ack_mode_name(policy->ack_mode), "failure_mode",
+                     app_failure_mode_name(policy->failure_mode), "quota_bytes", (json_int_t)quota_bytes, "history_ns",
+                     (json_int_t)policy->history_ns, "thinning", engine_thinning(policy));
+    if (policy->compress_after_ns != APP_COMPRESS_NEVER)
+        json_object_set_new(*ret, "compress_after_ns", json_integer((json_int_t)policy->compress_after_ns));
+    if (policy->seed_bytes_per_second)
+        json_object_set_new(*ret, "seed_bytes_per_second", json_integer((json_int_t)policy->seed_bytes_per_second));
+    return 0;
+}
+
+/* What engine.json has of the policy that it was written with the last time; NULL when that is not there or not whole. */
+static json_t *policy_of_last_time(const char *config_path)
+{
+    static const char *const fields[] = {"ack", "failure_mode", "quota_bytes", "history_ns", "thinning", "compress_after_ns", "seed_bytes_per_second"};
+    const size_t needed = 5;
+    struct error ignored = ERROR_INIT;
+    _cleanup_json_ json_t *old = NULL, *last = json_object();
+    if (json_parse_file(config_path, &old, &ignored) < 0)
+        return NULL;
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+        json_t *value = json_object_get(old, fields[i]);
+        if (value)
+            json_object_set(last, fields[i], value);
+        else if (i < needed)
+            return NULL;
+    }
+    return take_ptr(last);
+}
+
+int export_find_policy(struct application *application, json_t **ret, struct error *err)
 {
     char path[PATH_MAX];
     struct app_policy *policy = NULL;
-    uint64_t quota_bytes = 0;
+    struct error why = ERROR_INIT;
+    json_t *last = NULL;
+    int r = application_path(application, path, err, "engine.json");
+    if (r < 0)
+        return r;
+    r = policy_load(application->control, application->spec->policy, &policy, &why);
+    if (r == 0) {
+        r = policy_to_engine(application, policy, path, ret, err);
+        if (r == 0)
+            r = store_keep_policy(application, policy, err);
+        app_policy_free(policy);
+    } else if ((last = policy_of_last_time(path))) { /* a policy that is damaged or lost must not keep the application from its data */
+        *ret = last;
+        r = 0;
+    } else
+        *err = why;
+    MUTEX_GUARD(guard, &application->mutex);
+    if (last && strcmp(application->policy_lost, why.message) != 0)
+        log_warning(application->control->log, "%s: its policy cannot be used, and it goes on with the settings that it had: %s", application->name,
+                    why.message);
+    snprintf(application->policy_lost, sizeof application->policy_lost, "%s", last ? why.message : "");
+    return r;
+}
+
+int export_write_engine_config(struct application *application, struct error *err)
+{
+    char path[PATH_MAX];
+    _cleanup_json_ json_t *config = NULL;
     int r = application_path(application, path, err, "engine.json");
     if (r == 0)
-        r = policy_load(application->control, application->spec->policy, &policy, err);
-    if (r < 0 || !policy)
+        r = export_find_policy(application, &config, err);
+    if (r < 0)
         return r;
-    r = choose_quota(application, policy, path, &quota_bytes, err);
-    const char *ack = app_ack_mode_name(policy->ack_mode), *failure_mode = app_failure_mode_name(policy->failure_mode);
-    uint64_t history_ns = policy->history_ns, seed_rate = policy->seed_bytes_per_second, compress = policy->compress_after_ns;
-    json_t *thinning = engine_thinning(policy);
-    if (r == 0)
-        r = store_keep_policy(application, policy, err);
-    app_policy_free(policy);
-    if (r < 0) {
-        json_decref(thinning);
-        return r;
-    }
-    application->quota_bytes = quota_bytes;
-    _cleanup_json_ json_t *config =
-        json_pack("{s:s, s:o, s:s, s:s, s:s, s:I, s:I, s:o, s:o}", "application", application->name, "journal",
-                  json_sprintf("%s/journal", application->directory), "socket", application->socket, "ack",
-                  ack, "failure_mode", failure_mode, "quota_bytes", (json_int_t)quota_bytes, "history_ns", (json_int_t)history_ns, "thinning", thinning,
-                  "volumes", engine_volumes(application));
-    if (config && compress != APP_COMPRESS_NEVER)
-        json_object_set_new(config, "compress_after_ns", json_integer((json_int_t)compress));
-    if (config && seed_rate)
-        json_object_set_new(config, "seed_bytes_per_second", json_integer((json_int_t)seed_rate));
-    if (config && application->spec->key_file)
+    json_object_set_new(config, "application", json_string(application->name));
+    json_object_set_new(config, "journal", json_sprintf("%s/journal", application->directory));
+    json_object_set_new(config, "socket", json_string(application->socket));
+    json_object_set_new(config, "volumes", engine_volumes(application));
+    if (application->spec->key_file)
         json_object_set_new(config, "key_file", json_string_nocheck(application->spec->key_file));
     json_t *source = filling_engine_source(application);
-    if (config && source)
+    if (source)
         json_object_set_new(config, "source", source);
     return write_json_file(path, config, err);
 }

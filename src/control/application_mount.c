@@ -340,13 +340,21 @@ static int grow_ublk(struct application *application, size_t i, struct error *er
 
 int application_grow(struct application *application, struct error *err)
 {
-    int r = 0;
-    for (size_t i = 0; i < application->spec->volume_count && r == 0; i++)
+    int first = 0;
+    for (size_t i = 0; i < application->spec->volume_count; i++) {
+        struct error why = ERROR_INIT;
+        int r = 0;
         if (application->spec->export == APP_EXPORT_FUSE && application->volumes[i].device[0])
-            r = grow_one(application, i, err);
+            r = grow_one(application, i, &why);
         else if (application->spec->export == APP_EXPORT_UBLK)
-            r = grow_ublk(application, i, err);
-    return r;
+            r = grow_ublk(application, i, &why);
+        if (r < 0 && first == 0) {
+            first = r;
+            *err = why;
+        } else if (r < 0)
+            log_error(application->control->log, "%s: %s", application->name, why.message);
+    }
+    return first;
 }
 
 int application_configure(struct application *application, struct error *err)

@@ -137,7 +137,7 @@ struct application {
     struct cgroup_memory memory; /* when that was started */
     uint64_t started_ns;         /* boottime of that */
     struct manifests *manifests; /* busy */
-    uint64_t quota_bytes;
+    char policy_lost[ERROR_MESSAGE_BYTES]; /* why its policy cannot be used, while it goes on with the settings that it had; else "" */
     char copied_from[APP_NAME_LENGTH_MAX + 1]; /* while it is being made as a clone; else "". control.mutex */
     struct filling filling;                    /* control.mutex */
     uint64_t filling_told_ns;                  /* the thread's of filling.c: when it last said why it does not end */
@@ -238,6 +238,8 @@ int export_write_holder(const struct control *control, const char *directory, co
  * process ends. */
 int export_wait_ready(struct process *process, const char *socket_path, const char *also_path,
                       const char *log_path, off_t log_from, struct error *err) MUST_CHECK;
+/* What engine.json has of the application's policy; where that is damaged or lost, what it had of it the last time. */
+int export_find_policy(struct application *application, json_t **ret, struct error *err) MUST_CHECK;
 /* engine.json as the application's spec and its policy are now. */
 int export_write_engine_config(struct application *application, struct error *err) MUST_CHECK;
 /* Takes another key file for the journal. *ret: what the API answers. */

@@ -17,6 +17,7 @@
 #include <sys/statvfs.h>
 #include <sys/sysmacros.h>
 #include <sys/utsname.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -26,6 +27,8 @@
 
 #define MAKE_TIMEOUT_MS 300000
 #define PROBE_TIMEOUT_MS 60000
+#define UNSEEN_WAIT_MS 3000u /* of what a process left that has ended: the kernel lets go of io_uring's files only afterwards */
+#define UNSEEN_POLL_MS 20u
 
 /* Of btrfs's superblock, on each of its devices (https://btrfs.readthedocs.io/en/latest/dev/On-disk-format.html). */
 #define BTRFS_SUPER_OFFSET 65536u
@@ -275,15 +278,31 @@ static int in_use(const char *directory, struct error *err)
         count == 1 ? "it" : "them");
 }
 
+static int unmount(const char *directory)
+{
+    return umount2(directory, UMOUNT_NOFOLLOW) == 0 ? 0 : -errno;
+}
+
+static bool is_seen_in_use(const char *directory)
+{
+    char users[MOUNTS_USERS_BYTES], below[PATH_MAX];
+    return mounts_users(directory, users) > 0 || find_mount(NULL, NULL, directory, below, sizeof below) == 0;
+}
+
 int mounts_unmount(const char *path, bool force, struct error *err)
 {
     char source[256], real[PATH_MAX];
     const char *directory = without_links(path, real);
     if (mounts_source(directory, source, sizeof source) < 0)
         return 0;
-    if (umount2(directory, UMOUNT_NOFOLLOW) == 0)
+    int r = unmount(directory);
+    bool wait = r == -EBUSY && !force && !is_seen_in_use(directory);
+    for (unsigned waited_ms = 0; wait && r == -EBUSY && waited_ms < UNSEEN_WAIT_MS; waited_ms += UNSEEN_POLL_MS) {
+        nanosleep(&(struct timespec){.tv_nsec = UNSEEN_POLL_MS * 1000000L}, NULL);
+        r = unmount(directory);
+    }
+    if (r == 0)
         return 0;
-    int r = -errno;
     if (!force && r == -EBUSY)
         return in_use(directory, err);
     if (force) {

@@ -89,6 +89,8 @@ static json_t *alarms_json(struct application *a, const json_t *engine, bool ope
     manifests_alarm(a->manifests, text, sizeof text);
     if (text[0])
         json_array_append_new(list, json_string_lossy(text));
+    if (a->policy_lost[0] && a->state == APPLICATION_RUNNING)
+        json_array_append_new(list, json_sprintf_lossy("its policy cannot be used, and it goes on with the settings that it had: %s", a->policy_lost));
     if (a->orphaned)
         json_array_append_new(
             list,

@@ -186,7 +186,8 @@ static void tick_volume(struct watch *w, size_t i)
     enum signal_change change = signal_tick(v->signal, clock_realtime_ns(clock_system()), journal.latest.n, &stretch);
     if (change != SIGNAL_SAME)
         changed(w, i, change, &stretch);
-    if (w->ticks % SAVE_EVERY_TICKS == SAVE_EVERY_TICKS - 1 && v->saved_written != status.counts.written) {
+    /* While it is being found out what blocks hold, the next start shall begin again. */
+    if (w->ticks % SAVE_EVERY_TICKS == SAVE_EVERY_TICKS - 1 && v->saved_written != status.counts.written && v->read_at == READ_DONE) {
         v->saved_written = status.counts.written;
         save_volume(w, i);
     }
@@ -245,17 +246,16 @@ static int open_volume(struct watch *w, size_t i, size_t table_bytes, struct err
 {
     struct watch_volume *v = &w->volumes[i];
     char path[PATH_MAX];
-    int r = signal_new(group_volume_block(w->e->group, i)->size_bytes, table_bytes, &v->signal, err);
+    uint64_t size_bytes = group_volume_block(w->e->group, i)->size_bytes;
+    int r = signal_new(size_bytes, table_bytes, &v->signal, err);
     if (r < 0)
         return r;
-    v->read_at = READ_DONE;
     volume_path(w, i, path);
     struct error why = ERROR_INIT;
-    r = signal_load(v->signal, path, &why);
-    if (r < 0 || why.code)
+    if (signal_load(v->signal, path, &v->read_at, &why) < 0)
         log_warning(w->e->log, "%s", why.message);
-    if (r != 0 && !journal_recovery(w->e->journal)->created)
-        v->read_at = 0;
+    if (v->read_at >= size_bytes || journal_recovery(w->e->journal)->created)
+        v->read_at = READ_DONE;
     group_volume_watch(w->e->group, i, v->signal);
     return 0;
 }

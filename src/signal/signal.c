@@ -251,43 +251,45 @@ int signal_save(struct signal *s, const char *path, struct error *err)
     return io_replace_file(path, file, sizeof head + table, 0600, err);
 }
 
-static const char *why_not(const struct signal *s, const char *file, size_t length)
+static const char *why_not(const struct signal *s, const struct signal_state_head *head, const char *file, size_t length)
 {
-    struct signal_state_head head;
-    if (length < sizeof head)
-        return "too short";
-    memcpy(&head, file, sizeof head);
-    if (le32_get(head.magic) != SIGNAL_STATE_MAGIC || le32_get(head.version) != SIGNAL_FORMAT_VERSION)
+    uint64_t table = le32_get(head->table_bytes);
+    if (le32_get(head->magic) != SIGNAL_STATE_MAGIC || le32_get(head->version) != SIGNAL_FORMAT_VERSION)
         return "of another kind or version";
-    if (le32_get(head.head_crc) != crc32c(0, &head, offsetof(struct signal_state_head, head_crc)))
+    if (le32_get(head->head_crc) != crc32c(0, head, offsetof(struct signal_state_head, head_crc)))
         return "wrong checksum";
-    if (le64_get(head.blocks) != s->classes.blocks || le32_get(head.shift) != s->classes.shift ||
-        le32_get(head.table_bytes) != s->classes.size_bytes || length != sizeof head + s->classes.size_bytes)
+    if (length != sizeof *head + table || le64_get(head->blocks) > s->classes.blocks)
         return "of another size";
-    if (le32_get(head.table_crc) != crc32c(0, file + sizeof head, s->classes.size_bytes))
+    if (le32_get(head->table_crc) != crc32c(0, file + sizeof *head, table))
         return "wrong checksum of the table";
     return NULL;
 }
 
-int signal_load(struct signal *s, const char *path, struct error *err)
+int signal_load(struct signal *s, const char *path, uint64_t *ret_known_bytes, struct error *err)
 {
     _cleanup_free_ char *file = NULL;
     size_t length;
     struct signal_state_head head;
     int r = io_read_file(path, STATE_LIMIT_BYTES, &file, &length, err);
-    if (r == -ENOENT)
+    if (r == -ENOENT) {
         *err = ERROR_INIT;
-    if (r < 0)
-        return r == -ENOENT ? 1 : r;
-    const char *why = why_not(s, file, length);
-    if (why) {
-        error_set(err, -EBADMSG, "%s cannot be used (%s): what the volume's blocks hold is found out again", path, why);
-        return 1;
+        *ret_known_bytes = 0;
+        return 0;
     }
-    memcpy(&head, file, sizeof head);
-    for (size_t i = 0; i < s->classes.size_bytes; i++)
-        atomic_store_explicit(&s->classes.bytes[i], (uint8_t)file[sizeof head + i], memory_order_relaxed);
-    signal_classes_recount(&s->classes);
+    if (r < 0)
+        return r;
+    if (length >= sizeof head)
+        memcpy(&head, file, sizeof head);
+    const char *why = length < sizeof head ? "too short" : why_not(s, &head, file, length);
+    if (why)
+        return error_set(err, -EBADMSG, "%s cannot be used (%s): what the volume's blocks hold is found out again", path, why);
+    *ret_known_bytes = 0;
+    if (le32_get(head.shift) == s->classes.shift && le32_get(head.table_bytes) <= s->classes.size_bytes) {
+        for (size_t i = 0; i < le32_get(head.table_bytes); i++)
+            atomic_store_explicit(&s->classes.bytes[i], (uint8_t)file[sizeof head + i], memory_order_relaxed);
+        signal_classes_recount(&s->classes);
+        *ret_known_bytes = le64_get(head.blocks) * SIGNAL_BLOCK_BYTES;
+    }
     s->detector.baseline = (struct signal_baseline){.windows = le64_get(head.baseline_windows),
                                                     .mean = (double)le64_get(head.baseline_mean),
                                                     .deviation = (double)le64_get(head.baseline_deviation)};

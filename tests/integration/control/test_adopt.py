@@ -437,6 +437,28 @@ class Growing(Base):
     def test_xfs(self):
         self.grow("xfs", 320, 448)
 
+    def test_a_file_system_that_cannot_follow_does_not_keep_others_from_it(self):
+        s = self.s.start()
+        s.apply(s.yaml(fs_type="xfs", size="320Mi"))
+        run("mount", "-o", "remount,ro", s.path("mnt/shop/data"))
+        before = os.statvfs(s.path("mnt/shop/wal")).f_blocks
+        larger = s.yaml(fs_type="xfs", size="448Mi")
+        self.assertIn("could not follow", s.apply(larger)[0]["message"])
+        self.assertEqual([int(run("blockdev", "--getsize64", v["device"])) for v in s.status()["volumes"]], [448 * MIB] * 2)
+        self.assertGreater(os.statvfs(s.path("mnt/shop/wal")).f_blocks, before)
+        run("mount", "-o", "remount,rw", s.path("mnt/shop/data"))
+        self.assertIsNone(s.apply(larger)[0]["message"])
+        self.assertEqual(os.statvfs(s.path("mnt/shop/data")).f_blocks, os.statvfs(s.path("mnt/shop/wal")).f_blocks)
+
+    def test_later_starts_have_nothing_to_tell(self):
+        s = self.s.start()
+        for size in ("64Mi", "96Mi"):
+            s.apply(s.yaml(export="nbd", volumes=("data",), size=size))
+        for _ in range(2):
+            self.assertEqual(s.stop(), 0)
+            s.start()
+        self.assertNotIn(" warning ", s.read("s/apps/shop/engine.log"))
+
     def test_asked_for_while_it_does_not_run(self):
         """A larger size that is applied while the source is somebody else's, and cannot be given when the engine starts: the volume keeps its size, and grows when
         that is applied again once it can."""

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What others on the host do beside `tidemark up`: mounts of their own, damaged files, crowds at the API. Needs root, /dev/fuse and
 loop devices."""
+import json
 import os
 import re
 import shutil
@@ -109,6 +110,24 @@ class OpenElsewhere(Base):
     def marked(self):
         with open(f"/sys/block/{os.path.basename(self.device)}/loop/autoclear", encoding="ascii") as f:
             return f.read() == "1\n"
+
+
+class OpenAfterItsEnd(Base):
+    def test_what_nobody_is_seen_to_have_open_is_waited_for(self):
+        """As of a process that was killed while it used io_uring: the kernel lets go of its files after its end. Here a file lies in a socket."""
+        s = self.s.start()
+        s.apply(s.yaml(volumes=("data",)))
+        s.write("mnt/shop/data/f", "one")
+        s.call("POST", "/v1/applications/shop/tag", {"name": "one"})
+        s.write("mnt/shop/data/f", "two")
+        held = socket.socketpair()
+        with open(s.path("mnt/shop/data/f"), "rb") as f:
+            socket.send_fds(held[0], [b"f"], [f.fileno()])
+        release = threading.Timer(1, lambda: [end.close() for end in held])
+        release.start()
+        self.addCleanup(release.join)
+        s.operate("/v1/applications/shop/rewind", {"to": "tag:one"})
+        self.assertEqual(s.read("mnt/shop/data/f"), "one")
 
 
 class MountedByItsUser(Base):
@@ -273,24 +292,46 @@ class Status(Base):
         self.assertEqual(s.read("mnt/shop/data/f"), "one")
 
     def test_descriptions_with_other_values_than_were_applied_are_not_taken(self):
-        """A bit that falls over can make another volume, a larger one, or a policy that drops history, of what still reads well."""
+        """A bit that falls over can make another volume, or a larger one, of what still reads well."""
         s = self.s.start()
-        policy = "apiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\nmetadata: {name: gold}\nspec: {journal: {quota: 1Gi}}\n"
-        text = policy + "---\n" + s.yaml(volumes=("data",)).replace("spec:\n", "spec:\n  policyRef: {name: gold}\n")
+        text = s.yaml(volumes=("data",))
         s.apply(text)
         s.write("mnt/shop/data/f", "one")
         self.assertEqual(s.apply(text)[0]["result"], "unchanged")
-        for file, was, other in (("apps/shop/application.yaml", "name: data", "name: dada"), ("policies/gold.yaml", "quota: 1Gi", "quota: 3Gi")):
+        self.assertEqual(s.stop(), 0)
+        self.change("apps/shop/application.yaml", "name: data", "name: dada")
+        s.start()
+        told = s.call("GET", "/v1/status")["left_out"][0]["message"]
+        self.assertIn(s.path("s/apps/shop/application.yaml") + " is damaged, or was changed by hand", told)
+        s.apply(text)
+        until(lambda: s.status()["state"] == "protected", "the remedy works")
+        self.assertEqual(s.read("mnt/shop/data/f"), "one")
+
+    def change(self, file, was, other):
+        self.assertIn(was, self.s.read("s/" + file))
+        self.s.write("s/" + file, self.s.read("s/" + file).replace(was, other))
+
+    def test_an_application_goes_on_without_its_policy(self):
+        """Damaged or lost: with the settings that it had, and an alarm that tells the remedy."""
+        s = self.s.start()
+        policy = ("apiVersion: tidemark.io/v1alpha1\nkind: ProtectionPolicy\nmetadata: {name: gold}\n"
+                  "spec: {ackMode: flush, journal: {quota: 1Gi, history: 7d, compressAfter: 1h, thinning: [{after: 1h, keep: 5s}]}}\n")
+        s.apply(policy + "---\n" + s.yaml(volumes=("data",)).replace("spec:\n", "spec:\n  policyRef: {name: gold}\n"))
+        s.write("mnt/shop/data/f", "one")
+        config = json.loads(s.read("s/apps/shop/engine.json"))
+        path = s.path("s/policies/gold.yaml")
+        for harm, says in ((lambda: self.change("policies/gold.yaml", "quota: 1Gi", "quota: 3Gi"), path + " is damaged, or was changed by hand"),
+                           (lambda: s.write("s/policies/gold.yaml", "{"), path), (lambda: os.unlink(path), "there is no ProtectionPolicy 'gold'; apply one")):
             self.assertEqual(s.stop(), 0)
-            self.assertIn(was, s.read("s/" + file))
-            s.write("s/" + file, s.read("s/" + file).replace(was, other))
+            harm()
             s.start()
-            left_out = s.call("GET", "/v1/status")["left_out"]
-            told = left_out[0]["message"] if left_out else s.status()["message"]
-            self.assertIn(s.path("s/" + file) + " is damaged, or was changed by hand", told)
-            s.apply(text)
-            until(lambda: s.status()["state"] == "protected", "the remedy works")
-            self.assertEqual(s.read("mnt/shop/data/f"), "one")
+            status = s.status()
+            self.assertEqual((status["state"], s.read("mnt/shop/data/f"), len(status["alarms"])), ("protected", "one", 1))
+            self.assertIn("its policy cannot be used, and it goes on with the settings that it had: ", status["alarms"][0])
+            self.assertIn(says, status["alarms"][0])
+            self.assertEqual(json.loads(s.read("s/apps/shop/engine.json")), config)
+            s.apply(policy)
+            self.assertEqual(s.status()["alarms"], [])
 
     def test_a_description_that_was_lost_is_told_and_one_that_was_deleted_is_not(self):
         s = self.s.start()
@@ -369,6 +410,7 @@ class Status(Base):
         for pid in s.processes():
             os.kill(pid, signal.SIGKILL)
         until(lambda: not s.processes(), "holder and engine are gone")
+        os.unlink(s.path("s/apps/shop/engine.json"))
         os.unlink(s.path("s/policies/gold.yaml"))  # it cannot be started: what is left stays left
         s.start()
         self.assertNotEqual(content(s.path("disk.img")), b"a" * size)
@@ -391,6 +433,7 @@ class Status(Base):
         for pid in s.processes():
             os.kill(pid, signal.SIGKILL)
         until(lambda: not s.processes(), "holder and engine are gone")
+        os.unlink(s.path("s/apps/shop/engine.json"))
         os.unlink(s.path("s/policies/gold.yaml"))  # it cannot be started
         s.start()
         self.assertNotEqual([name for name in os.listdir("/dev/shm") if part in name], [])
