@@ -80,6 +80,8 @@ int recovery_end(struct recovery_run *run, const char *phase, const char *reason
                  struct error *err);
 /* Whether somebody asked for its end. Reads the Recovery again. */
 int recovery_is_cancelled(struct recovery_run *run, bool *ret, struct error *err);
+/* What somebody should know, once, into status.plan.notes; takes the text. */
+void recovery_note(struct recovery_run *run, json_t *text);
 /* Counts and first failures of the entries into status. */
 int recovery_count(struct recovery_run *run, struct error *err);
 /* The plan in its ConfigMaps: all parts, or those that the wave has entries in. In the status, when ConfigMaps are refused. */

@@ -739,11 +739,14 @@ bool recovery_is_limit(const char *name)
     return strncmp(name, "core/v1/LimitRange/", 19) == 0 || strncmp(name, "core/v1/ResourceQuota/", 22) == 0;
 }
 
-/* One that is there is in the way of all that is put back, whatever its place: what it was lets that in, since it did so then. */
+/* A limit that is there is in the way of all that is put back, whatever its place: what it was lets that in,
+ * since it did so then. And an autoscaler that is there would set the replicas of the workload once more to
+ * what it was told after the point. */
 static void put_limits_first(struct recovery_run *run)
 {
     struct recovery_entry *e = run->entry_count ? &run->entries[run->entry_count - 1] : NULL;
-    if (e && recovery_is_limit(e->name) && (e->action == ACTION_CHANGE || e->action == ACTION_RECREATE))
+    if (e && (recovery_is_limit(e->name) || strstr(e->name, "/HorizontalPodAutoscaler/")) &&
+        (e->action == ACTION_CHANGE || e->action == ACTION_RECREATE))
         e->wave = 1;
 }
 
