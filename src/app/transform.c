@@ -255,13 +255,13 @@ static long apply_map_change(json_t *object, const char *which, const json_t *ch
     return count;
 }
 
-static long apply_patch(json_t *objects, const char *name, const json_t *patch, struct error *err)
+static long apply_patch(json_t **object, const char *name, const json_t *patch, struct error *err)
 {
-    json_t *object = json_object_get(objects, name), *patched = NULL;
+    json_t *patched = NULL;
     struct object_id before, after;
-    int r = object_identify(object, &before, err);
+    int r = object_identify(*object, &before, err);
     if (r == 0)
-        r = json_patch_apply(object, patch, &patched, err);
+        r = json_patch_apply(*object, patch, &patched, err);
     if (r == 0) {
         r = object_identify(patched, &after, err);
         if (r == 0 &&
@@ -269,126 +269,148 @@ static long apply_patch(json_t *objects, const char *name, const json_t *patch, 
              strcmp(before.kind, after.kind) != 0 || strcmp(before.group, after.group) != 0))
             r = error_set(err, -EINVAL,
                           "a patch may not change kind, name or namespace; use rename or namespace");
-        if (r == 0 && json_object_set(objects, name, patched) < 0)
-            r = objects_no_memory(err);
-        json_decref(patched);
     }
     if (r < 0) {
+        json_decref(patched);
         error_context(err, "object %.300s", name);
         return r;
     }
+    json_decref(*object);
+    *object = patched;
     return 1;
 }
 
-static long apply_to_object(json_t *objects, const char *name, const char *action, const json_t *value,
-                            struct error *err)
+/* One transform, with what it has to know of all objects. */
+struct change {
+    const json_t *target, *value;
+    const char *action;
+    json_t *names;    /* of the objects, in order */
+    json_t *services; /* of namespace */
+    json_t *renames;  /* of rename */
+};
+
+static void cleanup_change(struct change *c)
 {
-    json_t *object = json_object_get(objects, name);
-    struct pair pair = {objects_text(value, "from"), objects_text(value, "to"), 0};
+    json_decref(c->names);
+    json_decref(c->services);
+    json_decref(c->renames);
+}
+
+#define _cleanup_change_ __attribute__((cleanup(cleanup_change)))
+
+static bool is_action(const struct change *c, const char *action)
+{
+    return strcmp(c->action, action) == 0;
+}
+
+static int plan_renames(struct change *c, const json_t *outlines)
+{
+    const char *from = objects_text(c->value, "from"), *to = objects_text(c->value, "to");
+    json_t *name;
+    size_t i;
+    int r = 0;
+    json_array_foreach(c->names, i, name)
+    {
+        const json_t *outline = json_object_get(outlines, json_string_value(name));
+        if (r == 0 && is_target(c->target, outline) &&
+            strcmp(objects_text_at(outline, "metadata/name"), from) == 0)
+            r = transform_plan_rename(outlines, outline, to, c->renames);
+    }
+    return r;
+}
+
+static int plan_change(struct change *c, const json_t *outlines)
+{
+    c->names = objects_sorted_names(outlines);
+    c->services = transform_services(outlines, objects_text(c->value, "from"));
+    c->renames = json_array();
+    if (!c->names || !c->services || !c->renames)
+        return -ENOMEM;
+    return is_action(c, "rename") ? plan_renames(c, outlines) : 0;
+}
+
+static long change_object(json_t **object, const char *name, const struct change *c, struct error *err)
+{
+    struct pair pair = {objects_text(c->value, "from"), objects_text(c->value, "to"), 0};
     long r = 0;
-    if (strcmp(action, "host") == 0)
-        return transform_host(object, pair.from, pair.to);
-    if (strcmp(action, "storageClass") == 0)
-        r = references_visit(object, replace_class, &pair);
-    else if (strcmp(action, "image") == 0)
-        r = apply_image(object, &pair);
-    else if (strcmp(action, "replicas") == 0)
-        return apply_replicas(object, value);
-    else if (strcmp(action, "patch") == 0)
-        return apply_patch(objects, name, value, err);
+    if (is_action(c, "namespace"))
+        return transform_namespace(*object, pair.from, pair.to, c->services);
+    if (is_action(c, "rename"))
+        return transform_rename(*object, c->renames);
+    if (is_action(c, "host"))
+        return transform_host(*object, pair.from, pair.to);
+    if (is_action(c, "replicas"))
+        return apply_replicas(*object, c->value);
+    if (is_action(c, "patch"))
+        return apply_patch(object, name, c->value, err);
+    if (is_action(c, "storageClass"))
+        r = references_visit(*object, replace_class, &pair);
+    else if (is_action(c, "image"))
+        r = apply_image(*object, &pair);
     else
-        return apply_map_change(object, action, value);
+        return apply_map_change(*object, c->action, c->value);
     return r < 0 ? r : pair.count;
 }
 
-static long apply_rename(json_t *objects, const json_t *target, const json_t *value)
+static long apply_one(const struct transform_objects *objects, const json_t *transform, const char *action,
+                      struct error *err)
 {
-    const char *from = objects_text(value, "from"), *to = objects_text(value, "to"), *name;
-    json_t *object;
-    long count = 0;
-    _cleanup_json_ json_t *done = json_object(); /* group and namespace, where each is renamed once */
-    json_object_foreach(objects, name, object)
-    {
-        struct object_id id;
-        struct error unused = ERROR_INIT;
-        char key[OBJECT_NAME_BYTES];
-        if (!is_target(target, object) || object_identify(object, &id, &unused) < 0 ||
-            strcmp(id.name, from) != 0)
-            continue;
-        snprintf(key, sizeof key, "%s|%s", id.group, id.namespace);
-        if (json_object_get(done, key))
-            continue;
-        json_object_set_new(done, key, json_true());
-        char group[128], kind[128], namespace[256];
-        snprintf(group, sizeof group, "%s", id.group);
-        snprintf(kind, sizeof kind, "%s", id.kind);
-        snprintf(namespace, sizeof namespace, "%s", id.namespace);
-        long n = transform_rename(objects, group, kind, namespace, from, to);
-        if (n < 0)
-            return n;
-        count += n;
-    }
-    return count;
-}
-
-static long apply_one(json_t *objects, const json_t *transform, const char *action, struct error *err)
-{
-    const json_t *target = json_object_get(transform, "target"), *value = json_object_get(transform, action);
-    if (strcmp(action, "namespace") == 0)
-        return transform_namespace(objects, objects_text(value, "from"), objects_text(value, "to"));
-    if (strcmp(action, "rename") == 0)
-        return apply_rename(objects, target, value);
-    _cleanup_json_ json_t *names = objects_sorted_names(objects);
-    long count = 0;
+    _cleanup_change_ struct change c = {.target = json_object_get(transform, "target"),
+                                        .value = json_object_get(transform, action),
+                                        .action = action};
+    long count = plan_change(&c, objects->outlines);
     size_t i;
-    json_t *name;
-    if (!names)
-        return -ENOMEM;
-    json_array_foreach(names, i, name)
+    json_t *each;
+    json_array_foreach(c.names, i, each)
     {
-        const char *text = json_string_value(name);
-        if (!is_target(target, json_object_get(objects, text)))
+        const char *name = json_string_value(each);
+        _cleanup_json_ json_t *object = NULL;
+        /* What refers to the target of a rename is changed, too. */
+        if (count < 0 ||
+            (!is_action(&c, "rename") && !is_target(c.target, json_object_get(objects->outlines, name))))
             continue;
-        long n = apply_to_object(objects, text, action, value, err);
-        if (n < 0)
-            return n;
-        count += n;
+        long n = objects->get(objects->context, name, &object, err);
+        if (n == 0)
+            n = change_object(&object, name, &c, err);
+        if (n > 0) {
+            int r = objects->put(objects->context, name, object, err);
+            n = r < 0 ? r : n;
+        }
+        count = n < 0 ? n : count + n;
     }
     return count;
 }
 
-/* The set by the names that the objects have now. */
-static int collect(json_t *objects, json_t **ret_set, json_t **ret_names, struct error *err)
+/* The names that the objects have now. */
+static int collect(const json_t *outlines, json_t **ret_names, struct error *err)
 {
-    _cleanup_json_ json_t *set = json_object(), *names = json_object();
+    _cleanup_json_ json_t *taken = json_object(), *names = json_object();
     const char *before;
-    json_t *object;
-    if (!set || !names)
+    json_t *outline;
+    if (!taken || !names)
         return objects_no_memory(err);
-    json_object_foreach(objects, before, object)
+    json_object_foreach((json_t *)(uintptr_t)outlines, before, outline)
     {
         struct object_id id;
         char name[OBJECT_NAME_BYTES];
-        int r = object_identify(object, &id, err);
+        int r = object_identify(outline, &id, err);
         if (r == 0)
             r = object_journal_name(&id, name, err);
         if (r < 0) {
             error_context(err, "after the transforms, %.300s", before);
             return r;
         }
-        if (json_object_get(set, name))
+        if (json_object_get(taken, name))
             return error_set(err, -EEXIST, "after the transforms two objects are called %s", name);
-        if (json_object_set(set, name, object) < 0 ||
+        if (json_object_set_new(taken, name, json_true()) < 0 ||
             json_object_set_new(names, before, json_string(name)) < 0)
             return objects_no_memory(err);
     }
-    *ret_set = take_ptr(set);
-    if (ret_names)
-        *ret_names = take_ptr(names);
+    *ret_names = take_ptr(names);
     return 0;
 }
 
-int transforms_apply(json_t *objects, const json_t *transforms, json_t **ret_set, json_t **ret_names,
+int transforms_apply(const struct transform_objects *objects, const json_t *transforms, json_t **ret_names,
                      struct error *err)
 {
     size_t i;
@@ -416,5 +438,5 @@ int transforms_apply(json_t *objects, const json_t *transforms, json_t **ret_set
                              "correct it or leave it out",
                              i, text ? text : action);
     }
-    return collect(objects, ret_set, ret_names, err);
+    return collect(objects->outlines, ret_names, err);
 }

@@ -29,10 +29,21 @@
 
 /* Whether the list has the form above. -EINVAL names the transform by its place and says what is wrong. */
 int transforms_check(const json_t *transforms, struct error *err) MUST_CHECK;
-/* Applies them, in order; the objects of the set itself are changed, also when it fails. *ret_names (may be NULL): {journal name before: journal name
- * after} of all objects. -ENOENT when one matches nothing; -EEXIST when two objects would have one name;
- * -EINVAL when a result is no object, or a patch fails (it names transform and object). */
-int transforms_apply(json_t *set, const json_t *transforms, json_t **ret_set, json_t **ret_names,
+/* The objects, of which one at a time is held whole: what an application has is bounded by nothing but the
+ * cluster. */
+struct transform_objects {
+    json_t *outlines; /* {journal name: outline (app/outline.h), or the object itself} */
+    void *context;
+    /* The caller owns *ret. */
+    int (*get)(void *context, const char *name, json_t **ret, struct error *err);
+    /* Under the name that it had before, whatever it is called now; `outlines` has its new outline then. */
+    int (*put)(void *context, const char *name, json_t *object, struct error *err);
+};
+/* Applies them, in order; the objects are changed, also when it fails. *ret_names: {journal name before:
+ * journal name after} of all objects, whose owner puts them under their names. -ENOENT when one matches
+ * nothing; -EEXIST when two objects would have one name; -EINVAL when a result is no object, or a patch fails
+ * (it names transform and object). */
+int transforms_apply(const struct transform_objects *objects, const json_t *transforms, json_t **ret_names,
                      struct error *err) MUST_CHECK;
 
 #endif

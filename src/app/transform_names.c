@@ -275,12 +275,12 @@ static int rename_reference(void *context, const struct reference *r)
     return json_object_set_new(r->holder, key, json_string(n->to)) < 0 ? -ENOMEM : 0;
 }
 
-static json_t *services_in(const json_t *objects, const char *namespace)
+json_t *transform_services(const json_t *outlines, const char *namespace)
 {
     _cleanup_json_ json_t *names = json_object();
     const char *name;
     json_t *object;
-    json_object_foreach((json_t *)(uintptr_t)objects, name, object)
+    json_object_foreach((json_t *)(uintptr_t)outlines, name, object)
     {
         if (strcmp(objects_text(object, "kind"), "Service") != 0 ||
             strcmp(objects_text(object, "apiVersion"), "v1") != 0 ||
@@ -307,39 +307,39 @@ static int rename_namespace_of(json_t *object, const char *from, const char *to,
     return json_object_set_new(metadata, key, json_string(to)) < 0 ? -ENOMEM : 0;
 }
 
-long transform_namespace(json_t *objects, const char *from, const char *to)
+long transform_namespace(json_t *object, const char *from, const char *to, const json_t *services)
 {
-    _cleanup_json_ json_t *services = services_in(objects, from);
     struct renaming n = {.from = from, .to = to};
     struct rewriting w = {.from = from, .to = to, .services_of = from, .service_names = services};
-    const char *name;
-    json_t *object;
     long count = 0;
-    int r = services ? 0 : -ENOMEM;
-    json_object_foreach(objects, name, object)
-    {
-        if (r == 0)
-            r = references_visit(object, rename_reference, &n);
-        if (r == 0)
-            r = rewrite(object, &w);
-        if (r == 0)
-            r = rewrite_selectors(object, &w, &count, 0);
-        if (r == 0)
-            r = rename_namespace_of(object, from, to, &count);
-    }
+    int r = references_visit(object, rename_reference, &n);
+    if (r == 0)
+        r = rewrite(object, &w);
+    if (r == 0)
+        r = rewrite_selectors(object, &w, &count, 0);
+    if (r == 0)
+        r = rename_namespace_of(object, from, to, &count);
     return r < 0 ? r : count + n.count + w.count;
 }
 
+static int plan_one(json_t *renames, const char *group, const char *kind, const char *namespace,
+                    const char *from, const char *to)
+{
+    return json_array_append_new(renames, json_pack("{s:s, s:s, s:s, s:s, s:s}", "group", group, "kind", kind,
+                                                    "namespace", namespace, "from", from, "to", to)) < 0
+               ? -ENOMEM
+               : 0;
+}
+
 /* Pods' claims of a StatefulSet are called TEMPLATE-SET-ORDINAL: they follow its name. */
-static long rename_claims(json_t *objects, json_t *set, const char *from, const char *to)
+static int plan_claims(const json_t *outlines, const json_t *set, const char *from, const char *to,
+                       json_t *renames)
 {
     const char *namespace = objects_text_at(set, "metadata/namespace");
-    _cleanup_json_ json_t *renames = json_object();
-    const char *name, *old;
-    json_t *claim, *new, *template;
+    const char *name;
+    json_t *claim, *template;
     size_t i;
-    long count = 0;
-    json_object_foreach(objects, name, claim)
+    json_object_foreach((json_t *)(uintptr_t)outlines, name, claim)
     {
         if (strcmp(objects_text(claim, "kind"), "PersistentVolumeClaim") != 0 ||
             strcmp(objects_text_at(claim, "metadata/namespace"), namespace) != 0)
@@ -355,88 +355,91 @@ static long rename_claims(json_t *objects, json_t *set, const char *from, const 
                 continue;
             snprintf(fresh, sizeof fresh, "%s-%s-%s", objects_text_at(template, "metadata/name"), to,
                      ordinal);
-            if (json_object_set_new(renames, claim_name, json_string(fresh)) < 0)
+            if (plan_one(renames, "", "PersistentVolumeClaim", namespace, claim_name, fresh) < 0)
                 return -ENOMEM;
             break;
         }
     }
-    json_object_foreach(renames, old, new)
+    return 0;
+}
+
+int transform_plan_rename(const json_t *outlines, const json_t *outline, const char *to, json_t *renames)
+{
+    struct object_id id;
+    struct error unused = ERROR_INIT;
+    int r = object_identify(outline, &id, &unused);
+    if (r == 0)
+        r = plan_one(renames, id.group, id.kind, id.namespace, id.name, to);
+    return r == 0 && strcmp(id.kind, "StatefulSet") == 0
+               ? plan_claims(outlines, outline, id.name, to, renames)
+               : r;
+}
+
+/* Names by which a renamed service is spoken to: NAME.NS... anywhere, and the short one behind "://" or as
+ * the whole value. */
+static long rename_service_texts(json_t *object, const char *namespace, const char *from, const char *to)
+{
+    /* stands_alone looks at what is before ':', which is a letter of the scheme: replace by the longer text
+     */
+    static const char *const schemes[] = {"http",  "https", "tcp",     "redis", "postgres", "postgresql",
+                                          "mysql", "amqp",  "mongodb", "nats",  "grpc"};
+    char text_from[600], text_to[600];
+    snprintf(text_from, sizeof text_from, "%s.%s", from, namespace);
+    snprintf(text_to, sizeof text_to, "%s.%s", to, namespace);
+    struct rewriting w = {.from = text_from, .to = text_to, .tail = true};
+    int r = rewrite(object, &w);
+    if (strcmp(objects_text_at(object, "metadata/namespace"), namespace) != 0)
+        return r < 0 ? r : w.count;
+    w.tail = false;
+    for (size_t i = 0; i < sizeof schemes / sizeof *schemes && r == 0; i++) {
+        snprintf(text_from, sizeof text_from, "%s://%s", schemes[i], from);
+        snprintf(text_to, sizeof text_to, "%s://%s", schemes[i], to);
+        r = rewrite(object, &w);
+    }
+    return r < 0 ? r : w.count;
+}
+
+/* Whether the object is the one that is renamed. */
+static bool is_renamed(const json_t *object, const struct renaming *n)
+{
+    struct object_id id;
+    struct error unused = ERROR_INIT;
+    return object_identify(object, &id, &unused) == 0 && strcmp(id.group, n->group) == 0 &&
+           strcmp(id.kind, n->kind) == 0 && strcmp(id.name, n->from) == 0 &&
+           (!n->namespace[0] || strcmp(id.namespace, n->namespace) == 0);
+}
+
+static long rename_one(json_t *object, const json_t *rename)
+{
+    struct renaming n = {.group = objects_text(rename, "group"),
+                         .kind = objects_text(rename, "kind"),
+                         .namespace = objects_text(rename, "namespace"),
+                         .from = objects_text(rename, "from"),
+                         .to = objects_text(rename, "to")};
+    long count = references_visit(object, rename_reference, &n);
+    if (count == 0 && strcmp(n.kind, "Service") == 0 && !n.group[0])
+        count = rename_service_texts(object, n.namespace, n.from, n.to);
+    if (count < 0)
+        return count;
+    if (is_renamed(object, &n)) {
+        if (json_object_set_new(json_object_get(object, "metadata"), "name", json_string(n.to)) < 0)
+            return -ENOMEM;
+        count++;
+    }
+    return count + n.count;
+}
+
+long transform_rename(json_t *object, const json_t *renames)
+{
+    const json_t *rename;
+    long count = 0;
+    size_t i;
+    json_array_foreach(renames, i, rename)
     {
-        long n =
-            transform_rename(objects, "", "PersistentVolumeClaim", namespace, old, json_string_value(new));
+        long n = rename_one(object, rename);
         if (n < 0)
             return n;
         count += n;
     }
     return count;
-}
-
-/* Names by which a renamed service is spoken to: NAME.NS... anywhere, and the short one behind "://" or as
- * the whole value. */
-static long rename_service_texts(json_t *objects, const char *namespace, const char *from, const char *to)
-{
-    char long_from[600], long_to[600], url_from[300], url_to[300];
-    const char *name;
-    json_t *object;
-    long count = 0;
-    snprintf(long_from, sizeof long_from, "%s.%s", from, namespace);
-    snprintf(long_to, sizeof long_to, "%s.%s", to, namespace);
-    snprintf(url_from, sizeof url_from, "://%s", from);
-    snprintf(url_to, sizeof url_to, "://%s", to);
-    json_object_foreach(objects, name, object)
-    {
-        struct rewriting w = {.from = long_from, .to = long_to, .tail = true};
-        int r = rewrite(object, &w);
-        count += w.count;
-        if (r == 0 && strcmp(objects_text_at(object, "metadata/namespace"), namespace) == 0) {
-            /* stands_alone looks at what is before ':', which is a letter of the scheme: replace by the
-             * longer text */
-            static const char *const schemes[] = {"http",     "https",      "tcp",   "redis",
-                                                  "postgres", "postgresql", "mysql", "amqp",
-                                                  "mongodb",  "nats",       "grpc"};
-            for (size_t i = 0; i < sizeof schemes / sizeof *schemes && r == 0; i++) {
-                char scheme_from[340], scheme_to[340];
-                snprintf(scheme_from, sizeof scheme_from, "%s%s", schemes[i], url_from);
-                snprintf(scheme_to, sizeof scheme_to, "%s%s", schemes[i], url_to);
-                struct rewriting u = {.from = scheme_from, .to = scheme_to};
-                r = rewrite(object, &u);
-                count += u.count;
-            }
-        }
-        if (r < 0)
-            return r;
-    }
-    return count;
-}
-
-long transform_rename(json_t *objects, const char *group, const char *kind, const char *namespace,
-                      const char *from, const char *to)
-{
-    struct renaming n = {.group = group, .kind = kind, .namespace = namespace, .from = from, .to = to};
-    const char *name;
-    json_t *object;
-    long count = 0;
-    int r = 0;
-    json_object_foreach(objects, name, object)
-    {
-        struct object_id id;
-        struct error unused = ERROR_INIT;
-        if (r == 0)
-            r = references_visit(object, rename_reference, &n);
-        if (r < 0 || object_identify(object, &id, &unused) < 0 || strcmp(id.group, group) != 0 ||
-            strcmp(id.kind, kind) != 0 || strcmp(id.name, from) != 0 ||
-            (namespace[0] && strcmp(id.namespace, namespace) != 0))
-            continue;
-        count++;
-        long below = 0;
-        if (strcmp(kind, "StatefulSet") == 0)
-            below = rename_claims(objects, object, from, to);
-        else if (strcmp(kind, "Service") == 0 && !group[0])
-            below = rename_service_texts(objects, id.namespace, from, to);
-        if (below < 0)
-            return below;
-        if (json_object_set_new(json_object_get(object, "metadata"), "name", json_string(to)) < 0)
-            r = -ENOMEM;
-    }
-    return r < 0 ? r : count ? count + n.count : 0;
 }

@@ -214,6 +214,7 @@ static enum cli_exit choose_class(struct move *m)
     json_t *class;
     const char *wanted = cli_options_value(m->k->cli, "storage-class", NULL);
     static char chosen[MOVE_NAME_BYTES];
+    const char *wrong = NULL; /* whose the wanted one is */
     if (!wanted && !m->adopt && m->parts[0].claim)
         wanted = move_text_at(m->parts[0].claim, "spec", "storageClassName");
     if (kubectl_list(m->k, &kube_storage_classes, NULL, &classes, &err) < 0)
@@ -221,19 +222,24 @@ static enum cli_exit choose_class(struct move *m)
     json_array_foreach(classes, i, class)
     {
         const char *provisioner = json_string_value(json_object_get(class, "provisioner"));
-        bool ours = provisioner && strcmp(provisioner, MOVE_DRIVER) == 0;
-        if ((wanted && strcmp(wanted, kube_object_name(class)) != 0) || ours != m->adopt)
+        bool ours = provisioner && strcmp(provisioner, MOVE_DRIVER) == 0,
+             named = wanted && strcmp(wanted, kube_object_name(class)) == 0;
+        if (named && ours != m->adopt)
+            wrong = provisioner ? provisioner : "?";
+        if ((wanted && !named) || ours != m->adopt)
             continue;
         snprintf(chosen, sizeof chosen, "%s", kube_object_name(class));
         m->class = chosen;
         return CLI_EXIT_OK;
     }
-    return refuse(m,
-                  m->adopt ? "--storage-class names one whose provisioner is " MOVE_DRIVER
-                           : "--storage-class names one of another driver",
-                  wanted ? "the storage class %s does not exist, or is of the wrong driver"
-                         : "there is no storage class of " MOVE_DRIVER "%s",
-                  wanted ? wanted : "");
+    const char *remedy = m->adopt ? "--storage-class names one whose provisioner is " MOVE_DRIVER
+                                  : "--storage-class names one of another driver than " MOVE_DRIVER;
+    if (wrong)
+        return refuse(m, remedy, "the volumes of the storage class %s are made by %s", wanted, wrong);
+    if (wanted)
+        return refuse(m, remedy, "there is no storage class %s", wanted);
+    return refuse(m, remedy, "there is no storage class of %s",
+                  m->adopt ? MOVE_DRIVER : "another driver than " MOVE_DRIVER);
 }
 
 /* A pod of this command's, of a run that was interrupted. */

@@ -10,6 +10,7 @@
 #include "cli/kubectl_internal.h"
 
 #define LIMIT_DEFAULT "50"
+#define LIMIT_MOST "5000" /* that the controller answers */
 #define POLL_MS 250u
 #define TAG_WAIT_S 60u
 
@@ -57,20 +58,22 @@ static void add_recoveries(const json_t *items, json_t *points)
     }
 }
 
+/* A Checkpoint that was not taken is no point, and must not hide one of its name. */
 static bool has_point(const json_t *points, const char *text)
 {
     size_t i;
     json_t *point;
     json_array_foreach(points, i, point)
     {
-        if (strcmp(cli_field_text(point, "point", ""), text) == 0)
+        if (strcmp(cli_field_text(point, "point", ""), text) == 0 && json_object_get(point, "time"))
             return true;
     }
     return false;
 }
 
-/* What the history says, beside the names that are there. */
-static void add_history(const json_t *answer, json_t *points)
+/* What the history says, beside the names that are there. Its tags outlive their Checkpoints, which go with
+ * the namespace. */
+static void add_history(const json_t *answer, bool named, json_t *points)
 {
     size_t i;
     json_t *point;
@@ -82,6 +85,8 @@ static void add_history(const json_t *answer, json_t *points)
             if (has_point(points, tag))
                 continue;
             json_object_set_new(point, "point", json_string(tag));
+        } else if (named) {
+            continue;
         }
         json_array_append(points, point);
     }
@@ -192,11 +197,10 @@ static enum cli_exit ask_history(struct kubectl *k, const char *what, const stru
     const struct cli *cli = k->cli;
     struct error err = ERROR_INIT;
     const char *since = cli_options_value(cli, "since", NULL);
-    _cleanup_json_ json_t *question = json_pack(
-        "{s:s, s:I, s:s*}", "query", "points", "limit",
-        (json_int_t)strtol(cli_options_value(cli, "limit", LIMIT_DEFAULT), NULL, 10), "since", since);
-    if (cli_options_flag(cli, "named"))
-        return CLI_EXIT_OK;
+    const char *limit =
+        cli_options_flag(cli, "named") ? LIMIT_MOST : cli_options_value(cli, "limit", LIMIT_DEFAULT);
+    _cleanup_json_ json_t *question = json_pack("{s:s, s:I, s:s*}", "query", "points", "limit",
+                                                (json_int_t)strtol(limit, NULL, 10), "since", since);
     int r = question ? kubectl_history_try(k, what, member, question, ret, &err)
                      : error_set(&err, -ENOMEM, "out of memory");
     if (r == 0)
@@ -271,7 +275,7 @@ static enum cli_exit run_points(struct cli *cli)
     add_recoveries(recoveries, points);
     if (json_object_get(history, "sinceTime"))
         drop_older(points, cli_field_text(history, "sinceTime", ""));
-    add_history(history, points);
+    add_history(history, cli_options_flag(cli, "named"), points);
     const json_t *status = json_object_get(papp, "status");
     const char *oldest = cli_field_text(
         status, "oldestTime",

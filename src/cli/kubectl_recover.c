@@ -144,7 +144,11 @@ static enum cli_exit run_beside(struct kubectl *k, const char *mode, const struc
     char what[3 * CLI_TEXT_BYTES], question[4 * CLI_TEXT_BYTES], success[4 * CLI_TEXT_BYTES],
         hint[3 * CLI_TEXT_BYTES];
     const char *into = cli_options_value(k->cli, "into", member->namespace);
+    const struct kube_target target = {.resource = &kube_namespaces, .name = into};
     bool clone = strcmp(mode, "clone") == 0;
+    struct error unused = ERROR_INIT;
+    _cleanup_json_ json_t *there = NULL;
+    bool alone = !clone || kube_get(k->client, &target, &there, &unused) < 0;
     _cleanup_json_ json_t *spec = spec_of(k->cli, mode, member, where);
     if (!spec)
         return no_memory(k, mode);
@@ -154,6 +158,11 @@ static enum cli_exit run_beside(struct kubectl *k, const char *mode, const struc
     snprintf(success, sizeof success, "namespace %s has %s/%s as it was", into, member->namespace,
              member->name);
     snprintf(hint, sizeof hint, "`kubectl delete namespace %s` throws the clone away.", into);
+    if (!alone)
+        cli_output_note(k->cli,
+                        "%s: namespace %s is there already: what has the same names in it is made as the "
+                        "application has it",
+                        what, into);
     const struct kubectl_run run = {.what = what,
                                     .question = question,
                                     .prefix = mode,
@@ -161,7 +170,7 @@ static enum cli_exit run_beside(struct kubectl *k, const char *mode, const struc
                                     .spec = spec,
                                     .papp = papp,
                                     .success = success,
-                                    .hint = clone ? hint : NULL};
+                                    .hint = clone && alone ? hint : NULL};
     return kubectl_recovery_run(k, &run);
 }
 
@@ -332,9 +341,9 @@ static enum cli_exit run_cancel(struct cli *cli)
     {                                                                                                        \
         "no-wait", 0, CLI_KIND_NONE, NULL, .help = "do not wait for its end; print its name"                 \
     }
-#define OPTION_OBJECTS_ONLY                                                                                  \
+#define OPTION_OBJECTS_ONLY(what)                                                                            \
     {                                                                                                        \
-        "objects-only", 0, CLI_KIND_NONE, NULL, .help = "leave the data of the volumes as it is"             \
+        "objects-only", 0, CLI_KIND_NONE, NULL, .help = what                                                 \
     }
 static const struct cli_operand application_operand[] = {{"NAMESPACE/NAME", .kind = CLI_KIND_MEMBER}, {0}};
 
@@ -353,7 +362,7 @@ const struct cli_command kubectl_rewind = {
             OPTION_DRY_RUN,
             OPTION_YES,
             OPTION_NO_WAIT,
-            OPTION_OBJECTS_ONLY,
+            OPTION_OBJECTS_ONLY("leave the data of the volumes as it is"),
             {"force", 0, CLI_KIND_NONE, NULL,
              .help = "although a reconciler (Argo CD, Flux) would revert it"},
             {0},
@@ -378,7 +387,7 @@ const struct cli_command kubectl_undo = {
             OPTION_DRY_RUN,
             OPTION_YES,
             OPTION_NO_WAIT,
-            OPTION_OBJECTS_ONLY,
+            OPTION_OBJECTS_ONLY("leave the data of the volumes as it is"),
             {"force", 0, CLI_KIND_NONE, NULL,
              .help = "although a reconciler (Argo CD, Flux) would revert it"},
             {0},
@@ -414,7 +423,7 @@ const struct cli_command kubectl_clone = {
             OPTION_DRY_RUN,
             OPTION_YES,
             OPTION_NO_WAIT,
-            OPTION_OBJECTS_ONLY,
+            OPTION_OBJECTS_ONLY("without the data: its volumes are empty"),
             {0},
         },
     .formats = true,
@@ -444,7 +453,7 @@ const struct cli_command kubectl_restore = {
             OPTION_DRY_RUN,
             OPTION_YES,
             OPTION_NO_WAIT,
-            OPTION_OBJECTS_ONLY,
+            OPTION_OBJECTS_ONLY("without the data: volumes that are gone are made empty"),
             {0},
         },
     .formats = true,

@@ -243,9 +243,10 @@ static void say_volumes(const struct cli *cli, const json_t *answer)
     char text[UNITS_TEXT_BYTES];
     size_t i;
     json_t *volume;
-    json_array_foreach(kubectl_at(answer, "plan", "volumes"), i, volume)
-        cli_output_say(cli, "volume %s: %s differ", cli_field_text(volume, "claim", "?"),
-                       units_format_bytes(cli_field_u64(volume, "changedBytes"), text));
+    bool clone = strcmp(cli_field_text(json_object_get(answer, "spec"), "mode", ""), "clone") == 0;
+    json_array_foreach(kubectl_at(answer, "plan", "volumes"), i, volume) cli_output_say(
+        cli, "volume %s: %s %s", cli_field_text(volume, "claim", "?"),
+        units_format_bytes(cli_field_u64(volume, "changedBytes"), text), clone ? "to copy" : "differ");
 }
 
 static void say_notes(const struct cli *cli, const json_t *answer)
@@ -299,6 +300,12 @@ static bool was_refused(const char *reason)
                                           "ClassMissing",
                                           "ReconcilerWouldRevert",
                                           "QuotaExceeded",
+                                          "VersionNotServed",
+                                          "VolumesNotAvailable",
+                                          "VolumeInUse",
+                                          "ClaimExists",
+                                          "ClaimTerminating",
+                                          "NoSpace",
                                           "RequesterUnknown",
                                           "Forbidden",
                                           NULL};
@@ -308,13 +315,19 @@ static bool was_refused(const char *reason)
     return false;
 }
 
-static const char *remedy_of(const char *reason)
+static const char *remedy_of(const char *reason, const json_t *recovery, char text[CLI_TEXT_BYTES])
 {
+    const json_t *spec = json_object_get(recovery, "spec");
     if (strcmp(reason, "RequesterUnknown") == 0)
         return "Tidemark's admission webhook records who asks: see that it is installed and answers (the "
                "operator's guide, \"Trouble\")";
     if (strcmp(reason, "PointNotAvailable") == 0)
-        return "`kubectl tidemark points NAMESPACE/NAME` says how far the history goes";
+        return snprintf(text, CLI_TEXT_BYTES,
+                        "`kubectl tidemark points %s/%s` lists the points, and says how far the history goes",
+                        cli_field_text(spec, "sourceNamespace", kube_object_namespace(recovery)),
+                        cli_field_text(spec, "application", "NAME")) > 0
+                   ? text
+                   : NULL;
     if (strcmp(reason, "ReconcilerWouldRevert") == 0)
         return "revert in Git or suspend the reconciler; --force goes on nevertheless";
     return NULL;
@@ -324,11 +337,12 @@ enum cli_exit kubectl_recovery_verdict(struct kubectl *k, const char *what, cons
 {
     const char *phase = phase_of(recovery);
     const char *reason = cli_field_text(kubectl_condition(recovery, "Ready"), "reason", "");
+    char text[CLI_TEXT_BYTES];
     if (strcmp(phase, "Completed") == 0 || strcmp(phase, "Planned") == 0)
         return CLI_EXIT_OK;
     return cli_output_fail(
-        k->cli, was_refused(reason) ? CLI_EXIT_REFUSED : CLI_EXIT_FAILED, remedy_of(reason), "%s: %s%s%s: %s",
-        what, strcmp(phase, "Cancelled") == 0 ? "cancelled" : "failed",
+        k->cli, was_refused(reason) ? CLI_EXIT_REFUSED : CLI_EXIT_FAILED, remedy_of(reason, recovery, text),
+        "%s: %s%s%s: %s", what, strcmp(phase, "Cancelled") == 0 ? "cancelled" : "failed",
         *reason && strcmp(reason, phase) != 0 ? ", " : "", strcmp(reason, phase) != 0 ? reason : "",
         cli_field_text(json_object_get(recovery, "status"), "message", "it gives no reason"));
 }
@@ -342,10 +356,13 @@ static void note_volumes(const struct kubectl *k, const struct kubectl_run *run,
     if (!total || json_array_size(json_object_get(answer, "streams")) ||
         json_array_size(kubectl_at(answer, "plan", "volumes")))
         return;
-    cli_output_note(
-        k->cli, "%s: the data of its %llu volumes stays as it is%s", run->what, (unsigned long long)total,
-        json_is_true(json_object_get(run->spec, "objectsOnly")) ? ", as --objects-only asked"
-                                                                : ": this recovery is about objects only");
+    cli_output_note(k->cli, "%s: the data of its %llu volumes %s%s", run->what, (unsigned long long)total,
+                    strcmp(cli_field_text(run->spec, "mode", ""), "clone") == 0
+                        ? "is not in the clone, whose volumes are empty"
+                        : "stays as it is",
+                    json_is_true(json_object_get(run->spec, "objectsOnly"))
+                        ? ", as --objects-only asked"
+                        : ": this recovery is about objects only");
 }
 
 /* The plan by a dry run, which is taken away again; *ret_point: what a relative point meant to it. */
@@ -434,6 +451,7 @@ static void print_result(struct kubectl *k, const struct kubectl_run *run, const
                                  *step, (unsigned long long)cli_field_u64(timings, *step));
     cli_output_say(k->cli, "  RTO       %llu ms%s", (unsigned long long)cli_field_u64(answer, "rtoMs"),
                    times);
+    say_notes(k->cli, answer);
     say_filling(k->cli, answer);
     if (run->hint)
         cli_output_say(k->cli, "%s", run->hint);

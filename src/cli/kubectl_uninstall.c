@@ -43,8 +43,9 @@ static enum cli_exit refuse(const struct cli *cli, const json_t *claims)
         cli, CLI_EXIT_REFUSED,
         "`kubectl tidemark release NAMESPACE/CLAIM` gives a claim a volume without Tidemark, adopted or not; "
         "or "
-        "delete the claim. `helm rollback tidemark` keeps Tidemark, which a refused uninstall leaves "
-        "half-way; "
+        "delete the claim. `helm rollback tidemark REVISION`, of the revision that `helm history tidemark` "
+        "shows last, keeps "
+        "Tidemark, which a refused uninstall leaves half-way; "
         "`helm uninstall --no-hooks` (or the value uninstall.force) goes all the same: nothing can mount "
         "these "
         "volumes then, until it is installed again",

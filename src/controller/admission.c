@@ -163,6 +163,12 @@ static int check_places(const struct admission_request *q, const char *source, c
     const char *target = admission_text(q->object, "spec", "targetNamespace"),
                *application = admission_text(q->object, "spec", "application");
     _cleanup_json_ json_t *papp = NULL;
+    if (target && strcmp(target, source) != 0 && strncmp(target, "kube-", 5) == 0)
+        return error_set(err, -EINVAL,
+                         "targetNamespace: %s is the cluster's own: what an application has (network "
+                         "policies, quotas, objects of the same names) may break "
+                         "the cluster there; name another one",
+                         target);
     if (strcmp(mode, "clone") == 0 && target && strcmp(target, source) == 0)
         return error_set(err, -EINVAL,
                          "targetNamespace: a clone goes beside the application, not into its own namespace "

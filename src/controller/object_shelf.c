@@ -166,6 +166,22 @@ void object_shelf_drop(struct object_shelf *shelf, const char *name)
     (void)json_object_del(shelf->numbers, name);
 }
 
+int object_shelf_rename(struct object_shelf *shelf, const json_t *names)
+{
+    _cleanup_json_ json_t *numbers = json_object();
+    const char *name;
+    json_t *number;
+    json_object_foreach(shelf->numbers, name, number)
+    {
+        const char *now = json_string_value(json_object_get(names, name));
+        if (json_object_set(numbers, now ? now : name, number) < 0)
+            return -ENOMEM;
+    }
+    json_decref(shelf->numbers);
+    shelf->numbers = take_ptr(numbers);
+    return 0;
+}
+
 int object_shelf_get(struct object_shelf *shelf, const char *name, json_t **ret, struct error *err)
 {
     const json_t *number = json_object_get(shelf->numbers, name);

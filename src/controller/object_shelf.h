@@ -23,6 +23,8 @@ void object_shelf_free(struct object_shelf *shelf);
 int object_shelf_put(struct object_shelf *shelf, const char *name, const json_t *object,
                      struct error *err) MUST_CHECK;
 void object_shelf_drop(struct object_shelf *shelf, const char *name);
+/* {name before: name now}; what is not among them keeps its name. -ENOMEM: nothing was changed. */
+int object_shelf_rename(struct object_shelf *shelf, const json_t *names) MUST_CHECK;
 /* The caller owns *ret. -ENOENT: nothing has the name. -EIO, -EBADMSG. */
 int object_shelf_get(struct object_shelf *shelf, const char *name, json_t **ret,
                      struct error *err) MUST_CHECK;

@@ -30,6 +30,7 @@ struct job {
     struct error unanswered; /* of a question for an owner: nobody knows whether it is there */
     const json_t *live;      /* while what is there is prepared for; or NULL */
     bool hidden;             /* whoever asked may not look at an owner */
+    bool others_first; /* what another object of the wave may let go of is waited for: no verdict then */
     struct object_id id;
     char note[RESTORE_REASON_BYTES];
 };
@@ -131,6 +132,7 @@ static bool is_of_immutable_field(const struct error *err)
 }
 
 static const char not_made[] = "it had ended at the point, and is not run again";
+static const char again[] = "it was made again";
 static const char taken[] = "its address or node port is taken: it got another";
 
 /* How long what it says may be wrong: a quota that was just made lets nothing in until it was counted what is there, and the API server goes by
@@ -157,6 +159,8 @@ static int create_once(const struct job *job, const json_t *object, struct error
 static int create(struct job *job, enum verdict verdict, struct error *err)
 {
     int r = create_once(job, job->wanted, err);
+    if (r < 0 && r != -EEXIST && is_taken(err) && job->others_first)
+        return 0;
     if (r < 0 && r != -EEXIST && is_taken(err) && restore_drop_allocated(job->wanted)) {
         snprintf(job->note, sizeof job->note, "%s", taken);
         r = create_once(job, job->wanted, err);
@@ -344,7 +348,7 @@ static int recreate(struct job *job, const json_t *live, struct error *err)
     if (r < 0)
         return r;
     if (!job->note[0])
-        snprintf(job->note, sizeof job->note, "it was made again");
+        snprintf(job->note, sizeof job->note, "%s", again);
     r = create(job, VERDICT_CHANGED, err);
     return r < 0 && r != -EEXIST && !recovery_concerns_server(r) ? put_back(job, former, r, err) : r;
 }
@@ -414,6 +418,8 @@ static int change(struct job *job, const json_t *live, struct error *err)
             return r;
         return recreate(job, live, err);
     }
+    if (r < 0 && is_taken(err) && job->others_first)
+        return 0;
     if (r < 0 && is_taken(err) && restore_drop_allocated(job->there) && restore_drop_allocated(job->plain)) {
         snprintf(job->note, sizeof job->note, "%s", taken);
         return 1; /* look again: without them it may be as it should be */
@@ -530,13 +536,15 @@ struct work {
     atomic_size_t next;
     atomic_int failed; /* code of what concerns not one object, but the server or the plan; 0 */
     atomic_bool cancelled;
+    bool others_first;
     pthread_mutex_t mutex; /* over what follows, and the objects of the point and the Recovery, which all share */
     struct error err;      /* of `failed` */
 };
 
 static int prepare_job(struct work *work, struct recovery_entry *e, struct job *job, struct error *err)
 {
-    *job = (struct job){.run = work->run, .mutex = &work->mutex, .entry = e};
+    *job =
+        (struct job){.run = work->run, .mutex = &work->mutex, .entry = e, .others_first = work->others_first};
     int r = object_id_parse(e->name, &job->id, err);
     if (r < 0 || e->action == ACTION_DELETE || e->action == ACTION_SKIP || e->action == ACTION_SAME)
         return r;
@@ -551,6 +559,8 @@ static void release_job(struct work *work, struct job *job)
     MUTEX_GUARD(guard, &work->mutex);
     if (job->entry->verdict >= 0)
         recovery_forget_replaced(work->run, job->entry->name);
+    if (job->entry->verdict >= 0 && job->note[0] && strcmp(job->note, again) != 0)
+        recovery_note(work->run, json_sprintf("%s: %s", job->entry->name, job->note));
     json_decref(job->wanted);
     json_decref(job->there);
     json_decref(job->plain);
@@ -616,11 +626,12 @@ static int run_work(struct work *work, struct error *err)
     return failed ? failed : atomic_load(&work->cancelled);
 }
 
-/* Limits and quotas, or the rest. */
-static int apply_some(struct recovery_run *run, int wave, bool limits, struct error *err)
+/* What of a wave has no verdict yet: limits and quotas, or the rest. */
+static int apply_some(struct recovery_run *run, int wave, bool limits, bool others_first, struct error *err)
 {
     _cleanup_free_ struct recovery_entry **entries = calloc(run->entry_count + 1, sizeof *entries);
-    struct work work = {.run = run, .entries = entries, .mutex = PTHREAD_MUTEX_INITIALIZER};
+    struct work work = {
+        .run = run, .entries = entries, .others_first = others_first, .mutex = PTHREAD_MUTEX_INITIALIZER};
     if (!entries)
         return error_set(err, -ENOMEM, "out of memory");
     for (size_t i = 0; i < run->entry_count; i++)
@@ -662,13 +673,17 @@ int recovery_apply_wave(struct recovery_run *run, int wave, struct error *err)
 {
     for (size_t i = 0; i < run->entry_count; i++)
         run->changes_limits |= changes_limit(&run->entries[i]);
-    int r = apply_some(run, wave, true, err);
+    int r = apply_some(run, wave, true, false, err);
     for (size_t i = 0; r == 0 && i < run->entry_count; i++) {
         const struct recovery_entry *e = &run->entries[i];
         if (e->wave == wave && changes_limit(e) && e->verdict == VERDICT_CHANGED && strstr(e->name, "/ResourceQuota/"))
             r = await_quota(run, e->name, err);
     }
-    return r == 0 ? apply_some(run, wave, false, err) : r;
+    /* An address or a node port that a Service of the point had may be that of another one now, whose turn
+     * comes beside its own. */
+    if (r == 0)
+        r = apply_some(run, wave, false, true, err);
+    return r == 0 ? apply_some(run, wave, false, false, err) : r;
 }
 
 /* ---- waiting ---- */

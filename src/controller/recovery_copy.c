@@ -6,7 +6,7 @@
  * "copiedMs", "filling"} (R1, R2). Of the original nothing is changed. */
 #include "controller/recovery_internal.h"
 
-enum { LOOK_MS = 50, NOTES_MAX = 20 };
+enum { LOOK_MS = 50 };
 
 static const json_t *volume_plan(const json_t *plan, const char *name)
 {
@@ -77,22 +77,6 @@ static int check_claims(struct recovery_run *run, const json_t *stream, const ch
     return 0;
 }
 
-static void note(struct recovery_run *run, json_t *text)
-{
-    json_t *plan = json_object_get(recovery_status(run), "plan"), *notes = json_object_get(plan, "notes");
-    if (!notes) {
-        notes = json_array();
-        json_object_set_new(plan, "notes", notes);
-    }
-    bool told = false;
-    size_t i;
-    json_t *known;
-    json_array_foreach(notes, i, known) told |= json_equal(known, text);
-    if (!told && json_array_size(notes) < NOTES_MAX)
-        json_array_append(notes, text);
-    json_decref(text);
-}
-
 /* The pod template of a workload, or a pod itself; NULL. */
 static const json_t *pod_spec_of(const json_t *object)
 {
@@ -113,9 +97,11 @@ static void note_other_nodes(struct recovery_run *run, const char *node)
         const char *other = *named ? named : selected;
         bool mounts = json_object_get(spec, "volumes") || json_object_get(json_object_get(object, "spec"), "volumeClaimTemplates");
         if (*other && strcmp(other, node) != 0 && mounts)
-            note(run, json_sprintf("%.200s asks for the node %.200s, and the clone's volumes can be used on node %.200s alone, where the original's are: if "
-                                   "it uses them its pods will not start; take the nodeName or nodeSelector away by a transform (patch)",
-                                   name, other, node));
+            recovery_note(run, json_sprintf("%.200s asks for the node %.200s, and the clone's volumes can be "
+                                            "used on node %.200s alone, where the original's are: if "
+                                            "it uses them its pods will not start; take the nodeName or "
+                                            "nodeSelector away by a transform (patch)",
+                                            name, other, node));
     }
 }
 
@@ -128,13 +114,15 @@ static void note_hindrances(struct recovery_run *run, const json_t *stream)
     const char *id = json_text(stream, "stream"), *node = json_text(stream, "node"), *first = json_text(stream, "copiedFirst");
     const struct recovery_cluster_ops *ops = run->c->cluster;
     if (*first)
-        note(run, json_sprintf("stream %.63s is copied before the clone can be used: %.800s", id, first));
+        recovery_note(run,
+                      json_sprintf("stream %.63s is copied before the clone can be used: %.800s", id, first));
     snprintf(name, sizeof name, "core/v1/Node/_/%.250s", node);
     if ((ops->get_class ? ops->get_class : ops->get)(run->c->cluster_context, name, &live, &ignored) == 0 &&
         json_is_true(json_object_get(json_object_get(live, "spec"), "unschedulable")))
-        note(run, json_sprintf("node %.250s takes no new pods, and the clone's volumes can be used there alone, where the original's are: its pods will "
-                               "wait until it does (kubectl uncordon %.250s)",
-                               node, node));
+        recovery_note(run, json_sprintf("node %.250s takes no new pods, and the clone's volumes can be used "
+                                        "there alone, where the original's are: its pods will "
+                                        "wait until it does (kubectl uncordon %.250s)",
+                                        node, node));
     note_other_nodes(run, node);
 }
 

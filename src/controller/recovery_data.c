@@ -293,15 +293,43 @@ int recovery_read_before(struct recovery_run *run, struct error *err)
     return strncmp(point, "before:", 7) == 0 && !run->before ? read_before(run, point + 7, &unused, err) : 0;
 }
 
-int recovery_plan_data(struct recovery_run *run, const char **ret_reason, struct error *err)
+static bool has_volume(const struct recovery_run *run, const char *claim)
+{
+    const json_t *plan = json_object_get(json_object_get(run->recovery, "status"), "plan");
+    size_t i;
+    json_t *volume;
+    json_array_foreach(json_object_get(plan, "volumes"), i, volume)
+    {
+        if (strcmp(json_text(volume, "claim"), claim) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* Nobody should find out by looking for the data. */
+static void note_empty_claims(struct recovery_run *run)
+{
+    for (size_t i = 0; i < run->entry_count; i++) {
+        const struct recovery_entry *e = &run->entries[i];
+        struct object_id id;
+        struct error unused = ERROR_INIT;
+        const json_t *spec = json_object_get(json_object_get(run->wanted, e->name), "spec");
+        if (e->action == ACTION_CREATE && json_text(spec, "volumeName")[0] &&
+            object_id_parse(e->name, &id, &unused) == 0 && strcmp(id.kind, "PersistentVolumeClaim") == 0 &&
+            !has_volume(run, id.name))
+            recovery_note(
+                run,
+                json_sprintf(
+                    "claim %.253s gets an empty volume: what its volume held is in no history of Tidemark",
+                    id.name));
+    }
+}
+
+static int plan_streams(struct recovery_run *run, const char **ret_reason, struct error *err)
 {
     _cleanup_json_ json_t *streams = NULL, *list = json_array();
     size_t i;
     json_t *stream;
-    if (!run->c->data || json_is_true(json_object_get(run->spec, "objectsOnly")))
-        return 0;
-    if (run->mode == RESTORE_CLONE)
-        return recovery_plan_copies(run, ret_reason, err);
     *ret_reason = "VolumesNotReachable";
     char owner[RECOVERY_OWNER_BYTES];
     recovery_owner(run, owner);
@@ -331,6 +359,17 @@ int recovery_plan_data(struct recovery_run *run, const char **ret_reason, struct
     if (r == 0 && json_array_size(list) && json_object_set(recovery_status(run), "streams", list) < 0)
         r = error_set(err, -ENOMEM, "out of memory");
     return r == 0 ? plan_bare_pods(run, err) : r;
+}
+
+int recovery_plan_data(struct recovery_run *run, const char **ret_reason, struct error *err)
+{
+    if (!run->c->data || json_is_true(json_object_get(run->spec, "objectsOnly")))
+        return 0;
+    int r = run->mode == RESTORE_CLONE ? recovery_plan_copies(run, ret_reason, err)
+                                       : plan_streams(run, ret_reason, err);
+    if (r == 0)
+        note_empty_claims(run);
+    return r;
 }
 
 /* ---- gates, pods, streams ---- */

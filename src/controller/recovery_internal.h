@@ -80,6 +80,8 @@ int recovery_end(struct recovery_run *run, const char *phase, const char *reason
                  struct error *err);
 /* Whether somebody asked for its end. Reads the Recovery again. */
 int recovery_is_cancelled(struct recovery_run *run, bool *ret, struct error *err);
+/* What somebody should know, once, into status.plan.notes; takes the text. */
+void recovery_note(struct recovery_run *run, json_t *text);
 /* Counts and first failures of the entries into status. */
 int recovery_count(struct recovery_run *run, struct error *err);
 /* The plan in its ConfigMaps: all parts, or those that the wave has entries in. In the status, when ConfigMaps are refused. */
@@ -93,10 +95,8 @@ int recovery_put_wanted(struct recovery_run *run, const char *name, json_t *obje
 /* The whole object; the caller owns it. -ENOENT. May be called by several threads, but that nobody changes
  * run->wanted. */
 int recovery_get_wanted(const struct recovery_run *run, const char *name, json_t **ret, struct error *err);
-/* All of them, whole, out of run->wanted; and back, which empties the set. What is changed of all together
- * needs them so. */
-int recovery_take_wanted(struct recovery_run *run, json_t **ret, struct error *err);
-int recovery_give_wanted(struct recovery_run *run, json_t *whole, struct error *err);
+/* {name before: name now} of all of them. */
+int recovery_rename_wanted(struct recovery_run *run, const json_t *names, struct error *err);
 /* Outlines of what is in the target namespace. */
 int recovery_list_live(struct recovery_run *run, json_t *array, struct error *err);
 /* The whole one, of a name in run->live; the caller owns it. */

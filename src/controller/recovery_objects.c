@@ -52,40 +52,24 @@ int recovery_get_wanted(const struct recovery_run *run, const char *name, json_t
     return get_whole(run->wanted_whole, run->wanted, name, ret, err);
 }
 
-int recovery_take_wanted(struct recovery_run *run, json_t **ret, struct error *err)
+int recovery_rename_wanted(struct recovery_run *run, const json_t *names, struct error *err)
 {
-    _cleanup_json_ json_t *whole = json_object();
+    _cleanup_json_ json_t *renamed = json_object();
     const char *name;
     json_t *outline;
-    int r = whole ? 0 : error_set(err, -ENOMEM, "out of memory");
+    int r = 0;
     json_object_foreach(run->wanted, name, outline)
     {
-        json_t *object = NULL;
-        if (r == 0)
-            r = recovery_get_wanted(run, name, &object, err);
-        if (r == 0 && json_object_set_new(whole, name, object) < 0)
-            r = error_set(err, -ENOMEM, "out of memory");
+        const char *now = json_string_value(json_object_get(names, name));
+        if (json_object_set(renamed, now ? now : name, outline) < 0)
+            r = -ENOMEM;
     }
+    if (r == 0 && run->wanted_whole)
+        r = object_shelf_rename(run->wanted_whole, names);
     if (r < 0)
-        return r;
-    json_object_clear(run->wanted);
-    object_shelf_free(take_ptr(run->wanted_whole));
-    *ret = take_ptr(whole);
-    return 0;
-}
-
-int recovery_give_wanted(struct recovery_run *run, json_t *whole, struct error *err)
-{
-    const char *name;
-    json_t *object;
-    void *next;
-    json_object_foreach_safe(whole, next, name, object)
-    {
-        int r = recovery_put_wanted(run, name, object, err);
-        if (r < 0)
-            return r;
-        json_object_del(whole, name);
-    }
+        return error_set(err, r, "out of memory");
+    json_decref(run->wanted);
+    run->wanted = take_ptr(renamed);
     return 0;
 }
 

@@ -78,10 +78,20 @@ static int rename_cluster_bindings(struct recovery_run *run, json_t *transforms)
     return 0;
 }
 
+static int get_wanted(void *context, const char *name, json_t **ret, struct error *err)
+{
+    return recovery_get_wanted(context, name, ret, err);
+}
+
+static int put_wanted(void *context, const char *name, json_t *object, struct error *err)
+{
+    return recovery_put_wanted(context, name, object, err);
+}
+
 static int transform_wanted(struct recovery_run *run, struct error *err)
 {
     bool moved = strcmp(run->source_namespace, run->target_namespace) != 0;
-    _cleanup_json_ json_t *transforms = json_array(), *whole = NULL, *out = NULL;
+    _cleanup_json_ json_t *transforms = json_array(), *names = NULL;
     json_t *asked = json_object_get(run->spec, "transforms");
     /* What the user wrote is about the application as she knows it; then it moves. */
     if (!transforms || (asked && json_array_extend(transforms, asked) < 0))
@@ -94,13 +104,9 @@ static int transform_wanted(struct recovery_run *run, struct error *err)
         return error_set(err, -ENOMEM, "out of memory");
     if (json_array_size(transforms) == 0)
         return 0;
-    int r = recovery_take_wanted(run, &whole, err);
-    if (r == 0)
-        r = transforms_apply(whole, transforms, &out, NULL, err);
-    if (r < 0)
-        return r;
-    json_decref(take_ptr(whole));
-    return recovery_give_wanted(run, out, err);
+    const struct transform_objects objects = {run->wanted, run, get_wanted, put_wanted};
+    int r = transforms_apply(&objects, transforms, &names, err);
+    return r < 0 ? r : recovery_rename_wanted(run, names, err);
 }
 
 /* A namespace that is gone is made again even when the journal has only what was in it; a clone's may be
@@ -111,6 +117,8 @@ static int complete_wanted(struct recovery_run *run, struct error *err)
     struct object_id id = {
         .group = "", .version = "v1", .kind = "Namespace", .namespace = "", .name = run->target_namespace};
     _cleanup_json_ json_t *added = json_object();
+    json_t *object;
+    const char *key;
     int r = object_journal_name(&id, name, err);
     if (r < 0)
         return r;
@@ -123,7 +131,8 @@ static int complete_wanted(struct recovery_run *run, struct error *err)
         _cleanup_json_ json_t *policy = restore_isolation_policy(run->target_namespace);
         r = objects_add(added, policy, NULL, err);
     }
-    return r == 0 ? recovery_give_wanted(run, added, err) : r;
+    json_object_foreach(added, key, object) r = r == 0 ? recovery_put_wanted(run, key, object, err) : r;
+    return r;
 }
 
 /* A definition may have got other versions since the point. */
@@ -195,11 +204,6 @@ static int translate_wanted(struct recovery_run *run, struct error *err)
     return r;
 }
 
-static int read_one(void *context, const char *name, json_t *object, struct error *err)
-{
-    return recovery_put_wanted(context, name, object, err);
-}
-
 int recovery_read_wanted(struct recovery_run *run, const char **ret_reason, struct error *err)
 {
     struct recovery_point found;
@@ -209,7 +213,7 @@ int recovery_read_wanted(struct recovery_run *run, const char **ret_reason, stru
         r = error_set(err, -ENOMEM, "out of memory");
     if (r == 0)
         r = run->c->source->objects(run->c->source_context, run->source_namespace, run->application, point,
-                                    read_one, run, &found, err);
+                                    put_wanted, run, &found, err);
     if (r == 0)
         r = recovery_note_point(run, &found, err);
     if (r < 0)
@@ -735,11 +739,14 @@ bool recovery_is_limit(const char *name)
     return strncmp(name, "core/v1/LimitRange/", 19) == 0 || strncmp(name, "core/v1/ResourceQuota/", 22) == 0;
 }
 
-/* One that is there is in the way of all that is put back, whatever its place: what it was lets that in, since it did so then. */
+/* A limit that is there is in the way of all that is put back, whatever its place: what it was lets that in,
+ * since it did so then. And an autoscaler that is there would set the replicas of the workload once more to
+ * what it was told after the point. */
 static void put_limits_first(struct recovery_run *run)
 {
     struct recovery_entry *e = run->entry_count ? &run->entries[run->entry_count - 1] : NULL;
-    if (e && recovery_is_limit(e->name) && (e->action == ACTION_CHANGE || e->action == ACTION_RECREATE))
+    if (e && (recovery_is_limit(e->name) || strstr(e->name, "/HorizontalPodAutoscaler/")) &&
+        (e->action == ACTION_CHANGE || e->action == ACTION_RECREATE))
         e->wave = 1;
 }
 

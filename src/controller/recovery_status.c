@@ -3,6 +3,7 @@
 
 #include "controller/recovery_internal.h"
 
+enum { NOTES_MAX = 20 };                   /* as the definition says */
 #define PLAN_STATUS_BYTES_MAX (768u << 10) /* some 4,000 objects; of 1.5 MiB that the API server stores of one, with what recovery_replaced.c notes */
 
 json_t *recovery_status(struct recovery_run *run)
@@ -141,6 +142,22 @@ int recovery_is_cancelled(struct recovery_run *run, bool *ret, struct error *err
     *ret = strcmp(json_text(annotations, RECOVERY_CANCEL_ANNOTATION), "true") == 0 ||
            json_object_get(metadata, "deletionTimestamp");
     return 0;
+}
+
+void recovery_note(struct recovery_run *run, json_t *text)
+{
+    json_t *plan = json_object_get(recovery_status(run), "plan"), *notes = json_object_get(plan, "notes");
+    if (!notes) {
+        notes = json_array();
+        json_object_set_new(plan, "notes", notes);
+    }
+    bool told = false;
+    size_t i;
+    json_t *known;
+    json_array_foreach(notes, i, known) told |= json_equal(known, text);
+    if (!told && json_array_size(notes) < NOTES_MAX)
+        json_array_append(notes, text);
+    json_decref(text);
 }
 
 /* ---- counts ---- */

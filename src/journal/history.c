@@ -273,7 +273,8 @@ static int resolve_in_book(const struct book *b, const struct point *point, stru
             return error_set(err, -ENOENT, "there is no tag '%s' in the part of the history that can be read; a time or LSN may do",
                              point->tag);
         if (r == 0 && !tag.found.n)
-            return error_set(err, -ENOENT, "there is no tag '%s' in the history; `tidemark points` lists them", point->tag);
+            return error_set(err, -ENOENT, "there is no tag '%s' in the history; `points` lists them",
+                             point->tag);
         found = (struct book_point){tag.found, tag.realtime_ns};
         break;
     }

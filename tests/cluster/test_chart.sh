@@ -101,7 +101,10 @@ says_why() { kubectl -n $NAMESPACE logs job/tidemark-uninstall-check 2>&1 | grep
 expect "and says why" says_why
 remedy() { kubectl -n $NAMESPACE logs job/tidemark-uninstall-check 2>&1 | grep 'kubectl tidemark release' >/dev/null; }
 expect "and what to do" remedy
-expect "a rollback keeps it" helm rollback tidemark --namespace $NAMESPACE
+revision=$(helm history tidemark --namespace $NAMESPACE -o json | jq '.[-1].revision')
+expect "a rollback keeps it" helm rollback tidemark "$revision" --namespace $NAMESPACE
+as_it_was() { helm get values tidemark --namespace $NAMESPACE | grep 'logLevel: debug' >/dev/null; }
+expect "as it was" as_it_was
 expect "the claim is deleted" kubectl delete namespace chart-user --timeout=270s
 no_volumes() { [[ -z $(kubectl get pv -o json | jq -r '.items[] | select(.spec.csi.driver == "csi.tidemark.io") | .metadata.name') ]]; }
 expect "and its volume" within 180 no_volumes

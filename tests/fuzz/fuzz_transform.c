@@ -10,12 +10,12 @@
 #include "app/objects.h"
 #include "app/objects_diff.h"
 #include "app/order.h"
-#include "app/references.h"
 #include "app/reconcilers.h"
+#include "app/references.h"
 #include "app/restore.h"
-#include "app/transform.h"
 #include "base/cleanup.h"
 #include "lib/json.h"
+#include "transform_set.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -81,7 +81,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     check_set(set);
     check_restore(set);
     copy = json_deep_copy(set);
-    int r = transforms_apply(copy, json_object_get(input, "transforms"), &out, NULL, &err);
+    int r = transform_set_apply(copy, json_object_get(input, "transforms"), &out, &err);
     assert(r == 0 ? out != NULL : r == err.code && err.message[0] && !out);
     if (r == 0) {
         assert(objects_diff(set, out, &diff, &err) == 0);

@@ -112,7 +112,7 @@ class Mistakes(unittest.TestCase):
             done = self.refused(REFUSED, ["open", "shop@" + point], f"open shop@{point}: ", "is outside of the history", remedy=history)
             self.assertNotIn("cannot open", done.stderr, "said once")
         for point in ("tag:on", "tag:One"):
-            self.refused(NOT_FOUND, ["rewind", "shop", "--to", point], f"there is no tag '{point[4:]}' in the history; `tidemark points` lists")
+            self.refused(NOT_FOUND, ["rewind", "shop", "--to", point], f"there is no tag '{point[4:]}' in the history; `points` lists")
         self.refused(REFUSED, ["tag", "shop", "one"], "the tag 'one' is there already", "choose another name")
         self.refused(REFUSED, ["undo", "shop"], "there is no rewind in the history that could be undone; `tidemark points`")
         self.refused(NOT_FOUND, ["open", "shop@latest", "--volume", "wal"], "shop had no volume 'wal' at that point; it had: data")

@@ -456,6 +456,19 @@ class Gone(History):
         code, _, err = plugin("points", f"{ns}/none")
         self.assertEqual(code, NOT_FOUND, err)
 
+    def test_tags_outlive_their_checkpoints_and_one_that_is_refused_hides_none(self):
+        ns = self.namespace("named")
+        self.journaled(ns, base.config_map("settings", ns, "1"))
+        self.assertEqual(plugin("tag", f"{ns}/{ns}", "first")[0], OK)
+        SERVER.kubectl("-n", ns, "delete", "checkpoint", "first")  # as it goes with its namespace
+
+        def named():
+            return sorted((p["point"], "time" in p) for p in answer("points", f"{ns}/{ns}", "--named")["points"])
+        self.assertEqual(named(), [("tag:first", True)])
+        code, _, err = plugin("tag", f"{ns}/{ns}", "first")
+        self.assertIn("another moment of the history has the name first", err)
+        self.assertEqual(named(), [("tag:first", False), ("tag:first", True)])
+
     def test_an_application_that_is_not_protected_any_more_still_answers(self):
         ns = self.namespace("former")
         self.journaled(ns, base.config_map("settings", ns, "1"))

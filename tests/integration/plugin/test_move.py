@@ -151,7 +151,7 @@ class Move(unittest.TestCase):
         SERVER.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "db-0", "namespace": ns}, "spec": {
             "containers": [{"name": "c", "image": "none"}], "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "used"}}]}})
         for arguments, said in ((("adopt", f"{ns}/free", f"{ns}/used"), "the pod db-0 uses the claim used"), (("adopt", f"{ns}/nosuch"), "there is no claim nosuch"),
-                                (("release", f"{ns}/free"), "a plain one already"), (("adopt", f"{ns}/free", "--storage-class", "foreign"), "wrong driver"),
+                                (("release", f"{ns}/free"), "a plain one already"), (("adopt", f"{ns}/free", "--storage-class", "foreign"), "the volumes of the storage class foreign are made by"),
                                 (("adopt", f"{ns}/free", "elsewhere/free"), "several namespaces")):
             before = SERVER.json("-n", ns, "get", "pvc,pods")["items"]
             code, out, err = plugin(*arguments, "--image", "tools:1", "--yes")

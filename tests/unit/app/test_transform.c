@@ -8,13 +8,14 @@
 #include "app/objects_internal.h"
 #include "app/references.h"
 #include "app/transform.h"
+#include "transform_set.h"
 
 static json_t *apply(const json_t *set, const char *transforms)
 {
     struct error err = ERROR_INIT;
     _cleanup_json_ json_t *list = manifests_one(transforms), *copy = json_deep_copy(set);
     json_t *out = NULL;
-    check_ok(transforms_apply(copy, list, &out, NULL, &err));
+    check_ok(transform_set_apply(copy, list, &out, &err));
     return out;
 }
 
@@ -22,7 +23,7 @@ static void refuse(const json_t *set, const char *transforms, int code, const ch
 {
     struct error err = ERROR_INIT;
     _cleanup_json_ json_t *list = manifests_one(transforms), *copy = json_deep_copy(set), *out = NULL;
-    check_error(transforms_apply(copy, list, &out, NULL, &err), code, message);
+    check_error(transform_set_apply(copy, list, &out, &err), code, message);
     assert_null(out);
 }
 

@@ -43,7 +43,16 @@ static void put_and_get(struct object_shelf *shelf)
         check_ok(object_shelf_get(shelf, name, &back, &err));
         assert_true(json_equal(object, back));
     }
+    /* Two change their names, one its for that of the other. */
+    _cleanup_json_ json_t *names = json_pack("{s:s, s:s}", "o2", "o3", "o3", "now");
+    check_ok(object_shelf_rename(shelf, names));
+    for (unsigned n = 2; n <= 3; n++) {
+        _cleanup_json_ json_t *object = object_of(n + OBJECTS / 2), *back = NULL;
+        check_ok(object_shelf_get(shelf, n == 2 ? "o3" : "now", &back, &err));
+        assert_true(json_equal(object, back));
+    }
     _cleanup_json_ json_t *none = NULL;
+    assert_int_equal(object_shelf_get(shelf, "o2", &none, &err), -ENOENT);
     object_shelf_drop(shelf, "o1");
     assert_int_equal(object_shelf_get(shelf, "o1", &none, &err), -ENOENT);
     assert_int_equal(object_shelf_get(shelf, "never", &none, &err), -ENOENT);

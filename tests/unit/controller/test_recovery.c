@@ -54,6 +54,8 @@ struct cluster {
     bool at_once;           /* the node can do that */
     int filled;             /* bytes of 8192 that it has copied meanwhile; or an error */
     const char *alarm;      /* that it has then; or NULL */
+    const char
+        *port_of; /* the Service that has the port 30001, as long as it has; NULL: somebody always has */
 };
 
 /* Whether the controller is dead; `ret_do` says whether the call is carried out. */
@@ -115,6 +117,18 @@ static void store(struct cluster *c, const char *name, const json_t *object, con
     json_object_set_new(c->objects, name, copy);
 }
 
+static bool has_port(const json_t *object)
+{
+    const json_t *port = json_array_get(json_object_get(json_object_get(object, "spec"), "ports"), 0);
+    return json_integer_value(json_object_get(port, "nodePort")) == 30001;
+}
+
+static bool is_taken(const struct cluster *c, const char *name, const json_t *object)
+{
+    return has_port(object) && (!c->port_of || (strcmp(c->port_of, name) != 0 &&
+                                                has_port(json_object_get(c->objects, c->port_of))));
+}
+
 static int create(void *context, const json_t *object, struct error *err)
 {
     struct cluster *c = context;
@@ -133,8 +147,7 @@ static int create(void *context, const json_t *object, struct error *err)
                             json_pack("{s:s}", RECOVERY_CANCEL_ANNOTATION, "true"));
     if (json_object_get(c->objects, name))
         ANSWER(error_set(err, -EEXIST, "%s exists", name));
-    const json_t *port = json_array_get(json_object_get(json_object_get(object, "spec"), "ports"), 0);
-    if (json_integer_value(json_object_get(port, "nodePort")) == 30001)
+    if (is_taken(c, name, object))
         ANSWER(error_set(err, -EINVAL,
                          "spec.ports[0].nodePort: Invalid value: 30001: provided port is already allocated"));
     snprintf(uid, sizeof uid, "uid-%u", ++c->uids);
@@ -170,8 +183,7 @@ static int replace(void *context, const json_t *object, struct error *err)
         ANSWER(c->immutable ? error_set(err, -EINVAL, "%s is invalid: spec.size: field is immutable", name)
                : c->policy  ? error_set(err, -EINVAL, "%s is forbidden: ValidatingAdmissionPolicy 'p' denied request: updates need an immutable digest", name)
                             : error_set(err, -EACCES, "admission webhook \"policy\" denied the request: %s", c->refusal));
-    const json_t *port = json_array_get(json_object_get(json_object_get(object, "spec"), "ports"), 0);
-    if (json_integer_value(json_object_get(port, "nodePort")) == 30001)
+    if (is_taken(c, name, object))
         ANSWER(error_set(err, -EINVAL,
                          "spec.ports[0].nodePort: Invalid value: 30001: provided port is already allocated"));
     char uid[64];
@@ -692,6 +704,18 @@ static long verdicts(const struct cluster *c, const char *verdict)
     return (long)json_integer_value(json_object_get(json_object_get(status_of(c), "verdicts"), verdict));
 }
 
+static bool has_note(const struct cluster *c, const char *words)
+{
+    size_t i;
+    json_t *one;
+    json_array_foreach(json_object_get(json_object_get(status_of(c), "plan"), "notes"), i, one)
+    {
+        if (strstr(json_string_value(one), words))
+            return true;
+    }
+    return false;
+}
+
 /* What is in the namespace is what the point says, and what must stay. */
 static void assert_rewound(const struct cluster *c)
 {
@@ -742,7 +766,59 @@ static void a_rewind_puts_objects_back(void **unused)
     assert_null(json_object_get(c.objects, "core/v1/Pod/n/db-0"));
     const char *plan = json_string_value(json_object_get(c.plans, "0"));
     assert_non_null(strstr(plan, "\"r\":\"its address or node port is taken: it got another\""));
+    assert_true(has_note(&c, "core/v1/Service/n/web: its address or node port is taken: it got another"));
     tear_down(&c);
+}
+
+/* Another Service of the application has it, and lets go of it in the same wave; and an autoscaler that is
+ * there does not set the replicas of the workload to what it was told after the point. */
+static void a_node_port_goes_back_to_the_service_that_had_it(void **unused)
+{
+    (void)unused;
+#define OTHERS(port, least)                                                                                  \
+    "---\napiVersion: v1\nkind: Service\nmetadata: {name: zz, namespace: n}\nspec: {ports: [{port: 80, "     \
+    "nodePort: " port "}]}\n---\n"                                                                           \
+    "apiVersion: autoscaling/v2\nkind: HorizontalPodAutoscaler\nmetadata: {name: web, namespace: n}\nspec: " \
+    "{minReplicas: " least ", scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: web}}\n"
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW OTHERS("30001", "4"), REWIND);
+    json_decref(c.point);
+    c.point = manifests_set_text(POINT OTHERS("30002", "2"));
+    c.port_of = "core/v1/Service/n/zz";
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Completed");
+    assert_true(has_port(json_object_get(c.objects, "core/v1/Service/n/web")));
+    assert_false(has_port(json_object_get(c.objects, c.port_of)));
+    assert_false(has_note(&c, "taken"));
+    const char *plan = json_string_value(json_object_get(c.plans, "0"));
+    assert_non_null(
+        strstr(plan, "{\"w\":1,\"a\":\"change\",\"o\":\"autoscaling/v2/HorizontalPodAutoscaler/n/web\""));
+    tear_down(&c);
+}
+
+/* Its volume was none of Tidemark's. */
+static void a_claim_that_gets_an_empty_volume_is_told(void **unused)
+{
+    (void)unused;
+    static const char claim[] =
+        "---\napiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: theirs, namespace: n}\n"
+        "spec: {storageClassName: fast, volumeName: pv-9}\n";
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    for (int there = 0; there < 2; there++) {
+        _cleanup_free_ char *now = NULL, *point = NULL;
+        assert_true(asprintf(&now, "%s%s", NOW, there ? claim : "") > 0 &&
+                    asprintf(&point, "%s%s", POINT, claim) > 0);
+        set_up(&c, now, REWIND);
+        json_decref(c.point);
+        c.point = manifests_set_text(point);
+        check_ok(run(&c, true, &err));
+        assert_phase(&c, "Completed");
+        assert_int_equal(has_note(&c, "claim theirs gets an empty volume"), !there);
+        assert_false(has_note(&c, "claim data-db-0"));
+        tear_down(&c);
+    }
 }
 
 static void a_dry_run_changes_nothing_and_says_everything(void **unused)
@@ -1131,18 +1207,6 @@ static void a_clone_is_used_before_it_is_copied(void **unused)
     assert_filled(&c, "True", "Filled", "");
     assert_null(strstr(json_string_value(json_object_get(status_of(&c), "message")), "copied behind"));
     tear_down(&c);
-}
-
-static bool has_note(const struct cluster *c, const char *words)
-{
-    size_t i;
-    json_t *one;
-    json_array_foreach(json_object_get(json_object_get(status_of(c), "plan"), "notes"), i, one)
-    {
-        if (strstr(json_string_value(one), words))
-            return true;
-    }
-    return false;
 }
 
 static void what_a_clone_cannot_do_is_in_its_plan(void **unused)
@@ -2316,6 +2380,8 @@ int main(void)
         cmocka_unit_test(a_clone_without_data_asks_for_it),
         cmocka_unit_test(a_clone_whose_data_cannot_be_had_says_why),
         cmocka_unit_test(a_rewind_puts_objects_back),
+        cmocka_unit_test(a_node_port_goes_back_to_the_service_that_had_it),
+        cmocka_unit_test(a_claim_that_gets_an_empty_volume_is_told),
         cmocka_unit_test(a_dry_run_changes_nothing_and_says_everything),
         cmocka_unit_test(r1_a_killed_controller_is_taken_over_at_every_call),
         cmocka_unit_test(r1_a_plan_that_no_config_map_takes_is_in_the_status),
