@@ -329,6 +329,25 @@ static int plan_change(struct change *c, const json_t *outlines)
     return is_action(c, "rename") ? plan_renames(c, outlines) : 0;
 }
 
+/* What config maps and secrets hold names nothing but Services (transform_rename): their outlines say whether
+ * another rename changes them, and large ones need not be read for it. */
+static bool is_spared(const struct change *c, const json_t *outline)
+{
+    const char *kind = objects_text(outline, "kind");
+    size_t i;
+    json_t *rename;
+    if (!is_action(c, "rename") || strcmp(objects_text(outline, "apiVersion"), "v1") != 0 ||
+        (strcmp(kind, "ConfigMap") != 0 && strcmp(kind, "Secret") != 0))
+        return false;
+    json_array_foreach(c->renames, i, rename)
+    {
+        if (strcmp(objects_text(rename, "kind"), "Service") == 0)
+            return false;
+    }
+    _cleanup_json_ json_t *copy = json_deep_copy(outline);
+    return copy && transform_rename(copy, c->renames) == 0;
+}
+
 static long change_object(json_t **object, const char *name, const struct change *c, struct error *err)
 {
     struct pair pair = {objects_text(c->value, "from"), objects_text(c->value, "to"), 0};
@@ -364,10 +383,10 @@ static long apply_one(const struct transform_objects *objects, const json_t *tra
     json_array_foreach(c.names, i, each)
     {
         const char *name = json_string_value(each);
+        const json_t *outline = json_object_get(objects->outlines, name);
         _cleanup_json_ json_t *object = NULL;
         /* What refers to the target of a rename is changed, too. */
-        if (count < 0 ||
-            (!is_action(&c, "rename") && !is_target(c.target, json_object_get(objects->outlines, name))))
+        if (count < 0 || (!is_action(&c, "rename") && !is_target(c.target, outline)) || is_spared(&c, outline))
             continue;
         long n = objects->get(objects->context, name, &object, err);
         if (n == 0)

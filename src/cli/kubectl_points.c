@@ -10,7 +10,6 @@
 #include "cli/kubectl_internal.h"
 
 #define LIMIT_DEFAULT "50"
-#define LIMIT_MOST "5000" /* that the controller answers */
 #define POLL_MS 250u
 #define TAG_WAIT_S 60u
 
@@ -197,10 +196,10 @@ static enum cli_exit ask_history(struct kubectl *k, const char *what, const stru
     const struct cli *cli = k->cli;
     struct error err = ERROR_INIT;
     const char *since = cli_options_value(cli, "since", NULL);
-    const char *limit =
-        cli_options_flag(cli, "named") ? LIMIT_MOST : cli_options_value(cli, "limit", LIMIT_DEFAULT);
-    _cleanup_json_ json_t *question = json_pack("{s:s, s:I, s:s*}", "query", "points", "limit",
-                                                (json_int_t)strtol(limit, NULL, 10), "since", since);
+    _cleanup_json_ json_t *question =
+        json_pack("{s:s, s:I, s:s*, s:o*}", "query", "points", "limit",
+                  (json_int_t)strtol(cli_options_value(cli, "limit", LIMIT_DEFAULT), NULL, 10), "since", since, "named",
+                  cli_options_flag(cli, "named") ? json_true() : NULL);
     int r = question ? kubectl_history_try(k, what, member, question, ret, &err)
                      : error_set(&err, -ENOMEM, "out of memory");
     if (r == 0)

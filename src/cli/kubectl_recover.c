@@ -148,7 +148,7 @@ static enum cli_exit run_beside(struct kubectl *k, const char *mode, const struc
     bool clone = strcmp(mode, "clone") == 0;
     struct error unused = ERROR_INIT;
     _cleanup_json_ json_t *there = NULL;
-    bool alone = !clone || kube_get(k->client, &target, &there, &unused) < 0;
+    bool alone = !clone || kube_get(k->client, &target, &there, &unused) == -ENOENT;
     _cleanup_json_ json_t *spec = spec_of(k->cli, mode, member, where);
     if (!spec)
         return no_memory(k, mode);

@@ -27,10 +27,8 @@ int write_json_file(const char *path, const json_t *json, struct error *err)
         return error_set(err, -ENOMEM, "cannot write %s: out of memory", path);
     /* A disk that is full must not keep `up` from what goes on as it was. */
     struct error ignored = ERROR_INIT;
-    _cleanup_free_ char *there = NULL;
-    size_t length_bytes;
-    if (io_read_file(path, JSON_FILE_MAX_BYTES, &there, &length_bytes, &ignored) == 0 && length_bytes == strlen(text) &&
-        memcmp(there, text, length_bytes) == 0)
+    _cleanup_json_ json_t *there = NULL;
+    if (json_parse_file(path, &there, &ignored) == 0 && json_equal(there, json))
         return 0;
     return io_replace_file(path, text, strlen(text), 0600, err);
 }

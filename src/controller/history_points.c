@@ -40,6 +40,7 @@ struct collect {
     json_t *points;
     size_t limit;
     uint64_t since_ns;
+    bool named; /* tags alone */
 };
 
 static json_t *event_json(const struct journal_event *event)
@@ -69,7 +70,7 @@ static int add_event(void *context, const struct journal_event *event, struct er
     struct collect *c = context;
     if (event->realtime_ns < c->since_ns)
         return 1;
-    if (event->op == OP_VOLUME || event->op == OP_REWIND ||
+    if (event->op == OP_VOLUME || event->op == OP_REWIND || (c->named && event->op != OP_MARK) ||
         (event->op != OP_WRITE && !(event->flags & RECORD_LAST)))
         return 0;
     if (json_array_append_new(c->points, event_json(event)) < 0)
@@ -197,7 +198,7 @@ int history_points(struct history_job *job, json_t **ret, struct error *err)
 {
     _cleanup_json_ json_t *points = json_array(), *streams = NULL, *described = json_array();
     uint64_t limit = HISTORY_POINTS_DEFAULT;
-    struct collect c = {.job = job, .points = points};
+    struct collect c = {.job = job, .points = points, .named = json_is_true(json_object_get(job->spec, "named"))};
     struct journal_point oldest;
     char time[CLOCK_TEXT_BYTES];
     size_t i;
@@ -221,7 +222,7 @@ int history_points(struct history_job *job, json_t **ret, struct error *err)
             r = history_progress(job, json_text(stream, "stream"), i, json_array_size(streams), err);
         if (r < 0)
             return r;
-        if (limit > 0 && add_of_stream(&c, stream, &one) < 0 && one.code == 0)
+        if (limit > 0 && !c.named && add_of_stream(&c, stream, &one) < 0 && one.code == 0)
             one.code = -EIO;
         json_array_append_new(described, describe(job, stream, &one));
     }

@@ -135,12 +135,24 @@ static int grow(struct object_shelf *shelf)
     return 0;
 }
 
+/* What is in the file stays there. */
+static void let_go(struct object_shelf *shelf, const char *name)
+{
+    const json_t *number = json_object_get(shelf->numbers, name);
+    struct slot *slot = number ? &shelf->slots[json_integer_value(number)] : NULL;
+    if (!slot || !slot->text)
+        return;
+    free_text(take_ptr(slot->text), slot->length_bytes);
+    shelf->held_bytes -= slot->length_bytes;
+}
+
 int object_shelf_put(struct object_shelf *shelf, const char *name, const json_t *object, struct error *err)
 {
     _cleanup_free_ char *sealed = NULL;
     char *text = json_to_text(object);
     struct slot slot = {.length_bytes = text ? strlen(text) : 0};
     size_t number = shelf->count;
+    let_go(shelf, name);
     bool file = text && wants_file(shelf, slot.length_bytes);
     if (!text || grow(shelf) < 0 || (file && !(sealed = malloc(slot.length_bytes + AEAD_TAG_BYTES))) ||
         json_object_set_new(shelf->numbers, name, json_integer((json_int_t)number)) < 0) {
@@ -163,6 +175,7 @@ int object_shelf_put(struct object_shelf *shelf, const char *name, const json_t 
 
 void object_shelf_drop(struct object_shelf *shelf, const char *name)
 {
+    let_go(shelf, name);
     (void)json_object_del(shelf->numbers, name);
 }
 

@@ -559,7 +559,7 @@ static void release_job(struct work *work, struct job *job)
     MUTEX_GUARD(guard, &work->mutex);
     if (job->entry->verdict >= 0)
         recovery_forget_replaced(work->run, job->entry->name);
-    if (job->entry->verdict >= 0 && job->note[0] && strcmp(job->note, again) != 0)
+    if (job->entry->verdict >= 0 && job->entry->verdict != VERDICT_FAILED && job->note[0] && strcmp(job->note, again) != 0)
         recovery_note(work->run, json_sprintf("%s: %s", job->entry->name, job->note));
     json_decref(job->wanted);
     json_decref(job->there);
@@ -669,6 +669,14 @@ static int await_quota(struct recovery_run *run, const char *name, struct error 
     return r;
 }
 
+static size_t left_of(const struct recovery_run *run, int wave)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < run->entry_count; i++)
+        count += run->entries[i].wave == wave && run->entries[i].verdict < 0;
+    return count;
+}
+
 int recovery_apply_wave(struct recovery_run *run, int wave, struct error *err)
 {
     for (size_t i = 0; i < run->entry_count; i++)
@@ -680,9 +688,11 @@ int recovery_apply_wave(struct recovery_run *run, int wave, struct error *err)
             r = await_quota(run, e->name, err);
     }
     /* An address or a node port that a Service of the point had may be that of another one now, whose turn
-     * comes beside its own. */
-    if (r == 0)
+     * comes beside its own, or after a third one's. */
+    for (size_t before = SIZE_MAX, left = left_of(run, wave); r == 0 && left > 0 && left < before; left = left_of(run, wave)) {
+        before = left;
         r = apply_some(run, wave, false, true, err);
+    }
     return r == 0 ? apply_some(run, wave, false, false, err) : r;
 }
 

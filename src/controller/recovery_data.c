@@ -293,15 +293,21 @@ int recovery_read_before(struct recovery_run *run, struct error *err)
     return strncmp(point, "before:", 7) == 0 && !run->before ? read_before(run, point + 7, &unused, err) : 0;
 }
 
-static bool has_volume(const struct recovery_run *run, const char *claim)
+/* Whether the claim gets what a stream has. A clone's may be called otherwise than the stream's. */
+static bool has_data(const struct recovery_run *run, const char *claim)
 {
-    const json_t *plan = json_object_get(json_object_get(run->recovery, "status"), "plan");
-    size_t i;
-    json_t *volume;
-    json_array_foreach(json_object_get(plan, "volumes"), i, volume)
+    size_t i, k;
+    json_t *stream, *volume;
+    json_array_foreach(recovery_streams(run), i, stream)
     {
-        if (strcmp(json_text(volume, "claim"), claim) == 0)
+        const json_t *copies = json_object_get(stream, "volumes");
+        if (!copies && has_claim(json_object_get(stream, "claims"), claim))
             return true;
+        json_array_foreach(copies, k, volume)
+        {
+            if (strcmp(json_text(volume, "claim"), claim) == 0)
+                return true;
+        }
     }
     return false;
 }
@@ -316,7 +322,7 @@ static void note_empty_claims(struct recovery_run *run)
         const json_t *spec = json_object_get(json_object_get(run->wanted, e->name), "spec");
         if (e->action == ACTION_CREATE && json_text(spec, "volumeName")[0] &&
             object_id_parse(e->name, &id, &unused) == 0 && strcmp(id.kind, "PersistentVolumeClaim") == 0 &&
-            !has_volume(run, id.name))
+            !has_data(run, id.name))
             recovery_note(
                 run,
                 json_sprintf(

@@ -739,13 +739,20 @@ bool recovery_is_limit(const char *name)
     return strncmp(name, "core/v1/LimitRange/", 19) == 0 || strncmp(name, "core/v1/ResourceQuota/", 22) == 0;
 }
 
+/* What has an owner comes after it. */
+static bool is_autoscaler_without_owner(const struct recovery_run *run, const char *name)
+{
+    const json_t *metadata = json_object_get(json_object_get(run->wanted, name), "metadata");
+    return strstr(name, "/HorizontalPodAutoscaler/") && json_array_size(json_object_get(metadata, "ownerReferences")) == 0;
+}
+
 /* A limit that is there is in the way of all that is put back, whatever its place: what it was lets that in,
  * since it did so then. And an autoscaler that is there would set the replicas of the workload once more to
  * what it was told after the point. */
 static void put_limits_first(struct recovery_run *run)
 {
     struct recovery_entry *e = run->entry_count ? &run->entries[run->entry_count - 1] : NULL;
-    if (e && (recovery_is_limit(e->name) || strstr(e->name, "/HorizontalPodAutoscaler/")) &&
+    if (e && (recovery_is_limit(e->name) || is_autoscaler_without_owner(run, e->name)) &&
         (e->action == ACTION_CHANGE || e->action == ACTION_RECREATE))
         e->wave = 1;
 }

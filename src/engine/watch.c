@@ -150,7 +150,7 @@ static void save_volume(struct watch *w, size_t i)
     char path[PATH_MAX];
     struct error err = ERROR_INIT;
     volume_path(w, i, path);
-    if (signal_save(w->volumes[i].signal, path, &err) < 0)
+    if (signal_save(w->volumes[i].signal, path, w->volumes[i].read_at, &err) < 0)
         log_error(w->e->log, "what is known of a volume's content is not kept beyond the engine's end: %s", err.message);
 }
 
@@ -186,8 +186,7 @@ static void tick_volume(struct watch *w, size_t i)
     enum signal_change change = signal_tick(v->signal, clock_realtime_ns(clock_system()), journal.latest.n, &stretch);
     if (change != SIGNAL_SAME)
         changed(w, i, change, &stretch);
-    /* While it is being found out what blocks hold, the next start shall begin again. */
-    if (w->ticks % SAVE_EVERY_TICKS == SAVE_EVERY_TICKS - 1 && v->saved_written != status.counts.written && v->read_at == READ_DONE) {
+    if (w->ticks % SAVE_EVERY_TICKS == SAVE_EVERY_TICKS - 1 && (v->saved_written != status.counts.written || v->read_at != READ_DONE)) {
         v->saved_written = status.counts.written;
         save_volume(w, i);
     }
@@ -206,6 +205,7 @@ static void tick(struct watch *w)
         w->volumes[i].read_at = 0;
         w->volumes[i].log.usable = false; /* the file system's log is an older one too: it is followed from anew */
         w->volumes[i].fs.groups = 0;
+        save_volume(w, i); /* what was known is of another time: the next start must not take it for this one */
     }
     for (size_t i = 0; i < w->volume_count; i++)
         tick_volume(w, i);
@@ -317,8 +317,12 @@ void watch_stop(struct watch *w)
         pthread_join(w->thread, NULL);
     }
     for (size_t i = 0; i < w->volume_count; i++) {
-        if (w->runs && !atomic_load(&w->rewound) && w->volumes[i].read_at == READ_DONE)
-            save_volume(w, i); /* while it is being found out, the next start begins again */
+        if (w->runs && atomic_load(&w->rewound)) {
+            signal_forget(w->volumes[i].signal);
+            w->volumes[i].read_at = 0;
+        }
+        if (w->runs)
+            save_volume(w, i);
         group_volume_watch(w->e->group, i, NULL);
         signal_free(w->volumes[i].signal);
     }

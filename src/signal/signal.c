@@ -227,12 +227,13 @@ void signal_status(struct signal *s, struct signal_status *ret)
 
 /* ---- the file ---- */
 
-int signal_save(struct signal *s, const char *path, struct error *err)
+int signal_save(struct signal *s, const char *path, uint64_t known_bytes, struct error *err)
 {
     size_t table = s->classes.size_bytes;
+    uint64_t known = known_bytes / SIGNAL_BLOCK_BYTES;
     struct signal_state_head head = {.magic = le32_of(SIGNAL_STATE_MAGIC),
                                      .version = le32_of(SIGNAL_FORMAT_VERSION),
-                                     .blocks = le64_of(s->classes.blocks),
+                                     .blocks = le64_of(known < s->classes.blocks ? known : s->classes.blocks),
                                      .shift = le32_of(s->classes.shift),
                                      .table_bytes = le32_of((uint32_t)table)};
     _cleanup_free_ char *file = malloc(sizeof head + table);

@@ -57,8 +57,8 @@ void signal_forget(struct signal *s);
 /* Knows what a block holds that was found by reading it, unless it was written meanwhile. */
 void signal_seen(struct signal *s, uint64_t offset_bytes, const void *data, size_t bytes);
 
-/* The file is replaced as a whole. */
-int signal_save(struct signal *s, const char *path, struct error *err) MUST_CHECK;
+/* The file is replaced as a whole. `known_bytes`: how far from the volume's beginning it is known what the blocks hold; at least its size: all of it. */
+int signal_save(struct signal *s, const char *path, uint64_t known_bytes, struct error *err) MUST_CHECK;
 /* *ret_known_bytes: how far from the volume's beginning it is known what the blocks hold; less than all of it when the volume has grown
  * since, 0 without a file or with one of other grains. On failure the state is as new. */
 int signal_load(struct signal *s, const char *path, uint64_t *ret_known_bytes, struct error *err) MUST_CHECK;

@@ -54,8 +54,7 @@ struct cluster {
     bool at_once;           /* the node can do that */
     int filled;             /* bytes of 8192 that it has copied meanwhile; or an error */
     const char *alarm;      /* that it has then; or NULL */
-    const char
-        *port_of; /* the Service that has the port 30001, as long as it has; NULL: somebody always has */
+    bool ports;             /* node ports are of the Services that have them; else somebody always has 30001 */
 };
 
 /* Whether the controller is dead; `ret_do` says whether the call is carried out. */
@@ -117,16 +116,24 @@ static void store(struct cluster *c, const char *name, const json_t *object, con
     json_object_set_new(c->objects, name, copy);
 }
 
-static bool has_port(const json_t *object)
+static json_int_t port_of(const json_t *object)
 {
     const json_t *port = json_array_get(json_object_get(json_object_get(object, "spec"), "ports"), 0);
-    return json_integer_value(json_object_get(port, "nodePort")) == 30001;
+    return json_integer_value(json_object_get(port, "nodePort"));
 }
 
 static bool is_taken(const struct cluster *c, const char *name, const json_t *object)
 {
-    return has_port(object) && (!c->port_of || (strcmp(c->port_of, name) != 0 &&
-                                                has_port(json_object_get(c->objects, c->port_of))));
+    const char *other;
+    json_t *there;
+    if (!c->ports)
+        return port_of(object) == 30001;
+    json_object_foreach(c->objects, other, there)
+    {
+        if (port_of(object) && port_of(there) == port_of(object) && strcmp(other, name) != 0)
+            return true;
+    }
+    return false;
 }
 
 static int create(void *context, const json_t *object, struct error *err)
@@ -770,26 +777,28 @@ static void a_rewind_puts_objects_back(void **unused)
     tear_down(&c);
 }
 
-/* Another Service of the application has it, and lets go of it in the same wave; and an autoscaler that is
+/* Another Service of the application has it, and lets go of it in the same wave, after a third one; and an autoscaler that is
  * there does not set the replicas of the workload to what it was told after the point. */
 static void a_node_port_goes_back_to_the_service_that_had_it(void **unused)
 {
     (void)unused;
-#define OTHERS(port, least)                                                                                  \
-    "---\napiVersion: v1\nkind: Service\nmetadata: {name: zz, namespace: n}\nspec: {ports: [{port: 80, "     \
-    "nodePort: " port "}]}\n---\n"                                                                           \
+#define SERVICE(name, port)                                                                                  \
+    "---\napiVersion: v1\nkind: Service\nmetadata: {name: " name ", namespace: n}\nspec: {ports: [{port: 80, nodePort: " port "}]}\n"
+#define OTHERS(first, second, least)                                                                         \
+    SERVICE("zy", first) SERVICE("zz", second) "---\n"                                                       \
     "apiVersion: autoscaling/v2\nkind: HorizontalPodAutoscaler\nmetadata: {name: web, namespace: n}\nspec: " \
     "{minReplicas: " least ", scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: web}}\n"
     struct cluster c;
     struct error err = ERROR_INIT;
-    set_up(&c, NOW OTHERS("30001", "4"), REWIND);
+    set_up(&c, NOW OTHERS("30001", "30002", "4"), REWIND);
     json_decref(c.point);
-    c.point = manifests_set_text(POINT OTHERS("30002", "2"));
-    c.port_of = "core/v1/Service/n/zz";
+    c.point = manifests_set_text(POINT OTHERS("30002", "30003", "2"));
+    c.ports = true;
     check_ok(run(&c, true, &err));
     assert_phase(&c, "Completed");
-    assert_true(has_port(json_object_get(c.objects, "core/v1/Service/n/web")));
-    assert_false(has_port(json_object_get(c.objects, c.port_of)));
+    assert_int_equal(port_of(json_object_get(c.objects, "core/v1/Service/n/web")), 30001);
+    assert_int_equal(port_of(json_object_get(c.objects, "core/v1/Service/n/zy")), 30002);
+    assert_int_equal(port_of(json_object_get(c.objects, "core/v1/Service/n/zz")), 30003);
     assert_false(has_note(&c, "taken"));
     const char *plan = json_string_value(json_object_get(c.plans, "0"));
     assert_non_null(

@@ -212,7 +212,12 @@ static void saved(void **prestate)
     put(s, TEXT, 0, 8 * MIB);
     put(s, CIPHER, 16 * MIB, MIB);
     ticks(s, 200, &stretch);
-    check_ok(signal_save(s, path, &err));
+    check_ok(signal_save(s, path, 12 * MIB, &err)); /* while it is found out */
+    check_ok(signal_new(VOLUME, SIGNAL_TABLES_BYTES, &other, &err));
+    check_ok(signal_load(other, path, &known, &err));
+    assert_int_equal(known, 12 * MIB);
+    signal_free(other);
+    check_ok(signal_save(s, path, UINT64_MAX, &err));
     signal_status(s, &a);
     signal_free(s);
     s = make();
