@@ -343,8 +343,20 @@ static void watch_output(struct connection *c)
         connection_kill(c);
 }
 
+/* All is said; the client closes. Were it closed here, a client that is just writing (PING, WINDOW_UPDATE) would find that this fails, and
+ * may pass over the answers that lie there for it. */
+static void end_output(struct connection *c)
+{
+    c->ended = true;
+    c->progress_ns = now_ns();
+    shutdown(c->fd, SHUT_WR);
+    watch_output(c);
+}
+
 void connection_flush(struct connection *c)
 {
+    if (c->ended)
+        return;
     while (!c->dead) {
         if (!c->output_bytes) {
             ssize_t n = nghttp2_session_mem_send(c->session, &c->output);
@@ -373,7 +385,7 @@ void connection_flush(struct connection *c)
     if (c->dead)
         return;
     if (!c->output_bytes && !nghttp2_session_want_read(c->session) && !nghttp2_session_want_write(c->session))
-        connection_kill(c);
+        end_output(c);
     else
         watch_output(c);
 }
@@ -392,7 +404,7 @@ void connection_readable(struct connection *c)
             connection_kill(c);
             return;
         }
-        if (nghttp2_session_mem_recv(c->session, data, (size_t)n) < 0) {
+        if (!c->ended && nghttp2_session_mem_recv(c->session, data, (size_t)n) < 0) {
             connection_flush(c); /* the GOAWAY that tells why */
             connection_kill(c);
             return;

@@ -26,6 +26,7 @@
 #define RPC_REQUEST_MS 30000u              /* from a call's headers to the end of its message */
 #define RPC_STALL_MS 30000u /* without progress of pending output; for a client to take its answer */
 #define RPC_NOTICE_MS 100u  /* between the two GOAWAYs of a shutdown */
+#define RPC_LINGER_MS 2000u /* for a client to close what the server has ended */
 #define RPC_PREFIX_BYTES 5u /* of a message: flag and big-endian length */
 #define RPC_STATUS_MESSAGE_BYTES (3 * ERROR_MESSAGE_BYTES)
 #define RPC_NESTING_MAX 32u
@@ -77,7 +78,7 @@ struct connection {
     const uint8_t *output;
     size_t output_bytes;
     uint64_t accepted_ns, progress_ns;
-    bool settled, wants_write, dead, noticed, final;
+    bool settled, wants_write, dead, noticed, final, ended;
 };
 
 struct pool {

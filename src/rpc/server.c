@@ -90,7 +90,12 @@ static void look_at_connection(struct connection *c, uint64_t now, uint64_t *nex
 {
     uint64_t handshake_ns = c->accepted_ns + RPC_HANDSHAKE_MS * NS_PER_MS;
     uint64_t stall_ns = c->progress_ns + RPC_STALL_MS * NS_PER_MS;
-    if ((!c->settled && handshake_ns <= now) || (c->output_bytes && stall_ns <= now)) {
+    uint64_t linger_ns = c->progress_ns + RPC_LINGER_MS * NS_PER_MS;
+    if (c->ended && linger_ns > now) {
+        at_most(next_ns, linger_ns);
+        return;
+    }
+    if (c->ended || (!c->settled && handshake_ns <= now) || (c->output_bytes && stall_ns <= now)) {
         connection_kill(c);
         return;
     }

@@ -357,6 +357,24 @@ class Stopping(Case):
         self.assertEqual(self.server.wait(120), 0)
         self.channel.close()
 
+    def test_who_still_writes_when_all_is_said_is_not_cut_off(self):
+        """As gRPC's clients do: one whose writing fails may pass over answers that lie there for it."""
+        client = self.raw()
+        client.send(request(1) + frame(DATA, END_STREAM, 1, message()))
+        self.assertIsNotNone(client.until(DATA))
+        self.server.send_signal(signal.SIGTERM)
+        self.assertTrue(client.closed())
+        for _ in range(3):
+            client.send(frame(PING, 0, 0, bytes(8)))
+        client.close()
+        self.assertEqual(self.server.wait(120), 0)
+
+    def test_who_does_not_close_keeps_nothing_from_ending(self):
+        client = self.raw()
+        self.server.send_signal(signal.SIGTERM)
+        self.assertTrue(client.closed())
+        self.assertEqual(self.server.wait(120), 0)
+
     def test_a_stale_socket_is_replaced_and_a_file_is_not(self):
         self.server.kill()
         self.server.wait()
