@@ -19,6 +19,14 @@ static inline const char *objects_text(const json_t *object, const char *key)
     const char *text = json_string_value(json_object_get(object, key));
     return text ? text : "";
 }
+/* A ConfigMap or a Secret. */
+static inline bool objects_is_config(const json_t *object)
+{
+    char group[256];
+    const char *kind = objects_text(object, "kind");
+    object_group_of(objects_text(object, "apiVersion"), group, sizeof group);
+    return !group[0] && (strcmp(kind, "ConfigMap") == 0 || strcmp(kind, "Secret") == 0);
+}
 /* What stands at a path of plain keys, or NULL. Borrowed. */
 json_t *objects_at(const json_t *root, const char *path);
 /* The text at such a path, or "". */

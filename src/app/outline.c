@@ -93,8 +93,7 @@ int object_outline(json_t *object, json_t **ret, struct error *err)
     char group[256];
     const char *api_version = objects_text(object, "apiVersion"), *kind = objects_text(object, "kind");
     object_group_of(api_version, group, sizeof group);
-    struct outlining o = {.config =
-                              !group[0] && (strcmp(kind, "ConfigMap") == 0 || strcmp(kind, "Secret") == 0),
+    struct outlining o = {.config = objects_is_config(object),
                           .definition = strcmp(kind, "CustomResourceDefinition") == 0 &&
                                         strcmp(group, "apiextensions.k8s.io") == 0};
     _cleanup_json_ json_t *out = json_object();

@@ -333,11 +333,9 @@ static int plan_change(struct change *c, const json_t *outlines)
  * another rename changes them, and large ones need not be read for it. */
 static bool is_spared(const struct change *c, const json_t *outline)
 {
-    const char *kind = objects_text(outline, "kind");
     size_t i;
     json_t *rename;
-    if (!is_action(c, "rename") || strcmp(objects_text(outline, "apiVersion"), "v1") != 0 ||
-        (strcmp(kind, "ConfigMap") != 0 && strcmp(kind, "Secret") != 0))
+    if (!is_action(c, "rename") || !objects_is_config(outline))
         return false;
     json_array_foreach(c->renames, i, rename)
     {

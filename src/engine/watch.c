@@ -154,6 +154,15 @@ static void save_volume(struct watch *w, size_t i)
         log_error(w->e->log, "what is known of a volume's content is not kept beyond the engine's end: %s", err.message);
 }
 
+/* After a rewind. */
+static void forget_volume(struct watch_volume *v)
+{
+    signal_forget(v->signal);
+    v->read_at = 0;
+    v->log.usable = false; /* the file system's log is an older one too: it is followed from anew */
+    v->fs.groups = 0;
+}
+
 static void changed(struct watch *w, size_t i, enum signal_change change, struct signal_stretch *stretch)
 {
     struct group_volume_status s;
@@ -201,10 +210,7 @@ static void tick(struct watch *w)
         save_stretches(w);
     }
     for (size_t i = 0; i < w->volume_count && rewound; i++) {
-        signal_forget(w->volumes[i].signal);
-        w->volumes[i].read_at = 0;
-        w->volumes[i].log.usable = false; /* the file system's log is an older one too: it is followed from anew */
-        w->volumes[i].fs.groups = 0;
+        forget_volume(&w->volumes[i]);
         save_volume(w, i); /* what was known is of another time: the next start must not take it for this one */
     }
     for (size_t i = 0; i < w->volume_count; i++)
@@ -317,10 +323,8 @@ void watch_stop(struct watch *w)
         pthread_join(w->thread, NULL);
     }
     for (size_t i = 0; i < w->volume_count; i++) {
-        if (w->runs && atomic_load(&w->rewound)) {
-            signal_forget(w->volumes[i].signal);
-            w->volumes[i].read_at = 0;
-        }
+        if (w->runs && atomic_load(&w->rewound))
+            forget_volume(&w->volumes[i]);
         if (w->runs)
             save_volume(w, i);
         group_volume_watch(w->e->group, i, NULL);
