@@ -23,7 +23,9 @@
 
 #define SLOTS 48u
 #define JOB_THREADS 8u
-#define READS_AT_ONCE 16u /* requests taken before what was begun is submitted */
+/* Taken before what was begun is submitted: few, so that the disk has work while the next are read. */
+#define READS_AT_ONCE 4u
+#define READ_BYTES_AT_ONCE (64u << 10)
 
 struct slot {
     struct work work; /* first; links the free list too */
@@ -124,13 +126,15 @@ static void begin(struct fuse_loop *l, struct slot *s)
 static bool take_requests(struct fuse_loop *l)
 {
     bool any = false;
-    for (unsigned i = 0; i < READS_AT_ONCE && !l->gone; i++) {
+    size_t bytes = 0;
+    for (unsigned i = 0; i < READS_AT_ONCE && bytes < READ_BYTES_AT_ONCE && !l->gone; i++) {
         struct slot *s = take_slot(l);
         if (!s)
             break;
         ssize_t n = read(l->fd, s->buffer + FUSE_REQUEST_OFFSET, FUSE_REQUEST_CAPACITY_BYTES);
         if (n >= (ssize_t)sizeof(struct fuse_in_header)) {
             s->length_bytes = (size_t)n;
+            bytes += (size_t)n;
             begin(l, s);
             any = true;
             continue;
