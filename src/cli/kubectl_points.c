@@ -345,9 +345,11 @@ static enum cli_exit wait_for_tag(struct kubectl *k, const char *what, const str
             return CLI_EXIT_OK;
         /* -EAGAIN of the journal passes by itself; the rest does not. */
         if (kubectl_is(ready, "False") && strcmp(cli_field_text(ready, "reason", ""), "Pending") != 0) {
+            char remedy[2 * CLI_TEXT_BYTES];
             cli_progress_free(take_ptr(progress));
-            return cli_output_fail(k->cli, CLI_EXIT_FAILED, "`kubectl delete checkpoint` takes it away again",
-                                   "%s: %s: %s", what, cli_field_text(ready, "reason", "?"),
+            snprintf(remedy, sizeof remedy, "`kubectl delete checkpoint -n %s %s` takes it away, and the name can be given again",
+                     target->namespace, target->name);
+            return cli_output_fail(k->cli, CLI_EXIT_FAILED, remedy, "%s: %s: %s", what, cli_field_text(ready, "reason", "?"),
                                    cli_field_text(ready, "message", "no reason"));
         }
         if (clock_boottime_ns(clock_system()) - start_ns > TAG_WAIT_S * NS_PER_SECOND) {
