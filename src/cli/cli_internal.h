@@ -225,6 +225,10 @@ void cli_table_bytes(struct cli_table *table, const json_t *object, const char *
 void cli_table_field(struct cli_table *table, const json_t *object, const char *key);
 enum cli_exit cli_table_print(const struct cli *cli, const struct cli_table *table);
 
+#define CLI_POINTS_LIMIT_DEFAULT "50"
+/* points.c: --limit of `points`, 1 to `most`; CLI_EXIT_USAGE, with its message, when it is none. */
+enum cli_exit cli_points_limit(const struct cli *cli, uint64_t most, uint64_t *ret) MUST_CHECK;
+
 /* fields.c: reading an answer for people: lenient, since the server may be newer. */
 #define CLI_TEXT_BYTES 192
 uint64_t cli_field_u64(const json_t *object, const char *key);

@@ -9,7 +9,7 @@
 #include "base/units.h"
 #include "cli/kubectl_internal.h"
 
-#define LIMIT_DEFAULT "50"
+#define LIMIT_MAX 5000u /* HISTORY_POINTS_MAX of the controller */
 #define POLL_MS 250u
 #define TAG_WAIT_S 60u
 
@@ -191,14 +191,14 @@ static enum cli_exit print(const struct cli *cli, const json_t *answer)
 
 /* Names alone are told when nobody can be asked, or nothing else was asked for. */
 static enum cli_exit ask_history(struct kubectl *k, const char *what, const struct kubectl_member *member,
-                                 json_t **ret)
+                                 uint64_t limit, json_t **ret)
 {
     const struct cli *cli = k->cli;
     struct error err = ERROR_INIT;
     const char *since = cli_options_value(cli, "since", NULL);
     _cleanup_json_ json_t *question =
         json_pack("{s:s, s:I, s:s*, s:o*}", "query", "points", "limit",
-                  (json_int_t)strtol(cli_options_value(cli, "limit", LIMIT_DEFAULT), NULL, 10), "since", since, "named",
+                  (json_int_t)limit, "since", since, "named",
                   cli_options_flag(cli, "named") ? json_true() : NULL);
     int r = question ? kubectl_history_try(k, what, member, question, ret, &err)
                      : error_set(&err, -ENOMEM, "out of memory");
@@ -247,13 +247,16 @@ static enum cli_exit last_clean(struct kubectl *k)
 
 static enum cli_exit run_points(struct cli *cli)
 {
-    _cleanup_kubectl_ struct kubectl k;
+    _cleanup_kubectl_ struct kubectl k = {0};
     _cleanup_json_ json_t *papp = NULL, *checkpoints = NULL, *recoveries = NULL, *points = json_array(),
                           *answer = NULL, *history = NULL;
     struct kubectl_member member;
     struct error err = ERROR_INIT;
     char what[3 * CLI_TEXT_BYTES];
-    enum cli_exit code = kubectl_open(&k, cli);
+    uint64_t limit;
+    enum cli_exit code = cli_points_limit(cli, LIMIT_MAX, &limit);
+    if (code == CLI_EXIT_OK)
+        code = kubectl_open(&k, cli);
     if (code != CLI_EXIT_OK)
         return code;
     if (cli_options_flag(cli, "last-clean"))
@@ -267,7 +270,7 @@ static enum cli_exit run_points(struct cli *cli)
     if (code == CLI_EXIT_OK)
         code = kubectl_recoveries_of(&k, what, &member, true, &recoveries);
     if (code == CLI_EXIT_OK)
-        code = ask_history(&k, what, &member, &history);
+        code = ask_history(&k, what, &member, limit, &history);
     if (code != CLI_EXIT_OK)
         return code;
     add_checkpoints(checkpoints, &member, points);
@@ -283,7 +286,7 @@ static enum cli_exit run_points(struct cli *cli)
     answer = json_pack(
         "{s:o, s:s*, s:O*, s:o}", "application", json_sprintf("%s/%s", member.namespace, member.name),
         "oldestTime", oldest, "streams", json_object_get(history, "streams"), "points",
-        sort(points, (size_t)strtol(cli_options_value(cli, "limit", LIMIT_DEFAULT), NULL, 10)));
+        sort(points, (size_t)limit));
     return answer ? print(cli, answer)
                   : cli_output_fail(cli, CLI_EXIT_FAILED, NULL, "%s: out of memory", what);
 }

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
 #include <string.h>
 
 #include "base/cleanup.h"
@@ -7,8 +8,21 @@
 #include "lib/http_client.h"
 #include "lib/json.h"
 
-#define POINTS_LIMIT_DEFAULT "50"
 #define POINTS_LIMIT_MAX 100000u /* as api/openapi.yaml has it */
+
+enum cli_exit cli_points_limit(const struct cli *cli, uint64_t most, uint64_t *ret)
+{
+    struct error err = ERROR_INIT;
+    const char *text = cli_options_value(cli, "limit", CLI_POINTS_LIMIT_DEFAULT);
+    char remedy[CLI_TEXT_BYTES];
+    int r = units_parse_u64(text, most, ret, &err);
+    if (r == 0 && *ret == 0)
+        r = error_set(&err, -EINVAL, "'%s' is too small: at least 1", text);
+    if (r == 0)
+        return CLI_EXIT_OK;
+    snprintf(remedy, sizeof remedy, "`%s help points` shows its usage", cli->program->name);
+    return cli_output_fail(cli, CLI_EXIT_USAGE, remedy, "points: --limit: %s", err.message);
+}
 
 static void put_remarks(FILE *out, const json_t *point)
 {
@@ -78,7 +92,7 @@ static enum cli_exit print(const struct cli *cli, const json_t *answer)
     }
     enum cli_exit code = cli_table_print(cli, table);
     if (code == CLI_EXIT_OK &&
-        json_array_size(points) == strtoul(cli_options_value(cli, "limit", POINTS_LIMIT_DEFAULT), NULL, 10))
+        json_array_size(points) == strtoul(cli_options_value(cli, "limit", CLI_POINTS_LIMIT_DEFAULT), NULL, 10))
         cli_output_note(cli, "points: there may be older ones; --limit N shows more");
     return code;
 }
@@ -114,14 +128,11 @@ static enum cli_exit run(struct cli *cli)
     char path[CLI_PATH_BYTES], suffix[3 * CLI_POINT_BYTES + 64], what[CLI_TEXT_BYTES];
     if (!since)
         return cli_output_fail(cli, CLI_EXIT_FAILED, NULL, "points: out of memory");
-    struct error err = ERROR_INIT;
     uint64_t limit;
-    if (units_parse_u64(cli_options_value(cli, "limit", POINTS_LIMIT_DEFAULT), POINTS_LIMIT_MAX, &limit,
-                        &err) < 0)
-        return cli_output_fail(cli, CLI_EXIT_USAGE, "`tidemark help points` shows its usage",
-                               "points: --limit: %s", err.message);
-    snprintf(suffix, sizeof suffix, "/points?limit=%s%s%s",
-             cli_options_value(cli, "limit", POINTS_LIMIT_DEFAULT), *since ? "&since=" : "", since);
+    enum cli_exit usage = cli_points_limit(cli, POINTS_LIMIT_MAX, &limit);
+    if (usage != CLI_EXIT_OK)
+        return usage;
+    snprintf(suffix, sizeof suffix, "/points?limit=%llu%s%s", (unsigned long long)limit, *since ? "&since=" : "", since);
     snprintf(what, sizeof what, "points of %s", cli->operands[0]);
     cli_api_application_path(cli->operands[0], suffix, path);
     enum cli_exit code = cli_api_call(cli, what, "GET", path, NULL, &answer);

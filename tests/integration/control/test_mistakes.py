@@ -97,6 +97,7 @@ class Mistakes(unittest.TestCase):
         self.refused(USAGE, ["apply", "-f", "--dry-run"], "--file needs a value before --dry-run", remedy=help_("apply"))
         self.refused(USAGE, ["rewind", "shop", "--to", "--yes"], "--to needs a value before --yes", remedy=help_("rewind"))
         self.refused(USAGE, ["points", "shop", "--limit", "9999999"], "'9999999' is too large: at most 100000", remedy=help_("points"))
+        self.refused(USAGE, ["points", "shop", "--limit", "0"], "'0' is too small: at least 1", remedy=help_("points"))
         self.refused(FAILED, ["key", "generate", "/nonexistent/k"], "cannot create the key file /nonexistent/k: No such file")
         for args in (["points", "shop"], ["undo", "shop"], ["verify", "shop"], ["open", "shop@latest"], ["delete", "shop"], ["detach", "shop"]):
             self.refused(NOT_FOUND, args, "there is no application 'shop'; none was applied yet")

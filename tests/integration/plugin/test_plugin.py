@@ -120,6 +120,13 @@ class Trouble(unittest.TestCase):
             self.assertEqual((code, out), (NOT_FOUND, ""), (words, err))
             self.assertIn("did you mean meant/meant?", err, words)
 
+    def test_a_limit_is_refused_before_anything_is_asked(self):
+        for limit, why in (("0", "'0' is too small: at least 1"), ("99999", "'99999' is too large: at most 5000"), ("-3", "'-3' is not a number")):
+            code, out, err = plugin("points", "meant/meant", "--limit", limit, "--context", "nosuch")
+            self.assertEqual((code, out), (USAGE, ""), err)
+            self.assertIn(why, err)
+            self.assertIn("`kubectl tidemark help points`", err)
+
     def test_what_is_in_the_way_of_uninstalling_is_named(self):
         ns = base.make_namespace("in-the-way")
         volume = {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "in-the-way"}, "spec": {
