@@ -24,7 +24,7 @@ struct workers {
     pthread_cond_t job_there, finish_there;
     struct work_list jobs, finishes;
     struct work *returned;
-    bool ending;
+    bool jobs_end, finishes_end;
     atomic_bool armed;
     pthread_t finisher, *threads;
     bool finisher_runs;
@@ -59,13 +59,13 @@ void workers_wake(struct workers *w)
 }
 
 /* Works off a list until the end. */
-static void serve(struct workers *w, struct work_list *list, pthread_cond_t *there,
+static void serve(struct workers *w, struct work_list *list, pthread_cond_t *there, const bool *ending,
                   bool (*act)(void *, struct work *))
 {
     pthread_mutex_lock(&w->mutex);
     for (;;) {
         struct work *work = list_take(list);
-        if (!work && w->ending)
+        if (!work && *ending)
             break;
         if (!work) {
             pthread_cond_wait(there, &w->mutex);
@@ -87,14 +87,14 @@ static void serve(struct workers *w, struct work_list *list, pthread_cond_t *the
 static void *job_main(void *context)
 {
     struct workers *w = context;
-    serve(w, &w->jobs, &w->job_there, w->o.job);
+    serve(w, &w->jobs, &w->job_there, &w->jobs_end, w->o.job);
     return NULL;
 }
 
 static void *finisher_main(void *context)
 {
     struct workers *w = context;
-    serve(w, &w->finishes, &w->finish_there, w->o.finish);
+    serve(w, &w->finishes, &w->finish_there, &w->finishes_end, w->o.finish);
     return NULL;
 }
 
@@ -190,19 +190,23 @@ int workers_start(const struct workers_options *options, struct workers **ret, s
     return 0;
 }
 
+/* Once the list is worked off. */
+static void end_threads(struct workers *w, bool *ending, pthread_cond_t *there, const pthread_t *threads, unsigned count)
+{
+    pthread_mutex_lock(&w->mutex);
+    *ending = true;
+    pthread_cond_broadcast(there);
+    pthread_mutex_unlock(&w->mutex);
+    for (unsigned i = 0; i < count; i++)
+        pthread_join(threads[i], NULL);
+}
+
 void workers_free(struct workers *w)
 {
     if (!w)
         return;
-    pthread_mutex_lock(&w->mutex);
-    w->ending = true;
-    pthread_cond_broadcast(&w->job_there);
-    pthread_cond_broadcast(&w->finish_there);
-    pthread_mutex_unlock(&w->mutex);
-    for (unsigned i = 0; i < w->threads_run; i++)
-        pthread_join(w->threads[i], NULL);
-    if (w->finisher_runs)
-        pthread_join(w->finisher, NULL);
+    end_threads(w, &w->finishes_end, &w->finish_there, &w->finisher, w->finisher_runs); /* first: it hands over jobs, and no job to it */
+    end_threads(w, &w->jobs_end, &w->job_there, w->threads, w->threads_run);
     pthread_cond_destroy(&w->job_there);
     pthread_cond_destroy(&w->finish_there);
     pthread_mutex_destroy(&w->mutex);

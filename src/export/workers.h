@@ -30,7 +30,7 @@ struct workers_options {
 };
 
 int workers_start(const struct workers_options *options, struct workers **ret, struct error *err) MUST_CHECK;
-/* Works off what was handed over, ends the threads. NULL allowed. */
+/* Works off what was handed over, and what becomes of that, ends the threads. NULL allowed. */
 void workers_free(struct workers *w);
 /* Any thread. */
 void workers_job(struct workers *w, struct work *work);

@@ -192,6 +192,7 @@ static unsigned async_prepare_sleep(struct block *b, struct pollfd *fds)
     eventfd_t ignored;
     while (eventfd_read(v->listener.fd, &ignored) == 0)
         ;
+    journal_poll(v->group->journal); /* a frame that ended before its backing would wake it again and again: nobody else takes it */
     atomic_store(&v->listener.asleep, true);
     fds[0] = (struct pollfd){.fd = v->listener.fd, .events = POLLIN};
     fds[1] = (struct pollfd){.fd = journal_poll_fd(v->group->journal), .events = POLLIN};

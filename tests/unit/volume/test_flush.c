@@ -126,6 +126,21 @@ static void a_flush_covers_what_was_written_before(void **state)
     }
 }
 
+/* Where the backing is slower than the journal, its end is slept for: the frame that has ended is taken before. */
+static void a_frame_that_has_ended_wakes_nobody_again(void **state)
+{
+    (void)state;
+    if (x.group->ack != GROUP_ACK_WRITE)
+        skip();
+    begin(0, BLOCK_OP_WRITE, 0);
+    x.volume->block.ops->async->push(&x.volume->block); /* its transfer is not submitted yet: it ends later */
+    struct pollfd frame = {.fd = journal_poll_fd(x.journal), .events = POLLIN}, fds[BLOCK_QUEUE_MAX_FDS];
+    assert_int_equal(poll(&frame, 1, 120000), 1);
+    block_queue_prepare_sleep(x.queue, fds);
+    assert_int_equal(poll(&frame, 1, 0), 0);
+    assert_int_equal(end_all(), 0);
+}
+
 static void fua_covers_its_write(void **state)
 {
     (void)state;
@@ -229,6 +244,7 @@ int main(void)
         cmocka_unit_test_prestate_setup_teardown(test, set_up, tear_down, &flush_mode)
     const struct CMUnitTest tests[] = {
         BOTH(a_flush_covers_what_was_written_before),
+        BOTH(a_frame_that_has_ended_wakes_nobody_again),
         BOTH(fua_covers_its_write),
         BOTH(flushes_that_wait_together_share_one_fdatasync),
         BOTH(a_flush_is_not_answered_by_one_submitted_before),
