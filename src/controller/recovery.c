@@ -71,6 +71,8 @@ static int open_gates(struct recovery_run *run, enum step reached, struct error 
     return reached >= STEP_CLOSE_GATE && run->mode != RESTORE_CLONE ? recovery_set_gates(run, false, err) : 0;
 }
 
+#define STAYS_HELD "; and what was held for it stays so: "
+
 static int fail(struct recovery_run *run, enum step reached, const char *reason, struct error *err)
 {
     struct error gate = ERROR_INIT;
@@ -85,21 +87,33 @@ static int fail(struct recovery_run *run, enum step reached, const char *reason,
         error_set(err, r, "%s", message);
         return say_pending(run, r, err);
     }
-    snprintf(message, sizeof message, "%s%s%s", err->message,
-             r < 0 ? "; and what was held for it stays so: " : "", r < 0 ? gate.message : "");
+    snprintf(message, sizeof message, "%s%s%s", err->message, r < 0 ? STAYS_HELD : "", r < 0 ? gate.message : "");
     *err = ERROR_INIT;
     return recovery_end(run, "Failed", reason, message, err);
 }
 
+/* R8 */
+static void add_held(char *message, size_t size, const struct error *held)
+{
+    size_t length = strlen(message);
+    snprintf(message + length, size - length, STAYS_HELD "%s", held->message);
+}
+
 static int cancel(struct recovery_run *run, enum step reached, struct error *err)
 {
-    char message[512];
+    char message[ERROR_MESSAGE_BYTES + 512];
+    struct error held = ERROR_INIT;
     const char *before = json_text(recovery_status(run), "before");
+    int let_go = 0;
     int r = recovery_put_replaced_back(run, err);
     if (r == 0)
         r = open_gates(run, reached, err);
     if (r == 0 && reached >= STEP_SUSPEND)
-        r = recovery_let_go(run, reached <= STEP_STOP_PODS, err);
+        let_go = recovery_let_go(run, reached <= STEP_STOP_PODS, &held);
+    if (let_go < 0 && passes(let_go)) {
+        *err = held;
+        r = let_go;
+    }
     if (r < 0) {
         error_context(err, "it is cancelled; before it ends");
         return passes(r) ? say_pending(run, r, err) : r;
@@ -111,13 +125,16 @@ static int cancel(struct recovery_run *run, enum step reached, struct error *err
     else
         snprintf(message, sizeof message, "cancelled in step %s: what was put back stays so%s%s",
                  step_names[reached], before[0] ? "; a Recovery to this point takes it back: " : "", before);
+    if (let_go < 0)
+        add_held(message, sizeof message, &held);
     r = recovery_count(run, err);
     return r == 0 ? recovery_end(run, "Cancelled", "Cancelled", message, err) : r;
 }
 
 static int finish(struct recovery_run *run, struct error *err)
 {
-    char message[1400];
+    char message[1400 + ERROR_MESSAGE_BYTES];
+    struct error held = ERROR_INIT;
     size_t failed = 0;
     const char *first = NULL, *why = "", *not_ready = recovery_not_ready(run);
     for (size_t i = 0; i < run->entry_count; i++) {
@@ -130,9 +147,12 @@ static int finish(struct recovery_run *run, struct error *err)
     }
     bool unused;
     json_object_del(recovery_status(run), "replacing"); /* all have their verdicts */
-    int r = recovery_let_go(run, false, err);
-    if (r == 0)
-        r = recovery_count(run, err);
+    const int let_go = recovery_let_go(run, false, &held);
+    if (let_go < 0 && passes(let_go)) {
+        *err = held;
+        return say_pending(run, let_go, err);
+    }
+    int r = recovery_count(run, err);
     if (r == 0)
         r = recovery_look_filling(run, &unused, err);
     if (r < 0)
@@ -146,8 +166,13 @@ static int finish(struct recovery_run *run, struct error *err)
                  run->entry_count, recovery_has_data(run) ? " and the volumes" : "",
                  recovery_is_filling(run->recovery) ? ", which are copied behind (condition Filled)" : "", not_ready[0] ? "; " : "",
                  not_ready);
-    return recovery_end(run, failed ? "Failed" : "Completed", failed ? "ObjectsFailed" : "Completed", message,
-                        err);
+    if (let_go < 0)
+        add_held(message, sizeof message, &held);
+    return recovery_end(run, failed || let_go < 0 ? "Failed" : "Completed",
+                        failed       ? "ObjectsFailed"
+                        : let_go < 0 ? "StaysHeld"
+                                     : "Completed",
+                        message, err);
 }
 
 /* ---- steps ---- */

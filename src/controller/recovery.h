@@ -39,6 +39,7 @@
  *       changed.
  *   R7  what is deleted to be made again is in status, as it was (sealed), before it is deleted: whoever goes on after a kill, or
  *       ends it, makes that again when what it was to become is refused.
+ *   R8  what it suspended is let go of before it ends; where that is refused, it ends all the same and says so: nobody could end it else.
  *
  * Threads: recovery_advance is called by one thread a Recovery; cluster ops are called by up to
  * RECOVERY_WORKERS at once. Everything blocks. */
@@ -152,7 +153,9 @@ struct data_ops {
     int (*let_go)(void *context, const json_t *stream, struct error *err);
     /* {"target_lsn", "target_time", "changed_bytes", "volumes": [{"name": volume, "changed_bytes"}]} */
     int (*plan)(void *context, const json_t *stream, const char *point, json_t **ret, struct error *err);
-    int (*gate)(void *context, const json_t *stream, bool closed, struct error *err);
+    /* When it is open: *ret_rewound as of `rewind`, where the stream's last rewind is that of `id` and has put its volumes back (it may have been
+     * seen by nobody, or have failed afterwards), else NULL. */
+    int (*gate)(void *context, const json_t *stream, bool closed, const char *id, json_t **ret_rewound, struct error *err);
     /* Begins it, or looks how far it is: -EAGAIN until it is done, then {"before_lsn", "waited_ms",
      * "rewound_ms"}; the gate stays closed. `id` is the same each time this recovery asks: what was done is
      * not done again. */

@@ -291,15 +291,17 @@ static int put_noted_back(const struct job *job, int code, struct error *err)
 {
     _cleanup_json_ json_t *former = NULL;
     struct error failure = ERROR_INIT;
+    bool stopped;
     int r;
     {
-        MUTEX_GUARD(guard, job->mutex);
+        MUTEX_GUARD(guard, job->mutex); /* others replace the run's Recovery */
         r = recovery_find_replaced(job->run, job->entry->name, &former, &failure);
+        stopped = was_stopped(job);
     }
     if (r == 0)
         return put_back(job, former, code, err);
     if (r == -ENOENT)
-        return was_stopped(job) ? error_context(err, "it was stopped so that its volumes could be put back, and is not there now; see to what refuses it, and make the "
+        return stopped ? error_context(err, "it was stopped so that its volumes could be put back, and is not there now; see to what refuses it, and make the "
                                                      "recovery to this point again, which makes it")
                                 : code;
     struct error why = *err;

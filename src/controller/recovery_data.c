@@ -402,6 +402,14 @@ int recovery_let_streams_go(struct recovery_run *run, struct error *err)
     return r;
 }
 
+/* From then on `before:` that recovery is a point of the stream, however the recovery ends. */
+static void note_rewound(json_t *stream, const json_t *done)
+{
+    json_object_set(stream, "beforeLsn", json_object_get(done, "before_lsn"));
+    json_object_set(stream, "waitedMs", json_object_get(done, "waited_ms"));
+    json_object_set(stream, "rewoundMs", json_object_get(done, "rewound_ms"));
+}
+
 int recovery_set_gates(struct recovery_run *run, bool closed, struct error *err)
 {
     size_t i;
@@ -412,10 +420,13 @@ int recovery_set_gates(struct recovery_run *run, bool closed, struct error *err)
     json_array_foreach(recovery_streams(run), i, stream)
     {
         struct error one = ERROR_INIT;
+        _cleanup_json_ json_t *done = NULL;
         if (closed && r < 0)
             break;
         /* R5: that one cannot be opened now keeps none of the others closed. */
-        int code = run->c->data->gate(run->c->data_context, stream, closed, &one);
+        int code = run->c->data->gate(run->c->data_context, stream, closed, object_uid(run->recovery), &done, &one);
+        if (done && !json_object_get(stream, "beforeLsn"))
+            note_rewound(stream, done);
         if (code == 0 || (r < 0 && code != -EAGAIN))
             continue;
         *err = one;
@@ -468,9 +479,7 @@ static int look(struct recovery_run *run, bool *ret_pending, struct error *pendi
             *err = one;
             return error_context(err, "stream %s", json_text(stream, "stream"));
         }
-        json_object_set(stream, "beforeLsn", json_object_get(done, "before_lsn"));
-        json_object_set(stream, "waitedMs", json_object_get(done, "waited_ms"));
-        json_object_set(stream, "rewoundMs", json_object_get(done, "rewound_ms"));
+        note_rewound(stream, done);
     }
     return 0;
 }

@@ -326,6 +326,17 @@ static bool is_broken(const struct kube_resource *resource, int code, long http_
     return code < 0 && !object_group_is_builtin(resource->group) && (http_code >= 500 || code == -EPROTO || code == -EOPNOTSUPP);
 }
 
+/* One that is not answered at all holds a list up, not the server. */
+static bool hangs(struct recovery_kube *k, const struct kube_resource *resource, const char *namespace, int code)
+{
+    struct error unused = ERROR_INIT;
+    const struct kube_target target = {.resource = &kube_namespaces, .name = namespace};
+    if (code != -ETIMEDOUT || object_group_is_builtin(resource->group))
+        return false;
+    int r = kube_get(k->client, &target, NULL, &unused);
+    return r == 0 || r == -ENOENT || r == -EACCES;
+}
+
 /* The kinds as they are known now: others may ask for them again meanwhile. The caller frees them. */
 static int copy_kinds(struct recovery_kube *k, struct kube_resource **ret, size_t *ret_count, struct error *err)
 {
@@ -375,7 +386,7 @@ static int list(void *context, const char *namespace, recovery_keep keep, void *
             continue;
         int r = kube_list(k->client, &target, &options, keep_items, &listing, NULL, err);
         json_decref(status.details);
-        bool broken = is_broken(resource, r, status.code);
+        bool broken = is_broken(resource, r, status.code) || hangs(k, resource, namespace, r);
         if (broken)
             log_warning(k->log, "recovery into %s: objects of %s.%s cannot be listed and are passed over: %s", namespace, resource->plural,
                         resource->group, err->message);
@@ -411,13 +422,19 @@ const struct recovery_cluster_ops recovery_kube_cluster = {.get = get,
 
 /* ---- the Recovery ---- */
 
+/* 500 of what is the recovery's own: an API server or etcd in trouble (a change of etcd's leader, say), which passes. */
+static int of_server(int r)
+{
+    return r == -EIO ? -EAGAIN : r;
+}
+
 static int read_recovery(void *context, const char *namespace, const char *name, json_t **ret,
                          struct error *err)
 {
     const struct recovery_kube *k = context;
     const struct kube_target target = {
         .resource = &controller_recoveries, .namespace = namespace, .name = name};
-    return kube_get(k->client, &target, ret, err);
+    return of_server(kube_get(k->client, &target, ret, err));
 }
 
 static int write_status(void *context, const json_t *recovery, json_t **ret, struct error *err)
@@ -429,7 +446,7 @@ static int write_status(void *context, const json_t *recovery, json_t **ret, str
                                        .subresource = "status",
                                        .field_manager = MANAGER};
     int r = check_leads(k, err);
-    return r < 0 ? r : kube_update(k->client, &target, recovery, ret, err);
+    return r < 0 ? r : of_server(kube_update(k->client, &target, recovery, ret, err));
 }
 
 static void plan_name(const json_t *recovery, size_t number, char *name, size_t size)

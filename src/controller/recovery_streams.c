@@ -297,13 +297,27 @@ static int plan(void *context, const json_t *stream, const char *point, json_t *
                 : error_set(err, -EPROTO, "the plan of stream %s lacks fields", json_text(stream, "stream"));
 }
 
-static int gate(void *context, const json_t *stream, bool closed, struct error *err)
+/* What is known of a rewind that has put the volumes back; NULL: nothing. */
+static json_t *rewound(const json_t *rewind)
+{
+    uint64_t lsn = 0;
+    struct error unused = ERROR_INIT;
+    if (json_get_u64(json_object_get(rewind, "result"), "lsn", &lsn, &unused) < 0)
+        return NULL;
+    return json_pack("{s:I, s:O*, s:O*}", "before_lsn", (json_int_t)(lsn ? lsn - 1 : 0), "waited_ms", json_object_get(rewind, "waited_ms"),
+                     "rewound_ms", json_object_get(rewind, "rewound_ms"));
+}
+
+static int gate(void *context, const json_t *stream, bool closed, const char *id, json_t **ret_rewound, struct error *err)
 {
     struct controller *c = context;
     struct error unused = ERROR_INIT;
+    _cleanup_json_ json_t *answer = NULL;
     _cleanup_json_ json_t *body = json_pack("{s:b}", "closed", (int)closed);
     const struct kube_target node = {.resource = &kube_nodes, .name = json_text(stream, "node")};
-    int r = call(c, stream, "POST", "/v1/streams/%s/gate", body, NULL, err);
+    int r = call(c, stream, "POST", "/v1/streams/%s/gate", body, &answer, err);
+    const json_t *rewind = json_object_get(answer, "rewind");
+    *ret_rewound = r == 0 && !closed && strcmp(json_text(rewind, "id"), id) == 0 ? rewound(rewind) : NULL;
     if (closed || r != -EAGAIN || kube_get(c->client, &node, NULL, &unused) != -ENOENT)
         return r;
     *err = ERROR_INIT; /* a node that is no part of the cluster any more has no gate */
@@ -320,20 +334,14 @@ static int let_go(void *context, const json_t *stream, struct error *err)
 int recovery_judge_rewind(const json_t *stream, const json_t *rewind, json_t **ret, struct error *err)
 {
     const char *state = json_text(rewind, "state"), *message = json_text(rewind, "message");
-    uint64_t lsn = 0;
     if (strcmp(state, "failed") == 0)
         return error_set(err, -EIO, "%s", message);
     if (strcmp(state, "waiting") == 0)
         return error_set(err, -EAGAIN, "stream %s: waiting until the pods that use its volumes have ended", json_text(stream, "stream"));
     if (strcmp(state, "succeeded") != 0) /* its message: what is in the way */
         return error_set(err, -EAGAIN, "stream %s is being put back%s%s", json_text(stream, "stream"), *message ? "; it is tried again: " : "", message);
-    int r = json_get_u64(json_object_get(rewind, "result"), "lsn", &lsn, err);
-    if (r < 0)
-        return r;
-    *ret =
-        json_pack("{s:I, s:O*, s:O*}", "before_lsn", (json_int_t)(lsn ? lsn - 1 : 0), "waited_ms",
-                  json_object_get(rewind, "waited_ms"), "rewound_ms", json_object_get(rewind, "rewound_ms"));
-    return *ret ? 0 : error_set(err, -ENOMEM, "out of memory");
+    *ret = rewound(rewind);
+    return *ret ? 0 : error_set(err, -EPROTO, "stream %s: its node says that it was put back, and not where it was before", json_text(stream, "stream"));
 }
 
 static int rewind_stream(void *context, const json_t *stream, uint64_t lsn, const char *id, json_t **ret,

@@ -146,7 +146,17 @@ int recovery_renew_pods(struct recovery_run *run, struct error *err)
 
 /* ---- awaiting ---- */
 
-/* Whether the workload has what it wants, of its newest form. */
+/* Of a StatefulSet's pods none has an earlier form, as far as it replaces them by itself. */
+static bool is_rolled_out(const json_t *spec, const json_t *status, json_int_t wanted)
+{
+    const json_t *strategy = json_object_get(spec, "updateStrategy");
+    const char *current = json_text(status, "currentRevision");
+    if (strcmp(json_text(strategy, "type"), "OnDelete") == 0 || number(json_object_get(strategy, "rollingUpdate"), "partition") > 0)
+        return true;
+    return !*current || strcmp(current, json_text(status, "updateRevision")) == 0 || number(status, "updatedReplicas") >= wanted;
+}
+
+/* Whether the workload has what it wants, of its newest form (as `kubectl rollout status` has it). */
 static bool is_ready(const char *name, const json_t *live)
 {
     const json_t *spec = json_object_get(live, "spec"), *status = json_object_get(live, "status");
@@ -155,10 +165,13 @@ static bool is_ready(const char *name, const json_t *live)
     if (!is_observed(live))
         return false;
     if (has_prefix(name, "apps/v1/DaemonSet/"))
-        return number(status, "numberReady") >= number(status, "desiredNumberScheduled");
+        return number(status, "numberReady") >= number(status, "desiredNumberScheduled") &&
+               (strcmp(json_text(json_object_get(spec, "updateStrategy"), "type"), "OnDelete") == 0 ||
+                number(status, "updatedNumberScheduled") >= number(status, "desiredNumberScheduled"));
     if (has_prefix(name, "apps/v1/Deployment/"))
-        return number(status, "readyReplicas") >= wanted && number(status, "updatedReplicas") >= wanted;
-    return number(status, "readyReplicas") >= wanted;
+        return number(status, "readyReplicas") >= wanted && number(status, "updatedReplicas") >= wanted &&
+               number(status, "replicas") <= number(status, "updatedReplicas"); /* else one that is ready may be of an earlier form */
+    return number(status, "readyReplicas") >= wanted && is_rolled_out(spec, status, wanted);
 }
 
 static void add(char text[BLOCKED_BYTES], const char *format, ...) __attribute__((format(printf, 2, 3)));

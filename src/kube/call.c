@@ -63,6 +63,7 @@ int kube_errno(long code, const char *reason)
     case 413:
         return -EFBIG;
     case 429:
+    case 502: /* of what stands before the server */
     case 503:
     case 504:
         return -EAGAIN;

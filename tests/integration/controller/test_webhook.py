@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -287,12 +288,19 @@ class Tenants(Webhook):
         SERVER.apply({"apiVersion": "example.com/v1", "kind": "Gadget", "metadata": {"name": "g", "namespace": ns}, "size": 1}, config_map("c", ns, "good"))
         point = self.settled(ns, "good")
         # A bad release of its operator: nothing converts.
-        SERVER.apply(crd(True, {"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"], "clientConfig": {"url": "https://127.0.0.1:1/convert"}}}))
+        by = lambda port: {"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"], "clientConfig": {"url": f"https://127.0.0.1:{port}/convert"}}}
+        SERVER.apply(crd(True, by(1)))
         try:
             until("it is broken", lambda: "conversion webhook" in SERVER.kubectl("-n", ns, "get", "gadgets.v2.example.com", check=False))
             SERVER.apply(config_map("c", ns, "bad"))
             self.run_recovery(ns, "back", point=point)
             self.assertEqual(SERVER.json("-n", ns, "get", "configmap", "c")["data"]["value"], "good", self.get(ns, "back").get("status"))
+            with socket.create_server(("127.0.0.1", 0)) as silent:  # its node has died: nobody says no
+                SERVER.apply(crd(True, by(silent.getsockname()[1])))
+                until("it hangs", lambda: "deadline exceeded" in SERVER.kubectl("-n", ns, "get", "gadgets.v2.example.com", "--request-timeout=3s", check=False))
+                SERVER.apply(config_map("c", ns, "bad"))
+                self.run_recovery(ns, "back-again", point=point)
+                self.assertEqual(SERVER.json("-n", ns, "get", "configmap", "c")["data"]["value"], "good", self.get(ns, "back-again").get("status"))
         finally:
             SERVER.apply(crd(True, {"strategy": "None"}))
             SERVER.kubectl("delete", "crd", "gadgets.example.com")

@@ -37,6 +37,7 @@ struct cluster {
     char refusal[3000];  /* or this */
     bool cancel_at_apply;
     bool never_ready; /* workloads */
+    bool rolling;     /* one pod of theirs has an earlier form */
     bool unobserved;  /* StatefulSets: their controller has not seen what they are now */
     size_t created, asked;     /* calls: objects, and Deployments */
     size_t listed;             /* calls: the namespace */
@@ -91,7 +92,7 @@ static int get(void *context, const char *name, json_t **ret, struct error *err)
         *ret = json_deep_copy(object);
         if (strncmp(name, "apps/v1/", 8) == 0 && !c->never_ready) /* its controller has done its work */
             json_object_set_new(*ret, "status",
-                                json_pack("{s:i, s:i, s:i}", "observedGeneration", 99, "readyReplicas", 9,
+                                json_pack("{s:i, s:i, s:i, s:i}", "observedGeneration", 99, "replicas", c->rolling ? 10 : 9, "readyReplicas", 9,
                                           "updatedReplicas", 9));
         if (strncmp(name, "apps/v1/StatefulSet/", 20) == 0) {
             json_object_set_new(json_object_get(*ret, "metadata"), "generation", json_integer(99));
@@ -443,15 +444,19 @@ static int plan_data(void *context, const json_t *stream, const char *point, jso
                          "changed_bytes", 4096);
     ANSWER(0);
 }
-static int gate(void *context, const json_t *stream, bool closed, struct error *err)
+static int gate(void *context, const json_t *stream, bool closed, const char *id, json_t **ret_rewound, struct error *err)
 {
     struct cluster *c = context;
+    *ret_rewound = NULL;
+    assert_string_equal(id, "u-r");
     CALL(c);
     if (!closed && strcmp(json_string_value(json_object_get(stream, "stream")), "s0") == 0) /* its node is away */
         ANSWER(error_set(err, -EAGAIN, "node0 has no running node agent"));
     if (!closed && json_object_get(c->unknown, "gate-stuck"))
         ANSWER(error_set(err, -EBUSY, "it opens when a rewind has ended"));
     log_data(c, closed ? "close" : "open");
+    if (!closed && !dead && json_object_get(c->unknown, "rewound-unseen"))
+        *ret_rewound = json_pack("{s:i}", "before_lsn", 41);
     ANSWER(0);
 }
 static int rewind_data(void *context, const json_t *stream, uint64_t lsn, const char *id, json_t **ret,
@@ -1554,6 +1559,23 @@ static void workloads_are_awaited(void **unused)
     tear_down(&c);
 }
 
+/* A pod that is ready may be one of the bad release, which goes when the new one is ready. */
+static void pods_of_an_earlier_form_make_nothing_ready(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW, REWIND);
+    c.rolling = true;
+    assert_int_equal(run(&c, true, &err), -EAGAIN);
+    assert_non_null(strstr(json_string_value(json_object_get(status_of(&c), "message")), "Deployment web is not ready"));
+    c.rolling = false;
+    err = ERROR_INIT;
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Completed");
+    tear_down(&c);
+}
+
 #define SET(image)                                                                                           \
     "---\napiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: db, namespace: n}\nspec: {replicas: 1, serviceName: db, selector: " \
     "{matchLabels: {a: db}}, template: {spec: {containers: [{name: w, image: '" image "'}]}}}\n"
@@ -1862,6 +1884,7 @@ static void an_end_says_what_it_waits_for(void **unused)
         come_to(&c, "RewindData");
         json_object_set_new(c.unknown, "gate-stuck", json_true());
         json_object_set_new(c.unknown, "rewind-fails", json_true());
+        json_object_set_new(c.unknown, "rewound-unseen", json_true());
         for (size_t i = 0; i < json_array_size(json_object_get(status_of(&c), "streams")); i++)
             json_object_del(json_array_get(json_object_get(status_of(&c), "streams"), i), "beforeLsn");
         if (cancelled)
@@ -1873,6 +1896,8 @@ static void an_end_says_what_it_waits_for(void **unused)
         err = ERROR_INIT;
         check_ok(run(&c, true, &err));
         assert_phase(&c, cancelled ? "Cancelled" : "Failed");
+        const json_t *stream = json_array_get(json_object_get(status_of(&c), "streams"), 0); /* what the node did meanwhile can be undone */
+        assert_int_equal(json_integer_value(json_object_get(stream, "beforeLsn")), 41);
         tear_down(&c);
     }
 }
@@ -2333,6 +2358,32 @@ static void what_cannot_be_suspended_leaves_everything_as_it_was(void **unused)
     tear_down(&c);
 }
 
+#define SCALED                                                                                               \
+    "---\napiVersion: keda.sh/v1alpha1\nkind: ScaledObject\nmetadata: {name: refused, namespace: n}\n"       \
+    "spec: {scaleTargetRef: {name: web}, maxReplicaCount: 3}\n"
+
+static void r8_what_cannot_be_let_go_of_keeps_no_recovery_from_its_end(void **unused)
+{
+    (void)unused;
+    for (int cancelled = 0; cancelled < 2; cancelled++) {
+        struct cluster c;
+        struct error err = ERROR_INIT;
+        set_up(&c, NOW SCALED, REWIND);
+        point_has(&c, SCALED);
+        come_to(&c, cancelled ? "Delete" : "Await");
+        if (cancelled)
+            json_object_set_new(json_object_get(c.recovery, "metadata"), "annotations", json_pack("{s:s}", RECOVERY_CANCEL_ANNOTATION, "true"));
+        c.refuse_kind = true;
+        snprintf(c.refusal, sizeof c.refusal, "no rights any more");
+        check_ok(run(&c, true, &err));
+        assert_phase(&c, cancelled ? "Cancelled" : "Failed");
+        const char *message = json_string_value(json_object_get(status_of(&c), "message"));
+        assert_non_null(strstr(message, "what was held for it stays so: KEDA 'refused' stays suspended: "));
+        assert_non_null(strstr(message, "no rights any more"));
+        tear_down(&c);
+    }
+}
+
 /* R1: wherever the controller dies, what is suspended is known at the end, and stays so. */
 static void a_controller_that_dies_leaves_it_suspended_once(void **unused)
 {
@@ -2419,6 +2470,8 @@ int main(void)
         cmocka_unit_test(r1_a_controller_killed_in_the_middle_of_a_large_wave_is_taken_over),
         cmocka_unit_test(an_owner_that_is_not_told_of_is_asked_for_again),
         cmocka_unit_test(what_is_there_already_when_it_is_made_is_put_back),
+        cmocka_unit_test(pods_of_an_earlier_form_make_nothing_ready),
+        cmocka_unit_test(r8_what_cannot_be_let_go_of_keeps_no_recovery_from_its_end),
         cmocka_unit_test(workloads_that_wait_are_not_asked_for_all_the_time),
         cmocka_unit_test(what_cannot_be_suspended_leaves_everything_as_it_was),
         cmocka_unit_test(a_controller_that_dies_leaves_it_suspended_once),

@@ -180,7 +180,8 @@ static void test_errors_carry_the_statuss_reason_and_message(void **state)
     json_decref(body);
     assert_int_equal(kube_errno(409, "Conflict"), -EBUSY);
     assert_int_equal(kube_errno(410, "Expired"), -ESTALE);
-    check_error(kube_status_error(502, NULL, "GET", "/x", NULL, &err), -EIO, "answered 502");
+    assert_int_equal(kube_errno(502, ""), -EAGAIN);
+    check_error(kube_status_error(502, NULL, "GET", "/x", NULL, &err), -EAGAIN, "answered 502");
 }
 
 static void test_backoff_doubles_to_its_limit_and_never_falls_below_half(void **state)
