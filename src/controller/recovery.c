@@ -51,6 +51,11 @@ static bool passes(int code)
            code == -ECANCELED || code == -EAGAIN || code == -ENOMEM || code == -ESTALE || code == -EBUSY;
 }
 
+bool recovery_is_refusal(int code)
+{
+    return code == -EACCES || code == -EPERM || code == -EINVAL || code == -EOPNOTSUPP;
+}
+
 /* What is waited for, while it is (the log has it too). */
 static int say_pending(struct recovery_run *run, int code, struct error *err)
 {
@@ -110,13 +115,13 @@ static int cancel(struct recovery_run *run, enum step reached, struct error *err
         r = open_gates(run, reached, err);
     if (r == 0 && reached >= STEP_SUSPEND)
         let_go = recovery_let_go(run, reached <= STEP_STOP_PODS, &held);
-    if (let_go < 0 && passes(let_go)) {
+    if (let_go < 0 && !recovery_is_refusal(let_go)) {
         *err = held;
         r = let_go;
     }
     if (r < 0) {
         error_context(err, "it is cancelled; before it ends");
-        return passes(r) ? say_pending(run, r, err) : r;
+        return passes(r) || let_go < 0 ? say_pending(run, r, err) : r;
     }
     if (reached <= STEP_STOP_PODS)
         snprintf(message, sizeof message, "cancelled before anything was changed");
@@ -148,7 +153,7 @@ static int finish(struct recovery_run *run, struct error *err)
     bool unused;
     json_object_del(recovery_status(run), "replacing"); /* all have their verdicts */
     const int let_go = recovery_let_go(run, false, &held);
-    if (let_go < 0 && passes(let_go)) {
+    if (let_go < 0 && !recovery_is_refusal(let_go)) {
         *err = held;
         return say_pending(run, let_go, err);
     }

@@ -153,7 +153,7 @@ struct data_ops {
     int (*let_go)(void *context, const json_t *stream, struct error *err);
     /* {"target_lsn", "target_time", "changed_bytes", "volumes": [{"name": volume, "changed_bytes"}]} */
     int (*plan)(void *context, const json_t *stream, const char *point, json_t **ret, struct error *err);
-    /* When it is open: *ret_rewound as of `rewind`, where the stream's last rewind is that of `id` and has put its volumes back (it may have been
+    /* When it is open: *ret_rewound {"before_lsn"}, where the stream's last rewind is that of `id` and has put its volumes back (it may have been
      * seen by nobody, or have failed afterwards), else NULL. */
     int (*gate)(void *context, const json_t *stream, bool closed, const char *id, json_t **ret_rewound, struct error *err);
     /* Begins it, or looks how far it is: -EAGAIN until it is done, then {"before_lsn", "waited_ms",

@@ -402,14 +402,6 @@ int recovery_let_streams_go(struct recovery_run *run, struct error *err)
     return r;
 }
 
-/* From then on `before:` that recovery is a point of the stream, however the recovery ends. */
-static void note_rewound(json_t *stream, const json_t *done)
-{
-    json_object_set(stream, "beforeLsn", json_object_get(done, "before_lsn"));
-    json_object_set(stream, "waitedMs", json_object_get(done, "waited_ms"));
-    json_object_set(stream, "rewoundMs", json_object_get(done, "rewound_ms"));
-}
-
 int recovery_set_gates(struct recovery_run *run, bool closed, struct error *err)
 {
     size_t i;
@@ -425,8 +417,8 @@ int recovery_set_gates(struct recovery_run *run, bool closed, struct error *err)
             break;
         /* R5: that one cannot be opened now keeps none of the others closed. */
         int code = run->c->data->gate(run->c->data_context, stream, closed, object_uid(run->recovery), &done, &one);
-        if (done && !json_object_get(stream, "beforeLsn"))
-            note_rewound(stream, done);
+        if (done) /* from then on `before:` this recovery is a point of the stream, however it ends */
+            json_object_set(stream, "beforeLsn", json_object_get(done, "before_lsn"));
         if (code == 0 || (r < 0 && code != -EAGAIN))
             continue;
         *err = one;
@@ -465,7 +457,7 @@ static int look(struct recovery_run *run, bool *ret_pending, struct error *pendi
     {
         _cleanup_json_ json_t *done = NULL;
         struct error one = ERROR_INIT;
-        if (json_object_get(stream, "beforeLsn"))
+        if (json_object_get(stream, "rewoundMs")) /* beforeLsn alone: it was put back, and may have failed afterwards */
             continue;
         int r = run->c->data->rewind(run->c->data_context, stream,
                                      (uint64_t)json_integer_value(json_object_get(stream, "targetLsn")),
@@ -479,7 +471,9 @@ static int look(struct recovery_run *run, bool *ret_pending, struct error *pendi
             *err = one;
             return error_context(err, "stream %s", json_text(stream, "stream"));
         }
-        note_rewound(stream, done);
+        json_object_set(stream, "beforeLsn", json_object_get(done, "before_lsn"));
+        json_object_set(stream, "waitedMs", json_object_get(done, "waited_ms"));
+        json_object_set(stream, "rewoundMs", json_object_get(done, "rewound_ms"));
     }
     return 0;
 }

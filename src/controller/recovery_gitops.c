@@ -380,26 +380,34 @@ int recovery_let_go(struct recovery_run *run, bool all, struct error *err)
     size_t i;
     json_t *one;
     bool some = false;
+    int result = 0;
     json_array_foreach(reconcilers_of(run), i, one)
     {
+        struct error failure = ERROR_INIT;
         bool keda = !json_is_true(json_object_get(one, "reverts"));
         /* One that is to be suspended may be so already: whoever did it died before it was written down. */
         if ((!has_state(one, "Suspended") && !has_state(one, "ToSuspend")) || !(all || keda) ||
             json_is_true(json_object_get(run->spec, "dryRun")))
             continue;
-        int r = change(run, one, false, err);
+        int r = change(run, one, false, &failure);
         if (r > 0)
             continue;
-        if (r < 0)
-            return error_context(err, "%s '%s' stays suspended", json_text(one, "reconciler"),
-                                 json_text(one, "name"));
+        if (r < 0) { /* that one cannot go on keeps none of the others; all are named */
+            char before[ERROR_MESSAGE_BYTES];
+            snprintf(before, sizeof before, "%.600s", result < 0 ? err->message : "");
+            if (result == 0 || recovery_is_refusal(result))
+                result = r; /* a refusal is the last word where nothing else is to be waited for */
+            error_set(err, result, "%s%s%s '%s' stays suspended: %.300s", before, *before ? "; " : "", json_text(one, "reconciler"), json_text(one, "name"),
+                      failure.message);
+            continue;
+        }
         set_state(one, "Resumed", NULL);
         some = some || !keda;
     }
     if (some)
         recovery_condition(run, "GitDiverged", false, "Resumed",
                            "nothing was changed, and what was suspended goes on");
-    return 0;
+    return result;
 }
 
 bool recovery_note_resumed(json_t *recovery, const struct clock *clock)

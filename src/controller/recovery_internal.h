@@ -132,6 +132,9 @@ int recovery_suspend(struct recovery_run *run, struct error *err);
 /* What is suspended and part of the application itself is put back suspended. */
 int recovery_keep_suspended(struct recovery_run *run, struct error *err);
 /* Lets those go on that this recovery suspended: all, or only those that have nothing to do with Git. */
+/* Whether an error is an answer that stays the same until somebody changes something. */
+bool recovery_is_refusal(int code);
+/* All are tried; the error names those that stay suspended. It is a refusal only where nothing passes by itself. */
 int recovery_let_go(struct recovery_run *run, bool all, struct error *err);
 
 /* ---- recovery_quota.c ---- */

@@ -205,6 +205,26 @@ static int serves(void *context, const char *group, const char *version, const c
 
 /* ---- objects ---- */
 
+/* Whether somebody else's kind is not answered while the server answers: its conversion webhook says nothing at all, say. */
+static bool hangs(struct recovery_kube *k, const struct kube_resource *resource, const char *namespace, int code)
+{
+    struct error unused = ERROR_INIT;
+    const struct kube_target target = {.resource = &kube_namespaces, .name = namespace};
+    if (code != -ETIMEDOUT || object_group_is_builtin(resource->group) || !namespace)
+        return false;
+    int r = kube_get(k->client, &target, NULL, &unused);
+    return r == 0 || r == -ENOENT || r == -EACCES;
+}
+
+/* What a call for one object came to: -ETIMEDOUT of a server that is away is waited for, that of a kind that hangs is the object's own. */
+static int of_object(struct recovery_kube *k, const struct kube_target *target, int code, struct error *err)
+{
+    if (!hangs(k, target->resource, target->namespace, code))
+        return code;
+    const struct error was = *err;
+    return error_set(err, -EIO, "%s; the API server answers, and not for this kind: see to its conversion webhook", was.message);
+}
+
 /* With the rights of whoever asked, or the controller's own. */
 static int get_by(struct recovery_kube *k, bool own_rights, const char *name, json_t **ret, struct error *err)
 {
@@ -218,7 +238,7 @@ static int get_by(struct recovery_kube *k, bool own_rights, const char *name, js
         return r;
     if (own_rights)
         target.as = NULL;
-    return kube_get(k->client, &target, ret, err);
+    return of_object(k, &target, kube_get(k->client, &target, ret, err), err);
 }
 
 static int get(void *context, const char *name, json_t **ret, struct error *err)
@@ -258,10 +278,10 @@ static int put(struct recovery_kube *k, const json_t *object, enum put_how how, 
     if (r < 0)
         return r;
     if (how == PUT_REPLACE)
-        return kube_update(k->client, &target, object, NULL, err);
+        return of_object(k, &target, kube_update(k->client, &target, object, NULL, err), err);
     target.name = NULL;
     target.dry_run = how == PUT_TRY;
-    return kube_create(k->client, &target, object, NULL, err);
+    return of_object(k, &target, kube_create(k->client, &target, object, NULL, err), err);
 }
 static int create(void *context, const json_t *object, struct error *err)
 {
@@ -290,7 +310,7 @@ static int remove_object(void *context, const char *name, const char *uid, const
     if (r == 0)
         r = check_leads(k, err);
     if (r == 0)
-        r = kube_delete(k->client, &target, &options, err);
+        r = of_object(k, &target, kube_delete(k->client, &target, &options, err), err);
     return r == -ENOENT ? 0 : r;
 }
 
@@ -324,17 +344,6 @@ static int keep_items(void *context, json_t *items, bool first, struct error *er
 static bool is_broken(const struct kube_resource *resource, int code, long http_code)
 {
     return code < 0 && !object_group_is_builtin(resource->group) && (http_code >= 500 || code == -EPROTO || code == -EOPNOTSUPP);
-}
-
-/* One that is not answered at all holds a list up, not the server. */
-static bool hangs(struct recovery_kube *k, const struct kube_resource *resource, const char *namespace, int code)
-{
-    struct error unused = ERROR_INIT;
-    const struct kube_target target = {.resource = &kube_namespaces, .name = namespace};
-    if (code != -ETIMEDOUT || object_group_is_builtin(resource->group))
-        return false;
-    int r = kube_get(k->client, &target, NULL, &unused);
-    return r == 0 || r == -ENOENT || r == -EACCES;
 }
 
 /* The kinds as they are known now: others may ask for them again meanwhile. The caller frees them. */
@@ -386,7 +395,14 @@ static int list(void *context, const char *namespace, recovery_keep keep, void *
             continue;
         int r = kube_list(k->client, &target, &options, keep_items, &listing, NULL, err);
         json_decref(status.details);
-        bool broken = is_broken(resource, r, status.code) || hangs(k, resource, namespace, r);
+        bool again = hangs(k, resource, namespace, r); /* or the connection did, or the list is long: once more */
+        if (again) {
+            status = (struct kube_status){0};
+            json_array_clear(chunk);
+            r = kube_list(k->client, &target, &options, keep_items, &listing, NULL, err);
+            json_decref(status.details);
+        }
+        bool broken = is_broken(resource, r, status.code) || (again && r == -ETIMEDOUT);
         if (broken)
             log_warning(k->log, "recovery into %s: objects of %s.%s cannot be listed and are passed over: %s", namespace, resource->plural,
                         resource->group, err->message);

@@ -297,7 +297,7 @@ static int plan(void *context, const json_t *stream, const char *point, json_t *
                 : error_set(err, -EPROTO, "the plan of stream %s lacks fields", json_text(stream, "stream"));
 }
 
-/* What is known of a rewind that has put the volumes back; NULL: nothing. */
+/* Of a rewind that has put the volumes back, whatever became of it then; else NULL. */
 static json_t *rewound(const json_t *rewind)
 {
     uint64_t lsn = 0;

@@ -1871,6 +1871,12 @@ static void come_to(struct cluster *c, const char *name)
     json_array_clear(c->data);
 }
 
+static void forget_rewind(json_t *stream)
+{
+    json_object_del(stream, "beforeLsn");
+    json_object_del(stream, "rewoundMs");
+}
+
 /* R5: what its end waits for is told, too. */
 static void an_end_says_what_it_waits_for(void **unused)
 {
@@ -1886,7 +1892,7 @@ static void an_end_says_what_it_waits_for(void **unused)
         json_object_set_new(c.unknown, "rewind-fails", json_true());
         json_object_set_new(c.unknown, "rewound-unseen", json_true());
         for (size_t i = 0; i < json_array_size(json_object_get(status_of(&c), "streams")); i++)
-            json_object_del(json_array_get(json_object_get(status_of(&c), "streams"), i), "beforeLsn");
+            forget_rewind(json_array_get(json_object_get(status_of(&c), "streams"), i));
         if (cancelled)
             json_object_set_new(json_object_get(c.recovery, "metadata"), "annotations", json_pack("{s:s}", RECOVERY_CANCEL_ANNOTATION, "true"));
         assert_int_equal(run(&c, true, &err), -EBUSY);
@@ -2358,9 +2364,42 @@ static void what_cannot_be_suspended_leaves_everything_as_it_was(void **unused)
     tear_down(&c);
 }
 
-#define SCALED                                                                                               \
-    "---\napiVersion: keda.sh/v1alpha1\nkind: ScaledObject\nmetadata: {name: refused, namespace: n}\n"       \
+#define SCALED(name)                                                                                         \
+    "---\napiVersion: keda.sh/v1alpha1\nkind: ScaledObject\nmetadata: {name: " name ", namespace: n}\n"       \
     "spec: {scaleTargetRef: {name: web}, maxReplicaCount: 3}\n"
+
+/* Its volumes were put back and could not be mounted: that is what the next turn ends with, too. */
+static void a_rewind_that_failed_has_failed_in_the_next_turn(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW SCALED("refused"), REWIND);
+    point_has(&c, SCALED("refused"));
+    come_to(&c, "RewindData");
+    json_object_set_new(c.unknown, "rewind-fails", json_true());
+    json_object_set_new(c.unknown, "rewound-unseen", json_true());
+    forget_rewind(json_array_get(json_object_get(status_of(&c), "streams"), 0));
+    c.unanswered = "keda.sh/v1alpha1/ScaledObject/n/refused";
+    assert_int_equal(run(&c, true, &err), -EAGAIN);
+    assert_phase(&c, "Running");
+    assert_int_equal(json_integer_value(json_object_get(json_array_get(json_object_get(status_of(&c), "streams"), 0), "beforeLsn")), 41);
+    c.unanswered = NULL;
+    err = ERROR_INIT;
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Failed");
+    assert_non_null(strstr(json_string_value(json_object_get(status_of(&c), "message")), "the journal is damaged"));
+    tear_down(&c);
+}
+
+static bool is_paused(const struct cluster *c, const char *name)
+{
+    char key[128];
+    snprintf(key, sizeof key, "keda.sh/v1alpha1/ScaledObject/n/%s", name);
+    const json_t *object = json_object_get(c->objects, key);
+    assert_non_null(object);
+    return json_object_get(json_object_get(json_object_get(object, "metadata"), "annotations"), "autoscaling.keda.sh/paused");
+}
 
 static void r8_what_cannot_be_let_go_of_keeps_no_recovery_from_its_end(void **unused)
 {
@@ -2368,11 +2407,13 @@ static void r8_what_cannot_be_let_go_of_keeps_no_recovery_from_its_end(void **un
     for (int cancelled = 0; cancelled < 2; cancelled++) {
         struct cluster c;
         struct error err = ERROR_INIT;
-        set_up(&c, NOW SCALED, REWIND);
-        point_has(&c, SCALED);
+        set_up(&c, NOW SCALED("refused") SCALED("taken"), REWIND);
+        point_has(&c, SCALED("refused"));
+        point_has(&c, SCALED("taken"));
         come_to(&c, cancelled ? "Delete" : "Await");
         if (cancelled)
             json_object_set_new(json_object_get(c.recovery, "metadata"), "annotations", json_pack("{s:s}", RECOVERY_CANCEL_ANNOTATION, "true"));
+        assert_true(is_paused(&c, "refused") && is_paused(&c, "taken"));
         c.refuse_kind = true;
         snprintf(c.refusal, sizeof c.refusal, "no rights any more");
         check_ok(run(&c, true, &err));
@@ -2380,6 +2421,8 @@ static void r8_what_cannot_be_let_go_of_keeps_no_recovery_from_its_end(void **un
         const char *message = json_string_value(json_object_get(status_of(&c), "message"));
         assert_non_null(strstr(message, "what was held for it stays so: KEDA 'refused' stays suspended: "));
         assert_non_null(strstr(message, "no rights any more"));
+        assert_true(is_paused(&c, "refused"));
+        assert_false(is_paused(&c, "taken"));
         tear_down(&c);
     }
 }
@@ -2471,6 +2514,7 @@ int main(void)
         cmocka_unit_test(an_owner_that_is_not_told_of_is_asked_for_again),
         cmocka_unit_test(what_is_there_already_when_it_is_made_is_put_back),
         cmocka_unit_test(pods_of_an_earlier_form_make_nothing_ready),
+        cmocka_unit_test(a_rewind_that_failed_has_failed_in_the_next_turn),
         cmocka_unit_test(r8_what_cannot_be_let_go_of_keeps_no_recovery_from_its_end),
         cmocka_unit_test(workloads_that_wait_are_not_asked_for_all_the_time),
         cmocka_unit_test(what_cannot_be_suspended_leaves_everything_as_it_was),
