@@ -156,7 +156,8 @@ static bool is_rolled_out(const json_t *spec, const json_t *status, json_int_t w
     return !*current || strcmp(current, json_text(status, "updateRevision")) == 0 || number(status, "updatedReplicas") >= wanted;
 }
 
-/* Whether the workload has what it wants, of its newest form (as `kubectl rollout status` has it). */
+/* Whether the workload has what it wants, of its newest form (as `kubectl rollout status` has it, but for a StatefulSet's partition: with one
+ * its pods' forms are not looked at). */
 static bool is_ready(const char *name, const json_t *live)
 {
     const json_t *spec = json_object_get(live, "spec"), *status = json_object_get(live, "status");

@@ -1541,22 +1541,27 @@ static void a_stream_that_is_nowhere_is_held_until_its_gate_is_open(void **unuse
 }
 
 /* What is in the way of the workloads is told while it is waited for. */
+static void await_workloads(struct cluster *c, bool *in_the_way)
+{
+    struct error err = ERROR_INIT;
+    set_up(c, NOW, REWIND);
+    *in_the_way = true;
+    assert_int_equal(run(c, true, &err), -EAGAIN);
+    assert_phase(c, "Running");
+    assert_non_null(
+        strstr(json_string_value(json_object_get(status_of(c), "message")), "Deployment web is not ready"));
+    *in_the_way = false;
+    err = ERROR_INIT;
+    check_ok(run(c, true, &err));
+    assert_phase(c, "Completed");
+    tear_down(c);
+}
+
 static void workloads_are_awaited(void **unused)
 {
     (void)unused;
     struct cluster c;
-    struct error err = ERROR_INIT;
-    set_up(&c, NOW, REWIND);
-    c.never_ready = true;
-    assert_int_equal(run(&c, true, &err), -EAGAIN);
-    assert_phase(&c, "Running");
-    assert_non_null(
-        strstr(json_string_value(json_object_get(status_of(&c), "message")), "Deployment web is not ready"));
-    c.never_ready = false;
-    err = ERROR_INIT;
-    check_ok(run(&c, true, &err));
-    assert_phase(&c, "Completed");
-    tear_down(&c);
+    await_workloads(&c, &c.never_ready);
 }
 
 /* A pod that is ready may be one of the bad release, which goes when the new one is ready. */
@@ -1564,16 +1569,7 @@ static void pods_of_an_earlier_form_make_nothing_ready(void **unused)
 {
     (void)unused;
     struct cluster c;
-    struct error err = ERROR_INIT;
-    set_up(&c, NOW, REWIND);
-    c.rolling = true;
-    assert_int_equal(run(&c, true, &err), -EAGAIN);
-    assert_non_null(strstr(json_string_value(json_object_get(status_of(&c), "message")), "Deployment web is not ready"));
-    c.rolling = false;
-    err = ERROR_INIT;
-    check_ok(run(&c, true, &err));
-    assert_phase(&c, "Completed");
-    tear_down(&c);
+    await_workloads(&c, &c.rolling);
 }
 
 #define SET(image)                                                                                           \
