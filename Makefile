@@ -51,13 +51,15 @@ bench: deps
 	python3 bench/run.py $(BENCH_OPTIONS)
 
 # PostgreSQL under load while processes are killed and the application is rewound, for SOAK_SECONDS; then every fault of the
-# journal's disk; then random histories against a model (plain, thinned, of adopted volumes), for SOAK_SECONDS each. Needs root.
+# journal's disk; then random histories against a model (plain, thinned, of adopted volumes), for SOAK_SECONDS each; then each safeguard
+# taken out in turn. Needs root.
 SOAK_SECONDS ?= 600
 soak: deps
 	$(MAKE) --no-print-directory all
 	SOAK_SECONDS=$(SOAK_SECONDS) tests/soak/soak.sh
 	TIDEMARK_FAULT=all $(BUILD)/tests/sim/test_fault
 	for kind in "" --thin --adopt; do $(BUILD)/tests/sim/test_history $$kind --seconds $(SOAK_SECONDS) || exit 1; done
+	tests/mutations/run.sh
 
 # FUZZ=yaml SECONDS=60: one target with libFuzzer, starting from its corpus.
 FUZZ ?= yaml

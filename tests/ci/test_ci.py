@@ -4,6 +4,7 @@
 
 Invariants: C1 a test that fails makes the run fail, whatever else happens. C2 what the machine cannot run, or the time cannot hold, is named
 with the reason, and is no failure. C3 the run ends in its time. C4 no process of it stays."""
+import importlib.machinery
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import unittest
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "../.."))
 PASSES = 'echo "3 passed, 0 failed"'
+BURNS = """python3 -c "import time\nwhile time.process_time() < 1: pass" """
 FILES = {
     "scripts/check": PASSES,
     "scripts/check-cluster": PASSES,
@@ -22,8 +24,10 @@ FILES = {
     "packaging/image/build.sh": "echo image",
     "tests/cluster/cluster.sh": '[ "$1" = status ] && exit 3; exit 0',
 }
-# The machine this test runs on need not have what a cluster needs; and the file `jump` says by how many seconds the clock is ahead.
+# The machine this test runs on need not have what a cluster needs; $USUAL says what the parts usually take; and the file `jump` says by how many
+# seconds the clock is ahead.
 CHANGES = {
+    "END_CLUSTER = ": "USUAL_CPU.update(eval(os.environ.get('USUAL', '{}')))\nEND_CLUSTER = ",
     "def why_no_cluster():": "def why_no_cluster():\n    return os.environ.get('WHY', '')",
     "return time.monotonic() - self.started": "return time.monotonic() - self.started + (float(open('jump').read()) if os.path.exists('jump') else 0)",
 }
@@ -128,6 +132,24 @@ class Ci(unittest.TestCase):
         end = out[out.index("time line"):]
         self.assertIn("what failed in cluster:\n    == y\n    NOT OK: no row 7\n    y: FAILED with status 1 after 2 s\n", end)
         self.assertNotIn("    1000\n", end)
+
+    def test_c2_a_machine_that_is_too_slow_for_the_hour_says_so(self):
+        self.script("scripts/check", f'[ "$1" != live ] || {BURNS}; ' + PASSES)
+        code, out, last = self.run_ci(USUAL="{'build': 0.01, 'live': 0.01, 'cluster': 100}")
+        self.assertEqual((code, last), (0, "19 passed, 0 failed"), out)
+        self.assertRegex(out, "left out: cluster, because the rest of the tests needs about")
+
+    def test_c2_what_ran_beside_is_not_counted_as_still_to_do(self):
+        ci = importlib.machinery.SourceFileLoader("ci", os.path.join(ROOT, "scripts/ci")).load_module()
+        part = ci.Part("models", ["sh", "-c", f"({BURNS}); echo; read end"])
+        self.assertEqual(ci.Run.still_takes(part, 50), 50)
+        with subprocess.Popen(part.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as part.process:
+            part.process.stdout.readline()  # the child that took it has ended
+            self.assertAlmostEqual(ci.Run.still_takes(part, 50), 49, delta=0.5)
+            self.assertEqual(ci.Run.still_takes(part, 0.5), 0)
+            part.process.stdin.close()
+        part.status = "passed"
+        self.assertEqual(ci.Run.still_takes(part, 50), 0)
 
     def test_c2_what_a_part_left_out_is_said_once_more_at_the_end(self):
         self.script("scripts/check-cluster", 'echo "left out: x, because y"; ' + PASSES)

@@ -39,8 +39,14 @@
 
 #include "disks.h"
 
-#define LIMIT 200u   /* states of a moment */
+/* States of a moment. A sanitizer looks at what code does, of which more states show no more; the plain build looks at the states. */
+#ifdef __SANITIZE_ADDRESS__
+#define LIMIT 40u
+#define ADOPT_LIMIT 2u
+#else
+#define LIMIT 200u
 #define ADOPT_LIMIT 6u
+#endif
 #define MAX_STEPS 64 /* of a history */
 #define MAX_POINTS 512
 #define MAX_MOMENTS 65536

@@ -901,7 +901,7 @@ static void cache_against_model(void **unused)
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
-int main(void)
+int main(int argc, char **argv)
 {
     seed = check_seed();
     const struct CMUnitTest tests[] = {
@@ -923,5 +923,7 @@ int main(void)
         TEST(threads_share_a_cache),
         TEST(cache_against_model),
     };
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
