@@ -169,6 +169,11 @@ static int check_places(const struct admission_request *q, const char *source, c
                          "policies, quotas, objects of the same names) may break "
                          "the cluster there; name another one",
                          target);
+    if (target && q->a->home && strcmp(target, source) != 0 && strcmp(target, q->a->home) == 0)
+        return error_set(err, -EINVAL,
+                         "targetNamespace: %s is Tidemark's own: what an application has may break Tidemark "
+                         "there, and everybody's protection with it; name another one",
+                         target);
     if (strcmp(mode, "clone") == 0 && target && strcmp(target, source) == 0)
         return error_set(err, -EINVAL,
                          "targetNamespace: a clone goes beside the application, not into its own namespace "

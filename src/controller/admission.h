@@ -36,6 +36,7 @@ struct admission_ops {
 struct admission {
     const struct admission_ops *ops;
     void *context;
+    const char *home;        /* Tidemark's own namespace; NULL: it is not known */
     struct history *history; /* answers HistoryReviews; NULL: nobody does */
     bool untrusted;          /* the review may be anybody's: what it says of the user is not believed */
 };

@@ -392,9 +392,10 @@ int webhook_start(const struct webhook_options *options, struct webhook **ret, s
     thread_cond_init(&w->changed);
     w->client = options->client;
     w->log = options->log;
-    w->admission = (struct admission){.ops = &admission_kube, .context = options->client, .history = options->history};
     w->listen = strdup(options->listen);
     w->namespace = strdup(options->namespace);
+    w->admission = (struct admission){
+        .ops = &admission_kube, .context = options->client, .home = w->namespace, .history = options->history};
     snprintf(w->service, sizeof w->service, "%s.%s.svc", WEBHOOK_SERVICE, options->namespace);
     snprintf(w->service_domain, sizeof w->service_domain, "%s.cluster.local", w->service);
     w->names[0] = w->service;

@@ -79,7 +79,7 @@ static json_t *ask(struct cluster *c, enum admission_phase phase, const char *ki
                    const char *old)
 {
     char text[4000];
-    const struct admission a = {.ops = &ops, .context = c};
+    const struct admission a = {.ops = &ops, .context = c, .home = "tidemark-system"};
     struct error err = ERROR_INIT;
     _cleanup_json_ json_t *review = NULL;
     json_t *answer = NULL, *response;
@@ -229,6 +229,8 @@ static void what_reads_or_changes_another_namespace_needs_rights_there(void **st
          "create persistentvolumeclaims shop", NULL},
         {FROM("clone", ", 'targetNamespace': 'kube-system'"), NULL, "kube-system is the cluster's own"},
         {FROM("restore", ", 'targetNamespace': 'kube-public'"), NULL, "is the cluster's own"},
+        {FROM("clone", ", 'targetNamespace': 'tidemark-system'"), NULL, "tidemark-system is Tidemark's own"},
+        {FROM("restore", ", 'sourceNamespace': 'tidemark-system', 'targetNamespace': 'tidemark-system'"), NULL, NULL},
         {FROM("restore", ", 'sourceNamespace': 'kube-system', 'targetNamespace': 'kube-system'"), NULL, NULL},
         {FROM("restore", ""), "get secrets shop", NULL},
         {FROM("restore", ", 'targetNamespace': 'test'"), "get secrets shop", "may not get secrets"},
