@@ -146,18 +146,20 @@ int recovery_renew_pods(struct recovery_run *run, struct error *err)
 
 /* ---- awaiting ---- */
 
-/* Of a StatefulSet's pods none has an earlier form, as far as it replaces them by itself. */
+/* Of a StatefulSet's pods none has an earlier form, but those that its partition keeps, or that it never replaces by itself. The API server
+ * gives each RollingUpdate a partition (0). */
 static bool is_rolled_out(const json_t *spec, const json_t *status, json_int_t wanted)
 {
     const json_t *strategy = json_object_get(spec, "updateStrategy");
-    const char *current = json_text(status, "currentRevision");
-    if (strcmp(json_text(strategy, "type"), "OnDelete") == 0 || number(json_object_get(strategy, "rollingUpdate"), "partition") > 0)
+    const json_t *partition = json_object_get(json_object_get(strategy, "rollingUpdate"), "partition");
+    if (strcmp(json_text(strategy, "type"), "OnDelete") == 0)
         return true;
-    return !*current || strcmp(current, json_text(status, "updateRevision")) == 0 || number(status, "updatedReplicas") >= wanted;
+    if (json_is_integer(partition))
+        return number(status, "updatedReplicas") >= wanted - json_integer_value(partition);
+    return strcmp(json_text(status, "currentRevision"), json_text(status, "updateRevision")) == 0;
 }
 
-/* Whether the workload has what it wants, of its newest form (as `kubectl rollout status` has it, but for a StatefulSet's partition: with one
- * its pods' forms are not looked at). */
+/* Whether the workload has what it wants, of its newest form, as `kubectl rollout status` has it. */
 static bool is_ready(const char *name, const json_t *live)
 {
     const json_t *spec = json_object_get(live, "spec"), *status = json_object_get(live, "status");

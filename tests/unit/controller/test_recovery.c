@@ -39,6 +39,7 @@ struct cluster {
     bool never_ready; /* workloads */
     bool rolling;     /* one pod of theirs has an earlier form */
     bool unobserved;  /* StatefulSets: their controller has not seen what they are now */
+    const char *set_status; /* theirs, as JSON; or NULL */
     size_t created, asked;     /* calls: objects, and Deployments */
     size_t listed;             /* calls: the namespace */
     json_t *sequence;          /* names of what was made, in turn */
@@ -96,8 +97,10 @@ static int get(void *context, const char *name, json_t **ret, struct error *err)
                                           "updatedReplicas", 9));
         if (strncmp(name, "apps/v1/StatefulSet/", 20) == 0) {
             json_object_set_new(json_object_get(*ret, "metadata"), "generation", json_integer(99));
-            json_object_set_new(*ret, "status", json_pack("{s:i, s:i, s:s}", "observedGeneration", c->unobserved ? 98 : 99, "readyReplicas", 9,
-                                                          "updateRevision", c->unobserved ? "bad" : "good"));
+            json_object_set_new(*ret, "status", json_pack("{s:i, s:i, s:s, s:s}", "observedGeneration", c->unobserved ? 98 : 99, "readyReplicas", 9,
+                                                          "currentRevision", "good", "updateRevision", c->unobserved ? "bad" : "good"));
+            if (c->set_status)
+                json_object_set_new(*ret, "status", manifests_one(c->set_status));
         }
     }
     if (dead && object) {
@@ -1610,6 +1613,44 @@ static void pods_are_renewed_once_their_set_is_seen(void **unused)
     tear_down(&c);
 }
 
+/* Of three pods: those that the partition keeps may be of an earlier form, and no other one. */
+static void a_set_is_ready_when_kubectl_rollout_status_says_so(void **unused)
+{
+    static const struct {
+        const char *strategy, *status;
+        bool ready;
+    } cases[] = {
+        {"{type: RollingUpdate, rollingUpdate: {partition: 2}}", "readyReplicas: 3, updatedReplicas: 0, currentRevision: a, updateRevision: b", false},
+        {"{type: RollingUpdate, rollingUpdate: {partition: 2}}", "readyReplicas: 3, updatedReplicas: 1, currentRevision: a, updateRevision: b", true},
+        {"{type: RollingUpdate, rollingUpdate: {partition: 5}}", "readyReplicas: 3, currentRevision: a, updateRevision: b", true},
+        {"{type: RollingUpdate, rollingUpdate: {partition: 2}}", "readyReplicas: 2, updatedReplicas: 1, currentRevision: a, updateRevision: b", false},
+        {"{type: RollingUpdate, rollingUpdate: {partition: 0}}", "readyReplicas: 3, updatedReplicas: 2, currentRevision: b, updateRevision: b", false},
+        {"{type: RollingUpdate, rollingUpdate: {partition: 0}}", "readyReplicas: 3, updatedReplicas: 3, currentRevision: a, updateRevision: b", true},
+        {"{type: RollingUpdate}", "readyReplicas: 3, updatedReplicas: 3, currentRevision: a, updateRevision: b", false},
+        {"{type: RollingUpdate}", "readyReplicas: 3, currentRevision: b, updateRevision: b", true},
+        {"{type: OnDelete}", "readyReplicas: 3, currentRevision: a, updateRevision: b", true},
+    };
+    (void)unused;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct cluster c;
+        struct error err = ERROR_INIT;
+        char set[512], status[512], point[4096];
+        snprintf(set, sizeof set, "---\napiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: db, namespace: n}\nspec: {replicas: 3, updateStrategy: %s}\n",
+                 cases[i].strategy);
+        snprintf(point, sizeof point, "%s%s", POINT, set);
+        snprintf(status, sizeof status, "{observedGeneration: 99, %s}", cases[i].status);
+        set_up(&c, NOW, REWIND);
+        json_decref(c.point);
+        c.point = manifests_set_text(point);
+        c.set_status = status;
+        int r = run(&c, false, &err);
+        if (r != (cases[i].ready ? 0 : -EAGAIN))
+            fail_msg("%s %s: %d, %s", cases[i].strategy, cases[i].status, r, err.message);
+        assert_phase(&c, cases[i].ready ? "Completed" : "Running");
+        tear_down(&c);
+    }
+}
+
 /* No controller manager runs: the volumes can be used all the same, and which pods are wrong nobody knows. */
 static void pods_of_a_set_that_nobody_sees_are_left_alone(void **unused)
 {
@@ -2503,6 +2544,7 @@ int main(void)
         cmocka_unit_test(an_end_says_what_it_waits_for),
         cmocka_unit_test(pods_are_renewed_once_their_set_is_seen),
         cmocka_unit_test(pods_of_a_set_that_nobody_sees_are_left_alone),
+        cmocka_unit_test(a_set_is_ready_when_kubectl_rollout_status_says_so),
         cmocka_unit_test(a_large_wave_is_cancelled_in_its_middle_and_has_a_verdict_of_what_was_done),
         cmocka_unit_test(what_was_done_of_a_wave_is_not_done_again_when_the_server_takes_no_more),
         cmocka_unit_test(waves_follow_each_other_whatever_is_made_at_once),
