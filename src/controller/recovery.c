@@ -1,11 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* States and steps of a recovery; the invariants R1..R7 stand in recovery.h. */
+/* States and steps of a recovery; the invariants R1..R9 stand in recovery.h. */
 #include <malloc.h>
 
 #include "controller/object_shelf.h"
 #include "controller/recovery_internal.h"
 
 #define TRIM_OBJECTS 500
+#define MESSAGE_BYTES 2048 /* of status.message, as the definition says */
+
+/* Reasons of the condition Ending that are no failure's. */
+#define CANCELLED "Cancelled"
+#define COMPLETED "Completed"
 
 enum step {
     STEP_PLAN,
@@ -76,64 +81,110 @@ static int open_gates(struct recovery_run *run, enum step reached, struct error 
     return reached >= STEP_CLOSE_GATE && run->mode != RESTORE_CLONE ? recovery_set_gates(run, false, err) : 0;
 }
 
-#define STAYS_HELD "; and what was held for it stays so: "
-
-static int fail(struct recovery_run *run, enum step reached, const char *reason, struct error *err)
+/* Whether what keeps it from its end is tried again: what is of the way to the server, and for a while what may be (500). */
+static bool is_tried_again(const struct recovery_run *run, int code)
 {
-    struct error gate = ERROR_INIT;
-    char message[ERROR_MESSAGE_BYTES + 256];
-    int r = recovery_put_replaced_back(run, &gate);
-    if (r == 0)
-        r = open_gates(run, reached, &gate);
-    if (r == 0 && reached >= STEP_SUSPEND)
-        r = recovery_let_go(run, reached <= STEP_STOP_PODS, &gate);
-    if (r < 0 && passes(r)) {
-        snprintf(message, sizeof message, "%s; before it ends: %s", err->message, gate.message);
-        error_set(err, r, "%s", message);
-        return say_pending(run, r, err);
-    }
-    snprintf(message, sizeof message, "%s%s%s", err->message, r < 0 ? STAYS_HELD : "", r < 0 ? gate.message : "");
-    *err = ERROR_INIT;
-    return recovery_end(run, "Failed", reason, message, err);
+    return passes(code) || (code < 0 && !recovery_is_refusal(code) && !recovery_ends_late(run));
+}
+
+/* R9 */
+static int end_later(struct recovery_run *run, const char *reason, const char *why, int code, struct error *err)
+{
+    if (!recovery_ending(run, "reason")[0])
+        json_object_del(recovery_status(run), "message"); /* it is written in any case */
+    return recovery_begin_ending(run, reason, why) < 0 ? error_set(err, -ENOMEM, "out of memory") : say_pending(run, code, err);
 }
 
 /* R8 */
 static void add_held(char *message, size_t size, const struct error *held)
 {
     size_t length = strlen(message);
-    snprintf(message + length, size - length, STAYS_HELD "%s", held->message);
+    snprintf(message + length, size - length, "; and what was held for it stays so: %.600s", held->message);
+}
+
+/* R7: `what` is said of those that are lost, with what to do. */
+static void add_lost(struct recovery_run *run, char *message, size_t size, const char *what, const struct error *lost)
+{
+    const char *before = json_text(recovery_status(run), "before");
+    size_t length = strlen(message);
+    if (lost->code)
+        snprintf(message + length, size - length, "; %s: %.600s. See to what is in the way, and make it again from its manifest%s%.300s", what, lost->message,
+                 *before ? ", or by a Recovery to " : "", before);
+}
+
+#define LOST "it deleted what it cannot make again"
+
+/* All that is to be done before it fails. Where several are refused, the gates are what is told. */
+static int wind_up(struct recovery_run *run, enum step reached, struct error *ret_lost, struct error *err)
+{
+    struct error gate = ERROR_INIT;
+    int opened = open_gates(run, reached, &gate); /* first: pods that are still ending may take their time */
+    int r = opened < 0 && is_tried_again(run, opened) ? opened : recovery_put_replaced_back(run, ret_lost, err);
+    if (r == 0 && reached >= STEP_SUSPEND)
+        r = recovery_let_go(run, reached <= STEP_STOP_PODS, err);
+    if (opened < 0 && (r == 0 || r == opened || !is_tried_again(run, r))) {
+        *err = gate;
+        r = opened;
+    }
+    return r;
+}
+
+static int fail(struct recovery_run *run, enum step reached, const char *reason, struct error *err)
+{
+    struct error left = ERROR_INIT, lost = ERROR_INIT;
+    char message[MESSAGE_BYTES];
+    int r = wind_up(run, reached, &lost, &left);
+    if (r < 0 && is_tried_again(run, r)) {
+        const struct error why = *err;
+        error_set(err, r, "%.600s; before it ends: %s", why.message, left.message);
+        return end_later(run, reason, why.message, r, err);
+    }
+    snprintf(message, sizeof message, "%.*s", lost.code ? 400 : ERROR_MESSAGE_BYTES, err->message); /* an event has 1024 bytes */
+    add_lost(run, message, sizeof message, LOST, &lost);
+    if (r < 0)
+        add_held(message, sizeof message, &left);
+    *err = ERROR_INIT;
+    json_object_del(recovery_status(run), "replacing");
+    return recovery_end(run, "Failed", reason, message, err);
+}
+
+static void say_cancelled(struct recovery_run *run, enum step reached, char *message, size_t size)
+{
+    const char *before = json_text(recovery_status(run), "before");
+    if (reached <= STEP_STOP_PODS)
+        snprintf(message, size, "cancelled before anything was changed");
+    else if (reached == STEP_COPY_DATA)
+        snprintf(message, size, "cancelled in step %s: what was copied is removed", step_names[reached]);
+    else
+        snprintf(message, size, "cancelled in step %s: what was put back stays so%s%.300s", step_names[reached],
+                 before[0] ? "; a Recovery to this point takes it back: " : "", before);
 }
 
 static int cancel(struct recovery_run *run, enum step reached, struct error *err)
 {
-    char message[ERROR_MESSAGE_BYTES + 512];
-    struct error held = ERROR_INIT;
-    const char *before = json_text(recovery_status(run), "before");
+    char message[MESSAGE_BYTES];
+    struct error held = ERROR_INIT, lost = ERROR_INIT;
     int let_go = 0;
-    int r = recovery_put_replaced_back(run, err);
+    int r = open_gates(run, reached, err);
     if (r == 0)
-        r = open_gates(run, reached, err);
+        r = recovery_put_replaced_back(run, &lost, err);
     if (r == 0 && reached >= STEP_SUSPEND)
         let_go = recovery_let_go(run, reached <= STEP_STOP_PODS, &held);
-    if (let_go < 0 && !recovery_is_refusal(let_go)) {
+    if (let_go < 0 && is_tried_again(run, let_go)) {
         *err = held;
         r = let_go;
     }
     if (r < 0) {
         error_context(err, "it is cancelled; before it ends");
-        return passes(r) || let_go < 0 ? say_pending(run, r, err) : r;
+        return end_later(run, CANCELLED, "it is cancelled", r, err);
     }
-    if (reached <= STEP_STOP_PODS)
-        snprintf(message, sizeof message, "cancelled before anything was changed");
-    else if (reached == STEP_COPY_DATA)
-        snprintf(message, sizeof message, "cancelled in step %s: what was copied is removed", step_names[reached]);
-    else
-        snprintf(message, sizeof message, "cancelled in step %s: what was put back stays so%s%s",
-                 step_names[reached], before[0] ? "; a Recovery to this point takes it back: " : "", before);
+    say_cancelled(run, reached, message, sizeof message);
+    add_lost(run, message, sizeof message, reached <= STEP_STOP_PODS ? "but " LOST : LOST, &lost);
     if (let_go < 0)
         add_held(message, sizeof message, &held);
+    json_object_del(recovery_status(run), "replacing");
     r = recovery_count(run, err);
-    return r == 0 ? recovery_end(run, "Cancelled", "Cancelled", message, err) : r;
+    return r == 0 ? recovery_end(run, "Cancelled", CANCELLED, message, err) : r;
 }
 
 static int finish(struct recovery_run *run, struct error *err)
@@ -153,9 +204,9 @@ static int finish(struct recovery_run *run, struct error *err)
     bool unused;
     json_object_del(recovery_status(run), "replacing"); /* all have their verdicts */
     const int let_go = recovery_let_go(run, false, &held);
-    if (let_go < 0 && !recovery_is_refusal(let_go)) {
+    if (let_go < 0 && is_tried_again(run, let_go)) {
         *err = held;
-        return say_pending(run, let_go, err);
+        return end_later(run, COMPLETED, "all was done", let_go, err);
     }
     int r = recovery_count(run, err);
     if (r == 0)
@@ -422,6 +473,19 @@ static enum step step_of(const struct recovery_run *run, int *ret_wave)
     return STEP_PLAN;
 }
 
+/* R9 */
+static int go_on(struct recovery_run *run, enum step step, int wave, struct error *err)
+{
+    char reason[64];
+    snprintf(reason, sizeof reason, "%s", recovery_ending(run, "reason"));
+    if (strcmp(reason, CANCELLED) == 0)
+        return cancel(run, step, err);
+    if (!*reason || strcmp(reason, COMPLETED) == 0)
+        return go(run, step, wave, true, err);
+    error_set(err, -EIO, "%s", recovery_ending(run, "message"));
+    return fail(run, step, reason, err);
+}
+
 static int drive(struct recovery_run *run, struct error *err)
 {
     int wave, r;
@@ -437,7 +501,7 @@ static int drive(struct recovery_run *run, struct error *err)
         if (r < 0)
             return passes(r) ? r : fail(run, step, "CannotGoOn", err);
         run->loaded_ms = (clock_boottime_ns(run->clock) - start_ns) / NS_PER_MS;
-        return go(run, step, wave, true, err);
+        return go_on(run, step, wave, err);
     }
     bool cancelled;
     r = recovery_is_cancelled(run, &cancelled, err);
@@ -470,11 +534,16 @@ int recovery_abandon(const struct recovery_context *context, const char *namespa
                      struct error *err)
 {
     struct recovery_run run = {.c = context, .clock = context->clock ? context->clock : clock_system(), .namespace = namespace, .name = name};
+    struct error lost;
+    char message[MESSAGE_BYTES];
     int unused, r = open_run(&run, err);
     if (r == 0 && !recovery_has_ended(run.recovery)) {
         r = open_gates(&run, step_of(&run, &unused), err);
+        recovery_name_replaced(&run, &lost);
+        snprintf(message, sizeof message, "%s", why->message);
+        add_lost(&run, message, sizeof message, "what it deleted may not have been made again", &lost);
         if (r == 0 || !passes(r))
-            r = recovery_end(&run, "Failed", reason, why->message, err);
+            r = recovery_end(&run, "Failed", reason, message, err);
     }
     release(&run);
     return r;

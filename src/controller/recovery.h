@@ -9,7 +9,8 @@
  *   Suspend     (rewind only) those who would put the newer state back (app/reconcilers.h) are suspended, and stay so; when
  *               it fails before anything was changed, they are let go again
  *   CloseGate   the volumes cannot be staged (rewind with volumes only, as the next two)
- *   StopPods    pods that use the claims are deleted; those that come back wait at the gate
+ *   StopPods    pods that use the claims are deleted; those that come back wait at the gate. Those without a controller do not come back: they are
+ *               noted before (R7), and made again by Apply, or when it ends before
  *   RewindData  each stream goes to the point, once nothing of it is mounted
  *   CopyData    (clone only) each stream of the original at the point is copied to a new one; where that is possible (streams[].atOnce) the
  *               new one is only made, serves the point at once, and is copied behind (recovery_filling.c), whatever becomes of the Recovery
@@ -38,8 +39,10 @@
  *   R6  claims, namespaces and definitions are never deleted, nor are cluster-scoped objects that are there
  *       changed.
  *   R7  what is deleted to be made again is in status, as it was (sealed), before it is deleted: whoever goes on after a kill, or
- *       ends it, makes that again when what it was to become is refused.
- *   R8  what it suspended is let go of before it ends; where that is refused, it ends all the same and says so: nobody could end it else.
+ *       ends it, makes that again when what it was to become is refused. What has a verdict is not made again; what cannot be is told.
+ *   R8  what it suspended is let go of before it ends; where that is refused (or a 500 does not pass in RECOVERY_END_MS), it ends all the same and says
+ *       so: nobody could end it else.
+ *   R9  one whose end has to wait (for R5, R7, R8) does nothing but end any more, and as it was to: the condition Ending says with what.
  *
  * Threads: recovery_advance is called by one thread a Recovery; cluster ops are called by up to
  * RECOVERY_WORKERS at once. Everything blocks. */
@@ -62,6 +65,7 @@
 #define RECOVERY_GONE_MS 30000u   /* what is deleted to be made again is awaited so long */
 #define RECOVERY_AWAIT_MS 120000u /* so are definitions and webhooks' endpoints */
 #define RECOVERY_READY_MS 300000u /* and workloads, and before that their controller */
+#define RECOVERY_END_MS 300000u   /* while it is being ended an answer 500 passes for so long; then it stands */
 #define RECOVERY_TURN_MS 2000u    /* of waiting in one call: -EAGAIN then, and others have the worker */
 #define RECOVERY_STREAMS_MAX 100u
 #define RECOVERY_OLDER_NS (60 * NS_PER_SECOND) /* what was made so long before the point did not come after it */

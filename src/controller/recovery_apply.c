@@ -283,10 +283,12 @@ static int put_back(const struct job *job, const json_t *former, int code, struc
 /* A pod that nobody makes again but the recovery. */
 static bool was_stopped(const struct job *job)
 {
-    return job->entry->action == ACTION_RECREATE && recovery_has_data(job->run) && strcmp(job->id.kind, "Pod") == 0 && !job->id.group[0];
+    return job->run->mode != RESTORE_CLONE && job->entry->action == ACTION_RECREATE && strcmp(job->id.kind, "Pod") == 0 && !job->id.group[0] &&
+           recovery_uses_streams(job->run, json_object_get(job->run->wanted, job->entry->name));
 }
 
-/* The same, of what is not there since a controller died before it had made it again. */
+/* The same, of what is not there since a controller died before it had made it again. What a pod was that was stopped would be on volumes that are
+ * not its own any more. */
 static int put_noted_back(const struct job *job, int code, struct error *err)
 {
     _cleanup_json_ json_t *former = NULL;
@@ -295,8 +297,8 @@ static int put_noted_back(const struct job *job, int code, struct error *err)
     int r;
     {
         MUTEX_GUARD(guard, job->mutex); /* others replace the run's Recovery */
-        r = recovery_find_replaced(job->run, job->entry->name, &former, &failure);
         stopped = was_stopped(job);
+        r = stopped ? -ENOENT : recovery_find_replaced(job->run, job->entry->name, &former, &failure);
     }
     if (r == 0)
         return put_back(job, former, code, err);

@@ -223,8 +223,7 @@ static bool has_claim(const json_t *claims, const char *name)
     return false;
 }
 
-/* Whether the pod uses a claim of the streams. */
-static bool uses(const struct recovery_run *run, const json_t *pod)
+bool recovery_uses_streams(const struct recovery_run *run, const json_t *pod)
 {
     size_t i, k;
     json_t *volume, *stream;
@@ -254,7 +253,7 @@ static int plan_bare_pods(struct recovery_run *run, struct error *err)
         struct recovery_entry *e = &run->entries[i];
         if (e->wave < 1 || strncmp(e->name, "core/v1/Pod/", 12) != 0 ||
             (e->action != ACTION_SAME && e->action != ACTION_CHANGE) ||
-            !uses(run, json_object_get(run->wanted, e->name)))
+            !recovery_uses_streams(run, json_object_get(run->wanted, e->name)))
             continue;
         e->action = ACTION_RECREATE;
         free(e->reason);
@@ -427,6 +426,18 @@ int recovery_set_gates(struct recovery_run *run, bool closed, struct error *err)
     return r;
 }
 
+/* Nobody makes it again but this recovery, which may end before it comes to that (R7). One that has ended is not run twice. */
+static int note_bare_pod(struct recovery_run *run, const char *name, const json_t *pod, struct error *err)
+{
+    const char *phase = json_text(json_object_get(pod, "status"), "phase");
+    _cleanup_json_ json_t *former = NULL;
+    if (object_noise(pod) || json_object_get(json_object_get(pod, "metadata"), "deletionTimestamp") || strcmp(phase, "Succeeded") == 0 ||
+        strcmp(phase, "Failed") == 0)
+        return 0;
+    int r = recovery_former_of(pod, &former, err);
+    return r == 0 ? recovery_note_replaced(run, name, former, err) : r;
+}
+
 /* Their controllers make them again, and those wait at the gate. */
 int recovery_stop_pods(struct recovery_run *run, struct error *err)
 {
@@ -438,8 +449,8 @@ int recovery_stop_pods(struct recovery_run *run, struct error *err)
     {
         char name[OBJECT_NAME_BYTES];
         struct object_id id;
-        if (r < 0 || !uses(run, pod) || (r = object_identify(pod, &id, err)) < 0 ||
-            (r = object_journal_name(&id, name, err)) < 0)
+        if (r < 0 || !recovery_uses_streams(run, pod) || (r = object_identify(pod, &id, err)) < 0 ||
+            (r = object_journal_name(&id, name, err)) < 0 || (r = note_bare_pod(run, name, pod, err)) < 0)
             continue;
         r = run->c->cluster->remove(run->c->cluster_context, name, object_uid(pod), NULL, err);
         r = r == -EBUSY ? 0 : r;

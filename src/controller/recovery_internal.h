@@ -78,6 +78,13 @@ int recovery_step(struct recovery_run *run, const char *step, int wave, struct e
 /* Ends it: phase, message, condition, and with `failure` its reason (a word). */
 int recovery_end(struct recovery_run *run, const char *phase, const char *reason, const char *message,
                  struct error *err);
+/* The end that has to wait is in status, so that whoever goes on does nothing but end it: reason and message of what it ends with. Not written yet.
+ * The first one stays. */
+int recovery_begin_ending(struct recovery_run *run, const char *reason, const char *why);
+/* `field` (reason, message) of that; "": it is not being ended. Borrowed, until status is written. */
+const char *recovery_ending(const struct recovery_run *run, const char *field);
+/* It has waited for RECOVERY_END_MS. */
+bool recovery_ends_late(const struct recovery_run *run);
 /* Whether somebody asked for its end. Reads the Recovery again. */
 int recovery_is_cancelled(struct recovery_run *run, bool *ret, struct error *err);
 /* What somebody should know, once, into status.plan.notes; takes the text. */
@@ -152,6 +159,8 @@ int recovery_note_point(struct recovery_run *run, const struct recovery_point *f
  * that use them are made again. */
 int recovery_plan_data(struct recovery_run *run, const char **ret_reason, struct error *err);
 bool recovery_has_data(const struct recovery_run *run);
+/* Whether the pod uses a claim of the streams. */
+bool recovery_uses_streams(const struct recovery_run *run, const json_t *pod);
 #define RECOVERY_OWNER_BYTES 400
 /* "NAMESPACE/NAME" of the Recovery. */
 void recovery_owner(const struct recovery_run *run, char ret[RECOVERY_OWNER_BYTES]);
@@ -211,7 +220,10 @@ int recovery_note_replaced(struct recovery_run *run, const char *name, const jso
 int recovery_find_replaced(struct recovery_run *run, const char *name, json_t **ret, struct error *err);
 /* The object has its verdict. */
 void recovery_forget_replaced(struct recovery_run *run, const char *name);
-/* The recovery ends: what is noted and not there is made again as it was. What cannot be has a verdict. */
-int recovery_put_replaced_back(struct recovery_run *run, struct error *err);
+/* The recovery ends: what is noted, has no verdict, and is not there is made again as it was. What cannot be has a verdict then, and is in *ret_lost
+ * (code 0: there is none), in this call and in each that follows an error. -EAGAIN: what is still being deleted is awaited. */
+int recovery_put_replaced_back(struct recovery_run *run, struct error *ret_lost, struct error *err);
+/* Names what is noted: nobody can look any more what became of it. */
+void recovery_name_replaced(struct recovery_run *run, struct error *ret_lost);
 
 #endif

@@ -1,11 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What is deleted to be made again is noted before, as it was, in status.replacing (R7): [{"object": journal name, "was": its sealed
- * form}]. It stays there until the object has its verdict, so that whoever goes on after a kill can put back what was there. */
+ * form}]. It stays there until the object has its verdict, so that whoever goes on after a kill, or ends it, can put back what was there. */
 #include "controller/recovery_internal.h"
 #include "controller/sealing.h"
 
 /* Of a status that has a plan and conditions beside it, in an object of 1.5 MiB. */
 #define NOTES_BYTES_MAX (512u << 10)
+enum {
+    NOTES_MAX = 64, /* as the definition says */
+    AGAIN_MS = 1000 /* until what is being deleted is looked at again */
+};
 
 static json_t *notes_of(struct recovery_run *run)
 {
@@ -20,6 +24,8 @@ int recovery_former_of(const json_t *live, json_t **ret, struct error *err)
     if (r < 0)
         return r;
     json_object_del(former, "status");
+    if (strcmp(json_text(live, "kind"), "Pod") == 0) /* a pod cannot be made with them (kubectl debug) */
+        json_object_del(json_object_get(former, "spec"), "ephemeralContainers");
     for (size_t i = 0; i < 2; i++) {
         json_t *value = json_object_get(json_object_get(live, "metadata"), kept[i]);
         if (value && json_object_set(json_object_get(former, "metadata"), kept[i], value) < 0)
@@ -66,8 +72,9 @@ int recovery_note_replaced(struct recovery_run *run, const char *name, const jso
     if (r < 0 || !was)
         return r < 0 ? r : error_set(err, -ENOMEM, "out of memory");
     recovery_forget_replaced(run, name); /* of a try before */
-    if (noted_bytes(run) + strlen(was) > NOTES_BYTES_MAX) {
-        log_warning(run->c->log, "recovery %s/%s: %s is too large to be noted before it is made again", run->namespace, run->name, name);
+    if (noted_bytes(run) + strlen(was) > NOTES_BYTES_MAX || json_array_size(notes_of(run)) >= NOTES_MAX) {
+        log_warning(run->c->log, "recovery %s/%s: there is no room to note %s before it is made again", run->namespace, run->name, name);
+        recovery_note(run, json_sprintf("%s: there was no room to note what it was before it was deleted: it is made again by this recovery, or by nobody", name));
         return 0;
     }
     r = add_note(run, name, was, err);
@@ -98,12 +105,31 @@ int recovery_find_replaced(struct recovery_run *run, const char *name, json_t **
 
 /* ---- one that ends in between ---- */
 
-static void note_lost(struct recovery_run *run, const char *name, const struct error *why)
+static struct recovery_entry *entry_of(struct recovery_run *run, const char *name)
 {
-    for (size_t i = 0; i < run->entry_count; i++) {
-        struct recovery_entry *e = &run->entries[i];
-        if (strcmp(e->name, name) != 0)
-            continue;
+    for (size_t i = 0; i < run->entry_count; i++)
+        if (strcmp(run->entries[i].name, name) == 0)
+            return &run->entries[i];
+    return NULL;
+}
+
+/* The first with its reason, of the others the names. */
+static void add_lost(struct error *lost, const char *name, const char *why)
+{
+    struct object_id id = {0};
+    struct error unused = ERROR_INIT;
+    char before[ERROR_MESSAGE_BYTES];
+    snprintf(before, sizeof before, "%.500s", lost->message);
+    const char *kind = object_id_parse(name, &id, &unused) == 0 ? id.kind : "";
+    error_set_at(lost, __FILE__, __LINE__, -ENOENT, "%s%s%s %.253s%s%.250s%s", before, *before ? ", " : "", kind, *kind ? id.name : name, *before || !*why ? "" : " (",
+                 *before ? "" : why, *before || !*why ? "" : ")");
+}
+
+static void note_lost(struct recovery_run *run, const char *name, const struct error *why, struct error *lost)
+{
+    struct recovery_entry *e = entry_of(run, name);
+    add_lost(lost, name, why->message);
+    if (e) {
         free(e->reason);
         e->verdict = VERDICT_FAILED;
         if (asprintf(&e->reason, "it was deleted to be made again, and cannot be made again as it was: %.700s", why->message) < 0)
@@ -112,26 +138,62 @@ static void note_lost(struct recovery_run *run, const char *name, const struct e
     log_error(run->c->log, "recovery %s/%s: %s was deleted to be made again, and cannot be made again as it was: %s", run->namespace, run->name, name, why->message);
 }
 
-int recovery_put_replaced_back(struct recovery_run *run, struct error *err)
+/* The time of its deletion is when it is to be gone: a pod has its own time to end. */
+static int await_end(const struct recovery_run *run, const char *name, const json_t *live, struct error *err)
+{
+    const json_t *metadata = json_object_get(live, "metadata");
+    struct error unused = ERROR_INIT;
+    uint64_t end_ns;
+    if (clock_parse_rfc3339(json_text(metadata, "deletionTimestamp"), &end_ns, &unused) == 0 &&
+        clock_realtime_ns(run->clock) < end_ns + RECOVERY_AWAIT_MS * NS_PER_MS)
+        return error_set(err, -EAGAIN, "waiting until %.300s is gone, to make it again", name);
+    return error_set(err, -EPERM, "it is being deleted and does not go");
+}
+
+static int put_one_back(struct recovery_run *run, const char *name, struct error *err)
+{
+    _cleanup_json_ json_t *live = NULL, *former = NULL;
+    int r = run->c->cluster->get(run->c->cluster_context, name, &live, err);
+    if (r == 0 && json_object_get(json_object_get(live, "metadata"), "deletionTimestamp"))
+        return await_end(run, name, live, err);
+    if (r == -ENOENT && (r = recovery_find_replaced(run, name, &former, err)) == 0)
+        r = run->c->cluster->create(run->c->cluster_context, former, err);
+    return r == -EEXIST ? 0 : r;
+}
+
+int recovery_put_replaced_back(struct recovery_run *run, struct error *ret_lost, struct error *err)
 {
     _cleanup_json_ json_t *notes = json_deep_copy(notes_of(run));
     size_t i;
     json_t *note;
+    int result = 0;
+    *ret_lost = ERROR_INIT;
     json_array_foreach(notes, i, note)
     {
         const char *name = json_text(note, "object");
-        _cleanup_json_ json_t *live = NULL, *former = NULL;
+        const struct recovery_entry *e = entry_of(run, name);
         struct error why = ERROR_INIT;
-        int r = run->c->cluster->get(run->c->cluster_context, name, &live, &why);
-        if (r == -ENOENT && (r = recovery_find_replaced(run, name, &former, &why)) == 0)
-            r = run->c->cluster->create(run->c->cluster_context, former, &why);
-        if (recovery_concerns_server(r)) {
+        int r = e && e->verdict >= 0 ? 0 : put_one_back(run, name, &why);
+        if (recovery_concerns_server(r) || (r == -EIO && !recovery_ends_late(run))) {
             *err = why;
-            return r;
+            result = r;
+            if (r != -EAGAIN && r != -EIO) /* the server is away, of all of them */
+                return r;
+        } else if (r < 0) {
+            note_lost(run, name, &why, ret_lost); /* and it stays noted until the end is written: what is lost is told then */
+        } else {
+            recovery_forget_replaced(run, name);
         }
-        if (r < 0 && r != -EEXIST)
-            note_lost(run, name, &why);
-        recovery_forget_replaced(run, name);
     }
-    return json_array_size(notes) ? recovery_count(run, err) : 0;
+    if (result == -EAGAIN)
+        recovery_pause(run, AGAIN_MS);
+    return result < 0 || json_array_size(notes) == 0 ? result : recovery_count(run, err);
+}
+
+void recovery_name_replaced(struct recovery_run *run, struct error *ret_lost)
+{
+    size_t i;
+    json_t *note;
+    *ret_lost = ERROR_INIT;
+    json_array_foreach(notes_of(run), i, note) add_lost(ret_lost, json_text(note, "object"), "");
 }

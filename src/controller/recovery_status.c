@@ -55,6 +55,35 @@ int recovery_condition(struct recovery_run *run, const char *type, bool holds, c
     return json_object_set_new(found, "message", json_string_lossy(message));
 }
 
+/* ---- an end that waits ---- */
+
+#define ENDING "Ending"
+
+const char *recovery_ending(const struct recovery_run *run, const char *field)
+{
+    return recovery_condition_text(run->recovery, ENDING, field);
+}
+
+int recovery_begin_ending(struct recovery_run *run, const char *reason, const char *why)
+{
+    return recovery_ending(run, "reason")[0] ? 0 : recovery_condition(run, ENDING, true, reason, why);
+}
+
+static void drop_ending(json_t *conditions)
+{
+    for (size_t i = json_array_size(conditions); i-- > 0;)
+        if (strcmp(json_text(json_array_get(conditions, i), "type"), ENDING) == 0)
+            json_array_remove(conditions, i);
+}
+
+bool recovery_ends_late(const struct recovery_run *run)
+{
+    uint64_t since_ns;
+    struct error unused = ERROR_INIT;
+    return clock_parse_rfc3339(recovery_ending(run, "lastTransitionTime"), &since_ns, &unused) == 0 &&
+           clock_realtime_ns(run->clock) >= since_ns + RECOVERY_END_MS * NS_PER_MS;
+}
+
 void recovery_remember(struct recovery_run *run)
 {
     json_decref(run->last_step);
@@ -126,6 +155,7 @@ int recovery_end(struct recovery_run *run, const char *phase, const char *reason
         json_object_set_new(
             status, "rtoMs",
             json_integer((json_int_t)((clock_realtime_ns(run->clock) - start_ns) / NS_PER_MS)));
+    drop_ending(json_object_get(status, "conditions"));
     if (recovery_condition(run, "Ready", good, reason, message) < 0)
         return error_set(err, -ENOMEM, "out of memory");
     log_info(run->c->log, "recovery %s/%s: %s: %s", run->namespace, run->name, phase, message);

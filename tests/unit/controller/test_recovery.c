@@ -26,6 +26,7 @@ struct cluster {
     bool lose_answer;    /* that call is still carried out */
     bool refuse_kind;    /* what is named "refused" cannot be replaced */
     bool immutable;      /* and that is why */
+    int refuse_code;     /* or that; 0: -EACCES */
     bool policy;         /* or a policy is, whose words these are */
     bool refuse_old;     /* what has data.a: old cannot be made */
     bool refuse_plan;    /* no ConfigMap is taken, */
@@ -33,6 +34,7 @@ struct cluster {
     bool refuse_tried;   /* and that is told beforehand */
     unsigned plan_writes;
     unsigned leaving_looks; /* at what is being deleted: after three it is gone */
+    const char *pods_end; /* theirs after they were deleted: a deletionTimestamp; NULL: they are gone at once */
     bool collects;       /* what belongs to what is deleted goes with it */
     char refusal[3000];  /* or this */
     bool cancel_at_apply;
@@ -193,7 +195,7 @@ static int replace(void *context, const json_t *object, struct error *err)
     if (c->refuse_kind && strcmp(id.name, "refused") == 0)
         ANSWER(c->immutable ? error_set(err, -EINVAL, "%s is invalid: spec.size: field is immutable", name)
                : c->policy  ? error_set(err, -EINVAL, "%s is forbidden: ValidatingAdmissionPolicy 'p' denied request: updates need an immutable digest", name)
-                            : error_set(err, -EACCES, "admission webhook \"policy\" denied the request: %s", c->refusal));
+                            : error_set(err, c->refuse_code ? c->refuse_code : -EACCES, "admission webhook \"policy\" denied the request: %s", c->refusal));
     if (is_taken(c, name, object))
         ANSWER(error_set(err, -EINVAL,
                          "spec.ports[0].nodePort: Invalid value: 30001: provided port is already allocated"));
@@ -230,7 +232,10 @@ static int delete (void *context, const char *name, const char *uid, const char 
         ANSWER(error_set(err, -EBUSY, "another one has its name"));
     if (live && c->collects && propagation && strcmp(propagation, "Background") == 0)
         collect_garbage(c, object_uid(live));
-    json_object_del(c->objects, name);
+    if (live && c->pods_end && strncmp(name, "core/v1/Pod/", 12) == 0)
+        json_object_set_new(json_object_get(live, "metadata"), "deletionTimestamp", json_string(c->pods_end));
+    else
+        json_object_del(c->objects, name);
     ANSWER(0);
 }
 
@@ -473,6 +478,8 @@ static int rewind_data(void *context, const json_t *stream, uint64_t lsn, const 
         log_data(c, "rewind");
         ANSWER(error_set(err, -EIO, "the journal is damaged"));
     }
+    if (json_object_get(c->unknown, "rewind-waits"))
+        ANSWER(error_set(err, -EAGAIN, "waiting"));
     if (c->rewind_looks < 3) { /* pods that use it have not ended */
         c->rewind_looks++;
         ANSWER(error_set(err, -EAGAIN, "waiting"));
@@ -2284,6 +2291,190 @@ static void r7_what_is_made_again_is_never_lost(void **unused)
     tear_down(&whole);
 }
 
+#define SHELL                                                                                                                                      \
+    "---\napiVersion: v1\nkind: Pod\nmetadata: {name: shell, namespace: n, labels: {a: b}}\ndata: {a: old}\nspec: {nodeName: node1, volumes: [{name: d, " \
+    "persistentVolumeClaim: {claimName: data-db-0}}], ephemeralContainers: [{name: debug}]}\nstatus: {phase: Running}\n"
+#define SHELL_POD "core/v1/Pod/n/shell"
+
+static const char *message_of(const struct cluster *c)
+{
+    return json_text(status_of(c), "message");
+}
+
+static void ask_to_cancel(struct cluster *c)
+{
+    json_object_set_new(json_object_get(c->recovery, "metadata"), "annotations", json_pack("{s:s}", RECOVERY_CANCEL_ANNOTATION, "true"));
+}
+
+/* R7: nobody makes a pod again that has no controller. Wherever a controller dies, and whether the rewind fails or is cancelled then. */
+static void r7_a_pod_without_a_controller_is_there_again_when_it_ends_before_apply(void **unused)
+{
+    (void)unused;
+    struct cluster whole;
+    struct error err = ERROR_INIT;
+    unsigned stopped = 0;
+    set_up(&whole, NOW SHELL, REWIND);
+    json_object_set_new(whole.unknown, "rewind-fails", json_true());
+    check_ok(run(&whole, true, &err));
+    assert_phase(&whole, "Failed");
+    for (long at = 1; at <= whole.calls; at++) {
+        for (int how = 0; how < 4; how++) { /* its last call is carried out; it is cancelled */
+            struct cluster c;
+            set_up(&c, NOW SHELL, REWIND);
+            char before[32];
+            snprintf(before, sizeof before, "%s", object_uid(json_object_get(c.objects, SHELL_POD)));
+            json_object_set_new(c.unknown, how & 2 ? "rewind-waits" : "rewind-fails", json_true());
+            c.kill_at = at;
+            c.lose_answer = how & 1;
+            (void)run(&c, true, &err);
+            stopped += !json_object_get(c.objects, SHELL_POD);
+            c.kill_at = 0;
+            err = (struct error)ERROR_INIT;
+            if (how & 2)
+                ask_to_cancel(&c);
+            if (!recovery_has_ended(c.recovery))
+                check_ok(run(&c, true, &err));
+            assert_phase(&c, how & 2 ? "Cancelled" : "Failed");
+            const json_t *is = json_object_get(c.objects, SHELL_POD), *spec = json_object_get(is, "spec");
+            if (!is)
+                fail_msg("killed at call %ld (%d): the pod is lost", at, how);
+            assert_string_equal(json_text(json_object_get(json_object_get(is, "metadata"), "labels"), "a"), "b");
+            assert_int_equal(json_array_size(json_object_get(spec, "volumes")), 1);
+            if (strcmp(object_uid(is), before) != 0)
+                assert_true(!json_object_get(spec, "nodeName") && !json_object_get(is, "status") && !json_object_get(spec, "ephemeralContainers"));
+            assert_null(json_object_get(status_of(&c), "replacing"));
+            assert_null(strstr(message_of(&c), "shell"));
+            tear_down(&c);
+        }
+    }
+    assert_true(stopped > 0);
+    tear_down(&whole);
+}
+
+/* One that came after the point is gone after a rewind, and one that had ended is not run twice. */
+static void a_pod_that_came_later_or_had_ended_is_not_made_again(void **unused)
+{
+    static const char ended[] = NOW "---\napiVersion: v1\nkind: Pod\nmetadata: {name: shell, namespace: n}\nspec: {volumes: [{name: d, persistentVolumeClaim: "
+                                    "{claimName: data-db-0}}]}\nstatus: {phase: Succeeded}\n";
+    (void)unused;
+    for (int fails = 0; fails < 2; fails++) {
+        struct cluster c;
+        struct error err = ERROR_INIT;
+        set_up(&c, fails ? ended : NOW SHELL, REWIND);
+        if (fails)
+            json_object_set_new(c.unknown, "rewind-fails", json_true());
+        check_ok(run(&c, true, &err));
+        assert_phase(&c, fails ? "Failed" : "Completed");
+        assert_null(json_object_get(c.objects, SHELL_POD));
+        assert_null(json_object_get(status_of(&c), "replacing"));
+        tear_down(&c);
+    }
+    /* That was so before it was cancelled, too. */
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW SHELL, REWIND);
+    c.cancel_at_apply = true;
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Cancelled");
+    assert_null(json_object_get(c.objects, SHELL_POD));
+    tear_down(&c);
+}
+
+static void r7_a_pod_that_cannot_be_made_again_is_told(void **unused)
+{
+    (void)unused;
+    for (int cancelled = 0; cancelled < 2; cancelled++) {
+        struct cluster c;
+        struct error err = ERROR_INIT;
+        set_up(&c, NOW SHELL, REWIND);
+        point_has(&c, SHELL);
+        c.refuse_old = true;
+        json_object_set_new(c.unknown, cancelled ? "rewind-waits" : "rewind-fails", json_true());
+        if (cancelled) {
+            assert_int_equal(run(&c, true, &err), -EAGAIN);
+            ask_to_cancel(&c);
+        }
+        err = (struct error)ERROR_INIT;
+        check_ok(run(&c, true, &err));
+        assert_phase(&c, cancelled ? "Cancelled" : "Failed");
+        assert_null(json_object_get(c.objects, SHELL_POD));
+        assert_non_null(strstr(message_of(&c), "it deleted what it cannot make again: Pod shell (admission webhook \"policy\" denied the request: it is old)"));
+        assert_non_null(strstr(message_of(&c), "make it again from its manifest, or by a Recovery to before:r"));
+        assert_string_equal(json_text(json_array_get(json_object_get(status_of(&c), "failures"), 0), "object"), SHELL_POD);
+        assert_null(json_object_get(status_of(&c), "replacing"));
+        tear_down(&c);
+    }
+    /* Nor is it forgotten by whoever may do nothing for it. */
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    const struct error why = {.code = -EPERM, .message = "nobody is recorded"};
+    set_up(&c, NOW SHELL, REWIND);
+    json_object_set_new(c.unknown, "rewind-waits", json_true());
+    assert_int_equal(run(&c, true, &err), -EAGAIN);
+    const struct recovery_context context = {.store = &store_ops, .store_context = &c, .data = &data_ops, .data_context = &c};
+    check_ok(recovery_abandon(&context, "n", "r", "RequesterUnknown", &why, &err));
+    assert_non_null(strstr(message_of(&c), "nobody is recorded; what it deleted may not have been made again: Pod shell. See"));
+    tear_down(&c);
+}
+
+/* R9: it takes its time to go. The volumes can be used meanwhile, and the rewind does not go on, though it could now. */
+static void r9_a_pod_that_is_still_ending_is_awaited(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW SHELL, REWIND);
+    json_object_set_new(c.unknown, "rewind-fails", json_true());
+    c.pods_end = "2190-01-01T00:00:00Z";
+    assert_int_equal(run(&c, true, &err), -EAGAIN);
+    assert_phase(&c, "Running");
+    assert_string_equal(message_of(&c), "stream s1: the journal is damaged; before it ends: waiting until core/v1/Pod/n/shell is gone, to make it again");
+    _cleanup_free_ char *data = json_to_text(c.data);
+    assert_string_equal(data, "[\"close\",\"rewind\",\"open\"]");
+    json_object_del(c.unknown, "rewind-fails");
+    err = (struct error)ERROR_INIT;
+    assert_int_equal(run(&c, true, &err), -EAGAIN);
+    err = (struct error)ERROR_INIT;
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Failed");
+    assert_string_equal(message_of(&c), "stream s1: the journal is damaged");
+    assert_string_equal(recovery_condition_text(c.recovery, "Ready", "reason"), "StepFailed");
+    assert_string_equal(recovery_condition_text(c.recovery, "Ending", "reason"), "");
+    assert_null(json_object_get(json_object_get(json_object_get(c.objects, SHELL_POD), "metadata"), "deletionTimestamp"));
+    assert_non_null(json_object_get(c.objects, SHELL_POD));
+    tear_down(&c);
+    /* One that should have gone long ago is not waited for. */
+    set_up(&c, NOW SHELL, REWIND);
+    json_object_set_new(c.unknown, "rewind-fails", json_true());
+    c.pods_end = "2020-01-01T00:00:00Z";
+    check_ok(run(&c, true, &err));
+    assert_phase(&c, "Failed");
+    assert_non_null(strstr(message_of(&c), "Pod shell (it is being deleted and does not go)"));
+    tear_down(&c);
+}
+
+/* The definition takes 64 of them. */
+static void a_pod_that_there_is_no_room_to_note_is_told_beforehand(void **unused)
+{
+    (void)unused;
+    struct cluster c;
+    struct error err = ERROR_INIT;
+    set_up(&c, NOW SHELL, REWIND);
+    for (int i = 0; i < 64; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "shell%d", i);
+        _cleanup_json_ json_t *pod = json_deep_copy(json_object_get(c.objects, SHELL_POD));
+        json_object_set_new(json_object_get(pod, "metadata"), "name", json_string(name));
+        snprintf(name, sizeof name, "core/v1/Pod/n/shell%d", i);
+        store(&c, name, pod, name);
+    }
+    json_object_set_new(c.unknown, "rewind-waits", json_true());
+    assert_int_equal(run(&c, true, &err), -EAGAIN);
+    assert_int_equal(json_array_size(json_object_get(status_of(&c), "replacing")), 64);
+    assert_true(has_note(&c, "there was no room to note what it was"));
+    tear_down(&c);
+}
+
 static void what_is_being_deleted_is_made_again(void **unused)
 {
     (void)unused;
@@ -2464,6 +2655,68 @@ static void r8_what_cannot_be_let_go_of_keeps_no_recovery_from_its_end(void **un
     }
 }
 
+/* Where it has come to when it is to be let go of, by failing, being cancelled, or being done. */
+static void come_to_let_go(struct cluster *c, int how)
+{
+    static const char *const steps[] = {"RewindData", "Delete", "Await"};
+    set_up(c, NOW SCALED("refused"), REWIND);
+    point_has(c, SCALED("refused"));
+    come_to(c, steps[how]);
+    if (how == 0) {
+        json_object_set_new(c->unknown, "rewind-fails", json_true());
+        forget_rewind(json_array_get(json_object_get(status_of(c), "streams"), 0));
+    } else if (how == 1) {
+        ask_to_cancel(c);
+    }
+    c->refuse_kind = true;
+    c->refuse_code = -EIO;
+    snprintf(c->refusal, sizeof c->refusal, "no leader");
+}
+
+static void set_ending_time(const struct cluster *c, const char *time)
+{
+    size_t i;
+    json_t *one;
+    json_array_foreach(json_object_get(status_of(c), "conditions"), i, one)
+    {
+        if (strcmp(json_text(one, "type"), "Ending") == 0)
+            json_object_set_new(one, "lastTransitionTime", json_string(time));
+    }
+}
+
+/* R8: one answer 500 passes; one that does not pass keeps no recovery from its end for ever. */
+static void r8_a_500_while_it_is_let_go_of_is_tried_again_for_a_while(void **unused)
+{
+    static const char *const phases[] = {"Failed", "Cancelled", "Completed"};
+    (void)unused;
+    for (int how = 0; how < 3; how++) {
+        for (int passes = 0; passes < 2; passes++) {
+            struct cluster c;
+            struct error err = ERROR_INIT;
+            come_to_let_go(&c, how);
+            assert_int_equal(run(&c, true, &err), -EIO);
+            assert_phase(&c, "Running");
+            assert_true(is_paused(&c, "refused"));
+            assert_non_null(strstr(message_of(&c), "KEDA 'refused' stays suspended: "));
+            json_object_del(c.unknown, "rewind-fails"); /* R9 */
+            c.refuse_kind = !passes;
+            if (!passes)
+                set_ending_time(&c, "2026-01-01T00:00:00Z");
+            err = (struct error)ERROR_INIT;
+            check_ok(run(&c, true, &err));
+            assert_phase(&c, how == 2 && !passes ? "Failed" : phases[how]);
+            assert_int_equal(is_paused(&c, "refused"), !passes);
+            assert_int_equal(strstr(message_of(&c), "what was held for it stays so: KEDA 'refused' stays suspended: ") != NULL, !passes);
+            if (how == 0)
+                assert_non_null(strstr(message_of(&c), "the journal is damaged"));
+            if (how == 2 && !passes)
+                assert_string_equal(recovery_condition_text(c.recovery, "Ready", "reason"), "StaysHeld");
+            assert_string_equal(recovery_condition_text(c.recovery, "Ending", "reason"), "");
+            tear_down(&c);
+        }
+    }
+}
+
 /* R1: wherever the controller dies, what is suspended is known at the end, and stays so. */
 static void a_controller_that_dies_leaves_it_suspended_once(void **unused)
 {
@@ -2510,6 +2763,11 @@ int main(void)
         cmocka_unit_test(what_a_policy_refuses_is_left_as_it_was),
         cmocka_unit_test(a_pod_that_was_stopped_and_is_refused_is_told),
         cmocka_unit_test(r7_what_is_made_again_is_never_lost),
+        cmocka_unit_test(r7_a_pod_without_a_controller_is_there_again_when_it_ends_before_apply),
+        cmocka_unit_test(a_pod_that_came_later_or_had_ended_is_not_made_again),
+        cmocka_unit_test(r7_a_pod_that_cannot_be_made_again_is_told),
+        cmocka_unit_test(r9_a_pod_that_is_still_ending_is_awaited),
+        cmocka_unit_test(a_pod_that_there_is_no_room_to_note_is_told_beforehand),
         cmocka_unit_test(what_is_being_deleted_is_made_again),
         cmocka_unit_test(what_had_ended_does_not_run_again_and_what_ran_does),
         cmocka_unit_test(an_owner_that_may_not_be_looked_at_stays),
@@ -2554,6 +2812,7 @@ int main(void)
         cmocka_unit_test(pods_of_an_earlier_form_make_nothing_ready),
         cmocka_unit_test(a_rewind_that_failed_has_failed_in_the_next_turn),
         cmocka_unit_test(r8_what_cannot_be_let_go_of_keeps_no_recovery_from_its_end),
+        cmocka_unit_test(r8_a_500_while_it_is_let_go_of_is_tried_again_for_a_while),
         cmocka_unit_test(workloads_that_wait_are_not_asked_for_all_the_time),
         cmocka_unit_test(what_cannot_be_suspended_leaves_everything_as_it_was),
         cmocka_unit_test(a_controller_that_dies_leaves_it_suspended_once),
