@@ -223,8 +223,8 @@ bool journal_has_segment(struct journal *j, uint32_t number, uint32_t generation
 /* While suspended: seals what is whole of the old segment, and makes a new one. It may take as long as the disk likes; writes
  * go on unjournaled meanwhile. Called again after a failure. */
 int journal_resume_prepare(struct journal *j, struct error *err) MUST_CHECK;
-/* After that, with no append and no backing write under way: journals again. Quick. What the volumes hold has to be compared
- * then, with points refused meanwhile (journal_refuse_begin). -EAGAIN: not prepared, or something is under way. */
+/* After that, with no append and no backing write under way: journals again. Quick. Points after the durable LSN are to be refused before
+ * (journal_refuse_begin), and what the volumes hold to be compared then. -EAGAIN: not prepared, or something is under way. */
 int journal_resume(struct journal *j, struct error *err) MUST_CHECK;
 bool journal_is_suspended(struct journal *j);
 /* Gives memory back that is not used now, of a `light` journal. */

@@ -256,24 +256,31 @@ static void mark_unverified(struct volume *v)
         }
 }
 
-int group_begin_compare(struct group *g, struct error *err)
+/* The last LSN of which the journal has all that came before: what is not durable in a suspended one is cut off when it goes on. */
+static struct lsn last_known(struct group *g)
 {
     struct journal_status status;
+    journal_status(g->journal, &status);
+    return status.suspended ? status.durable : status.latest;
+}
+
+/* What comes after *low, which may be lowered, is refused until the volumes are compared; saved before it returns. */
+static int refuse_after(struct group *g, struct lsn *low, struct error *err)
+{
+    int r = seed_exact_until(g, low, err);
+    return r < 0 ? r : journal_refuse_begin(g->journal, *low, err);
+}
+
+/* After refuse_after. */
+static int begin_compare(struct group *g, struct lsn low, struct error *err)
+{
+    struct journal_record begin = {.op = OP_RESYNC_BEGIN, .flags = RECORD_LAST, .aux = low.n};
     grains_close_image(g, g->compare_pin, &g->compare_image); /* of a comparison that was not finished */
     g->compare_due = true; /* until it has begun */
     stale_owe(g);
-    journal_status(g->journal, &status);
-    struct lsn low = status.latest;
-    int r = seed_exact_until(g, &low, err);
-    struct journal_record begin = {.op = OP_RESYNC_BEGIN, .flags = RECORD_LAST, .aux = low.n};
-    if (r == 0)
-        r = journal_refuse_begin(g->journal, low, err);
-    if (r == 0)
-        seed_refused(g);
-    if (r == 0)
-        fill_refused(g);
-    if (r == 0)
-        r = journal_append_durable(g->journal, &begin, &g->compare_begin, err);
+    seed_refused(g);
+    fill_refused(g);
+    int r = journal_append_durable(g->journal, &begin, &g->compare_begin, err);
     if (r == 0)
         r = grains_open_live_image(g, g->compare_begin, g->compare_pin, &g->compare_image, err);
     if (r < 0)
@@ -287,8 +294,15 @@ int group_begin_compare(struct group *g, struct error *err)
     atomic_fetch_add(&g->resync_total, bytes);
     log_warning(g->log, "the journal may lack what the volumes hold (after a loss of power, or writes that went unjournaled): "
                         "comparing %llu MiB of them; points after LSN %llu are refused until that is done",
-                (unsigned long long)bytes >> 20, (unsigned long long)status.latest.n);
+                (unsigned long long)bytes >> 20, (unsigned long long)low.n);
     return 0;
+}
+
+int group_begin_compare(struct group *g, struct error *err)
+{
+    struct lsn low = last_known(g);
+    int r = refuse_after(g, &low, err);
+    return r < 0 ? r : begin_compare(g, low, err);
 }
 
 void group_set_holds(struct group *g, bool holds)
@@ -319,10 +333,13 @@ int group_resume(struct group *g, struct error *err)
     pthread_rwlock_wrlock(&g->gate); /* waits for the writes under way */
     int r = intents_save_lost(g, err);
     stale_owe(g); /* before a flush is answered by the journal again */
+    struct lsn low = last_known(g);
+    if (r == 0) /* before anything is journaled again: a kill would leave it as points that lack what was not */
+        r = refuse_after(g, &low, err);
     if (r == 0)
         r = journal_resume(g->journal, err);
     if (r == 0)
-        r = group_begin_compare(g, err);
+        r = begin_compare(g, low, err);
     pthread_rwlock_unlock(&g->gate);
     pthread_mutex_unlock(&g->rewind_mutex);
     if (r < 0)
