@@ -141,6 +141,8 @@ struct block_request *block_queue_poll(struct block_queue *q)
     struct io_uring_cqe *cqe;
     unsigned head, count = 0;
     submit(q);
+    if (q->busy && q->block->ops->async->poll)
+        q->block->ops->async->poll(q->block);
     q->waiting = NULL;
     io_uring_for_each_cqe(&q->ring, head, cqe) {
         struct block_request *r = io_uring_cqe_get_data(cqe);

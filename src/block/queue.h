@@ -80,6 +80,8 @@ struct block_async_ops {
     int (*finish)(struct block *b, struct block_request *r, struct error *err);
     /* NULL, or: what was started is submitted now; what else it waits for is to begin. */
     void (*push)(struct block *b);
+    /* NULL, or: at each poll while anything is under way: what a request waits for beside its transfer may have ended. */
+    void (*poll)(struct block *b);
     /* NULL, or: memory that many writes come from, and that stays while the queue is there; may be empty. */
     struct iovec (*memory)(struct block *b);
     /* NULL, or: puts into `fds` what wakes requests that wait, at most BLOCK_QUEUE_MAX_FDS - 1, armed; the number. */

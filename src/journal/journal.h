@@ -171,9 +171,10 @@ void journal_exclusive_end(struct journal *j);
 int journal_sync(struct journal *j, int also_fd, int *ret_also, struct error *err) MUST_CHECK;
 /* The same for a thread that must not block: begins it and returns what it is about; then, again and again (woken as by
  * journal_poll_fd, and by journal_sync_poll_fd), asks whether it is durable. *ret_lost: it will not be, the journal is
- * suspended. */
+ * suspended. While it waits for something else first, journal_sync_poll in the same way keeps it going. */
 struct lsn journal_sync_begin(struct journal *j);
 bool journal_sync_step(struct journal *j, struct lsn target, bool *ret_lost);
+void journal_sync_poll(struct journal *j);
 int journal_sync_poll_fd(const struct journal *j);
 /* Appends one record without backing and makes it durable. */
 int journal_append_durable(struct journal *j, const struct journal_record *record, struct lsn *ret, struct error *err) MUST_CHECK;

@@ -95,6 +95,8 @@ struct journal {
     unsigned sync_left;       /* of its fdatasyncs, in the kernel */
     int sync_result;
     uint64_t sync_covered, sync_covered_realtime_ns;
+    _Atomic uint64_t sync_wanted_lsn; /* journal_sync_poll begins the sync that covers it once it is written; 0: none is wanted */
+    uint64_t sync_asked_lsn;          /* of the newest journal_sync_begin */
 
     struct tail tails[2];
     unsigned active;  /* tails[active] */

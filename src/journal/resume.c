@@ -174,6 +174,7 @@ int journal_resume(struct journal *j, struct error *err)
     j->lost_high = j->next_lsn - 1;
     j->written_lsn = j->last_lsn = j->durable_lsn;
     j->demand_lsn = 0;
+    j->sync_wanted_lsn = j->sync_asked_lsn = 0;
     j->unsynced_since_ns = 0;
     j->open_number = j->submit_number = j->complete_number = j->manifest.next_frame;
     j->previous_crc = j->manifest.previous_crc;

@@ -4,7 +4,8 @@
  * One sync at a time, which answers all that was written before it began: whoever comes while one is under
  * way shares the next one. Who may block waits for its end in the kernel, or for whoever does; who may not
  * asks (journal_sync_step). So a sync that was begun by somebody who lost interest is ended by the next who
- * needs it to be over. */
+ * needs it to be over. Who may not wait and has something else to be done meanwhile, the fdatasync of a backing, has
+ * it begun as soon as what it asked for is written (journal_sync_poll). */
 #include <errno.h>
 #include <string.h>
 #include <unistd.h>
@@ -166,8 +167,27 @@ struct lsn journal_sync_begin(struct journal *j)
     MUTEX_GUARD(guard, &j->mutex);
     j->demand_lsn = j->last_lsn;
     struct lsn target = {j->last_lsn};
+    j->sync_asked_lsn = target.n;
+    if (j->sync_wanted_lsn <= j->durable_lsn)
+        j->sync_wanted_lsn = target.n;
     writer_try_submit(j);
     return target;
+}
+
+void journal_sync_poll(struct journal *j)
+{
+    if (!atomic_load(&j->sync_wanted_lsn))
+        return;
+    journal_poll(j);
+    MUTEX_GUARD(guard, &j->mutex);
+    if (j->syncing && !j->sync_taken)
+        take_ended(j);
+    if (j->durable_lsn >= j->sync_wanted_lsn)
+        j->sync_wanted_lsn = j->sync_asked_lsn > j->durable_lsn ? j->sync_asked_lsn : 0;
+    if (j->suspended) /* who asked finds it lost */
+        j->sync_wanted_lsn = 0;
+    if (j->sync_wanted_lsn && !j->syncing && j->written_lsn >= j->sync_wanted_lsn)
+        sync_begin(j);
 }
 
 bool journal_sync_step(struct journal *j, struct lsn target, bool *ret_lost)

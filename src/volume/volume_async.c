@@ -186,6 +186,12 @@ static void async_push(struct block *b)
         journal_push(g->journal);
 }
 
+/* A flush whose fdatasync of the backing is under way is asked only when that has ended: the journal's goes on beside it. */
+static void async_poll(struct block *b)
+{
+    journal_sync_poll(((struct volume *)b)->group->journal);
+}
+
 static unsigned async_prepare_sleep(struct block *b, struct pollfd *fds)
 {
     struct volume *v = (struct volume *)b;
@@ -210,6 +216,7 @@ const struct block_async_ops volume_async_ops = {
     .step = async_step,
     .finish = async_finish,
     .push = async_push,
+    .poll = async_poll,
     .memory = async_memory,
     .prepare_sleep = async_prepare_sleep,
 };

@@ -4,6 +4,7 @@
 #include "check.h"
 
 #include <errno.h>
+#include <liburing.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
@@ -11,6 +12,7 @@
 
 #include "base/io.h"
 #include "block/queue.h"
+#include "journal/journal_internal.h"
 #include "volume/group_internal.h"
 
 #define SIZE_BYTES (1u << 20)
@@ -24,12 +26,37 @@ static struct stand {
     struct block_queue *queue;
     struct block_request requests[DEPTH];
     char *data;
+    _Atomic(const char *) fault; /* the journal's step that fails */
+    bool held;                   /* the queue's transfers are not submitted */
 } x;
 static struct error err;
+
+static int inject(void *context, const char *step)
+{
+    const char *fault = x.fault;
+    (void)context;
+    return fault && strcmp(step, fault) == 0 ? -EIO : 0;
+}
+
+/* It stands still: the sealer makes nothing durable by itself. */
+static uint64_t no_time(void *context)
+{
+    (void)context;
+    return 1000000000;
+}
+static const struct clock still = {no_time, no_time, NULL};
+
+int __real_io_uring_submit_and_get_events(struct io_uring *ring);
+int __wrap_io_uring_submit_and_get_events(struct io_uring *ring);
+int __wrap_io_uring_submit_and_get_events(struct io_uring *ring)
+{
+    return x.held ? -EPERM : __real_io_uring_submit_and_get_events(ring);
+}
 
 static int set_up(void **state)
 {
     enum group_ack ack = *state ? GROUP_ACK_FLUSH : GROUP_ACK_WRITE;
+    x = (struct stand){.fault = NULL};
     snprintf(x.directory, sizeof x.directory, "/dev/shm/tidemark-flush-XXXXXX");
     assert_non_null(mkdtemp(x.directory));
     snprintf(x.ring, sizeof x.ring, "%s.ring", x.directory);
@@ -38,7 +65,9 @@ static int set_up(void **state)
                                 .segment_records = 24,
                                 .fanout = 2,
                                 .ring_path = x.ring,
-                                .owner = "test_flush"};
+                                .owner = "test_flush",
+                                .clock = &still,
+                                .fault = inject};
     char path[96];
     snprintf(path, sizeof path, "%s/v.img", x.directory);
     check_ok(journal_open(&o, &x.journal, &err));
@@ -56,6 +85,9 @@ static int set_up(void **state)
 static int tear_down(void **state)
 {
     (void)state;
+    x.held = false; /* of a test that failed */
+    while (block_queue_busy(x.queue))
+        (void)block_queue_poll(x.queue);
     block_queue_free(x.queue);
     group_free(x.group);
     check_ok(journal_close(x.journal, &err));
@@ -152,6 +184,75 @@ static void fua_covers_its_write(void **state)
     assert_true(x.volume->sync.ended >= 1);
 }
 
+/* Polls the queue, whose transfers are held, until `reached`. */
+static void poll_until(bool (*reached)(uint64_t target), uint64_t target)
+{
+    for (unsigned waited_ms = 0; !reached(target); waited_ms++) {
+        if (waited_ms == 5000)
+            fail_msg("it did not come to that in 5 s");
+        assert_null(block_queue_poll(x.queue)); /* the backing's fdatasync has not even begun */
+        usleep(1000);
+    }
+}
+
+static bool is_durable(uint64_t target)
+{
+    return durable() >= target;
+}
+static bool is_suspended(uint64_t unused)
+{
+    (void)unused;
+    return journal_is_suspended(x.journal);
+}
+
+/* A write has ended, its frame is on its way, and the flush after it is under way; what that covers. In mode `flush`. */
+static uint64_t begin_held_flush(const char *fault)
+{
+    check_ok(block_flush(&x.volume->block, &err));
+    x.journal->reaping = true; /* nobody takes the frame */
+    begin(0, BLOCK_OP_WRITE, 0);
+    assert_int_equal(end_all(), 0);
+    uint64_t target = x.journal->last_lsn;
+    x.held = true;
+    begin(1, BLOCK_OP_FLUSH, 0);
+    assert_true(durable() < target);
+    x.fault = fault;
+    x.journal->reaping = false;
+    return target;
+}
+
+/* The journal waits neither for the backing's fdatasync nor for anybody who asks for it. */
+static void the_journal_is_synced_beside_the_backing(void **state)
+{
+    (void)state;
+    uint64_t target = begin_held_flush(NULL), ended = x.volume->sync.ended;
+    poll_until(is_durable, target);
+    struct pollfd sync = {.fd = journal_sync_poll_fd(x.journal), .events = POLLIN};
+    assert_int_equal(poll(&sync, 1, 0), 0); /* it was taken: who sleeps is not woken by it again */
+    assert_int_equal(x.volume->sync.ended, ended);
+    assert_int_equal(block_queue_busy(x.queue), 1); /* both are needed */
+    x.held = false;
+    assert_int_equal(end_all(), 0);
+    assert_int_equal(x.volume->sync.ended, ended + 1);
+}
+
+/* Its fdatasync has failed while the backing's is under way: what the flush covers never counts as durable, and it is not answered by that. */
+static void a_failed_sync_beside_the_backing_is_no_success(void **state)
+{
+    (void)state;
+    uint64_t target = begin_held_flush("sync");
+    poll_until(is_suspended, 0);
+    assert_true(durable() < target);
+    x.held = false;
+    struct block_request *done;
+    while (!(done = block_queue_poll(x.queue)))
+        usleep(1000);
+    assert_int_equal(done->outcome, BLOCK_STEP_AGAIN); /* the blocking way knows what to do */
+    assert_true(durable() < target);
+    x.fault = NULL;
+    group_settle(x.group); /* journaling goes on: the journal can be closed */
+}
+
 static void flushes_that_wait_together_share_one_fdatasync(void **state)
 {
     (void)state;
@@ -239,12 +340,15 @@ static void a_failed_flush_of_the_worker_has_failed_for_the_application(void **s
 int main(void)
 {
     static int flush_mode;
+#define FLUSH(test) cmocka_unit_test_prestate_setup_teardown(test, set_up, tear_down, &flush_mode)
 #define BOTH(test)                                                                                           \
     cmocka_unit_test_prestate_setup_teardown(test, set_up, tear_down, NULL),                                 \
-        cmocka_unit_test_prestate_setup_teardown(test, set_up, tear_down, &flush_mode)
+        FLUSH(test)
     const struct CMUnitTest tests[] = {
         BOTH(a_flush_covers_what_was_written_before),
         BOTH(a_frame_that_has_ended_wakes_nobody_again),
+        FLUSH(the_journal_is_synced_beside_the_backing),
+        FLUSH(a_failed_sync_beside_the_backing_is_no_success),
         BOTH(fua_covers_its_write),
         BOTH(flushes_that_wait_together_share_one_fdatasync),
         BOTH(a_flush_is_not_answered_by_one_submitted_before),
