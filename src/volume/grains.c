@@ -171,6 +171,8 @@ int grains_verify(struct volume *v, uint64_t grain, struct error *err)
 {
     if (!grain_map_test(&v->unverified, grain))
         return 0;
+    if (!v->group->compare_image) /* of a comparison that ended with the journal and could not begin again yet: it marks all that counts */
+        return error_set(err, -ESHUTDOWN, "cannot compare volume %s yet", v->name);
     uint32_t bytes = grain_bytes(v, grain), at = 0;
     uint64_t offset = grain * GROUP_GRAIN_BYTES;
     char *live = io_alloc_pages(2 * GROUP_GRAIN_BYTES), *image = live ? live + GROUP_GRAIN_BYTES : NULL;

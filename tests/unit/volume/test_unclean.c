@@ -780,12 +780,15 @@ static void a_comparison_that_cannot_begin_is_tried_again(void **state)
 {
     (void)state;
     char name[24];
+    struct grain_map *unverified = &x.group->volumes[0].unverified;
     put(0, 4096, 'a');
     struct lsn before = latest();
     for (unsigned i = 0; i < MAX_PINS; i++) {
         snprintf(name, sizeof name, "engine-x%u", i);
         check_ok(journal_pin(x.journal, name, before, true, &err));
     }
+    for (uint64_t grain = 1; grain < 3; grain++) /* of a comparison that was not done */
+        grain_map_set(unverified, grain);
     x.fault = "write";
     put(0, 4096, 'b');
     x.fault = NULL;
@@ -795,6 +798,10 @@ static void a_comparison_that_cannot_begin_is_tried_again(void **state)
         usleep(1000);
     }
     put(8192, 4096, 'd');
+    put(GRAIN + 4096, 4096, 'e');
+    assert_true(grain_map_test(unverified, 1));
+    put(2 * GRAIN, GRAIN, 'f');
+    assert_false(grain_map_test(unverified, 2));
     for (unsigned i = 0; i < MAX_PINS; i++) {
         snprintf(name, sizeof name, "engine-x%u", i);
         check_ok(journal_unpin(x.journal, name, &err));
