@@ -390,13 +390,18 @@ static int verify_some(struct group *g, bool *ret_worked, struct error *err)
     if (!g->compare_image || journal_is_suspended(g->journal))
         return 0;
     *ret_worked = true;
-    int left = 0;
-    for (size_t i = 0; i < g->volume_count; i++) {
-        int r = work_on(g, &g->volumes[i], &g->volumes[i].unverified, grains_verify, err);
-        if (r < 0)
-            return r;
-        left |= r;
+    int left = 0, first = 0;
+    for (size_t i = 0; i < g->volume_count; i++) { /* one that fails does not keep the others waiting */
+        struct error why = ERROR_INIT;
+        int r = work_on(g, &g->volumes[i], &g->volumes[i].unverified, grains_verify, &why);
+        if (r < 0 && first == 0) {
+            first = r;
+            *err = why;
+        }
+        left |= r != 0;
     }
+    if (first < 0)
+        return first;
     return left || stopping(g) ? 0 : end_resync(g, err);
 }
 
@@ -406,32 +411,42 @@ static void wait_for_work(struct group *g)
     thread_cond_wait_ns(&g->worker_work, &g->worker_mutex, NS_PER_SECOND);
 }
 
+/* Copies back and compares some: what cannot be copied back does not keep points refused. Gives back the first error, unless there is more to do
+ * at once. */
+static int work_once(struct group *g, bool *ret_worked, struct error *err)
+{
+    struct error why = ERROR_INIT;
+    bool copied = false, verified = false;
+    int r = copy_back_some(g, &copied, err);
+    pthread_mutex_lock(&g->worker_mutex);
+    snprintf(g->copy_trouble, sizeof g->copy_trouble, "%s", r < 0 ? err->message : "");
+    pthread_mutex_unlock(&g->worker_mutex);
+    int verify_r = verify_some(g, &verified, &why);
+    *ret_worked = copied || verified;
+    if (verify_r >= 0)
+        return verified ? 0 : r;
+    if (r >= 0)
+        *err = why;
+    return r < 0 ? r : verify_r;
+}
+
 static void *worker_main(void *context)
 {
     struct group *g = context;
     struct error err = ERROR_INIT;
     pthread_mutex_lock(&g->worker_mutex);
     while (!g->stop) {
-        bool copied = false, verified = false;
+        bool worked = false;
         pthread_mutex_unlock(&g->worker_mutex);
-        int r = group_resume(g, &err);
-        bool suspended = r < 0;
-        if (suspended)
-            r = 0;
-        if (r >= 0)
-            r = copy_back_some(g, &copied, &err);
-        pthread_mutex_lock(&g->worker_mutex);
-        snprintf(g->copy_trouble, sizeof g->copy_trouble, "%s", r < 0 ? err.message : "");
-        pthread_mutex_unlock(&g->worker_mutex);
-        if (r >= 0)
-            r = verify_some(g, &verified, &err);
+        bool suspended = group_resume(g, &err) < 0;
+        int r = work_once(g, &worked, &err);
         intents_tidy(g);
         pthread_mutex_lock(&g->worker_mutex);
         if (r < 0) {
             log_error(g->log, "background copy: %s; will try again", err.message);
             if (!g->stop)
                 wait_for_work(g);
-        } else if (!copied && !verified && !g->stop) {
+        } else if (!worked && !g->stop) {
             g->idle = !suspended;
             if (!suspended)
                 pthread_cond_broadcast(&g->worker_idle);

@@ -841,6 +841,53 @@ static void what_is_journaled_again_is_refused_from_the_first_on(void **state)
         before = latest();
         grains_stop(x.group);
     }
+
+/* Of what a sealed segment holds. */
+static void damage_block_of(char value)
+{
+    static char block[4096], wanted[4096];
+    char name[JOURNAL_FILE_BYTES], path[160];
+    memset(wanted, value, sizeof wanted);
+    snprintf(path, sizeof path, "%s/%s", x.directory, journal_segment_file(1, name));
+    FILE *f = fopen(path, "r+");
+    assert_non_null(f);
+    do
+        assert_int_equal(fread(block, sizeof block, 1, f), 1);
+    while (memcmp(block, wanted, sizeof block) != 0);
+    assert_true(fseek(f, -1, SEEK_CUR) == 0 && fputc('?', f) == '?' && fclose(f) == 0);
+}
+
+static void ask_for_a_comparison(void)
+{
+    char path[160];
+    snprintf(path, sizeof path, "%s/" GROUP_COMPARE_FILE, x.directory);
+    FILE *f = fopen(path, "w");
+    assert_true(f && fclose(f) == 0);
+}
+
+/* What of a rewind cannot be copied back does not keep points refused. */
+static void a_comparison_ends_although_a_block_cannot_be_copied_back(void **state)
+{
+    (void)state;
+    struct group_status s;
+    struct journal_point found;
+    begin_rewind();
+    for (int i = 0; i < 2; i++)
+        put(8 * GRAIN, 8 * GRAIN, 'x'); /* what holds `a` is sealed */
+    latest();
+    kill_all();
+    damage_block_of('a');
+    ask_for_a_comparison();
+    open_all();
+    unsigned waited_ms = 0;
+    do {
+        usleep(1000);
+        group_status(x.group, &s);
+    } while (s.resyncing && ++waited_ms < 20000);
+    assert_false(s.resyncing);
+    assert_int_equal(s.stale_bytes, GRAIN);
+    assert_true(strstr(s.copy_trouble, "damage") != NULL);
+    check_ok(journal_resolve(x.journal, &(struct point){.kind = POINT_LSN, .lsn = latest()}, &found, &err));
 }
 
 /* A diff of a long history takes a while. */
@@ -1228,6 +1275,7 @@ int main(int argc, char **argv)
         UNCLEAN(what_is_left_of_a_pin_goes_with_the_next_start),
         UNCLEAN(a_comparison_that_cannot_begin_is_tried_again),
         UNCLEAN(what_is_journaled_again_is_refused_from_the_first_on),
+        UNCLEAN(a_comparison_ends_although_a_block_cannot_be_copied_back),
         UNCLEAN(journaling_goes_on_while_a_diff_is_made),
         UNCLEAN(an_unjournaled_write_over_a_rewind_survives_a_kill),
         UNCLEAN(an_unjournaled_write_after_a_rewind_that_failed_survives_a_kill),
