@@ -15,7 +15,8 @@
 #define JOURNAL_LSN_RESERVE (1ull << 20) /* more than three segments' records */
 #define JOURNAL_MAX_INFLIGHT 3u     /* frames that the kernel has at a time */
 #define JOURNAL_INFLIGHT_RECORDS 6u /* a frame joins others in flight once it has so many */
-#define JOURNAL_MAX_PINS 64u
+#define JOURNAL_MAX_PINS 72u
+#define JOURNAL_OWN_PINS 8u /* of those, for the engine alone: a start, a comparison, a rewind and a diff need some, however many views there are */
 #define JOURNAL_CACHE_BYTES (4u << 20)
 #define JOURNAL_LIGHT_CACHE_BYTES (256u << 10) /* of a light one, as what follows */
 #define JOURNAL_LIGHT_WAKE_MS 60000u

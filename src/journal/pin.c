@@ -408,6 +408,11 @@ static bool is_entered(const struct journal *j, const char *name)
     return false;
 }
 
+static bool is_internal(const char *name)
+{
+    return strncmp(name, PIN_INTERNAL_PREFIX, sizeof PIN_INTERNAL_PREFIX - 1) == 0;
+}
+
 static int enter(struct journal *j, const char *name, struct lsn lsn, struct error *err)
 {
     MUTEX_GUARD(guard, &j->mutex);
@@ -418,8 +423,12 @@ static int enter(struct journal *j, const char *name, struct lsn lsn, struct err
                          (unsigned long long)lsn.n, (unsigned long long)j->manifest.base_target.n);
     if (is_entered(j, name))
         return error_set(err, -EEXIST, "the pin %s is there already", name);
-    if (j->pin_count == JOURNAL_MAX_PINS)
-        return error_set(err, -EMFILE, "more than %u views of the application are open: `tidemark views` lists them, `tidemark close ID` closes one", JOURNAL_MAX_PINS);
+    size_t external = 0;
+    for (size_t i = 0; i < j->pin_count; i++)
+        external += !is_internal(j->pins[i].name);
+    if (j->pin_count == JOURNAL_MAX_PINS || (!is_internal(name) && external == JOURNAL_MAX_PINS - JOURNAL_OWN_PINS))
+        return error_set(err, -EMFILE, "more than %u views of the application are open: `tidemark views` lists them, `tidemark close ID` closes one",
+                         JOURNAL_MAX_PINS - JOURNAL_OWN_PINS);
     struct internal_pin *pin = &j->pins[j->pin_count++];
     snprintf(pin->name, sizeof pin->name, "%s", name);
     pin->lsn = lsn;
@@ -548,7 +557,7 @@ struct lsn pin_floor(struct journal *j)
     memcpy(pins, j->pins, count * sizeof *pins);
     pthread_mutex_unlock(&j->mutex);
     for (size_t i = 0; i < count; i++) {
-        if (strncmp(pins[i].name, PIN_INTERNAL_PREFIX, sizeof PIN_INTERNAL_PREFIX - 1) != 0 && !is_held(j, pins[i].name)) {
+        if (!is_internal(pins[i].name) && !is_held(j, pins[i].name)) {
             log_info(j->log, "the view %s is gone: its pin is removed", pins[i].name);
             if (journal_unpin(j, pins[i].name, &ignored) < 0)
                 log_warning(j->log, "%s", ignored.message);
@@ -565,7 +574,7 @@ size_t journal_pins(struct journal *j, struct journal_pin_info *pins, size_t cap
     MUTEX_GUARD(guard, &j->mutex);
     size_t count = 0;
     for (size_t i = 0; i < j->pin_count && count < capacity; i++) {
-        if (strncmp(j->pins[i].name, PIN_INTERNAL_PREFIX, sizeof PIN_INTERNAL_PREFIX - 1) == 0)
+        if (is_internal(j->pins[i].name))
             continue;
         snprintf(pins[count].name, sizeof pins[count].name, "%s", j->pins[i].name);
         pins[count++].lsn = j->pins[i].lsn;
@@ -613,8 +622,7 @@ void pin_reload(struct journal *j)
         snprintf(name, sizeof name, "%.40s", entry->d_name);
         if (!name_is_valid(name))
             continue; /* locks and tails go with their pin */
-        bool internal = strncmp(name, PIN_INTERNAL_PREFIX, sizeof PIN_INTERNAL_PREFIX - 1) == 0;
-        bool held = !internal && is_held(j, name);
+        bool held = !is_internal(name) && is_held(j, name);
         if (!held || pin_load(j->directory, name, &pin, &err) < 0) {
             if (held)
                 log_error(j->log, "the pin %s is lost: %s", name, err.message);

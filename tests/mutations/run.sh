@@ -133,7 +133,7 @@ mutation fill-killed src/volume/fill.c 's/bool live = valid && !rec->compare_all
     tests/sim/test_fill --histories 20
 mutation fill-pin-looked-for src/volume/fill.c 's/if \(r == 0 && access\(pin, F_OK\) < 0\)/if (false)/' tests/sim/test_fill --histories 20
 mutation kept-pin-durable src/journal/pin.c 's/if \(r == 0 && kept\)/if (false)/' tests/sim/test_power pin --histories 1
-mutation kept-pin-floor src/journal/pin.c 's/PIN_INTERNAL_PREFIX - 1\) != 0 && !is_held\(j, pins\[i\]\.name\)/PIN_INTERNAL_PREFIX - 1) != 0 \&\& !lock_is_held(j, pins[i].name)/' \
+mutation kept-pin-floor src/journal/pin.c 's/\(pins\[i\]\.name\) && !is_held\(j, pins\[i\]\.name\)/(pins[i].name) \&\& !lock_is_held(j, pins[i].name)/' \
     tests/sim/test_fill --histories 4
 # Ends in the middle of steps that change several files.
 mutation strays-before-manifest src/journal/recovery.c 's/^    r = sealer_save\(j, err\);$/    remove_strays(j), r = sealer_save(j, err);/' \

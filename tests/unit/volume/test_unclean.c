@@ -23,7 +23,7 @@
 
 #define SIZE_BYTES (16u * GROUP_GRAIN_BYTES)
 #define GRAIN GROUP_GRAIN_BYTES
-#define MAX_PINS 64u /* JOURNAL_MAX_PINS */
+#define MAX_PINS JOURNAL_MAX_PINS
 
 static struct stand {
     char directory[64], ring[96], path[96];
@@ -890,6 +890,41 @@ static void a_comparison_ends_although_a_block_cannot_be_copied_back(void **stat
     check_ok(journal_resolve(x.journal, &(struct point){.kind = POINT_LSN, .lsn = latest()}, &found, &err));
 }
 
+/* Views live on when an engine is killed, and however many they are, it starts: it needs pins of its own. */
+static void as_many_views_as_may_be_leave_the_engine_its_pins(void **state)
+{
+    (void)state;
+    char name[24], file[32];
+    int locks[JOURNAL_MAX_PINS + 1];
+    struct group_change change;
+    unsigned count = 0;
+    int r = 0;
+    put(0, GRAIN, 'a');
+    struct lsn before = latest();
+    for (; r == 0; count += r == 0) {
+        snprintf(name, sizeof name, "v-%u", count);
+        snprintf(file, sizeof file, "%s.lock", name);
+        locks[count] = make_pin_file(file);
+        assert_int_equal(flock(locks[count], LOCK_EX | LOCK_NB), 0);
+        r = journal_pin(x.journal, name, before, false, &err);
+    }
+    close(locks[count]);
+    check_error(r, -EMFILE, "more than 64 views");
+    assert_int_equal(count, 64);
+    put(0, GRAIN, 'b');
+    grains_stop(x.group); /* nothing is copied back */
+    if (group_rewind(x.group, before, false, &change, &err) == 0)
+        free(change.volumes);
+    kill_all();
+    ask_for_a_comparison();
+    open_all();
+    group_settle(x.group);
+    check_live("rewound", 0, GRAIN, 'a');
+    assert_int_equal(check_latest("after the kill"), 0);
+    for (unsigned i = 0; i < count; i++)
+        close(locks[i]);
+}
+
 /* A diff of a long history takes a while. */
 static struct {
     sem_t begun, may_end;
@@ -1276,6 +1311,7 @@ int main(int argc, char **argv)
         UNCLEAN(a_comparison_that_cannot_begin_is_tried_again),
         UNCLEAN(what_is_journaled_again_is_refused_from_the_first_on),
         UNCLEAN(a_comparison_ends_although_a_block_cannot_be_copied_back),
+        UNCLEAN(as_many_views_as_may_be_leave_the_engine_its_pins),
         UNCLEAN(journaling_goes_on_while_a_diff_is_made),
         UNCLEAN(an_unjournaled_write_over_a_rewind_survives_a_kill),
         UNCLEAN(an_unjournaled_write_after_a_rewind_that_failed_survives_a_kill),
