@@ -15,6 +15,7 @@
 #include "volume/group_internal.h"
 
 #define SAVE_EVERY_GRAINS 1024u
+#define RENEW_NS NS_PER_SECOND
 
 /* ---- the map ---- */
 
@@ -129,6 +130,17 @@ void grains_close_image(struct group *g, char pin[24], struct image **image)
     if (pin[0] && journal_unpin(g->journal, pin, &ignored) < 0)
         log_warning(g->log, "%s", ignored.message);
     pin[0] = '\0';
+}
+
+void grains_swap_image(char pin[24], struct image **image, char other_pin[24], struct image **other)
+{
+    struct image *old = *image;
+    char old_pin[24];
+    memcpy(old_pin, pin, sizeof old_pin);
+    *image = *other;
+    memcpy(pin, other_pin, sizeof old_pin);
+    *other = old;
+    memcpy(other_pin, old_pin, sizeof old_pin);
 }
 
 /* ---- one grain ---- */
@@ -405,6 +417,49 @@ static int verify_some(struct group *g, bool *ret_worked, struct error *err)
     return left || stopping(g) ? 0 : end_resync(g, err);
 }
 
+/* With the gate held exclusively. A grain that is stale or unverified is the same in the newest image: what was journaled of it since is what it holds. */
+static int renew_image(struct group *g, char pin[24], struct image **image, struct error *err)
+{
+    struct journal_status status;
+    struct image *newer = NULL;
+    char newer_pin[24] = "";
+    int r = journal_sync(g->journal, -1, NULL, err);
+    journal_status(g->journal, &status);
+    if (r == 0 || r == -ESHUTDOWN)
+        r = grains_open_live_image(g, status.latest, newer_pin, &newer, err);
+    if (r < 0)
+        return error_context(err, "cannot let go of history beyond the quota");
+    grains_swap_image(pin, image, newer_pin, &newer);
+    grains_close_image(g, newer_pin, &newer);
+    return 0;
+}
+
+/* Copying back and comparing take as long as they take, and their pins, which nobody can revoke, would keep all that is journaled meanwhile: in the end
+ * the journal would be suspended for good. One that is suspended is compared anew. */
+static void renew_images(struct group *g)
+{
+    struct journal_status status;
+    struct error err = ERROR_INIT;
+    uint64_t now = clock_boottime_ns(clock_system());
+    journal_status(g->journal, &status);
+    if (!status.quota_blocked || (g->renewed_ns && now - g->renewed_ns < RENEW_NS))
+        return;
+    g->renewed_ns = now;
+    pthread_mutex_lock(&g->rewind_mutex);
+    pthread_rwlock_wrlock(&g->gate);
+    int r = g->stale_image ? renew_image(g, g->stale_pin, &g->stale_image, &err) : 0;
+    if (g->compare_image && status.suspended) {
+        grains_close_image(g, g->compare_pin, &g->compare_image);
+        g->compare_due = true;
+    } else if (g->compare_image && r == 0) {
+        r = renew_image(g, g->compare_pin, &g->compare_image, &err);
+    }
+    pthread_rwlock_unlock(&g->gate);
+    pthread_mutex_unlock(&g->rewind_mutex);
+    if (r < 0)
+        log_warning(g->log, "%s", err.message);
+}
+
 /* With the worker's mutex. Nobody wakes the worker when the journal fails: it looks once a second. */
 static void wait_for_work(struct group *g)
 {
@@ -438,6 +493,7 @@ static void *worker_main(void *context)
     while (!g->stop) {
         bool worked = false;
         pthread_mutex_unlock(&g->worker_mutex);
+        renew_images(g);
         bool suspended = group_resume(g, &err) < 0;
         int r = work_once(g, &worked, &err);
         intents_tidy(g);

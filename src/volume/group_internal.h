@@ -111,6 +111,7 @@ struct group {
     _Atomic bool pending_behind;   /* grains were made plain since it was written */
     _Atomic bool pending_owed;     /* some of them may hold what the journal lacks, until all is compared: a flush writes it before */
     uint64_t pin_counter;
+    uint64_t renewed_ns; /* the worker's: boottime of when pins were last renewed for the quota */
     struct lsn rewind_lsn, rewind_target;
 
     struct image *compare_image; /* what unverified grains are compared with */
@@ -237,6 +238,7 @@ int grains_open_image(struct group *g, struct lsn lsn, char pin[24], struct imag
 /* The same for what the volumes serve, or are compared with: of a damaged journal it has what is left, and the rest is errors. */
 int grains_open_live_image(struct group *g, struct lsn lsn, char pin[24], struct image **ret, struct error *err) MUST_CHECK;
 void grains_close_image(struct group *g, char pin[24], struct image **image);
+void grains_swap_image(char pin[24], struct image **image, char other_pin[24], struct image **other);
 
 /* ---- stale.c: which grains are stale, on disk and in shared memory ---- */
 /* After a kill what the maps on disk and in memory say, else what those on disk do. `replaced`: a backing is another file than it was. Before there

@@ -369,13 +369,7 @@ static int rewind_locked(struct group *g, struct rewind *w, struct lsn target, s
 /* What stale grains read from now on; the image of before is given back. */
 static void use_image(struct group *g, struct image **image, char pin[24])
 {
-    struct image *old = g->stale_image;
-    char old_pin[24];
-    memcpy(old_pin, g->stale_pin, sizeof old_pin);
-    g->stale_image = *image;
-    memcpy(g->stale_pin, pin, sizeof g->stale_pin);
-    *image = old;
-    memcpy(pin, old_pin, sizeof old_pin);
+    grains_swap_image(g->stale_pin, &g->stale_image, pin, image);
 }
 
 /* The grains that were marked for a rewind that did not happen read through the image of what is there; also while an older rewind

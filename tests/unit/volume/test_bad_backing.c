@@ -25,6 +25,7 @@ static struct stand {
     struct journal *journal;
     struct group *group;
     struct block *block;
+    uint64_t quota_bytes; /* of the journal; 0: none */
     struct { /* of the backing */
         _Atomic bool reads, writes;
         uint64_t from, to;
@@ -82,7 +83,8 @@ static void open_journal(void)
                                 .segment_records = 64,
                                 .fanout = 2,
                                 .ring_path = x.ring,
-                                .owner = "test_bad_backing"};
+                                .owner = "test_bad_backing",
+                                .quota_bytes = x.quota_bytes};
     check_ok(journal_open(&o, &x.journal, &err));
     check_ok(group_new(x.journal, GROUP_ACK_WRITE, NULL, &x.group, &err));
 }
@@ -308,6 +310,41 @@ static void a_bad_grain_does_not_keep_the_others_from_being_copied_back(void **s
     check_latest("copied back");
 }
 
+static bool is_blocked(void)
+{
+    struct journal_status s;
+    journal_status(x.journal, &s);
+    return s.quota_blocked;
+}
+
+/* Nor does it keep what is written from then on, for which the quota would have no room. */
+static void a_bad_grain_does_not_keep_history_beyond_the_quota(void **state)
+{
+    (void)state;
+    kill_all();
+    x.quota_bytes = 32u << 20; /* 8 segments, and 4 of reserve */
+    open_all();
+    begin_rewind(8 * GRAIN);
+    kill_all();
+    bad(false, true, GRAIN, 2 * GRAIN);
+    open_all();
+    for (unsigned i = 0; i < 80; i++) {
+        put(16 * GRAIN, 16 * GRAIN, (char)('c' + i % 8));
+        for (int ms = 0; ms < 20000 && is_blocked(); ms += 10) {
+            grains_wake(x.group);
+            usleep(10000);
+        }
+        assert_false(is_blocked());
+    }
+    assert_int_equal(status().unjournaled_writes, 0);
+    assert_int_equal(status().stale_bytes, GRAIN);
+    check_live("with a bad grain", 0, 8 * GRAIN, 'a');
+    check_latest("with a bad grain");
+    bad(false, false, 0, 0);
+    group_settle(x.group);
+    check_rewound("copied back", 8 * GRAIN);
+}
+
 /* ---- discarding what is not seeded ---- */
 
 static void a_large_discard_of_an_adopted_volume_lets_others_in_between(void **state)
@@ -338,6 +375,7 @@ int main(void)
         SCENE(a_write_that_fails_over_what_is_not_copied_back_changes_nothing),
         SCENE(a_write_that_fails_in_its_second_part_changes_nothing),
         SCENE(a_bad_grain_does_not_keep_the_others_from_being_copied_back),
+        SCENE(a_bad_grain_does_not_keep_history_beyond_the_quota),
         cmocka_unit_test_teardown(a_large_discard_of_an_adopted_volume_lets_others_in_between, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
