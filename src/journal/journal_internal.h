@@ -202,6 +202,8 @@ void segment_recycle(struct journal *j, uint32_t number, bool may_recycle);
 
 /* The path of a file that could wait to be used again beside those that do, of `count` at most; false: there are as many. */
 bool segment_free_path(const struct journal *j, unsigned count, char path[JOURNAL_PATH_BYTES]);
+/* Removes one of them: the disk is full. false: there is none. */
+bool segment_give_free(const struct journal *j) MUST_CHECK;
 
 /* ---- spare.c; for the sealer ---- */
 /* With the mutex held, which is dropped meanwhile: makes segments ahead if hardly anything was journaled since the last call. */

@@ -107,15 +107,44 @@ static int close_old(struct journal *j, struct error *err)
         pthread_mutex_unlock(&j->mutex);
         r = close_switched(j, end, err);
     }
-    if (r == 0 && j->ready_fd >= 0) {
-        segment_recycle(j, j->ready_number, false);
-        pthread_mutex_lock(&j->mutex);
-        close(j->ready_fd);
-        j->ready_fd = -1;
-        aead_free(j->ready_key);
-        j->ready_key = NULL;
-        pthread_mutex_unlock(&j->mutex);
-    }
+    return r;
+}
+
+/* First of all: it holds nothing, and what comes next needs room. */
+static void release_ready(struct journal *j)
+{
+    if (j->ready_fd < 0)
+        return;
+    segment_recycle(j, j->ready_number, false);
+    MUTEX_GUARD(guard, &j->mutex);
+    close(j->ready_fd);
+    j->ready_fd = -1;
+    aead_free(j->ready_key);
+    j->ready_key = NULL;
+}
+
+/* Closes what was, and makes the segment of a new epoch. */
+static int begin_anew(struct journal *j, struct error *err)
+{
+    release_ready(j);
+    int r = sealer_save(j, err); /* suspended: before, the absence of a segment that is left with nothing would be a loss */
+    if (r == 0)
+        r = close_old(j, err);
+    if (r < 0)
+        return r;
+    pthread_mutex_lock(&j->mutex);
+    uint32_t number = j->manifest.next_segment;
+    j->manifest.epoch++;
+    tail_reset(&j->tails[j->active], number, j->manifest.epoch, &j->manifest.boot);
+    pthread_mutex_unlock(&j->mutex);
+    r = sealer_save(j, err);
+    int fd = -1;
+    struct aead *key = NULL;
+    if (r == 0)
+        r = segment_prepare(j, number, false, &fd, &key, err);
+    MUTEX_GUARD(guard, &j->mutex);
+    j->resume_fd = fd;
+    j->resume_key = key;
     return r;
 }
 
@@ -132,25 +161,9 @@ int journal_resume_prepare(struct journal *j, struct error *err)
         return error_set(err, -EDQUOT, "journaling cannot go on yet: the journal is over its quota by all that it may, and a view or what "
                                        "cannot be dropped keeps its oldest history");
     wait_for_others(j);
-    int r = sealer_save(j, err); /* suspended: before, the absence of a segment that is left with nothing would be a loss */
-    if (r == 0)
-        r = close_old(j, err);
-    if (r < 0)
-        return error_context(err, "journaling cannot go on yet");
-    pthread_mutex_lock(&j->mutex);
-    uint32_t number = j->manifest.next_segment;
-    j->manifest.epoch++;
-    tail_reset(&j->tails[j->active], number, j->manifest.epoch, &j->manifest.boot);
-    pthread_mutex_unlock(&j->mutex);
-    r = sealer_save(j, err);
-    int fd = -1;
-    struct aead *key = NULL;
-    if (r == 0)
-        r = segment_prepare(j, number, false, &fd, &key, err);
+    int r = begin_anew(j, err);
     pthread_mutex_lock(&j->mutex);
     j->disk_full = io_is_no_room(r); /* the janitor drops the oldest history, then it is tried again */
-    j->resume_fd = fd;
-    j->resume_key = key;
     pthread_cond_signal(&j->janitor_work);
     pthread_mutex_unlock(&j->mutex);
     return r < 0 ? error_context(err, "journaling cannot go on yet") : 0;

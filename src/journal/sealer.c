@@ -22,6 +22,12 @@ static int copy_to_save(struct journal *j, struct manifest *ret, struct error *e
     return manifest_copy(&j->manifest, ret, err);
 }
 
+/* Whether there may be room now for what found none. */
+static bool give_room(struct journal *j)
+{
+    return reserve_give(j) || segment_give_free(j);
+}
+
 /* With save_mutex, without the mutex. */
 static int save_copy(struct journal *j, const struct manifest *copy, struct error *err)
 {
@@ -29,7 +35,7 @@ static int save_copy(struct journal *j, const struct manifest *copy, struct erro
     int r;
     do
         r = fault < 0 ? error_errno(err, fault, "cannot save the manifest") : manifest_save(j->directory, copy, err);
-    while (io_is_no_room(r) && reserve_give(j));
+    while (io_is_no_room(r) && give_room(j));
     j->unsaved = r < 0;
     return r;
 }
@@ -139,7 +145,7 @@ int sealer_seal(struct journal *j, struct tail *t, int fd, struct error *err)
     int r;
     do
         r = tail_write_index(t, path, &j->manifest.journal_id, INDEX_L0, LSN_MAX, j->scratch, &index_kib, err);
-    while (io_is_no_room(r) && reserve_give(j));
+    while (io_is_no_room(r) && give_room(j));
     if (r < 0)
         return r;
     pthread_mutex_lock(&j->mutex);

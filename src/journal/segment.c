@@ -135,14 +135,16 @@ bool segment_free_path(const struct journal *j, unsigned count, char path[JOURNA
     return false;
 }
 
-static void remove_free(const struct journal *j)
+bool segment_give_free(const struct journal *j)
 {
     char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
     for (unsigned i = 0; i < MAX_FREE_FILES; i++) {
         free_file(i, name);
         journal_path(j, name, path);
-        unlink(path);
+        if (unlink(path) == 0)
+            return true;
     }
+    return false;
 }
 
 /* So that the next opening can tell whether the kernel still writes what this process began: the lock is the open file's, and goes with
@@ -189,8 +191,8 @@ int segment_prepare(struct journal *j, uint32_t number, bool keep_room, int *ret
     int fault = journal_fault_at(j, "segment");
     if (fault < 0)
         return error_errno(err, fault, "cannot make segment %u", number);
-    if (!has_room(j, 0))
-        remove_free(j);
+    while (!has_room(j, 0) && segment_give_free(j))
+        continue;
     _cleanup_close_ int fd = take_free(j, path);
     if (fd < 0) {
         if (keep_room && !has_room(j, journal_segment_bytes(j)))
