@@ -764,6 +764,7 @@ static int quota_step(struct journal *j, bool *ret_done, struct error *err)
     uint64_t bytes = maintain_journal_bytes(j), quota = j->options.quota_bytes, full = journal_segment_bytes(j);
     size_t count = j->manifest.segment_count, batch = j->disk_full ? 1 : drop_batch(count);
     bool over = (quota && bytes > quota) || j->disk_full, near = over || (quota && bytes + drop_early_bytes(batch, full) > quota);
+    j->quota_blocked &= near;
     pthread_mutex_unlock(&j->mutex);
     *ret_done = false;
     if (!near || count <= 1)

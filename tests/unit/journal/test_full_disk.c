@@ -14,6 +14,7 @@
 
 #include "base/io.h"
 #include "journal/journal_internal.h"
+#include "journal/pin.h"
 
 #define SEGMENT_BLOCKS 64u
 
@@ -193,6 +194,27 @@ static void history_goes_where_a_segment_cannot_be_sealed(void **unused)
     append_some(1);
 }
 
+/* Else the next full disk suspends journaling at once, where a segment would have been dropped. */
+static void a_pin_that_ended_blocks_nothing(void **unused)
+{
+    (void)unused;
+    need_root();
+    append_some(60);
+    check_ok(journal_seal(x.journal, &err));
+    check_ok(journal_pin(x.journal, PIN_KEPT_PREFIX "1", (struct lsn){1}, false, &err));
+    x.no_room_at = "segment";
+    journal_suspend(x.journal, "a test", false);
+    check_error(journal_resume_prepare(x.journal, &err), -ENOSPC, "cannot go on yet");
+    check_ok(journal_maintain(x.journal, &err));
+    assert_true(status().quota_blocked);
+    x.no_room_at = NULL;
+    resume();
+    check_ok(journal_unpin(x.journal, PIN_KEPT_PREFIX "1", &err));
+    check_ok(journal_maintain(x.journal, &err));
+    assert_false(status().quota_blocked);
+    assert_int_equal(status().oldest.n, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -201,6 +223,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(journaling_goes_on_in_the_room_of_the_next_segment, set_up,
                                         tear_down),
         cmocka_unit_test_setup_teardown(history_goes_where_a_segment_cannot_be_sealed, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_pin_that_ended_blocks_nothing, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
