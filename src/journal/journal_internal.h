@@ -78,7 +78,7 @@ struct journal {
     uint64_t demand_lsn; /* a frame with records up to it is written even when it has room */
     uint64_t next_lsn, last_lsn; /* next_lsn may lie further on than last_lsn + 1: after a loss, LSNs are left out */
     uint64_t durable_lsn, durable_realtime_ns;
-    uint64_t lost_low, lost_high; /* the last resume left out the LSNs (lost_low, lost_high]: they are in no segment */
+    _Atomic uint64_t lost_low, lost_high; /* the last resume left out the LSNs (lost_low, lost_high]: they are in no segment */
     _Atomic uint64_t written_lsn;
     uint64_t written_realtime_ns, written_boottime_ns;
     uint64_t appended_blocks; /* of frames, since the opening */
@@ -166,6 +166,15 @@ void writer_wait_frame(struct journal *j, uint64_t number);
 
 /* With the mutex held: wakes those that sleep in poll(2). */
 void writer_wake_listeners(struct journal *j);
+
+/* Whether the last resume left it out, whatever has been written since. In this order: both are of one resume then. */
+static inline bool writer_left_out(const struct journal *j, uint64_t lsn)
+{
+    uint64_t high = atomic_load(&j->lost_high);
+    return lsn <= high && lsn > atomic_load(&j->lost_low);
+}
+/* With the mutex held: says that it will never be in the journal, and why. */
+int writer_lost(const struct journal *j, struct error *err);
 
 /* ---- sync.c ---- */
 /* With the mutex held and no sync under way: begins to make durable what is written. The mutex is dropped meanwhile. */

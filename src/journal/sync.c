@@ -100,15 +100,10 @@ void sync_await(struct journal *j)
 
 /* ---- by threads that may block ---- */
 
-static int suspended(const struct journal *j, struct error *err)
-{
-    return error_set(err, -ESHUTDOWN, "the journal is suspended: %s", j->reason);
-}
-
 /* With the mutex: whether it will never be in the journal. */
 static bool is_lost(const struct journal *j, uint64_t lsn)
 {
-    return j->suspended || (lsn > j->lost_low && lsn <= j->lost_high);
+    return j->suspended || writer_left_out(j, lsn);
 }
 
 int journal_sync(struct journal *j, int also_fd, int *ret_also, struct error *err)
@@ -130,7 +125,7 @@ int journal_sync(struct journal *j, int also_fd, int *ret_also, struct error *er
         }
     }
     if (is_lost(j, target))
-        r = suspended(j, err);
+        r = writer_lost(j, err);
     pthread_mutex_unlock(&j->mutex);
     if (!also_done)
         also = fdatasync(also_fd) < 0 ? -errno : 0;
@@ -146,8 +141,8 @@ int sync_append(struct journal *j, const struct journal_record *record, enum app
         return r;
     journal_backed(j, ret);
     if (until == APPEND_DURABLE)
-        return journal_sync(j, -1, NULL, err);
-    return until == APPEND_WRITTEN ? journal_wait(j, ret, err) : 0;
+        r = journal_sync(j, -1, NULL, err);
+    return r == 0 && until != APPEND_QUEUED ? journal_wait(j, ret, err) : r;
 }
 
 int journal_append_durable(struct journal *j, const struct journal_record *record, struct lsn *ret,

@@ -674,18 +674,29 @@ void journal_backed(struct journal *j, const struct journal_ticket *ticket)
     pthread_mutex_unlock(&j->mutex);
 }
 
+int writer_lost(const struct journal *j, struct error *err)
+{
+    return error_set(err, -ESHUTDOWN, "the journal is suspended: %s", j->suspended ? j->reason : "it was, and goes on");
+}
+
+/* Whether there is nothing to wait for any more. */
+static bool is_decided(const struct journal *j, uint64_t lsn)
+{
+    return atomic_load(&j->written_lsn) >= lsn || j->suspended || writer_left_out(j, lsn);
+}
+
 int journal_wait(struct journal *j, const struct journal_ticket *ticket, struct error *err)
 {
     struct frame *f = &j->frames[ticket->slot];
-    while (atomic_load(&j->written_lsn) < ticket->lsn.n && !j->suspended) {
+    while (!is_decided(j, ticket->lsn.n)) {
         uint32_t seen = atomic_load(&f->event);
-        if (atomic_load(&j->written_lsn) < ticket->lsn.n && !j->suspended)
+        if (!is_decided(j, ticket->lsn.n))
             wait_progress(j, f, seen);
     }
-    if (atomic_load(&j->written_lsn) >= ticket->lsn.n)
+    if (atomic_load(&j->written_lsn) >= ticket->lsn.n && !writer_left_out(j, ticket->lsn.n))
         return 0;
     MUTEX_GUARD(guard, &j->mutex);
-    return error_set(err, -ESHUTDOWN, "the journal is suspended: %s", j->reason);
+    return writer_lost(j, err);
 }
 
 void journal_exclusive_begin(struct journal *j)

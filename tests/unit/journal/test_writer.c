@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "journal/history.h"
 #include "journal/journal_internal.h"
 #include "journal/losses.h"
 
@@ -261,6 +262,79 @@ static void a_sync_is_not_answered_by_what_came_after_a_gap(void **unused)
     check_ok(journal_close(j, &err));
 }
 
+static _Atomic bool write_fails;
+static struct journal *interrupted; /* once, between an append and the wait for it */
+
+static int fail_to_write(void *context, const char *step)
+{
+    (void)context;
+    return write_fails && strcmp(step, "write") == 0 ? -EIO : 0;
+}
+
+/* The frame is lost, and journaling goes on with other records before anybody looks. */
+static void interrupt(struct journal *j, bool go_on)
+{
+    struct lsn lsn;
+    while (!journal_is_suspended(j))
+        journal_poll(j);
+    write_fails = false;
+    check_ok(journal_resume_prepare(j, &err));
+    check_ok(journal_resume(j, &err));
+    if (go_on)
+        check_ok(journal_append_durable(j, &discard, &lsn, &err));
+}
+
+void __real_journal_backed(struct journal *j, const struct journal_ticket *ticket);
+void __wrap_journal_backed(struct journal *j, const struct journal_ticket *ticket);
+void __wrap_journal_backed(struct journal *j, const struct journal_ticket *ticket)
+{
+    __real_journal_backed(j, ticket);
+    if (interrupted == j) {
+        interrupted = NULL;
+        interrupt(j, true);
+    }
+}
+
+static struct journal *open_failing(void)
+{
+    struct journal_options options = {.directory = directory, .ring_path = ring, .owner = "test", .segment_blocks = 64, .segment_records = 16,
+                                      .fault = fail_to_write};
+    struct journal *j;
+    check_ok(journal_open(&options, &j, &err));
+    return j;
+}
+
+/* Nor is an object or a tag, though the journal has gone on before its thread has looked. */
+static void what_a_gap_has_taken_is_not_acknowledged(void **unused)
+{
+    (void)unused;
+    struct journal *j = open_failing();
+    struct journal_point point;
+    write_fails = true;
+    interrupted = j;
+    assert_int_equal(journal_object(j, "object", "{}", 2, &point, &err), -ESHUTDOWN);
+    write_fails = true;
+    interrupted = j;
+    assert_int_equal(journal_tag(j, "then", NULL, &point, &err), -ESHUTDOWN);
+    check_ok(journal_object(j, "object", "{}", 2, &point, &err));
+    check_ok(journal_tag(j, "then", NULL, &point, &err)); /* there is none of that name */
+    check_ok(journal_close(j, &err));
+}
+
+/* Nor does it wait for others to write. */
+static void a_wait_ends_with_the_gap(void **unused)
+{
+    (void)unused;
+    struct journal *j = open_failing();
+    struct journal_ticket ticket;
+    write_fails = true;
+    check_ok(journal_append(j, &discard, &ticket, &err));
+    journal_backed(j, &ticket);
+    interrupt(j, false);
+    check_error(journal_wait(j, &ticket, &err), -ESHUTDOWN, "it was, and goes on");
+    check_ok(journal_close(j, &err));
+}
+
 /* `context`: 0, or why there is no room. */
 static int no_room(void *context, const char *step)
 {
@@ -359,7 +433,8 @@ static int begin(void **unused)
     memcpy(directory, template, sizeof template);
     snprintf(ring, sizeof ring, "%s.ring", directory);
     refusals = 0;
-    clock_ahead = false;
+    clock_ahead = write_fails = false;
+    interrupted = NULL;
     return 0;
 }
 
@@ -430,6 +505,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(an_opening_on_a_disk_whose_quota_is_used_up_begins_suspended, begin, end),
         cmocka_unit_test_setup_teardown(a_quota_of_the_disk_that_is_used_up_drops_history, begin, end),
         cmocka_unit_test_setup_teardown(a_sync_is_not_answered_by_what_came_after_a_gap, begin, end),
+        cmocka_unit_test_setup_teardown(what_a_gap_has_taken_is_not_acknowledged, begin, end),
+        cmocka_unit_test_setup_teardown(a_wait_ends_with_the_gap, begin, end),
     };
     return cmocka_run_group_tests_name("journal-writer", tests, NULL, NULL);
 }
