@@ -30,6 +30,7 @@
 #define BLOCK_BYTES 4096u
 #define MAGIC "TMKBASE" /* and its NUL */
 #define VERSION 1u
+#define VERSION_LOST 2u    /* of a store that was made anew, so that no older program takes it for whole */
 #define HEADER_BYTES 4096u /* of the .crc file; its entries follow */
 #define BLOCK_SECTORS 8u
 #define SECTOR_BYTES 512u
@@ -40,7 +41,7 @@
 #define SETTLE_LIMIT_NS (60u * (uint64_t)1000000000) /* a writer that takes longer is stuck, as its disk is */
 #define SETTLE_LOOKS 1000u                         /* at a block that is another one each time */
 
-struct entry { /* of the .crc file; all zero: the block is absent */
+struct entry { /* of the .crc file; all zero: the block is absent, or (below lost_blocks) lost */
     struct le32 crc;     /* CRC32C of the block */
     struct le32 present; /* bits 0 to 7: sectors of the block; bits 8 to 31: check over crc, mask and block number */
 };
@@ -52,11 +53,15 @@ struct store_header {
     struct le32 volume;
     struct le32 zero;
     struct le64 blocks; /* both files are at least long enough for them: a shorter one was cut */
+    struct le64 lost_blocks; /* VERSION_LOST only: what these held is lost where nothing was written since */
 };
+#define HEADER_1_BYTES offsetof(struct store_header, lost_blocks)
+static_assert(HEADER_1_BYTES == 32 && sizeof(struct store_header) == 40, "store header");
 
 struct store_volume {
     uint32_t id;
     int data_fd, crc_fd, mac_fd; /* mac_fd -1: plain */
+    uint64_t lost_blocks;
     struct aead_xts *xts;        /* NULL: plain */
     uint8_t mac_key[AEAD_KEY_BYTES];
 };
@@ -77,13 +82,40 @@ static struct entry entry_make(enum entry_state state, uint32_t crc, uint32_t ma
         struct le64 block;
     } covered = {le32_of(crc), le32_of(mask), le64_of(block)};
     uint32_t check = crc32c(state, &covered, sizeof covered) & 0xffffff00u;
-    return mask ? (struct entry){le32_of(crc), le32_of(check | mask)} : (struct entry){0};
+    return (struct entry){le32_of(crc), le32_of(check | mask)};
 }
 
-static enum entry_state entry_check(const struct entry *e, uint64_t block, uint32_t *ret_mask)
+static bool is_absent(const struct entry *entry)
+{
+    static const struct entry absent;
+    return memcmp(entry, &absent, sizeof absent) == 0;
+}
+
+/* Of a block that has nothing: absent, where that does not say that it is lost. */
+static struct entry entry_of_nothing(const struct store_volume *v, uint64_t block)
+{
+    struct {
+        struct le32 crc, mask;
+        struct le64 block;
+    } covered = {le32_of(1), le32_of(0), le64_of(block)};
+    if (block >= v->lost_blocks)
+        return (struct entry){0};
+    return (struct entry){covered.crc, le32_of(crc32c(ENTRY_SOUND, &covered, sizeof covered) & 0xffffff00u)};
+}
+
+static enum entry_state entry_check(const struct store_volume *v, const struct entry *e, uint64_t block, uint32_t *ret_mask)
 {
     uint32_t mask = le32_get(e->present) & 0xff;
     *ret_mask = mask;
+    if (mask == 0) {
+        struct entry nothing = entry_of_nothing(v, block);
+        if (memcmp(e, &nothing, sizeof nothing) == 0)
+            return ENTRY_SOUND;
+        if (!is_absent(e))
+            return ENTRY_DAMAGED;
+        *ret_mask = 0xff;
+        return ENTRY_LOST;
+    }
     for (enum entry_state state = ENTRY_SOUND; state <= ENTRY_LOST; state++) {
         struct entry expected = entry_make(state, le32_get(e->crc), mask, block);
         if (memcmp(e, &expected, sizeof expected) == 0)
@@ -132,22 +164,41 @@ static void file_path(const struct base_store *s, uint32_t volume, const char *s
     snprintf(path, PATH_MAX + 32, "%s/%u.%s", s->directory, volume, suffix);
 }
 
-static struct store_header header_make(uint32_t volume, uint64_t blocks)
+static struct store_header header_make(uint32_t volume, uint64_t blocks, uint64_t lost_blocks)
 {
-    struct store_header h = {.magic = MAGIC, .version = le32_of(VERSION), .volume = le32_of(volume), .blocks = le64_of(blocks)};
-    h.crc = le32_of(crc32c(0, &h, sizeof h));
+    struct store_header h = {.magic = MAGIC, .version = le32_of(lost_blocks ? VERSION_LOST : VERSION), .volume = le32_of(volume),
+                             .blocks = le64_of(blocks), .lost_blocks = le64_of(lost_blocks)};
+    h.crc = le32_of(crc32c(0, &h, lost_blocks ? sizeof h : HEADER_1_BYTES));
     return h;
 }
 
-/* Whether header and lengths fit. A file that is damaged, cut or missing is never taken for an empty one (J6). */
-static int check_files(const struct base_store *s, const struct store_volume *v, struct error *err)
+/* -EBADMSG: there is none, or it is damaged. What only cannot be read is another error: the disk may give it later. */
+static int read_header(int crc_fd, uint32_t volume, struct store_header *ret)
 {
     struct store_header h, expected;
+    int r = io_pread_full(crc_fd, &h, sizeof h, 0);
+    if (r < 0)
+        return r == -ENODATA ? -EBADMSG : r;
+    if (le32_get(h.version) != VERSION_LOST)
+        h.lost_blocks = le64_of(0);
+    expected = header_make(volume, le64_get(h.blocks), le64_get(h.lost_blocks));
+    if (memcmp(&h, &expected, sizeof h) != 0)
+        return -EBADMSG;
+    *ret = h;
+    return 0;
+}
+
+/* Whether header and lengths fit. A file that is damaged, cut or missing is never taken for an empty one (J6). */
+static int check_files(const struct base_store *s, struct store_volume *v, struct error *err)
+{
+    struct store_header h;
     struct stat data, crc;
-    int r = io_pread_full(v->crc_fd, &h, sizeof h, 0);
-    expected = header_make(v->id, le64_get(h.blocks));
-    if (r < 0 || memcmp(&h, &expected, sizeof h) != 0)
-        return error_set(err, -EBADMSG, "%s/%u.crc is damaged (its header)", s->directory, v->id);
+    int r = read_header(v->crc_fd, v->id, &h);
+    if (r == -EBADMSG)
+        return error_set(err, r, "%s/%u.crc is damaged (its header)", s->directory, v->id);
+    if (r < 0)
+        return error_errno(err, r, "cannot read %s/%u.crc", s->directory, v->id);
+    v->lost_blocks = le64_get(h.lost_blocks);
     if (fstat(v->data_fd, &data) < 0 || fstat(v->crc_fd, &crc) < 0)
         return error_errno(err, -errno, "cannot open %s/%u.img", s->directory, v->id);
     uint64_t blocks = le64_get(h.blocks);
@@ -263,11 +314,16 @@ static int find_volume(struct base_store *s, uint32_t volume, struct store_volum
     return 0;
 }
 
-int base_store_prepare(struct base_store *s, uint32_t volume, uint64_t size_bytes, struct error *err)
+static uint64_t blocks_of(uint64_t size_bytes)
+{
+    return (size_bytes + BLOCK_BYTES - 1) / BLOCK_BYTES;
+}
+
+/* `lost_blocks`: of files that are not there. */
+static int prepare_files(struct base_store *s, uint32_t volume, uint64_t blocks, uint64_t lost_blocks, struct error *err)
 {
     char image[PATH_MAX + 32], crc[PATH_MAX + 32];
-    uint64_t blocks = (size_bytes + BLOCK_BYTES - 1) / BLOCK_BYTES;
-    struct store_header old, h = header_make(volume, blocks);
+    struct store_header old = {.blocks = le64_of(0), .lost_blocks = le64_of(lost_blocks)};
     file_path(s, volume, "img", image);
     file_path(s, volume, "crc", crc);
     _cleanup_close_ int data_fd = open(image, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
@@ -281,9 +337,12 @@ int base_store_prepare(struct base_store *s, uint32_t volume, uint64_t size_byte
         if (tag_fd < 0)
             return error_errno(err, -errno, "cannot create %s", tag);
     }
-    int r = io_pread_full(crc_fd, &old, sizeof old, 0);
-    if (r == 0 && le64_get(old.blocks) >= blocks)
+    int r = read_header(crc_fd, volume, &old);
+    if (r < 0 && r != -EBADMSG)
+        return error_errno(err, r, "cannot read %s", crc);
+    if (le64_get(old.blocks) >= blocks)
         return 0; /* find_volume looks at it whole */
+    struct store_header h = header_make(volume, blocks, le64_get(old.lost_blocks));
     struct stat st;
     if (fstat(data_fd, &st) < 0 || (st.st_size < (off_t)(blocks * BLOCK_BYTES) && ftruncate(data_fd, (off_t)(blocks * BLOCK_BYTES)) < 0) ||
         ftruncate(crc_fd, (off_t)(HEADER_BYTES + blocks * sizeof(struct entry))) < 0)
@@ -297,6 +356,11 @@ int base_store_prepare(struct base_store *s, uint32_t volume, uint64_t size_byte
     return io_sync_directory(s->directory, err);
 }
 
+int base_store_prepare(struct base_store *s, uint32_t volume, uint64_t size_bytes, struct error *err)
+{
+    return prepare_files(s, volume, blocks_of(size_bytes), 0, err);
+}
+
 static off_t entry_offset(uint64_t block)
 {
     return (off_t)(HEADER_BYTES + block * sizeof(struct entry));
@@ -308,7 +372,7 @@ int base_store_check(struct base_store *s, uint32_t volume, struct error *err)
     return find_volume(s, volume, &ignored, err);
 }
 
-int base_store_renew(struct base_store *s, uint32_t volume, uint64_t size_bytes, struct error *err)
+int base_store_renew(struct base_store *s, uint32_t volume, uint64_t size_bytes, uint64_t lost_bytes, struct error *err)
 {
     char path[PATH_MAX + 32];
     for (const char **suffix = (const char *[]){"img", "crc", "tag", NULL}; *suffix; suffix++) {
@@ -316,7 +380,7 @@ int base_store_renew(struct base_store *s, uint32_t volume, uint64_t size_bytes,
         if (unlink(path) < 0 && errno != ENOENT)
             return error_errno(err, -errno, "cannot remove %s", path);
     }
-    return base_store_prepare(s, volume, size_bytes, err);
+    return prepare_files(s, volume, blocks_of(size_bytes), blocks_of(lost_bytes), err);
 }
 
 /* Reads `length_bytes`; what is beyond the end of the file is zeroes. */
@@ -347,12 +411,6 @@ struct raw_block {
     uint8_t tag[STORE_TAG_BYTES]; /* zeroes in a plain store */
 };
 
-static bool is_absent(const struct entry *entry)
-{
-    static const struct entry absent;
-    return memcmp(entry, &absent, sizeof absent) == 0;
-}
-
 static int fetch_block(const struct base_store *s, const struct store_volume *v, uint64_t block, struct raw_block *ret, struct error *err)
 {
     memset(ret->tag, 0, sizeof ret->tag);
@@ -373,7 +431,7 @@ static int fetch_block(const struct base_store *s, const struct store_volume *v,
 static enum entry_state judge_block(const struct store_volume *v, uint64_t block, struct raw_block *raw, bool repair)
 {
     uint32_t present = 0;
-    enum entry_state state = entry_check(&raw->entry, block, &present);
+    enum entry_state state = entry_check(v, &raw->entry, block, &present);
     if (state == ENTRY_LOST)
         return state;
     if (!repair && (state == ENTRY_DAMAGED || (present && crc32c(0, raw->data, BLOCK_BYTES) != le32_get(raw->entry.crc))))
@@ -519,7 +577,7 @@ int base_store_read(struct base_store *s, uint32_t volume, uint64_t lba, uint32_
 static int put_block(const struct store_volume *v, uint64_t block, uint32_t present, char data[BLOCK_BYTES])
 {
     int r = present ? seal_block(v, block, present, data) : 0;
-    struct entry entry = entry_make(ENTRY_SOUND, present ? crc32c(0, data, BLOCK_BYTES) : 0, present, block);
+    struct entry entry = present ? entry_make(ENTRY_SOUND, crc32c(0, data, BLOCK_BYTES), present, block) : entry_of_nothing(v, block);
     if (r == 0 && present)
         r = io_pwrite_full(v->data_fd, data, BLOCK_BYTES, block * BLOCK_BYTES);
     else if (r == 0 && fallocate(v->data_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(block * BLOCK_BYTES), BLOCK_BYTES) < 0)
@@ -624,15 +682,34 @@ int base_store_lose(struct base_store *s, uint32_t volume, uint64_t lba, uint32_
     return r;
 }
 
-/* Clears whole blocks by holes in both files. */
+/* With their locks. */
+static int put_nothing(const struct store_volume *v, uint64_t block, uint64_t count)
+{
+    struct entry entries[ENTRIES_AT_ONCE];
+    int r = 0;
+    for (uint64_t at = block, end = block + count, part; at < end && r == 0; at += part) {
+        part = end - at < ENTRIES_AT_ONCE ? end - at : ENTRIES_AT_ONCE;
+        for (uint64_t i = 0; i < part; i++)
+            entries[i] = entry_of_nothing(v, at + i);
+        r = io_pwrite_full(v->crc_fd, entries, part * sizeof *entries, (uint64_t)entry_offset(at));
+    }
+    return r;
+}
+
+/* Clears whole blocks by holes in both files; of what was lost the entries say it. */
 static int punch(struct base_store *s, const struct store_volume *v, uint64_t block, uint64_t count, struct error *err)
 {
     int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    uint64_t lost = v->lost_blocks > block ? v->lost_blocks - block : 0;
+    if (lost > count)
+        lost = count;
     int r = begin_change(s, v, block, count, err);
     if (r < 0)
         return r;
-    if (fallocate(v->crc_fd, mode, entry_offset(block), (off_t)(count * sizeof(struct entry))) < 0 ||
-        fallocate(v->data_fd, mode, (off_t)(block * BLOCK_BYTES), (off_t)(count * BLOCK_BYTES)) < 0)
+    r = put_nothing(v, block, lost);
+    if (r == 0 && lost < count && fallocate(v->crc_fd, mode, entry_offset(block + lost), (off_t)((count - lost) * sizeof(struct entry))) < 0)
+        r = -errno;
+    if (r == 0 && fallocate(v->data_fd, mode, (off_t)(block * BLOCK_BYTES), (off_t)(count * BLOCK_BYTES)) < 0)
         r = -errno;
     end_change(v, block, count);
     return r < 0 ? error_errno(err, r, "cannot free space in %s/%u.img", s->directory, v->id) : 0;
@@ -671,7 +748,7 @@ static int read_settled_mask(const struct base_store *s, const struct store_volu
         r = read_padded(v->crc_fd, &entry, sizeof entry, (uint64_t)entry_offset(block));
         if (r < 0)
             return error_errno(err, r, "cannot read %s/%u.crc", s->directory, v->id);
-        if (entry_check(&entry, block, ret_mask) != ENTRY_DAMAGED)
+        if (entry_check(v, &entry, block, ret_mask) != ENTRY_DAMAGED)
             return 0;
         if (memcmp(&entry, &seen, sizeof entry) == 0)
             break;
@@ -728,9 +805,13 @@ int base_store_extent(struct base_store *s, uint32_t volume, uint64_t lba, uint6
             return r;
         if (s->holes && next_data < hole_to / BLOCK_SECTORS)
             hole_to = next_data * BLOCK_SECTORS;
-        if (hole_to > at) { /* absent up to there */
-            if (at > lba && *ret_present)
+        if (hole_to > at) { /* absent up to there, or lost */
+            bool is_lost = at < v.lost_blocks * BLOCK_SECTORS;
+            if (is_lost && hole_to > v.lost_blocks * BLOCK_SECTORS)
+                hole_to = v.lost_blocks * BLOCK_SECTORS;
+            if (at > lba && *ret_present != is_lost)
                 break;
+            *ret_present = is_lost;
             at = hole_to < end ? hole_to : end;
             continue;
         }
@@ -740,7 +821,7 @@ int base_store_extent(struct base_store *s, uint32_t volume, uint64_t lba, uint6
         for (uint64_t stop = (block + ENTRIES_AT_ONCE) * BLOCK_SECTORS; at < stop && at < end; at++) {
             uint32_t mask;
             const struct entry *entry = &entries[at / BLOCK_SECTORS - block];
-            if (entry_check(entry, at / BLOCK_SECTORS, &mask) == ENTRY_DAMAGED &&
+            if (entry_check(&v, entry, at / BLOCK_SECTORS, &mask) == ENTRY_DAMAGED &&
                 read_settled_mask(s, &v, at / BLOCK_SECTORS, *entry, &mask, err) < 0)
                 return err->code;
             if (s->holes && is_absent(entry) && looked_at != at / BLOCK_SECTORS) {

@@ -24,10 +24,11 @@ void base_store_expect_holes(struct base_store *s);
 
 /* Makes a volume's files, durable, or makes them larger; every other function finds a volume without them damaged (-EBADMSG). */
 int base_store_prepare(struct base_store *s, uint32_t volume, uint64_t size_bytes, struct error *err) MUST_CHECK;
-/* Whether the volume's files are there and whole, by their header and lengths. */
+/* Whether the volume's files are there and whole, by their header and lengths: -EBADMSG if not, other errors say nothing of it. */
 int base_store_check(struct base_store *s, uint32_t volume, struct error *err) MUST_CHECK;
-/* Replaces a volume's files by new ones: all absent. Only before the volume is used by this store. */
-int base_store_renew(struct base_store *s, uint32_t volume, uint64_t size_bytes, struct error *err) MUST_CHECK;
+/* Replaces a volume's files by new ones: its first `lost_bytes` are as after base_store_lose, the rest absent. Done again it goes on being so, wherever
+ * it was interrupted. Only before the volume is used by this store. */
+int base_store_renew(struct base_store *s, uint32_t volume, uint64_t size_bytes, uint64_t lost_bytes, struct error *err) MUST_CHECK;
 
 /* LBAs and lengths in sectors. */
 int base_store_read(struct base_store *s, uint32_t volume, uint64_t lba, uint32_t length, void *data, struct error *err) MUST_CHECK;

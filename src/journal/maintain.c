@@ -32,7 +32,6 @@
 #define MAX_LEVELS 12u
 #define DROP_BATCH_EXTENTS 65536u /* 2.5 MiB */
 #define READER_SEGMENTS 16u
-#define LOSE_SECTORS (1u << 20)
 
 uint64_t maintain_journal_bytes(const struct journal *j)
 {
@@ -293,55 +292,32 @@ static int lose(struct drop *d, struct base_store *store, uint32_t volume, uint6
     return base_store_lose(store, volume, lba, length, err);
 }
 
-/* Makes the files of the volumes that were there at `lsn` where they are missing or cut; what they held is lost. `lost` has a
- * place for each volume. */
-static int repair_store(struct drop *d, struct base_store *store, struct lsn lsn, bool *lost, struct error *err)
+/* Makes the files of the volumes that were there at `lsn` where they are missing or cut; what they held is lost. What was added to a volume
+ * later they did not hold. */
+static int repair_store(struct drop *d, struct base_store *store, struct lsn lsn, bool rewind, struct error *err)
 {
     int r = 0;
     for (size_t i = 0; i < d->m.volume_count && r == 0; i++) {
         const struct volume_info *v = &d->m.volumes[i];
-        if (v->created.n > lsn.n)
+        if (rewind && v->created.n > lsn.n)
             continue;
         r = base_store_check(store, v->id, err);
-        lost[i] = is_damage(r);
-        if (lost[i]) {
+        if (r == -EBADMSG) {
             log_error(d->j->log, "%s: what it held of volume %s is lost", err->message, v->name);
             MUTEX_GUARD(guard, &d->j->base_mutex);
-            r = base_store_renew(store, v->id, v->size_bytes, err);
+            r = base_store_renew(store, v->id, v->size_bytes, manifest_size_at(&d->m, v, lsn), err);
             base_store_free(take_ptr(d->j->seed_store)); /* it may have had the old files */
         }
     }
     return r;
 }
 
-static int lose_base(struct drop *d, const bool *lost, struct error *err)
-{
-    int r = 0;
-    for (size_t i = 0; i < d->m.volume_count; i++) {
-        uint64_t sectors = d->m.volumes[i].size_bytes / 512;
-        for (uint64_t at = 0; lost[i] && at < sectors && r == 0; at += LOSE_SECTORS)
-            r = base_store_lose(d->store, d->m.volumes[i].id, at,
-                                (uint32_t)(sectors - at < LOSE_SECTORS ? sectors - at : LOSE_SECTORS), err);
-    }
-    return r;
-}
-
-static bool is_lost(const struct drop *d, const bool *lost, uint32_t volume)
-{
-    for (size_t i = 0; i < d->m.volume_count; i++)
-        if (d->m.volumes[i].id == volume)
-            return lost[i];
-    return false;
-}
-
 /* Copies the stretches of a reference extent that its rescue store lacks and the drop takes away. */
-static int rescue_extent(struct drop *d, struct base_store *rescue, const bool *lost, const struct extent *e, struct error *err)
+static int rescue_extent(struct drop *d, struct base_store *rescue, const struct extent *e, struct error *err)
 {
     bool gone = e->kind == EXTENT_DATA && e->segment >= d->first_segment && e->segment <= d->last_segment;
     bool needed = gone || (e->kind == EXTENT_BASE && !d->thinning);
     int r = 0;
-    if (e->kind != EXTENT_ZERO && is_lost(d, lost, e->volume))
-        return base_store_lose(rescue, e->volume, e->lba, e->length, err);
     for (uint64_t at = e->lba, end = e->lba + e->length; needed && at < end && r == 0;) {
         bool present;
         uint64_t stretch;
@@ -379,10 +355,9 @@ static int rescue_rewind(struct drop *d, const struct rewind_info *rewind, struc
     struct base_store *rescue = NULL;
     payload_rescue_directory(d->j->directory, rewind->lsn, directory, sizeof directory);
     journal_path(d->j, journal_rewind_file(rewind->lsn, name), path);
-    bool lost[MANIFEST_MAX_VOLUMES] = {false};
     int r = base_store_open(directory, true, &rescue, err);
     if (r == 0)
-        r = repair_store(d, rescue, rewind->lsn, lost, err);
+        r = repair_store(d, rescue, rewind->lsn, true, err);
     if (r == 0)
         r = index_open(path, d->j->cache, &index, err);
     if (r == 0)
@@ -394,7 +369,7 @@ static int rescue_rewind(struct drop *d, const struct rewind_info *rewind, struc
             r = more;
             break;
         }
-        r = rescue_extent(d, rescue, lost, &e, err);
+        r = rescue_extent(d, rescue, &e, err);
     }
     if (r == 0)
         r = base_store_sync(rescue, err);
@@ -581,10 +556,7 @@ static int drop_steps(struct drop *d, struct error *err)
 {
     char path[JOURNAL_PATH_BYTES];
     struct journal *j = d->j;
-    bool lost[MANIFEST_MAX_VOLUMES] = {false};
-    int r = repair_store(d, d->store, LSN_MAX, lost, err);
-    if (r == 0)
-        r = lose_base(d, lost, err);
+    int r = repair_store(d, d->store, d->m.base, false, err);
     for (size_t i = 0; i < d->m.rewind_count && r == 0; i++)
         if (d->m.rewinds[i].lsn.n > d->base.n)
             r = rescue_rewind(d, &d->m.rewinds[i], err);

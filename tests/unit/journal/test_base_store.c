@@ -317,6 +317,81 @@ static void lost_entries_are_damage(void **unused)
     base_store_free(reader);
 }
 
+static void reopen(void)
+{
+    base_store_free(store);
+    open_store(true, &store);
+}
+
+/* A byte of the block, as a reader finds it that knows of holes; -EBADMSG. */
+static int look(uint64_t block)
+{
+    struct base_store *reader;
+    char data[8 * 512];
+    open_store(false, &reader);
+    base_store_expect_holes(reader);
+    int r = base_store_read(reader, VOLUME, block * 8, 8, data, &err);
+    base_store_free(reader);
+    return r < 0 ? r : data[0];
+}
+
+/* J6: nothing of it has to be written for that, and it does not end before the block is written whole or cleared. */
+static void what_is_made_anew_is_lost(void **unused)
+{
+    bool present;
+    uint64_t stretch;
+    char data[8 * 512];
+    (void)unused;
+    memset(data, 'b', sizeof data);
+    reopen();
+    check_ok(base_store_renew(store, VOLUME, SIZE_BYTES, 100 * 4096 - 512, &err));
+    check_ok(base_store_extent(store, VOLUME, 8, SIZE_BYTES / 512 - 8, &present, &stretch, &err));
+    assert_true(present && stretch == 99 * 8);
+    check_ok(base_store_extent(store, VOLUME, 100 * 8, SIZE_BYTES / 512 - 100 * 8, &present, &stretch, &err));
+    assert_true(!present && stretch == SIZE_BYTES / 512 - 100 * 8);
+    check_ok(base_store_write(store, VOLUME, 8, 8, data, true, &err));
+    check_ok(base_store_write(store, VOLUME, 2 * 8 + 1, 3, data, true, &err)); /* a part of one */
+    check_ok(base_store_clear(store, VOLUME, 4 * 8 + 1, 2, true, &err));
+    check_ok(base_store_clear(store, VOLUME, 6 * 8, 3 * 8, true, &err));
+    check_ok(base_store_clear(store, VOLUME, 99 * 8, 2 * 8, true, &err));
+    check_ok(base_store_write(store, VOLUME, 9 * 8, 8, data, true, &err));
+    check_ok(base_store_clear(store, VOLUME, 9 * 8, 4, true, &err)); /* in halves */
+    check_ok(base_store_clear(store, VOLUME, 9 * 8 + 4, 4, true, &err));
+    check_ok(base_store_prepare(store, VOLUME, 2 * SIZE_BYTES, &err));
+    reopen();
+    const int expected[] = {-EBADMSG, 'b', -EBADMSG, -EBADMSG, -EBADMSG, -EBADMSG, 0, 0, 0, 0, -EBADMSG};
+    for (uint64_t block = 0; block < sizeof expected / sizeof *expected; block++)
+        assert_int_equal(look(block), expected[block]);
+    assert_int_equal(look(98), -EBADMSG);
+    assert_int_equal(look(99), 0);
+    assert_int_equal(look(100), 0);
+    assert_int_equal(look(SIZE_BYTES / 4096 + 5), 0);
+    check_ok(base_store_extent(store, VOLUME, 6 * 8, 94 * 8, &present, &stretch, &err));
+    assert_true(!present && stretch == 4 * 8);
+    check_ok(base_store_extent(store, VOLUME, 10 * 8, 90 * 8, &present, &stretch, &err));
+    assert_true(present && stretch == 89 * 8);
+    check_ok(base_store_write(store, VOLUME, 6 * 8 + 2, 1, data, false, &err)); /* the rest is known */
+    assert_int_equal(look(6), 0);
+    damage("crc", 4096 + 7 * 8);
+    assert_int_equal(look(7), -EBADMSG);
+}
+
+/* In the page of the header: what says how much is lost, too. */
+static void a_damaged_header_is_told(void **unused)
+{
+    (void)unused;
+    reopen();
+    check_ok(base_store_renew(store, VOLUME, SIZE_BYTES, SIZE_BYTES, &err));
+    for (off_t at = 0; at < 40; at++) {
+        damage("crc", at);
+        reopen();
+        check_error(base_store_check(store, VOLUME, &err), -EBADMSG, "its header");
+        damage("crc", at);
+    }
+    reopen();
+    check_ok(base_store_check(store, VOLUME, &err));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -325,6 +400,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(damage_is_told_at_once_S2, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_killed_writer_is_not_waited_for_S3, set_up, tear_down),
         cmocka_unit_test_setup_teardown(lost_entries_are_damage, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(what_is_made_anew_is_lost, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_damaged_header_is_told, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 
@@ -32,6 +33,8 @@ static _Atomic unsigned long reads, bad_reads, pushes; /* what goes wrong here i
 static _Atomic bool push_fails;
 static uint64_t bad_from, bad_to; /* bytes of the first segment that cannot be read */
 static _Atomic uint64_t unpushed_bytes, most_unpushed_bytes; /* of the base's image */
+static _Atomic bool entries_fail, header_fails; /* of the base's .crc: the second write of entries; the reads */
+static _Atomic unsigned entries_written;
 
 static bool is_file(int fd, const char *part)
 {
@@ -51,6 +54,10 @@ ssize_t __wrap_pread64(int fd, void *data, size_t length, off_t offset)
         errno = EIO;
         return -1;
     }
+    if (header_fails && offset == 0 && is_file(fd, "/base/") && is_file(fd, ".crc")) {
+        errno = EIO;
+        return -1;
+    }
     return __real_pread64(fd, data, length, offset);
 }
 
@@ -63,6 +70,10 @@ ssize_t __wrap_pwritev64(int fd, const struct iovec *v, int count, off_t offset)
             unpushed_bytes += v[i].iov_len;
         if (unpushed_bytes > most_unpushed_bytes)
             most_unpushed_bytes = unpushed_bytes;
+    }
+    if (entries_fail && offset >= 4096 && is_file(fd, "/base/") && is_file(fd, ".crc") && entries_written++) {
+        errno = ENOSPC;
+        return -1;
     }
     return __real_pwritev64(fd, v, count, offset);
 }
@@ -421,12 +432,104 @@ static void nobody_waits_for_ever(void **unused)
     open_journal();
 }
 
+static void crc_path(char path[128])
+{
+    snprintf(path, 128, "%s/base/%u.crc", directory, volume);
+}
+
+/* Reads a block of the newest image; 0: all of it is `content`. */
+static int look_at(uint32_t block, char content)
+{
+    static char read[JOURNAL_BLOCK_BYTES] __attribute__((aligned(4096)));
+    struct journal_status s;
+    struct image *image;
+    check_ok(journal_sync(j, -1, NULL, &err));
+    journal_status(j, &s);
+    check_ok(journal_pin(j, "engine-look", s.latest, true, &err));
+    check_ok(image_open(directory, "engine-look", &image, &err));
+    int r = image_read(image, volume, (uint64_t)block * 8, 8, read, &err);
+    for (size_t k = 0; k < sizeof read && r == 0; k++)
+        assert_int_equal(read[k], content);
+    image_free(image);
+    check_ok(journal_unpin(j, "engine-look", &err));
+    return r;
+}
+
+/* Three blocks in the base, then one in a segment that can be dropped. */
+static struct lsn fill_base(void)
+{
+    struct journal_status s;
+    write_block(0, 'a');
+    write_block(1, 'b');
+    write_block(4, 'f');
+    check_ok(journal_seal(j, &err));
+    journal_status(j, &s);
+    write_block(1, 'c');
+    write_block(2, 'd');
+    check_ok(journal_drop(j, s.latest, &err));
+    check_ok(journal_seal(j, &err));
+    journal_status(j, &s);
+    write_block(3, 'e');
+    return s.latest;
+}
+
+/* J6: what a damaged base held is lost, also if the drop that finds it ends soon after it has made the base anew. */
+static void what_a_damaged_base_held_is_no_zeroes(void **unused)
+{
+    char path[128];
+    (void)unused;
+    struct lsn last = fill_base();
+    check_ok(journal_resize(j, volume, (BLOCKS + 20) * JOURNAL_BLOCK_BYTES, &err));
+    crc_path(path);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    assert_true(fd >= 0 && pwrite(fd, "X", 1, 3) == 1);
+    close(fd);
+    entries_written = 0;
+    entries_fail = true;
+    assert_int_equal(journal_drop(j, last, &err), -ENOSPC);
+    assert_true(entries_written > 1);
+    journal_abandon(j);
+    entries_fail = false;
+    open_journal();
+    check_ok(journal_drop(j, last, &err));
+    assert_int_equal(base(), last.n);
+    check_error(look_at(0, 'a'), -EBADMSG, "is damaged at 0");
+    check_ok(look_at(1, 'c'));
+    check_ok(look_at(2, 'd'));
+    check_ok(look_at(3, 'e'));
+    check_error(look_at(4, 'f'), -EBADMSG, "is damaged at 16384");
+    check_ok(look_at(BLOCKS + 10, 0)); /* the base was smaller */
+}
+
+/* A disk that does not give it now is no damage. */
+static void a_base_that_cannot_be_read_stays(void **unused)
+{
+    char path[128];
+    struct stat before, after;
+    (void)unused;
+    struct lsn last = fill_base();
+    crc_path(path);
+    assert_int_equal(stat(path, &before), 0);
+    header_fails = true;
+    int r = journal_drop(j, last, &err);
+    header_fails = false;
+    assert_int_equal(stat(path, &after), 0);
+    assert_int_equal(after.st_ino, before.st_ino);
+    assert_int_equal(r, -EIO);
+    check_ok(journal_drop(j, last, &err));
+    assert_int_equal(base(), last.n);
+    check_ok(look_at(0, 'a'));
+    check_ok(look_at(1, 'c'));
+    check_ok(look_at(4, 'f'));
+    check_ok(look_at(5, 0));
+}
+
 static int begin(void **unused)
 {
     char template[] = "/dev/shm/tidemark-drop-XXXXXX";
     (void)unused;
     bad_from = bad_to = 0;
-    push_fails = false;
+    push_fails = entries_fail = header_fails = false;
     if (!mkdtemp(template))
         return -1;
     memcpy(directory, template, sizeof template);
@@ -456,6 +559,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(nobody_waits_for_ever, begin, end),
         cmocka_unit_test_setup_teardown(a_bad_sector_costs_only_itself, begin, end),
         cmocka_unit_test_setup_teardown(a_slice_that_cannot_be_written_is_not_forgotten, begin, end),
+        cmocka_unit_test_setup_teardown(what_a_damaged_base_held_is_no_zeroes, begin, end),
+        cmocka_unit_test_setup_teardown(a_base_that_cannot_be_read_stays, begin, end),
         cmocka_unit_test(a_drop_begins_early_enough),
         cmocka_unit_test_setup_teardown(a_drop_goes_along_with_the_writes, begin, end),
         cmocka_unit_test_setup_teardown(a_drop_does_not_rest_while_somebody_waits, begin, end),

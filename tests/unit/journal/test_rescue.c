@@ -67,17 +67,22 @@ static uint32_t seal(void)
     return number;
 }
 
-/* A rewind to when the halves were A and B; the store has the first. */
-static void begin(void)
+static void make_root(void)
 {
-    struct journal_status s;
-    struct group_change change;
     char template[] = "/dev/shm/tidemark-rescue-XXXXXX";
     assert_non_null(mkdtemp(template));
     snprintf(x.root, sizeof x.root, "%s", template);
     snprintf(x.directory, sizeof x.directory, "%s/journal", template);
     snprintf(x.ring, sizeof x.ring, "%s/ring", template);
     snprintf(x.backing, sizeof x.backing, "%s/v.img", template);
+}
+
+/* A rewind to when the halves were A and B; the store has the first. */
+static void begin(void)
+{
+    struct journal_status s;
+    struct group_change change;
+    make_root();
     open_all();
     write_half('A', 0);
     x.first = seal();
@@ -188,12 +193,64 @@ static void damage_is_no_copy_in_part(void **unused)
     end();
 }
 
+/* Segments: both halves as they were; the first as it was written over; another. A rewind to the first; the base has come to the second. */
+static struct lsn begin_behind_base(void)
+{
+    struct journal_status first, second, last;
+    struct group_change change;
+    struct manifest m;
+    make_root();
+    open_all();
+    write_half('A', 0);
+    seal();
+    journal_status(x.journal, &first);
+    write_half('x', 0);
+    check_ok(journal_drop(x.journal, first.latest, &err));
+    seal();
+    journal_status(x.journal, &second);
+    write_half('y', 1);
+    seal();
+    journal_status(x.journal, &last);
+    check_ok(group_rewind(x.group, first.latest, false, &change, &err));
+    x.rewind = change.lsn;
+    free(change.volumes);
+    group_settle(x.group);
+    check_ok(journal_drop(x.journal, second.latest, &err));
+    check_ok(journal_manifest(x.journal, &m, &err));
+    assert_int_equal(m.base.n, second.latest.n);
+    manifest_release(&m);
+    return last.latest;
+}
+
+/* J6: nothing is copied to it again from where it came, which has something else now. */
+static void a_damaged_store_is_lost_however_often_it_is_made_again(void **unused)
+{
+    char directory[JOURNAL_PATH_BYTES], path[JOURNAL_PATH_BYTES + 16], run[JOURNAL_PATH_BYTES], away[JOURNAL_PATH_BYTES + 8];
+    char name[JOURNAL_FILE_BYTES], found[2 * HALF_BYTES];
+    (void)unused;
+    struct lsn last = begin_behind_base();
+    check_ok(read_store(found));
+    assert_int_equal(found[0], 'A');
+    payload_rescue_directory(x.directory, x.rewind, directory, sizeof directory);
+    snprintf(path, sizeof path, "%s/1.crc", directory);
+    assert_int_equal(truncate(path, 4096), 0);
+    journal_path(x.journal, journal_rewind_file(x.rewind, name), run);
+    snprintf(away, sizeof away, "%s.away", run);
+    assert_int_equal(rename(run, away), 0); /* it comes as far as that */
+    assert_int_equal(journal_drop(x.journal, last, &err), -ENOENT);
+    assert_int_equal(rename(away, run), 0);
+    check_ok(journal_drop(x.journal, last, &err));
+    assert_int_equal(read_store(found), -EBADMSG);
+    end();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_was_copied_in_part_is_copied_again_later),
         cmocka_unit_test(what_was_copied_in_part_is_copied_again_by_a_drop),
         cmocka_unit_test(damage_is_no_copy_in_part),
+        cmocka_unit_test(a_damaged_store_is_lost_however_often_it_is_made_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
