@@ -218,6 +218,9 @@ int journal_maintain(struct journal *j, struct error *err) MUST_CHECK;
 int journal_drop(struct journal *j, struct lsn target, struct error *err) MUST_CHECK;
 /* Between these no history is dropped and nothing merged, so that what an index points at stays where it is. */
 void journal_hold(struct journal *j);
+/* The same for who makes something that points at the base: a drop that was interrupted is repeated before, so that no block of that is half changed.
+ * On failure nothing is held. */
+int journal_hold_whole(struct journal *j, struct error *err) MUST_CHECK;
 void journal_unhold(struct journal *j);
 /* Whether the file that an extent points at is still there: it was neither dropped nor thinned meanwhile. */
 bool journal_has_segment(struct journal *j, uint32_t number, uint32_t generation);

@@ -828,14 +828,33 @@ int journal_drop(struct journal *j, struct lsn target, struct error *err)
     return r < 0 ? r : drop_some(j, target, SIZE_MAX, &dropped, err);
 }
 
-void journal_hold(struct journal *j)
+static void begin_hold(struct journal *j)
 {
     atomic_fetch_add(&j->hold_wanted, 1); /* thinning gives up for it, and begins again later */
     pthread_mutex_lock(&j->maintain_mutex);
+}
+static void hold(struct journal *j)
+{
     pthread_mutex_lock(&j->mutex);
     j->held = true;
     pthread_mutex_unlock(&j->mutex);
     atomic_fetch_sub(&j->hold_wanted, 1);
+}
+void journal_hold(struct journal *j)
+{
+    begin_hold(j);
+    hold(j);
+}
+int journal_hold_whole(struct journal *j, struct error *err)
+{
+    begin_hold(j);
+    int r = sealer_catch_up(j, err);
+    if (r == 0 && finish_drop(j, err) < 0)
+        r = error_context(err, "a drop of old history was interrupted, and has to end first");
+    hold(j);
+    if (r < 0)
+        journal_unhold(j);
+    return r;
 }
 void journal_unhold(struct journal *j)
 {

@@ -402,7 +402,11 @@ int group_rewind(struct group *g, struct lsn target, bool dry_run, struct group_
         r = start_change(g, &change, err);
     if (r < 0)
         return r;
-    journal_hold(g->journal);
+    r = journal_hold_whole(g->journal, err);
+    if (r < 0) {
+        free(change.volumes);
+        return error_context(err, "cannot rewind to LSN %llu", (unsigned long long)target.n);
+    }
     pthread_rwlock_wrlock(&g->gate);
     w.lsn_before = g->rewind_lsn;
     w.target_before = g->rewind_target;
