@@ -11,18 +11,24 @@
 #include "journal/base_store.h"
 #include "journal/journal_internal.h"
 
-/* The base has each volume's files from the beginning, so that missing ones are known to be. */
-static int prepare_base(struct journal *j, uint32_t volume, uint64_t size_bytes, struct error *err)
+/* The base has each volume's files from the beginning, so that missing ones are known to be. Those of a volume that `grows` and that are damaged
+ * stay so until a drop makes them anew: made larger they would look whole. */
+static int prepare_base(struct journal *j, uint32_t volume, uint64_t size_bytes, bool grows, struct error *err)
 {
     char path[JOURNAL_PATH_BYTES];
     struct base_store *base = NULL;
     journal_path(j, "base", path);
     MUTEX_GUARD(guard, &j->base_mutex);
     int r = base_store_open(path, true, &base, err);
-    if (r == 0)
+    if (r == 0 && grows)
+        r = base_store_check(base, volume, err);
+    bool is_damaged = r == -EBADMSG;
+    if (is_damaged)
+        log_error(j->log, "%s: the base does not grow", err->message);
+    else if (r == 0)
         r = base_store_prepare(base, volume, size_bytes, err);
     base_store_free(base);
-    return r;
+    return is_damaged ? 0 : r;
 }
 
 struct resize {
@@ -76,7 +82,7 @@ static int find_or_make(struct journal *j, const char *name, uint64_t size_bytes
     snprintf(volume.name, sizeof volume.name, "%s", name);
     volume.id = j->manifest.next_volume++;
     pthread_mutex_unlock(&j->mutex);
-    int r = prepare_base(j, volume.id, size_bytes, err);
+    int r = prepare_base(j, volume.id, size_bytes, false, err);
     pthread_mutex_lock(&j->mutex);
     volume.created.n = j->next_lsn;
     if (r == 0)
@@ -126,7 +132,7 @@ int journal_resize(struct journal *j, uint32_t volume, uint64_t size_bytes, stru
     if (info.size_bytes == size_bytes)
         return 0;
     resize.info.old_bytes = info.size_bytes;
-    int r = prepare_base(j, volume, size_bytes, err);
+    int r = prepare_base(j, volume, size_bytes, true, err);
     if (r == 0)
         r = append_change(j, &info, "resized", info.size_bytes, size_bytes, &resize.info.lsn, err);
     /* Saved before it counts: repeated after a failure it is done again, and not taken for done. */

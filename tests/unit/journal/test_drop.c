@@ -501,6 +501,24 @@ static void what_a_damaged_base_held_is_no_zeroes(void **unused)
     check_ok(look_at(BLOCKS + 10, 0)); /* the base was smaller */
 }
 
+/* Nor where the volume grows before a drop finds it. */
+static void a_damaged_base_is_none_after_growing(void **unused)
+{
+    char path[128];
+    (void)unused;
+    struct lsn last = fill_base();
+    crc_path(path);
+    assert_int_equal(unlink(path), 0);
+    memcpy(path + strlen(path) - 3, "img", 3);
+    assert_int_equal(unlink(path), 0);
+    check_ok(journal_resize(j, volume, (BLOCKS + 20) * JOURNAL_BLOCK_BYTES, &err));
+    check_error(look_at(0, 'a'), -EBADMSG, "1.img is missing");
+    check_ok(journal_drop(j, last, &err));
+    check_error(look_at(4, 'f'), -EBADMSG, "is damaged at 16384");
+    check_ok(look_at(3, 'e'));
+    check_ok(look_at(BLOCKS + 10, 0));
+}
+
 /* A disk that does not give it now is no damage. */
 static void a_base_that_cannot_be_read_stays(void **unused)
 {
@@ -560,6 +578,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_bad_sector_costs_only_itself, begin, end),
         cmocka_unit_test_setup_teardown(a_slice_that_cannot_be_written_is_not_forgotten, begin, end),
         cmocka_unit_test_setup_teardown(what_a_damaged_base_held_is_no_zeroes, begin, end),
+        cmocka_unit_test_setup_teardown(a_damaged_base_is_none_after_growing, begin, end),
         cmocka_unit_test_setup_teardown(a_base_that_cannot_be_read_stays, begin, end),
         cmocka_unit_test(a_drop_begins_early_enough),
         cmocka_unit_test_setup_teardown(a_drop_goes_along_with_the_writes, begin, end),
