@@ -117,6 +117,8 @@ mutation rescue-ended src/journal/maintain.c 's/d\.repair_rescue = rescue_is_unf
 mutation abandoned-rewind src/volume/rewind.c 's/^    if \(w->latest\)$/    if (w->latest \&\& !g->stale_image)/' \
     tests/unit/volume/test_volume_unclean a_rewind_that_fails_changes_nothing_while_another_is_copied_back
 mutation rescue-dropped src/journal/maintain.c 's/, \.repair_rescue = rescue_is_unfinished\(j\)//' tests/unit/journal/test_journal_rescue
+mutation renewed-base src/journal/maintain.c 's/manifest_size_at\(&d->m, v, lsn\), err\);/0, err);/' tests/unit/journal/test_journal_drop
+mutation rewind-in-drop src/journal/maintain.c 's/if \(r == 0 && finish_drop\(j, err\) < 0\)/if (false \&\& finish_drop(j, err) < 0)/' tests/unit/journal/test_journal_rescue
 mutation stale-killed src/volume/stale.c 's/else if \(valid && kept\)$/else if (false \&\& valid \&\& kept)/' \
     tests/unit/volume/test_volume_unclean an_unjournaled_write_over_a_rewind_survives_a_kill
 mutation stale-newer src/volume/stale.c 's/>= v->group->rewind_lsn\.n/== v->group->rewind_lsn.n/' \
