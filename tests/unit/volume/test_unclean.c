@@ -841,6 +841,7 @@ static void what_is_journaled_again_is_refused_from_the_first_on(void **state)
         before = latest();
         grains_stop(x.group);
     }
+}
 
 /* Of what a sealed segment holds. */
 static void damage_block_of(char value)
