@@ -745,6 +745,10 @@ static int quota_step(struct journal *j, bool *ret_done, struct error *err)
     if (!over && !*ret_done)
         return r;
     pthread_mutex_lock(&j->mutex);
+    if (r == 0 && *ret_done && j->disk_full) { /* whoever found no room says whether that was enough: no more is dropped than has to be */
+        j->disk_full = false;
+        pthread_cond_signal(&j->work);
+    }
     if (r == 0 && j->quota_blocked == *ret_done) {
         j->quota_blocked = !*ret_done;
         if (j->quota_blocked)

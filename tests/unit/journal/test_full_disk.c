@@ -194,6 +194,35 @@ static void history_goes_where_a_segment_cannot_be_sealed(void **unused)
     append_some(1);
 }
 
+static size_t segment_count(void)
+{
+    struct manifest m;
+    check_ok(journal_manifest(x.journal, &m, &err));
+    size_t count = m.segment_count;
+    manifest_release(&m);
+    return count;
+}
+
+/* Whether one segment less was enough is for whoever found no room to say: history is not dropped as long as that takes. */
+static void no_more_history_goes_than_has_to(void **unused)
+{
+    (void)unused;
+    need_root();
+    append_some(100);
+    check_ok(journal_seal(x.journal, &err));
+    size_t before = segment_count();
+    assert_true(before > 4);
+    x.no_room_at = "segment";
+    journal_suspend(x.journal, "a test", false);
+    for (size_t gone = 1; gone <= 2; gone++) {
+        check_error(journal_resume_prepare(x.journal, &err), -ENOSPC, "cannot go on yet");
+        check_ok(journal_maintain(x.journal, &err));
+        assert_int_equal(segment_count(), before - gone);
+    }
+    x.no_room_at = NULL;
+    resume();
+}
+
 /* Else the next full disk suspends journaling at once, where a segment would have been dropped. */
 static void a_pin_that_ended_blocks_nothing(void **unused)
 {
@@ -223,6 +252,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(journaling_goes_on_in_the_room_of_the_next_segment, set_up,
                                         tear_down),
         cmocka_unit_test_setup_teardown(history_goes_where_a_segment_cannot_be_sealed, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(no_more_history_goes_than_has_to, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_pin_that_ended_blocks_nothing, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
