@@ -94,13 +94,7 @@ static bool is_absent(const struct entry *entry)
 /* Of a block that has nothing: absent, where that does not say that it is lost. */
 static struct entry entry_of_nothing(const struct store_volume *v, uint64_t block)
 {
-    struct {
-        struct le32 crc, mask;
-        struct le64 block;
-    } covered = {le32_of(1), le32_of(0), le64_of(block)};
-    if (block >= v->lost_blocks)
-        return (struct entry){0};
-    return (struct entry){covered.crc, le32_of(crc32c(ENTRY_SOUND, &covered, sizeof covered) & 0xffffff00u)};
+    return block < v->lost_blocks ? entry_make(ENTRY_SOUND, 1, 0, block) : (struct entry){0};
 }
 
 static enum entry_state entry_check(const struct store_volume *v, const struct entry *e, uint64_t block, uint32_t *ret_mask)

@@ -4,14 +4,15 @@
 
 Invariants: C1 a test that fails makes the run fail, whatever else happens. C2 what the machine cannot run, or the time cannot hold, is named
 with the reason, and is no failure. C3 the run ends in its time. C4 no process of it stays."""
-import importlib.machinery
 import os
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import types
 import unittest
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "../.."))
@@ -140,7 +141,7 @@ class Ci(unittest.TestCase):
         self.assertRegex(out, "left out: cluster, because the rest of the tests needs about")
 
     def test_c2_what_ran_beside_is_not_counted_as_still_to_do(self):
-        ci = importlib.machinery.SourceFileLoader("ci", os.path.join(ROOT, "scripts/ci")).load_module()
+        ci = types.SimpleNamespace(**runpy.run_path(os.path.join(ROOT, "scripts/ci")))
         part = ci.Part("models", ["sh", "-c", f"({BURNS}); echo; read end"])
         self.assertEqual(ci.Run.still_takes(part, 50), 50)
         with subprocess.Popen(part.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as part.process:

@@ -98,9 +98,7 @@ static void write_sectors(uint64_t lba, uint32_t count, char content)
     struct journal_record record = {.op = OP_WRITE, .flags = RECORD_LAST, .volume = volume, .lba = lba, .length = count,
                                     .payload = data, .payload_bytes = count * 512};
     struct journal_ticket ticket;
-    check_ok(journal_append(j, &record, &ticket, &err));
-    journal_backed(j, &ticket);
-    check_ok(journal_wait(j, &ticket, &err));
+    check_ok(sync_append(j, &record, APPEND_WRITTEN, &ticket, &err));
 }
 
 static void write_block(uint32_t block, char content)

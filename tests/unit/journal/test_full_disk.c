@@ -93,9 +93,7 @@ static void append_some(unsigned count)
                                     .payload_bytes = sizeof data};
     struct journal_ticket ticket;
     for (unsigned i = 0; i < count; i++) {
-        check_ok(journal_append(x.journal, &record, &ticket, &err));
-        journal_backed(x.journal, &ticket);
-        check_ok(journal_wait(x.journal, &ticket, &err));
+        check_ok(sync_append(x.journal, &record, APPEND_WRITTEN, &ticket, &err));
     }
 }
 

@@ -82,9 +82,7 @@ static void write_block(unsigned block, uint32_t count)
     memset(data, byte, sizeof data);
     struct journal_record record = {.op = OP_WRITE, .flags = RECORD_LAST, .volume = volume, .lba = (uint64_t)block * 8, .length = 8 * count,
                                     .payload = data, .payload_bytes = 4096 * count};
-    check_ok(journal_append(journal, &record, &ticket, &err));
-    journal_backed(journal, &ticket);
-    check_ok(journal_wait(journal, &ticket, &err));
+    check_ok(sync_append(journal, &record, APPEND_WRITTEN, &ticket, &err));
     if (point_count)
         points[point_count] = points[point_count - 1];
     points[point_count].lsn = ticket.lsn.n;

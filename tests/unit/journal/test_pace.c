@@ -91,9 +91,7 @@ static void append_one(void)
     struct journal_record record = {.op = OP_WRITE, .flags = RECORD_LAST, .volume = x.volume, .length = sizeof data / 512, .payload = data,
                                     .payload_bytes = sizeof data};
     struct journal_ticket ticket;
-    check_ok(journal_append(x.journal, &record, &ticket, &err));
-    journal_backed(x.journal, &ticket);
-    check_ok(journal_wait(x.journal, &ticket, &err));
+    check_ok(sync_append(x.journal, &record, APPEND_WRITTEN, &ticket, &err));
 }
 
 static struct journal_status status(void)

@@ -71,11 +71,7 @@ static int append_one(void)
     struct journal_record record = {.op = OP_WRITE, .flags = RECORD_LAST, .volume = x.volume, .length = sizeof data / 512,
                                     .payload = data, .payload_bytes = sizeof data};
     struct journal_ticket ticket;
-    int r = journal_append(x.journal, &record, &ticket, &err);
-    if (r < 0)
-        return r;
-    journal_backed(x.journal, &ticket);
-    return journal_wait(x.journal, &ticket, &err);
+    return sync_append(x.journal, &record, APPEND_WRITTEN, &ticket, &err);
 }
 
 static void append_some(unsigned count)

@@ -211,33 +211,43 @@ static void damage_is_no_copy_in_part(void **unused)
     end();
 }
 
-/* Segments: both halves as they were; the first as it was written over; another. A rewind to the first; the base has come to the second. */
-static struct lsn begin_behind_base(void)
+static struct lsn seal_latest(void)
 {
-    struct journal_status first, second, last;
-    struct group_change change;
-    struct manifest m;
+    struct journal_status s;
+    seal();
+    journal_status(x.journal, &s);
+    return s.latest;
+}
+
+/* One half, in a segment of its own. */
+static struct lsn begin_sealed(void)
+{
     make_root();
     open_all();
     write_half('A', 0);
-    seal();
-    journal_status(x.journal, &first);
+    return seal_latest();
+}
+
+/* Segments: both halves as they were; the first as it was written over; another. A rewind to the first; the base has come to the second. */
+static struct lsn begin_behind_base(void)
+{
+    struct group_change change;
+    struct manifest m;
+    struct lsn first = begin_sealed();
     write_half('x', 0);
-    check_ok(journal_drop(x.journal, first.latest, &err));
-    seal();
-    journal_status(x.journal, &second);
+    check_ok(journal_drop(x.journal, first, &err));
+    struct lsn second = seal_latest();
     write_half('y', 1);
-    seal();
-    journal_status(x.journal, &last);
-    check_ok(group_rewind(x.group, first.latest, false, &change, &err));
+    struct lsn last = seal_latest();
+    check_ok(group_rewind(x.group, first, false, &change, &err));
     x.rewind = change.lsn;
     free(change.volumes);
     group_settle(x.group);
-    check_ok(journal_drop(x.journal, second.latest, &err));
+    check_ok(journal_drop(x.journal, second, &err));
     check_ok(journal_manifest(x.journal, &m, &err));
-    assert_int_equal(m.base.n, second.latest.n);
+    assert_int_equal(m.base.n, second.n);
     manifest_release(&m);
-    return last.latest;
+    return last;
 }
 
 /* J6: nothing is copied to it again from where it came, which has something else now. */
@@ -275,27 +285,21 @@ static void check_block(char first, char second)
  * and where that cannot be it does not happen. */
 static void a_rewind_waits_for_an_interrupted_drop(void **unused)
 {
-    struct journal_status s;
     struct group_change change;
     (void)unused;
-    make_root();
-    open_all();
-    write_half('A', 0);
-    seal();
-    journal_status(x.journal, &s);
+    struct lsn first = begin_sealed();
     write_half('B', 1);
-    check_ok(journal_drop(x.journal, s.latest, &err));
-    seal();
-    journal_status(x.journal, &s);
+    check_ok(journal_drop(x.journal, first, &err));
+    struct lsn second = seal_latest();
     write_half('x', 0);
     entries_fail = true;
-    assert_int_equal(journal_drop(x.journal, s.latest, &err), -ENOSPC);
-    check_error(group_rewind(x.group, s.latest, false, &change, &err), -ENOSPC, "interrupted");
+    assert_int_equal(journal_drop(x.journal, second, &err), -ENOSPC);
+    check_error(group_rewind(x.group, second, false, &change, &err), -ENOSPC, "interrupted");
     check_block('x', 'B');
     entries_fail = false;
-    check_ok(group_rewind(x.group, s.latest, false, &change, &err));
+    check_ok(group_rewind(x.group, second, false, &change, &err));
     free(change.volumes);
-    check_ok(journal_drop(x.journal, s.latest, &err));
+    check_ok(journal_drop(x.journal, second, &err));
     check_block('A', 'B');
     end();
 }
