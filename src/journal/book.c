@@ -102,8 +102,9 @@ static int salvage_chapter(const struct book *b, struct chapter *ret, struct err
     struct salvage_segment found;
     struct error ignored = ERROR_INIT;
     *b->unreadable = true;
-    if (salvage_scan(b->j->directory, &b->manifest.journal_id, &ret->info, &found, &ignored) < 0)
-        return 0;
+    int r = salvage_scan(b->j->directory, &b->manifest.journal_id, &ret->info, &found, &ignored);
+    if (r < 0)
+        return r == -ENOMEM ? error_set(err, r, "%s", ignored.message) : 0;
     ret->event_count = found.tail.event_count;
     ret->frame_count = found.tail.frame_count;
     ret->events = copy_array(found.tail.events, found.tail.event_count * sizeof *found.tail.events);
@@ -148,7 +149,7 @@ int book_load_chapter(const struct book *b, size_t i, struct chapter *ret, struc
         return 0;
     chapter_release(ret);
     ret->info = *book_chapter_info(b, i);
-    return b->unreadable ? salvage_chapter(b, ret, err) : r;
+    return b->unreadable && r != -ENOMEM ? salvage_chapter(b, ret, err) : r;
 }
 
 int book_read_blocks(const struct book *b, const struct segment_info *s, uint32_t block, void *data, size_t bytes,

@@ -28,6 +28,7 @@ struct book { /* all segments, oldest first; the last ones may be tails */
     struct chapter tails[2]; /* oldest first */
     size_t tail_count;
     bool *unreadable; /* salvage: what cannot be read is passed over, and this is set. NULL: it is an error */
+    uint8_t wanted; /* with `unreadable`: the op of the events that are looked for, others may be passed over; 0: all are */
     struct book_reading *reading; /* NULL: single blocks are read */
 };
 
@@ -68,7 +69,7 @@ int book_last_in_frame(const struct book *b, const struct chapter *c, uint32_t i
 /* history_events.c: what happened from `low` to `high`, newest first, until `visit` returns something else than 0. */
 int book_events(const struct book *b, struct lsn low, struct lsn high, bool activity, journal_event_visit visit, void *context,
                 struct error *err) MUST_CHECK;
-/* history.c: the newest tag of that name. */
-int history_find_tag(struct journal *j, const char *name, struct tag_search *ret, struct error *err) MUST_CHECK;
+/* history.c: the newest tag of that name; `unreadable` as in struct book. */
+int history_find_tag(struct journal *j, const char *name, bool *unreadable, struct tag_search *ret, struct error *err) MUST_CHECK;
 
 #endif

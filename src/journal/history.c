@@ -144,12 +144,13 @@ static int find_tag_in_book(const struct book *b, const char *name, struct tag_s
     return book_events(b, b->manifest.base, LSN_MAX, false, visit_tag, ret, err);
 }
 
-int history_find_tag(struct journal *j, const char *name, struct tag_search *ret, struct error *err)
+int history_find_tag(struct journal *j, const char *name, bool *unreadable, struct tag_search *ret, struct error *err)
 {
     struct book book;
-    int r = book_open(j, NULL, &book, err);
+    int r = book_open(j, unreadable, &book, err);
     if (r < 0)
         return r;
+    book.wanted = OP_MARK;
     r = find_tag_in_book(&book, name, ret, err);
     book_release(&book);
     return r;

@@ -31,9 +31,12 @@ int journal_tag(struct journal *j, const char *name, const char *labels_json, st
         return r;
     MUTEX_GUARD(guard, &j->tag_mutex);
     struct tag_search found;
-    r = history_find_tag(j, name, &found, err);
+    bool unreadable = false;
+    r = history_find_tag(j, name, &unreadable, &found, err);
     if (r < 0)
         return r;
+    if (unreadable && !found.found.n) /* a tag more is no harm: of two of a name the newer one counts */
+        log_warning(j->log, "part of the history is damaged: whether it has a tag '%s', too, is not known", name);
     if (found.found.n)
         return error_set(err, -EEXIST, "the tag '%s' is there already, at LSN %llu: choose another name", name,
                          (unsigned long long)found.found.n);
@@ -73,6 +76,7 @@ int journal_object(struct journal *j, const char *name, const void *content, siz
 
 struct object_walk {
     const struct journal *journal;
+    bool *unknown; /* set where objects are not known any more, which are left out then. NULL: that is an error */
     const struct manifest *manifest;
     json_t *seen; /* object: name -> true */
     struct lsn limit; /* events above it are skipped: a rewind led past them */
@@ -85,6 +89,8 @@ struct object_walk {
 static int visit_object(void *context, const struct journal_event *e, struct error *err)
 {
     struct object_walk *w = context;
+    if (w->unknown && *w->unknown) /* newest first: something newer than this one could not be read, and may have been the same object */
+        return 1;
     if (e->lsn.n > w->limit.n)
         return 0;
     if (e->op == OP_REWIND) {
@@ -111,7 +117,7 @@ static int visit_object(void *context, const struct journal_event *e, struct err
     return r < 0 ? r : w->visit(w->context, e->payload, content, bytes, e->lsn, err);
 }
 
-/* The objects that dropped history leaves behind. */
+/* The objects that dropped history leaves behind. An entry without a name says that not all of them are known. */
 static int visit_saved(struct object_walk *w, const char *path, struct error *err)
 {
     if (w->base.n == 0 && w->from_rescue.n == 0)
@@ -123,6 +129,8 @@ static int visit_saved(struct object_walk *w, const char *path, struct error *er
     json_array_foreach(saved, i, object) {
         const char *name, *content;
         uint64_t lsn;
+        if (r == 0 && json_is_true(json_object_get(object, "unknown")))
+            return error_set(err, -EBADMSG, "%s: which objects there were is not known: the history that had them was damaged when it was dropped", path);
         if (r < 0 || (r = json_get_string(object, "name", &name, err)) < 0 ||
             (r = json_get_string(object, "content", &content, err)) < 0 ||
             (r = json_get_u64(object, "lsn", &lsn, err)) < 0)
@@ -133,19 +141,20 @@ static int visit_saved(struct object_walk *w, const char *path, struct error *er
     return r;
 }
 
-int journal_objects(struct journal *j, struct lsn lsn, journal_object_visit visit, void *context, struct error *err)
+static int visit_objects(struct journal *j, struct lsn lsn, bool *unknown, journal_object_visit visit, void *context, struct error *err)
 {
     _cleanup_json_ json_t *seen = json_object();
     if (!seen)
         return error_errno(err, -ENOMEM, "cannot list the objects");
     struct book book;
-    int r = book_open(j, NULL, &book, err);
+    int r = book_open(j, unknown, &book, err);
     if (r < 0)
         return r;
-    struct object_walk w = {.journal = j, .manifest = &book.manifest, .seen = seen, .limit = lsn, .base = book.manifest.base, .visit = visit, .context = context};
+    book.wanted = OP_OBJECT;
+    struct object_walk w = {.journal = j, .unknown = unknown, .manifest = &book.manifest, .seen = seen, .limit = lsn, .base = book.manifest.base, .visit = visit, .context = context};
     r = book_events(&book, w.base, lsn, false, visit_object, &w, err);
     book_release(&book);
-    if (r < 0)
+    if (r < 0 || (unknown && *unknown))
         return r;
     char path[JOURNAL_PATH_BYTES], directory[JOURNAL_PATH_BYTES - 16];
     journal_path(j, "base/objects.json", path);
@@ -153,7 +162,17 @@ int journal_objects(struct journal *j, struct lsn lsn, journal_object_visit visi
         payload_rescue_directory(j->directory, w.from_rescue, directory, sizeof directory);
         snprintf(path, sizeof path, "%s/objects.json", directory);
     }
-    return visit_saved(&w, path, err);
+    r = visit_saved(&w, path, err);
+    if (!unknown || !journal_is_damage(r))
+        return r;
+    log_error(j->log, "%s", err->message);
+    *unknown = true;
+    return 0;
+}
+
+int journal_objects(struct journal *j, struct lsn lsn, journal_object_visit visit, void *context, struct error *err)
+{
+    return visit_objects(j, lsn, NULL, visit, context, err);
 }
 
 static int collect_object(void *context, const char *name, const char *content, size_t content_bytes, struct lsn lsn,
@@ -167,9 +186,14 @@ static int collect_object(void *context, const char *name, const char *content, 
 
 int history_save_objects(struct journal *j, struct lsn lsn, const char *path, struct error *err)
 {
+    bool unknown = false;
     _cleanup_json_ json_t *list = json_array();
     if (!list)
         return error_errno(err, -ENOMEM, "cannot save the objects");
-    int r = journal_objects(j, lsn, collect_object, list, err);
+    int r = visit_objects(j, lsn, &unknown, collect_object, list, err);
+    if (r == 0 && unknown) {
+        log_error(j->log, "which objects there were at LSN %llu is not known any more: what had them is damaged", (unsigned long long)lsn.n);
+        r = json_array_append_new(list, json_pack("{s:b}", "unknown", 1)) < 0 ? error_errno(err, -ENOMEM, "cannot save the objects") : 0;
+    }
     return r < 0 ? r : saved_write(path, list, err);
 }

@@ -121,6 +121,8 @@ struct journal {
     bool opened;      /* journal_recovered was called */
     struct lsn thin_after; /* thinning failed up to there: what is damaged is left as it is */
     struct lsn compress_after; /* the same of compressing */
+    struct lsn merge_after;    /* and of merging */
+    unsigned mend_tries;       /* of reading an index that a disk does not give, since the last drop */
     bool held;        /* journal_hold: nothing is dropped meanwhile */
     bool disk_full; /* the next segment could not be made: history is dropped for it */
     _Atomic uint64_t pace_ns;  /* what each write waits first: pace.c */
@@ -260,6 +262,25 @@ int recovery_replay(struct journal *j, struct error *err) MUST_CHECK;
 /* ---- rewind_copy.c ---- */
 /* At opening: of the two copies of a rewind's reference run one stands in for the other. */
 void rewinds_mend(struct journal *j);
+
+/* The same for one rewind at any time. */
+void rewind_mend(struct journal *j, struct lsn lsn);
+
+/* ---- mend.c; with maintain_mutex, without the mutex ---- */
+/* Whether a file is not what was written: trying again gives nothing else. */
+static inline bool journal_is_damage(int r)
+{
+    return r == -EBADMSG || r == -EIO || r == -ENOENT;
+}
+/* Makes the L0 of a sealed segment again if it is damaged or missing. Where frames are lost, too, it stays as it is: *ret_lost is the last LSN that
+ * cannot be known (else LSN_NONE), and what is left of the segment, if anything, goes to an index at mend_left_path, the caller's to remove.
+ * -EIO for the first tries of a loss to which a reading error leads. */
+int mend_segment(struct journal *j, const struct segment_info *s, struct lsn *ret_lost, struct error *err) MUST_CHECK;
+void mend_left_path(const struct journal *j, const struct segment_info *s, char path[JOURNAL_PATH_BYTES]);
+/* The same of a rewind's reference run, of its copy; *ret_whole false: both are damaged. */
+int mend_rewind(struct journal *j, struct lsn lsn, bool *ret_whole, struct error *err) MUST_CHECK;
+/* Tells, and keeps in losses.json, that records with LSN in (low, high] cannot be known. */
+void mend_note_loss(struct journal *j, uint32_t segment, struct lsn low, struct lsn high, const char *what);
 
 /* ---- maintain.c ---- */
 int janitor_start(struct journal *j, struct error *err) MUST_CHECK;

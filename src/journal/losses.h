@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What recoveries found to be lost: records that were durable once and cannot be read after an opening, since a frame's
- * header in the segment that was not sealed yet was damaged. It is kept in losses.json, so that a verification tells it as
+ * header in the segment that was not sealed yet was damaged; and what a drop of history did. It is kept in losses.json, so that a verification tells it as
  * long as the history around it is there. For use inside the journal. */
 #ifndef TIDEMARK_JOURNAL_LOSSES_H
 #define TIDEMARK_JOURNAL_LOSSES_H

@@ -32,6 +32,7 @@
 #define MAX_LEVELS 12u
 #define DROP_BATCH_EXTENTS 65536u /* 2.5 MiB */
 #define READER_SEGMENTS 16u
+#define LOSE_SECTORS (1u << 15) /* between two of them others may change the base */
 
 uint64_t maintain_journal_bytes(const struct journal *j)
 {
@@ -94,7 +95,7 @@ static bool find_merge(const struct journal *j, const struct manifest *m, struct
                 end++;
             if (first + width - 1 > last)
                 break;
-            if (find_run(m, level, (uint32_t)first) || !is_ready(m, level, below, i, end))
+            if (m->segments[end - 1].last.n <= j->merge_after.n || find_run(m, level, (uint32_t)first) || !is_ready(m, level, below, i, end))
                 continue;
             *ret = (struct merge){level, (uint32_t)first, (uint32_t)(first + width - 1)};
             return true;
@@ -159,18 +160,29 @@ static void release_inputs(struct inputs *in, bool streams)
     *in = (struct inputs){0};
 }
 
-static int add_segment_inputs(struct journal *j, struct inputs *in, const struct manifest *m, uint32_t first, uint32_t last,
+/* The index of a segment, or what is left of one that is lost up to an LSN in it. */
+static int add_l0(struct journal *j, struct inputs *in, const struct segment_info *s, struct lsn lost, struct error *err)
+{
+    char name[JOURNAL_FILE_BYTES], left[JOURNAL_PATH_BYTES];
+    mend_left_path(j, s, left);
+    if (lost.n >= s->first.n && access(left, F_OK) == 0)
+        return add_input(j, in, strrchr(left, '/') + 1, err);
+    return add_input(j, in, journal_l0_file_of(s->number, s->generation, name), err);
+}
+
+/* Those that have something above `lost`. */
+static int add_segment_inputs(struct journal *j, struct inputs *in, const struct manifest *m, uint32_t first, uint32_t last, struct lsn lost,
                               struct error *err)
 {
     char name[JOURNAL_FILE_BYTES];
     int r = 0;
     for (size_t i = 0; i < m->segment_count && r == 0; i++) {
         const struct segment_info *s = &m->segments[i];
-        if (s->number < first || s->number > last)
+        if (s->number < first || s->number > last || s->last.n <= lost.n)
             continue;
-        r = add_input(j, in, journal_l0_file_of(s->number, s->generation, name), err);
+        r = add_l0(j, in, s, lost, err);
         for (size_t k = 0; k < m->rewind_count && r == 0; k++)
-            if (m->rewinds[k].lsn.n > manifest_rewinds_above(m, i).n && m->rewinds[k].lsn.n <= s->last.n)
+            if (m->rewinds[k].lsn.n > manifest_rewinds_above(m, i).n && m->rewinds[k].lsn.n <= s->last.n && m->rewinds[k].lsn.n > lost.n)
                 r = add_input(j, in, journal_rewind_file(m->rewinds[k].lsn, name), err);
     }
     return r;
@@ -180,7 +192,7 @@ static int merge_inputs(struct journal *j, const struct manifest *m, const struc
                         struct error *err)
 {
     if (merge->level == 1)
-        return add_segment_inputs(j, in, m, merge->first_segment, merge->last_segment, err);
+        return add_segment_inputs(j, in, m, merge->first_segment, merge->last_segment, LSN_NONE, err);
     char name[JOURNAL_FILE_BYTES];
     int r = 0;
     uint32_t below = (uint32_t)group_segments(j, merge->level - 1);
@@ -239,26 +251,60 @@ static int add_run(void *context, struct manifest *m, struct error *err)
     return manifest_add_run(m, context, err);
 }
 
-static int do_merge(struct journal *j, const struct manifest *m, const struct merge *merge, struct error *err)
+/* Makes the indexes below a merge again where they can be. Runs are not: what is below them may be thinned by now. */
+static int mend_merged(struct journal *j, const struct manifest *m, const struct merge *merge, struct error *err)
+{
+    char left[JOURNAL_PATH_BYTES];
+    struct lsn low, high, lost;
+    bool whole;
+    int r = 0;
+    span_lsns(m, merge, &low, &high);
+    for (size_t i = 0; i < m->segment_count && r == 0; i++)
+        if (m->segments[i].number >= merge->first_segment && m->segments[i].number <= merge->last_segment) {
+            r = mend_segment(j, &m->segments[i], &lost, err);
+            mend_left_path(j, &m->segments[i], left);
+            unlink(left);
+        }
+    for (size_t i = 0; i < m->rewind_count && r == 0; i++)
+        if (m->rewinds[i].lsn.n > low.n && m->rewinds[i].lsn.n <= high.n)
+            r = mend_rewind(j, m->rewinds[i].lsn, &whole, err);
+    return r;
+}
+
+static int make_run(struct journal *j, const struct manifest *m, const struct merge *merge, struct run_info *run, struct error *err)
 {
     char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
     struct inputs in = {0};
     bool taken = false;
     struct stat st = {0};
-    struct run_info run = {.level = merge->level, .first_segment = merge->first_segment, .last_segment = merge->last_segment};
-    span_lsns(m, merge, &run.low, &run.high);
-    struct index_info info = {.journal_id = m->journal_id, .kind = INDEX_RUN, .flat = true, .low = run.low, .high = run.high,
-                              .first_segment = run.first_segment, .last_segment = run.last_segment};
-    journal_path(j, journal_run_file(run.level, run.first_segment, name), path);
+    struct index_info info = {.journal_id = m->journal_id, .kind = INDEX_RUN, .flat = true, .low = run->low, .high = run->high,
+                              .first_segment = run->first_segment, .last_segment = run->last_segment};
+    journal_path(j, journal_run_file(run->level, run->first_segment, name), path);
     int r = merge_inputs(j, m, merge, &in, err);
     if (r == 0)
         r = write_run(j, &in, path, &info, &taken, err);
     release_inputs(&in, !taken);
-    if (r < 0)
-        return error_context(err, "cannot merge %s", name);
-    if (stat(path, &st) == 0)
-        run.index_kib = (uint32_t)(st.st_size / 1024);
-    return sealer_change(j, add_run, &run, err);
+    if (r == 0 && stat(path, &st) == 0)
+        run->index_kib = (uint32_t)(st.st_size / 1024);
+    return r < 0 ? error_context(err, "cannot merge %s", name) : 0;
+}
+
+static int do_merge(struct journal *j, const struct manifest *m, const struct merge *merge, struct error *err)
+{
+    struct run_info run = {.level = merge->level, .first_segment = merge->first_segment, .last_segment = merge->last_segment};
+    span_lsns(m, merge, &run.low, &run.high);
+    int r = make_run(j, m, merge, &run, err);
+    if (journal_is_damage(r) && merge->level == 1) {
+        r = mend_merged(j, m, merge, err);
+        if (r == 0)
+            r = make_run(j, m, merge, &run, err);
+    }
+    if (journal_is_damage(r)) { /* it would fail again and again */
+        log_warning(j->log, "%s; it is left as it is", err->message);
+        j->merge_after = run.high;
+        return 0;
+    }
+    return r < 0 ? r : sealer_change(j, add_run, &run, err);
 }
 
 /* ---- dropping history ---- */
@@ -271,6 +317,9 @@ struct drop {
     bool thinning; /* the base stays where it is */
     bool repair;        /* what was interrupted is done again: a block of the base or of a rescue store may be half changed */
     bool repair_rescue; /* of a rescue store alone */
+    struct lsn lost;    /* up to it records cannot be known: of the new base that is right alone which is newer */
+    size_t at_volume;   /* while it is made: how far that was told of the base (then all before is newer, or lost) */
+    uint64_t at_lba;
     struct base_store *store;
     struct payload_reader *reader;
     char *buffer; /* 1 MiB */
@@ -279,11 +328,6 @@ struct drop {
     struct payload_window window; /* of the segment that the batch is at */
     struct drop_pace pace;
 };
-
-static bool is_damage(int r)
-{
-    return r == -EBADMSG || r == -EIO;
-}
 
 /* History moves on over what is damaged: it stays unreadable, as it was, instead of blocking all that comes after it. */
 static int lose(struct drop *d, struct base_store *store, uint32_t volume, uint64_t lba, uint32_t length, struct error *err)
@@ -312,6 +356,36 @@ static int repair_store(struct drop *d, struct base_store *store, struct lsn lsn
     return r;
 }
 
+static int lose_range(struct drop *d, struct base_store *store, uint32_t volume, uint64_t from, uint64_t to, struct error *err)
+{
+    int r = 0;
+    for (uint64_t at = from; at < to && r == 0; at += LOSE_SECTORS) {
+        MUTEX_GUARD(guard, &d->j->base_mutex);
+        r = base_store_lose(store, volume, at, (uint32_t)(to - at < LOSE_SECTORS ? to - at : LOSE_SECTORS), err);
+    }
+    return r;
+}
+
+/* Where records are lost: what lies before `lba` of `volume`, and was not said to be newer, may be older than it should be. Volumes are in the
+ * order of their numbers. */
+static int lose_before(struct drop *d, uint32_t volume, uint64_t lba, struct error *err)
+{
+    int r = 0;
+    for (; d->lost.n && r == 0 && d->at_volume < d->m.volume_count; d->at_volume++, d->at_lba = 0) {
+        const struct volume_info *v = &d->m.volumes[d->at_volume];
+        uint64_t end = v->id == volume ? lba : v->size_bytes / 512;
+        if (v->id > volume)
+            return 0;
+        if (v->created.n <= d->lost.n && d->at_lba < end)
+            r = lose_range(d, d->store, v->id, d->at_lba, end, err);
+        if (v->id == volume) {
+            d->at_lba = end;
+            return r;
+        }
+    }
+    return r;
+}
+
 /* Copies the stretches of a reference extent that its rescue store lacks and the drop takes away. */
 static int rescue_extent(struct drop *d, struct base_store *rescue, const struct extent *e, struct error *err)
 {
@@ -322,14 +396,14 @@ static int rescue_extent(struct drop *d, struct base_store *rescue, const struct
         bool present;
         uint64_t stretch;
         r = base_store_extent(rescue, e->volume, at, end - at, &present, &stretch, err);
-        if (is_damage(r)) {
+        if (journal_is_damage(r)) {
             present = true, stretch = 1;
             r = lose(d, rescue, e->volume, at, 1, err);
         } else if (r == 0 && !present) {
             struct extent part = extent_clip(*e, at, stretch < 2048 ? stretch : 2048);
             stretch = part.length;
             r = payload_read(d->reader, &part, d->buffer, err);
-            if (is_damage(r))
+            if (journal_is_damage(r))
                 r = lose(d, rescue, e->volume, at, part.length, err);
             else if (r == 0)
                 r = base_store_write(rescue, e->volume, at, part.length, d->buffer, d->repair || d->repair_rescue, err);
@@ -347,19 +421,32 @@ static bool rescue_is_unfinished(const struct journal *j)
     return access(path, F_OK) == 0;
 }
 
-static int rescue_rewind(struct drop *d, const struct rewind_info *rewind, struct error *err)
+/* What a rewind refers to is not known: of what its rescue store lacks, nothing may be looked up in what changes now. */
+static int lose_rescue(struct drop *d, struct base_store *rescue, struct lsn rewind, struct error *err)
 {
-    char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES], directory[JOURNAL_PATH_BYTES - 16];
+    int r = 0;
+    log_error(d->j->log, "%s: of what the rewind of LSN %llu referred to, that is lost which was not copied yet", err->message, (unsigned long long)rewind.n);
+    for (size_t i = 0; i < d->m.volume_count && r == 0; i++) {
+        const struct volume_info *v = &d->m.volumes[i];
+        for (uint64_t at = 0, stretch, end = v->size_bytes / 512; v->created.n <= rewind.n && at < end && r == 0; at += stretch) {
+            bool present;
+            r = base_store_extent(rescue, v->id, at, end - at, &present, &stretch, err);
+            if (journal_is_damage(r))
+                r = 0, present = false, stretch = 1;
+            if (r == 0 && !present)
+                r = lose_range(d, rescue, v->id, at, at + stretch, err);
+        }
+    }
+    return r;
+}
+
+static int rescue_extents(struct drop *d, struct base_store *rescue, const struct rewind_info *rewind, struct error *err)
+{
+    char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
     struct index *index = NULL;
     struct extent_stream *stream = NULL;
-    struct base_store *rescue = NULL;
-    payload_rescue_directory(d->j->directory, rewind->lsn, directory, sizeof directory);
     journal_path(d->j, journal_rewind_file(rewind->lsn, name), path);
-    int r = base_store_open(directory, true, &rescue, err);
-    if (r == 0)
-        r = repair_store(d, rescue, rewind->lsn, true, err);
-    if (r == 0)
-        r = index_open(path, d->j->cache, &index, err);
+    int r = index_open(path, d->j->cache, &index, err);
     if (r == 0)
         r = index_stream(index, LSN_NONE, LSN_MAX, &stream, err);
     while (r == 0) {
@@ -371,14 +458,32 @@ static int rescue_rewind(struct drop *d, const struct rewind_info *rewind, struc
         }
         r = rescue_extent(d, rescue, &e, err);
     }
+    if (stream)
+        extent_stream_free(stream);
+    index_free(index);
+    return r;
+}
+
+static int rescue_rewind(struct drop *d, const struct rewind_info *rewind, struct error *err)
+{
+    char path[JOURNAL_PATH_BYTES], directory[JOURNAL_PATH_BYTES - 16];
+    struct base_store *rescue = NULL;
+    payload_rescue_directory(d->j->directory, rewind->lsn, directory, sizeof directory);
+    bool whole = true;
+    int r = base_store_open(directory, true, &rescue, err);
+    if (r == 0)
+        r = repair_store(d, rescue, rewind->lsn, true, err);
+    if (r == 0)
+        r = mend_rewind(d->j, rewind->lsn, &whole, err);
+    if (r == 0 && (whole || d->thinning)) /* history that is thinned can be left as it is */
+        r = rescue_extents(d, rescue, rewind, err);
+    else if (r == 0)
+        r = lose_rescue(d, rescue, rewind->lsn, err);
     if (r == 0)
         r = base_store_sync(rescue, err);
     snprintf(path, sizeof path, "%s/objects.json", directory);
     if (r == 0 && !d->thinning && rewind->target.n < d->base.n && access(path, F_OK) < 0)
         r = history_save_objects(d->j, rewind->target, path, err);
-    if (stream)
-        extent_stream_free(stream);
-    index_free(index);
     base_store_free(rescue);
     return r;
 }
@@ -388,7 +493,7 @@ static int apply_part(struct drop *d, const struct extent *e, struct error *err)
 {
     int r = payload_read_along(d->reader, &d->window, e, d->buffer, err);
     MUTEX_GUARD(guard, &d->j->base_mutex); /* journal_seed writes to the same files */
-    if (is_damage(r))
+    if (journal_is_damage(r))
         return lose(d, d->store, e->volume, e->lba, e->length, err);
     return r < 0 ? r : base_store_write(d->store, e->volume, e->lba, e->length, d->buffer, d->repair, err);
 }
@@ -396,8 +501,8 @@ static int apply_part(struct drop *d, const struct extent *e, struct error *err)
 static int apply_extent(struct drop *d, const struct extent *e, struct error *err)
 {
     int r = 0;
-    if (e->lsn.n <= d->m.base.n)
-        return 0; /* there already */
+    if (e->lsn.n <= d->m.base.n || e->lsn.n <= d->lost.n)
+        return 0; /* there already, or perhaps older than something that is lost */
     if (e->kind == EXTENT_ZERO) {
         MUTEX_GUARD(guard, &d->j->base_mutex);
         return base_store_clear(d->store, e->volume, e->lba, e->length, d->repair, err);
@@ -434,11 +539,25 @@ static int apply_batch(struct drop *d, struct error *err)
     return r;
 }
 
+static int apply_next(struct drop *d, const struct extent *e, struct error *err)
+{
+    int r = 0;
+    if (d->lost.n && e->lsn.n > d->lost.n) {
+        r = lose_before(d, e->volume, e->lba, err);
+        d->at_lba = e->lba + e->length;
+    }
+    if (e->kind == EXTENT_DATA)
+        d->batch[d->batch_count++] = *e;
+    else if (r == 0)
+        r = apply_extent(d, e, err);
+    return r < 0 || d->batch_count < DROP_BATCH_EXTENTS ? r : apply_batch(d, err);
+}
+
 static int apply_segments(struct drop *d, struct error *err)
 {
     struct inputs in = {0};
     struct extent_stream *sweep = NULL;
-    int r = add_segment_inputs(d->j, &in, &d->m, 0, d->last_segment, err);
+    int r = add_segment_inputs(d->j, &in, &d->m, 0, d->last_segment, d->lost, err);
     if (r == 0)
         r = extent_sweep(in.streams, in.count, &sweep, err);
     while (r == 0) {
@@ -448,19 +567,53 @@ static int apply_segments(struct drop *d, struct error *err)
             r = more;
             break;
         }
-        if (e.kind == EXTENT_DATA)
-            d->batch[d->batch_count++] = e;
-        else
-            r = apply_extent(d, &e, err);
-        if (r == 0 && d->batch_count == DROP_BATCH_EXTENTS)
-            r = apply_batch(d, err);
+        r = apply_next(d, &e, err);
     }
     if (r == 0)
         r = apply_batch(d, err);
+    if (r == 0)
+        r = lose_before(d, UINT32_MAX, 0, err);
     release_inputs(&in, !sweep);
     if (sweep)
         extent_stream_free(sweep);
     return r;
+}
+
+/* The indexes of what goes are whole after it, or it is known what is lost. */
+static int mend_dropped(struct drop *d, struct error *err)
+{
+    char path[JOURNAL_PATH_BYTES];
+    struct lsn lost;
+    int r = 0;
+    for (size_t i = 0; i < d->m.segment_count && d->m.segments[i].number <= d->last_segment && r == 0; i++) {
+        const struct segment_info *s = &d->m.segments[i];
+        r = mend_segment(d->j, s, &lost, err);
+        mend_left_path(d->j, s, path);
+        if (r == 0 && lost.n && access(path, F_OK) == 0)
+            r = payload_reader_index(d->reader, s->number, s->generation, path, err);
+        if (r == 0 && lost.n > d->lost.n)
+            d->lost = lost;
+    }
+    for (size_t i = 0; i < d->m.rewind_count && d->m.rewinds[i].lsn.n <= d->base.n && r == 0; i++) {
+        bool whole;
+        lost = d->m.rewinds[i].lsn;
+        r = mend_rewind(d->j, lost, &whole, err);
+        if (r < 0 || whole)
+            continue;
+        mend_note_loss(d->j, 0, (struct lsn){lost.n - 1}, lost, err->message);
+        if (lost.n > d->lost.n)
+            d->lost = lost;
+    }
+    return r;
+}
+
+static void remove_left(const struct drop *d)
+{
+    char path[JOURNAL_PATH_BYTES];
+    for (size_t i = 0; d->lost.n && i < d->m.segment_count; i++) {
+        mend_left_path(d->j, &d->m.segments[i], path);
+        unlink(path);
+    }
 }
 
 /* Takes what the new base covers out of the manifest. In place: id, epoch and boot are read without the lock. */
@@ -557,6 +710,8 @@ static int drop_steps(struct drop *d, struct error *err)
     char path[JOURNAL_PATH_BYTES];
     struct journal *j = d->j;
     int r = repair_store(d, d->store, d->m.base, false, err);
+    if (r == 0)
+        r = mend_dropped(d, err);
     for (size_t i = 0; i < d->m.rewind_count && r == 0; i++)
         if (d->m.rewinds[i].lsn.n > d->base.n)
             r = rescue_rewind(d, &d->m.rewinds[i], err);
@@ -571,6 +726,7 @@ static int drop_steps(struct drop *d, struct error *err)
         r = sealer_change(j, forget_dropped, d, err);
     if (r < 0)
         return r;
+    j->mend_tries = 0;
     uint64_t used = base_store_used_bytes(d->store);
     pthread_mutex_lock(&j->mutex);
     j->base_bytes = used;
@@ -604,6 +760,7 @@ static int drop_to(struct journal *j, struct lsn base, uint32_t last_segment, bo
     if (r == 0) {
         payload_reader_in_drop(d.reader);
         r = drop_steps(&d, err);
+        remove_left(&d);
     }
     payload_reader_free(d.reader);
     base_store_free(d.store);
@@ -681,7 +838,10 @@ static int rescue_all(struct drop *d, struct error *err)
         r = payload_reader_new(j->directory, j->cache, READER_SEGMENTS, &d->reader, err);
     if (r == 0)
         payload_reader_in_drop(d->reader);
+    struct lsn first = d->m.segments[manifest_find_segment(&d->m, d->first_segment)].first;
     for (size_t i = 0; i < d->m.rewind_count && r == 0; i++) {
+        if (d->m.rewinds[i].lsn.n < first.n) /* it refers to what is older */
+            continue;
         int fault = journal_fault_at(j, "rescue");
         r = fault < 0 ? error_errno(err, fault, "cannot keep what rewinds need") : rescue_rewind(d, &d->m.rewinds[i], err);
     }
@@ -778,6 +938,8 @@ static int tidy_step(struct journal *j, bool *ret_done, struct error *err)
     struct merge merge;
     bool compressed = false;
     int r = thin_step(j, ret_done, err);
+    if (r == 0 && *ret_done) /* there are others to be merged now */
+        j->merge_after = LSN_NONE;
     if (r == 0 && !*ret_done) {
         r = journal_manifest(j, &m, err);
         if (r < 0)

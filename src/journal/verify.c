@@ -302,7 +302,10 @@ static void check_objects(struct verification *v, const char *store, struct lsn 
     _cleanup_json_ json_t *objects = NULL;
     snprintf(name, sizeof name, "%.40s/objects.json", store);
     snprintf(path, sizeof path, "%s/%s", v->directory, name);
-    if (saved_read(path, &objects, &err) < 0 && !(rewind && manifest_rewind_was_dropped(v->directory, lsn)))
+    int r = saved_read(path, &objects, &err);
+    if (r == 0 && json_array_size(objects) && json_is_true(json_object_get(json_array_get(objects, json_array_size(objects) - 1), "unknown")))
+        r = error_set(&err, -EBADMSG, "which objects there were is not known: it was damaged when history was dropped");
+    if (r < 0 && !(rewind && manifest_rewind_was_dropped(v->directory, lsn)))
         damaged(v, (struct verify_damage){.file = name, .what = err.message, .low = lsn, .high = lsn});
 }
 

@@ -1038,6 +1038,232 @@ static void test_salvage_points(void **state)
     end();
 }
 
+/* ---- history moves on over what is damaged ---- */
+
+/* Every point from the oldest one on reads right, or an error; *ret_refused: of how many there was one. What objects there were, too. */
+static void check_points(struct journal *j, const char *what, unsigned *ret_refused)
+{
+    struct journal_status s;
+    journal_status(j, &s);
+    *ret_refused = 0;
+    for (size_t i = 0; i < x.point_count; i++) {
+        struct moment p = x.points[i];
+        int object = 0;
+        if (p.lsn < s.oldest.n)
+            continue;
+        snprintf(p.pin, sizeof p.pin, "engine-again");
+        int r = journal_pin(j, p.pin, (struct lsn){p.lsn}, true, &err);
+        if (r < 0 && !is_refusal(r))
+            fail_msg("%s: LSN %llu cannot be pinned: %s", what, (unsigned long long)p.lsn, err.message);
+        *ret_refused += r < 0 || check_image(&p, what);
+        if (r == 0)
+            check_ok(journal_unpin(j, p.pin, &err));
+        r = journal_objects(j, (struct lsn){p.lsn}, see_object, &object, &err);
+        if (r < 0 ? !is_refusal(r) : object != p.object)
+            fail_msg("J6: %s: object %d instead of %d at LSN %llu: %d", what, object, p.object, (unsigned long long)p.lsn, r);
+    }
+}
+
+/* It takes a write and a tag, and what comes later is sealed, merged and dropped. */
+static void goes_on(struct journal *j, const char *what)
+{
+    struct journal_status s;
+    struct journal_point point;
+    struct manifest m;
+    char block[8 * 512] __attribute__((aligned(64)));
+    struct moment p = x.points[x.point_count - 1];
+    p.data = malloc(sizeof x.live);
+    memcpy(p.data, x.points[x.point_count - 1].data, sizeof x.live);
+    for (int i = 0; i < 60; i++) {
+        struct lsn lsn;
+        fill(block, sizeof block);
+        memcpy(p.data + (size_t)i % 20 * sizeof block, block, sizeof block);
+        check_ok(journal_append_durable(j, &(struct journal_record){.op = OP_WRITE, .flags = RECORD_LAST, .volume = 1, .lba = (uint64_t)i % 20 * 8, .length = 8,
+                                                                    .payload = block, .payload_bytes = sizeof block}, &lsn, &err));
+        p.lsn = lsn.n;
+    }
+    if (journal_tag(j, "later", NULL, &point, &err) < 0)
+        fail_msg("%s: no tag: %s", what, err.message);
+    check_ok(journal_seal(j, &err));
+    if (journal_maintain(j, &err) < 0)
+        fail_msg("%s: no merge: %s", what, err.message);
+    snprintf(p.pin, sizeof p.pin, "engine-again");
+    if (journal_pin(j, p.pin, (struct lsn){p.lsn}, true, &err) == 0) {
+        check_image(&p, what);
+        check_ok(journal_unpin(j, p.pin, &err));
+    }
+    check_ok(journal_manifest(j, &m, &err));
+    struct lsn last = m.segments[m.segment_count - 2].last;
+    manifest_release(&m);
+    if (journal_drop(j, last, &err) < 0)
+        fail_msg("%s: no later drop: %s", what, err.message);
+    journal_status(j, &s);
+    assert_true(s.oldest.n == last.n && !s.suspended);
+    if (journal_pin(j, p.pin, (struct lsn){p.lsn}, true, &err) == 0) {
+        check_image(&p, what);
+        check_ok(journal_unpin(j, p.pin, &err));
+    }
+    free(p.data);
+}
+
+/* The journal as it was damaged just now: drops its oldest segments, up to the one with `until`. Returns how many points could not be read. */
+static unsigned drop_damaged(const char *what, struct lsn until)
+{
+    struct journal_options o = options();
+    struct journal_status s;
+    struct journal *j;
+    unsigned refused;
+    check_ok(journal_open(&o, &j, &err));
+    for (size_t i = 0; i < x.point_count; i++)
+        check_ok(journal_unpin(j, x.points[i].pin, &err));
+    if (journal_tag(j, "at-once", NULL, &(struct journal_point){0}, &err) < 0)
+        fail_msg("%s: no tag: %s", what, err.message);
+    if (journal_drop(j, until, &err) < 0)
+        fail_msg("%s: no drop: %s", what, err.message);
+    journal_status(j, &s);
+    if (s.oldest.n != until.n)
+        fail_msg("%s: the base is at LSN %llu instead of %llu", what, (unsigned long long)s.oldest.n, (unsigned long long)until.n);
+    check_points(j, what, &refused);
+    goes_on(j, what);
+    journal_abandon(j);
+    unlink(x.ring);
+    restore_all();
+    return refused;
+}
+
+/* Where a record of that kind has its payload in a segment; 0: there is none. */
+static size_t find_payload(const struct file *f, const struct segment_info *s, enum journal_op op, size_t *ret_header)
+{
+    char *plain = open_segment(f);
+    size_t found = 0;
+    for (size_t at = JOURNAL_BLOCK_BYTES; at < (size_t)s->used_blocks * JOURNAL_BLOCK_BYTES && !found;) {
+        const struct frame_header *h = (const struct frame_header *)(plain + at);
+        for (uint32_t k = 0; k < le16_get(h->record_count) && !found; k++)
+            if (frame_records(h)[k].op == op) {
+                found = at + (size_t)le16_get(frame_records(h)[k].payload_block) * JOURNAL_BLOCK_BYTES + 1;
+                *ret_header = at + 40;
+            }
+        at += (size_t)le32_get(h->blocks) * JOURNAL_BLOCK_BYTES;
+    }
+    free(plain);
+    return found;
+}
+
+static void flip(const struct file *f, size_t at)
+{
+    write_byte(f, at, (uint8_t)~f->data[at]);
+}
+
+/* J5, J6: of a segment that goes, of what is dropped with it, and of the base, one file after the other. */
+static void test_drop_goes_on(void **state)
+{
+    struct manifest m;
+    char name[JOURNAL_FILE_BYTES], what[128];
+    unsigned events = 0, lost = 0;
+    (void)state;
+    make_sealed();
+    restore_all();
+    check_ok(manifest_load(x.directory, &m, &err));
+    const struct lsn first = m.segments[0].last;
+    assert_int_equal(drop_damaged("nothing", first), 0);
+    const struct file *segment = find_file(journal_segment_file(m.segments[0].number, name));
+    const struct file *l0 = find_file(journal_l0_file(m.segments[0].number, name)), *objects = find_file("base/objects.json");
+    assert_true(segment && l0 && objects);
+    for (int how = 0; how < 4; how++) { /* of an index that can be made again nothing is lost */
+        spoil(l0, how, what);
+        assert_int_equal(drop_damaged(what, first), 0);
+        spoil(objects, how, what);
+        assert_int_equal(drop_damaged(what, first), 0);
+        spoil(segment, how, what);
+        lost += drop_damaged(what, first) > 0;
+    }
+    assert_true(lost > 1);
+    for (size_t i = 0; i + 1 < m.segment_count; i++) {
+        const struct file *f = find_file(journal_segment_file(m.segments[i].number, name));
+        for (const enum journal_op *op = (const enum journal_op[]){OP_OBJECT, OP_MARK, OP_WRITE, 0}; *op; op++) {
+            size_t header = 0, payload = find_payload(f, &m.segments[i], *op, &header);
+            for (int k = 0; k < 3 && payload; k++) { /* the payload; the header; the header without an index */
+                snprintf(what, sizeof what, "%s, kind %d, damage %d", f->name, (int)*op, k);
+                flip(f, k ? header : payload);
+                if (k == 2)
+                    remove_file(journal_l0_file(m.segments[i].number, name));
+                drop_damaged(what, m.segments[i].last);
+                events += *op != OP_WRITE;
+            }
+        }
+    }
+    assert_true(events > 6);
+    remove_file(segment->name);
+    remove_file(l0->name);
+    assert_true(drop_damaged("segment and index missing", first) > 0);
+    manifest_release(&m);
+    end();
+}
+
+/* What cannot be merged, and what can after its index was made again, keeps nothing from being merged that is newer. */
+static void test_merge_goes_on(void **state)
+{
+    (void)state;
+    for (int lost = 0; lost < 2; lost++) {
+        struct manifest m;
+        char name[JOURNAL_FILE_BYTES], path[192];
+        bool first = false;
+        begin();
+        journal_hold(x.journal);
+        for (int i = 0; i < 6; i++) {
+            change(12);
+            remember();
+            check_ok(journal_seal(x.journal, &err));
+        }
+        check_ok(journal_manifest(x.journal, &m, &err));
+        assert_int_equal(m.run_count, 0);
+        snprintf(path, sizeof path, "%s/%s", x.directory, journal_l0_file(m.segments[0].number, name));
+        assert_int_equal(truncate(path, 5000), 0);
+        snprintf(path, sizeof path, "%s/%s", x.directory, journal_segment_file(m.segments[0].number, name));
+        if (lost)
+            assert_int_equal(unlink(path), 0);
+        const uint32_t number = m.segments[0].number;
+        manifest_release(&m);
+        journal_unhold(x.journal);
+        check_ok(journal_maintain(x.journal, &err));
+        check_ok(journal_manifest(x.journal, &m, &err));
+        for (size_t i = 0; i < m.run_count; i++)
+            first |= m.runs[i].first_segment <= number && m.runs[i].last_segment >= number;
+        assert_true(m.run_count > 0 && first == !lost);
+        manifest_release(&m);
+        for (size_t i = 0; i < x.point_count && !lost; i++) {
+            snprintf(x.points[i].pin, sizeof x.points[i].pin, "engine-%zu", i);
+            check_ok(journal_pin(x.journal, x.points[i].pin, (struct lsn){x.points[i].lsn}, true, &err));
+            assert_false(check_image(&x.points[i], "merged"));
+        }
+        group_free(x.group);
+        check_ok(journal_close(x.journal, &err));
+        end();
+    }
+}
+
+/* The same of what a rewind refers to, in both copies: dropped with it, and while it stays. */
+static void test_drop_goes_on_over_rewinds(void **state)
+{
+    struct manifest m;
+    char name[JOURNAL_FILE_BYTES], what[128];
+    (void)state;
+    make_sealed();
+    restore_all();
+    check_ok(manifest_load(x.directory, &m, &err));
+    assert_true(m.rewind_count > 0);
+    for (size_t i = 0; i < m.rewind_count; i++)
+        for (size_t k = 0; k + 1 < m.segment_count; k++) {
+            snprintf(what, sizeof what, "the rewind of LSN %llu missing, dropped to LSN %llu", (unsigned long long)m.rewinds[i].lsn.n,
+                     (unsigned long long)m.segments[k].last.n);
+            remove_file(journal_rewind_file(m.rewinds[i].lsn, name));
+            remove_file(journal_rewind_copy_file(m.rewinds[i].lsn, name));
+            drop_damaged(what, m.segments[k].last);
+        }
+    manifest_release(&m);
+    end();
+}
+
 /* ---- what a rewind has not copied back ---- */
 
 static void test_pending(void **state)
@@ -1136,7 +1362,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_sealed), cmocka_unit_test(test_objects), cmocka_unit_test(test_tail),
                                        cmocka_unit_test(test_pending), cmocka_unit_test(test_no_manifest), cmocka_unit_test(test_many_rewinds), cmocka_unit_test(test_salvage_files),
-                                       cmocka_unit_test(test_salvage_segments), cmocka_unit_test(test_salvage_points),
+                                       cmocka_unit_test(test_salvage_segments), cmocka_unit_test(test_salvage_points), cmocka_unit_test(test_drop_goes_on), cmocka_unit_test(test_drop_goes_on_over_rewinds), cmocka_unit_test(test_merge_goes_on),
                                        cmocka_unit_test(test_a_run_that_is_made_anew_is_not_missing)};
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
