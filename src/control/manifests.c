@@ -20,6 +20,7 @@
 
 #include "base/thread.h"
 #include "control/control_internal.h"
+#include "journal/journal.h"
 #include "lib/http_client.h"
 
 #define RETRY_MS 1000
@@ -89,15 +90,27 @@ static int post(struct manifests *m, const char *name, const json_t *content, ch
     return 0;
 }
 
+/* What the journal had of them is damaged: they are journaled once more, all of them, so that later points have them. */
+static int begin_anew(struct manifests *m, struct error *err)
+{
+    _cleanup_json_ json_t *body = json_pack("{s:s, s:n}", "name", JOURNAL_EVERY_OBJECT, "content");
+    log_error(m->control->log, "manifests %s: %s; all of them are journaled again", m->directory, err->message);
+    return http_client_call(m->socket, "POST", "/v1/object", body, CONTROL_CALL_TIMEOUT_MS, NULL, err);
+}
+
 static int load_known(struct manifests *m, struct error *err)
 {
     _cleanup_json_ json_t *answer = NULL;
     int r = http_client_call(m->socket, "GET", "/v1/objects?point=latest", NULL, CONTROL_CALL_TIMEOUT_MS,
                              &answer, err);
+    if (r == -EBADMSG)
+        r = begin_anew(m, err);
     if (r < 0)
         return r;
     json_decref(m->known);
     m->known = json_object();
+    if (!answer) /* not known any more */
+        return 0;
     size_t i;
     json_t *object;
     json_array_foreach(json_object_get(answer, "objects"), i, object)

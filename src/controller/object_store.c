@@ -267,6 +267,28 @@ static int load_known(void *context, const char *name, json_t *object, struct er
     return k && store_hash(object, k->hash) == 0 ? 0 : error_errno(err, -ENOMEM, "%s", name);
 }
 
+static int see_nothing(void *context, const char *name, const char *content, size_t bytes, struct lsn lsn, struct error *err)
+{
+    (void)context, (void)name, (void)content, (void)bytes, (void)lsn, (void)err;
+    return 0;
+}
+
+/* `ret_anew`: the journal's own list is damaged (a wrong key is another matter): nothing is known, and all of it is journaled again. */
+static int load_all(struct object_store *store, struct journal *journal, struct stored_application *a, bool *ret_anew, struct error *err)
+{
+    struct journal_status status;
+    struct error why = ERROR_INIT;
+    journal_status(journal, &status);
+    int r = store_objects(store, journal, status.latest, load_known, a, err);
+    *ret_anew = r == -EBADMSG && journal_objects(journal, status.latest, see_nothing, NULL, &why) == -EBADMSG;
+    if (!*ret_anew)
+        return r;
+    log_error(store->log, "%s/%s: %s; all its objects are journaled again", a->namespace, a->name, why.message);
+    while (a->known)
+        forget_known(a, a->known);
+    return 0;
+}
+
 int object_store_keep(struct object_store *store, const char *namespace, const char *application,
                       bool *ret_resumed, struct error *err)
 {
@@ -284,8 +306,7 @@ int object_store_keep(struct object_store *store, const char *namespace, const c
     }
     struct stored_application *a = calloc(1, sizeof *a);
     struct open_journal *open = NULL;
-    struct journal_status status;
-    bool existed = false;
+    bool existed = false, anew = false;
     if (!a || !(a->namespace = strdup(namespace)) || !(a->name = strdup(application))) {
         if (a)
             free_application(a);
@@ -294,8 +315,7 @@ int object_store_keep(struct object_store *store, const char *namespace, const c
     a->last = &a->first;
     int r = store_acquire(store, namespace, application, true, &open, &existed, err);
     if (r == 0 && existed) {
-        journal_status(open->journal, &status);
-        r = store_objects(store, open->journal, status.latest, load_known, a, err);
+        r = load_all(store, open->journal, a, &anew, err);
         gap_of(a, "the controller was not looking");
     }
     store_release(store, open);
@@ -304,6 +324,10 @@ int object_store_keep(struct object_store *store, const char *namespace, const c
         return r;
     }
     MUTEX_GUARD(guard, &store->mutex);
+    if (anew && (r = enqueue(store, a, JOURNAL_EVERY_OBJECT, NULL)) < 0) {
+        free_application(a);
+        return error_errno(err, r, "%s/%s", namespace, application);
+    }
     a->next = store->applications;
     store->applications = a;
     *ret_resumed = existed;

@@ -54,6 +54,8 @@ int journal_object(struct journal *j, const char *name, const void *content, siz
     size_t name_bytes = strlen(name) + 1, compressed_bytes = 0;
     if (name_bytes < 2 || name_bytes > 1024)
         return error_set(err, -EINVAL, "'%s' cannot name an object: expected 1 to 1023 bytes", name);
+    if (content && strcmp(name, JOURNAL_EVERY_OBJECT) == 0)
+        return error_set(err, -EINVAL, "'%s' cannot name an object: it stands for all of them", name);
     _cleanup_free_ void *compressed = NULL;
     int r = content ? zstd_compress(content, content_bytes, ZSTD_LEVEL_DEFAULT, &compressed, &compressed_bytes, err) : 0;
     if (r < 0)
@@ -82,6 +84,7 @@ struct object_walk {
     struct lsn limit; /* events above it are skipped: a rewind led past them */
     struct lsn from_rescue; /* a rewind's target is below the base: its own saved objects count */
     struct lsn base;
+    bool ended; /* what is older was deleted, all of it */
     journal_object_visit visit;
     void *context;
 };
@@ -105,6 +108,10 @@ static int visit_object(void *context, const struct journal_event *e, struct err
     }
     if (e->op != OP_OBJECT || json_object_get(w->seen, e->payload))
         return 0;
+    if ((e->flags & RECORD_DELETED) && strcmp(e->payload, JOURNAL_EVERY_OBJECT) == 0) {
+        w->ended = true;
+        return 1;
+    }
     if (json_object_set_new(w->seen, e->payload, json_true()) < 0)
         return error_set(err, -EBADMSG, "an object's name at LSN %llu is not UTF-8", (unsigned long long)e->lsn.n);
     if (e->flags & RECORD_DELETED)
@@ -120,7 +127,7 @@ static int visit_object(void *context, const struct journal_event *e, struct err
 /* The objects that dropped history leaves behind. An entry without a name says that not all of them are known. */
 static int visit_saved(struct object_walk *w, const char *path, struct error *err)
 {
-    if (w->base.n == 0 && w->from_rescue.n == 0)
+    if (w->ended || (w->base.n == 0 && w->from_rescue.n == 0))
         return 0;
     _cleanup_json_ json_t *saved = NULL;
     json_t *object;

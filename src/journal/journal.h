@@ -311,7 +311,9 @@ int journal_events(struct journal *j, struct lsn low, struct lsn high, bool acti
 /* Appends a tag (MARK) or -EEXIST; durable. labels: JSON object text or NULL. */
 int journal_tag(struct journal *j, const char *name, const char *labels_json, struct journal_point *ret, struct error *err) MUST_CHECK;
 /* Appends an object's change (content NULL: deleted); not waited for beyond journal_wait, and with `ret` NULL
- * not at all. */
+ * not at all. The name JOURNAL_EVERY_OBJECT, which is only deleted, means all of them: whoever finds that the objects of LATEST are not known
+ * any more (-EBADMSG of journal_objects) journals that, then all that are there. */
+#define JOURNAL_EVERY_OBJECT "*"
 int journal_object(struct journal *j, const char *name, const void *content, size_t content_bytes,
                    struct journal_point *ret, struct error *err) MUST_CHECK;
 /* Calls visit for each object that exists at `lsn`, in no order. Rewinds are followed. */

@@ -8,6 +8,8 @@
 
 #include "controller/object_store.h"
 
+#include "../spoil.h"
+
 static const uint8_t key[SEALING_KEY_BYTES] = "0123456789abcdef0123456789abcdef";
 static struct sealing sealing;
 #define JOURNALS 2u /* that are open at most: opening one takes its time */
@@ -224,6 +226,36 @@ static void test_an_application_that_changes_all_the_time_keeps_no_other_waiting
     atomic_store(&busy.stop, true);
     pthread_join(thread, NULL);
     object_store_free(busy.store);
+    check_remove_directory(directory);
+}
+
+static void test_a_list_that_is_damaged_is_journaled_again(void **state)
+{
+    (void)state;
+    struct error err = ERROR_INIT;
+    struct object_store *store;
+    char *directory = check_make_directory(), text[64];
+    const char *a = "core/v1/ConfigMap/shop/spoiled-one", *b = "core/v1/ConfigMap/shop/b";
+    bool resumed;
+    json_t *set;
+    for (unsigned i = 0; i < 2; i++) { /* the second time seals what the first wrote */
+        check_ok(object_store_new(directory, &sealing, NULL, JOURNALS, &store, &err));
+        check_ok(object_store_keep(store, "shop", "shop", &resumed, &err));
+        put(store, "shop", a, "1", 10);
+        put(store, "shop", b, "2", 11);
+        check_ok(object_store_flush(store, "shop", "shop", &err));
+        object_store_free(store);
+    }
+    spoil(directory, "spoiled-one");
+    check_ok(object_store_new(directory, &sealing, NULL, JOURNALS, &store, &err));
+    check_error(object_store_read(store, "shop", "shop", &latest, &set, NULL, &err), -EBADMSG, "");
+    check_ok(object_store_keep(store, "shop", "shop", &resumed, &err));
+    assert_true(resumed);
+    put(store, "shop", b, "2", 12); /* as a list gives it; the other was deleted meanwhile */
+    check_ok(object_store_flush(store, "shop", "shop", &err));
+    assert_string_equal(value_at(store, "shop", b, &latest, text), "2");
+    assert_string_equal(value_at(store, "shop", a, &latest, text), "");
+    object_store_free(store);
     check_remove_directory(directory);
 }
 
@@ -472,6 +504,7 @@ int main(void)
         cmocka_unit_test(test_s7_what_goes_with_a_namespace_is_no_history),
         cmocka_unit_test(test_more_applications_than_journals_are_open),
         cmocka_unit_test(test_an_application_that_changes_all_the_time_keeps_no_other_waiting),
+        cmocka_unit_test(test_a_list_that_is_damaged_is_journaled_again),
         cmocka_unit_test(test_sealing_hides_binds_and_detects),
         cmocka_unit_test(test_a_kind_that_is_listed_anew_leaves_nothing_of_before),
         cmocka_unit_test(test_what_waits_for_room_is_interrupted),

@@ -14,6 +14,8 @@
 #include "journal/segment_window.h"
 #include "lib/json.h"
 
+#include "../spoil.h"
+
 #define OBJECTS 3000u
 #define LARGE_BYTES (300u << 10)
 
@@ -103,6 +105,33 @@ static void thousands_are_read_in_few_reads_and_are_what_was_written(void **unus
     check_remove_directory(directory);
 }
 
+static void what_is_journaled_after_a_deletion_of_all_is_known_whatever_is_damaged_before_it(void **unused)
+{
+    (void)unused;
+    char *directory = check_make_directory();
+    struct journal *journal = open_journal(directory);
+    struct journal_point before;
+    _cleanup_json_ json_t *model = json_pack("{s:s}", "b", "2"), *read = json_object();
+    check_ok(journal_object(journal, "spoiled-one", "1", 1, NULL, &err));
+    check_ok(journal_object(journal, "b", "2", 1, &before, &err));
+    check_ok(journal_close(journal, &err));
+    check_ok(journal_close(open_journal(directory), &err)); /* sealed */
+    spoil(directory, "spoiled-one");
+    journal = open_journal(directory);
+    check_error(journal_objects(journal, LSN_MAX, collect, read, &err), -EBADMSG, "");
+    check_error(journal_object(journal, JOURNAL_EVERY_OBJECT, "1", 1, NULL, &err), -EINVAL, "all of them");
+    check_ok(journal_object(journal, JOURNAL_EVERY_OBJECT, NULL, 0, NULL, &err));
+    check_ok(journal_object(journal, "b", "2", 1, NULL, &err));
+    check_ok(journal_sync(journal, -1, NULL, &err));
+    check_objects(journal, model);
+    check_error(journal_objects(journal, before.lsn, collect, read, &err), -EBADMSG, "");
+    check_ok(journal_close(journal, &err));
+    journal = open_journal(directory);
+    check_objects(journal, model);
+    check_ok(journal_close(journal, &err));
+    check_remove_directory(directory);
+}
+
 static char *make_file(const char *directory, unsigned blocks)
 {
     char *path, block[JOURNAL_BLOCK_BYTES];
@@ -171,6 +200,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(thousands_are_read_in_few_reads_and_are_what_was_written),
+        cmocka_unit_test(what_is_journaled_after_a_deletion_of_all_is_known_whatever_is_damaged_before_it),
         cmocka_unit_test(a_window_gives_what_the_file_has),
         cmocka_unit_test(w2_a_piece_beside_a_bad_one_is_read),
     };
