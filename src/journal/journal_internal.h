@@ -282,6 +282,20 @@ int mend_rewind(struct journal *j, struct lsn lsn, bool *ret_whole, struct error
 /* Tells, and keeps in losses.json, that records with LSN in (low, high] cannot be known. */
 void mend_note_loss(struct journal *j, uint32_t segment, struct lsn low, struct lsn high, const char *what);
 
+/* ---- merge.c; with maintain_mutex, without the mutex ---- */
+/* Makes one run if there is one to be made. */
+int merge_step(struct journal *j, const struct manifest *m, bool *ret_done, struct error *err) MUST_CHECK;
+struct index_inputs {
+    struct index **indexes;
+    struct extent_stream **streams;
+    size_t count, capacity;
+};
+/* Adds the indexes of segments [first, last] and of the rewinds in them; `lost`: of segments up to there what is left of them. */
+int inputs_add_segments(struct journal *j, struct index_inputs *in, const struct manifest *m, uint32_t first, uint32_t last, struct lsn lost,
+                        struct error *err) MUST_CHECK;
+/* `streams`: those, too; else somebody has taken them. */
+void inputs_release(struct index_inputs *in, bool streams);
+
 /* ---- maintain.c ---- */
 int janitor_start(struct journal *j, struct error *err) MUST_CHECK;
 void janitor_stop(struct journal *j);
