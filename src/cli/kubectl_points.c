@@ -283,10 +283,13 @@ static enum cli_exit run_points(struct cli *cli)
         status, "oldestTime",
         cli_field_text(json_object_get(status, "objects"), "oldestTime",
                        papp ? NULL : cli_field_text(history, "oldestTime", NULL)));
+    bool damaged = json_is_true(json_object_get(history, "damaged"));
     answer = json_pack(
-        "{s:o, s:s*, s:O*, s:o}", "application", json_sprintf("%s/%s", member.namespace, member.name),
+        "{s:o, s:s*, s:O*, s:o, s:b}", "application", json_sprintf("%s/%s", member.namespace, member.name),
         "oldestTime", oldest, "streams", json_object_get(history, "streams"), "points",
-        sort(points, (size_t)limit));
+        sort(points, (size_t)limit), "damaged", damaged);
+    if (damaged)
+        cli_output_note(cli, "%s: part of the history is damaged: what was in it is not listed", what);
     return answer ? print(cli, answer)
                   : cli_output_fail(cli, CLI_EXIT_FAILED, NULL, "%s: out of memory", what);
 }

@@ -91,6 +91,8 @@ static enum cli_exit print(const struct cli *cli, const json_t *answer)
         add_remarks(table, point);
     }
     enum cli_exit code = cli_table_print(cli, table);
+    if (json_is_true(json_object_get(answer, "damaged")))
+        cli_output_note(cli, "points: part of the history is damaged, what was in it is not listed: `tidemark verify %s` tells what", cli->operands[0]);
     if (code == CLI_EXIT_OK &&
         json_array_size(points) == strtoul(cli_options_value(cli, "limit", CLI_POINTS_LIMIT_DEFAULT), NULL, 10))
         cli_output_note(cli, "points: there may be older ones; --limit N shows more");

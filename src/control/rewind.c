@@ -309,6 +309,8 @@ static int was_done(struct rewinding *w, uint64_t *ret_lsn, struct error *err)
             return 1;
         }
     }
+    if (json_is_true(json_object_get(answer, "damaged")))
+        return error_set(err, -EBADMSG, "whether the volumes were rewound is not known: the history from LSN %lld on is damaged", (long long)before);
     return 0;
 }
 

@@ -41,6 +41,7 @@ struct collect {
     size_t limit;
     uint64_t since_ns;
     bool named; /* tags alone */
+    bool damaged; /* something of the history cannot be read */
 };
 
 static json_t *event_json(const struct journal_event *event)
@@ -71,7 +72,8 @@ static int add_event(void *context, const struct journal_event *event, struct er
     if (event->realtime_ns < c->since_ns)
         return 1;
     if (event->op == OP_VOLUME || event->op == OP_REWIND || (c->named && event->op != OP_MARK) ||
-        (event->op != OP_WRITE && !(event->flags & RECORD_LAST)))
+        (event->op != OP_WRITE && !(event->flags & RECORD_LAST)) ||
+        (event->op == OP_OBJECT && strcmp(event->payload, JOURNAL_EVERY_OBJECT) == 0))
         return 0;
     if (json_array_append_new(c->points, event_json(event)) < 0)
         return error_set(err, -ENOMEM, "out of memory");
@@ -130,6 +132,7 @@ static int add_of_stream(struct collect *c, const json_t *stream, struct error *
         if (json_array_append_new(c->points, copy) < 0)
             return error_set(err, -ENOMEM, "out of memory");
     }
+    c->damaged |= json_is_true(json_object_get(answer, "damaged"));
     return r;
 }
 
@@ -211,7 +214,7 @@ int history_points(struct history_job *job, json_t **ret, struct error *err)
         (r = object_store_oldest(job->c->store, job->namespace, job->application, &oldest, err)) < 0)
         return r;
     if (limit > 0 &&
-        (r = object_store_events(job->c->store, job->namespace, job->application, add_event, &c, err)) < 0)
+        (r = object_store_events(job->c->store, job->namespace, job->application, add_event, &c, &c.damaged, err)) < 0)
         return r;
     hide_names(job, points);
     r = history_streams(job, &streams, err);
@@ -230,8 +233,8 @@ int history_points(struct history_job *job, json_t **ret, struct error *err)
     if (r < 0)
         return r;
     clock_format_rfc3339(oldest.realtime_ns, time);
-    *ret = json_pack("{s:s, s:s, s:O, s:o}", "application", job->application, "oldestTime", time, "streams",
-                     described, "points", list);
+    *ret = json_pack("{s:s, s:s, s:O, s:o, s:b}", "application", job->application, "oldestTime", time, "streams",
+                     described, "points", list, "damaged", c.damaged);
     if (*ret && c.since_ns)
         json_object_set_new(*ret, "sinceTime", json_string(clock_format_rfc3339(c.since_ns, time)));
     return *ret ? 0 : error_set(err, -ENOMEM, "out of memory");

@@ -43,14 +43,14 @@ int object_store_oldest(struct object_store *store, const char *namespace, const
 }
 
 int object_store_events(struct object_store *store, const char *namespace, const char *application,
-                        journal_event_visit visit, void *context, struct error *err)
+                        journal_event_visit visit, void *context, bool *damaged, struct error *err)
 {
     struct open_journal *open = NULL;
     bool existed;
     settle(store, namespace, application);
     int r = store_acquire(store, namespace, application, false, &open, &existed, err);
     if (r == 0)
-        r = journal_events(open->journal, LSN_NONE, LSN_MAX, false, visit, context, err);
+        r = journal_events(open->journal, LSN_NONE, LSN_MAX, false, visit, context, damaged, err);
     store_release(store, open);
     return r;
 }

@@ -109,7 +109,7 @@ int object_store_oldest(struct object_store *store, const char *namespace, const
 /* Calls visit for each event of the journal, newest first (journal_events); what was put before is among them. visit must not
  * call the store. */
 int object_store_events(struct object_store *store, const char *namespace, const char *application,
-                        journal_event_visit visit, void *context, struct error *err) MUST_CHECK;
+                        journal_event_visit visit, void *context, bool *damaged, struct error *err) MUST_CHECK;
 /* Reads all of the journal (journal/verify.h) while it is used on; one at a time. -EBADMSG: damaged. */
 int object_store_verify(struct object_store *store, const char *namespace, const char *application,
                         const struct verify_report *report, struct verify_summary *ret, struct error *err) MUST_CHECK;

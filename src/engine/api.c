@@ -357,6 +357,8 @@ static int add_point(void *context, const struct journal_event *event, struct er
         return 0; /* older; the clock may have been set back, so there may be more */
     if (event->op != OP_WRITE && !(event->flags & RECORD_LAST))
         return 0; /* in thinned history: it counts for what comes after it, but cannot be opened itself */
+    if (event->op == OP_OBJECT && strcmp(event->payload, JOURNAL_EVERY_OBJECT) == 0)
+        return 0;
     json_t *point = event_json(p->e, event);
     if (suspicion_has(p->stretches, p->stretch_count, event->lsn.n))
         json_object_set_new(point, "suspicious", json_true());
@@ -401,6 +403,7 @@ static int do_points(struct call *c, json_t **ret, struct error *err)
     const char *since = http_request_query(c->request, "since"), *limit = http_request_query(c->request, "limit");
     _cleanup_free_ struct points *p = calloc(1, sizeof *p);
     struct journal_point from = {0};
+    bool damaged = false;
     if (!p)
         return error_errno(err, -ENOMEM, "cannot list the points");
     p->limit = POINTS_DEFAULT;
@@ -413,8 +416,8 @@ static int do_points(struct call *c, json_t **ret, struct error *err)
     p->stretch_count = signal_stretches_copy(&c->e->watch->stretches, p->stretches);
     p->list = json_array();
     if (p->limit)
-        r = journal_events(c->e->journal, from.lsn, LSN_MAX, true, add_point, p, err);
-    *ret = json_pack("{s:o}", "points", p->list);
+        r = journal_events(c->e->journal, from.lsn, LSN_MAX, true, add_point, p, &damaged, err);
+    *ret = json_pack("{s:o, s:b}", "points", p->list, "damaged", damaged);
     return r;
 }
 

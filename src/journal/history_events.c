@@ -218,10 +218,10 @@ int book_events(const struct book *b, struct lsn low, struct lsn high, bool acti
 }
 
 int journal_events(struct journal *j, struct lsn low, struct lsn high, bool activity, journal_event_visit visit,
-                   void *context, struct error *err)
+                   void *context, bool *damaged, struct error *err)
 {
     struct book book;
-    int r = book_open(j, NULL, &book, err);
+    int r = book_open(j, damaged, &book, err);
     if (r < 0)
         return r;
     r = book_events(&book, low, high, activity, visit, context, err);

@@ -304,10 +304,11 @@ struct journal_event {
     uint32_t payload_bytes;
 };
 /* Calls visit for the events with LSN in (low, high], newest first; visit returns 0 to go on, 1 to stop, or -errno.
- * `activity`: one OP_WRITE event a second with writes in addition. */
+ * `activity`: one OP_WRITE event a second with writes in addition. `damaged`: what cannot be read is passed over, and this is set; with NULL
+ * it is an error. */
 typedef int (*journal_event_visit)(void *context, const struct journal_event *event, struct error *err);
 int journal_events(struct journal *j, struct lsn low, struct lsn high, bool activity, journal_event_visit visit,
-                   void *context, struct error *err) MUST_CHECK;
+                   void *context, bool *damaged, struct error *err) MUST_CHECK;
 /* Appends a tag (MARK) or -EEXIST; durable. labels: JSON object text or NULL. */
 int journal_tag(struct journal *j, const char *name, const char *labels_json, struct journal_point *ret, struct error *err) MUST_CHECK;
 /* Appends an object's change (content NULL: deleted); not waited for beyond journal_wait, and with `ret` NULL

@@ -307,6 +307,37 @@ class Status(Base):
         until(lambda: s.status()["state"] == "protected", "the remedy works")
         self.assertEqual(s.read("mnt/shop/data/f"), "one")
 
+    def test_manifests_whose_history_is_damaged_are_journaled_again(self):
+        s = self.s.start()
+        for name in ("kept.yaml", "spoiled-one.yaml"):
+            s.write(f"manifests/{name}", "a: 1\n")
+        s.apply(s.yaml(volumes=("data",), extra="  manifests: ./manifests\n"))
+
+        def objects():
+            answer = s.call("GET", "/v1/applications/shop/points?limit=1000")
+            self.assertEqual(answer["damaged"], damaged)
+            return [p["name"] for p in answer["points"] if p["kind"] == "object"]
+
+        damaged = False
+        until(lambda: len(objects()) == 2, "the manifests are journaled")
+        for _ in range(2):  # the second time seals what the first wrote
+            self.assertEqual(s.stop(), 0)
+            s.start()
+        self.assertEqual(s.stop(), 0)
+        journal = s.path("s/apps/shop/journal")
+        with open(os.path.join(journal, "segment-0000000001.tmj"), "r+b") as f:
+            f.seek(f.read().index(b"spoiled-one"))
+            f.write(b"S")
+        damaged = True
+        s.start()
+        until(lambda: "journaled again" in s.log_text() and sorted(objects()[:2]) == ["kept.yaml", "spoiled-one.yaml"], "again")
+        s.call("POST", "/v1/applications/shop/tag", {"name": "after"})
+        s.write("manifests/kept.yaml", "a: bad\n")
+        os.unlink(s.path("manifests/spoiled-one.yaml"))
+        until(lambda: len(objects()) == 5, "the changes")
+        s.operate("/v1/applications/shop/rewind", {"to": "tag:after"})
+        self.assertEqual((s.read("manifests/kept.yaml"), s.read("manifests/spoiled-one.yaml")), ("a: 1\n", "a: 1\n"))
+
     def change(self, file, was, other):
         self.assertIn(was, self.s.read("s/" + file))
         self.s.write("s/" + file, self.s.read("s/" + file).replace(was, other))

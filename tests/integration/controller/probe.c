@@ -113,7 +113,7 @@ static int command_history(char **a, journal_event_visit visit)
     if (journal_open(&options, &journal, &err) < 0)
         return failed(&err);
     journal_status(journal, &status);
-    int r = journal_events(journal, (struct lsn){0}, status.latest, false, visit, NULL, &err);
+    int r = journal_events(journal, (struct lsn){0}, status.latest, false, visit, NULL, NULL, &err);
     if (journal_close(journal, &err) < 0 || r < 0)
         return failed(&err);
     return 0;

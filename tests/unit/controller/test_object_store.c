@@ -415,7 +415,7 @@ static void test_an_object_that_is_too_large_keeps_no_other_out(void **state)
     assert_string_equal(value_at(store, "shop", "core/v1/ConfigMap/shop/large", &latest, text), "");
     check_ok(object_store_status(store, "shop", "shop", &status, &err));
     assert_string_equal(status.error, "");
-    check_ok(object_store_events(store, "shop", "shop", find_gap, gap, &err));
+    check_ok(object_store_events(store, "shop", "shop", find_gap, gap, NULL, &err));
     assert_non_null(strstr(gap, "ConfigMap/shop/large is too large"));
     object_store_free(store);
     free(large);
@@ -482,7 +482,7 @@ static void test_applications_are_written_side_by_side(void **state)
         snprintf(application, sizeof application, "app%u", i);
         assert_string_equal(value_at(store, application, "core/v1/ConfigMap/shop/a", &latest, text),
                             i % 2 ? "39" : "38");
-        check_ok(object_store_events(store, "shop", application, check_order, &order, &err));
+        check_ok(object_store_events(store, "shop", application, check_order, &order, NULL, &err));
         assert_int_equal(order.records, 20);
     }
     object_store_free(store);

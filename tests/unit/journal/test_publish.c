@@ -188,7 +188,7 @@ static void thinned_points_are_listed_with_their_own_time(void **unused)
     now_ns += 120 * NS_PER_SECOND;
     check_ok(journal_maintain(journal, &err));
     listed_last = LSN_MAX;
-    check_ok(journal_events(journal, (struct lsn){0}, LSN_MAX, true, check_listed, &listed, &err));
+    check_ok(journal_events(journal, (struct lsn){0}, LSN_MAX, true, check_listed, &listed, NULL, &err));
     assert_in_range(listed, 2, WRITES / 4 + 1);
     check_ok(journal_close(journal, &err));
 }
