@@ -324,12 +324,12 @@ int object_store_keep(struct object_store *store, const char *namespace, const c
         return r;
     }
     MUTEX_GUARD(guard, &store->mutex);
-    if (anew && (r = enqueue(store, a, JOURNAL_EVERY_OBJECT, NULL)) < 0) {
-        free_application(a);
-        return error_errno(err, r, "%s/%s", namespace, application);
-    }
     a->next = store->applications;
     store->applications = a;
+    if (anew && (r = enqueue_gap(store, a)) == 0)
+        r = enqueue(store, a, JOURNAL_EVERY_OBJECT, NULL);
+    if (r < 0) /* no memory: later points miss the list, and the next start begins again */
+        log_error(store->log, "%s/%s: its objects cannot be journaled again: %s", namespace, application, strerror(-r));
     *ret_resumed = existed;
     pthread_cond_broadcast(&store->changed);
     return 0;

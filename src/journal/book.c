@@ -103,8 +103,12 @@ static int salvage_chapter(const struct book *b, struct chapter *ret, struct err
     struct error ignored = ERROR_INIT;
     *b->unreadable = true;
     int r = salvage_scan(b->j->directory, &b->manifest.journal_id, &ret->info, &found, &ignored);
+    if (r == 0 && found.failed < 0 && !book_passes_over(b, found.failed)) {
+        r = error_errno(&ignored, found.failed, "cannot read segment %u", ret->info.number);
+        salvage_release(&found);
+    }
     if (r < 0)
-        return r == -ENOMEM ? error_set(err, r, "%s", ignored.message) : 0;
+        return book_passes_over(b, r) ? 0 : error_set(err, r, "%s", ignored.message);
     ret->event_count = found.tail.event_count;
     ret->frame_count = found.tail.frame_count;
     ret->events = copy_array(found.tail.events, found.tail.event_count * sizeof *found.tail.events);
@@ -149,7 +153,7 @@ int book_load_chapter(const struct book *b, size_t i, struct chapter *ret, struc
         return 0;
     chapter_release(ret);
     ret->info = *book_chapter_info(b, i);
-    return b->unreadable && r != -ENOMEM ? salvage_chapter(b, ret, err) : r;
+    return book_passes_over(b, r) ? salvage_chapter(b, ret, err) : r;
 }
 
 int book_read_blocks(const struct book *b, const struct segment_info *s, uint32_t block, void *data, size_t bytes,

@@ -29,6 +29,7 @@ struct book { /* all segments, oldest first; the last ones may be tails */
     size_t tail_count;
     bool *unreadable; /* salvage: what cannot be read is passed over, and this is set. NULL: it is an error */
     uint8_t wanted; /* with `unreadable`: the op of the events that are looked for, others may be passed over; 0: all are */
+    bool for_good; /* with `wanted`: what a disk does not give is passed over, too */
     struct book_reading *reading; /* NULL: single blocks are read */
 };
 
@@ -66,6 +67,11 @@ uint64_t book_frame_time(const struct tail_frame *f, enum book_time kind);
 int book_last_in_frame(const struct book *b, const struct chapter *c, uint32_t i, enum book_time kind, uint64_t time, struct lsn lsn,
                        struct book_point *ret, struct error *err) MUST_CHECK;
 
+/* Whether what cannot be read because of `r` is passed over. What is said of one wanted op may be kept: trying again must not give something else. */
+static inline bool book_passes_over(const struct book *b, int r)
+{
+    return b->unreadable && (b->wanted ? r == -EBADMSG || r == -ENOENT || (r == -EIO && b->for_good) : r != -ENOMEM);
+}
 /* history_events.c: what happened from `low` to `high`, newest first, until `visit` returns something else than 0. */
 int book_events(const struct book *b, struct lsn low, struct lsn high, bool activity, journal_event_visit visit, void *context,
                 struct error *err) MUST_CHECK;

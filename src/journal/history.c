@@ -151,6 +151,7 @@ int history_find_tag(struct journal *j, const char *name, bool *unreadable, stru
     if (r < 0)
         return r;
     book.wanted = OP_MARK;
+    book.for_good = true;
     r = find_tag_in_book(&book, name, ret, err);
     book_release(&book);
     return r;

@@ -147,7 +147,7 @@ static int visit_event(struct walk *w, const struct chapter *c, const struct tai
     int r = flush_activity(w, err);
     if (r == 0)
         r = read_payload(w->book, c, e, &payload, err);
-    if (r < 0 && r != -ENOMEM && w->book->unreadable) {
+    if (r < 0 && book_passes_over(w->book, r)) {
         *w->book->unreadable |= !w->book->wanted || w->book->wanted == e->op;
         return 0;
     }

@@ -133,6 +133,8 @@ static int visit_saved(struct object_walk *w, const char *path, struct error *er
     json_t *object;
     size_t i;
     int r = saved_read(path, &saved, err);
+    if (r == -ENOENT) /* not the same as a point that does not exist */
+        return error_set(err, -EBADMSG, "%s is missing: which objects there were is not known", path);
     json_array_foreach(saved, i, object) {
         const char *name, *content;
         uint64_t lsn;
@@ -148,7 +150,7 @@ static int visit_saved(struct object_walk *w, const char *path, struct error *er
     return r;
 }
 
-static int visit_objects(struct journal *j, struct lsn lsn, bool *unknown, journal_object_visit visit, void *context, struct error *err)
+static int visit_objects(struct journal *j, struct lsn lsn, bool *unknown, bool for_good, journal_object_visit visit, void *context, struct error *err)
 {
     _cleanup_json_ json_t *seen = json_object();
     if (!seen)
@@ -158,6 +160,7 @@ static int visit_objects(struct journal *j, struct lsn lsn, bool *unknown, journ
     if (r < 0)
         return r;
     book.wanted = OP_OBJECT;
+    book.for_good = for_good;
     struct object_walk w = {.journal = j, .unknown = unknown, .manifest = &book.manifest, .seen = seen, .limit = lsn, .base = book.manifest.base, .visit = visit, .context = context};
     r = book_events(&book, w.base, lsn, false, visit_object, &w, err);
     book_release(&book);
@@ -170,7 +173,7 @@ static int visit_objects(struct journal *j, struct lsn lsn, bool *unknown, journ
         snprintf(path, sizeof path, "%s/objects.json", directory);
     }
     r = visit_saved(&w, path, err);
-    if (!unknown || !journal_is_damage(r))
+    if (!unknown || !(r == -EBADMSG || (r == -EIO && for_good)))
         return r;
     log_error(j->log, "%s", err->message);
     *unknown = true;
@@ -179,7 +182,7 @@ static int visit_objects(struct journal *j, struct lsn lsn, bool *unknown, journ
 
 int journal_objects(struct journal *j, struct lsn lsn, journal_object_visit visit, void *context, struct error *err)
 {
-    return visit_objects(j, lsn, NULL, visit, context, err);
+    return visit_objects(j, lsn, NULL, false, visit, context, err);
 }
 
 static int collect_object(void *context, const char *name, const char *content, size_t content_bytes, struct lsn lsn,
@@ -191,16 +194,27 @@ static int collect_object(void *context, const char *name, const char *content, 
     return 0;
 }
 
-int history_save_objects(struct journal *j, struct lsn lsn, const char *path, struct error *err)
+int history_save_unknown(struct journal *j, const char *path, struct error *err)
+{
+    _cleanup_json_ json_t *list = json_pack("[{s:b}]", "unknown", 1);
+    log_error(j->log, "which objects there were is not known any more: what %s is of is damaged", path);
+    return list ? saved_write(path, list, err) : error_errno(err, -ENOMEM, "cannot save the objects");
+}
+
+static int save_objects(struct journal *j, struct lsn lsn, bool for_good, const char *path, struct error *err)
 {
     bool unknown = false;
     _cleanup_json_ json_t *list = json_array();
     if (!list)
         return error_errno(err, -ENOMEM, "cannot save the objects");
-    int r = visit_objects(j, lsn, &unknown, collect_object, list, err);
-    if (r == 0 && unknown) {
-        log_error(j->log, "which objects there were at LSN %llu is not known any more: what had them is damaged", (unsigned long long)lsn.n);
-        r = json_array_append_new(list, json_pack("{s:b}", "unknown", 1)) < 0 ? error_errno(err, -ENOMEM, "cannot save the objects") : 0;
-    }
-    return r < 0 ? r : saved_write(path, list, err);
+    int r = visit_objects(j, lsn, &unknown, for_good, collect_object, list, err);
+    if (r == 0)
+        r = unknown ? history_save_unknown(j, path, err) : saved_write(path, list, err);
+    return r;
+}
+
+int history_save_objects(struct journal *j, struct lsn lsn, const char *path, struct error *err)
+{
+    int r = save_objects(j, lsn, false, path, err);
+    return r == -EIO && !mend_may_come_back(j, r) ? save_objects(j, lsn, true, path, err) : r;
 }

@@ -76,7 +76,7 @@ int index_section_pread(struct index *index, enum index_section section, void *d
                         uint64_t offset, struct error *err) MUST_CHECK;
 
 /* Reads every page and section and checks it. Reports the first damage of each page by `damage` (may be NULL); returns
- * -EBADMSG if there was any. */
+ * -EBADMSG if there was any, and another error if a page could not be read. */
 int index_verify(struct index *index, void (*damage)(void *context, const char *what), void *context,
                  struct error *err) MUST_CHECK;
 

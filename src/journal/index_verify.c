@@ -136,6 +136,7 @@ int index_verify(struct index *index, void (*damage)(void *context, const char *
     v->damage = damage;
     v->context = context;
     v->err = err;
+    int failed = 0;
     for (uint32_t at = 1, count; at < index->pages; at += count) {
         count = index->pages - at < READ_PAGES ? index->pages - at : READ_PAGES;
         struct error e = ERROR_INIT;
@@ -146,11 +147,15 @@ int index_verify(struct index *index, void (*damage)(void *context, const char *
         }
         if (r < 0) {
             v->tree_damaged |= at <= index->root;
+            if (r != -EBADMSG && failed == 0)
+                failed = r;
             report(v, at, r == -EBADMSG ? "the file ends before it" : "it cannot be read");
             continue;
         }
         for (uint32_t i = 0; i < count; i++)
             check_page(v, &v->pages[i], at + i);
     }
-    return v->damaged ? -EBADMSG : 0;
+    if (failed)
+        err->code = failed;
+    return failed ? failed : v->damaged ? -EBADMSG : 0;
 }

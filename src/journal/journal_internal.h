@@ -263,8 +263,8 @@ int recovery_replay(struct journal *j, struct error *err) MUST_CHECK;
 /* At opening: of the two copies of a rewind's reference run one stands in for the other. */
 void rewinds_mend(struct journal *j);
 
-/* The same for one rewind at any time. */
-void rewind_mend(struct journal *j, struct lsn lsn);
+/* Puts the copy, which is whole, in place of the first one. */
+int rewind_use_copy(struct journal *j, struct lsn lsn, struct error *err) MUST_CHECK;
 
 /* ---- mend.c; with maintain_mutex, without the mutex ---- */
 /* Whether a file is not what was written: trying again gives nothing else. */
@@ -272,6 +272,8 @@ static inline bool journal_is_damage(int r)
 {
     return r == -EBADMSG || r == -EIO || r == -ENOENT;
 }
+/* Whether what gave `r` may be there again soon (a disk may, for a minute): what is taken for lost is lost for good. */
+bool mend_may_come_back(struct journal *j, int r);
 /* Makes the L0 of a sealed segment again if it is damaged or missing. Where frames are lost, too, it stays as it is: *ret_lost is the last LSN that
  * cannot be known (else LSN_NONE), and what is left of the segment, if anything, goes to an index at mend_left_path, the caller's to remove.
  * -EIO for the first tries of a loss to which a reading error leads. */

@@ -108,17 +108,31 @@ static int lose_before(struct drop *d, uint32_t volume, uint64_t lba, struct err
     int r = 0;
     for (; d->lost.n && r == 0 && d->at_volume < d->m.volume_count; d->at_volume++, d->at_lba = 0) {
         const struct volume_info *v = &d->m.volumes[d->at_volume];
-        uint64_t end = v->id == volume ? lba : v->size_bytes / 512;
         if (v->id > volume)
             return 0;
+        uint64_t end = manifest_size_at(&d->m, v, d->lost) / 512;
+        if (v->id == volume && lba < end)
+            end = lba;
         if (v->created.n <= d->lost.n && d->at_lba < end)
             r = lose_range(d, d->store, v->id, d->at_lba, end, err);
         if (v->id == volume) {
-            d->at_lba = end;
+            d->at_lba = lba;
             return r;
         }
     }
     return r;
+}
+
+/* base_store_extent, where damage further on does not matter: of what is damaged *ret_stretch is the rest of one block. */
+static int find_stretch(struct base_store *store, uint32_t volume, uint64_t lba, uint64_t length, bool *ret_present, uint64_t *ret_stretch,
+                        struct error *err)
+{
+    int r = base_store_extent(store, volume, lba, length, ret_present, ret_stretch, err);
+    if (!journal_is_damage(r))
+        return r;
+    uint64_t rest = JOURNAL_BLOCK_SECTORS - lba % JOURNAL_BLOCK_SECTORS;
+    *ret_stretch = rest < length ? rest : length;
+    return base_store_extent(store, volume, lba, *ret_stretch, ret_present, ret_stretch, err);
 }
 
 /* Copies the stretches of a reference extent that its rescue store lacks and the drop takes away. */
@@ -130,11 +144,10 @@ static int rescue_extent(struct drop *d, struct base_store *rescue, const struct
     for (uint64_t at = e->lba, end = e->lba + e->length; needed && at < end && r == 0;) {
         bool present;
         uint64_t stretch;
-        r = base_store_extent(rescue, e->volume, at, end - at, &present, &stretch, err);
-        if (journal_is_damage(r)) {
-            present = true, stretch = 1;
-            r = lose(d, rescue, e->volume, at, 1, err);
-        } else if (r == 0 && !present) {
+        r = find_stretch(rescue, e->volume, at, end - at, &present, &stretch, err);
+        if (journal_is_damage(r))
+            r = lose(d, rescue, e->volume, at, (uint32_t)stretch, err);
+        else if (r == 0 && !present) {
             struct extent part = extent_clip(*e, at, stretch < 2048 ? stretch : 2048);
             stretch = part.length;
             r = payload_read(d->reader, &part, d->buffer, err);
@@ -163,11 +176,11 @@ static int lose_rescue(struct drop *d, struct base_store *rescue, struct lsn rew
     log_error(d->j->log, "%s: of what the rewind of LSN %llu referred to, that is lost which was not copied yet", err->message, (unsigned long long)rewind.n);
     for (size_t i = 0; i < d->m.volume_count && r == 0; i++) {
         const struct volume_info *v = &d->m.volumes[i];
-        for (uint64_t at = 0, stretch, end = v->size_bytes / 512; v->created.n <= rewind.n && at < end && r == 0; at += stretch) {
+        for (uint64_t at = 0, stretch, end = manifest_size_at(&d->m, v, rewind) / 512; v->created.n <= rewind.n && at < end && r == 0; at += stretch) {
             bool present;
-            r = base_store_extent(rescue, v->id, at, end - at, &present, &stretch, err);
+            r = find_stretch(rescue, v->id, at, end - at, &present, &stretch, err);
             if (journal_is_damage(r))
-                r = 0, present = false, stretch = 1;
+                r = 0, present = false;
             if (r == 0 && !present)
                 r = lose_range(d, rescue, v->id, at, at + stretch, err);
         }
@@ -217,8 +230,8 @@ static int rescue_rewind(struct drop *d, const struct rewind_info *rewind, struc
     if (r == 0)
         r = base_store_sync(rescue, err);
     snprintf(path, sizeof path, "%s/objects.json", directory);
-    if (r == 0 && !d->thinning && rewind->target.n < d->base.n && access(path, F_OK) < 0)
-        r = history_save_objects(d->j, rewind->target, path, err);
+    if (r == 0 && !d->thinning && rewind->target.n < d->base.n && access(path, F_OK) < 0) /* else an earlier drop saved it, and it is lost */
+        r = rewind->target.n >= d->m.base.n ? history_save_objects(d->j, rewind->target, path, err) : history_save_unknown(d->j, path, err);
     base_store_free(rescue);
     return r;
 }

@@ -15,10 +15,9 @@
 
 #define MEND_TRIES 60u /* a second apart */
 
-/* A disk that fails may be there again soon, and what is taken for lost is lost for good. */
-static bool may_come_back(struct journal *j, int r)
+bool mend_may_come_back(struct journal *j, int r)
 {
-    return r == -EIO && ++j->mend_tries <= MEND_TRIES;
+    return (r < 0 && !journal_is_damage(r)) || (r == -EIO && ++j->mend_tries <= MEND_TRIES);
 }
 
 void mend_left_path(const struct journal *j, const struct segment_info *s, char path[JOURNAL_PATH_BYTES])
@@ -28,14 +27,16 @@ void mend_left_path(const struct journal *j, const struct segment_info *s, char 
     journal_path(j, file, path);
 }
 
-/* Read whole. What it is of must be `kind`. */
-static int check_index(struct journal *j, const char *path, enum index_kind kind, struct error *err)
+/* Read whole. It must be of `kind`, and of `rewind` (LSN_NONE: of none). */
+static int check_index(struct journal *j, const char *path, enum index_kind kind, struct lsn rewind, struct error *err)
 {
     struct index *index;
     int r = index_open(path, j->cache, &index, err);
     if (r < 0)
         return r;
-    r = index_info(index)->kind == kind ? index_verify(index, NULL, NULL, err) : error_set(err, -EBADMSG, "index %s is of another kind", path);
+    const struct index_info *info = index_info(index);
+    bool wanted = info->kind == kind && (!rewind.n || info->high.n == rewind.n);
+    r = wanted ? index_verify(index, NULL, NULL, err) : error_set(err, -EBADMSG, "index %s is of something else", path);
     index_free(index);
     return r;
 }
@@ -58,8 +59,12 @@ static int make_again(struct journal *j, const struct segment_info *s, const cha
     struct salvage_segment found;
     struct error why = ERROR_INIT;
     int r = salvage_scan(j->directory, &j->manifest.journal_id, s, &found, &why);
-    bool lost = journal_is_damage(r) || (r == 0 && found.gap_count);
-    if (lost && may_come_back(j, damage->code)) {
+    int failed = r < 0 ? r : found.failed;
+    if (mend_may_come_back(j, failed)) {
+        salvage_release(&found);
+        return r < 0 ? error_set(err, r, "%s", why.message) : error_errno(err, failed, "cannot read segment %u", s->number);
+    }
+    if (failed == 0 && found.gap_count && mend_may_come_back(j, damage->code)) {
         salvage_release(&found);
         return error_set(err, damage->code, "%s", damage->message);
     }
@@ -68,8 +73,6 @@ static int make_again(struct journal *j, const struct segment_info *s, const cha
         mend_note_loss(j, s->number, (struct lsn){s->first.n - 1}, s->last, why.message);
         return 0;
     }
-    if (r < 0)
-        return error_set(err, r, "%s", why.message);
     if (found.gap_count)
         mend_left_path(j, s, left);
     if (found.tail.frame_count)
@@ -90,7 +93,7 @@ int mend_segment(struct journal *j, const struct segment_info *s, struct lsn *re
     struct error why = ERROR_INIT;
     *ret_lost = LSN_NONE;
     journal_path(j, journal_l0_file_of(s->number, s->generation, name), path);
-    int r = check_index(j, path, INDEX_L0, &why);
+    int r = check_index(j, path, INDEX_L0, LSN_NONE, &why);
     if (!journal_is_damage(r))
         return r < 0 ? error_set(err, r, "%s", why.message) : 0;
     log_error(j->log, "%s", why.message);
@@ -100,12 +103,19 @@ int mend_segment(struct journal *j, const struct segment_info *s, struct lsn *re
 int mend_rewind(struct journal *j, struct lsn lsn, bool *ret_whole, struct error *err)
 {
     char name[JOURNAL_FILE_BYTES], path[JOURNAL_PATH_BYTES];
+    struct error why = ERROR_INIT;
     journal_path(j, journal_rewind_file(lsn, name), path);
-    int r = check_index(j, path, INDEX_REWIND, err);
-    if (journal_is_damage(r)) {
-        rewind_mend(j, lsn);
-        r = check_index(j, path, INDEX_REWIND, err);
-    }
+    int r = check_index(j, path, INDEX_REWIND, lsn, err);
     *ret_whole = r == 0;
-    return journal_is_damage(r) && !may_come_back(j, r) ? 0 : r;
+    if (!journal_is_damage(r))
+        return r;
+    journal_path(j, journal_rewind_copy_file(lsn, name), path);
+    int copy = check_index(j, path, INDEX_REWIND, lsn, &why);
+    if (copy == 0) {
+        *ret_whole = true;
+        return rewind_use_copy(j, lsn, err);
+    }
+    if (mend_may_come_back(j, copy))
+        return error_set(err, copy, "%s", why.message);
+    return mend_may_come_back(j, r) ? r : 0;
 }

@@ -96,28 +96,35 @@ static void mend(struct journal *j, struct lsn lsn, const char *from, const char
         log_debug(j->log, "%s is made", to);
 }
 
-static void mend_either(struct journal *j, struct lsn lsn, uint64_t *left_bytes)
+int rewind_use_copy(struct journal *j, struct lsn lsn, struct error *err)
 {
     char first[JOURNAL_PATH_BYTES], copy[JOURNAL_PATH_BYTES];
-    struct stat st = {.st_size = 0};
+    struct error why = ERROR_INIT;
     make_paths(j, lsn, first, copy);
-    stat(first, &st);
-    bool all_of_it = (uint64_t)st.st_size <= *left_bytes;
-    *left_bytes -= all_of_it ? (uint64_t)st.st_size : 0;
-    bool whole = is_whole(j, first, lsn, all_of_it), copy_whole = is_whole(j, copy, lsn, all_of_it);
-    if (whole != copy_whole)
-        mend(j, lsn, whole ? first : copy, whole ? copy : first, !whole);
-}
-
-void rewind_mend(struct journal *j, struct lsn lsn)
-{
-    uint64_t all_bytes = UINT64_MAX;
-    mend_either(j, lsn, &all_bytes);
+    int r = journal_fault_at(j, "copy rewind");
+    if ((r < 0 ? r : copy_file(j, copy, first, &why)) < 0) { /* no room: the next start makes the copy */
+        if (rename(copy, first) < 0)
+            return error_errno(err, -errno, "cannot rename %s to %s", copy, first);
+        if ((r = io_sync_directory(j->directory, err)) < 0)
+            return r;
+    }
+    log_error(j->log, "%s was damaged or missing: it is made again from its copy, and nothing is lost", first);
+    return 0;
 }
 
 void rewinds_mend(struct journal *j)
 {
     uint64_t left_bytes = LOOK_BYTES;
-    for (size_t i = j->manifest.rewind_count; i-- > 0;)
-        mend_either(j, j->manifest.rewinds[i].lsn, &left_bytes);
+    for (size_t i = j->manifest.rewind_count; i-- > 0;) {
+        char first[JOURNAL_PATH_BYTES], copy[JOURNAL_PATH_BYTES];
+        struct stat st = {.st_size = 0};
+        struct lsn lsn = j->manifest.rewinds[i].lsn;
+        make_paths(j, lsn, first, copy);
+        stat(first, &st);
+        bool all_of_it = (uint64_t)st.st_size <= left_bytes;
+        left_bytes -= all_of_it ? (uint64_t)st.st_size : 0;
+        bool whole = is_whole(j, first, lsn, all_of_it), copy_whole = is_whole(j, copy, lsn, all_of_it);
+        if (whole != copy_whole)
+            mend(j, lsn, whole ? first : copy, whole ? copy : first, !whole);
+    }
 }

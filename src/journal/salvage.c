@@ -31,9 +31,17 @@ struct scan {
     uint32_t crcs[FRAME_MAX_BLOCKS];
 };
 
+/* Whether it was read; damage is no failure. */
+static bool took(const struct scan *s, int r)
+{
+    if (r < 0 && r != -EBADMSG && r != -ENODATA && s->found->failed == 0)
+        s->found->failed = r;
+    return r == 0;
+}
+
 static bool read_block(const struct scan *s, uint32_t block, char *data)
 {
-    return segment_reader_blocks(&s->file, block, 1, data) == 0;
+    return took(s, segment_reader_blocks(&s->file, block, 1, data));
 }
 
 /* Whether the block in the buffer, from `at`, is the header of a frame of this segment with at least the number `least`. */
@@ -52,7 +60,7 @@ static bool is_frame(const struct scan *s, uint32_t at, uint64_t least)
 static uint32_t find_frame(struct scan *s, uint32_t from)
 {
     for (uint32_t at = from; at < s->info->used_blocks; at++)
-        if (segment_reader_header(&s->file, at, s->buffer, s->digest) == 0 && is_frame(s, at, s->number + (at != from)))
+        if (took(s, segment_reader_header(&s->file, at, s->buffer, s->digest)) && is_frame(s, at, s->number + (at != from)))
             return at;
     return s->info->used_blocks;
 }

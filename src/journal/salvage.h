@@ -16,10 +16,11 @@ struct salvage_segment {
     struct tail tail; /* of the frames that are intact; payloads that do not match their CRC have a wrong one in it */
     struct salvage_gap *gaps; /* ascending */
     size_t gap_count;
+    int failed; /* 0, or why the first thing that was not damage could not be read: -EIO, -ENOMEM */
 };
 
 /* Follows the frames of segment `s`, on to the next intact one behind each damaged one. -ENOENT without the file. Reading
- * errors are damage. Release it. */
+ * errors are as damage: `failed` tells of them. Release it. */
 int salvage_scan(const char *directory, const struct uuid *journal, const struct segment_info *s, struct salvage_segment *ret,
                  struct error *err) MUST_CHECK;
 /* Writes what was found as the segment's index. */
