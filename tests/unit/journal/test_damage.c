@@ -1106,6 +1106,14 @@ static void goes_on(struct journal *j, const char *what)
     free(p.data);
 }
 
+static const char *gone_later; /* NULL, or a file that is removed once the journal is open; no file can be copied then */
+
+static int no_copies(void *context, const char *step)
+{
+    (void)context;
+    return gone_later && strcmp(step, "copy rewind") == 0 ? -ENOSPC : 0;
+}
+
 /* The journal as it was damaged just now: drops its oldest segments, up to the one with `until`. Returns how many points could not be read. */
 static unsigned drop_damaged(const char *what, struct lsn until)
 {
@@ -1113,7 +1121,10 @@ static unsigned drop_damaged(const char *what, struct lsn until)
     struct journal_status s;
     struct journal *j;
     unsigned refused;
+    o.fault = no_copies;
     check_ok(journal_open(&o, &j, &err));
+    if (gone_later)
+        remove_file(gone_later);
     for (size_t i = 0; i < x.point_count; i++)
         check_ok(journal_unpin(j, x.points[i].pin, &err));
     if (journal_tag(j, "at-once", NULL, &(struct journal_point){0}, &err) < 0)
@@ -1296,6 +1307,9 @@ static void test_drop_goes_on_over_rewinds(void **state)
             remove_file(journal_rewind_file(m.rewinds[i].lsn, name));
             remove_file(journal_rewind_copy_file(m.rewinds[i].lsn, name));
             drop_damaged(what, m.segments[k].last);
+            gone_later = journal_rewind_file(m.rewinds[i].lsn, name);
+            assert_int_equal(drop_damaged("its copy takes its place", m.segments[k].last), 0);
+            gone_later = NULL;
         }
     manifest_release(&m);
     end();
