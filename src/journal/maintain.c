@@ -649,7 +649,10 @@ static int quota_step(struct journal *j, bool *ret_done, struct error *err)
     *ret_done = false;
     if (!near || count <= 1)
         return 0;
-    int r = drop_some(j, LSN_MAX, batch, ret_done, err);
+    int r;
+    do
+        r = drop_some(j, LSN_MAX, batch, ret_done, err);
+    while (io_is_no_room(r) && reserve_give(j));
     if (!over && !*ret_done)
         return r;
     pthread_mutex_lock(&j->mutex);
@@ -793,9 +796,9 @@ static void *janitor_main(void *context)
     thread_background();
     pthread_mutex_lock(&j->mutex);
     while (!j->stop) {
-        bool more = false, opened = j->opened;
+        bool more = false, room = j->opened && !j->disk_full && !j->suspended;
         pthread_mutex_unlock(&j->mutex);
-        if (opened)
+        if (room)
             reserve_keep(j);
         int r = maintain_step(j, &more, &err);
         if (r < 0)

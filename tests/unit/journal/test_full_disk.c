@@ -113,15 +113,32 @@ static void fill_disk(void)
     assert_int_equal(errno, ENOSPC);
 }
 
-static unsigned free_files(void)
+static unsigned for_free_files(int (*call)(const char *path))
 {
     char path[128];
     unsigned count = 0;
     for (unsigned i = 0; i < 8; i++) {
         snprintf(path, sizeof path, "%s/free-%u.tmj", x.directory, i);
-        count += access(path, F_OK) == 0;
+        count += call(path) == 0;
     }
     return count;
+}
+
+static int is_there(const char *path)
+{
+    return access(path, F_OK);
+}
+
+static unsigned free_files(void)
+{
+    return for_free_files(is_there);
+}
+
+/* Nor is there anything that the journal can do without. */
+static void take_all(void)
+{
+    for_free_files(unlink);
+    fill_disk();
 }
 
 /* Sealed segments, dropped ones that wait to be used again, and no room beside them. */
@@ -221,6 +238,28 @@ static void no_more_history_goes_than_has_to(void **unused)
     resume();
 }
 
+/* To drop history takes room itself, for a manifest and for what goes to the base, before it gives any. */
+static void history_goes_where_there_is_no_room_for_that_either(void **unused)
+{
+    (void)unused;
+    need_root();
+    append_some(100);
+    check_ok(journal_seal(x.journal, &err));
+    size_t before = segment_count(), tries = 0;
+    assert_true(before > 4);
+    while (status().oldest.n == 0) { /* the first time a segment may have been ready */
+        journal_suspend(x.journal, "a test", false);
+        take_all();
+        while (journal_resume_prepare(x.journal, &err) < 0) {
+            assert_true(tries++ < before);
+            take_all(); /* whatever becomes free on the disk is gone at once */
+            check_ok(journal_maintain(x.journal, &err));
+        }
+        check_ok(journal_resume(x.journal, &err));
+        append_some(1);
+    }
+}
+
 /* Else the next full disk suspends journaling at once, where a segment would have been dropped. */
 static void a_pin_that_ended_blocks_nothing(void **unused)
 {
@@ -251,6 +290,7 @@ int main(void)
                                         tear_down),
         cmocka_unit_test_setup_teardown(history_goes_where_a_segment_cannot_be_sealed, set_up, tear_down),
         cmocka_unit_test_setup_teardown(no_more_history_goes_than_has_to, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(history_goes_where_there_is_no_room_for_that_either, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_pin_that_ended_blocks_nothing, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
