@@ -4,12 +4,12 @@
  *
  * Invariants:
  * K1  The file holds nothing: whoever finds it damaged, short or gone has lost room, no data.
- * K2  Only an opening uses it (until journal_recovered), for manifests and the indexes of the segments that were in use, and a drop while the disk
- * is full, a piece at a time as each of them finds no room: so a process that takes all that becomes free on the disk gets little of it. An index stays; a manifest takes the
- * place of one of its size. So the room of one piece goes round, and the next opening finds as much.
- * What a drop took comes back from what it dropped (K3).
- * K3  It is made as large as there is room, up to wanted_bytes, at the end of an opening and whenever the janitor finds it smaller, but not before journaling has found its
- * room. */
+ * K2  Only an opening uses it (until journal_recovered), for manifests and the indexes of the segments that were in use, and of its first half a
+ * drop while the disk is full: a piece at a time as each of them finds no room, so a process that takes all that becomes free on the disk gets
+ * little of it. An index stays; a manifest takes the place of one of its size. So the room of one piece goes round, and the next opening finds as
+ * much; what a drop took comes back from what it dropped.
+ * K3  It is made as large as there is room, up to wanted_bytes, at the end of an opening and whenever the janitor finds it smaller, but not
+ * before journaling has found its room. */
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -32,12 +32,12 @@ bool reserve_give(struct journal *j)
     struct stat st;
     journal_path(j, RESERVE_FILE, path);
     pthread_mutex_lock(&j->mutex);
-    bool may = !j->opened || j->disk_full;
+    bool opening = !j->opened, dropping = j->disk_full;
     pthread_mutex_unlock(&j->mutex);
-    if (!may || stat(path, &st) < 0 || st.st_size == 0)
+    if ((!opening && !dropping) || stat(path, &st) < 0)
         return false;
-    uint64_t piece = wanted_bytes(j) / RESERVE_PIECES, have = (uint64_t)st.st_size;
-    return piece && truncate(path, have > piece ? (off_t)(have - piece) : 0) == 0;
+    uint64_t piece = wanted_bytes(j) / RESERVE_PIECES, have = (uint64_t)st.st_size, stays = opening ? 0 : wanted_bytes(j) / 2;
+    return piece && have > stays && truncate(path, have > stays + piece ? (off_t)(have - piece) : (off_t)stays) == 0;
 }
 
 void reserve_keep(struct journal *j)
