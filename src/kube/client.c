@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/thread.h"
 #include "kube/kube_internal.h"
+#include "lib/http_client.h"
 
 #define CONNECT_TIMEOUT_MS 10000L
 #define DEAD_PEER_MS 30000u
@@ -313,7 +314,7 @@ int kube_transfer_error(struct kube_client *client, CURLcode code, CURL *curl, c
     case CURLE_SSL_CACERT_BADFILE:
     case CURLE_SSL_CERTPROBLEM:
     case CURLE_SSL_CONNECT_ERROR:
-        return error_set(err, -EPROTO, "%s %s: TLS with the API server %s: %s", method, path, server,
+        return error_set(err, detail && http_client_was_cut(detail) ? -ECONNRESET : -EPROTO, "%s %s: TLS with the API server %s: %s", method, path, server,
                          detail && *detail ? detail : curl_easy_strerror(code));
     default:
         return error_set(

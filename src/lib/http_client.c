@@ -18,6 +18,7 @@ struct answer {
     size_t length_bytes;
     bool too_large;
     long status;
+    char detail[CURL_ERROR_SIZE]; /* of a failure; "" */
 };
 
 static pthread_once_t curl_once = PTHREAD_ONCE_INIT;
@@ -89,6 +90,8 @@ static int transfer_error(const struct http_client_options *o, const char *metho
     if (code == CURLE_WRITE_ERROR)
         return error_set(err, -EFBIG, "%s %s at %s: the answer is larger than %u bytes", method, path,
                          place(o), HTTP_CLIENT_BODY_LIMIT_BYTES);
+    if (code == CURLE_SSL_CONNECT_ERROR && http_client_was_cut(answer->detail))
+        return error_set(err, -ECONNRESET, "%s %s at %s: the other side ended the connection: %s", method, path, place(o), answer->detail);
     if (code == CURLE_PEER_FAILED_VERIFICATION || code == CURLE_SSL_CACERT_BADFILE ||
         code == CURLE_SSL_CERTPROBLEM || code == CURLE_SSL_CONNECT_ERROR)
         return error_set(err, -EPROTO,
@@ -146,6 +149,8 @@ static int perform(const struct http_client_options *o, const char *method, cons
     struct curl_slist *both = headers ? curl_slist_append(headers, type) : NULL;
     if (!both)
         return error_errno(err, -ENOMEM, "%s %s at %s", method, path, place(o));
+    answer->detail[0] = '\0';
+    curl_easy_setopt(curl, CURLOPT_ERRORBUFFER, answer->detail);
     curl_easy_setopt(curl, CURLOPT_URL, url);
     int r = o->socket_path ? 0 : set_tls(o, curl, &route, err);
     if (r < 0)

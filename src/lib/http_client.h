@@ -9,6 +9,7 @@
 #include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <string.h>
 
 #include "base/error.h"
 
@@ -50,6 +51,12 @@ int http_client_post_text(const struct http_client_options *options, const char 
 int http_client_exchange(const struct http_client_options *options, const char *method, const char *path,
                          const char *body, unsigned timeout_ms, int *ret_status, char **ret_text,
                          struct error *err) MUST_CHECK;
+/* Whether curl's own words on a handshake of TLS that failed tell of a connection that was ended (a process that was killed, say), not of a
+ * certificate or protocol that does not fit: trying again is of use. curl with OpenSSL. */
+static inline bool http_client_was_cut(const char *detail)
+{
+    return strstr(detail, " SSL_connect: ") || strstr(detail, "Recv failure: ") || strstr(detail, "Send failure: ");
+}
 /* `text` percent-encoded for a path segment or a query value (RFC 3986 unreserved characters stay). The
  * caller frees it. NULL when out of memory. */
 char *http_client_encode(const char *text);

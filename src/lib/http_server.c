@@ -36,6 +36,7 @@
 #include "lib/json.h"
 
 #define IDLE_TIMEOUT_S 30u
+#define TLS_IDLE_TIMEOUT_S 120u /* longer than clients of Go keep a connection (90 s), the API server among them: one that ends as it is used fails the call */
 #define DRAIN_MS 2000u
 #define CROWD_GOING 8u /* so many may be on their way out */
 #define LISTEN_BACKLOG 1024 /* who comes while all threads wait shall wait too, not be refused */
@@ -480,6 +481,11 @@ static void take_body(struct request_state *state, const char *data, size_t leng
     state->body[state->length_bytes] = '\0';
 }
 
+static unsigned idle_timeout_s(const struct listener *listener)
+{
+    return listener->tls ? TLS_IDLE_TIMEOUT_S : IDLE_TIMEOUT_S;
+}
+
 static enum MHD_Result on_access(void *context, struct MHD_Connection *connection, const char *path,
                                  const char *method, const char *version, const char *data,
                                  size_t *data_bytes, void **request_context)
@@ -507,7 +513,7 @@ static enum MHD_Result on_access(void *context, struct MHD_Connection *connectio
     note_handler(listener, connection, true);
     int r = answer(listener, connection, path, method, state);
     note_handler(listener, connection, false);
-    MHD_set_connection_option(connection, MHD_CONNECTION_OPTION_TIMEOUT, IDLE_TIMEOUT_S);
+    MHD_set_connection_option(connection, MHD_CONNECTION_OPTION_TIMEOUT, idle_timeout_s(listener));
     return r;
 }
 
@@ -564,7 +570,7 @@ static int start_daemon(struct listener *listener, int listen_fd, unsigned threa
         flags, 0, NULL, NULL, on_access, listener, MHD_OPTION_EXTERNAL_LOGGER, on_log, listener->server,
         MHD_OPTION_LISTEN_SOCKET, listen_fd, MHD_OPTION_THREAD_POOL_SIZE, pool ? threads : 0,
         MHD_OPTION_THREAD_STACK_SIZE, stack_bytes, MHD_OPTION_CONNECTION_LIMIT, HTTP_SERVER_CONNECTION_LIMIT,
-        MHD_OPTION_NOTIFY_CONNECTION, on_connection, listener, MHD_OPTION_CONNECTION_TIMEOUT, IDLE_TIMEOUT_S,
+        MHD_OPTION_NOTIFY_CONNECTION, on_connection, listener, MHD_OPTION_CONNECTION_TIMEOUT, idle_timeout_s(listener),
         MHD_OPTION_NOTIFY_COMPLETED, request_completed, listener, MHD_OPTION_ARRAY,
         listener->tls ? tls : tls + 4, MHD_OPTION_END);
     int r = listener->daemon ? 0 : -(errno ? errno : EIO);

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <arpa/inet.h>
 #include <netinet/in.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -118,6 +119,58 @@ static void calls(void **unused)
     struct stat st;
     assert_int_equal(stat(socket_path, &st), 0);
     assert_int_equal(st.st_mode & 0777, 0600);
+}
+
+/* A process that is killed in the middle of a handshake says nothing about certificates. */
+struct cut {
+    int listening;
+    const char *says; /* NULL: nothing */
+    bool resets;
+};
+
+static void *cut_one(void *context)
+{
+    const struct cut *c = context;
+    char hello[4096];
+    int fd = accept4(c->listening, NULL, NULL, SOCK_CLOEXEC);
+    assert_true(fd >= 0);
+    assert_true(recv(fd, hello, sizeof hello, 0) > 0);
+    if (c->says)
+        assert_true(send(fd, c->says, strlen(c->says), 0) > 0);
+    assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_LINGER, &(struct linger){.l_onoff = c->resets}, sizeof(struct linger)), 0);
+    close(fd);
+    return NULL;
+}
+
+static void a_handshake_that_is_cut_may_be_tried_again(void **unused)
+{
+    static const struct {
+        struct cut cut;
+        int code;
+        const char *text;
+    } cases[] = {{{-1, NULL, true}, -ECONNRESET, "ended the connection"},
+                 {{-1, NULL, false}, -ECONNRESET, "ended the connection"},
+                 {{-1, "HTTP/1.0 400 no TLS here\r\n\r\n", false}, -EPROTO, "the certificate of the other side"}};
+    struct error err = ERROR_INIT;
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    socklen_t length = sizeof address;
+    char place[32];
+    (void)unused;
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_true(fd >= 0 && bind(fd, (struct sockaddr *)&address, length) == 0 && listen(fd, 1) == 0);
+    assert_int_equal(getsockname(fd, (struct sockaddr *)&address, &length), 0);
+    snprintf(place, sizeof place, "127.0.0.1:%u", ntohs(address.sin_port));
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct cut cut = cases[i].cut;
+        pthread_t thread;
+        json_t *answer = NULL;
+        cut.listening = fd;
+        assert_int_equal(pthread_create(&thread, NULL, cut_one, &cut), 0);
+        struct http_client_options other = {.server = "tidemark-node:9443", .connect_to = place};
+        check_error(http_client_call_with(&other, "POST", "/", NULL, 60000, &answer, &err), cases[i].code, cases[i].text);
+        pthread_join(thread, NULL);
+    }
+    close(fd);
 }
 
 static void errors(void **unused)
@@ -280,6 +333,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(calls, setup, teardown),
+        cmocka_unit_test(a_handshake_that_is_cut_may_be_tried_again),
         cmocka_unit_test_setup_teardown(errors, setup, teardown),
         cmocka_unit_test_setup_teardown(large_bodies, setup, teardown),
         cmocka_unit_test_setup_teardown(concurrent_calls_and_stop, setup, teardown),
