@@ -658,36 +658,32 @@ int base_store_write(struct base_store *s, uint32_t volume, uint64_t lba, uint32
     return r;
 }
 
-int base_store_lose(struct base_store *s, uint32_t volume, uint64_t lba, uint32_t length, struct error *err)
-{
-    struct store_volume v;
-    int r = find_volume(s, volume, &v, err);
-    uint64_t end = (lba + length + BLOCK_SECTORS - 1) / BLOCK_SECTORS;
-    for (uint64_t block = lba / BLOCK_SECTORS; r == 0 && block < end; block++) {
-        struct entry lost = entry_make(ENTRY_LOST, 0, 0xff, block);
-        r = begin_change(s, &v, block, 1, err);
-        if (r < 0)
-            return r;
-        r = io_pwrite_full(v.crc_fd, &lost, sizeof lost, (uint64_t)entry_offset(block));
-        end_change(&v, block, 1);
-        if (r < 0)
-            r = error_errno(err, r, "cannot write %s/%u.crc", s->directory, volume);
-    }
-    return r;
-}
-
-/* With their locks. */
-static int put_nothing(const struct store_volume *v, uint64_t block, uint64_t count)
+/* The entries of blocks without data, with their locks: lost ones, or those of nothing. */
+static int put_entries(const struct store_volume *v, uint64_t block, uint64_t count, bool lost)
 {
     struct entry entries[ENTRIES_AT_ONCE];
     int r = 0;
     for (uint64_t at = block, end = block + count, part; at < end && r == 0; at += part) {
         part = end - at < ENTRIES_AT_ONCE ? end - at : ENTRIES_AT_ONCE;
         for (uint64_t i = 0; i < part; i++)
-            entries[i] = entry_of_nothing(v, at + i);
+            entries[i] = lost ? entry_make(ENTRY_LOST, 0, 0xff, at + i) : entry_of_nothing(v, at + i);
         r = io_pwrite_full(v->crc_fd, entries, part * sizeof *entries, (uint64_t)entry_offset(at));
     }
     return r;
+}
+
+int base_store_lose(struct base_store *s, uint32_t volume, uint64_t lba, uint32_t length, struct error *err)
+{
+    struct store_volume v;
+    uint64_t first = lba / BLOCK_SECTORS, count = (lba + length + BLOCK_SECTORS - 1) / BLOCK_SECTORS - first;
+    int r = find_volume(s, volume, &v, err);
+    if (r == 0)
+        r = begin_change(s, &v, first, count, err);
+    if (r < 0)
+        return r;
+    r = put_entries(&v, first, count, true);
+    end_change(&v, first, count);
+    return r < 0 ? error_errno(err, r, "cannot write %s/%u.crc", s->directory, volume) : 0;
 }
 
 /* Clears whole blocks by holes in both files; of what was lost the entries say it. */
@@ -700,7 +696,7 @@ static int punch(struct base_store *s, const struct store_volume *v, uint64_t bl
     int r = begin_change(s, v, block, count, err);
     if (r < 0)
         return r;
-    r = put_nothing(v, block, lost);
+    r = put_entries(v, block, lost, false);
     if (r == 0 && lost < count && fallocate(v->crc_fd, mode, entry_offset(block + lost), (off_t)((count - lost) * sizeof(struct entry))) < 0)
         r = -errno;
     if (r == 0 && fallocate(v->data_fd, mode, (off_t)(block * BLOCK_BYTES), (off_t)(count * BLOCK_BYTES)) < 0)
