@@ -256,6 +256,20 @@ static void damage_is_told_at_once_S2(void **unused)
     check_error(read_at_once(32, data), -EBADMSG, "damaged journal");
 }
 
+/* Each block that the sectors touch, more of them than go into one write of entries; no other. */
+static void a_range_is_lost_whole(void **unused)
+{
+    (void)unused;
+    char data[512];
+    check_ok(base_store_prepare(store, VOLUME, 4 * SIZE_BYTES, &err));
+    check_ok(base_store_lose(store, VOLUME, 8 * 3 + 5, 8 * 600, &err)); /* blocks 3 to 603 */
+    for (uint64_t block = 0; block < 4 * SIZE_BYTES / 4096; block++)
+        if (block >= 3 && block <= 603)
+            check_error(base_store_read(store, VOLUME, 8 * block + 7, 1, data, &err), -EBADMSG, "damaged journal");
+        else
+            check_ok(base_store_read(store, VOLUME, 8 * block, 1, data, &err));
+}
+
 /* Nobody changes it any more: whoever repeats the change mends it. */
 static void a_killed_writer_is_not_waited_for_S3(void **unused)
 {
@@ -398,6 +412,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_writer_that_stalls_is_no_damage_S1, set_up, tear_down),
         cmocka_unit_test_setup_teardown(whole_blocks_S1, set_up, tear_down),
         cmocka_unit_test_setup_teardown(damage_is_told_at_once_S2, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_range_is_lost_whole, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_killed_writer_is_not_waited_for_S3, set_up, tear_down),
         cmocka_unit_test_setup_teardown(lost_entries_are_damage, set_up, tear_down),
         cmocka_unit_test_setup_teardown(what_is_made_anew_is_lost, set_up, tear_down),
