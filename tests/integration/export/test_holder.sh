@@ -55,6 +55,7 @@ grep -qE "^start 1 data:[0-9]+:[0-9]+$" "$work/starts" || fail "environment: $(c
 
 # SIGTERM while the program keeps failing.
 echo "{\"name\": \"t\", $mount, \"program\": [\"/bin/false\"]}" >"$work/bad.json"
+rm "$work/message" # the words waited for stand in the last one's, too
 "$TIDEMARK_HOLDER" --config "$work/bad.json" 2>"$work/message" &
 holder_pid=$!
 wait_for 10 grep -q "starting it again" "$work/message" || fail "no second start: $(cat "$work/message")"
